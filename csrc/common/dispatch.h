@@ -1,0 +1,38 @@
+// dtypes, and access to tensors with messages that name the argument.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+
+namespace hamfast {
+
+using torch::stable::Tensor;
+
+// Calls f(float{}) or f(double{}): the one place where the supported dtypes are listed.
+template <class F>
+void dispatch_real(torch::headeronly::ScalarType type, const char* op, F&& f) {
+  using torch::headeronly::ScalarType;
+  if (type == ScalarType::Float) return f(float{});
+  if (type == ScalarType::Double) return f(double{});
+  STD_TORCH_CHECK(false, op, ": expected float32 or float64");
+}
+
+// Contiguous, or absent.
+inline std::optional<Tensor> contiguous(const std::optional<Tensor>& t) {
+  if (!t.has_value()) return std::nullopt;
+  return torch::stable::contiguous(*t);
+}
+
+template <class T>
+const T* data_or_null(const std::optional<Tensor>& t) {
+  return t.has_value() ? t->const_data_ptr<T>() : nullptr;
+}
+
+// The CPU's stand-in for torch's DeviceGuard.
+struct NoGuard {
+  explicit NoGuard(int32_t) {}
+};
+
+}  // namespace hamfast

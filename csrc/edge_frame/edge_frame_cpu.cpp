@@ -1,0 +1,33 @@
+#include <torch/csrc/stable/library.h>
+
+#include "edge_frame/edge_frame_call.h"
+#include "edge_frame/edge_frame_isa.h"
+
+namespace hamfast {
+
+struct EdgeFrameOnCpu {
+  using Guard = NoGuard;
+  static constexpr int64_t kGrain = 32;
+
+  template <class T>
+  static void rotate(const FrameCall<T>& call, bool into_frame, int32_t) {
+    torch::stable::parallel_for(0, call.edges, kGrain, [&](int64_t begin, int64_t end) {
+      HAMFAST_ISA_CALL(rotate_edges, call, begin, end, into_frame);
+    });
+  }
+
+  template <class T>
+  static void add_terms(const MatrixTerm* terms, const double* factors, int64_t count, bool transpose, const T* in,
+                        T* out, int32_t) {
+    HAMFAST_ISA_CALL(add_matrix_terms, terms, factors, count, transpose, in, out);
+  }
+};
+
+}  // namespace hamfast
+
+STABLE_TORCH_LIBRARY_IMPL(hamfast, CPU, m) {
+  using Ops = hamfast::EdgeFrameOps<hamfast::EdgeFrameOnCpu>;
+  m.impl("rotate_to_edge", TORCH_BOX(&Ops::rotate_to_edge));
+  m.impl("rotate_from_edge", TORCH_BOX(&Ops::rotate_from_edge));
+  m.impl("edge_frame_weights", TORCH_BOX(&Ops::weights));
+}

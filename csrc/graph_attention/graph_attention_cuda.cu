@@ -1,0 +1,37 @@
+// One warp per target node.
+#include <torch/csrc/stable/library.h>
+
+#include "common/cuda_launch.h"
+#include "graph_attention/graph_attention_call.h"
+
+namespace hamfast {
+
+template <class T>
+__global__ void attention_kernel(AttentionCall<T> call, int64_t targets, int derivative) {
+  for (int64_t node = blockIdx.x; node < targets; node += gridDim.x) {
+    if (derivative == 0)
+      HAMFAST_ISA::attention_forward(HAMFAST_ISA::Warp{}, call, node);
+    else
+      HAMFAST_ISA::attention_backward(HAMFAST_ISA::Warp{}, call, node, derivative == 2);
+  }
+}
+
+struct AttentionOnCuda {
+  using Guard = torch::stable::accelerator::DeviceGuard;
+
+  template <class T>
+  static void run(const AttentionCall<T>& call, int64_t targets, int derivative, int32_t device) {
+    if (targets == 0) return;
+    attention_kernel<T><<<blocks_for(targets), kWarp, 0, current_stream(device)>>>(call, targets, derivative);
+    check_launch("graph_attention");
+  }
+};
+
+}  // namespace hamfast
+
+STABLE_TORCH_LIBRARY_IMPL(hamfast, CUDA, m) {
+  using Ops = hamfast::AttentionOps<hamfast::AttentionOnCuda>;
+  m.impl("graph_attention", TORCH_BOX(&Ops::forward));
+  m.impl("graph_attention_backward", TORCH_BOX(&Ops::backward));
+  m.impl("graph_attention_double_backward", TORCH_BOX(&Ops::double_backward));
+}

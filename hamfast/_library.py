@@ -1,0 +1,39 @@
+"""Loads the compiled kernels, ``hamfast/lib/libhamfast.so``, and says plainly why not if that fails."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+MINIMUM_TORCH = (2, 11)
+PATH = Path(__file__).parent / "lib" / "libhamfast.so"
+
+
+def torch_version() -> tuple[int, int]:
+    found = re.match(r"(\d+)\.(\d+)", torch.__version__)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def load() -> None:
+    if torch_version() < MINIMUM_TORCH:
+        raise ImportError(
+            f"hamfast needs torch {MINIMUM_TORCH[0]}.{MINIMUM_TORCH[1]} or newer, found {torch.__version__}; "
+            "install a newer torch"
+        )
+    if not PATH.exists():
+        raise ImportError(
+            f"hamfast's compiled library is missing: expected {PATH}. "
+            "Build it with `pip install .` (or `pip install --no-build-isolation -e .`) in the source folder"
+        )
+    try:
+        torch.ops.load_library(PATH)
+    except OSError as error:
+        raise ImportError(
+            f"hamfast's compiled library {PATH} does not load into torch {torch.__version__}: {error}. "
+            "Rebuild it with `pip install --force-reinstall --no-deps .` in the source folder"
+        ) from error
+
+
+load()

@@ -1,0 +1,91 @@
+"""Gated non-linearity and channel-wise scaling."""
+
+import torch
+from e3nn.math import normalize2mom
+from e3nn.o3 import Irreps
+from torch import Tensor, nn
+
+from hamfast.nn.irreps_layout import check_layout
+
+
+def second_moment_scale(activation) -> float:
+    """e3nn's factor that gives ``activation(N(0, 1))`` a second moment of 1."""
+    return float(normalize2mom(activation).cst)
+
+
+class Gate(nn.Module):
+    """``e3nn.nn.Gate`` with SiLU (even) and tanh (odd) scalars, sigmoid (even) or tanh (odd) gates.
+
+    Every channel with l > 0 is multiplied by one gate. The input irreps are the sorted, simplified sum of scalars,
+    gates and gated, as e3nn orders them; the output is scalars, then gated.
+    """
+
+    def __init__(self, irreps_scalars, irreps_gates, irreps_gated, layout: str = "mul_ir"):
+        super().__init__()
+        scalars, gates, gated = (Irreps(i).simplify() for i in (irreps_scalars, irreps_gates, irreps_gated))
+        if gates.num_irreps != gated.num_irreps:
+            raise ValueError(f"Gate: {gated.num_irreps} channels to gate, but {gates.num_irreps} gates")
+        self.layout = check_layout(layout)
+        self.irreps_out = scalars + gated
+        self.irreps_gated = gated
+        parts = list(scalars) + list(gates) + list(gated)
+        order = Irreps(parts).sort()
+        self.irreps_in = order.irreps.simplify()
+        # Where each part of [scalars | gates | gated] starts in the sorted input.
+        sorted_starts, start = [], 0
+        for mul_ir in order.irreps:
+            sorted_starts.append(start)
+            start += mul_ir.dim
+        starts = [sorted_starts[p] for p in order.p]
+        widths = [mul_ir.dim for mul_ir in parts]
+        spans = list(zip(starts, widths, parts, strict=True))
+        self.scalar_spans = spans[: len(scalars)]
+        self.gate_spans = spans[len(scalars) : len(scalars) + len(gates)]
+        self.gated_spans = spans[len(scalars) + len(gates) :]
+        self.silu, self.tanh = second_moment_scale(torch.nn.functional.silu), second_moment_scale(torch.tanh)
+        self.sigmoid = second_moment_scale(torch.sigmoid)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[rows, irreps_in.dim]`` -> ``[rows, irreps_out.dim]``."""
+        out = [self._scalar(x.narrow(-1, start, width), mul_ir.ir.p) for start, width, mul_ir in self.scalar_spans]
+        if self.gated_spans:
+            gates = torch.cat([self._gate(x.narrow(-1, s, w), mul_ir.ir.p) for s, w, mul_ir in self.gate_spans], -1)
+            per_block = torch.split(gates, [mul for mul, _ in self.irreps_gated], dim=-1)
+            for (start, width, (mul, ir)), gate in zip(self.gated_spans, per_block, strict=True):
+                block = x.narrow(-1, start, width)
+                out.append(scale_channels(block, gate, mul, ir.dim, self.layout))
+        return torch.cat(out, dim=-1)
+
+    def _scalar(self, x, parity):
+        return torch.nn.functional.silu(x) * self.silu if parity == 1 else torch.tanh(x) * self.tanh
+
+    def _gate(self, x, parity):
+        return torch.sigmoid(x) * self.sigmoid if parity == 1 else torch.tanh(x) * self.tanh
+
+
+def scale_channels(block: Tensor, scale: Tensor, mul: int, dim: int, layout: str) -> Tensor:
+    """Multiplies each channel of a block ``[rows, mul * dim]`` by its own number, ``[rows, mul]`` or ``[mul]``."""
+    if layout == "ir_mul":
+        return (block.unflatten(-1, (dim, mul)) * scale.unsqueeze(-2)).flatten(-2)
+    return (block.unflatten(-1, (mul, dim)) * scale.unsqueeze(-1)).flatten(-2)
+
+
+class ChannelScale(nn.Module):
+    """Multiplies every channel of irreps by its own number (no parameters)."""
+
+    def __init__(self, irreps, layout: str = "mul_ir"):
+        super().__init__()
+        self.irreps, self.layout = Irreps(irreps), check_layout(layout)
+        self.num_channels = self.irreps.num_irreps
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        """``[rows, irreps.dim]``, ``[rows, num_channels]`` -> ``[rows, irreps.dim]``."""
+        blocks = torch.split(x, [mul_ir.dim for mul_ir in self.irreps], dim=-1)
+        scales = torch.split(scale, [mul for mul, _ in self.irreps], dim=-1)
+        return torch.cat(
+            [
+                scale_channels(b, s, mul, ir.dim, self.layout)
+                for b, s, (mul, ir) in zip(blocks, scales, self.irreps, strict=True)
+            ],
+            dim=-1,
+        )

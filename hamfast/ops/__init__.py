@@ -1,0 +1,16 @@
+"""The ops: one file each, which states its shapes, checks its arguments and registers fake and autograd."""
+
+from hamfast.ops.edge_index import EdgeIndex, edge_index
+from hamfast.ops.edge_tensor_product import EdgeFrames, edge_frames, edge_tensor_product
+from hamfast.ops.graph_attention import graph_attention
+from hamfast.ops.tensor_product import tensor_product
+
+__all__ = [
+    "EdgeFrames",
+    "EdgeIndex",
+    "edge_frames",
+    "edge_index",
+    "edge_tensor_product",
+    "graph_attention",
+    "tensor_product",
+]

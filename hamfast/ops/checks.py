@@ -1,0 +1,25 @@
+"""Argument checks of the public ops: what was expected, what was found."""
+
+import torch
+from torch import Tensor
+
+
+def check_rows(op: str, name: str, tensor: Tensor, rows: int | None, *shape: int) -> None:
+    """``tensor`` must be ``[rows, *shape]``; ``rows=None`` allows any number."""
+    if tensor.dim() != 1 + len(shape) or tuple(tensor.shape[1:]) != shape or rows not in (None, tensor.shape[0]):
+        expected = ", ".join(str(n) for n in ("rows" if rows is None else rows, *shape))
+        raise ValueError(f"{op}: {name}: expected [{expected}], found {list(tensor.shape)}")
+
+
+def check_same(op: str, **tensors: Tensor | None) -> None:
+    """All tensors must be float32 or all float64, on one device."""
+    first_name, first = next((n, t) for n, t in tensors.items() if t is not None)
+    if first.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{op}: {first_name}: expected float32 or float64, found {first.dtype}")
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.dtype != first.dtype:
+            raise ValueError(f"{op}: {name}: expected {first.dtype} as {first_name}, found {tensor.dtype}")
+        if tensor.device != first.device:
+            raise ValueError(f"{op}: {name}: expected device {first.device} as {first_name}, found {tensor.device}")

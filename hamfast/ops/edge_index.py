@@ -1,0 +1,70 @@
+"""The edges of a graph, sorted once for every op and every derivative."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EdgeIndex:
+    """Directed edges ``senders[e] -> receivers[e]`` with their order by either end. Make one with :func:`edge_index`.
+
+    Multi-edges, self-loops and nodes without edges are all allowed; edges may come in any order.
+    """
+
+    senders: Tensor
+    """``[edges]`` int64."""
+    receivers: Tensor
+    """``[edges]`` int64."""
+    num_senders: int
+    num_receivers: int
+    sender_order: Tensor
+    """``[edges]``: edges sorted by sender (stable)."""
+    sender_ptr: Tensor
+    """``[num_senders + 1]``: where each sender's edges begin in ``sender_order``."""
+    receiver_order: Tensor
+    receiver_ptr: Tensor
+
+    @property
+    def num_edges(self) -> int:
+        return self.senders.shape[0]
+
+    def to(self, device) -> EdgeIndex:
+        tensors = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items()}
+        return EdgeIndex(**tensors)
+
+
+def edge_index(senders: Tensor, receivers: Tensor, num_senders: int, num_receivers: int | None = None) -> EdgeIndex:
+    """Checks and sorts an edge list.
+
+    Args:
+        senders, receivers: ``[edges]`` int64.
+        num_senders: number of nodes that edges leave.
+        num_receivers: number of nodes that edges reach, ``num_senders`` by default.
+
+    Raises:
+        ValueError: wrong shape or dtype, or an index out of range; the message names the argument.
+    """
+    num_receivers = num_senders if num_receivers is None else num_receivers
+    for name, index, number in (("senders", senders, num_senders), ("receivers", receivers, num_receivers)):
+        if index.dim() != 1 or index.dtype != torch.int64:
+            raise ValueError(f"{name}: expected [edges] int64, found {list(index.shape)} {index.dtype}")
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < number:
+            raise ValueError(
+                f"{name}: expected indices in [0, {number}), found {int(index.min())} to {int(index.max())}"
+            )
+    if senders.shape != receivers.shape:
+        raise ValueError(f"receivers: expected {senders.shape[0]} edges as in senders, found {receivers.shape[0]}")
+
+    def sort(index, number):
+        order = torch.argsort(index, stable=True)
+        ptr = torch.zeros(number + 1, dtype=torch.int64, device=index.device)
+        ptr[1:] = torch.cumsum(torch.bincount(index, minlength=number), 0)
+        return order, ptr
+
+    return EdgeIndex(
+        senders, receivers, num_senders, num_receivers, *sort(senders, num_senders), *sort(receivers, num_receivers)
+    )

@@ -1,0 +1,184 @@
+"""Softmax attention of graph nodes over their incoming edges."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from hamfast import _library  # noqa: F401  (loads the kernels)
+from hamfast.ops.checks import check_rows, check_same
+from hamfast.ops.edge_index import EdgeIndex
+
+_op = torch.ops.hamfast.graph_attention.default
+_op_backward = torch.ops.hamfast.graph_attention_backward.default
+_op_double = torch.ops.hamfast.graph_attention_double_backward.default
+
+
+def graph_attention(
+    edges: EdgeIndex,
+    *,
+    query_edge: Tensor | None = None,
+    query_source: Tensor | None = None,
+    query_target: Tensor | None = None,
+    key_edge: Tensor | None = None,
+    key_source: Tensor | None = None,
+    key_target: Tensor | None = None,
+    value_edge: Tensor | None = None,
+    value_source: Tensor | None = None,
+    value_target: Tensor | None = None,
+    scale: float | None = None,
+    clip: float | None = None,
+) -> Tensor:
+    """Each node's softmax-weighted mean over its incoming edges, every operand a sum of edge, source and target parts.
+
+    For an edge e = (s -> t): ``q_e = query_edge[e] + query_source[s] + query_target[t]``, k and v alike;
+    ``score = clip(scale <q_e, k_e>)``; ``out[t] = sum_e softmax_e(score) v_e`` over the edges into t, per head.
+    PyG's ``TransformerConv`` has query_target, key_source + key_edge, value_source + value_edge.
+
+    Args:
+        edges: from :func:`hamfast.ops.edge_index`.
+        query_edge, key_edge: ``[edges, heads, width]``.
+        query_source, key_source: ``[num_senders, heads, width]``.
+        query_target, key_target: ``[num_receivers, heads, width]``.
+        value_edge, value_source, value_target: the same with a width of their own.
+        scale: factor of the score, ``1 / sqrt(width)`` by default.
+        clip: scores are clipped to ``[-clip, clip]`` before the softmax; None: not clipped.
+
+    Returns:
+        ``[num_receivers, heads, value width]``, contiguous; zero for nodes without incoming edges. Differentiable twice in
+        every part; a third derivative raises. Deterministic.
+
+    Raises:
+        ValueError: no part of an operand is given, or a shape, dtype or device does not fit; the message names it.
+    """
+    named = {
+        "query_edge": query_edge,
+        "query_source": query_source,
+        "query_target": query_target,
+        "key_edge": key_edge,
+        "key_source": key_source,
+        "key_target": key_target,
+        "value_edge": value_edge,
+        "value_source": value_source,
+        "value_target": value_target,
+    }
+    for operand in ("query", "key", "value"):
+        if all(named[f"{operand}_{part}"] is None for part in ("edge", "source", "target")):
+            raise ValueError(f"graph_attention: {operand}: expected at least one of its parts, found none")
+    check_same("graph_attention", **named)
+    first = {op: next(t for n, t in named.items() if t is not None and n.startswith(op)) for op in ("query", "value")}
+    for tensor in first.values():
+        if tensor.dim() != 3:
+            raise ValueError(f"graph_attention: expected parts [rows, heads, width], found {list(tensor.shape)}")
+    heads, width = first["query"].shape[1:]
+    rows = {"edge": edges.num_edges, "source": edges.num_senders, "target": edges.num_receivers}
+    for name, tensor in named.items():
+        if tensor is not None:
+            operand, part = name.split("_")
+            last = first["value"].shape[2] if operand == "value" else width
+            check_rows("graph_attention", name, tensor, rows[part], heads, last)
+    scale = 1 / math.sqrt(width) if scale is None else float(scale)
+    clip = math.inf if clip is None else float(clip)
+    index = (edges.senders, edges.receivers, edges.receiver_order, edges.receiver_ptr)
+    return _op(list(named.values()), *index, scale, clip)
+
+
+def _edges_of(senders):
+    return senders.shape[0]
+
+
+def _shapes(parts):
+    """Heads, width of query and key, width of value."""
+    query = next(t for t in parts[:3] if t is not None)
+    value = next(t for t in parts[6:] if t is not None)
+    return query.shape[1], query.shape[2], value.shape[2], value
+
+
+@torch.library.register_fake("hamfast::graph_attention")
+def _(parts, senders, receivers, order, ptr, scale, clip):
+    heads, _, width, like = _shapes(parts)
+    return like.new_empty(ptr.shape[0] - 1, heads, width)
+
+
+def _edge_gradients(parts, senders):
+    heads, dot, width, like = _shapes(parts)
+    n = _edges_of(senders)
+    return like.new_empty(n, heads, dot), like.new_empty(n, heads, dot), like.new_empty(n, heads, width)
+
+
+@torch.library.register_fake("hamfast::graph_attention_backward")
+def _(grad, parts, senders, receivers, order, ptr, scale, clip):
+    return _edge_gradients(parts, senders)
+
+
+@torch.library.register_fake("hamfast::graph_attention_double_backward")
+def _(direction_q, direction_k, direction_v, grad, parts, senders, receivers, order, ptr, scale, clip):
+    return grad.new_empty(grad.shape), *_edge_gradients(parts, senders)
+
+
+def _save(ctx, parts, rest):
+    ctx.present = [p is not None for p in parts]
+    ctx.rows = [None if p is None else p.shape[0] for p in parts]
+    ctx.scale, ctx.clip = rest[-2:]
+    return [p for p in parts if p is not None]
+
+
+def _parts(ctx, saved):
+    saved = iter(saved)
+    return [next(saved) if present else None for present in ctx.present]
+
+
+def _to_parts(ctx, gradients, senders, receivers):
+    """From gradients per edge to the gradients of the nine parts: gather's adjoint is a sum by index."""
+    result = []
+    for operand, gradient in enumerate(gradients):
+        for part, index in enumerate((None, senders, receivers)):
+            rows = ctx.rows[3 * operand + part]
+            if rows is None:
+                result.append(None)
+            elif index is None:
+                result.append(gradient)
+            else:
+                result.append(gradient.new_zeros(rows, *gradient.shape[1:]).index_add(0, index, gradient))
+    return result
+
+
+def _setup_forward(ctx, inputs, output):
+    parts, senders, receivers, order, ptr, *rest = inputs
+    ctx.save_for_backward(senders, receivers, order, ptr, *_save(ctx, parts, rest))
+
+
+def _backward(ctx, grad):
+    senders, receivers, order, ptr, *saved = ctx.saved_tensors
+    gradients = _op_backward(grad, _parts(ctx, saved), senders, receivers, order, ptr, ctx.scale, ctx.clip)
+    return _to_parts(ctx, gradients, senders, receivers), *(None,) * 6
+
+
+def _setup_backward(ctx, inputs, output):
+    grad, parts, senders, receivers, order, ptr, *rest = inputs
+    ctx.save_for_backward(grad, senders, receivers, order, ptr, *_save(ctx, parts, rest))
+
+
+def _double_backward(ctx, *directions):
+    grad, senders, receivers, order, ptr, *saved = ctx.saved_tensors
+    parts = _parts(ctx, saved)
+    directions = [
+        like if d is None else d for d, like in zip(directions, _zeros_like_edges(parts, senders), strict=True)
+    ]
+    to_grad, *gradients = _op_double(*directions, grad, parts, senders, receivers, order, ptr, ctx.scale, ctx.clip)
+    return to_grad, _to_parts(ctx, gradients, senders, receivers), *(None,) * 6
+
+
+def _zeros_like_edges(parts, senders):
+    return [g.zero_() for g in _edge_gradients(parts, senders)]
+
+
+def _third(ctx, *grads):
+    raise NotImplementedError("hamfast.ops.graph_attention: only first and second derivatives are implemented")
+
+
+torch.library.register_autograd("hamfast::graph_attention", _backward, setup_context=_setup_forward)
+torch.library.register_autograd("hamfast::graph_attention_backward", _double_backward, setup_context=_setup_backward)
+torch.library.register_autograd("hamfast::graph_attention_double_backward", _third)

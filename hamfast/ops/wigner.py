@@ -1,0 +1,71 @@
+"""Wigner D matrices that turn each edge onto e3nn's polar axis."""
+
+from functools import lru_cache
+
+import torch
+from e3nn import o3
+from torch import Tensor
+
+
+def wigner_dim(l_max: int) -> int:
+    """Numbers per edge: ``sum over l <= l_max of (2 l + 1)^2``."""
+    return (l_max + 1) * (2 * l_max + 1) * (2 * l_max + 3) // 3
+
+
+def edge_wigner(direction: Tensor, l_max: int) -> Tensor:
+    """D matrices of the rotations that take each direction to (0, 1, 0), e3nn's polar axis.
+
+    With R(alpha, beta, 0) (0, 1, 0) = direction, returns D(R^-1) = exp(-beta X_0) exp(-alpha X_1). Rotation about the polar
+    axis is diagonal in |m|; the other one is the same thing in a basis turned by a constant matrix.
+
+    Args:
+        direction: ``[edges, 3]`` in e3nn's axis order, any length; zero counts as the polar axis.
+        l_max: highest l.
+
+    Returns:
+        ``[edges, wigner_dim(l_max)]``, the matrices for l = 0, 1, ... l_max, row-major. No gradient: the rotation about
+        the edge itself is a choice, and the matrices have no derivative at the poles.
+    """
+    with torch.no_grad():
+        x, y, z = torch.nn.functional.normalize(direction, dim=-1).unbind(-1)
+        on_axis = (x * x + z * z) == 0
+        alpha = torch.where(on_axis, torch.zeros_like(x), torch.atan2(x, z))
+        zero = (x * x + y * y + z * z) == 0
+        # atan2 keeps full precision near the poles, where acos(y) does not.
+        beta = torch.where(zero, torch.zeros_like(y), torch.atan2(torch.sqrt(x * x + z * z), y))
+        m = torch.arange(1, l_max + 1, dtype=direction.dtype, device=direction.device)
+        cos_a, sin_a = torch.cos(alpha.unsqueeze(-1) * m), torch.sin(alpha.unsqueeze(-1) * m)
+        cos_b, sin_b = torch.cos(beta.unsqueeze(-1) * m), torch.sin(beta.unsqueeze(-1) * m)
+        one = torch.ones_like(alpha).unsqueeze(-1)
+        parts = []
+        for l in range(l_max + 1):
+            fourier = torch.cat([one, cos_b[:, :l], sin_b[:, :l]], dim=-1)
+            tilt = (fourier @ _tilt(l, direction.dtype, direction.device)).view(-1, 2 * l + 1, 2 * l + 1)
+            cosine = torch.cat([cos_a[:, :l].flip(-1), one, cos_a[:, :l]], dim=-1).unsqueeze(-2)
+            sine = torch.cat([-sin_a[:, :l].flip(-1), torch.zeros_like(one), sin_a[:, :l]], dim=-1).unsqueeze(-2)
+            # Column m of a rotation by -alpha about the polar axis mixes columns m and -m.
+            parts.append((tilt * cosine + tilt.flip(-1) * sine * _turn_sign(l)).flatten(1))
+        return torch.cat(parts, dim=1)
+
+
+@lru_cache(maxsize=None)
+def _turn_sign(l: int) -> float:
+    """The sign convention of e3nn's rotation about the polar axis: exp(-alpha X_1)[-1, +1] = sign sin(alpha)."""
+    if l == 0:
+        return 1.0
+    angle = torch.tensor(0.3, dtype=torch.float64)
+    turn = o3.wigner_D(l, -angle, torch.zeros_like(angle), torch.zeros_like(angle))
+    return float(torch.sign(turn[l - 1, l + 1]))
+
+
+@lru_cache(maxsize=None)
+def _tilt(l: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``exp(-beta X_0)`` as a Fourier series in beta: ``[1 + 2 l, (2 l + 1)^2]`` for 1, cos(m beta), sin(m beta)."""
+    angles = torch.arange(2 * l + 1, dtype=torch.float64) * (2 * torch.pi / (2 * l + 1)) + 0.1
+    zero = torch.zeros_like(angles)
+    samples = o3.wigner_D(l, zero, -angles, zero).flatten(1)
+    m = torch.arange(1, l + 1, dtype=torch.float64)
+    basis = torch.cat([torch.ones_like(angles)[:, None], torch.cos(angles[:, None] * m), torch.sin(angles[:, None] * m)], 1)
+    series = torch.linalg.solve(basis, samples)
+    series[series.abs() < 1e-13] = 0.0
+    return series.to(dtype=dtype, device=device)

@@ -1,0 +1,3 @@
+"""The version, read by setup.py and CMake too."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,115 @@
+// Rotation of irreps into and out of each edge's own frame, and the per-|m| matrices from the path weights.
+//
+// A frame tensor is one flat buffer: for each block of the plan (one m) a row-major [edges, 1 or 2, width] matrix, the 2 being
+// (+m, -m). Irreps of unnatural parity store (-m, minus +m) there; see hamfast/plan/edge_frame.py.
+#pragma once
+
+#include "common.cuh"
+
+namespace hamfast {
+
+// One irreps block. Table rows have 4 + 4 (l_max + 1) numbers: these, then for each m a FramePlace.
+struct FrameBlock {
+  int64_t mul, l, natural, offset;
+};
+struct FramePlace {
+  int64_t start;   // of the matrix, in units of `edges` elements; -1: this m is not stored
+  int64_t stride;  // elements per edge: width, or 2 width
+  int64_t width;
+  int64_t column;  // first channel of this irreps block
+};
+
+template <class T>
+struct FrameCall {
+  const int64_t* table;
+  int64_t num_blocks, table_stride;
+  bool channels_fast;  // x is ir_mul, else mul_ir
+  int64_t edges, dim, wigner_dim;
+  const T* wigner;     // [edges, sum (2l+1)^2], row-major D_l one after another; frame = D x
+  const T* x_in;       // [edges, dim] (to the frame)
+  T* x_out;            // [edges, dim] (from the frame)
+  const T* frame_in;
+  T* frame_out;
+};
+
+// A term adds factor * weight[u, w] to matrix[u * stride + w].
+struct MatrixTerm {
+  int64_t weight, matrix, stride, rows, columns;
+};
+
+namespace HAMFAST_ISA {
+
+HAMFAST_HD inline int64_t wigner_offset(int64_t l) { return l * (4 * l * l - 1) / 3; }
+
+// Which stored row (0: +m, 1: -m) and sign hold component `m` of -l ... l.
+struct FrameRow {
+  int64_t row;
+  int sign;
+};
+HAMFAST_HD inline FrameRow frame_row(int64_t m, bool natural) {
+  if (m == 0) return {0, 1};
+  if (natural) return {m > 0 ? 0 : 1, 1};
+  return m < 0 ? FrameRow{0, 1} : FrameRow{1, -1};
+}
+
+template <class T, class Team>
+HAMFAST_HD inline void rotate_edge(const Team& team, const FrameCall<T>& call, int64_t e, bool into_frame) {
+  for (int64_t n = 0; n < call.num_blocks; ++n) {
+    const int64_t* entry = call.table + n * call.table_stride;
+    const FrameBlock& block = *reinterpret_cast<const FrameBlock*>(entry);
+    const FramePlace* places = reinterpret_cast<const FramePlace*>(entry + 4);
+    const int64_t d = 2 * block.l + 1, mul = block.mul;
+    const T* wigner = call.wigner + e * call.wigner_dim + wigner_offset(block.l);
+    const int64_t channel = call.channels_fast ? 1 : d, component = call.channels_fast ? mul : 1;
+    if (into_frame) {
+      const T* x = call.x_in + e * call.dim + block.offset;
+      for (int64_t a = 0; a < d; ++a) {
+        const int64_t m = a - block.l;
+        const FramePlace& place = places[m < 0 ? -m : m];
+        if (place.start < 0) continue;
+        const FrameRow row = frame_row(m, block.natural != 0);
+        T* to = call.frame_out + place.start * call.edges + e * place.stride + row.row * place.width + place.column;
+        const T* coefficients = wigner + a * d;
+        for (int64_t u = team.rank(); u < mul; u += team.size()) to[u] = T(0);
+        for (int64_t b = 0; b < d; ++b) {
+          const T value = coefficients[b] * T(row.sign);
+          const T* from = x + b * component;
+          HAMFAST_SIMD
+          for (int64_t u = team.rank(); u < mul; u += team.size()) to[u] += value * from[u * channel];
+        }
+      }
+    } else {
+      T* x = call.x_out + e * call.dim + block.offset;
+      for (int64_t b = 0; b < d; ++b) {
+        T* to = x + b * component;
+        for (int64_t u = team.rank(); u < mul; u += team.size()) to[u * channel] = T(0);
+        for (int64_t a = 0; a < d; ++a) {
+          const int64_t m = a - block.l;
+          const FramePlace& place = places[m < 0 ? -m : m];
+          if (place.start < 0) continue;
+          const FrameRow row = frame_row(m, block.natural != 0);
+          const T* from =
+              call.frame_in + place.start * call.edges + e * place.stride + row.row * place.width + place.column;
+          const T value = wigner[a * d + b] * T(row.sign);
+          HAMFAST_SIMD
+          for (int64_t u = team.rank(); u < mul; u += team.size()) to[u * channel] += value * from[u];
+        }
+      }
+    }
+  }
+}
+
+template <class T, class Team>
+HAMFAST_HD inline void add_matrix_term(const Team& team, const MatrixTerm& term, T factor, bool transpose, const T* in,
+                                       T* out) {
+  for (int64_t u = 0; u < term.rows; ++u) {
+    const int64_t weight = term.weight + u * term.columns, matrix = term.matrix + u * term.stride;
+    const T* from = in + (transpose ? matrix : weight);
+    T* to = out + (transpose ? weight : matrix);
+    HAMFAST_SIMD
+    for (int64_t c = team.rank(); c < term.columns; c += team.size()) to[c] += factor * from[c];
+  }
+}
+
+}  // namespace HAMFAST_ISA
+}  // namespace hamfast
