@@ -30,7 +30,8 @@ class EquivariantLayerNorm(nn.Module):
             field = field - self._mean(field.mean(channel, keepdim=True), graph, num_graphs, count)
             if ir.l == 0:
                 variance = self._mean(field.square().mean((-1, -2), keepdim=True), graph, num_graphs, count)
-                field = field / (variance.sqrt() + self.eps)
+                # 1e-30 changes no digit, and keeps the gradient of a constant field finite.
+                field = field / ((variance + 1e-30).sqrt() + self.eps)
             weight = self.weight[weight_start : weight_start + mul]
             field = field * (weight if channel == -1 else weight.unsqueeze(-1))
             weight_start += mul

@@ -1,0 +1,95 @@
+"""The crystal graph: one or several structures as tensors. What data makes and models read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class CrystalGraph:
+    """Atoms and the ordered pairs (i in the home cell, j in cell R) for which the Hamiltonian has a block.
+
+    On-site blocks are edges with i = j and R = 0. Both (R, i, j) and (-R, j, i) are present.
+    """
+
+    species: Tensor
+    """``[atoms]`` int64, index into the data set's elements."""
+    i: Tensor
+    """``[edges]`` int64: the block's row atom, in the home cell."""
+    j: Tensor
+    """``[edges]`` int64: the block's column atom."""
+    shift: Tensor
+    """``[edges, 3]`` int64: the lattice vector R of j."""
+    vector: Tensor
+    """``[edges, 3]`` angstrom, Cartesian xyz: from i to j in cell R."""
+    reverse: Tensor
+    """``[edges]`` int64: the edge (-R, j, i)."""
+    atom_graph: Tensor
+    """``[atoms]`` int64: which structure of the batch."""
+    edge_graph: Tensor
+    """``[edges]`` int64."""
+    num_graphs: int = 1
+    target: Tensor | None = None
+    """``[edges, target dim]`` eV, irreps of the blocks."""
+    labels: tuple[str, ...] = ()
+
+    @property
+    def num_atoms(self) -> int:
+        return self.species.shape[0]
+
+    @property
+    def num_edges(self) -> int:
+        return self.i.shape[0]
+
+    @property
+    def length(self) -> Tensor:
+        return self.vector.norm(dim=-1)
+
+    def pair_species(self, num_species: int) -> Tensor:
+        """``[edges]``: index of the ordered species pair."""
+        return num_species * self.species[self.i] + self.species[self.j]
+
+    def to(self, device=None, dtype: torch.dtype | None = None) -> CrystalGraph:
+        """Moves all tensors; ``dtype`` applies to the floating-point ones."""
+
+        def move(value):
+            if not isinstance(value, Tensor):
+                return value
+            return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+    def rotated(self, rotation: Tensor) -> CrystalGraph:
+        """The same structure turned by ``rotation`` ``[3, 3]``, without its target."""
+        return replace(self, vector=self.vector @ rotation.T.to(self.vector), target=None)
+
+
+def batch_graphs(graphs: list[CrystalGraph]) -> CrystalGraph:
+    """One graph of several structures."""
+    if len(graphs) == 1:
+        return graphs[0]
+    atoms, edges = [0], [0]
+    for graph in graphs:
+        atoms.append(atoms[-1] + graph.num_atoms)
+        edges.append(edges[-1] + graph.num_edges)
+
+    def offset(name, offsets):
+        return torch.cat([getattr(g, name) + o for g, o in zip(graphs, offsets, strict=False)])
+
+    has_target = all(g.target is not None for g in graphs)
+    return CrystalGraph(
+        species=torch.cat([g.species for g in graphs]),
+        i=offset("i", atoms),
+        j=offset("j", atoms),
+        shift=torch.cat([g.shift for g in graphs]),
+        vector=torch.cat([g.vector for g in graphs]),
+        reverse=offset("reverse", edges),
+        atom_graph=offset("atom_graph", range(len(graphs))),
+        edge_graph=offset("edge_graph", range(len(graphs))),
+        num_graphs=len(graphs),
+        target=torch.cat([g.target for g in graphs if g.target is not None]) if has_target else None,
+        labels=tuple(label for g in graphs for label in g.labels),
+    )

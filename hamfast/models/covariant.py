@@ -1,0 +1,206 @@
+"""Stage 1: the covariant network. Function for function DeepH-E3 (Gong et al., Nature Communications 14, 2848, 2023)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from e3nn.o3 import Irrep, Irreps
+from torch import Tensor, nn
+
+from hamfast.graph import CrystalGraph
+from hamfast.nn import (
+    ChannelScale,
+    EdgeTensorProduct,
+    EquivariantLayerNorm,
+    Gate,
+    GaussianBasis,
+    Linear,
+    RadialMLP,
+    SpeciesLinear,
+    convert_layout,
+    polynomial_envelope,
+)
+from hamfast.ops import EdgeFrames, EdgeIndex, edge_frames, edge_index
+from hamfast.targets import TargetSpec
+
+LAYOUT = "ir_mul"
+"""Layout of all features between the layers."""
+
+
+@dataclass(frozen=True)
+class CovariantConfig:
+    """Settings of stage 1; the defaults are DeepH-E3's for new data."""
+
+    irreps_mid: str = "64x0e+32x1o+16x2e+8x3o+8x4e"
+    l_max: int = 4
+    """Highest l of the edge's spherical harmonics."""
+    num_blocks: int = 3
+    cutoff: float = 7.2
+    """Angstrom: where the radial basis ends (pairs beyond it are kept)."""
+    num_basis: int = 128
+    radial_hidden: int = 64
+    edge_basis_stop: float = 6.0
+    """Angstrom: range of the basis that starts the edge features."""
+    embed_dim: int = 64
+    cutoff_envelope: float | None = None
+    """Angstrom: if set, messages to nodes fade to zero at this length."""
+
+
+class Messages:
+    """What all convolutions of one forward pass share."""
+
+    def __init__(self, graph: CrystalGraph, edges: EdgeIndex, frames: EdgeFrames, radial: Tensor, num_species: int):
+        self.edges, self.frames, self.radial = edges, frames, radial
+        self.species = graph.species
+        self.pair = graph.pair_species(num_species)
+        self.atom_graph, self.edge_graph, self.num_graphs = graph.atom_graph, graph.edge_graph, graph.num_graphs
+        self.envelope: Tensor | None = None
+
+
+class EquivariantConvolution(nn.Module):
+    """Tensor product with the edge's harmonics, gate, and a radial factor per channel."""
+
+    def __init__(self, config: CovariantConfig, irreps_in: Irreps, irreps_out: Irreps):
+        super().__init__()
+        made = [(mul, ir) for mul, ir in irreps_out if path_exists(irreps_in, config.l_max, ir)]
+        scalars = Irreps([(mul, ir) for mul, ir in made if ir.l == 0]).simplify()
+        gated = Irreps([(mul, ir) for mul, ir in made if ir.l > 0]).simplify()
+        gate_ir = Irrep("0e") if path_exists(irreps_in, config.l_max, Irrep("0e")) else Irrep("0o")
+        self.gate = Gate(scalars, Irreps([(mul, gate_ir) for mul, _ in gated]), gated, layout=LAYOUT)
+        self.product = EdgeTensorProduct(irreps_in, config.l_max, self.gate.irreps_in, layout=LAYOUT)
+        self.irreps_out = self.gate.irreps_out
+        self.scale = ChannelScale(self.irreps_out, layout=LAYOUT)
+        self.radial = RadialMLP(config.num_basis, config.radial_hidden, self.scale.num_channels)
+
+    def forward(self, x: Tensor, messages: Messages) -> Tensor:
+        return self.scale(self.gate(self.product(x, messages.frames)), self.radial(messages.radial))
+
+
+class _Update(nn.Module):
+    """The common end of node and edge updates: linear, species term, layer norm, skip connection."""
+
+    def __init__(self, config, irreps_old: Irreps, irreps_conv_in: Irreps, irreps_out: Irreps, num_species: int):
+        super().__init__()
+        self.linear_pre = Linear(irreps_old, irreps_old, biases=True, layout=LAYOUT)
+        self.convolution = EquivariantConvolution(config, irreps_conv_in, irreps_out)
+        self.irreps_out = self.convolution.irreps_out
+        self.linear_post = Linear(self.irreps_out, self.irreps_out, biases=True, layout=LAYOUT)
+        self.species = SpeciesLinear(irreps_old, num_species, self.irreps_out, layout=LAYOUT)
+        self.norm = EquivariantLayerNorm(self.irreps_out, layout=LAYOUT)
+        self.skip = Linear(irreps_old, self.irreps_out, layout=LAYOUT) if irreps_old != self.irreps_out else None
+
+    def finish(self, old: Tensor, new: Tensor, species: Tensor, graph: Tensor, num_graphs: int) -> Tensor:
+        new = self.norm(self.linear_post(new) + self.species(old, species), graph, num_graphs)
+        return new + (old if self.skip is None else self.skip(old))
+
+
+class NodeUpdate(_Update):
+    """Messages ``[n_i | n_j | e_ij]``, summed over the edges that leave i."""
+
+    def __init__(self, config, irreps_node: Irreps, irreps_edge: Irreps, irreps_out: Irreps, num_species: int):
+        super().__init__(config, irreps_node, irreps_node + irreps_node + irreps_edge, irreps_out, num_species)
+
+    def forward(self, node: Tensor, edge: Tensor, messages: Messages) -> Tensor:
+        old, node = node, self.linear_pre(node)
+        update = self.convolution(concatenate(node, node, edge, messages), messages)
+        if messages.envelope is not None:
+            update = update * messages.envelope
+        total = update.new_zeros(node.shape[0], update.shape[1]).index_add(0, messages.edges.receivers, update)
+        return self.finish(old, total, messages.species, messages.atom_graph, messages.num_graphs)
+
+
+class EdgeUpdate(_Update):
+    """The same message from the new nodes; the result is the edge's."""
+
+    def __init__(self, config, irreps_node: Irreps, irreps_edge: Irreps, irreps_out: Irreps, num_species: int):
+        super().__init__(config, irreps_edge, irreps_node + irreps_node + irreps_edge, irreps_out, num_species**2)
+
+    def forward(self, node: Tensor, edge: Tensor, messages: Messages) -> Tensor:
+        update = self.convolution(concatenate(node, node, self.linear_pre(edge), messages), messages)
+        return self.finish(edge, update, messages.pair, messages.edge_graph, messages.num_graphs)
+
+
+def concatenate(center: Tensor, neighbor: Tensor, edge: Tensor, messages: Messages) -> Tensor:
+    """``[n_i | n_j | e_ij]`` for every edge. Block i is the receiver of messages: sums run over the edges that leave it."""
+    index = messages.edges
+    return torch.cat([center[index.receivers], neighbor[index.senders], edge], dim=-1)
+
+
+def path_exists(irreps_in: Irreps, l_max: int, ir_out: Irrep) -> bool:
+    """Can an irrep times some spherical harmonic up to l_max make ``ir_out``?"""
+    return any(ir_out in ir * Irrep(l, (-1) ** l) for _, ir in irreps_in for l in range(l_max + 1))
+
+
+def output_irreps(config: CovariantConfig, spec: TargetSpec) -> tuple[Irreps, Irreps]:
+    """Irreps of the last node update and of the last edge update.
+
+    The last edge update emits the sorted target irreps. Where mid irreps cannot make one of them (``0o`` of spin-orbit
+    coupling needs an irrep of unnatural parity), the last nodes also get that parity partner of a mid irrep, l >= 1.
+    """
+    mid = Irreps(config.irreps_mid)
+    post_edge = spec.irreps.sort().irreps.simplify()
+    post_node = mid
+    for _, ir in post_edge:
+        if path_exists(post_node + mid, config.l_max, ir):
+            continue
+        for mul, candidate in mid:
+            partner = Irrep(candidate.l, -candidate.p)
+            if candidate.l >= 1 and path_exists(Irreps([(mul, partner)]), config.l_max, ir):
+                post_node = (post_node + Irreps([(mul, partner)])).sort().irreps.simplify()
+                break
+        else:
+            raise ValueError(
+                f"irreps_mid = {config.irreps_mid} with l_max = {config.l_max} cannot make the target irrep {ir}; "
+                "use a higher l_max, or irreps of higher l in irreps_mid"
+            )
+    return post_node, post_edge
+
+
+class CovariantNetwork(nn.Module):
+    """Predicts the irreps of every block from a crystal graph, and covariant features of nodes and edges."""
+
+    def __init__(self, config: CovariantConfig, spec: TargetSpec):
+        super().__init__()
+        self.config, self.spec = config, spec
+        mid = Irreps(config.irreps_mid)
+        post_node, post_edge = output_irreps(config, spec)
+        scalars = Irreps(f"{config.embed_dim}x0e")
+        self.embedding = Linear(f"{spec.num_species}x0e", scalars, layout=LAYOUT)
+        self.edge_basis = GaussianBasis(0.0, config.edge_basis_stop, config.embed_dim)
+        self.radial_basis = GaussianBasis(0.0, config.cutoff, config.num_basis)
+        node, edge = scalars, scalars
+        self.node_updates, self.edge_updates = nn.ModuleList(), nn.ModuleList()
+        for n in range(config.num_blocks):
+            last = n == config.num_blocks - 1
+            self.node_updates.append(NodeUpdate(config, node, edge, post_node if last else mid, spec.num_species))
+            node = self.node_updates[-1].irreps_out
+            self.edge_updates.append(EdgeUpdate(config, node, edge, post_edge if last else mid, spec.num_species))
+            edge = self.edge_updates[-1].irreps_out
+        self.irreps_node, self.irreps_edge = node, edge
+        self.output = Linear(edge, spec.irreps, biases=True, layout=LAYOUT)
+        # The published network has this output too, and never uses it; kept so that its parameters map one to one.
+        self.unused_node_output = Linear(node, "1x0e", biases=True, layout=LAYOUT)
+        self.unused_node_output.requires_grad_(False)
+        features = [node, edge, mid, spec.irreps]
+        self.l_max = max(ir.l for irreps in features for _, ir in irreps)
+
+    def forward(self, graph: CrystalGraph) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns irreps of the blocks ``[edges, spec.dim]`` (in network units), node and edge features (``mul_ir``)."""
+        one_hot = torch.nn.functional.one_hot(graph.species, self.spec.num_species).to(graph.vector)
+        length = graph.length
+        # Messages run from j to i. e3nn's axes (x, y, z) are the crystal's (y, z, x): its l = 1 order is then y, z, x.
+        edges = edge_index(graph.j, graph.i, graph.num_atoms)
+        frames = edge_frames(graph.vector[:, [1, 2, 0]], self.l_max)
+        messages = Messages(graph, edges, frames, self.radial_basis(length), self.spec.num_species)
+        if self.config.cutoff_envelope is not None:
+            messages.envelope = polynomial_envelope(length, self.config.cutoff_envelope).unsqueeze(-1)
+        node, edge = self.embedding(one_hot), self.edge_basis(length)
+        for node_update, edge_update in zip(self.node_updates, self.edge_updates, strict=True):
+            node = node_update(node, edge, messages)
+            edge = edge_update(node, edge, messages)
+        return (
+            self.output(edge),
+            convert_layout(node, self.irreps_node, LAYOUT, "mul_ir"),
+            convert_layout(edge, self.irreps_edge, LAYOUT, "mul_ir"),
+        )

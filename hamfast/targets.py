@@ -1,0 +1,281 @@
+"""Hamiltonian blocks as irreps: which channels there are, and the exact map in both directions (Wigner-Eckart).
+
+A block couples the shells of atom i with the shells of atom j. A pair of shells (l1, l2) is the direct sum of the irreps
+l = |l1 - l2| ... l1 + l2 with parity (-1)^(l1 + l2):
+
+    x_lm = (2 l + 1) sum_m1,m2 w3j[m1, m2, m] H[m1, m2],        H[m1, m2] = sum_l,m w3j[m1, m2, m] x_lm.
+
+With spin-orbit coupling a block is complex and twice as large per side. Its four spin parts are expanded in (1, sigma_y,
+sigma_z, sigma_x) / sqrt(2), a scalar and an axial vector in e3nn's order; the vector couples with every spatial irrep l to
+l - 1, l, l + 1. All real parts come first, then all imaginary parts. Channel order and normalisation are DeepH-E3's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from e3nn import o3
+from torch import Tensor
+
+from hamfast.plan.coupling import wigner_3j
+
+Channel = tuple[int, int, int, int]
+"""(l1, n1, l2, n2): the n1-th shell of angular momentum l1 with the n2-th of l2."""
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """The irreps of a data set's Hamiltonian blocks.
+
+    Args:
+        shells: for each element (atomic number, in the data set's order) the l of its shells, in orbital order.
+        spinful: blocks carry spin (spin-orbit coupling).
+    """
+
+    shells: tuple[tuple[int, tuple[int, ...]], ...]
+    spinful: bool = False
+
+    @staticmethod
+    def from_mapping(shells: Mapping[int, list[int] | tuple[int, ...]], spinful: bool) -> TargetSpec:
+        return TargetSpec(tuple((int(z), tuple(int(l) for l in ls)) for z, ls in shells.items()), bool(spinful))
+
+    @cached_property
+    def elements(self) -> tuple[int, ...]:
+        return tuple(z for z, _ in self.shells)
+
+    @property
+    def num_species(self) -> int:
+        return len(self.shells)
+
+    def num_orbitals(self, species: int) -> int:
+        """Spatial orbitals of the species with this index."""
+        return sum(2 * l + 1 for l in self.shells[species][1])
+
+    def block_shape(self, first: int, second: int) -> tuple[int, int]:
+        """Shape of a block between two species (by index), spin included."""
+        factor = 2 if self.spinful else 1
+        return factor * self.num_orbitals(first), factor * self.num_orbitals(second)
+
+    @cached_property
+    def channels(self) -> tuple[Channel, ...]:
+        """Pairs of shells, shared between element pairs, in order of first appearance."""
+        found: dict[Channel, None] = {}
+        for _, first in self.shells:
+            for _, second in self.shells:
+                for a in _labelled(first):
+                    for b in _labelled(second):
+                        found[(*a, *b)] = None
+        return tuple(found)
+
+    @cached_property
+    def irreps(self) -> o3.Irreps:
+        """One entry of multiplicity 1 per irrep, in the order of the components."""
+        entries = []
+        for l1, _, l2, _ in self.channels:
+            for l in range(abs(l1 - l2), l1 + l2 + 1):
+                entries.append((1, (l, (-1) ** (l1 + l2))))
+            if self.spinful:
+                for l in range(abs(l1 - l2), l1 + l2 + 1):
+                    entries += [(1, (k, (-1) ** (l1 + l2))) for k in range(abs(l - 1), l + 2)]
+        return o3.Irreps(entries * (2 if self.spinful else 1))
+
+    @property
+    def dim(self) -> int:
+        return self.irreps.dim
+
+    @cached_property
+    def component_weight(self) -> Tensor:
+        """``[dim]``: with these, the sum of squares of the irreps is the sum of squares of the matrix elements.
+
+        A component of l counts 1 / (2 l + 1); an irrep made with spin also the 1 / (2 l + 1) of its spatial part.
+        """
+        weights = []
+        for l1, _, l2, _ in self.channels:
+            ls = range(abs(l1 - l2), l1 + l2 + 1)
+            weights += [1 / (2 * l + 1) for l in ls for _ in range(2 * l + 1)]
+            if self.spinful:
+                for l in ls:
+                    for k in range(abs(l - 1), l + 2):
+                        weights += [1 / ((2 * l + 1) * (2 * k + 1))] * (2 * k + 1)
+        return torch.tensor(weights * (2 if self.spinful else 1), dtype=torch.float64)
+
+    @cached_property
+    def transpose(self) -> tuple[Tensor, Tensor]:
+        """``[dim]`` int64 and ``[dim]`` float64: irreps of the Hermitian conjugate block are ``sign * x[..., index]``."""
+        start, starts = 0, {}
+        sizes = {}
+        for channel in self.channels:
+            l1, _, l2, _ = channel
+            size = (2 * l1 + 1) * (2 * l2 + 1) * (4 if self.spinful else 1)
+            starts[channel], sizes[channel] = start, size
+            start += size
+        index, sign = [], []
+        for l1, n1, l2, n2 in self.channels:
+            begin = starts[(l2, n2, l1, n1)]
+            index += range(begin, begin + sizes[(l2, n2, l1, n1)])
+            ls = range(abs(l1 - l2), l1 + l2 + 1)
+            sign += [(-1.0) ** (l1 + l2 + l) for l in ls for _ in range(2 * l + 1)]
+            if self.spinful:
+                sign += [(-1.0) ** (l1 + l2 + l) for l in ls for _ in range(3 * (2 * l + 1))]
+        if self.spinful:  # the Pauli matrices are Hermitian: only the spatial part is conjugated
+            index = index + [start + i for i in index]
+            sign = sign + [-s for s in sign]
+        return torch.tensor(index), torch.tensor(sign, dtype=torch.float64)
+
+    def mask(self, first: int, second: int) -> Tensor:
+        """``[dim]`` bool: the components that a pair of species has."""
+        mask = torch.zeros(self.dim, dtype=torch.bool)
+        for group in _layout(self, first, second):
+            mask[group.components.flatten()] = True
+        if self.spinful:
+            mask[self.dim // 2 :] = mask[: self.dim // 2]
+        return mask
+
+    def to_irreps(self, blocks: Tensor, first: int, second: int) -> Tensor:
+        """``[edges, rows, columns]`` blocks between two species -> ``[edges, dim]``, zero where the pair has no shells.
+
+        Raises:
+            ValueError: the blocks' shape is not that of the orbital list.
+        """
+        if tuple(blocks.shape[1:]) != self.block_shape(first, second):
+            raise ValueError(
+                f"blocks between elements {self.elements[first]} and {self.elements[second]}: expected shape "
+                f"{self.block_shape(first, second)} from their orbital lists {self.shells[first][1]} and "
+                f"{self.shells[second][1]}{' with spin' if self.spinful else ''}, found {tuple(blocks.shape[1:])}"
+            )
+        real = blocks.real.dtype if blocks.is_complex() else blocks.dtype
+        half = self.dim // 2 if self.spinful else self.dim
+        x = torch.zeros(blocks.shape[0], half, dtype=blocks.dtype, device=blocks.device)
+        parts = self._spin_parts(blocks) if self.spinful else blocks.flatten(1).unsqueeze(0)  # [spin, edges, elements]
+        for group in _layout(self, first, second):
+            matrix = _coupling(group.l1, group.l2, self.spinful).to(real).to(x)
+            elements = group.elements.to(blocks.device)
+            h = parts[:, :, elements].permute(1, 2, 0, 3).flatten(2)  # [edges, channels, spin * d]
+            x[:, group.components.to(blocks.device)] = h @ matrix.T
+        return torch.cat([x.real, x.imag], dim=1) if self.spinful else x
+
+    def to_blocks(self, x: Tensor, first: int, second: int) -> Tensor:
+        """``[edges, dim]`` -> ``[edges, rows, columns]``, the exact inverse of :meth:`to_irreps`; differentiable."""
+        n1, n2 = self.num_orbitals(first), self.num_orbitals(second)
+        spins = 4 if self.spinful else 1
+        if self.spinful:
+            half = self.dim // 2
+            x = torch.complex(x[:, :half].contiguous(), x[:, half:].contiguous())
+        pieces, positions = [], []
+        for group in _layout(self, first, second):
+            matrix = _inverse_coupling(group.l1, group.l2, self.spinful).to(x)
+            d = group.elements.shape[1]
+            h = x[:, group.components.to(x.device)] @ matrix.T  # [edges, channels, spin * d]
+            pieces.append(h.unflatten(2, (spins, d)).permute(0, 2, 1, 3).flatten(2))
+            positions.append(group.elements.flatten())
+        order = torch.argsort(torch.cat(positions)).to(x.device)
+        parts = torch.cat(pieces, dim=2)[:, :, order]  # [edges, spin, n1 * n2]
+        if not self.spinful:
+            return parts.view(-1, n1, n2)
+        spin = _spin_basis(x.dtype).to(x.device)
+        blocks = torch.einsum("sk,ekn->esn", spin, parts).view(-1, 2, 2, n1, n2)
+        return blocks.permute(0, 1, 3, 2, 4).reshape(-1, 2 * n1, 2 * n2)
+
+    def _spin_parts(self, blocks):
+        """``[edges, 2 n1, 2 n2]`` -> ``[4, edges, n1 * n2]`` for (1, y, z, x)."""
+        rows, columns = blocks.shape[1] // 2, blocks.shape[2] // 2
+        quarters = blocks.view(-1, 2, rows, 2, columns).permute(0, 1, 3, 2, 4).reshape(-1, 4, rows * columns)
+        return torch.einsum("sk,esn->ken", _spin_basis(blocks.dtype).conj().to(blocks.device), quarters)
+
+
+def _labelled(shells):
+    """(l, n) of each shell: n counts the shells of one l."""
+    seen: dict[int, int] = {}
+    labels = []
+    for l in shells:
+        labels.append((l, seen.get(l, 0)))
+        seen[l] = seen.get(l, 0) + 1
+    return labels
+
+
+@dataclass(frozen=True)
+class _Group:
+    """All channels of one (l1, l2) that a pair of species has."""
+
+    l1: int
+    l2: int
+    components: Tensor  # [channels, (4) (2 l1 + 1)(2 l2 + 1)]: where in the irreps
+    elements: Tensor  # [channels, (2 l1 + 1)(2 l2 + 1)]: where in the flattened spatial block
+
+
+@lru_cache(maxsize=None)
+def _layout(spec: TargetSpec, first: int, second: int) -> tuple[_Group, ...]:
+    starts, start = {}, 0
+    for channel in spec.channels:
+        starts[channel] = start
+        start += (2 * channel[0] + 1) * (2 * channel[2] + 1) * (4 if spec.spinful else 1)
+    shells1, shells2 = spec.shells[first][1], spec.shells[second][1]
+    columns = spec.num_orbitals(second)
+    groups: dict[tuple[int, int], tuple[list, list]] = {}
+    row = 0
+    for l1, n1 in _labelled(shells1):
+        column = 0
+        for l2, n2 in _labelled(shells2):
+            d1, d2 = 2 * l1 + 1, 2 * l2 + 1
+            begin = starts[(l1, n1, l2, n2)]
+            components, elements = groups.setdefault((l1, l2), ([], []))
+            components.append(list(range(begin, begin + d1 * d2 * (4 if spec.spinful else 1))))
+            elements.append([(row + a) * columns + column + b for a in range(d1) for b in range(d2)])
+            column += d2
+        row += 2 * l1 + 1
+    return tuple(_Group(l1, l2, torch.tensor(c), torch.tensor(e)) for (l1, l2), (c, e) in groups.items())
+
+
+@lru_cache(maxsize=None)
+def _spatial(l1: int, l2: int) -> tuple[Tensor, Tensor]:
+    """Block elements to irreps, and back, as square matrices."""
+    tables = [torch.tensor(wigner_3j(l1, l2, l)).flatten(0, 1) for l in range(abs(l1 - l2), l1 + l2 + 1)]
+    forward = torch.cat([t.T * t.shape[1] for t in tables])
+    return forward, torch.cat(tables, dim=1)
+
+
+@lru_cache(maxsize=None)
+def _coupling(l1: int, l2: int, spinful: bool) -> Tensor:
+    """``[irreps, (spin) elements]``; with spin the columns are (1, y, z, x) x elements."""
+    forward, _ = _spatial(l1, l2)
+    if not spinful:
+        return forward
+    d = forward.shape[0]
+    rows = [torch.cat([forward, torch.zeros(d, 3 * d, dtype=torch.float64)], dim=1)]
+    start = 0
+    for l in range(abs(l1 - l2), l1 + l2 + 1):
+        spatial = forward[start : start + 2 * l + 1]  # [2 l + 1, elements]
+        start += 2 * l + 1
+        for k in range(abs(l - 1), l + 2):
+            table = torch.tensor(wigner_3j(l, 1, k)) * (2 * k + 1)
+            vector = torch.einsum("msk,mn->ksn", table, spatial).flatten(1)
+            rows.append(torch.cat([torch.zeros(2 * k + 1, d, dtype=torch.float64), vector], dim=1))
+    return torch.cat(rows)
+
+
+@lru_cache(maxsize=None)
+def _inverse_coupling(l1: int, l2: int, spinful: bool) -> Tensor:
+    _, backward = _spatial(l1, l2)
+    if not spinful:
+        return backward
+    d = backward.shape[0]
+    columns = [torch.cat([backward, torch.zeros(3 * d, d, dtype=torch.float64)])]
+    start = 0
+    for l in range(abs(l1 - l2), l1 + l2 + 1):
+        spatial = backward[:, start : start + 2 * l + 1]  # [elements, 2 l + 1]
+        start += 2 * l + 1
+        for k in range(abs(l - 1), l + 2):
+            vector = torch.einsum("msk,nm->snk", torch.tensor(wigner_3j(l, 1, k)), spatial).flatten(0, 1)
+            columns.append(torch.cat([torch.zeros(d, 2 * k + 1, dtype=torch.float64), vector]))
+    return torch.cat(columns, dim=1)
+
+
+def _spin_basis(dtype: torch.dtype) -> Tensor:
+    """``[4, 4]``: columns (1, sigma_y, sigma_z, sigma_x) / sqrt(2), rows (up up, up down, down up, down down)."""
+    i = 1j
+    basis = [[1, 0, 1, 0], [0, -i, 0, 1], [0, i, 0, 1], [1, 0, -1, 0]]
+    return torch.tensor(basis, dtype=dtype) / math.sqrt(2)
