@@ -32,6 +32,8 @@ struct FrameCall {
   T* frame_out;
 };
 
+constexpr int kMaxL = 8;
+
 // A term adds factor * weight[u, w] to matrix[u * stride + w].
 struct MatrixTerm {
   int64_t weight, matrix, stride, rows, columns;
@@ -52,50 +54,83 @@ HAMFAST_HD inline FrameRow frame_row(int64_t m, bool natural) {
   return m < 0 ? FrameRow{0, 1} : FrameRow{1, -1};
 }
 
-template <class T, class Team>
-HAMFAST_HD inline void rotate_edge(const Team& team, const FrameCall<T>& call, int64_t e, bool into_frame) {
+// One irreps block of one edge, D = 2 l + 1 known to the compiler: all D components of a channel are in registers at once.
+// `frame[a]`: where component a - l of channel 0 lies in the frame tensor, null if it is not stored.
+template <int D, bool kIntoFrame, class T, class Team>
+HAMFAST_HD inline void rotate_block(const Team& team, int64_t mul, const T* wigner, const T* sign, T* const* frame, T* x,
+                                    int64_t channel, int64_t component) {
+  T matrix[D * D];
+  for (int a = 0; a < D; ++a)
+    for (int b = 0; b < D; ++b) matrix[a * D + b] = frame[a] ? wigner[a * D + b] * sign[a] : T(0);
+  if (kIntoFrame) {
+    HAMFAST_SIMD
+    for (int64_t u = team.rank(); u < mul; u += team.size()) {
+      T in[D];
+      HAMFAST_UNROLL
+      for (int b = 0; b < D; ++b) in[b] = x[u * channel + b * component];
+      HAMFAST_UNROLL
+      for (int a = 0; a < D; ++a) {
+        T total = T(0);
+        HAMFAST_UNROLL
+        for (int b = 0; b < D; ++b) total += matrix[a * D + b] * in[b];
+        if (frame[a]) frame[a][u] = total;
+      }
+    }
+  } else {
+    HAMFAST_SIMD
+    for (int64_t u = team.rank(); u < mul; u += team.size()) {
+      T in[D];
+      HAMFAST_UNROLL
+      for (int a = 0; a < D; ++a) in[a] = frame[a] ? frame[a][u] : T(0);
+      HAMFAST_UNROLL
+      for (int b = 0; b < D; ++b) {
+        T total = T(0);
+        HAMFAST_UNROLL
+        for (int a = 0; a < D; ++a) total += matrix[a * D + b] * in[a];
+        x[u * channel + b * component] = total;
+      }
+    }
+  }
+}
+
+template <bool kIntoFrame, class T, class Team>
+HAMFAST_HD inline void rotate_edge(const Team& team, const FrameCall<T>& call, int64_t e) {
   for (int64_t n = 0; n < call.num_blocks; ++n) {
     const int64_t* entry = call.table + n * call.table_stride;
     const FrameBlock& block = *reinterpret_cast<const FrameBlock*>(entry);
     const FramePlace* places = reinterpret_cast<const FramePlace*>(entry + 4);
-    const int64_t d = 2 * block.l + 1, mul = block.mul;
+    const int64_t d = 2 * block.l + 1;
     const T* wigner = call.wigner + e * call.wigner_dim + wigner_offset(block.l);
-    const int64_t channel = call.channels_fast ? 1 : d, component = call.channels_fast ? mul : 1;
-    if (into_frame) {
-      const T* x = call.x_in + e * call.dim + block.offset;
-      for (int64_t a = 0; a < d; ++a) {
-        const int64_t m = a - block.l;
-        const FramePlace& place = places[m < 0 ? -m : m];
-        if (place.start < 0) continue;
-        const FrameRow row = frame_row(m, block.natural != 0);
-        T* to = call.frame_out + place.start * call.edges + e * place.stride + row.row * place.width + place.column;
-        const T* coefficients = wigner + a * d;
-        for (int64_t u = team.rank(); u < mul; u += team.size()) to[u] = T(0);
-        for (int64_t b = 0; b < d; ++b) {
-          const T value = coefficients[b] * T(row.sign);
-          const T* from = x + b * component;
-          HAMFAST_SIMD
-          for (int64_t u = team.rank(); u < mul; u += team.size()) to[u] += value * from[u * channel];
-        }
-      }
-    } else {
-      T* x = call.x_out + e * call.dim + block.offset;
-      for (int64_t b = 0; b < d; ++b) {
-        T* to = x + b * component;
-        for (int64_t u = team.rank(); u < mul; u += team.size()) to[u * channel] = T(0);
-        for (int64_t a = 0; a < d; ++a) {
-          const int64_t m = a - block.l;
-          const FramePlace& place = places[m < 0 ? -m : m];
-          if (place.start < 0) continue;
-          const FrameRow row = frame_row(m, block.natural != 0);
-          const T* from =
-              call.frame_in + place.start * call.edges + e * place.stride + row.row * place.width + place.column;
-          const T value = wigner[a * d + b] * T(row.sign);
-          HAMFAST_SIMD
-          for (int64_t u = team.rank(); u < mul; u += team.size()) to[u * channel] += value * from[u];
-        }
-      }
+    const int64_t channel = call.channels_fast ? 1 : d, component = call.channels_fast ? block.mul : 1;
+    T* x = (kIntoFrame ? const_cast<T*>(call.x_in) : call.x_out) + e * call.dim + block.offset;
+    T* buffer = kIntoFrame ? call.frame_out : const_cast<T*>(call.frame_in);
+    T* frame[2 * kMaxL + 1];
+    T sign[2 * kMaxL + 1];
+    for (int64_t a = 0; a < d; ++a) {
+      const int64_t m = a - block.l;
+      const FramePlace& place = places[m < 0 ? -m : m];
+      const FrameRow row = frame_row(m, block.natural != 0);
+      frame[a] = place.start < 0 ? nullptr
+                                 : buffer + place.start * call.edges + e * place.stride + row.row * place.width +
+                                       place.column;
+      sign[a] = T(row.sign);
     }
+#define HAMFAST_ROTATE(L)                                                                                      \
+  case L:                                                                                                      \
+    rotate_block<2 * L + 1, kIntoFrame>(team, block.mul, wigner, sign, frame, x, channel, component); \
+    break;
+    switch (block.l) {
+      HAMFAST_ROTATE(0)
+      HAMFAST_ROTATE(1)
+      HAMFAST_ROTATE(2)
+      HAMFAST_ROTATE(3)
+      HAMFAST_ROTATE(4)
+      HAMFAST_ROTATE(5)
+      HAMFAST_ROTATE(6)
+      HAMFAST_ROTATE(7)
+      HAMFAST_ROTATE(8)
+    }
+#undef HAMFAST_ROTATE
   }
 }
 

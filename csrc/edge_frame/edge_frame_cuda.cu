@@ -8,8 +8,12 @@ namespace hamfast {
 
 template <class T>
 __global__ void rotate_kernel(FrameCall<T> call, bool into_frame) {
-  for (int64_t e = blockIdx.x; e < call.edges; e += gridDim.x)
-    HAMFAST_ISA::rotate_edge(HAMFAST_ISA::Warp{}, call, e, into_frame);
+  for (int64_t e = blockIdx.x; e < call.edges; e += gridDim.x) {
+    if (into_frame)
+      HAMFAST_ISA::rotate_edge<true>(HAMFAST_ISA::Warp{}, call, e);
+    else
+      HAMFAST_ISA::rotate_edge<false>(HAMFAST_ISA::Warp{}, call, e);
+  }
 }
 
 // Terms of one matrix overlap, so a single warp walks all of them in order.

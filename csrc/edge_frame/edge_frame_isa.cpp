@@ -5,7 +5,12 @@ namespace hamfast::HAMFAST_ISA {
 
 template <class T>
 static void rotate(const FrameCall<T>& call, int64_t begin, int64_t end, bool into_frame) {
-  for (int64_t e = begin; e < end; ++e) rotate_edge(Serial{}, call, e, into_frame);
+  for (int64_t e = begin; e < end; ++e) {
+    if (into_frame)
+      rotate_edge<true>(Serial{}, call, e);
+    else
+      rotate_edge<false>(Serial{}, call, e);
+  }
 }
 
 template <class T>

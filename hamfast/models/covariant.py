@@ -124,7 +124,7 @@ class EdgeUpdate(_Update):
 def concatenate(center: Tensor, neighbor: Tensor, edge: Tensor, messages: Messages) -> Tensor:
     """``[n_i | n_j | e_ij]`` for every edge. Block i is the receiver of messages: sums run over the edges that leave it."""
     index = messages.edges
-    return torch.cat([center[index.receivers], neighbor[index.senders], edge], dim=-1)
+    return torch.cat([center.index_select(0, index.receivers), neighbor.index_select(0, index.senders), edge], dim=-1)
 
 
 def path_exists(irreps_in: Irreps, l_max: int, ir_out: Irrep) -> bool:

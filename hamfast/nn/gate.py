@@ -31,29 +31,24 @@ class Gate(nn.Module):
         parts = list(scalars) + list(gates) + list(gated)
         order = Irreps(parts).sort()
         self.irreps_in = order.irreps.simplify()
-        # Where each part of [scalars | gates | gated] starts in the sorted input.
-        sorted_starts, start = [], 0
-        for mul_ir in order.irreps:
-            sorted_starts.append(start)
-            start += mul_ir.dim
-        starts = [sorted_starts[p] for p in order.p]
-        widths = [mul_ir.dim for mul_ir in parts]
-        spans = list(zip(starts, widths, parts, strict=True))
-        self.scalar_spans = spans[: len(scalars)]
-        self.gate_spans = spans[len(scalars) : len(scalars) + len(gates)]
-        self.gated_spans = spans[len(scalars) + len(gates) :]
+        # The sorted input is split once; part n of [scalars | gates | gated] is piece `order.p[n]`.
+        self.sizes = [mul_ir.dim for mul_ir in order.irreps]
+        pieces = list(zip(order.p, parts, strict=True))
+        self.scalar_pieces = pieces[: len(scalars)]
+        self.gate_pieces = pieces[len(scalars) : len(scalars) + len(gates)]
+        self.gated_pieces = pieces[len(scalars) + len(gates) :]
         self.silu, self.tanh = second_moment_scale(torch.nn.functional.silu), second_moment_scale(torch.tanh)
         self.sigmoid = second_moment_scale(torch.sigmoid)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[rows, irreps_in.dim]`` -> ``[rows, irreps_out.dim]``."""
-        out = [self._scalar(x.narrow(-1, start, width), mul_ir.ir.p) for start, width, mul_ir in self.scalar_spans]
-        if self.gated_spans:
-            gates = torch.cat([self._gate(x.narrow(-1, s, w), mul_ir.ir.p) for s, w, mul_ir in self.gate_spans], -1)
+        x_pieces = torch.split(x, self.sizes, dim=-1)
+        out = [self._scalar(x_pieces[n], mul_ir.ir.p) for n, mul_ir in self.scalar_pieces]
+        if self.gated_pieces:
+            gates = torch.cat([self._gate(x_pieces[n], mul_ir.ir.p) for n, mul_ir in self.gate_pieces], dim=-1)
             per_block = torch.split(gates, [mul for mul, _ in self.irreps_gated], dim=-1)
-            for (start, width, (mul, ir)), gate in zip(self.gated_spans, per_block, strict=True):
-                block = x.narrow(-1, start, width)
-                out.append(scale_channels(block, gate, mul, ir.dim, self.layout))
+            for (n, (mul, ir)), gate in zip(self.gated_pieces, per_block, strict=True):
+                out.append(scale_channels(x_pieces[n], gate, mul, ir.dim, self.layout))
         return torch.cat(out, dim=-1)
 
     def _scalar(self, x, parity):

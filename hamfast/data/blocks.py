@@ -1,0 +1,98 @@
+"""A real-space matrix as sparse blocks, one for each ordered atom pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from hamfast.errors import HamfastError
+
+
+@dataclass(frozen=True)
+class BlockMatrix:
+    """Blocks ``M[(R, i, j)]``: rows are orbitals of atom i in the home cell, columns those of atom j in cell R."""
+
+    pairs: np.ndarray
+    """``[pairs, 5]`` int64: R1, R2, R3, i, j; atoms counted from 0."""
+    shapes: np.ndarray
+    """``[pairs, 2]`` int64."""
+    boundaries: np.ndarray
+    """``[pairs + 1]`` int64: block n is ``entries[boundaries[n]:boundaries[n + 1]]``, row-major."""
+    entries: np.ndarray
+    """Flat, real or complex."""
+
+    def __post_init__(self):
+        pairs, size = len(self.pairs), self.shapes[:, 0] * self.shapes[:, 1]
+        if self.pairs.shape != (pairs, 5) or self.shapes.shape != (pairs, 2):
+            raise HamfastError(
+                f"expected atom_pairs [N, 5] and chunk_shapes [N, 2], found {self.pairs.shape} and {self.shapes.shape}"
+            )
+        if self.boundaries.shape != (pairs + 1,) or np.any(np.diff(self.boundaries) != size):
+            raise HamfastError("chunk_boundaries do not fit chunk_shapes: each block must hold rows x columns numbers")
+        if self.entries.shape != (self.boundaries[-1],):
+            raise HamfastError(f"entries: expected {self.boundaries[-1]} numbers, found {self.entries.shape}")
+
+    @staticmethod
+    def from_blocks(pairs, blocks) -> BlockMatrix:
+        """From a list of pairs ``(R1, R2, R3, i, j)`` and a list of 2-D blocks."""
+        shapes = np.array([b.shape for b in blocks], dtype=np.int64).reshape(-1, 2)
+        boundaries = np.concatenate([[0], np.cumsum(shapes[:, 0] * shapes[:, 1])]).astype(np.int64)
+        entries = np.concatenate([np.ravel(b) for b in blocks]) if blocks else np.zeros(0)
+        return BlockMatrix(np.array(pairs, dtype=np.int64).reshape(-1, 5), shapes, boundaries, entries)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def block(self, n: int) -> np.ndarray:
+        return self.entries[self.boundaries[n] : self.boundaries[n + 1]].reshape(self.shapes[n])
+
+    def group(self, which: np.ndarray) -> np.ndarray:
+        """The blocks with these numbers, all of one shape, as ``[blocks, rows, columns]``."""
+        rows, columns = self.shapes[which[0]]
+        index = self.boundaries[which][:, None] + np.arange(rows * columns)
+        return self.entries[index].reshape(-1, rows, columns)
+
+    @cached_property
+    def index(self) -> dict[tuple[int, ...], int]:
+        """Number of each pair."""
+        return {tuple(pair): n for n, pair in enumerate(self.pairs.tolist())}
+
+    @cached_property
+    def reverse(self) -> np.ndarray:
+        """``[pairs]``: the number of (-R, j, i).
+
+        Raises:
+            HamfastError: a pair lacks its reverse, or occurs twice.
+        """
+        if len(self.index) != len(self.pairs):
+            raise HamfastError(f"{len(self.pairs) - len(self.index)} atom pairs occur more than once")
+        found = np.empty(len(self.pairs), dtype=np.int64)
+        for n, (a, b, c, i, j) in enumerate(self.pairs.tolist()):
+            reverse = self.index.get((-a, -b, -c, j, i))
+            if reverse is None:
+                raise HamfastError(
+                    f"pair R = ({a}, {b}, {c}), i = {i}, j = {j} has no reverse pair R = ({-a}, {-b}, {-c}), i = {j}, "
+                    f"j = {i}; a Hermitian matrix has both"
+                )
+            found[n] = reverse
+        return found
+
+    def hermiticity_error(self) -> tuple[float, int]:
+        """Largest ``|M[(R, i, j)] - M[(-R, j, i)]^dagger|`` and the pair where it is."""
+        worst, where = 0.0, 0
+        for n, m in enumerate(self.reverse.tolist()):
+            if n <= m:
+                error = float(np.max(np.abs(self.block(n) - self.block(m).conj().T), initial=0.0))
+                if error > worst:
+                    worst, where = error, n
+        return worst, where
+
+    def norm(self) -> float:
+        return float(np.sqrt(np.sum(np.abs(self.entries.astype(np.complex128)) ** 2)))
+
+
+def pair_name(pair) -> str:
+    a, b, c, i, j = (int(n) for n in pair)
+    return f"R = ({a}, {b}, {c}), i = {i}, j = {j}"

@@ -1,0 +1,129 @@
+"""From a snapshot to a crystal graph with targets, and back from predicted irreps to blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.data import chemical_symbols
+from ase.neighborlist import neighbor_list
+from torch import Tensor
+
+from hamfast.data.blocks import BlockMatrix
+from hamfast.data.snapshot import Snapshot
+from hamfast.errors import HamfastError
+from hamfast.graph import CrystalGraph
+from hamfast.targets import TargetSpec
+
+
+def species_index(snapshot: Snapshot, spec: TargetSpec) -> np.ndarray:
+    """``[atoms]``: index of each atom's element in the specification.
+
+    Raises:
+        HamfastError: an element or its orbitals are not those of the specification.
+    """
+    position = {z: n for n, z in enumerate(spec.elements)}
+    for z in snapshot.elements:
+        if z not in position:
+            known = ", ".join(chemical_symbols[e] for e in spec.elements)
+            raise HamfastError(
+                f"{snapshot.label}: element {chemical_symbols[z]} is unknown to the model, which knows {known}"
+            )
+        if tuple(snapshot.shells[z]) != spec.shells[position[z]][1]:
+            raise HamfastError(
+                f"{snapshot.label}: {chemical_symbols[z]} has shells {list(snapshot.shells[z])}, the model was made for "
+                f"{list(spec.shells[position[z]][1])}"
+            )
+    if snapshot.spinful != spec.spinful:
+        raise HamfastError(
+            f"{snapshot.label}: {'with' if snapshot.spinful else 'without'} spin-orbit coupling, the model was made "
+            f"{'with' if spec.spinful else 'without'}"
+        )
+    return np.array([position[int(z)] for z in snapshot.numbers], dtype=np.int64)
+
+
+def build_graph(
+    snapshot: Snapshot,
+    spec: TargetSpec,
+    *,
+    pair_cutoffs: np.ndarray | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> CrystalGraph:
+    """The graph of every pair that H has; without H, of every pair that S has, or of all pairs within ``pair_cutoffs``.
+
+    Args:
+        pair_cutoffs: ``[species, species]`` angstrom, used when the snapshot has no matrix.
+        dtype: of vectors and targets.
+
+    Raises:
+        HamfastError: elements or orbitals are not those of ``spec``; there is neither a matrix nor a cutoff.
+    """
+    species = species_index(snapshot, spec)
+    if snapshot.hamiltonian is not None:
+        matrix: BlockMatrix | None = snapshot.hamiltonian
+        pairs, reverse = snapshot.hamiltonian.pairs, snapshot.hamiltonian.reverse
+    elif snapshot.overlap is not None:
+        matrix, pairs, reverse = None, snapshot.overlap.pairs, snapshot.overlap.reverse
+    elif pair_cutoffs is not None:
+        matrix, pairs = None, pairs_within(snapshot, species, pair_cutoffs)
+        reverse = BlockMatrix(
+            pairs, np.zeros((len(pairs), 2), np.int64), np.zeros(len(pairs) + 1, np.int64), np.zeros(0)
+        ).reverse
+    else:
+        raise HamfastError(f"{snapshot.label}: neither a Hamiltonian nor an overlap is there, and no cutoff is known")
+    target = None
+    if matrix is not None:
+        target = torch.zeros(len(pairs), spec.dim, dtype=dtype)
+        for first, second, which in species_groups(species, pairs):
+            blocks = torch.from_numpy(np.ascontiguousarray(matrix.group(which)))
+            blocks = blocks.to(torch.complex128 if spec.spinful else torch.float64)
+            target[torch.from_numpy(which)] = spec.to_irreps(blocks, first, second).to(dtype)
+    num_atoms, num_edges = snapshot.num_atoms, len(pairs)
+    return CrystalGraph(
+        species=torch.from_numpy(species),
+        i=torch.from_numpy(pairs[:, 3].copy()),
+        j=torch.from_numpy(pairs[:, 4].copy()),
+        shift=torch.from_numpy(pairs[:, :3].copy()),
+        vector=torch.from_numpy(snapshot.pair_vectors(pairs)).to(dtype),
+        reverse=torch.from_numpy(reverse),
+        atom_graph=torch.zeros(num_atoms, dtype=torch.int64),
+        edge_graph=torch.zeros(num_edges, dtype=torch.int64),
+        target=target,
+        labels=(snapshot.label,),
+    )
+
+
+def species_groups(species: np.ndarray, pairs: np.ndarray):
+    """Yields (first species, second species, numbers of the pairs between them)."""
+    count = int(species.max()) + 1 if len(species) else 0
+    code = species[pairs[:, 3]] * count + species[pairs[:, 4]]
+    for value in np.unique(code):
+        yield int(value) // count, int(value) % count, np.flatnonzero(code == value)
+
+
+def pairs_within(snapshot: Snapshot, species: np.ndarray, pair_cutoffs: np.ndarray) -> np.ndarray:
+    """``[pairs, 5]``: all pairs up to the cutoff of their species, on-site pairs first."""
+    atoms = Atoms(numbers=snapshot.numbers, positions=snapshot.positions, cell=snapshot.cell, pbc=True)
+    i, j, d, shift = neighbor_list("ijdS", atoms, float(pair_cutoffs.max()))
+    keep = d <= pair_cutoffs[species[i], species[j]]
+    neighbors = np.concatenate([shift[keep], i[keep, None], j[keep, None]], axis=1).astype(np.int64)
+    onsite = np.zeros((snapshot.num_atoms, 5), dtype=np.int64)
+    onsite[:, 3] = onsite[:, 4] = np.arange(snapshot.num_atoms)
+    return np.concatenate([onsite, neighbors])
+
+
+def blocks_from_irreps(irreps: Tensor, graph: CrystalGraph, spec: TargetSpec) -> BlockMatrix:
+    """Predicted irreps ``[edges, spec.dim]`` of one structure -> its Hamiltonian blocks (eV)."""
+    species = graph.species.cpu().numpy()
+    pairs = torch.cat([graph.shift, graph.i[:, None], graph.j[:, None]], dim=1).cpu().numpy()
+    shapes = np.zeros((len(pairs), 2), dtype=np.int64)
+    groups = []
+    for first, second, which in species_groups(species, pairs):
+        shapes[which] = spec.block_shape(first, second)
+        blocks = spec.to_blocks(irreps[torch.from_numpy(which).to(irreps.device)], first, second)
+        groups.append((which, blocks.detach().cpu().numpy()))
+    boundaries = np.concatenate([[0], np.cumsum(shapes[:, 0] * shapes[:, 1])]).astype(np.int64)
+    entries = np.zeros(boundaries[-1], dtype=groups[0][1].dtype if groups else np.float64)
+    for which, blocks in groups:
+        entries[boundaries[which][:, None] + np.arange(blocks[0].size)] = blocks.reshape(len(which), -1)
+    return BlockMatrix(pairs, shapes, boundaries, entries)

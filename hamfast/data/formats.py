@@ -1,0 +1,72 @@
+"""Every on-disk format, and which one a folder has. A new format is a module with the functions below and a line here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+from hamfast.data import deeph, deeph_legacy
+from hamfast.data.snapshot import Snapshot, check_snapshot
+from hamfast.errors import HamfastError
+
+FORMATS: tuple[ModuleType, ...] = (deeph, deeph_legacy)
+"""Each has NAME, HAMILTONIAN, PREDICTION, is_this_layout(folder), read(folder), write(snapshot, folder), write_prediction."""
+
+
+def detect(folder: Path) -> ModuleType | None:
+    return next((f for f in FORMATS if f.is_this_layout(folder)), None)
+
+
+def by_name(name: str) -> ModuleType:
+    for f in FORMATS:
+        if f.NAME == name:
+            return f
+    raise HamfastError(f"format: expected one of {', '.join(f.NAME for f in FORMATS)}, found {name!r}")
+
+
+def format_of(folder: Path) -> ModuleType:
+    found = detect(folder)
+    if found is None:
+        raise HamfastError(
+            f"{folder}: not a structure folder; expected POSCAR and info.json (new DeepH layout) or lat.dat and "
+            "element.dat (legacy DeepH layout)"
+        )
+    return found
+
+
+def read_snapshot(folder: Path | str, *, hamiltonian: str | None = "dft") -> Snapshot:
+    """Reads and checks one structure folder, whatever its layout.
+
+    Args:
+        folder: of one structure.
+        hamiltonian: ``dft``, ``prediction`` (what ``hamfast predict`` wrote) or None to leave it out.
+
+    Raises:
+        HamfastError: something is missing, unreadable or wrong.
+    """
+    folder = Path(folder)
+    layout = format_of(folder)
+    name = {"dft": layout.HAMILTONIAN, "prediction": layout.PREDICTION, None: None}[hamiltonian]
+    return check_snapshot(layout.read(folder, name), str(folder))
+
+
+def find_structures(root: Path | str) -> list[Path]:
+    """Structure folders at ``root``: itself, or those in it, or in its sub-folder ``dft``; sorted by name.
+
+    Raises:
+        HamfastError: there is none.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise HamfastError(f"{root}: folder not found")
+    if detect(root):
+        return [root]
+    for parent in (root / "dft", root):
+        if parent.is_dir():
+            found = sorted(p for p in parent.iterdir() if p.is_dir() and detect(p))
+            if found:
+                return found
+    raise HamfastError(
+        f"{root}: no structure folders found; expected {root}/dft/<label>/ or {root}/<label>/ with POSCAR and info.json "
+        "(new DeepH layout) or lat.dat and element.dat (legacy)"
+    )

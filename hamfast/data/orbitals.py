@@ -1,0 +1,36 @@
+"""Orders of the orbitals inside a shell, and conversion of blocks between them.
+
+Inside hamfast, and in the new DeepH layout, the order is m = -l ... l (p: y, z, x; d: xy, yz, z2, xz, x2-y2). OpenMX and the
+legacy DeepH layout have p: x, y, z; d: z2, x2-y2, xy, xz, yz; f: z3, xz2, yz2, z(x2-y2), xyz, x(x2-3y2), y(3x2-y2).
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+from hamfast.errors import HamfastError
+
+# Entry m of the standard order is entry OPENMX[l][m] of OpenMX's.
+OPENMX = {0: (0,), 1: (1, 2, 0), 2: (2, 4, 0, 3, 1), 3: (6, 4, 2, 0, 1, 3, 5)}
+
+
+@lru_cache(maxsize=None)
+def from_openmx(shells: tuple[int, ...], spinful: bool) -> np.ndarray:
+    """Index array: ``block_openmx[index]`` has its rows in the standard order. Spin: all up, then all down."""
+    index: list[int] = []
+    for l in shells:
+        if l not in OPENMX:
+            raise HamfastError(f"the legacy layout defines s, p, d and f orbitals; found a shell with l = {l}")
+        start = len(index)
+        index += [start + m for m in OPENMX[l]]
+    if spinful:
+        index += [len(index) + m for m in index]
+    array = np.array(index)
+    array.setflags(write=False)
+    return array
+
+
+@lru_cache(maxsize=None)
+def to_openmx(shells: tuple[int, ...], spinful: bool) -> np.ndarray:
+    """The inverse of :func:`from_openmx`."""
+    return np.argsort(from_openmx(shells, spinful))

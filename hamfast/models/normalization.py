@@ -1,0 +1,156 @@
+"""Shift and scale of the targets, per species pair and irrep, constant or as functions of the distance.
+
+The network predicts ``(target - shift) / scale``. Both are covariant by construction. A constant shift exists only for scalars
+of on-site blocks and of hoppings; a radial one is a two-centre model, ``f(r) Y_l(direction)`` for every irrep of natural
+parity (the Slater-Koster form), fitted to the training set by linear least squares. The scale is the root mean square of what
+is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from hamfast.graph import CrystalGraph
+from hamfast.nn import GaussianBasis
+from hamfast.targets import TargetSpec
+
+KINDS = ("none", "constant", "radial")
+
+
+class TargetNormalization(nn.Module):
+    """Fitted to a training set once, then part of the model (its numbers are buffers of the checkpoint).
+
+    Args:
+        spec: the targets.
+        shift, scale: ``none`` (as DeepH-E3), ``constant`` or ``radial``.
+        r_max: angstrom, where the radial functions end; the longest pair of the data.
+        num_basis: Gaussians of the radial functions.
+    """
+
+    def __init__(self, spec: TargetSpec, shift: str, scale: str, r_max: float, num_basis: int = 32):
+        super().__init__()
+        self.spec, self.shift_kind, self.scale_kind = spec, shift, scale
+        self.basis = GaussianBasis(0.0, r_max, num_basis)
+        irreps = spec.irreps
+        self.l_max = max(ir.l for _, ir in irreps)
+        pairs, number = spec.num_species**2, len(irreps)
+        # Row 0 of the second dimension: hoppings, row 1: on-site.
+        self.register_buffer("shift_coefficients", torch.zeros(pairs, num_basis, number))
+        self.register_buffer("onsite_shift", torch.zeros(pairs, number))
+        self.register_buffer("scale_coefficients", torch.ones(pairs, num_basis, number))
+        self.register_buffer("onsite_scale", torch.ones(pairs, number))
+        self.register_buffer("irrep_of", torch.repeat_interleave(torch.tensor([ir.dim for _, ir in irreps])), persistent=False)
+        harmonic = torch.cat([torch.arange(ir.l**2, (ir.l + 1) ** 2) for _, ir in irreps])
+        self.register_buffer("harmonic_of", harmonic, persistent=False)
+        natural = torch.tensor([float(ir.p == (-1) ** ir.l) for _, ir in irreps])
+        scalar = torch.tensor([float(ir.l == 0 and ir.p == 1) for _, ir in irreps])
+        self.register_buffer("has_shift", natural if shift == "radial" else scalar, persistent=False)
+        self.register_buffer("inverse_dim", torch.tensor([1.0 / ir.dim for _, ir in irreps]), persistent=False)
+
+    @property
+    def is_trivial(self) -> bool:
+        return self.shift_kind == "none" and self.scale_kind == "none"
+
+    def shift_and_scale(self, graph: CrystalGraph) -> tuple[Tensor, Tensor]:
+        """``[edges, spec.dim]`` each, eV."""
+        pair, onsite = graph.pair_species(self.spec.num_species), graph.length < 1e-6
+        phi = self._features(graph.length, self.shift_kind)
+        amplitude = torch.where(onsite[:, None], self.onsite_shift[pair], self._mix(phi, self.shift_coefficients, pair))
+        shift = amplitude[:, self.irrep_of] * self._harmonics(graph, onsite)[:, self.harmonic_of]
+        phi = self._features(graph.length, self.scale_kind)
+        scale = torch.where(onsite[:, None], self.onsite_scale[pair], self._mix(phi, self.scale_coefficients, pair))
+        return shift, scale[:, self.irrep_of]
+
+    def forward(self, graph: CrystalGraph, output: Tensor) -> Tensor:
+        """From network units to eV."""
+        if self.is_trivial:
+            return output
+        shift, scale = self.shift_and_scale(graph)
+        return shift + scale * output
+
+    def fit(self, graphs: Iterable[CrystalGraph]) -> None:
+        """Fits shift and scale to graphs with targets; reads ``graphs`` once for each of the two."""
+        if self.shift_kind != "none":
+            self._fit_shift(graphs)
+        if self.scale_kind != "none":
+            self._fit_scale(graphs)
+
+    def _fit_shift(self, graphs):
+        shape = self.shift_coefficients.shape
+        gram = torch.zeros(shape[0], shape[1], shape[1], dtype=torch.float64)
+        right = torch.zeros(*shape, dtype=torch.float64)
+        onsite_sum, onsite_count = torch.zeros(shape[0], shape[2], dtype=torch.float64), torch.zeros(shape[0], 1)
+        for graph in graphs:
+            pair, onsite = graph.pair_species(self.spec.num_species), graph.length < 1e-6
+            product = graph.target * self._harmonics(graph, onsite)[:, self.harmonic_of].to(graph.target)
+            projection = self._per_irrep(product).double() * self.inverse_dim.double() * self.has_shift.double()
+            phi = self._features(graph.length, self.shift_kind).double()
+            for p in pair.unique().tolist():
+                hop, home = (pair == p) & ~onsite, (pair == p) & onsite
+                gram[p] += phi[hop].T @ phi[hop]
+                right[p] += phi[hop].T @ projection[hop]
+                onsite_sum[p] += projection[home].sum(0)
+                onsite_count[p] += home.sum()
+        # A little ridge: basis functions that no pair of the data reaches stay zero.
+        ridge = 1e-6 * gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
+        gram = gram + ridge[:, None, None] * torch.eye(shape[1], dtype=torch.float64)
+        self.shift_coefficients.copy_(torch.linalg.solve(gram, right))
+        self.onsite_shift.copy_(onsite_sum / onsite_count.clamp(min=1))
+
+    def _fit_scale(self, graphs):
+        shape = self.scale_coefficients.shape
+        square = torch.zeros(*shape, dtype=torch.float64)
+        weight = torch.zeros(shape[0], shape[1], 1, dtype=torch.float64)
+        onsite_square, onsite_count = torch.zeros(shape[0], shape[2], dtype=torch.float64), torch.zeros(shape[0], 1)
+        masks = torch.stack(
+            [self.spec.mask(p // self.spec.num_species, p % self.spec.num_species) for p in range(shape[0])]
+        )
+        for graph in graphs:
+            pair, onsite = graph.pair_species(self.spec.num_species), graph.length < 1e-6
+            shift, _ = self.shift_and_scale(graph)
+            squares = self._per_irrep((graph.target - shift).double().square()) * self.inverse_dim.double()
+            phi = self._features(graph.length, self.scale_kind).double()
+            for p in pair.unique().tolist():
+                hop, home = (pair == p) & ~onsite, (pair == p) & onsite
+                square[p] += phi[hop].T @ squares[hop]
+                weight[p] += phi[hop].sum(0)[:, None]
+                onsite_square[p] += squares[home].sum(0)
+                onsite_count[p] += home.sum()
+        present = self._per_irrep(masks.double()) > 0  # [pairs, irreps]
+        hop = torch.where(weight > 1e-6, square / weight.clamp(min=1e-6), torch.zeros_like(square)).sqrt()
+        # Floors: a channel that symmetry makes exactly zero keeps a scale, so that noise in it is not blown up.
+        top = (hop * present[:, None]).amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+        self.scale_coefficients.copy_(hop.clamp(min=1e-6).maximum(1e-5 * top))
+        home = (onsite_square / onsite_count.clamp(min=1)).sqrt()
+        top = (home * present).amax(dim=1, keepdim=True).clamp(min=1e-12)
+        self.onsite_scale.copy_(home.clamp(min=1e-6).maximum(1e-5 * top))
+
+    def _features(self, length, kind):
+        """Smooth partition of the distance axis; a constant is its special case."""
+        if kind != "radial":
+            return torch.full((length.shape[0], self.basis.centers.shape[0]), 1.0 / self.basis.centers.shape[0]).to(length)
+        phi = self.basis(length.clamp(max=float(self.basis.centers[-1])))
+        return phi / phi.sum(-1, keepdim=True)
+
+    @staticmethod
+    def _mix(phi, coefficients, pair):
+        out = phi.new_zeros(phi.shape[0], coefficients.shape[-1])
+        for p in range(coefficients.shape[0]):
+            which = torch.nonzero(pair == p).flatten()
+            out = out.index_copy(0, which, phi[which] @ coefficients[p])
+        return out
+
+    def _harmonics(self, graph, onsite):
+        directions = graph.vector[:, [1, 2, 0]]
+        harmonics = o3.spherical_harmonics(list(range(self.l_max + 1)), directions, True, "component")
+        first = torch.zeros_like(harmonics[:1])
+        first[:, 0] = 1.0
+        return torch.where(onsite[:, None], first, harmonics)
+
+    def _per_irrep(self, values):
+        """Sums over the components of each irrep."""
+        return values.new_zeros(values.shape[0], len(self.spec.irreps)).index_add(1, self.irrep_of, values)
