@@ -4,6 +4,7 @@ from hamfast.ops.edge_index import EdgeIndex, edge_index
 from hamfast.ops.edge_tensor_product import EdgeFrames, edge_frames, edge_tensor_product
 from hamfast.ops.graph_attention import graph_attention
 from hamfast.ops.tensor_product import tensor_product
+from hamfast.ops.wigner import rotate_irreps, rotation_from_euler
 
 __all__ = [
     "EdgeFrames",
@@ -12,5 +13,7 @@ __all__ = [
     "edge_index",
     "edge_tensor_product",
     "graph_attention",
+    "rotate_irreps",
+    "rotation_from_euler",
     "tensor_product",
 ]

@@ -69,3 +69,32 @@ def _tilt(l: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     series = torch.linalg.solve(basis, samples)
     series[series.abs() < 1e-13] = 0.0
     return series.to(dtype=dtype, device=device)
+
+
+def rotate_irreps(x: Tensor, irreps: o3.Irreps, rotation: Tensor) -> Tensor:
+    """Turns rows of irreps (multiplicity 1 per entry, as targets are) with the crystal.
+
+    Args:
+        x: ``[rows, irreps.dim]``.
+        rotation: ``[3, 3]`` orthogonal, proper or not, acting on Cartesian (x, y, z).
+    """
+    # e3nn's axes are the crystal's (y, z, x).
+    turn = rotation.double()[[1, 2, 0]][:, [1, 2, 0]].cpu()
+    starts: dict[tuple[int, int], list[int]] = {}
+    for (mul, ir), part in zip(irreps, irreps.slices(), strict=True):
+        if mul != 1:
+            raise ValueError(f"rotate_irreps: expected multiplicity 1 in every entry, found {mul}x{ir}")
+        starts.setdefault((ir.l, ir.p), []).append(part.start)
+    out = torch.empty_like(x)
+    for (l, p), begins in starts.items():
+        index = (torch.tensor(begins)[:, None] + torch.arange(2 * l + 1)).to(x.device)
+        matrix = o3.Irrep(l, p).D_from_matrix(turn).to(x)
+        out[:, index] = x[:, index] @ matrix.T
+    return out
+
+
+def rotation_from_euler(angles: Tensor) -> Tensor:
+    """``[3]`` Euler angles -> ``[3, 3]`` float64 rotation of Cartesian (x, y, z)."""
+    turn = o3.angles_to_matrix(*angles.double())
+    inverse = [2, 0, 1]
+    return turn[inverse][:, inverse]

@@ -1,0 +1,39 @@
+"""How exactly a model's Hamiltonian turns with the crystal."""
+
+from __future__ import annotations
+
+import torch
+
+from hamfast.data.build_graph import build_graph
+from hamfast.data.snapshot import Snapshot
+from hamfast.graph import CrystalGraph
+from hamfast.models import Cascade
+from hamfast.ops import rotate_irreps, rotation_from_euler
+
+
+@torch.no_grad()
+def equivariance_error(
+    model: Cascade, structure: Snapshot | CrystalGraph, *, rotations: int = 3, seed: int = 0, refine: bool = True
+) -> float:
+    """``||H(Qx) - D H(x) D^T|| / ||H(x)||`` over all matrix elements, the mean over random rotations Q.
+
+    Args:
+        model: the cascade.
+        structure: a snapshot or a graph.
+        refine: False measures stage 1 alone.
+    """
+    parameter = next(model.parameters())
+    graph = structure if isinstance(structure, CrystalGraph) else build_graph(structure, model.spec)
+    graph = graph.to(parameter.device, parameter.dtype)
+    weight = model.spec.component_weight.to(parameter)
+    here = model(graph, refine=refine).refined
+    generator = torch.Generator().manual_seed(seed)
+    errors = []
+    for _ in range(rotations):
+        angles = torch.rand(3, generator=generator, dtype=torch.float64) * 2 * torch.pi
+        rotation = rotation_from_euler(angles)
+        there = model(graph.rotated(rotation), refine=refine).refined
+        turned = rotate_irreps(here, model.spec.irreps, rotation)
+        norm = ((here.square() * weight).sum()).sqrt()
+        errors.append(float(((there - turned).square() * weight).sum().sqrt() / norm))
+    return sum(errors) / len(errors)

@@ -1,0 +1,91 @@
+"""Evaluation of a model on structures with DFT Hamiltonians: stage 1 beside the cascade."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from hamfast.analysis.equivariance import equivariance_error
+from hamfast.analysis.metrics import ErrorSums
+from hamfast.analysis.predict import predict
+from hamfast.data import read_snapshot
+from hamfast.errors import HamfastError
+from hamfast.training import LoadedModel
+
+STAGE1, CASCADE = "stage 1", "cascade"
+
+
+def evaluate(
+    loaded: LoadedModel,
+    folders: Sequence[Path],
+    *,
+    eigenvalues: bool = True,
+    report: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """All metrics of stage 1 and of the cascade over structure folders, meV.
+
+    Raises:
+        HamfastError: no folders, or one without a DFT Hamiltonian.
+    """
+    if not folders:
+        raise HamfastError("evaluate: there are no structures")
+    stages = [STAGE1] + ([CASCADE] if loaded.model.stage2 is not None else [])
+    sums = {stage: ErrorSums() for stage in stages}
+    equivariance: dict[str, list[float]] = {stage: [] for stage in stages}
+    for folder in folders:
+        if report is not None:
+            report(folder.name)
+        snapshot = read_snapshot(folder)
+        if snapshot.hamiltonian is None:
+            raise HamfastError(f"{folder}: there is no DFT Hamiltonian to compare with")
+        prediction = predict(loaded, snapshot)
+        for stage in stages:
+            matrix = prediction.baseline if stage == STAGE1 else prediction.refined
+            sums[stage].add(snapshot, matrix)
+            if eigenvalues:
+                sums[stage].add_eigenvalues(snapshot, matrix)
+        if len(equivariance[STAGE1]) < 2:  # a property of the model more than of the structure
+            for stage in stages:
+                error = equivariance_error(loaded.model, snapshot, rotations=2, refine=stage == CASCADE)
+                equivariance[stage].append(error)
+    result = {}
+    for stage in stages:
+        result[stage] = sums[stage].summary()
+        result[stage]["equivariance_error"] = sum(equivariance[stage]) / len(equivariance[stage])
+    return {"unit": "meV", "structures": [f.name for f in folders], "stages": result}
+
+
+_ROWS = (
+    ("MAE_all", "MAE of all matrix elements"),
+    ("MAE_gauge_removed", "  after removing mu S"),
+    ("MAE_cha_s", "MAE of the worst structure"),
+    ("MAE_cha_b", "MAE of the worst shell pair"),
+    ("MAE_onsite", "MAE on-site"),
+    ("eigenvalue_MAE", "band energies within 3 eV of E_F"),
+    ("equivariance_error", "equivariance error (relative)"),
+)
+
+
+def evaluation_table(result: dict[str, Any], label_noise: dict[str, float] | None = None, title: str = "Test set") -> Table:
+    """The table that ``hamfast evaluate`` prints; ``label_noise``: the same metrics of the DFT data itself."""
+    table = Table(title=f"{title}: {len(result['structures'])} structures, errors in meV")
+    table.add_column("metric")
+    for stage in result["stages"]:
+        table.add_column(stage, justify="right")
+    if label_noise:
+        table.add_column("DFT label noise", justify="right")
+    for key, name in _ROWS:
+        values = [stages[key] for stages in result["stages"].values()]
+        if all(v is None for v in values):
+            continue
+        cells = ["-" if v is None else f"{v:.1e}" if key == "equivariance_error" else f"{v:.3f}" for v in values]
+        if label_noise:
+            cells.append(f"{label_noise[key]:.4f}" if key in label_noise else "")
+        table.add_row(name, *cells)
+    for distance in next(iter(result["stages"].values()))["MAE_by_distance"]:
+        cells = [f"{stages['MAE_by_distance'][distance]:.3f}" for stages in result["stages"].values()]
+        table.add_row(f"  pairs at {distance}", *cells, *([""] if label_noise else []))
+    return table

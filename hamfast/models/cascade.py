@@ -1,0 +1,79 @@
+"""The cascade: stage 1, its normalisation, and stage 2 as a residual on it. The head gives Hamiltonian blocks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hamfast.graph import CrystalGraph
+from hamfast.models.covariant import CovariantConfig, CovariantNetwork
+from hamfast.models.normalization import TargetNormalization
+from hamfast.models.transformer import RefinementTransformer, TransformerConfig
+from hamfast.targets import TargetSpec
+
+
+class CascadeOutput(NamedTuple):
+    """Irreps of the blocks, ``[edges, spec.dim]``, eV; :meth:`TargetSpec.to_blocks` makes the blocks."""
+
+    baseline: Tensor
+    """H0 of stage 1."""
+    refined: Tensor
+    """H0 + dH; the same tensor as ``baseline`` without a second stage."""
+
+
+class Cascade(nn.Module):
+    """Covariant network, then graph Transformer.
+
+    Args:
+        spec: elements, orbitals, spin.
+        stage1: settings of the covariant network.
+        stage2: settings of the Transformer, None for stage 1 alone.
+        target_shift, target_scale: ``none``, ``constant`` or ``radial``, see :class:`TargetNormalization`.
+        hermitian: average each block with the conjugate transpose of its reverse.
+        r_max: angstrom, the longest pair of the data.
+        freeze_stage1: stage 2's loss does not reach stage 1.
+    """
+
+    def __init__(
+        self,
+        spec: TargetSpec,
+        stage1: CovariantConfig,
+        stage2: TransformerConfig | None,
+        *,
+        target_shift: str = "none",
+        target_scale: str = "none",
+        hermitian: bool = False,
+        r_max: float = 10.0,
+        freeze_stage1: bool = True,
+    ):
+        super().__init__()
+        self.spec, self.hermitian, self.freeze_stage1 = spec, hermitian, freeze_stage1
+        self.normalization = TargetNormalization(spec, target_shift, target_scale, r_max)
+        self.stage1 = CovariantNetwork(stage1, spec)
+        self.stage2 = None
+        if stage2 is not None:
+            self.stage2 = RefinementTransformer(stage2, spec, self.stage1.irreps_node, self.stage1.irreps_edge)
+        index, sign = spec.transpose
+        self.register_buffer("transpose_index", index, persistent=False)
+        self.register_buffer("transpose_sign", sign.to(torch.get_default_dtype()), persistent=False)
+
+    def forward(self, graph: CrystalGraph, *, refine: bool = True) -> CascadeOutput:
+        """Predicts all blocks of a graph; ``refine=False`` stops after stage 1."""
+        refine = refine and self.stage2 is not None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not (refine and self.freeze_stage1)):
+            raw, node, edge = self.stage1(graph)
+        baseline = self._finish(graph, raw)
+        if not refine:
+            return CascadeOutput(baseline, baseline)
+        assert self.stage2 is not None
+        correction = self.stage2(graph, raw, node, edge)
+        return CascadeOutput(baseline, self._finish(graph, raw + correction))
+
+    def _finish(self, graph, output):
+        irreps = self.normalization(graph, output)
+        if not self.hermitian:
+            return irreps
+        conjugate = irreps.index_select(0, graph.reverse).index_select(1, self.transpose_index) * self.transpose_sign
+        return 0.5 * (irreps + conjugate)

@@ -1,0 +1,148 @@
+"""Stage 2: the non-linear 3D graph Transformer that refines stage 1's Hamiltonian.
+
+It reads covariant inputs as raw components, so any non-linearity is allowed; covariance is learned. One block (h: width):
+
+    e = SiLU LN W [ SiLU LN W1 e | SiLU LN W2 Y | SiLU LN W3 g ]          Y: harmonics, g: Gaussians of the length
+    x = [ n_source | e | n_target ]
+    a = softmax over the edges of the target of clip(<Wq x, Wk x> / sqrt(d), +-5)        per head
+    n = LN(Wo sum_e a Wv x + n),   n = n + FFN(LN n)
+    e = e + W4 SiLU LN W3' [ n_source | e | n_target ]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from hamfast.graph import CrystalGraph
+from hamfast.nn import GaussianBasis
+from hamfast.ops import EdgeIndex, edge_index, graph_attention
+from hamfast.targets import TargetSpec
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Settings of stage 2."""
+
+    hidden: int = 128
+    num_blocks: int = 3
+    num_heads: int = 4
+    l_max: int = 4
+    """Highest l of the edge's harmonics as inputs."""
+    num_basis: int = 64
+    cutoff: float = 8.0
+    """Angstrom: where the Gaussians of the length end."""
+    ffn_factor: int = 2
+    """Width of the node's feed-forward network in units of ``hidden``."""
+    score_clip: float = 5.0
+
+
+def norm_act(width_in: int, width_out: int) -> nn.Sequential:
+    """SiLU LN W."""
+    return nn.Sequential(nn.Linear(width_in, width_out), nn.LayerNorm(width_out), nn.SiLU())
+
+
+class EdgeSplitLinear(nn.Module):
+    """``W [n_source | e | n_target]`` as three matrices, so that the wide edge tensor is never made."""
+
+    def __init__(self, hidden: int, width_out: int):
+        super().__init__()
+        self.source = nn.Linear(hidden, width_out, bias=False)
+        self.edge = nn.Linear(hidden, width_out)
+        self.target = nn.Linear(hidden, width_out, bias=False)
+
+    def parts(self, node: Tensor, edge: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(edge, source, target) parts, before they are gathered and added."""
+        return self.edge(edge), self.source(node), self.target(node)
+
+    def forward(self, node: Tensor, edge: Tensor, edges: EdgeIndex) -> Tensor:
+        e, source, target = self.parts(node, edge)
+        return e + source.index_select(0, edges.senders) + target.index_select(0, edges.receivers)
+
+
+class TransformerBlock(nn.Module):
+    """Edge merge, attention of nodes over their edges, feed-forward, edge update."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        h = config.hidden
+        self.config = config
+        self.merge_edge = norm_act(h, h)
+        self.merge_harmonics = norm_act((config.l_max + 1) ** 2, h)
+        self.merge_length = norm_act(config.num_basis, h)
+        self.merge = norm_act(3 * h, h)
+        self.query, self.key, self.value = (EdgeSplitLinear(h, h) for _ in range(3))
+        self.attention_out = nn.Linear(h, h)
+        self.attention_norm = nn.LayerNorm(h)
+        self.ffn = nn.Sequential(
+            nn.LayerNorm(h),
+            nn.Linear(h, config.ffn_factor * h),
+            nn.SiLU(),
+            nn.Linear(config.ffn_factor * h, h),
+        )
+        self.edge_in = EdgeSplitLinear(h, h)
+        self.edge_out = nn.Sequential(nn.LayerNorm(h), nn.SiLU(), nn.Linear(h, h))
+
+    def forward(self, node, edge, harmonics, gaussians, edges: EdgeIndex) -> tuple[Tensor, Tensor]:
+        parts = (self.merge_edge(edge), self.merge_harmonics(harmonics), self.merge_length(gaussians))
+        merged = self.merge(torch.cat(parts, dim=-1))
+        if node is None:  # first block: nodes start as the mean of their edges
+            degree = (edges.receiver_ptr[1:] - edges.receiver_ptr[:-1]).clamp(min=1).to(merged).unsqueeze(-1)
+            total = merged.new_zeros(edges.num_receivers, merged.shape[1]).index_add(0, edges.receivers, merged)
+            node = total / degree
+        heads = (self.config.num_heads, self.config.hidden // self.config.num_heads)
+        operands = {}
+        for name, linear in (("query", self.query), ("key", self.key), ("value", self.value)):
+            for part, tensor in zip(("edge", "source", "target"), linear.parts(node, merged), strict=True):
+                operands[f"{name}_{part}"] = tensor.unflatten(-1, heads)
+        attended = graph_attention(edges, **operands, clip=self.config.score_clip).flatten(1)
+        node = self.attention_norm(self.attention_out(attended) + node)
+        node = node + self.ffn(node)
+        return node, edge + self.edge_out(self.edge_in(node, merged, edges))
+
+
+class RefinementTransformer(nn.Module):
+    """Predicts the correction to stage 1, in stage 1's network units.
+
+    Args:
+        irreps_node, irreps_edge: stage 1's features.
+    """
+
+    def __init__(self, config: TransformerConfig, spec: TargetSpec, irreps_node: o3.Irreps, irreps_edge: o3.Irreps):
+        super().__init__()
+        if config.hidden % config.num_heads:
+            raise ValueError(f"stage2: hidden = {config.hidden} is not a multiple of num_heads = {config.num_heads}")
+        self.config, self.spec = config, spec
+        self.gaussians = GaussianBasis(0.0, config.cutoff, config.num_basis)
+        self.pair_embedding = nn.Embedding(spec.num_species**2, config.hidden)
+        self.feature_norm = nn.LayerNorm(irreps_edge.dim)
+        self.node_norm = nn.LayerNorm(irreps_node.dim)
+        self.edge_in = nn.Linear(irreps_edge.dim + spec.dim, config.hidden)
+        self.source_in = nn.Linear(irreps_node.dim, config.hidden, bias=False)
+        self.target_in = nn.Linear(irreps_node.dim, config.hidden, bias=False)
+        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_blocks))
+        self.output_norm = nn.LayerNorm(config.hidden)
+        self.output = nn.Linear(config.hidden, spec.dim)
+        # The cascade starts as stage 1 exactly.
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, graph: CrystalGraph, baseline: Tensor, node_features: Tensor, edge_features: Tensor) -> Tensor:
+        """``baseline``: stage 1's output ``[edges, spec.dim]``; features in ``mul_ir`` -> ``[edges, spec.dim]``."""
+        edges = edge_index(graph.j, graph.i, graph.num_atoms)
+        harmonics = o3.spherical_harmonics(
+            list(range(self.config.l_max + 1)), graph.vector[:, [1, 2, 0]], True, "component"
+        )
+        gaussians = self.gaussians(graph.length)
+        edge = self.edge_in(torch.cat([self.feature_norm(edge_features), baseline], dim=-1))
+        normed = self.node_norm(node_features)
+        edge = edge + self.source_in(normed).index_select(0, edges.senders)
+        edge = edge + self.target_in(normed).index_select(0, edges.receivers)
+        edge = edge + self.pair_embedding(graph.pair_species(self.spec.num_species))
+        node = None
+        for block in self.blocks:
+            node, edge = block(node, edge, harmonics, gaussians, edges)
+        return self.output(self.output_norm(edge))

@@ -1,0 +1,118 @@
+"""Checkpoints: written to a temporary name and renamed, self-contained, loadable on any machine and device."""
+
+from __future__ import annotations
+
+import pickle
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import e3nn
+import numpy as np
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from hamfast.data.h5 import replacing
+from hamfast.errors import HamfastError
+from hamfast.models import Cascade
+from hamfast.targets import TargetSpec
+from hamfast.training.config import Config, parse_config
+from hamfast.version import __version__
+
+FORMAT = 1
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """A killed process or a full disk leaves the previous checkpoint as it was."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
+        with replacing(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model for prediction, with what its checkpoint says about it."""
+
+    model: Cascade
+    config: Config
+    pair_cutoffs: np.ndarray
+    """``[species, species]`` angstrom: the longest pair of the training data."""
+    versions: dict[str, str]
+
+
+def describe(config: Config, spec: TargetSpec, pair_cutoffs: np.ndarray) -> dict[str, Any]:
+    """What a checkpoint carries beside weights: plain numbers and strings only."""
+    return {
+        "format": FORMAT,
+        "config": config.model_dump(),
+        "shells": [[z, list(ls)] for z, ls in spec.shells],
+        "spinful": spec.spinful,
+        "pair_cutoffs": pair_cutoffs.tolist(),
+        "units": {"energy": "eV", "length": "angstrom"},
+        "orbital_order": "m = -l ... l",
+        "versions": {
+            "hamfast": __version__,
+            "torch": str(torch.__version__),
+            "e3nn": e3nn.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def build_model(config: Config, spec: TargetSpec, pair_cutoffs: np.ndarray) -> Cascade:
+    """The model of a configuration, with fresh weights."""
+    return Cascade(
+        spec,
+        config.stage1.build(),
+        None if config.stage2 is None else config.stage2.build(),
+        target_shift=config.target.shift,
+        target_scale=config.target.scale,
+        hermitian=config.target.hermitian,
+        r_max=float(pair_cutoffs.max()),
+        freeze_stage1=config.training.freeze_stage1 and not config.training.joint,
+    )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Raises HamfastError if the file is missing, damaged, or no hamfast checkpoint."""
+    if not path.exists():
+        raise HamfastError(f"{path}: checkpoint not found")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        raise HamfastError(f"{path}: not a readable checkpoint, perhaps truncated ({type(error).__name__})") from error
+    if not isinstance(checkpoint, dict) or "hamfast" not in checkpoint:
+        raise HamfastError(f"{path}: not a checkpoint of hamfast")
+    found = checkpoint["hamfast"].get("format")
+    if found != FORMAT:
+        raise HamfastError(f"{path}: checkpoint format {found}, this version of hamfast reads {FORMAT}")
+    return checkpoint
+
+
+def load_model(path: Path | str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
+    """Loads a model for prediction: averaged weights if the training kept them, evaluation mode.
+
+    Args:
+        path: ``best.ckpt``, ``last.ckpt`` or ``model.ckpt`` of a run.
+        device: where to put it.
+        dtype: of weights, by default that of the training.
+
+    Raises:
+        HamfastError: see :func:`read_checkpoint`.
+    """
+    checkpoint = read_checkpoint(Path(path))
+    about = checkpoint["hamfast"]
+    config = parse_config(about["config"], str(path))
+    spec = TargetSpec(tuple((z, tuple(ls)) for z, ls in about["shells"]), about["spinful"])
+    pair_cutoffs = np.array(about["pair_cutoffs"])
+    model = build_model(config, spec, pair_cutoffs)
+    weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+    weights.update(checkpoint["ema"]["weights"] if checkpoint.get("ema") else {})
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise HamfastError(f"{path}: the weights do not fit the model of its own configuration: {error}") from error
+    model.to(device=device, dtype=dtype or getattr(torch, config.precision)).eval().requires_grad_(False)
+    return LoadedModel(model, config, pair_cutoffs, about["versions"])

@@ -1,0 +1,1 @@
+"""Device kernels, one ``<op>.cuh`` per op: plain pointers, no torch. Installed as ``hamfast.kernels``."""
