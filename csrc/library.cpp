@@ -18,13 +18,20 @@ STABLE_TORCH_LIBRARY(hamfast, m) {
 
   // Attention of each target over its incoming edges; hamfast/ops/graph_attention.py says what the parts are.
   m.def(
-      "graph_attention(Tensor?[] parts, Tensor senders, Tensor receivers, Tensor order, Tensor ptr, float scale, "
-      "float clip) -> Tensor");
+      "graph_attention("
+      "Tensor? query_edge, Tensor? query_source, Tensor? query_target, Tensor? key_edge, Tensor? key_source, "
+      "Tensor? key_target, Tensor? value_edge, Tensor? value_source, Tensor? value_target, "
+      "Tensor senders, Tensor receivers, Tensor order, Tensor ptr, float scale, float clip) -> Tensor");
   m.def(
-      "graph_attention_backward(Tensor grad, Tensor?[] parts, Tensor senders, Tensor receivers, Tensor order, "
-      "Tensor ptr, float scale, float clip) -> (Tensor, Tensor, Tensor)");
+      "graph_attention_backward(Tensor grad, "
+      "Tensor? query_edge, Tensor? query_source, Tensor? query_target, Tensor? key_edge, Tensor? key_source, "
+      "Tensor? key_target, Tensor? value_edge, Tensor? value_source, Tensor? value_target, "
+      "Tensor senders, Tensor receivers, Tensor order, Tensor ptr, float scale, float clip) "
+      "-> (Tensor, Tensor, Tensor)");
   m.def(
       "graph_attention_double_backward(Tensor direction_q, Tensor direction_k, Tensor direction_v, Tensor grad, "
-      "Tensor?[] parts, Tensor senders, Tensor receivers, Tensor order, Tensor ptr, float scale, float clip) "
+      "Tensor? query_edge, Tensor? query_source, Tensor? query_target, Tensor? key_edge, Tensor? key_source, "
+      "Tensor? key_target, Tensor? value_edge, Tensor? value_source, Tensor? value_target, "
+      "Tensor senders, Tensor receivers, Tensor order, Tensor ptr, float scale, float clip) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
 }

@@ -62,7 +62,7 @@ def backends() -> list[Finding]:
 
 def _cuda(torch, architectures: str | None) -> Finding:
     compiled = torch._C._dispatch_has_kernel_for_dispatch_key("hamfast::tensor_product", "CUDA")
-    names = "" if architectures is None else ", ".join(f"sm_{a}" for a in architectures.split(";") if a)
+    names = "" if architectures is None else ", ".join(f"sm_{a}" for a in architectures.split(",") if a)
     if not compiled:
         nvcc = shutil.which("nvcc")
         why = "nvcc was not found" if nvcc is None else f"nvcc is at {nvcc}; reinstall with HAMFAST_CUDA=1"

@@ -1,6 +1,7 @@
 // The three ops on tensors, for any launcher: `Launch::run(call, targets, derivative, device)`, derivative 0, 1 or 2.
 #pragma once
 
+#include <array>
 #include <vector>
 
 #include "common/dispatch.h"
@@ -8,19 +9,20 @@
 
 namespace hamfast {
 
+using Part = std::optional<Tensor>;
+
 struct AttentionArguments {
   std::vector<std::optional<Tensor>> parts;  // query, key, value, each: edge, source, target
   Tensor senders, order, ptr;
   double scale, clip;
 
-  AttentionArguments(const std::vector<std::optional<Tensor>>& parts_any, Tensor senders_any, Tensor order_any,
+  AttentionArguments(const std::array<Part, 9>& parts_any, Tensor senders_any, Tensor order_any,
                      Tensor ptr_any, double scale_, double clip_)
       : senders(torch::stable::contiguous(senders_any)),
         order(torch::stable::contiguous(order_any)),
         ptr(torch::stable::contiguous(ptr_any)),
         scale(scale_),
         clip(clip_) {
-    STD_TORCH_CHECK(parts_any.size() == 9, "graph_attention: expected 9 parts");
     for (const auto& part : parts_any) parts.push_back(contiguous(part));
   }
 
@@ -62,9 +64,9 @@ struct AttentionArguments {
 
 template <class Launch>
 struct AttentionOps {
-  static Tensor forward(std::vector<std::optional<Tensor>> parts, Tensor senders, Tensor receivers, Tensor order,
+  static Tensor forward(Part query_edge, Part query_source, Part query_target, Part key_edge, Part key_source, Part key_target, Part value_edge, Part value_source, Part value_target, Tensor senders, Tensor receivers, Tensor order,
                         Tensor ptr, double scale, double clip) {
-    const AttentionArguments args(parts, senders, order, ptr, scale, clip);
+    const AttentionArguments args({query_edge, query_source, query_target, key_edge, key_source, key_target, value_edge, value_source, value_target}, senders, order, ptr, scale, clip);
     const typename Launch::Guard guard(args.senders.get_device_index());
     Tensor out = args.new_output();
     dispatch_real(out.scalar_type(), "graph_attention", [&](auto zero) {
@@ -76,10 +78,10 @@ struct AttentionOps {
     return out;
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_any, std::vector<std::optional<Tensor>> parts,
+  static std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_any, Part query_edge, Part query_source, Part query_target, Part key_edge, Part key_source, Part key_target, Part value_edge, Part value_source, Part value_target, 
                                                      Tensor senders, Tensor receivers, Tensor order, Tensor ptr,
                                                      double scale, double clip) {
-    const AttentionArguments args(parts, senders, order, ptr, scale, clip);
+    const AttentionArguments args({query_edge, query_source, query_target, key_edge, key_source, key_target, value_edge, value_source, value_target}, senders, order, ptr, scale, clip);
     const typename Launch::Guard guard(args.senders.get_device_index());
     const Tensor grad = torch::stable::contiguous(grad_any);
     Gradients to(args);
@@ -94,10 +96,9 @@ struct AttentionOps {
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(
-      Tensor direction_q_any, Tensor direction_k_any, Tensor direction_v_any, Tensor grad_any,
-      std::vector<std::optional<Tensor>> parts, Tensor senders, Tensor receivers, Tensor order, Tensor ptr,
+      Tensor direction_q_any, Tensor direction_k_any, Tensor direction_v_any, Tensor grad_any, Part query_edge, Part query_source, Part query_target, Part key_edge, Part key_source, Part key_target, Part value_edge, Part value_source, Part value_target, Tensor senders, Tensor receivers, Tensor order, Tensor ptr,
       double scale, double clip) {
-    const AttentionArguments args(parts, senders, order, ptr, scale, clip);
+    const AttentionArguments args({query_edge, query_source, query_target, key_edge, key_source, key_target, value_edge, value_source, value_target}, senders, order, ptr, scale, clip);
     const typename Launch::Guard guard(args.senders.get_device_index());
     const Tensor direction_q = torch::stable::contiguous(direction_q_any),
                  direction_k = torch::stable::contiguous(direction_k_any),

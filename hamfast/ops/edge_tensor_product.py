@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -117,9 +116,17 @@ class _Tables(NamedTuple):
     matrix_numel: int
 
 
+_CACHE: dict[tuple[EdgeFramePlan, torch.device], _Tables] = {}
+
+
 @torch.compiler.assume_constant_result
-@lru_cache(maxsize=None)
 def _tables(plan: EdgeFramePlan, device: torch.device) -> _Tables:
+    if (plan, device) not in _CACHE:
+        _CACHE[plan, device] = _make_tables(plan, device)
+    return _CACHE[plan, device]
+
+
+def _make_tables(plan: EdgeFramePlan, device: torch.device) -> _Tables:
     """The plan as the kernels read it: see ``FrameBlock``, ``FramePlace`` and ``MatrixTerm`` in kernels/edge_frame.cuh."""
     terms, factors, matrix_sizes, matrix_start = [], [], [], 0
     for block in plan.blocks:

@@ -82,52 +82,48 @@ def graph_attention(
     scale = 1 / math.sqrt(width) if scale is None else float(scale)
     clip = math.inf if clip is None else float(clip)
     index = (edges.senders, edges.receivers, edges.receiver_order, edges.receiver_ptr)
-    return _op(list(named.values()), *index, scale, clip)
+    return _op(*named.values(), *index, scale, clip)
 
 
-def _edges_of(senders):
-    return senders.shape[0]
-
-
-def _shapes(parts):
-    """Heads, width of query and key, width of value."""
-    query = next(t for t in parts[:3] if t is not None)
-    value = next(t for t in parts[6:] if t is not None)
-    return query.shape[1], query.shape[2], value.shape[2], value
-
-
-@torch.library.register_fake("hamfast::graph_attention")
-def _(parts, senders, receivers, order, ptr, scale, clip):
-    heads, _, width, like = _shapes(parts)
-    return like.new_empty(ptr.shape[0] - 1, heads, width)
+_PARTS = 9  # query, key, value, each: edge, source, target
 
 
 def _edge_gradients(parts, senders):
-    heads, dot, width, like = _shapes(parts)
-    n = _edges_of(senders)
-    return like.new_empty(n, heads, dot), like.new_empty(n, heads, dot), like.new_empty(n, heads, width)
+    """Empty gradients of q, k and v per edge."""
+    query = next(t for t in parts[:3] if t is not None)
+    value = next(t for t in parts[6:] if t is not None)
+    edges = senders.shape[0]
+    dot, width = (edges, *query.shape[1:]), (edges, *value.shape[1:])
+    return value.new_empty(dot), value.new_empty(dot), value.new_empty(width)
+
+
+@torch.library.register_fake("hamfast::graph_attention")
+def _(*args):
+    parts, ptr = args[:_PARTS], args[-3]
+    value = next(t for t in parts[6:] if t is not None)
+    return value.new_empty(ptr.shape[0] - 1, *value.shape[1:])
 
 
 @torch.library.register_fake("hamfast::graph_attention_backward")
-def _(grad, parts, senders, receivers, order, ptr, scale, clip):
-    return _edge_gradients(parts, senders)
+def _(grad, *args):
+    return _edge_gradients(args[:_PARTS], args[_PARTS])
 
 
 @torch.library.register_fake("hamfast::graph_attention_double_backward")
-def _(direction_q, direction_k, direction_v, grad, parts, senders, receivers, order, ptr, scale, clip):
-    return grad.new_empty(grad.shape), *_edge_gradients(parts, senders)
+def _(direction_q, direction_k, direction_v, grad, *args):
+    return grad.new_empty(grad.shape), *_edge_gradients(args[:_PARTS], args[_PARTS])
 
 
-def _save(ctx, parts, rest):
-    ctx.present = [p is not None for p in parts]
+def _setup(ctx, args, *saved):
+    """``args``: the parts and what follows them."""
+    parts, (senders, receivers, order, ptr, ctx.scale, ctx.clip) = args[:_PARTS], args[_PARTS:]
     ctx.rows = [None if p is None else p.shape[0] for p in parts]
-    ctx.scale, ctx.clip = rest[-2:]
-    return [p for p in parts if p is not None]
+    ctx.save_for_backward(*saved, senders, receivers, order, ptr, *parts)
 
 
-def _parts(ctx, saved):
-    saved = iter(saved)
-    return [next(saved) if present else None for present in ctx.present]
+def _rest(ctx, senders, receivers, order, ptr, *parts):
+    """Parts and what follows them, as the ops take them."""
+    return (*parts, senders, receivers, order, ptr, ctx.scale, ctx.clip)
 
 
 def _to_parts(ctx, gradients, senders, receivers):
@@ -146,33 +142,25 @@ def _to_parts(ctx, gradients, senders, receivers):
 
 
 def _setup_forward(ctx, inputs, output):
-    parts, senders, receivers, order, ptr, *rest = inputs
-    ctx.save_for_backward(senders, receivers, order, ptr, *_save(ctx, parts, rest))
+    _setup(ctx, inputs)
 
 
 def _backward(ctx, grad):
-    senders, receivers, order, ptr, *saved = ctx.saved_tensors
-    gradients = _op_backward(grad, _parts(ctx, saved), senders, receivers, order, ptr, ctx.scale, ctx.clip)
-    return _to_parts(ctx, gradients, senders, receivers), *(None,) * 6
+    saved = ctx.saved_tensors
+    gradients = _op_backward(grad, *_rest(ctx, *saved))
+    return (*_to_parts(ctx, gradients, *saved[:2]), *(None,) * 6)
 
 
 def _setup_backward(ctx, inputs, output):
-    grad, parts, senders, receivers, order, ptr, *rest = inputs
-    ctx.save_for_backward(grad, senders, receivers, order, ptr, *_save(ctx, parts, rest))
+    _setup(ctx, inputs[1:], inputs[0])
 
 
 def _double_backward(ctx, *directions):
-    grad, senders, receivers, order, ptr, *saved = ctx.saved_tensors
-    parts = _parts(ctx, saved)
-    directions = [
-        like if d is None else d for d, like in zip(directions, _zeros_like_edges(parts, senders), strict=True)
-    ]
-    to_grad, *gradients = _op_double(*directions, grad, parts, senders, receivers, order, ptr, ctx.scale, ctx.clip)
-    return to_grad, _to_parts(ctx, gradients, senders, receivers), *(None,) * 6
-
-
-def _zeros_like_edges(parts, senders):
-    return [g.zero_() for g in _edge_gradients(parts, senders)]
+    grad, *saved = ctx.saved_tensors
+    zeros = [g.zero_() for g in _edge_gradients(saved[4:], saved[0])]
+    directions = [zero if d is None else d for d, zero in zip(directions, zeros, strict=True)]
+    to_grad, *gradients = _op_double(*directions, grad, *_rest(ctx, *saved))
+    return (to_grad, *_to_parts(ctx, gradients, *saved[:2]), *(None,) * 6)
 
 
 def _third(ctx, *grads):

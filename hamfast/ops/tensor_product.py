@@ -62,7 +62,7 @@ def tensor_product(
     else:
         check_rows("tensor_product", "weight", weight, rows, plan.weight_numel)
     check_same("tensor_product", x=x, y=y, weight=weight)
-    table, cg_index, cg_value, scratch = _tables(plan.id, x.device) if plan.id in _PLANS else _register(plan, x.device)
+    table, cg_index, cg_value, scratch = _tables(plan, x.device)
     sender = (edges.senders, edges.sender_order, edges.sender_ptr) if edges is not None and gather else (None,) * 3
     receiver = (
         (edges.receivers, edges.receiver_order, edges.receiver_ptr) if edges is not None and scatter else (None,) * 3
@@ -74,22 +74,15 @@ def tensor_product(
 
 _OUT = 3  # slot of the result: dF/dg
 
-_PLANS: dict[str, Plan] = {}
-_TABLES: dict[tuple[str, torch.device], tuple[Tensor, Tensor, Tensor, int]] = {}
+_TABLES: dict[tuple[Plan, torch.device], tuple[Tensor, Tensor, Tensor, int]] = {}
 
 
 @torch.compiler.assume_constant_result
-def _tables(plan_id: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int]:
-    key = (plan_id, device)
-    if key not in _TABLES:
-        *tensors, scratch = plan_table(_PLANS[plan_id])
-        _TABLES[key] = (*(t.to(device) for t in tensors), scratch)
-    return _TABLES[key]
-
-
-def _register(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int]:
-    _PLANS[plan.id] = plan
-    return _tables(plan.id, device)
+def _tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int]:
+    if (plan, device) not in _TABLES:
+        *tensors, scratch = plan_table(plan)
+        _TABLES[plan, device] = (*(t.to(device) for t in tensors), scratch)
+    return _TABLES[plan, device]
 
 
 def plan_table(plan: Plan) -> tuple[Tensor, Tensor, Tensor, int]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 from e3nn.o3 import Irreps
 
@@ -52,27 +51,25 @@ class Plan:
     irreps_out: tuple[IrrepBlock, ...]
     instructions: tuple[Instruction, ...]
 
-    @cached_property
-    def dim_in1(self) -> int:
-        return irreps_dim(self.irreps_in1)
+    # Derived, computed once.
+    dim_in1: int = field(init=False, compare=False, repr=False)
+    dim_in2: int = field(init=False, compare=False, repr=False)
+    dim_out: int = field(init=False, compare=False, repr=False)
+    weight_numel: int = field(init=False, compare=False, repr=False)
+    id: str = field(init=False, compare=False, repr=False)
+    """Digest of the plan: equal plans, and only those, have equal ids."""
 
-    @cached_property
-    def dim_in2(self) -> int:
-        return irreps_dim(self.irreps_in2)
-
-    @cached_property
-    def dim_out(self) -> int:
-        return irreps_dim(self.irreps_out)
-
-    @cached_property
-    def weight_numel(self) -> int:
-        return sum(ins.weight_numel for ins in self.instructions)
-
-    @cached_property
-    def id(self) -> str:
-        """Digest of the plan: equal plans, and only those, have equal ids."""
+    def __post_init__(self):
         text = repr((self.irreps_in1, self.irreps_in2, self.irreps_out, self.instructions))
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        derived = {
+            "dim_in1": irreps_dim(self.irreps_in1),
+            "dim_in2": irreps_dim(self.irreps_in2),
+            "dim_out": irreps_dim(self.irreps_out),
+            "weight_numel": sum(ins.weight_numel for ins in self.instructions),
+            "id": hashlib.sha256(text.encode()).hexdigest()[:32],
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
 
     def operations(self) -> int:
         """Multiply-adds per row of the forward pass: CG contraction plus weights, path by path."""

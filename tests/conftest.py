@@ -1,0 +1,51 @@
+"""Seeds, poisoned memory, the device fixture, the bundled data."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _seeded_and_poisoned():
+    """Deterministic mode fills every new torch.empty with NaN, also those made in C++: unwritten outputs show."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(
+    params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
+def device(request):
+    return request.param
+
+
+@pytest.fixture
+def double():
+    """float64 as the default dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """1x1 cells of graphene, h-BN and MoS2, new DeepH layout."""
+    return HERE / "data" / "fixtures" / "dft"
+
+
+@pytest.fixture(scope="session")
+def legacy() -> Path:
+    """graphene_1x1_000 of the fixtures in the legacy layout, written by the data's own script."""
+    return HERE / "data" / "legacy" / "graphene_1x1_000"
+
+
+@pytest.fixture(scope="session")
+def graphene() -> Path:
+    """The bundled training set."""
+    return HERE.parent / "examples" / "graphene"

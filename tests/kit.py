@@ -1,0 +1,121 @@
+"""What several tests share: checks every op must pass, and small structures."""
+
+import numpy as np
+import torch
+from e3nn import o3
+
+from hamfast.data.blocks import BlockMatrix
+from hamfast.data.snapshot import Snapshot
+
+
+def permuted(t):
+    """Same values, dense, strides of a transpose: catches fakes that copy strides."""
+    return t.transpose(0, -1).contiguous().transpose(0, -1) if t.dim() > 1 else t
+
+
+def assert_close(a, b, atol=1e-12, rtol=1e-10):
+    torch.testing.assert_close(a, b, atol=atol, rtol=rtol)
+
+
+def check_derivatives(op, reference, args, atol=1e-11):
+    """Value, first and second derivative against the reference, then gradcheck and gradgradcheck. args: float64 leaves."""
+    out, ref = op(*args), reference(*args)
+    assert_close(out, ref, atol=atol)
+    grad = torch.randn_like(ref).requires_grad_()
+    first = torch.autograd.grad(out, args, grad, create_graph=True)
+    first_ref = torch.autograd.grad(ref, args, grad, create_graph=True)
+    for a, b in zip(first, first_ref, strict=True):
+        assert_close(a, b, atol=atol)
+    directions = [torch.randn_like(a) for a in first]
+    second = torch.autograd.grad(first, (*args, grad), directions, allow_unused=True)
+    second_ref = torch.autograd.grad(first_ref, (*args, grad), directions, allow_unused=True)
+    for a, b in zip(second, second_ref, strict=True):
+        a = torch.zeros_like(b) if a is None and b is not None else a
+        b = torch.zeros_like(a) if b is None and a is not None else b
+        if a is not None:
+            assert_close(a, b, atol=atol)
+    assert torch.autograd.gradcheck(op, args, fast_mode=True)
+    assert torch.autograd.gradgradcheck(op, args, fast_mode=True)
+
+
+def fully_connected(irreps1, irreps2, irreps3, mode="uvw"):
+    return [
+        (i, j, k, mode, True, 1.0)
+        for i, (_, a) in enumerate(irreps1)
+        for j, (_, b) in enumerate(irreps2)
+        for k, (_, c) in enumerate(irreps3)
+        if c in a * b
+    ]
+
+
+def random_rotation(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    q, _ = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))
+    return q * torch.det(q)
+
+
+def turned_orbitals(shells, rotation):
+    """Block-diagonal D of real orbitals (m = -l ... l) under a rotation of (x, y, z), from the harmonics themselves.
+
+    D is fixed by Y(R r) = D Y(r) on many points r, with Y from their textbook definition: independent of e3nn's D matrices.
+    """
+    points = torch.randn(200, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    blocks = []
+    for l in shells:
+        y = torch.tensor(real_harmonics(l, points.numpy()))
+        y_turned = torch.tensor(real_harmonics(l, (points @ rotation.T).numpy()))
+        blocks.append(torch.linalg.lstsq(y, y_turned).solution.T)
+    return torch.block_diag(*blocks)
+
+
+def real_harmonics(l, points):
+    """``[points, 2 l + 1]``, m = -l ... l, without the Condon-Shortley phase, from SciPy's complex ones."""
+    from scipy.special import sph_harm_y
+
+    x, y, z = (points / np.linalg.norm(points, axis=1, keepdims=True)).T
+    theta, phi = np.arccos(np.clip(z, -1, 1)), np.arctan2(y, x)
+    columns = []
+    for m in range(-l, l + 1):
+        value = (-1) ** m * np.sqrt(2) * sph_harm_y(l, abs(m), theta, phi)
+        columns.append(value.imag if m < 0 else value.real if m > 0 else sph_harm_y(l, 0, theta, phi).real)
+    return np.stack(columns, axis=1)
+
+
+def random_irreps(generator, l_max=2, entries=3, max_mul=3):
+    def pick(n):
+        return int(torch.randint(n, (1,), generator=generator))
+
+    return o3.Irreps([(1 + pick(max_mul), (pick(l_max + 1), 1 - 2 * pick(2))) for _ in range(entries)])
+
+
+def random_snapshot(shells, numbers, spinful=False, seed=0, cutoff=3.0) -> Snapshot:
+    """A crystal with a random Hermitian H on all pairs within the cutoff, and a positive S."""
+    rng = np.random.default_rng(seed)
+    cell = np.diag([3.0, 3.3, 12.0])
+    positions = rng.uniform(0.2, 2.8, (len(numbers), 3))
+    base = Snapshot("random", cell, positions, np.array(numbers), shells, spinful)
+    pairs = [
+        (a, b, 0, i, j)
+        for a in (-1, 0, 1)
+        for b in (-1, 0, 1)
+        for i in range(len(numbers))
+        for j in range(len(numbers))
+        if np.linalg.norm(positions[j] + np.array([a, b, 0]) @ cell - positions[i]) < cutoff
+    ]
+
+    def matrix(spins, scale, home, is_complex):
+        blocks = {}
+        for a, b, c, i, j in pairs:
+            if (-a, -b, -c, j, i) in blocks:
+                blocks[a, b, c, i, j] = blocks[-a, -b, -c, j, i].conj().T
+                continue
+            shape = (spins * base.num_orbitals(i), spins * base.num_orbitals(j))
+            block = scale * rng.normal(size=shape) + (1j * scale * rng.normal(size=shape) if is_complex else 0)
+            if (a, b, c) == (0, 0, 0) and i == j:
+                block = (block + block.conj().T) / 2 + home * np.eye(shape[0])
+            blocks[a, b, c, i, j] = block
+        return BlockMatrix.from_blocks(pairs, [blocks[p] for p in pairs])
+
+    base.hamiltonian = matrix(2 if spinful else 1, 1.0, 0.0, spinful)
+    base.overlap = matrix(1, 0.002, 1.0, False)
+    return base

@@ -1,0 +1,116 @@
+import pytest
+import torch
+from e3nn import o3
+from kit import assert_close, check_derivatives, fully_connected, permuted
+
+from hamfast import ops, reference
+from hamfast.nn import convert_layout
+from hamfast.ops.wigner import edge_wigner, wigner_dim
+from hamfast.plan import edge_frame_plan, make_plan
+
+pytestmark = pytest.mark.usefixtures("double")
+
+# Both parities, unequal multiplicities, an irrep that only one side has.
+MIXED = ("3x0e+2x1o+2x1e+3x2e+2x2o+1x0o+1x3o", 4, "2x0e+2x0o+1x1o+3x1e+2x2e+3x2o+2x3e+1x5o")
+HIGH = ("2x0e+1x6e+1x5o", 6, "2x6e+1x4e+1x0e")
+
+
+def make_case(case=MIXED):
+    in1, l_max, out = case
+    irreps = o3.Irreps(in1), o3.Irreps.spherical_harmonics(l_max), o3.Irreps(out)
+    plan = make_plan(*irreps, fully_connected(*irreps))
+    vectors = torch.randn(8, 3)
+    vectors[0] = 0.0  # on-site
+    vectors[1] = torch.tensor([0.0, 1.0, 0.0])  # the poles
+    vectors[2] = torch.tensor([0.0, -2.0, 0.0])
+    vectors[3] = torch.tensor([1e-9, -1.0, 1e-9])
+    return irreps, plan, vectors, irreps[0].randn(8, -1), torch.randn(plan.weight_numel)
+
+
+@pytest.mark.parametrize("case", [MIXED, HIGH], ids=["mixed", "l6"])
+def test_value_and_derivatives(case, device):
+    _, plan, vectors, x, w = make_case(case)
+    frames = ops.edge_frames(vectors.to(device), 6)
+    lowered = edge_frame_plan(plan)
+    args = [t.to(device).requires_grad_() for t in (x, w)]
+    check_derivatives(
+        lambda x, w: ops.edge_tensor_product(x, w, lowered, frames),
+        lambda x, w: reference.edge_tensor_product(x, w, plan, vectors.to(device)),
+        args,
+        atol=1e-10,
+    )
+
+
+def test_equals_e3nn():
+    irreps, plan, vectors, x, w = make_case()
+    theirs = o3.TensorProduct(*irreps, fully_connected(*irreps), internal_weights=False)
+    harmonics = o3.spherical_harmonics(irreps[1], vectors, normalize=True, normalization="component")
+    harmonics[0, 1:] = 0.0
+    found = ops.edge_tensor_product(x, w, edge_frame_plan(plan), ops.edge_frames(vectors, 5))
+    assert_close(found, theirs(x, harmonics, w), atol=1e-11)
+
+
+def test_layouts_agree():
+    irreps, plan, vectors, x, w = make_case()
+    frames, lowered = ops.edge_frames(vectors, 5), edge_frame_plan(plan)
+    fast = ops.edge_tensor_product(convert_layout(x, irreps[0], "mul_ir", "ir_mul"), w, lowered, frames, layout="ir_mul")
+    slow = ops.edge_tensor_product(x, w, lowered, frames)
+    assert_close(convert_layout(fast, irreps[2], "ir_mul", "mul_ir"), slow)
+
+
+def test_wigner_matrices_point_the_edge_along_the_axis():
+    vectors = make_case()[2]
+    matrices = edge_wigner(vectors, 6)
+    assert matrices.shape == (8, wigner_dim(6))
+    start = 0
+    for l in range(7):
+        d = 2 * l + 1
+        turn = matrices[:, start : start + d * d].view(-1, d, d)
+        start += d * d
+        assert_close(turn @ turn.transpose(1, 2), torch.eye(d).expand(8, d, d), atol=1e-12)
+        axis = torch.zeros(d)
+        axis[l] = d**0.5
+        harmonics = o3.spherical_harmonics(l, vectors[1:], normalize=True, normalization="component")
+        assert_close(torch.einsum("eij,ej->ei", turn[1:], harmonics), axis.expand(7, d), atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "permuted"])
+def test_opcheck(layout):
+    import sys
+
+    module = sys.modules["hamfast.ops.edge_tensor_product"]
+    _, plan, vectors, x, w = make_case()
+    lowered, frames = edge_frame_plan(plan), ops.edge_frames(vectors, 5)
+    tables = module._tables(lowered, x.device)
+    x = (permuted(x) if layout == "permuted" else x).detach().requires_grad_()
+    to_edge = (x, frames.wigner, tables.table_in, tables.frame_in, False)
+    torch.library.opcheck(torch.ops.hamfast.rotate_to_edge.default, to_edge)
+    frame = torch.randn(8 * tables.frame_out, requires_grad=True)
+    torch.library.opcheck(
+        torch.ops.hamfast.rotate_from_edge.default, (frame, frames.wigner, tables.table_out, plan.dim_out, False)
+    )
+    torch.library.opcheck(
+        torch.ops.hamfast.edge_frame_weights.default,
+        (w.requires_grad_(), tables.terms, tables.factors, tables.matrix_numel, False),
+    )
+
+
+def test_compiles_in_one_graph():
+    _, plan, vectors, x, w = make_case()
+    lowered, frames = edge_frame_plan(plan), ops.edge_frames(vectors, 5)
+    compiled = torch.compile(
+        lambda x, w: ops.edge_tensor_product(x, w, lowered, frames), fullgraph=True, backend="aot_eager"
+    )
+    assert_close(compiled(x, w), ops.edge_tensor_product(x, w, lowered, frames))
+
+
+def test_errors_name_the_argument():
+    _, plan, vectors, x, w = make_case()
+    lowered = edge_frame_plan(plan)
+    frames = ops.edge_frames(vectors, 5)
+    with pytest.raises(ValueError, match="x: expected"):
+        ops.edge_tensor_product(x[:, 1:], w, lowered, frames)
+    with pytest.raises(ValueError, match="weight: expected"):
+        ops.edge_tensor_product(x, w[1:], lowered, frames)
+    with pytest.raises(ValueError, match="l_max of at least 5, found 2"):
+        ops.edge_tensor_product(x, w, lowered, ops.edge_frames(vectors, 2))

@@ -1,0 +1,214 @@
+import pytest
+import torch
+from e3nn import o3
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kit import assert_close, check_derivatives, fully_connected, permuted, random_irreps
+
+from hamfast import ops, reference
+from hamfast.plan import make_plan
+
+pytestmark = pytest.mark.usefixtures("double")
+
+# mode: irreps_in1, irreps_in2, irreps_out; l and parity such that one path exists
+SHAPES = {
+    "uvw": ("3x1o", "2x1e", "4x2o"),
+    "uvu": ("3x1o", "2x2e", "3x1o"),
+    "uvv": ("3x1o", "2x2e", "2x3o"),
+    "uuw": ("3x1o", "3x1o", "4x1e"),
+    "uuu": ("3x2e", "3x1o", "3x2o"),
+    "uvuv": ("3x1o", "2x1o", "6x0e"),
+    "uvu<v": ("4x1o", "4x1o", "6x1e"),
+    "u<vw": ("4x1o", "4x1o", "5x2e"),
+}
+CASES = [(mode, weight) for mode in SHAPES for weight in ("shared", "per-sample")]
+CASES += [(mode, "none") for mode in ("uvu", "uvv", "uuu", "uvuv", "uvu<v")]
+
+
+def make_case(mode, weights, rows=5):
+    in1, in2, out = SHAPES[mode]
+    # A second path, so that offsets are not zero.
+    plan = make_plan(
+        f"2x0e+{in1}", f"{in2}+1x0e", f"{out}+2x0e", [(1, 0, 0, mode, weights != "none"), (0, 1, 1, "uvu", weights != "none")]
+    )
+    x, y = torch.randn(rows, plan.dim_in1), torch.randn(rows, plan.dim_in2)
+    shape = {"shared": (plan.weight_numel,), "per-sample": (rows, plan.weight_numel)}.get(weights)
+    return plan, x, y, None if shape is None else torch.randn(shape)
+
+
+@pytest.mark.parametrize(("mode", "weights"), CASES)
+def test_modes_and_derivatives(mode, weights, device):
+    plan, x, y, w = make_case(mode, weights)
+    args = [t.to(device).requires_grad_() for t in (x, y, w) if t is not None]
+
+    def op(x, y, w=None):
+        return ops.tensor_product(x, y, w, plan)
+
+    check_derivatives(op, lambda x, y, w=None: reference.tensor_product(x, y, w, plan), args)
+
+
+@pytest.mark.parametrize(("mode", "weights"), CASES)
+def test_equals_e3nn(mode, weights):
+    plan, x, y, w = make_case(mode, weights)
+    to_irreps = [o3.Irreps([(n, (l, p)) for n, l, p in b]) for b in (plan.irreps_in1, plan.irreps_in2, plan.irreps_out)]
+    instructions = [(i.i_in1, i.i_in2, i.i_out, i.mode, i.has_weight, 1.0) for i in plan.instructions]
+    theirs = o3.TensorProduct(*to_irreps, instructions, internal_weights=False, shared_weights=weights != "per-sample")
+    expected = theirs(x, y) if w is None else theirs(x, y, w)
+    assert_close(ops.tensor_product(x, y, w, plan), expected)
+
+
+def test_uuw_without_weight_sums_channels():
+    plan = make_plan("3x1o", "3x1o", "1x0e", [(0, 0, 0, "uuw", False)])
+    x, y = torch.randn(4, 9), torch.randn(4, 9)
+    theirs = o3.TensorProduct("3x1o", "3x1o", "1x0e", [(0, 0, 0, "uuw", False)])
+    assert_close(ops.tensor_product(x, y, None, plan), theirs(x, y))
+
+
+@pytest.mark.parametrize("weights", ["shared", "per-sample"])
+@pytest.mark.parametrize(("gather", "scatter"), [(True, True), (True, False), (False, True)])
+def test_over_a_graph(weights, gather, scatter, device):
+    plan, _, _, _ = make_case("uvw", weights)
+    senders = torch.tensor([0, 3, 3, 1, 2, 0, 0])
+    receivers = torch.tensor([4, 0, 0, 1, 4, 2, 4])  # node 3 receives nothing, edge 3 is a self-loop, 1 and 2 a multi-edge
+    edges = ops.edge_index(senders.to(device), receivers.to(device), 4, 5)
+    x = torch.randn(4 if gather else 7, plan.dim_in1)
+    y = torch.randn(7, plan.dim_in2)
+    w = torch.randn(plan.weight_numel if weights == "shared" else (7, plan.weight_numel))
+    args = [t.to(device).requires_grad_() for t in (x, y, w)]
+
+    def op(x, y, w):
+        return ops.tensor_product(x, y, w, plan, edges, gather=gather, scatter=scatter)
+
+    def truth(x, y, w):
+        return reference.tensor_product(
+            x, y, w, plan, edges.senders if gather else None, edges.receivers if scatter else None, 5
+        )
+
+    check_derivatives(op, truth, args)
+
+
+def test_third_derivative():
+    plan, x, y, w = make_case("uvw", "shared", rows=2)
+
+    def nested(f):
+        def value(x):
+            g1 = torch.autograd.grad(f(x, y, w).pow(3).sum(), x, create_graph=True)[0]
+            g2 = torch.autograd.grad(g1.pow(2).sum(), x, create_graph=True)[0]
+            return torch.autograd.grad(g2.sum(), x)[0]
+
+        return value(x.clone().requires_grad_())
+
+    ours = nested(lambda x, y, w: ops.tensor_product(x, y, w, plan))
+    assert_close(ours, nested(lambda x, y, w: reference.tensor_product(x, y, w, plan)), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "permuted"])
+@pytest.mark.parametrize("graph", [False, True])
+def test_opcheck(layout, graph):
+    from hamfast.ops.tensor_product import plan_table
+
+    plan, x, y, w = make_case("uvw", "per-sample", rows=4)
+    edges = ops.edge_index(torch.tensor([0, 1, 2, 0]), torch.tensor([1, 1, 0, 0]), 4)
+    *tables, scratch = plan_table(plan)
+    operands = [permuted(t) if layout == "permuted" else t for t in (x, y, w)]
+    operands = [t.detach().requires_grad_() for t in operands]
+    sender = (edges.senders, edges.sender_order, edges.sender_ptr) if graph else (None,) * 3
+    receiver = (edges.receivers, edges.receiver_order, edges.receiver_ptr) if graph else (None,) * 3
+    dims = [plan.dim_in1, plan.dim_in2, plan.weight_numel, plan.dim_out, scratch]
+    args = (*operands, None, *tables, *sender, *receiver, 3, 4, False, dims)
+    torch.library.opcheck(torch.ops.hamfast.tensor_product.default, args)
+
+
+def test_compiles_in_one_graph_with_dynamic_rows():
+    plan, _, _, w = make_case("uvw", "shared")
+    compiled = torch.compile(lambda x, y, w: ops.tensor_product(x, y, w, plan), fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in (5, 7):
+        x, y = torch.randn(rows, plan.dim_in1, requires_grad=True), torch.randn(rows, plan.dim_in2)
+        out, expected = compiled(x, y, w), ops.tensor_product(x, y, w, plan)
+        assert_close(out, expected)
+        assert_close(torch.autograd.grad(out.sum(), x)[0], torch.autograd.grad(expected.sum(), x)[0])
+
+
+def test_zero_stride_gradient_and_empty_rows():
+    plan, x, y, w = make_case("uvw", "shared")
+    x.requires_grad_()
+    grad = torch.autograd.grad(ops.tensor_product(x, y, w, plan).sum(), x)[0]
+    assert_close(grad, torch.autograd.grad(reference.tensor_product(x, y, w, plan).sum(), x)[0])
+    empty = torch.zeros(0, plan.dim_in1, requires_grad=True)
+    weight = w.clone().requires_grad_()
+    out = ops.tensor_product(empty, torch.zeros(0, plan.dim_in2), weight, plan)
+    assert out.shape == (0, plan.dim_out)
+    assert_close(torch.autograd.grad(out.sum(), weight)[0], torch.zeros_like(w))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), rows=st.integers(0, 6), dtype=st.sampled_from([torch.float32, torch.float64]))
+def test_random_irreps(seed, rows, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    irreps = [random_irreps(generator, l_max=3, max_mul=5) for _ in range(3)]
+    plan = make_plan(*irreps, fully_connected(*irreps))
+    x, y = (torch.randn(rows, i.dim, generator=generator, dtype=torch.float64) for i in irreps[:2])
+    w = torch.randn(plan.weight_numel, generator=generator, dtype=torch.float64)
+    expected = reference.tensor_product(x, y, w, plan)
+    found = ops.tensor_product(x.to(dtype), y.to(dtype), w.to(dtype), plan).double()
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-5
+    assert_close(found, expected, atol=tolerance * max(1.0, float(expected.abs().max()) if expected.numel() else 1.0), rtol=tolerance)
+
+
+def test_equivariance_under_rotation_and_inversion():
+    irreps = o3.Irreps("3x0e+2x1o+1x2e"), o3.Irreps("1x0e+1x1o+1x2e"), o3.Irreps("2x0e+2x1o+2x1e+1x2e")
+    plan = make_plan(*irreps, fully_connected(*irreps))
+    x, y, w = irreps[0].randn(6, -1), irreps[1].randn(6, -1), torch.randn(plan.weight_numel)
+    for matrix in (o3.rand_matrix(), -o3.rand_matrix()):
+        d = [i.D_from_matrix(matrix) for i in irreps]
+        turned = ops.tensor_product(x @ d[0].T, y @ d[1].T, w, plan)
+        assert_close(turned, ops.tensor_product(x, y, w, plan) @ d[2].T, atol=1e-10)
+
+
+def test_result_does_not_depend_on_threads_or_edge_order():
+    plan, _, _, w = make_case("uvw", "shared")
+    senders, receivers = torch.randint(0, 20, (2, 500))
+    x, y = torch.randn(20, plan.dim_in1), torch.randn(500, plan.dim_in2)
+    w.requires_grad_()
+
+    def run():
+        out = ops.tensor_product(x, y, w, plan, ops.edge_index(senders, receivers, 20))
+        return out.detach(), torch.autograd.grad(out.square().sum(), w)[0]
+
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        results.append(run())
+    torch.set_num_threads(before)
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    order = torch.randperm(500)
+    shuffled = ops.tensor_product(x, y[order], w, plan, ops.edge_index(senders[order], receivers[order], 20))
+    assert_close(shuffled, results[0][0], atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y, w: (x[:, 1:], y, w), "x: expected"),
+        (lambda x, y, w: (x, y[:3], w), "y: expected"),
+        (lambda x, y, w: (x, y, w[1:]), "weight: expected"),
+        (lambda x, y, w: (x, y, None), "weight: expected"),
+        (lambda x, y, w: (x, y.float(), w), "y: expected torch.float64 as x, found torch.float32"),
+        (lambda x, y, w: (x.half(), y.half(), w.half()), "expected float32 or float64, found torch.float16"),
+    ],
+)
+def test_wrong_arguments_get_a_sentence(change, message):
+    plan, x, y, w = make_case("uvw", "shared")
+    with pytest.raises(ValueError, match=message):
+        ops.tensor_product(*change(x, y, w), plan)
+
+
+def test_wrong_edges_get_a_sentence():
+    with pytest.raises(ValueError, match=r"senders: expected indices in \[0, 3\), found 0 to 3"):
+        ops.edge_index(torch.tensor([0, 3]), torch.tensor([0, 1]), 3)
+    with pytest.raises(ValueError, match="receivers: expected indices"):
+        ops.edge_index(torch.tensor([0, 1]), torch.tensor([0, -1]), 3)
+    with pytest.raises(ValueError, match="senders: expected .* int64"):
+        ops.edge_index(torch.tensor([0.0]), torch.tensor([0]), 3)
