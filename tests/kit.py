@@ -91,7 +91,7 @@ def random_irreps(generator, l_max=2, entries=3, max_mul=3):
 def random_snapshot(shells, numbers, spinful=False, seed=0, cutoff=3.0) -> Snapshot:
     """A crystal with a random Hermitian H on all pairs within the cutoff, and a positive S."""
     rng = np.random.default_rng(seed)
-    cell = np.diag([3.0, 3.3, 12.0])
+    cell = np.diag([3.1, 3.3, 12.0])
     positions = rng.uniform(0.2, 2.8, (len(numbers), 3))
     base = Snapshot("random", cell, positions, np.array(numbers), shells, spinful)
     pairs = [

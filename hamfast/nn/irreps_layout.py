@@ -6,9 +6,23 @@ mixing is one matrix product and gates broadcast along contiguous memory. The mo
 
 import torch
 from e3nn.o3 import Irreps
-from torch import Tensor
+from torch import Tensor, nn
 
 LAYOUTS = ("mul_ir", "ir_mul")
+
+
+class LoadsE3nnState(nn.Module):
+    """A layer whose ``load_state_dict`` takes the state of its e3nn counterpart.
+
+    e3nn keeps tables of its generated code in the state; they are constants of the plan and are passed over.
+    """
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        own = {prefix + name for name in (*self._parameters, *self._buffers)}
+        for key in [k for k in state_dict if k.startswith(prefix) and k not in own]:
+            if key.startswith(prefix + "_compiled_main") or key == prefix + "output_mask":
+                del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def check_layout(layout: str) -> str:

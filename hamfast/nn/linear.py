@@ -4,10 +4,10 @@ import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
-from hamfast.nn.irreps_layout import check_layout, split_blocks
+from hamfast.nn.irreps_layout import LoadsE3nnState, check_layout, split_blocks
 
 
-class _ChannelMixing(nn.Module):
+class _ChannelMixing(LoadsE3nnState):
     """The pairs (block in, block out) of one irrep each, e3nn's normalisation, and the order of the flat weight."""
 
     def __init__(self, irreps_in, irreps_out, copies: int, layout: str):

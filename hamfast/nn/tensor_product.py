@@ -4,12 +4,12 @@ import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
-from hamfast.nn.irreps_layout import check_layout
+from hamfast.nn.irreps_layout import LoadsE3nnState, check_layout
 from hamfast.ops import EdgeFrames, EdgeIndex, edge_tensor_product, tensor_product
 from hamfast.plan import edge_frame_plan, make_plan
 
 
-class TensorProduct(nn.Module):
+class TensorProduct(LoadsE3nnState):
     """``e3nn.o3.TensorProduct``: same arguments, weights, normalisation and ``state_dict``.
 
     Args:

@@ -1,5 +1,7 @@
 """Wigner D matrices that turn each edge onto e3nn's polar axis."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -48,13 +50,29 @@ def edge_wigner(direction: Tensor, l_max: int) -> Tensor:
         return torch.cat(parts, dim=1)
 
 
+@contextmanager
+def _float64() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _wigner_D(l: int, alpha: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
+    """e3nn's, in float64: its generators have the default dtype, whatever the angles have."""
+    with _float64():
+        return o3.wigner_D(l, alpha, beta, gamma)
+
+
 @lru_cache(maxsize=None)
 def _turn_sign(l: int) -> float:
     """The sign convention of e3nn's rotation about the polar axis: exp(-alpha X_1)[-1, +1] = sign sin(alpha)."""
     if l == 0:
         return 1.0
     angle = torch.tensor(0.3, dtype=torch.float64)
-    turn = o3.wigner_D(l, -angle, torch.zeros_like(angle), torch.zeros_like(angle))
+    turn = _wigner_D(l, -angle, torch.zeros_like(angle), torch.zeros_like(angle))
     return float(torch.sign(turn[l - 1, l + 1]))
 
 
@@ -63,7 +81,7 @@ def _tilt(l: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``exp(-beta X_0)`` as a Fourier series in beta: ``[1 + 2 l, (2 l + 1)^2]`` for 1, cos(m beta), sin(m beta)."""
     angles = torch.arange(2 * l + 1, dtype=torch.float64) * (2 * torch.pi / (2 * l + 1)) + 0.1
     zero = torch.zeros_like(angles)
-    samples = o3.wigner_D(l, zero, -angles, zero).flatten(1)
+    samples = _wigner_D(l, zero, -angles, zero).flatten(1)
     m = torch.arange(1, l + 1, dtype=torch.float64)
     basis = torch.cat([torch.ones_like(angles)[:, None], torch.cos(angles[:, None] * m), torch.sin(angles[:, None] * m)], 1)
     series = torch.linalg.solve(basis, samples)
@@ -88,7 +106,8 @@ def rotate_irreps(x: Tensor, irreps: o3.Irreps, rotation: Tensor) -> Tensor:
     out = torch.empty_like(x)
     for (l, p), begins in starts.items():
         index = (torch.tensor(begins)[:, None] + torch.arange(2 * l + 1)).to(x.device)
-        matrix = o3.Irrep(l, p).D_from_matrix(turn).to(x)
+        with _float64():
+            matrix = o3.Irrep(l, p).D_from_matrix(turn).to(x)
         out[:, index] = x[:, index] @ matrix.T
     return out
 

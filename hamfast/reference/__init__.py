@@ -1,7 +1,8 @@
 """The ops in slow, plain torch: what is true. Tests and benchmarks compare with these; nothing else uses them."""
 
+from hamfast.reference.covariant_network import E3nnNetwork
 from hamfast.reference.edge_tensor_product import edge_tensor_product
 from hamfast.reference.graph_attention import graph_attention
 from hamfast.reference.tensor_product import tensor_product
 
-__all__ = ["edge_tensor_product", "graph_attention", "tensor_product"]
+__all__ = ["E3nnNetwork", "edge_tensor_product", "graph_attention", "tensor_product"]

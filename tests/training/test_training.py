@@ -1,0 +1,272 @@
+"""Runs on real data: resuming, interruption, processes, safety net, and what a bad configuration says."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from hamfast.data import read_snapshot
+from hamfast.errors import HamfastError
+from hamfast.training import Run, config_template, load_config, load_model
+from hamfast.training.checkpoint import AtomicCheckpointIO, read_checkpoint
+from hamfast.training.config import parse_config
+
+
+@pytest.fixture
+def settings(tmp_path, fixtures):
+    """A tiny run on three 1x1 cells."""
+    root = tmp_path / "set"
+    (root / "dft").mkdir(parents=True)
+    for folder in ("graphene_1x1_000", "graphene_1x1_001"):
+        for copy in "ab":
+            os.symlink(fixtures / folder, root / "dft" / f"{folder}{copy}")
+    split = {"train": ["graphene_1x1_000a", "graphene_1x1_001a"], "validate": ["graphene_1x1_000b"], "test": ["graphene_1x1_001b"]}
+    (root / "dataset_split.json").write_text(yaml.safe_dump(split, default_flow_style=True).replace("'", '"'))
+    import json
+
+    (root / "dataset_split.json").write_text(json.dumps(split))
+    phase = {"epochs": 4, "learning_rate": 5e-3, "warmup_steps": 2}
+    return {
+        "output": str(tmp_path / "run"),
+        "data": {"root": str(root), "cache": str(tmp_path / "cache")},
+        "stage1": {"irreps_mid": "4x0e+2x1o+2x2e+1x3o+1x4e", "num_basis": 8, "radial_hidden": 8, "embed_dim": 4, "num_blocks": 2},
+        "stage2": {"hidden": 8, "num_blocks": 1, "num_heads": 2, "num_basis": 4},
+        "training": {"stage1": dict(phase), "stage2": dict(phase, rotate=0.0, rotate_angle=0.5)},
+    }
+
+
+def losses(folder, phase="stage1", column="train_objective"):
+    """The logged objective of each epoch, whatever number of log files."""
+    table = np.genfromtxt(Path(folder) / phase / "logs" / "metrics.csv", delimiter=",", names=True)
+    values = table[column]
+    return values[np.isfinite(values)]
+
+
+def final_weights(folder, phase="stage1"):
+    return torch.load(Path(folder) / phase / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_both_stages_train_and_the_model_stands_alone(settings, tmp_path, fixtures):
+    path = Run(parse_config(settings, "test")).train()
+    assert path == Path(settings["output"]) / "model.ckpt"
+    for phase in ("stage1", "stage2"):
+        assert {"best.ckpt", "last.ckpt", "finished.json", "logs"} <= {p.name for p in (path.parent / phase).iterdir()}
+        assert any((path.parent / phase / "logs").glob("events*"))  # TensorBoard
+        assert len(losses(path.parent, phase)) == 4
+    # The checkpoint needs nothing else: not the data, not the configuration file.
+    moved = tmp_path / "elsewhere.ckpt"
+    path.rename(moved)
+    loaded = load_model(moved, dtype=torch.float64)
+    about = read_checkpoint(moved)["hamfast"]
+    assert about["units"] == {"energy": "eV", "length": "angstrom"}
+    assert set(about["versions"]) == {"hamfast", "torch", "e3nn", "python"}
+    assert about["shells"] == [[6, [0, 0, 1, 1, 2]]]
+    from hamfast.analysis import predict
+
+    snapshot = read_snapshot(fixtures / "graphene_1x1_000")
+    prediction = predict(loaded, snapshot).refined
+    assert prediction.entries.shape == snapshot.hamiltonian.entries.shape
+    with pytest.raises(HamfastError, match="element [BN] is unknown to the model, which knows C"):
+        predict(loaded, read_snapshot(fixtures / "hBN_1x1_000"))
+
+
+def test_training_learns(settings):
+    settings["training"]["stage1"]["epochs"] = 30
+    settings["training"]["stage2"]["epochs"] = 1
+    Run(parse_config(settings, "test")).train()
+    found = losses(settings["output"])
+    assert found[-1] < 0.1 * found[0]
+
+
+def test_joint_training_moves_both_stages(settings):
+    settings["training"] = {"stage1": settings["training"]["stage2"], "stage2": None, "joint": True}
+    before = Run(parse_config(settings | {"output": settings["output"] + "0"}, "test"))
+    model, _ = before._initial_model()
+    initial = {n: p.detach().clone() for n, p in model.named_parameters()}
+    Run(parse_config(settings, "test")).train()
+    after = final_weights(settings["output"], "joint")
+    for name in ("stage1.output.weight", "stage2.output.weight", "stage1.embedding.weight"):
+        assert not torch.equal(after[f"model.{name}"], initial[name])
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(settings):
+    whole = parse_config(settings, "test")
+    Run(whole).train()
+    parts = parse_config(settings | {"output": settings["output"] + "_parts"}, "test")
+    assert Run(parts).train(stop_after_epoch=2) is None
+    assert Run(parts).train(resume=True) is not None
+    for phase in ("stage1", "stage2"):
+        expected = final_weights(whole.output, phase)
+        for name, value in final_weights(parts.output, phase).items():
+            torch.testing.assert_close(value, expected[name], atol=0, rtol=0)
+
+
+def test_an_output_folder_with_another_run_is_refused(settings):
+    Run(parse_config(settings, "test")).train(stop_after_epoch=1)
+    with pytest.raises(HamfastError, match="not empty, perhaps another run"):
+        Run(parse_config(settings, "test")).train()
+    changed = settings | {"seed": 7}
+    with pytest.raises(HamfastError, match="cannot resume, `seed` of the configuration differs"):
+        Run(parse_config(changed, "test")).train(resume=True)
+    with pytest.raises(HamfastError, match="nothing to resume"):
+        Run(parse_config(settings | {"output": settings["output"] + "_new"}, "test")).train(resume=True)
+
+
+def start(settings, tmp_path, epochs, *launcher):
+    settings["training"]["stage1"]["epochs"] = epochs
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    command = [sys.executable, *launcher, "-m", "hamfast", "train", str(tmp_path / "config.yaml")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def wait_for_epoch(process, folder, epoch):
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None:
+        metrics = Path(folder) / "stage1" / "logs" / "metrics.csv"
+        if metrics.exists() and len(metrics.read_text().splitlines()) > epoch:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"no epoch {epoch}: {process.communicate(timeout=5)[0] if process.poll() is not None else 'timed out'}")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill-9"])
+def test_an_interrupted_process_leaves_a_checkpoint_that_resumes(settings, tmp_path, how):
+    process = start(settings, tmp_path, 100_000)
+    wait_for_epoch(process, settings["output"], 3)
+    process.send_signal(how)
+    output, _ = process.communicate(timeout=60)
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert "interrupted" in output
+        assert "Traceback" not in output
+    last = Path(settings["output"]) / "stage1" / "last.ckpt"
+    epoch = read_checkpoint(last)["epoch"]
+    assert epoch >= 2
+    assert not list(last.parent.glob(".*ckpt*")) or how == signal.SIGKILL
+    config = parse_config(settings, "test")
+    resumed = Run(config)
+    assert resumed.train(resume=True, stop_after_epoch=epoch + 3) is None
+    assert read_checkpoint(last)["epoch"] == epoch + 2
+
+
+@pytest.mark.parametrize("moment", ["before", "during"])
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch, moment):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"hamfast": {"format": 1}, "n": 1}, path)
+    save = torch.save
+
+    def full(content, target, *a, **k):
+        if moment == "during":
+            save(content, target)
+            Path(target).write_bytes(Path(target).read_bytes()[:50])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(HamfastError, match=r"last.ckpt: could not be written \(No space left on device\)"):
+        AtomicCheckpointIO().save_checkpoint({"hamfast": {"format": 1}, "n": 2}, path)
+    assert read_checkpoint(path)["n"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_damaged_and_foreign_checkpoints(tmp_path):
+    path = tmp_path / "x.ckpt"
+    with pytest.raises(HamfastError, match="checkpoint not found"):
+        load_model(path)
+    torch.save({"hamfast": {"format": 1}}, path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(HamfastError, match="not a readable checkpoint, perhaps truncated"):
+        load_model(path)
+    torch.save({"weights": 1}, path)
+    with pytest.raises(HamfastError, match="not a checkpoint of hamfast"):
+        load_model(path)
+    torch.save({"hamfast": {"format": 99}}, path)
+    with pytest.raises(HamfastError, match="format 99, this version of hamfast reads 1"):
+        load_model(path)
+
+
+def test_two_processes_have_the_loss_of_one(settings, tmp_path):
+    """gloo on two CPU processes; the same batches of two structures as one process."""
+    settings["data"]["batch_size"] = 2
+    settings["training"]["stage2"]["epochs"] = 1
+    settings["training"]["stage2"]["rotate_angle"] = 0.0
+    settings["precision"] = "float64"
+    settings["accelerator"] = "cpu"
+    one = settings | {"output": settings["output"] + "_one"}
+    one["training"]["stage1"]["epochs"] = 4
+    Run(parse_config(one, "test")).train()
+    process = start(settings, tmp_path, 4, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29611")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    expected, found = losses(one["output"]), losses(settings["output"])
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert found[-1] < found[0]
+
+
+def test_batch_size_must_fit_the_processes(settings, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(HamfastError, match="batch_size = 1 is not a multiple of the 2 processes"):
+        Run(parse_config(settings, "test"))
+
+
+def test_the_safety_net_reloads_the_best_weights(settings):
+    """A learning rate that blows up: after the first bad epochs the best weights come back at a lower rate."""
+    settings["training"]["stage1"] |= {
+        "epochs": 12, "learning_rate": 5.0, "warmup_steps": 6, "schedule": "constant", "ema": None,
+        "safety": {"factor": 1.2, "patience": 2, "decay": 0.1},
+    }  # fmt: skip
+    config = parse_config(settings, "test")
+    assert Run(config).train(stop_after_epoch=12) is None or True
+    checkpoint = read_checkpoint(Path(config.output) / "stage1" / "last.ckpt")
+    assert checkpoint["lr_factor"] <= 0.1
+
+
+def test_template_is_complete_and_valid(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(config_template("somewhere", "there"))
+    config = load_config(path)
+    assert config == parse_config({"output": "there", "data": {"root": "somewhere"}}, "defaults")
+    comments = [line for line in path.read_text().splitlines() if line.strip().startswith("#")]
+    keys = [line for line in path.read_text().splitlines() if re.match(r"\s*\w+:", line)]
+    assert len(comments) >= len(keys)
+
+
+def test_toml_works(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text('output = "o"\n[data]\nroot = "r"\n[training.stage1]\nepochs = 3\n')
+    assert load_config(path).training.stage1.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stagee1": {}}, "unknown key stagee1"),
+        ({"stage1": {"lmax": 4}}, "unknown key stage1.lmax"),
+        ({"data": {}}, "missing key data.root"),
+        ({"stage1": {"irreps_mid": "64y0e"}}, "stage1.irreps_mid: not irreps like"),
+        ({"stage1": {"irreps_mid": "4x1o"}}, "stage1.irreps_mid: needs scalar channels"),
+        ({"training": {"stage1": {"epochs": 0}}}, "training.stage1.epochs: .*, found 0"),
+        ({"training": {"stage1": {"loss": "rmse"}}}, "training.stage1.loss: input should be 'mse' or 'mae', found 'rmse'"),
+        ({"stage2": {"hidden": 10, "num_heads": 4}}, "hidden = 10 is not a multiple of num_heads = 4"),
+        ({"stage2": None}, "stage2 is null, so training.stage2 must be null"),
+    ],
+)
+def test_a_wrong_configuration_names_the_key(change, message):
+    with pytest.raises(HamfastError, match=message):
+        parse_config({"output": "o", "data": {"root": "r"}} | change, "config.yaml")
+
+
+def test_every_ready_configuration_is_valid():
+    from hamfast.configs import preset_names, preset_text
+
+    assert len(preset_names()) == 7
+    for name in preset_names():
+        parse_config(yaml.safe_load(preset_text(name, "somewhere")), name)
