@@ -74,7 +74,9 @@ class CMakeBuild(build_ext):
         self.cmake("compilation", ["--build", build, "--target", "install"], build, nvcc)
 
     def cmake(self, step, arguments, build, nvcc):
-        done = subprocess.run(["cmake", *map(str, arguments)], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            ["cmake", *map(str, arguments)], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         if done.returncode == 0:
             print(done.stdout)
             return

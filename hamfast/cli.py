@@ -42,7 +42,9 @@ def doctor() -> None:
 def config(
     output: Annotated[Path | None, typer.Argument(help="file to write; prints without it")] = None,
     root: Annotated[str, typer.Option(help="data set folder to fill in")] = "path/to/dataset",
-    preset: Annotated[str | None, typer.Option(help="one of the ready configurations instead; 'list' names them")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="one of the ready configurations instead; 'list' names them")
+    ] = None,
 ) -> None:
     """Write a commented configuration: every key with its default, or a ready one for a published database."""
     from hamfast.configs import preset_names, preset_text
@@ -85,7 +87,9 @@ def train(
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="model.ckpt of a run")],
     structures: Annotated[list[Path], typer.Argument(help="structure folders, or data sets of them")],
-    output: Annotated[Path | None, typer.Option(help="folder for copies with predictions; default: beside the input")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="folder for copies with predictions; default: beside the input")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Predict Hamiltonians; writes hamiltonian_pred.h5 in the input's layout."""
@@ -107,11 +111,15 @@ def predict(
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="model.ckpt of a run")],
-    structures: Annotated[list[Path] | None, typer.Argument(help="structure folders; default: the run's test set")] = None,
+    structures: Annotated[
+        list[Path] | None, typer.Argument(help="structure folders; default: the run's test set")
+    ] = None,
     part: Annotated[str, typer.Option(help="train, validate or test")] = "test",
     output: Annotated[Path | None, typer.Option(help="JSON; default: evaluation.json beside the checkpoint")] = None,
     eigenvalues: Annotated[bool, typer.Option(help="compare band energies too")] = True,
-    label_noise: Annotated[Path | None, typer.Option(help="JSON with the noise of the DFT data, a column of the table")] = None,
+    label_noise: Annotated[
+        Path | None, typer.Option(help="JSON with the noise of the DFT data, a column of the table")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Compare predictions with DFT: a table and JSON, stage 1 beside the cascade."""
@@ -131,7 +139,9 @@ def evaluate(
             raise HamfastError(f"part: expected one of {', '.join(split)}, found {part!r}")
         folders = split[part]
     with console.status("evaluating") as status:
-        result = evaluate_all(loaded, folders, eigenvalues=eigenvalues, report=lambda name: status.update(f"evaluating {name}"))
+        result = evaluate_all(
+            loaded, folders, eigenvalues=eigenvalues, report=lambda name: status.update(f"evaluating {name}")
+        )
     noise = None if label_noise is None else read_json(label_noise)["meV"]
     console.print(evaluation_table(result, noise, "Structures" if structures else f"{part.capitalize()} set"))
     path = checkpoint.parent / "evaluation.json" if output is None else output
@@ -143,13 +153,17 @@ def evaluate(
 def bands(
     structure: Annotated[Path, typer.Argument(help="a structure folder with H and S")],
     kpath: Annotated[str, typer.Option(help="GKMG, or 'G 0 0 0, K 1/3 1/3 0, M 1/2 0 0'")],
-    prediction: Annotated[Path | None, typer.Option(help="folder with hamiltonian_pred.h5; default: the structure's own")] = None,
+    prediction: Annotated[
+        Path | None, typer.Option(help="folder with hamiltonian_pred.h5; default: the structure's own")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="folder for the results; default: <structure>/bands")] = None,
     points: Annotated[int, typer.Option(help="k-points along the path")] = 90,
     window: Annotated[tuple[float, float], typer.Option(help="eV around the Fermi level")] = (-4.0, 4.0),
     mesh: Annotated[tuple[int, int, int] | None, typer.Option(help="k-mesh for the Fermi level")] = None,
     fermi: Annotated[float | None, typer.Option(help="Fermi level in eV instead of counting electrons")] = None,
-    num_bands: Annotated[int | None, typer.Option(help="only so many bands next to the Fermi level (sparse solver)")] = None,
+    num_bands: Annotated[
+        int | None, typer.Option(help="only so many bands next to the Fermi level (sparse solver)")
+    ] = None,
     dos: Annotated[bool, typer.Option("--dos", help="density of states beside the bands")] = False,
 ) -> None:
     """Band structure from H and S: predicted over DFT in one figure, E_F at 0, and the numbers as JSON and h5."""

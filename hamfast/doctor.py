@@ -56,7 +56,9 @@ def backends() -> list[Finding]:
         architectures = None
     found.append(_cuda(torch, architectures))
     triton = importlib.util.find_spec("triton") is not None
-    found.append(Finding("triton", False, ("Triton is installed, but " if triton else "") + "hamfast has no Triton kernels yet"))
+    found.append(
+        Finding("triton", False, ("Triton is installed, but " if triton else "") + "hamfast has no Triton kernels yet")
+    )
     return found
 
 
@@ -70,5 +72,7 @@ def _cuda(torch, architectures: str | None) -> Finding:
     if torch.version.cuda is None:
         return Finding("cuda", False, f"kernels are compiled ({names}), but torch {torch.__version__} is a CPU build")
     if not torch.cuda.is_available():
-        return Finding("cuda", False, f"kernels are compiled ({names}), but torch sees no GPU (driver, CUDA_VISIBLE_DEVICES)")
+        return Finding(
+            "cuda", False, f"kernels are compiled ({names}), but torch sees no GPU (driver, CUDA_VISIBLE_DEVICES)"
+        )
     return Finding("cuda", True, f"{torch.cuda.get_device_name()}, kernels for {names}")

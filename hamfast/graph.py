@@ -48,6 +48,18 @@ class CrystalGraph:
     def length(self) -> Tensor:
         return self.vector.norm(dim=-1)
 
+    def known_target(self) -> Tensor:
+        """The target.
+
+        Raises:
+            ValueError: the graph was built without a Hamiltonian.
+        """
+        if self.target is None:
+            raise ValueError(
+                f"{', '.join(self.labels)}: expected a graph with a target, found one without a Hamiltonian"
+            )
+        return self.target
+
     def pair_species(self, num_species: int) -> Tensor:
         """``[edges]``: index of the ordered species pair."""
         return num_species * self.species[self.i] + self.species[self.j]

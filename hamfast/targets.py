@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 
 import torch
 from e3nn import o3
@@ -113,7 +113,8 @@ class TargetSpec:
             size = (2 * l1 + 1) * (2 * l2 + 1) * (4 if self.spinful else 1)
             starts[channel], sizes[channel] = start, size
             start += size
-        index, sign = [], []
+        index: list[int] = []
+        sign: list[float] = []
         for l1, n1, l2, n2 in self.channels:
             begin = starts[(l2, n2, l1, n1)]
             index += range(begin, begin + sizes[(l2, n2, l1, n1)])
@@ -207,7 +208,7 @@ class _Group:
     elements: Tensor  # [channels, (2 l1 + 1)(2 l2 + 1)]: where in the flattened spatial block
 
 
-@lru_cache(maxsize=None)
+@cache
 def _layout(spec: TargetSpec, first: int, second: int) -> tuple[_Group, ...]:
     starts, start = {}, 0
     for channel in spec.channels:
@@ -230,7 +231,7 @@ def _layout(spec: TargetSpec, first: int, second: int) -> tuple[_Group, ...]:
     return tuple(_Group(l1, l2, torch.tensor(c), torch.tensor(e)) for (l1, l2), (c, e) in groups.items())
 
 
-@lru_cache(maxsize=None)
+@cache
 def _spatial(l1: int, l2: int) -> tuple[Tensor, Tensor]:
     """Block elements to irreps, and back, as square matrices."""
     tables = [torch.tensor(wigner_3j(l1, l2, l)).flatten(0, 1) for l in range(abs(l1 - l2), l1 + l2 + 1)]
@@ -238,7 +239,7 @@ def _spatial(l1: int, l2: int) -> tuple[Tensor, Tensor]:
     return forward, torch.cat(tables, dim=1)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _coupling(l1: int, l2: int, spinful: bool) -> Tensor:
     """``[irreps, (spin) elements]``; with spin the columns are (1, y, z, x) x elements."""
     forward, _ = _spatial(l1, l2)
@@ -257,7 +258,7 @@ def _coupling(l1: int, l2: int, spinful: bool) -> Tensor:
     return torch.cat(rows)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _inverse_coupling(l1: int, l2: int, spinful: bool) -> Tensor:
     _, backward = _spatial(l1, l2)
     if not spinful:

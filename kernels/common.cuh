@@ -20,8 +20,8 @@
 #define HAMFAST_SIMD_SUM(variable) HAMFAST_PRAGMA(omp simd reduction(+ : variable))
 #endif
 
-// The CPU compiles each kernel once per instruction set, each time into a namespace of its own: two versions of one inline
-// function with one name would be merged by the linker, and the baseline could end up with AVX-512 code.
+// The CPU compiles each kernel once per instruction set, each time into a namespace of its own: two versions of one
+// inline function with one name would be merged by the linker, and the baseline could end up with AVX-512 code.
 #if !defined(HAMFAST_ISA)
 #define HAMFAST_ISA device
 #endif

@@ -1,6 +1,7 @@
 // Rotation of irreps into and out of each edge's own frame, and the per-|m| matrices from the path weights.
 //
-// A frame tensor is one flat buffer: for each block of the plan (one m) a row-major [edges, 1 or 2, width] matrix, the 2 being
+// A frame tensor is one flat buffer: for each block of the plan (one m) a row-major [edges, 1 or 2, width] matrix, the
+// 2 being
 // (+m, -m). Irreps of unnatural parity store (-m, minus +m) there; see hamfast/plan/edge_frame.py.
 #pragma once
 
@@ -25,9 +26,9 @@ struct FrameCall {
   int64_t num_blocks, table_stride;
   bool channels_fast;  // x is ir_mul, else mul_ir
   int64_t edges, dim, wigner_dim;
-  const T* wigner;     // [edges, sum (2l+1)^2], row-major D_l one after another; frame = D x
-  const T* x_in;       // [edges, dim] (to the frame)
-  T* x_out;            // [edges, dim] (from the frame)
+  const T* wigner;  // [edges, sum (2l+1)^2], row-major D_l one after another; frame = D x
+  const T* x_in;    // [edges, dim] (to the frame)
+  T* x_out;         // [edges, dim] (from the frame)
   const T* frame_in;
   T* frame_out;
 };
@@ -54,11 +55,11 @@ HAMFAST_HD inline FrameRow frame_row(int64_t m, bool natural) {
   return m < 0 ? FrameRow{0, 1} : FrameRow{1, -1};
 }
 
-// One irreps block of one edge, D = 2 l + 1 known to the compiler: all D components of a channel are in registers at once.
-// `frame[a]`: where component a - l of channel 0 lies in the frame tensor, null if it is not stored.
+// One irreps block of one edge, D = 2 l + 1 known to the compiler: all D components of a channel are in registers at
+// once. `frame[a]`: where component a - l of channel 0 lies in the frame tensor, null if it is not stored.
 template <int D, bool kIntoFrame, class T, class Team>
-HAMFAST_HD inline void rotate_block(const Team& team, int64_t mul, const T* wigner, const T* sign, T* const* frame, T* x,
-                                    int64_t channel, int64_t component) {
+HAMFAST_HD inline void rotate_block(const Team& team, int64_t mul, const T* wigner, const T* sign, T* const* frame,
+                                    T* x, int64_t channel, int64_t component) {
   T matrix[D * D];
   for (int a = 0; a < D; ++a)
     for (int b = 0; b < D; ++b) matrix[a * D + b] = frame[a] ? wigner[a * D + b] * sign[a] : T(0);
@@ -110,13 +111,13 @@ HAMFAST_HD inline void rotate_edge(const Team& team, const FrameCall<T>& call, i
       const int64_t m = a - block.l;
       const FramePlace& place = places[m < 0 ? -m : m];
       const FrameRow row = frame_row(m, block.natural != 0);
-      frame[a] = place.start < 0 ? nullptr
-                                 : buffer + place.start * call.edges + e * place.stride + row.row * place.width +
-                                       place.column;
+      frame[a] = place.start < 0
+                     ? nullptr
+                     : buffer + place.start * call.edges + e * place.stride + row.row * place.width + place.column;
       sign[a] = T(row.sign);
     }
-#define HAMFAST_ROTATE(L)                                                                                      \
-  case L:                                                                                                      \
+#define HAMFAST_ROTATE(L)                                                                             \
+  case L:                                                                                             \
     rotate_block<2 * L + 1, kIntoFrame>(team, block.mul, wigner, sign, frame, x, channel, component); \
     break;
     switch (block.l) {

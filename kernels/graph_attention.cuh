@@ -2,9 +2,9 @@
 //
 // Per head and edge e = (source -> target), with q_e, k_e, v_e each a sum of an edge, a source and a target part:
 //   s_e = clip(scale <q_e, k_e>),  p_e = exp(s_e) / sum over edges into the target,  out = sum_e p_e v_e.
-// Backward, g the gradient of out: a_e = <g, v_e>, A = sum p a:  dv = p g,  ds = p (a - A),  dq = ds scale k,  dk = ds scale q.
-// Double backward: along a direction (s', v') of scores and values, with mu = sum p s', b = <g, v'>, B = sum p b,
-// K = sum p s' a - mu A:  d out = sum p ((s' - mu) v + v'),
+// Backward, g the gradient of out: a_e = <g, v_e>, A = sum p a:  dv = p g,  ds = p (a - A),  dq = ds scale k,  dk = ds
+// scale q. Double backward: along a direction (s', v') of scores and values, with mu = sum p s', b = <g, v'>, B = sum p
+// b, K = sum p s' a - mu A:  d out = sum p ((s' - mu) v + v'),
 //   d/ds = p ((s' - mu)(a - A) + b - B - K),  d/dv = p (s' - mu) g.
 #pragma once
 
@@ -38,8 +38,8 @@ struct AttentionCall {
   const T* direction_q;  // [edges, heads, width]: the gradients that arrive at dq, dk, dv
   const T* direction_k;
   const T* direction_v;
-  T* out;                // [targets, heads, value width]; forward and double backward
-  T* dq;                 // [edges, heads, width]; backward and double backward
+  T* out;  // [targets, heads, value width]; forward and double backward
+  T* dq;   // [edges, heads, width]; backward and double backward
   T* dk;
   T* dv;
 };
@@ -67,7 +67,8 @@ HAMFAST_HD inline EdgeRow<T> edge_row(const EdgeSum<T>& sum, int64_t heads, int6
 
 // Score before clipping.
 template <class T, class Team>
-HAMFAST_HD inline T raw_score(const Team& team, const AttentionCall<T>& call, const EdgeRow<T>& q, const EdgeRow<T>& k) {
+HAMFAST_HD inline T raw_score(const Team& team, const AttentionCall<T>& call, const EdgeRow<T>& q,
+                              const EdgeRow<T>& k) {
   T total = T(0);
   for (int64_t c = team.rank(); c < call.query.width; c += team.size()) total += q.at(c) * k.at(c);
   return team.sum(total) * call.scale;

@@ -1,7 +1,8 @@
 // Clebsch-Gordan tensor product of one row, and its partial derivatives.
 //
-// Per row, F(x, y, w, g) = <g, TP(x, y, w)> is linear in each argument. The product is dF/dg, its gradients are dF/dx, dF/dy,
-// dF/dw, and the gradient of any of these is again one of the four. `add_row<slot>` adds one row's dF/d(slot) to `out`.
+// Per row, F(x, y, w, g) = <g, TP(x, y, w)> is linear in each argument. The product is dF/dg, its gradients are dF/dx,
+// dF/dy, dF/dw, and the gradient of any of these is again one of the four. `add_row<slot>` adds one row's dF/d(slot) to
+// `out`.
 //
 // A path multiplies pairs of channels. "Outer" modes pair every u with every v; "tied" modes pair u with u, or u < v.
 // All work on a path goes through z[v][k][u], the coupled pairs, with channels fastest: then
@@ -18,18 +19,18 @@ enum class Pairing : int64_t { outer = 0, tied = 1, triangular = 2 };
 // One row of the path table that hamfast/ops/tensor_product.py builds. The order of the fields is the order there.
 struct Path {
   int64_t pairing, mixing;
-  int64_t n1, n2, n3;           // multiplicities
-  int64_t d1, d2, d3;           // 2 l + 1
+  int64_t n1, n2, n3;  // multiplicities
+  int64_t d1, d2, d3;  // 2 l + 1
   int64_t offset1, offset2, offset3;
-  int64_t weight_offset;        // -1: no weight
-  int64_t out_u, out_v;         // channel modes: where a pair goes
-  int64_t cg_begin, cg_end;     // entries of the coupling list
+  int64_t weight_offset;     // -1: no weight
+  int64_t out_u, out_v;      // channel modes: where a pair goes
+  int64_t cg_begin, cg_end;  // entries of the coupling list
 };
 static_assert(sizeof(Path) == 16 * sizeof(int64_t));
 
 struct CouplingList {
-  const int64_t* ijk;  // [entries, 3]
-  const double* value; // [entries], times the path's normalisation
+  const int64_t* ijk;   // [entries, 3]
+  const double* value;  // [entries], times the path's normalisation
 };
 
 enum Slot { slot_x = 0, slot_y = 1, slot_w = 2, slot_g = 3 };
@@ -41,16 +42,16 @@ struct TensorProductCall {
   int64_t num_paths;
   CouplingList cg;
   Slot slot;
-  const T* operand[4];         // x, y, w, g; the one of `slot` is not read
-  int64_t dim[4];              // row lengths; w: 0 when all rows share it
-  const int64_t* index[4];     // x: senders, g: receivers, else null: row of the operand that edge e uses
-  const int64_t* order;        // edges by output row, or null: output row r is edge r
-  const int64_t* ptr;          // [rows + 1] into `order`, or null
+  const T* operand[4];      // x, y, w, g; the one of `slot` is not read
+  int64_t dim[4];           // row lengths; w: 0 when all rows share it
+  const int64_t* index[4];  // x: senders, g: receivers, else null: row of the operand that edge e uses
+  const int64_t* order;     // edges by output row, or null: output row r is edge r
+  const int64_t* ptr;       // [rows + 1] into `order`, or null
   int64_t edges;
-  int64_t chunk;               // > 0: output row r sums edges r * chunk ... (shared weights)
+  int64_t chunk;  // > 0: output row r sums edges r * chunk ... (shared weights)
   int64_t out_dim;
   int64_t scratch_size;
-  T* out;                      // [rows, out_dim]
+  T* out;  // [rows, out_dim]
 };
 
 namespace HAMFAST_ISA {

@@ -9,8 +9,8 @@
 
 namespace hamfast {
 
-// torch 2.13 has Stream::nativeHandle; our floor is 2.11, where the C shim of libtorch_cuda gives the stream. It is looked up
-// when first needed, so that this library also loads into CPU builds of torch, which lack it.
+// torch 2.13 has Stream::nativeHandle; our floor is 2.11, where the C shim of libtorch_cuda gives the stream. It is
+// looked up when first needed, so that this library also loads into CPU builds of torch, which lack it.
 inline cudaStream_t current_stream(int32_t device) {
   using GetStream = int32_t (*)(int32_t, void**);
   static const GetStream get = [] {

@@ -20,7 +20,7 @@ const char* isa_name(Isa isa);
 
 // HAMFAST_ISA_CALL(f, args): namespace::f(args) of the chosen instruction set.
 #if defined(HAMFAST_X86)
-#define HAMFAST_ISA_CALL(function, ...)                                                  \
+#define HAMFAST_ISA_CALL(function, ...)                                                         \
   (::hamfast::chosen_isa() == ::hamfast::Isa::avx512 ? ::hamfast::avx512::function(__VA_ARGS__) \
    : ::hamfast::chosen_isa() == ::hamfast::Isa::avx2 ? ::hamfast::avx2::function(__VA_ARGS__)   \
                                                      : ::hamfast::baseline::function(__VA_ARGS__))

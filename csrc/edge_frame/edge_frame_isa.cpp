@@ -14,7 +14,8 @@ static void rotate(const FrameCall<T>& call, int64_t begin, int64_t end, bool in
 }
 
 template <class T>
-static void add_terms(const MatrixTerm* terms, const double* factors, int64_t count, bool transpose, const T* in, T* out) {
+static void add_terms(const MatrixTerm* terms, const double* factors, int64_t count, bool transpose, const T* in,
+                      T* out) {
   for (int64_t n = 0; n < count; ++n) add_matrix_term(Serial{}, terms[n], T(factors[n]), transpose, in, out);
 }
 

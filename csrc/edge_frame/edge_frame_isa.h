@@ -3,14 +3,14 @@
 #include "common/isa.h"
 #include "edge_frame.cuh"
 
-#define HAMFAST_DECLARE_FOR(T)                                                                       \
-  void rotate_edges(const FrameCall<T>& call, int64_t begin, int64_t end, bool into_frame);          \
-  void add_matrix_terms(const MatrixTerm* terms, const double* factors, int64_t count, bool transpose, \
-                        const T* in, T* out);
-#define HAMFAST_DECLARE(ISA)   \
-  namespace hamfast::ISA {     \
-  HAMFAST_DECLARE_FOR(float)   \
-  HAMFAST_DECLARE_FOR(double)  \
+#define HAMFAST_DECLARE_FOR(T)                                                                                      \
+  void rotate_edges(const FrameCall<T>& call, int64_t begin, int64_t end, bool into_frame);                         \
+  void add_matrix_terms(const MatrixTerm* terms, const double* factors, int64_t count, bool transpose, const T* in, \
+                        T* out);
+#define HAMFAST_DECLARE(ISA)  \
+  namespace hamfast::ISA {    \
+  HAMFAST_DECLARE_FOR(float)  \
+  HAMFAST_DECLARE_FOR(double) \
   }
 HAMFAST_FOR_EACH_ISA(HAMFAST_DECLARE)
 #undef HAMFAST_DECLARE

@@ -16,8 +16,8 @@ struct AttentionArguments {
   Tensor senders, order, ptr;
   double scale, clip;
 
-  AttentionArguments(const std::array<Part, 9>& parts_any, Tensor senders_any, Tensor order_any,
-                     Tensor ptr_any, double scale_, double clip_)
+  AttentionArguments(const std::array<Part, 9>& parts_any, Tensor senders_any, Tensor order_any, Tensor ptr_any,
+                     double scale_, double clip_)
       : senders(torch::stable::contiguous(senders_any)),
         order(torch::stable::contiguous(order_any)),
         ptr(torch::stable::contiguous(ptr_any)),
@@ -64,9 +64,12 @@ struct AttentionArguments {
 
 template <class Launch>
 struct AttentionOps {
-  static Tensor forward(Part query_edge, Part query_source, Part query_target, Part key_edge, Part key_source, Part key_target, Part value_edge, Part value_source, Part value_target, Tensor senders, Tensor receivers, Tensor order,
-                        Tensor ptr, double scale, double clip) {
-    const AttentionArguments args({query_edge, query_source, query_target, key_edge, key_source, key_target, value_edge, value_source, value_target}, senders, order, ptr, scale, clip);
+  static Tensor forward(Part query_edge, Part query_source, Part query_target, Part key_edge, Part key_source,
+                        Part key_target, Part value_edge, Part value_source, Part value_target, Tensor senders,
+                        Tensor receivers, Tensor order, Tensor ptr, double scale, double clip) {
+    const AttentionArguments args({query_edge, query_source, query_target, key_edge, key_source, key_target, value_edge,
+                                   value_source, value_target},
+                                  senders, order, ptr, scale, clip);
     const typename Launch::Guard guard(args.senders.get_device_index());
     Tensor out = args.new_output();
     dispatch_real(out.scalar_type(), "graph_attention", [&](auto zero) {
@@ -78,10 +81,14 @@ struct AttentionOps {
     return out;
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_any, Part query_edge, Part query_source, Part query_target, Part key_edge, Part key_source, Part key_target, Part value_edge, Part value_source, Part value_target, 
+  static std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_any, Part query_edge, Part query_source,
+                                                     Part query_target, Part key_edge, Part key_source, Part key_target,
+                                                     Part value_edge, Part value_source, Part value_target,
                                                      Tensor senders, Tensor receivers, Tensor order, Tensor ptr,
                                                      double scale, double clip) {
-    const AttentionArguments args({query_edge, query_source, query_target, key_edge, key_source, key_target, value_edge, value_source, value_target}, senders, order, ptr, scale, clip);
+    const AttentionArguments args({query_edge, query_source, query_target, key_edge, key_source, key_target, value_edge,
+                                   value_source, value_target},
+                                  senders, order, ptr, scale, clip);
     const typename Launch::Guard guard(args.senders.get_device_index());
     const Tensor grad = torch::stable::contiguous(grad_any);
     Gradients to(args);
@@ -96,9 +103,13 @@ struct AttentionOps {
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(
-      Tensor direction_q_any, Tensor direction_k_any, Tensor direction_v_any, Tensor grad_any, Part query_edge, Part query_source, Part query_target, Part key_edge, Part key_source, Part key_target, Part value_edge, Part value_source, Part value_target, Tensor senders, Tensor receivers, Tensor order, Tensor ptr,
-      double scale, double clip) {
-    const AttentionArguments args({query_edge, query_source, query_target, key_edge, key_source, key_target, value_edge, value_source, value_target}, senders, order, ptr, scale, clip);
+      Tensor direction_q_any, Tensor direction_k_any, Tensor direction_v_any, Tensor grad_any, Part query_edge,
+      Part query_source, Part query_target, Part key_edge, Part key_source, Part key_target, Part value_edge,
+      Part value_source, Part value_target, Tensor senders, Tensor receivers, Tensor order, Tensor ptr, double scale,
+      double clip) {
+    const AttentionArguments args({query_edge, query_source, query_target, key_edge, key_source, key_target, value_edge,
+                                   value_source, value_target},
+                                  senders, order, ptr, scale, clip);
     const typename Launch::Guard guard(args.senders.get_device_index());
     const Tensor direction_q = torch::stable::contiguous(direction_q_any),
                  direction_k = torch::stable::contiguous(direction_k_any),

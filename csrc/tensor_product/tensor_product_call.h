@@ -77,14 +77,26 @@ struct TensorProductArguments {
 };
 
 template <class Launch>
-Tensor tensor_product(std::optional<Tensor> x, std::optional<Tensor> y, std::optional<Tensor> w, std::optional<Tensor> g,
-                      Tensor table, Tensor cg_index, Tensor cg_value, std::optional<Tensor> senders,
-                      std::optional<Tensor> sender_order, std::optional<Tensor> sender_ptr,
-                      std::optional<Tensor> receivers, std::optional<Tensor> receiver_order,
-                      std::optional<Tensor> receiver_ptr, int64_t slot, int64_t edges, bool shared_weights,
-                      std::vector<int64_t> dims) {
-  TensorProductArguments args{{x, y, w, g}, table, cg_index, cg_value, senders, sender_order, sender_ptr, receivers,
-                              receiver_order, receiver_ptr, static_cast<Slot>(slot), edges, shared_weights, dims};
+Tensor tensor_product(std::optional<Tensor> x, std::optional<Tensor> y, std::optional<Tensor> w,
+                      std::optional<Tensor> g, Tensor table, Tensor cg_index, Tensor cg_value,
+                      std::optional<Tensor> senders, std::optional<Tensor> sender_order,
+                      std::optional<Tensor> sender_ptr, std::optional<Tensor> receivers,
+                      std::optional<Tensor> receiver_order, std::optional<Tensor> receiver_ptr, int64_t slot,
+                      int64_t edges, bool shared_weights, std::vector<int64_t> dims) {
+  TensorProductArguments args{{x, y, w, g},
+                              table,
+                              cg_index,
+                              cg_value,
+                              senders,
+                              sender_order,
+                              sender_ptr,
+                              receivers,
+                              receiver_order,
+                              receiver_ptr,
+                              static_cast<Slot>(slot),
+                              edges,
+                              shared_weights,
+                              dims};
   args.make_contiguous();
   const Tensor& like = args.any_operand();
   const typename Launch::Guard guard(like.get_device_index());

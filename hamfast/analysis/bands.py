@@ -45,7 +45,13 @@ class DensityOfStates:
 
 
 def solve(
-    problem: EigenProblem, path: KPath, cell: np.ndarray, *, mesh=None, fermi: float | None = None, num_bands: int | None = None
+    problem: EigenProblem,
+    path: KPath,
+    cell: np.ndarray,
+    *,
+    mesh=None,
+    fermi: float | None = None,
+    num_bands: int | None = None,
 ) -> BandStructure:
     """Bands along a path. The Fermi level comes from the electrons on ``mesh`` unless given.
 

@@ -43,8 +43,9 @@ class BlochMatrix:
                 cells.append(np.repeat(which_cell[which], blocks[0].size))
                 values.append(blocks.ravel())
         self.rows, self.columns = np.concatenate(rows), np.concatenate(columns)
-        self.cells, self.values = np.concatenate(cells), np.concatenate(values).astype(
-            np.complex128 if np.iscomplexobj(matrix.entries) else np.float64
+        self.cells, self.values = (
+            np.concatenate(cells),
+            np.concatenate(values).astype(np.complex128 if np.iscomplexobj(matrix.entries) else np.float64),
         )
         self.shifts = shifts
 
@@ -85,7 +86,9 @@ class EigenProblem:
             try:
                 return scipy.linalg.eigh(h.toarray(), s.toarray(), eigvals_only=True)
             except np.linalg.LinAlgError as error:
-                raise HamfastError(f"the overlap matrix at k = {tuple(k)} is not positive definite ({error})") from error
+                raise HamfastError(
+                    f"the overlap matrix at k = {tuple(k)} is not positive definite ({error})"
+                ) from error
         try:
             values = scipy.sparse.linalg.eigsh(h, k=num_bands, M=s, sigma=around, which="LM", return_eigenvectors=False)
         except (scipy.sparse.linalg.ArpackError, RuntimeError) as error:
@@ -147,8 +150,12 @@ def monkhorst_pack(mesh) -> np.ndarray:
 
 def default_mesh(cell: np.ndarray, spacing: float = 0.35) -> tuple[int, int, int]:
     """A mesh with about ``spacing`` 1/angstrom between points; 1 along vacuum-sized axes."""
-    lengths = np.linalg.norm(2 * np.pi * np.linalg.inv(cell).T, axis=1)
-    return tuple(1 if 2 * np.pi / length > 11 else max(1, int(np.ceil(length / spacing))) for length in lengths)
+    a, b, c = np.linalg.norm(2 * np.pi * np.linalg.inv(cell).T, axis=1)
+
+    def points(length: float) -> int:
+        return 1 if 2 * np.pi / length > 11 else max(1, int(np.ceil(length / spacing)))
+
+    return points(a), points(b), points(c)
 
 
 def density_of_states(energies: np.ndarray, grid: np.ndarray, width: float, degeneracy: int) -> np.ndarray:

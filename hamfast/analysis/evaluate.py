@@ -69,7 +69,9 @@ _ROWS = (
 )
 
 
-def evaluation_table(result: dict[str, Any], label_noise: dict[str, float] | None = None, title: str = "Test set") -> Table:
+def evaluation_table(
+    result: dict[str, Any], label_noise: dict[str, float] | None = None, title: str = "Test set"
+) -> Table:
     """The table that ``hamfast evaluate`` prints; ``label_noise``: the same metrics of the DFT data itself."""
     table = Table(title=f"{title}: {len(result['structures'])} structures, errors in meV")
     table.add_column("metric")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,14 +33,14 @@ def parse_kpath(text: str, cell: np.ndarray, points: int) -> KPath:
     if len(corners) < 2:
         raise HamfastError(f"kpath: expected at least two points, found {text!r}")
     reciprocal = 2 * np.pi * np.linalg.inv(cell).T
-    steps = [np.linalg.norm((b[1] - a[1]) @ reciprocal) for a, b in zip(corners[:-1], corners[1:], strict=True)]
+    steps = [np.linalg.norm((b[1] - a[1]) @ reciprocal) for a, b in itertools.pairwise(corners)]
     kpoints, distance, ticks, walked = [], [], [(0.0, corners[0][0])], 0.0
     for (_, start), (name, stop), length in zip(corners[:-1], corners[1:], steps, strict=True):
         count = max(2, round(points * length / max(sum(steps), 1e-12)))
         for t in np.arange(count) / count:
             kpoints.append(start + t * (stop - start))
             distance.append(walked + t * length)
-        walked += length
+        walked += float(length)
         ticks.append((walked, name))
     kpoints.append(corners[-1][1])
     distance.append(walked)
@@ -53,7 +54,9 @@ def _special(text, cell):
     try:
         known = Cell(cell).bandpath(npoints=0, pbc=pbc if any(pbc) else [True] * 3).special_points
     except Exception as error:  # ASE raises many kinds on unusual cells
-        raise HamfastError(f"kpath: the special points of this cell are not known ({error}); give coordinates") from error
+        raise HamfastError(
+            f"kpath: the special points of this cell are not known ({error}); give coordinates"
+        ) from error
     names = text.replace("-", "").replace(" ", "")
     for name in names:
         if name not in known:

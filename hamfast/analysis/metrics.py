@@ -130,6 +130,7 @@ def _shell(shells, n):
 
 def remove_gauge(difference: np.ndarray, reference: BlockMatrix, snapshot: Snapshot) -> tuple[float, np.ndarray]:
     """H is defined up to mu S, a shift of the energy zero. Returns the mu (eV) that fits best, and dH - mu S."""
+    assert snapshot.overlap is not None
     overlap = reordered(snapshot.overlap, reference.pairs, spins=2 if snapshot.spinful else 1, shapes=reference.shapes)
     s = overlap.entries.astype(np.float64)
     mu = float(np.real(np.vdot(s, difference)) / np.vdot(s, s))

@@ -7,10 +7,10 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+import matplotlib.pyplot as plt
 
-from hamfast.analysis.bands import BandStructure, DensityOfStates  # noqa: E402
-from hamfast.data.h5 import replacing  # noqa: E402
+from hamfast.analysis.bands import BandStructure, DensityOfStates
+from hamfast.data.h5 import replacing
 
 _STYLE = {"DFT": {"color": "0.55", "lw": 2.6, "ls": "-"}, "predicted": {"color": "#c0392b", "lw": 1.0, "ls": "--"}}
 
@@ -25,7 +25,12 @@ def plot_bands(
 ) -> Path:
     """All band structures in one panel, E_F at 0; the density of states in a second one."""
     figure, axes = plt.subplots(
-        1, 2 if dos else 1, figsize=(7.2 if dos else 5.4, 4.6), width_ratios=[3, 1] if dos else None, sharey=True, squeeze=False
+        1,
+        2 if dos else 1,
+        figsize=(7.2 if dos else 5.4, 4.6),
+        width_ratios=[3, 1] if dos else None,
+        sharey=True,
+        squeeze=False,
     )
     left = axes[0, 0]
     for name, band in bands.items():

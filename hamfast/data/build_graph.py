@@ -124,6 +124,6 @@ def blocks_from_irreps(irreps: Tensor, graph: CrystalGraph, spec: TargetSpec) ->
         groups.append((which, blocks.detach().cpu().numpy()))
     boundaries = np.concatenate([[0], np.cumsum(shapes[:, 0] * shapes[:, 1])]).astype(np.int64)
     entries = np.zeros(boundaries[-1], dtype=groups[0][1].dtype if groups else np.float64)
-    for which, blocks in groups:
-        entries[boundaries[which][:, None] + np.arange(blocks[0].size)] = blocks.reshape(len(which), -1)
+    for which, values in groups:
+        entries[boundaries[which][:, None] + np.arange(values[0].size)] = values.reshape(len(which), -1)
     return BlockMatrix(pairs, shapes, boundaries, entries)

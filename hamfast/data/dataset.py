@@ -149,9 +149,13 @@ def write_split(root: Path, fractions: Sequence[float], seed: int, *, overwrite:
     random.Random(seed).shuffle(labels)
     first = round(fractions[0] * len(labels))
     second = first + max(1, round(fractions[1] * len(labels)))
-    split = dict(zip(PARTS, (sorted(labels[:first]), sorted(labels[first:second]), sorted(labels[second:])), strict=True))
+    split = dict(
+        zip(PARTS, (sorted(labels[:first]), sorted(labels[first:second]), sorted(labels[second:])), strict=True)
+    )
     for part, chosen in split.items():
         if not chosen:
-            raise HamfastError(f"{root}: {len(labels)} structures with fractions {tuple(fractions)} leave the part {part!r} empty")
+            raise HamfastError(
+                f"{root}: {len(labels)} structures with fractions {tuple(fractions)} leave the part {part!r} empty"
+            )
     write_json(path, split)
     return split

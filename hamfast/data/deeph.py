@@ -71,7 +71,7 @@ def _number(value):
 
 def read_poscar(path: Path) -> Atoms:
     try:
-        return ase_read(path, format="vasp")
+        return ase_read(path, index=-1, format="vasp")  # type: ignore[return-value]
     except FileNotFoundError as error:
         raise HamfastError(f"{path}: file not found") from error
     except Exception as error:  # ASE raises whatever its parser stumbles on

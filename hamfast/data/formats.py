@@ -19,7 +19,7 @@ def detect(folder: Path) -> ModuleType | None:
 
 def by_name(name: str) -> ModuleType:
     for f in FORMATS:
-        if f.NAME == name:
+        if name == f.NAME:
             return f
     raise HamfastError(f"format: expected one of {', '.join(f.NAME for f in FORMATS)}, found {name!r}")
 

@@ -49,7 +49,9 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
     except OSError as error:
-        raise HamfastError(f"{path}: could not be written ({error.strerror or error}); what was there before is untouched") from error
+        raise HamfastError(
+            f"{path}: could not be written ({error.strerror or error}); what was there before is untouched"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -4,7 +4,7 @@ Inside hamfast, and in the new DeepH layout, the order is m = -l ... l (p: y, z,
 legacy DeepH layout have p: x, y, z; d: z2, x2-y2, xy, xz, yz; f: z3, xz2, yz2, z(x2-y2), xyz, x(x2-3y2), y(3x2-y2).
 """
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from hamfast.errors import HamfastError
 OPENMX = {0: (0,), 1: (1, 2, 0), 2: (2, 4, 0, 3, 1), 3: (6, 4, 2, 0, 1, 3, 5)}
 
 
-@lru_cache(maxsize=None)
+@cache
 def from_openmx(shells: tuple[int, ...], spinful: bool) -> np.ndarray:
     """Index array: ``block_openmx[index]`` has its rows in the standard order. Spin: all up, then all down."""
     index: list[int] = []
@@ -30,7 +30,7 @@ def from_openmx(shells: tuple[int, ...], spinful: bool) -> np.ndarray:
     return array
 
 
-@lru_cache(maxsize=None)
+@cache
 def to_openmx(shells: tuple[int, ...], spinful: bool) -> np.ndarray:
     """The inverse of :func:`from_openmx`."""
     return np.argsort(from_openmx(shells, spinful))

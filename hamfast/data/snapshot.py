@@ -82,9 +82,11 @@ def _check_matrix(snapshot, name, matrix, where):
     if not np.all(np.isfinite(matrix.entries)):
         bad = int(np.sum(~np.isfinite(matrix.entries)))
         n = int(np.searchsorted(matrix.boundaries, np.flatnonzero(~np.isfinite(matrix.entries))[0], side="right")) - 1
-        raise HamfastError(f"{where}: {bad} entries of the {name} are NaN or infinite, the first at {pair_name(matrix.pairs[n])}")
+        raise HamfastError(
+            f"{where}: {bad} entries of the {name} are NaN or infinite, the first at {pair_name(matrix.pairs[n])}"
+        )
     atoms = matrix.pairs[:, 3:]
-    if len(matrix) and not (0 <= atoms.min() and atoms.max() < snapshot.num_atoms):
+    if len(matrix) and not (atoms.min() >= 0 and atoms.max() < snapshot.num_atoms):
         raise HamfastError(
             f"{where}: the {name} names atoms {atoms.min()} to {atoms.max()}, but the structure has {snapshot.num_atoms} atoms"
         )
@@ -95,7 +97,10 @@ def _check_matrix(snapshot, name, matrix, where):
     if len(wrong):
         n = int(wrong[0])
         i, j = (int(a) for a in atoms[n])
-        lists = ", ".join(f"{chemical_symbols[z]} {list(snapshot.shells[z])}" for z in dict.fromkeys(map(int, snapshot.numbers[[i, j]])))
+        lists = ", ".join(
+            f"{chemical_symbols[z]} {list(snapshot.shells[z])}"
+            for z in dict.fromkeys(map(int, snapshot.numbers[[i, j]]))
+        )
         raise HamfastError(
             f"{where}: block {pair_name(matrix.pairs[n])} of the {name} has shape {tuple(matrix.shapes[n])}, expected "
             f"{tuple(expected[n])} from the orbital lists {lists}{' with spin' if spin == 2 else ''}"

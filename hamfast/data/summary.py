@@ -33,16 +33,23 @@ def summarize(root: Path, most: int = 8) -> dict[str, str]:
         pairs.append(len(matrix))
         elements.append(len(matrix.entries))
         length = np.linalg.norm(snapshot.pair_vectors(matrix.pairs), axis=1)
-        for z1, z2, r in zip(snapshot.numbers[matrix.pairs[:, 3]], snapshot.numbers[matrix.pairs[:, 4]], length, strict=True):
+        for z1, z2, r in zip(
+            snapshot.numbers[matrix.pairs[:, 3]], snapshot.numbers[matrix.pairs[:, 4]], length, strict=True
+        ):
             key = (int(z1), int(z2))
             longest[key] = max(longest.get(key, 0.0), float(r))
     target_l = max(ir.l for _, ir in spec.irreps)
     l_max = max(4, target_l)
-    mid = "+".join(f"{mul}x{l}{'e' if l % 2 == 0 else 'o'}" for l, mul in zip(range(l_max + 1), (64, 32, 16, 8, 8, 4, 4, 4, 4), strict=False))
+    mid = "+".join(
+        f"{mul}x{l}{'e' if l % 2 == 0 else 'o'}"
+        for l, mul in zip(range(l_max + 1), (64, 32, 16, 8, 8, 4, 4, 4, 4), strict=False)
+    )
     result = {
         "structures": f"{len(folders)} ({', '.join(f'{n} {name}' for name, n in layouts.items())}), "
         f"{min(sizes)} to {max(sizes)} atoms",
-        "elements and shells": ", ".join(f"{chemical_symbols[z]} {list(ls)} ({sum(2 * l + 1 for l in ls)} orbitals)" for z, ls in spec.shells),
+        "elements and shells": ", ".join(
+            f"{chemical_symbols[z]} {list(ls)} ({sum(2 * l + 1 for l in ls)} orbitals)" for z, ls in spec.shells
+        ),
         "spin-orbit coupling": "yes" if spec.spinful else "no",
         "matrices": f"H in {with_h}, S in {with_s} of {len(sample)} structures read",
         "target": f"{len(spec.channels)} shell pairs, {spec.dim} numbers per pair: {spec.irreps.sort().irreps.simplify()}",
@@ -51,7 +58,9 @@ def summarize(root: Path, most: int = 8) -> dict[str, str]:
         result |= {
             "pairs": f"{min(pairs)} to {max(pairs)} per structure"
             + (f"; H has {extra} more than S over these structures" if extra else ""),
-            "longest pairs": ", ".join(f"{chemical_symbols[a]}-{chemical_symbols[b]} {r:.2f} A" for (a, b), r in sorted(longest.items())),
+            "longest pairs": ", ".join(
+                f"{chemical_symbols[a]}-{chemical_symbols[b]} {r:.2f} A" for (a, b), r in sorted(longest.items())
+            ),
             "suggested stage1": f"irreps_mid: {mid}, l_max: {l_max}, cutoff: {max(longest.values()):.1f}",
             "training step": f"{max(pairs):,} edges, {max(elements):,} matrix elements per structure; about "
             f"{_step_memory(max(pairs), l_max) / 2**30:.1f} GiB of activations with these irreps in float32",

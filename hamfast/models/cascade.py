@@ -36,6 +36,9 @@ class Cascade(nn.Module):
         freeze_stage1: stage 2's loss does not reach stage 1.
     """
 
+    transpose_index: Tensor
+    transpose_sign: Tensor
+
     def __init__(
         self,
         spec: TargetSpec,

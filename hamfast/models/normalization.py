@@ -31,6 +31,15 @@ class TargetNormalization(nn.Module):
         num_basis: Gaussians of the radial functions.
     """
 
+    shift_coefficients: Tensor
+    onsite_shift: Tensor
+    scale_coefficients: Tensor
+    onsite_scale: Tensor
+    irrep_of: Tensor
+    harmonic_of: Tensor
+    has_shift: Tensor
+    inverse_dim: Tensor
+
     def __init__(self, spec: TargetSpec, shift: str, scale: str, r_max: float, num_basis: int = 32):
         super().__init__()
         self.spec, self.shift_kind, self.scale_kind = spec, shift, scale
@@ -43,7 +52,9 @@ class TargetNormalization(nn.Module):
         self.register_buffer("onsite_shift", torch.zeros(pairs, number))
         self.register_buffer("scale_coefficients", torch.ones(pairs, num_basis, number))
         self.register_buffer("onsite_scale", torch.ones(pairs, number))
-        self.register_buffer("irrep_of", torch.repeat_interleave(torch.tensor([ir.dim for _, ir in irreps])), persistent=False)
+        self.register_buffer(
+            "irrep_of", torch.repeat_interleave(torch.tensor([ir.dim for _, ir in irreps])), persistent=False
+        )
         harmonic = torch.cat([torch.arange(ir.l**2, (ir.l + 1) ** 2) for _, ir in irreps])
         self.register_buffer("harmonic_of", harmonic, persistent=False)
         natural = torch.tensor([float(ir.p == (-1) ** ir.l) for _, ir in irreps])
@@ -86,7 +97,9 @@ class TargetNormalization(nn.Module):
         onsite_sum, onsite_count = torch.zeros(shape[0], shape[2], dtype=torch.float64), torch.zeros(shape[0], 1)
         for graph in graphs:
             pair, onsite = graph.pair_species(self.spec.num_species), graph.length < 1e-6
-            product = graph.target * self._harmonics(graph, onsite)[:, self.harmonic_of].to(graph.target)
+            product = graph.known_target() * self._harmonics(graph, onsite)[:, self.harmonic_of].to(
+                graph.known_target()
+            )
             projection = self._per_irrep(product).double() * self.inverse_dim.double() * self.has_shift.double()
             phi = self._features(graph.length, self.shift_kind).double()
             for p in pair.unique().tolist():
@@ -112,7 +125,7 @@ class TargetNormalization(nn.Module):
         for graph in graphs:
             pair, onsite = graph.pair_species(self.spec.num_species), graph.length < 1e-6
             shift, _ = self.shift_and_scale(graph)
-            squares = self._per_irrep((graph.target - shift).double().square()) * self.inverse_dim.double()
+            squares = self._per_irrep((graph.known_target() - shift).double().square()) * self.inverse_dim.double()
             phi = self._features(graph.length, self.scale_kind).double()
             for p in pair.unique().tolist():
                 hop, home = (pair == p) & ~onsite, (pair == p) & onsite
@@ -132,7 +145,9 @@ class TargetNormalization(nn.Module):
     def _features(self, length, kind):
         """Smooth partition of the distance axis; a constant is its special case."""
         if kind != "radial":
-            return torch.full((length.shape[0], self.basis.centers.shape[0]), 1.0 / self.basis.centers.shape[0]).to(length)
+            return torch.full((length.shape[0], self.basis.centers.shape[0]), 1.0 / self.basis.centers.shape[0]).to(
+                length
+            )
         phi = self.basis(length.clamp(max=float(self.basis.centers[-1])))
         return phi / phi.sum(-1, keepdim=True)
 

@@ -81,7 +81,6 @@ class Linear(_ChannelMixing):
         return self.join(out)
 
 
-
 class SpeciesLinear(_ChannelMixing):
     """``e3nn.o3.FullyConnectedTensorProduct(irreps_in, f"{species}x0e", irreps_out)`` applied to a one-hot species.
 

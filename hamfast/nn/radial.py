@@ -7,6 +7,8 @@ from torch import Tensor, nn
 class GaussianBasis(nn.Module):
     """``exp(-(r - r_n)^2 / (2 width^2))`` on evenly spaced centres from ``start`` to ``stop``, width = spacing."""
 
+    centers: Tensor
+
     def __init__(self, start: float, stop: float, number: int):
         super().__init__()
         centers = torch.linspace(start, stop, number)

@@ -114,6 +114,8 @@ class EdgeTensorProduct(nn.Module):
     Computed in each edge's own frame. ``weight1`` and ``weight2`` are the matrices of all paths, flat, in e3nn's path order.
     """
 
+    expand: Tensor
+
     def __init__(self, irreps_in1, l_max: int, irreps_out, layout: str = "mul_ir"):
         super().__init__()
         self.irreps_in1, self.irreps_out = Irreps(irreps_in1), Irreps(irreps_out)

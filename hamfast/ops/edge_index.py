@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,8 +33,9 @@ class EdgeIndex:
         return self.senders.shape[0]
 
     def to(self, device) -> EdgeIndex:
-        tensors = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items()}
-        return EdgeIndex(**tensors)
+        """The same edges on another device."""
+        tensors = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
+        return replace(self, **tensors)  # type: ignore[arg-type]
 
 
 def edge_index(senders: Tensor, receivers: Tensor, num_senders: int, num_receivers: int | None = None) -> EdgeIndex:

@@ -40,7 +40,9 @@ def edge_frames(vector: Tensor, l_max: int, zero: float = 1e-6) -> EdgeFrames:
     return EdgeFrames(edge_wigner(vector, l_max), l_max, onsite)
 
 
-def edge_tensor_product(x: Tensor, weight: Tensor, plan: EdgeFramePlan, frames: EdgeFrames, layout: str = "mul_ir") -> Tensor:
+def edge_tensor_product(
+    x: Tensor, weight: Tensor, plan: EdgeFramePlan, frames: EdgeFrames, layout: str = "mul_ir"
+) -> Tensor:
     """``tensor_product(x, Y, weight, plan.plan)`` with Y the harmonics of the frames' edges, without ever making Y.
 
     Y is as ``e3nn.o3.spherical_harmonics(..., normalize=True, normalization="component")`` gives it; on edges of length
@@ -204,7 +206,9 @@ def _save_rotation(ctx, inputs, output):
     ctx.fast = fast
     ctx.size = source.shape[1] if source.dim() == 2 else source.shape[0] // max(wigner.shape[0], 1)
     if wigner.requires_grad:
-        raise RuntimeError("hamfast::rotate_to_edge is not differentiable in the frames; use hamfast.ops.tensor_product")
+        raise RuntimeError(
+            "hamfast::rotate_to_edge is not differentiable in the frames; use hamfast.ops.tensor_product"
+        )
 
 
 def _to_edge_backward(ctx, grad):

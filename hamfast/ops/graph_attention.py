@@ -69,16 +69,16 @@ def graph_attention(
             raise ValueError(f"graph_attention: {operand}: expected at least one of its parts, found none")
     check_same("graph_attention", **named)
     first = {op: next(t for n, t in named.items() if t is not None and n.startswith(op)) for op in ("query", "value")}
-    for tensor in first.values():
-        if tensor.dim() != 3:
-            raise ValueError(f"graph_attention: expected parts [rows, heads, width], found {list(tensor.shape)}")
+    for part in first.values():
+        if part.dim() != 3:
+            raise ValueError(f"graph_attention: expected parts [rows, heads, width], found {list(part.shape)}")
     heads, width = first["query"].shape[1:]
     rows = {"edge": edges.num_edges, "source": edges.num_senders, "target": edges.num_receivers}
     for name, tensor in named.items():
         if tensor is not None:
-            operand, part = name.split("_")
+            operand, _, kind = name.partition("_")
             last = first["value"].shape[2] if operand == "value" else width
-            check_rows("graph_attention", name, tensor, rows[part], heads, last)
+            check_rows("graph_attention", name, tensor, rows[kind], heads, last)
     scale = 1 / math.sqrt(width) if scale is None else float(scale)
     clip = math.inf if clip is None else float(clip)
     index = (edges.senders, edges.receivers, edges.receiver_order, edges.receiver_ptr)
@@ -128,7 +128,7 @@ def _rest(ctx, senders, receivers, order, ptr, *parts):
 
 def _to_parts(ctx, gradients, senders, receivers):
     """From gradients per edge to the gradients of the nine parts: gather's adjoint is a sum by index."""
-    result = []
+    result: list[Tensor | None] = []
     for operand, gradient in enumerate(gradients):
         for part, index in enumerate((None, senders, receivers)):
             rows = ctx.rows[3 * operand + part]
@@ -158,8 +158,8 @@ def _setup_backward(ctx, inputs, output):
 def _double_backward(ctx, *directions):
     grad, *saved = ctx.saved_tensors
     zeros = [g.zero_() for g in _edge_gradients(saved[4:], saved[0])]
-    directions = [zero if d is None else d for d, zero in zip(directions, zeros, strict=True)]
-    to_grad, *gradients = _op_double(*directions, grad, *_rest(ctx, *saved))
+    known = [zero if d is None else d for d, zero in zip(directions, zeros, strict=True)]
+    to_grad, *gradients = _op_double(*known, grad, *_rest(ctx, *saved))
     return (to_grad, *_to_parts(ctx, gradients, *saved[:2]), *(None,) * 6)
 
 

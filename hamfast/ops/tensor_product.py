@@ -80,8 +80,8 @@ _TABLES: dict[tuple[Plan, torch.device], tuple[Tensor, Tensor, Tensor, int]] = {
 @torch.compiler.assume_constant_result
 def _tables(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int]:
     if (plan, device) not in _TABLES:
-        *tensors, scratch = plan_table(plan)
-        _TABLES[plan, device] = (*(t.to(device) for t in tensors), scratch)
+        table, index, value, scratch = plan_table(plan)
+        _TABLES[plan, device] = (table.to(device), index.to(device), value.to(device), scratch)
     return _TABLES[plan, device]
 
 
@@ -96,7 +96,10 @@ def plan_table(plan: Plan) -> tuple[Tensor, Tensor, Tensor, int]:
         starts.append([0])
         for mul, l, _ in blocks:
             starts[-1].append(starts[-1][-1] + mul * (2 * l + 1))
-    table, index, value, scratch = [], [], [], 1
+    table: list[list[int]] = []
+    index: list[Tensor] = []
+    value: list[Tensor] = []
+    scratch = 1
     for ins in plan.instructions:
         (n1, l1, _), (n2, l2, _) = plan.irreps_in1[ins.i_in1], plan.irreps_in2[ins.i_in2]
         n3, l3, _ = plan.irreps_out[ins.i_out]
@@ -113,9 +116,24 @@ def plan_table(plan: Plan) -> tuple[Tensor, Tensor, Tensor, int]:
         index.append(entries)
         value.append(torch.tensor(coupling)[tuple(entries.T)] * ins.coefficient)
         table.append(
-            [pairing, int(mixing), n1, n2, n3, d1, d2, d3, starts[0][ins.i_in1], starts[1][ins.i_in2]]
-            + [starts[2][ins.i_out], ins.weight_offset if ins.has_weight else -1, out_u, out_v]
-            + [begin, begin + len(entries)]
+            [
+                pairing,
+                int(mixing),
+                n1,
+                n2,
+                n3,
+                d1,
+                d2,
+                d3,
+                starts[0][ins.i_in1],
+                starts[1][ins.i_in2],
+                starts[2][ins.i_out],
+                ins.weight_offset if ins.has_weight else -1,
+                out_u,
+                out_v,
+                begin,
+                begin + len(entries),
+            ]
         )
         pairs = n1 if pairing < 2 else pair_count(ins.mode, n1, n2)
         outer = n2 if pairing == 0 else 1
@@ -129,7 +147,9 @@ def plan_table(plan: Plan) -> tuple[Tensor, Tensor, Tensor, int]:
 
 
 @torch.library.register_fake("hamfast::tensor_product")
-def _(x, y, w, g, table, cg_index, cg_value, senders, s_order, s_ptr, receivers, r_order, r_ptr, slot, edges, shared, dims):
+def _(
+    x, y, w, g, table, cg_index, cg_value, senders, s_order, s_ptr, receivers, r_order, r_ptr, slot, edges, shared, dims
+):
     like = next(t for t in (x, y, w, g) if t is not None)
     if slot == 2 and shared:
         return like.new_empty(dims[2])
@@ -149,7 +169,7 @@ def _backward(ctx, grad):
     operands, tables = list(saved[:4]), saved[4:]
     slot, edges, shared, dims = ctx.rest
     operands[slot] = grad
-    grads = []
+    grads: list[Tensor | None] = []
     for k in range(4):
         if k == slot or not ctx.needs_input_grad[k]:
             grads.append(None)

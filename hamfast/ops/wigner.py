@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 
 import torch
 from e3nn import o3
@@ -66,7 +66,7 @@ def _wigner_D(l: int, alpha: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
         return o3.wigner_D(l, alpha, beta, gamma)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _turn_sign(l: int) -> float:
     """The sign convention of e3nn's rotation about the polar axis: exp(-alpha X_1)[-1, +1] = sign sin(alpha)."""
     if l == 0:
@@ -76,14 +76,16 @@ def _turn_sign(l: int) -> float:
     return float(torch.sign(turn[l - 1, l + 1]))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _tilt(l: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``exp(-beta X_0)`` as a Fourier series in beta: ``[1 + 2 l, (2 l + 1)^2]`` for 1, cos(m beta), sin(m beta)."""
     angles = torch.arange(2 * l + 1, dtype=torch.float64) * (2 * torch.pi / (2 * l + 1)) + 0.1
     zero = torch.zeros_like(angles)
     samples = _wigner_D(l, zero, -angles, zero).flatten(1)
     m = torch.arange(1, l + 1, dtype=torch.float64)
-    basis = torch.cat([torch.ones_like(angles)[:, None], torch.cos(angles[:, None] * m), torch.sin(angles[:, None] * m)], 1)
+    basis = torch.cat(
+        [torch.ones_like(angles)[:, None], torch.cos(angles[:, None] * m), torch.sin(angles[:, None] * m)], 1
+    )
     series = torch.linalg.solve(basis, samples)
     series[series.abs() < 1e-13] = 0.0
     return series.to(dtype=dtype, device=device)

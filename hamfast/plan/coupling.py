@@ -1,12 +1,12 @@
 """Coupling coefficients as numpy arrays, from e3nn's tables."""
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from e3nn import o3
 
 
-@lru_cache(maxsize=None)
+@cache
 def wigner_3j(l1: int, l2: int, l3: int) -> np.ndarray:
     """Real Wigner 3j symbol of e3nn, ``[2 l1 + 1, 2 l2 + 1, 2 l3 + 1]``, float64, sum of squares 1."""
     import torch  # only to name the dtype in which e3nn computes

@@ -14,7 +14,7 @@ of O(l^6) (Passaro & Zitnick, arXiv 2302.03655, give the reduction; the bookkeep
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -89,7 +89,7 @@ def is_natural(block: tuple[int, int, int]) -> bool:
     return p == (-1) ** l
 
 
-@lru_cache(maxsize=None)
+@cache
 def edge_frame_plan(plan: Plan) -> EdgeFramePlan:
     """Lowers a plan to the edge frame.
 

@@ -207,17 +207,14 @@ def make_plan(
         (n1, l1, _), (n2, l2, _), (n3, l3, _) = blocks1[i1], blocks2[i2], blocks3[i3]
         alpha = {"component": 2 * l3 + 1, "norm": (2 * l1 + 1) * (2 * l2 + 1), "none": 1}[irrep_normalization]
         same_out = [other for other in paths if other[2] == i3]
-        total = {
-            "element": lambda path=path, same_out=same_out: sum(map(fan_in, same_out)),
-            "path": lambda path=path, same_out=same_out: fan_in(path) * len(same_out),
-            "none": lambda: 1.0,
-        }[path_normalization]()
+        if path_normalization == "element":
+            total = sum(map(fan_in, same_out))
+        else:
+            total = fan_in(path) * len(same_out) if path_normalization == "path" else 1.0
         if total > 0:
             alpha /= total
         shape = _WEIGHT_SHAPES[mode](n1, n2, n3)
-        made.append(
-            Instruction(i1, i2, i3, mode, has_weight, math.sqrt(alpha * var3[i3] * path_weight), shape, offset)
-        )
+        made.append(Instruction(i1, i2, i3, mode, has_weight, math.sqrt(alpha * var3[i3] * path_weight), shape, offset))
         offset += made[-1].weight_numel
     return Plan(blocks1, blocks2, blocks3, tuple(made))
 

@@ -20,9 +20,7 @@ class E3nnNetwork(nn.Module):
         self.irreps_sh = o3.Irreps.spherical_harmonics(network.config.l_max)
         self.embedding = _linear(network.embedding)
         self.node_updates = nn.ModuleList(_Update(u, self.irreps_sh, self.num_species) for u in network.node_updates)
-        self.edge_updates = nn.ModuleList(
-            _Update(u, self.irreps_sh, self.num_species**2) for u in network.edge_updates
-        )
+        self.edge_updates = nn.ModuleList(_Update(u, self.irreps_sh, self.num_species**2) for u in network.edge_updates)
         self.output = _linear(network.output)
         self.edge_basis, self.radial_basis = network.edge_basis, network.radial_basis
 
@@ -34,7 +32,9 @@ class E3nnNetwork(nn.Module):
         harmonics = torch.where(onsite[:, None], torch.eye(self.irreps_sh.dim).to(harmonics)[0], harmonics)
         radial = self.radial_basis(graph.length)
         node, edge = self.embedding(node_hot), self.edge_basis(graph.length)
-        for node_update, edge_update in zip(self.node_updates, self.edge_updates, strict=True):
+        node_update: _Update
+        edge_update: _Update
+        for node_update, edge_update in zip(self.node_updates, self.edge_updates, strict=True):  # type: ignore[assignment]
             pre = node_update.linear_pre(node)
             message = node_update.convolve(torch.cat([pre[graph.i], pre[graph.j], edge], 1), harmonics, radial)
             total = torch.zeros(node.shape[0], message.shape[1]).to(message).index_add(0, graph.i, message)
@@ -50,9 +50,7 @@ class _Update(nn.Module):
         super().__init__()
         convolution = ours.convolution
         product = convolution.product
-        instructions = [
-            (i.i_in1, i.i_in2, i.i_out, "uvw", True, 1.0) for i in product.plan.plan.instructions
-        ]
+        instructions = [(i.i_in1, i.i_in2, i.i_out, "uvw", True, 1.0) for i in product.plan.plan.instructions]
         self.product = o3.TensorProduct(
             product.irreps_in1, irreps_sh, product.irreps_out, instructions, internal_weights=False, shared_weights=True
         )
@@ -69,7 +67,9 @@ class _Update(nn.Module):
         self.radial = convolution.radial
         self.scale = o3.ElementwiseTensorProduct(self.gate.irreps_out, f"{self.gate.irreps_out.num_irreps}x0e")
         self.linear_pre, self.linear_post = _linear(ours.linear_pre), _linear(ours.linear_post)
-        self.species = o3.FullyConnectedTensorProduct(ours.species.irreps_in, f"{num_kinds}x0e", ours.species.irreps_out)
+        self.species = o3.FullyConnectedTensorProduct(
+            ours.species.irreps_in, f"{num_kinds}x0e", ours.species.irreps_out
+        )
         self.species.weight.data.copy_(ours.species.weight.data)
         self.skip = None if ours.skip is None else _linear(ours.skip)
         self.norm_weight, self.norm_bias, self.irreps = ours.norm.weight, ours.norm.bias, ours.norm.irreps

@@ -44,6 +44,7 @@ def tensor_product(
             u, v = torch.triu_indices(a.shape[1], a.shape[1], 1)
             a, b = a[:, u], b[:, v]
         if ins.has_weight:
+            assert weight is not None
             w = weight[:, ins.weight_offset : ins.weight_offset + ins.weight_numel]
             w = w.reshape(rows, *ins.weight_shape)
         else:

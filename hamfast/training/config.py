@@ -84,7 +84,9 @@ class Stage2Config(_Section):
 
 
 class SafetyConfig(_Section):
-    factor: float = Field(2.0, gt=1, description="validation loss above factor x best counts as diverged; NaN always does")
+    factor: float = Field(
+        2.0, gt=1, description="validation loss above factor x best counts as diverged; NaN always does"
+    )
     patience: int = Field(10, ge=1, description="after this many diverged epochs in a row the best weights come back")
     decay: float = Field(0.5, gt=0, lt=1, description="and the learning rate is multiplied by this")
 
@@ -100,7 +102,10 @@ class PhaseConfig(_Section):
     ema: float | None = Field(0.99, gt=0, lt=1, description="decay of averaged weights, used to validate and predict")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
     rotate: float = Field(
-        0.0, ge=0, le=1, description="rotation augmentation starts after this fraction of the epochs; 1: never, 0: always"
+        0.0,
+        ge=0,
+        le=1,
+        description="rotation augmentation starts after this fraction of the epochs; 1: never, 0: always",
     )
     rotate_angle: float = Field(
         0.0, ge=0, le=1, description="its largest Euler angle in units of pi (normal, truncated); 0: no augmentation"
@@ -151,7 +156,9 @@ def load_config(path: Path) -> Config:
     try:
         content = tomllib.loads(path.read_text()) if path.suffix == ".toml" else yaml.safe_load(path.read_text())
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
-        raise HamfastError(f"{path}: not readable as {'TOML' if path.suffix == '.toml' else 'YAML'}: {error}") from error
+        raise HamfastError(
+            f"{path}: not readable as {'TOML' if path.suffix == '.toml' else 'YAML'}: {error}"
+        ) from error
     if not isinstance(content, dict):
         raise HamfastError(f"{path}: expected sections like data: and training:, found {type(content).__name__}")
     return parse_config(content, str(path))
@@ -172,7 +179,9 @@ def _sentence(error) -> str:
         return f"missing key {key}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{key}: {message[0].lower() + message[1:]}" + (
-        f", found {error['input']!r}" if not isinstance(error["input"], dict | BaseModel) and "found" not in message else ""
+        f", found {error['input']!r}"
+        if not isinstance(error["input"], dict | BaseModel) and "found" not in message
+        else ""
     )
 
 

@@ -26,11 +26,16 @@ class CascadeTraining(lightning.LightningModule):
     same gradient.
     """
 
+    component_weight: Tensor
+    elements: Tensor
+
     def __init__(self, model: Cascade, config: Config, phase: str, pair_cutoffs: np.ndarray, steps_per_epoch: int):
         super().__init__()
         self.model, self.config, self.phase, self.pair_cutoffs = model, config, phase, pair_cutoffs
         self.steps_per_epoch = steps_per_epoch
-        self.settings: PhaseConfig = config.training.stage2 if phase == "stage2" else config.training.stage1
+        settings = config.training.stage2 if phase == "stage2" else config.training.stage1
+        assert settings is not None
+        self.settings: PhaseConfig = settings
         self.lr_factor = 1.0  # lowered by the safety net
         self.ema: dict[str, Tensor] | None = None
         self.ema_updates = 0
@@ -76,18 +81,22 @@ class CascadeTraining(lightning.LightningModule):
 
     def training_step(self, batch: CrystalGraph, batch_idx: int) -> Tensor:
         batch = self._augment(batch, batch_idx)
-        square, absolute = self.errors(batch, self.predict(batch) - batch.target)
+        square, absolute = self.errors(batch, self.predict(batch) - batch.known_target())
         # In meV, where numbers are of order one.
         loss = square.mean() * MEV**2 if self.settings.loss == "mse" else absolute.mean() * MEV
         shown = square.mean().sqrt() * MEV if self.settings.loss == "mse" else loss
-        self.log("train_loss_meV", shown.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=batch.num_graphs)
+        self.log(
+            "train_loss_meV", shown.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=batch.num_graphs
+        )
         self.log("train_mae_meV", absolute.mean().detach() * MEV, on_step=False, on_epoch=True, sync_dist=True,
                  batch_size=batch.num_graphs)  # fmt: skip
-        self.log("train_objective", loss.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=batch.num_graphs)
+        self.log(
+            "train_objective", loss.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=batch.num_graphs
+        )
         return loss
 
     def validation_step(self, batch: CrystalGraph, batch_idx: int) -> None:
-        square, absolute = self.errors(batch, self.predict(batch) - batch.target)
+        square, absolute = self.errors(batch, self.predict(batch) - batch.known_target())
         loss = square.mean().sqrt() if self.settings.loss == "mse" else absolute.mean()
         size = batch.num_graphs
         self.log("val_loss_meV", loss * MEV, on_epoch=True, sync_dist=True, batch_size=size)
@@ -104,7 +113,7 @@ class CascadeTraining(lightning.LightningModule):
         angles = torch.empty(3).normal_(generator=generator).clamp(-1, 1) * limit * math.pi
         rotation = rotation_from_euler(angles)
         rotated = graph.rotated(rotation)
-        rotated.target = rotate_irreps(graph.target, self.model.spec.irreps, rotation)
+        rotated.target = rotate_irreps(graph.known_target(), self.model.spec.irreps, rotation)
         return rotated
 
     # --- optimiser ------------------------------------------------------------------------------------------------

@@ -125,7 +125,9 @@ class Run:
             before = load_config(path)
             for key in ("data", "target", "stage1", "stage2", "training", "seed", "precision"):
                 if getattr(before, key) != getattr(self.config, key):
-                    raise HamfastError(f"{self.folder}: cannot resume, `{key}` of the configuration differs from {path}")
+                    raise HamfastError(
+                        f"{self.folder}: cannot resume, `{key}` of the configuration differs from {path}"
+                    )
 
     def _finished(self, phase: str) -> Path:
         return self.folder / phase / "finished.json"
@@ -171,7 +173,11 @@ class Run:
         sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
         parts = ", ".join(f"{name} {n:,}" for name, n in sizes.items() if n)
         counts = ", ".join(f"{len(folders)} {part}" for part, folders in self.split.items())
-        self.console.print(f"structures: {counts}; parameters: {parts}; {self.config.precision}; output: {self.folder}", highlight=False, soft_wrap=True)
+        self.console.print(
+            f"structures: {counts}; parameters: {parts}; {self.config.precision}; output: {self.folder}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
     def _run_phase(self, phase, model, cutoffs, stop_after_epoch) -> bool:
         config = self.config
@@ -220,7 +226,9 @@ class Run:
                 interrupted = True
         if interrupted or trainer.current_epoch < module.settings.epochs:
             if self.console is not None:
-                self.console.print(f"interrupted; {checkpoints.last_path} holds the last complete epoch, continue with --resume")
+                self.console.print(
+                    f"interrupted; {checkpoints.last_path} holds the last complete epoch, continue with --resume"
+                )
             return False
         if self.rank == 0:
             write_json(self._finished(phase), {"epochs": trainer.current_epoch, "best_epoch": checkpoints.best_epoch,

@@ -22,7 +22,9 @@ def test_every_mean_by_hand(spinful):
     for n, snapshot in enumerate(snapshots):
         predicted = perturbed(snapshot, n)
         sums.add(snapshot, predicted)
-        everything.append([np.abs(predicted.block(m) - snapshot.hamiltonian.block(m)) * 1e3 for m in range(len(predicted))])
+        everything.append(
+            [np.abs(predicted.block(m) - snapshot.hamiltonian.block(m)) * 1e3 for m in range(len(predicted))]
+        )
     found = sums.summary()
     maes = [np.mean(np.concatenate([b.ravel() for b in blocks])) for blocks in everything]
     assert found["MAE_all"] == pytest.approx(np.mean(maes))
@@ -73,4 +75,7 @@ def test_order_of_pairs_does_not_matter_but_the_set_does():
     second.add(snapshot, shuffled)
     assert first.summary()["MAE_all"] == pytest.approx(second.summary()["MAE_all"], rel=1e-12)
     with pytest.raises(HamfastError, match="other atom pairs"):
-        ErrorSums().add(snapshot, BlockMatrix.from_blocks(predicted.pairs[:-1], [predicted.block(n) for n in range(len(predicted) - 1)]))
+        ErrorSums().add(
+            snapshot,
+            BlockMatrix.from_blocks(predicted.pairs[:-1], [predicted.block(n) for n in range(len(predicted) - 1)]),
+        )

@@ -85,7 +85,7 @@ def test_new_files_on_disk_are_as_the_format_says(tmp_path):
 
 
 def test_finding_structures(tmp_path, fixtures):
-    assert [f.name for f in find_structures(fixtures.parent)][0].startswith("MoS2")
+    assert next(f.name for f in find_structures(fixtures.parent)).startswith("MoS2")
     assert find_structures(fixtures / "MoS2_1x1_000") == [fixtures / "MoS2_1x1_000"]
     with pytest.raises(HamfastError, match="no structure folders found"):
         find_structures(tmp_path)
@@ -127,7 +127,9 @@ def test_nan(copy):
 
 def test_not_hermitian(copy):
     change_entries(copy, lambda e: e.__setitem__(5, e[5] + 0.1))
-    with pytest.raises(HamfastError, match="the Hamiltonian is not Hermitian: block R = .* by 0.1, expected at most 0.001"):
+    with pytest.raises(
+        HamfastError, match="the Hamiltonian is not Hermitian: block R = .* by 0.1, expected at most 0.001"
+    ):
         read_snapshot(copy)
 
 

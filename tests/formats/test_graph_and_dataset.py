@@ -9,7 +9,15 @@ import torch
 from e3nn import o3
 from kit import random_rotation, random_snapshot, turned_orbitals
 
-from hamfast.data import GraphDataset, blocks_from_irreps, build_graph, dataset_spec, graph_loader, read_snapshot, read_split
+from hamfast.data import (
+    GraphDataset,
+    blocks_from_irreps,
+    build_graph,
+    dataset_spec,
+    graph_loader,
+    read_snapshot,
+    read_split,
+)
 from hamfast.data.dataset import write_split
 from hamfast.errors import HamfastError
 from hamfast.graph import batch_graphs

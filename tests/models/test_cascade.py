@@ -102,7 +102,11 @@ def test_gradients_reach_every_trained_parameter(mos2):
     model = small(spec, freeze_stage1=False)
     torch.nn.init.normal_(model.stage2.output.weight)
     model(graph).refined.square().sum().backward()
-    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.numel() and (p.grad is None or not p.grad.abs().sum() > 0)]
+    missing = [
+        n
+        for n, p in model.named_parameters()
+        if p.requires_grad and p.numel() and (p.grad is None or not p.grad.abs().sum() > 0)
+    ]
     assert missing == []
     frozen = small(spec, freeze_stage1=True)
     torch.nn.init.normal_(frozen.stage2.output.weight)

@@ -23,7 +23,9 @@ PUBLISHED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "shells", "soc", "mid", "l_max", "expected"), PUBLISHED, ids=[p[0] for p in PUBLISHED])
+@pytest.mark.parametrize(
+    ("name", "shells", "soc", "mid", "l_max", "expected"), PUBLISHED, ids=[p[0] for p in PUBLISHED]
+)
 def test_parameter_counts_of_the_published_networks(name, shells, soc, mid, l_max, expected):
     network = CovariantNetwork(CovariantConfig(irreps_mid=mid, l_max=l_max), TargetSpec.from_mapping(shells, soc))
     assert sum(p.numel() for p in network.parameters()) == expected
@@ -111,5 +113,6 @@ def test_translation_relabelling_and_periodic_images_change_nothing(fixtures):
 def test_impossible_target_names_the_irrep():
     with pytest.raises(ValueError, match="cannot make the target irrep"):
         CovariantNetwork(
-            CovariantConfig(irreps_mid="8x0e+4x1o", l_max=1, embed_dim=4), TargetSpec.from_mapping({6: [0, 0, 1, 1, 2]}, False)
+            CovariantConfig(irreps_mid="8x0e+4x1o", l_max=1, embed_dim=4),
+            TargetSpec.from_mapping({6: [0, 0, 1, 1, 2]}, False),
         )

@@ -53,7 +53,9 @@ def test_equals_e3nn():
 def test_layouts_agree():
     irreps, plan, vectors, x, w = make_case()
     frames, lowered = ops.edge_frames(vectors, 5), edge_frame_plan(plan)
-    fast = ops.edge_tensor_product(convert_layout(x, irreps[0], "mul_ir", "ir_mul"), w, lowered, frames, layout="ir_mul")
+    fast = ops.edge_tensor_product(
+        convert_layout(x, irreps[0], "mul_ir", "ir_mul"), w, lowered, frames, layout="ir_mul"
+    )
     slow = ops.edge_tensor_product(x, w, lowered, frames)
     assert_close(convert_layout(fast, irreps[2], "ir_mul", "mul_ir"), slow)
 

@@ -102,7 +102,9 @@ def test_nan_stays_with_its_neighbours():
 def test_opcheck(layout):
     edges, tensors = make_case(PART_SETS["transformer_conv"])
     parts = [tensors.get(name) for name in NAMES]
-    parts = [None if p is None else (permuted(p) if layout == "permuted" else p).detach().requires_grad_() for p in parts]
+    parts = [
+        None if p is None else (permuted(p) if layout == "permuted" else p).detach().requires_grad_() for p in parts
+    ]
     index = (edges.senders, edges.receivers, edges.receiver_order, edges.receiver_ptr, 0.5, 5.0)
     torch.library.opcheck(torch.ops.hamfast.graph_attention.default, (*parts, *index))
     grad = torch.randn(4, 2, 4, requires_grad=True)

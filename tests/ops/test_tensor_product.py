@@ -29,7 +29,10 @@ def make_case(mode, weights, rows=5):
     in1, in2, out = SHAPES[mode]
     # A second path, so that offsets are not zero.
     plan = make_plan(
-        f"2x0e+{in1}", f"{in2}+1x0e", f"{out}+2x0e", [(1, 0, 0, mode, weights != "none"), (0, 1, 1, "uvu", weights != "none")]
+        f"2x0e+{in1}",
+        f"{in2}+1x0e",
+        f"{out}+2x0e",
+        [(1, 0, 0, mode, weights != "none"), (0, 1, 1, "uvu", weights != "none")],
     )
     x, y = torch.randn(rows, plan.dim_in1), torch.randn(rows, plan.dim_in2)
     shape = {"shared": (plan.weight_numel,), "per-sample": (rows, plan.weight_numel)}.get(weights)
@@ -69,7 +72,9 @@ def test_uuw_without_weight_sums_channels():
 def test_over_a_graph(weights, gather, scatter, device):
     plan, _, _, _ = make_case("uvw", weights)
     senders = torch.tensor([0, 3, 3, 1, 2, 0, 0])
-    receivers = torch.tensor([4, 0, 0, 1, 4, 2, 4])  # node 3 receives nothing, edge 3 is a self-loop, 1 and 2 a multi-edge
+    receivers = torch.tensor(
+        [4, 0, 0, 1, 4, 2, 4]
+    )  # node 3 receives nothing, edge 3 is a self-loop, 1 and 2 a multi-edge
     edges = ops.edge_index(senders.to(device), receivers.to(device), 4, 5)
     x = torch.randn(4 if gather else 7, plan.dim_in1)
     y = torch.randn(7, plan.dim_in2)
@@ -121,7 +126,9 @@ def test_opcheck(layout, graph):
 
 def test_compiles_in_one_graph_with_dynamic_rows():
     plan, _, _, w = make_case("uvw", "shared")
-    compiled = torch.compile(lambda x, y, w: ops.tensor_product(x, y, w, plan), fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda x, y, w: ops.tensor_product(x, y, w, plan), fullgraph=True, dynamic=True, backend="aot_eager"
+    )
     for rows in (5, 7):
         x, y = torch.randn(rows, plan.dim_in1, requires_grad=True), torch.randn(rows, plan.dim_in2)
         out, expected = compiled(x, y, w), ops.tensor_product(x, y, w, plan)
@@ -152,7 +159,12 @@ def test_random_irreps(seed, rows, dtype):
     expected = reference.tensor_product(x, y, w, plan)
     found = ops.tensor_product(x.to(dtype), y.to(dtype), w.to(dtype), plan).double()
     tolerance = 1e-12 if dtype == torch.float64 else 2e-5
-    assert_close(found, expected, atol=tolerance * max(1.0, float(expected.abs().max()) if expected.numel() else 1.0), rtol=tolerance)
+    assert_close(
+        found,
+        expected,
+        atol=tolerance * max(1.0, float(expected.abs().max()) if expected.numel() else 1.0),
+        rtol=tolerance,
+    )
 
 
 def test_equivariance_under_rotation_and_inversion():

@@ -25,7 +25,16 @@ def test_normalisation_and_weight_order_are_those_of_e3nn(irrep_normalization, p
 
 def test_all_modes_can_be_described_and_explained():
     a, b = "4x1o", "4x1o"
-    out = {"uvw": "5x1e", "uvu": "4x1e", "uvv": "4x1e", "uuw": "5x1e", "uuu": "4x1e", "uvuv": "16x1e", "uvu<v": "6x1e", "u<vw": "5x1e"}
+    out = {
+        "uvw": "5x1e",
+        "uvu": "4x1e",
+        "uvv": "4x1e",
+        "uuw": "5x1e",
+        "uuu": "4x1e",
+        "uvuv": "16x1e",
+        "uvu<v": "6x1e",
+        "u<vw": "5x1e",
+    }
     for mode in MODES:
         plan = make_plan(a, b, out[mode], [(0, 0, 0, mode, True)])
         assert mode in plan.explain()

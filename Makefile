@@ -1,0 +1,43 @@
+# Two commands: `make demo` sets up and runs the main job on the bundled data, `make test` sets up and runs the tests.
+# Both make the virtual environment .venv; the system's Python stays as it is.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN ?= runs/demo
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.hamfast-demo
+	@rm -rf $(RUN)
+	$(BIN)/hamfast train examples/graphene/config.yaml --output $(RUN)
+	$(BIN)/hamfast evaluate $(RUN)/model.ckpt --label-noise examples/graphene/label_noise.json
+	$(BIN)/hamfast predict $(RUN)/model.ckpt examples/graphene/dft/3x3_022 --output $(RUN)/predicted
+	$(BIN)/hamfast bands examples/graphene/dft/3x3_022 --kpath GKMG --prediction $(RUN)/predicted/3x3_022 \
+		--output $(RUN)/bands --points 60 --mesh 2 2 1
+
+test: $(VENV)/.hamfast-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.hamfast-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+	$(BIN)/mypy
+
+bench: $(VENV)/.hamfast-test
+	$(BIN)/python -m pytest bench --benchmark-only
+
+# The demo needs no CUDA kernels where there is no GPU; the tests compile them wherever nvcc is.
+SOURCES := setup.py CMakeLists.txt pyproject.toml $(shell find csrc kernels hamfast -name '*.cpp' -o -name '*.h' -o -name '*.cu*' -o -name '*.py')
+
+$(VENV)/.hamfast-demo: tools/setup_venv.sh $(SOURCES)
+	tools/setup_venv.sh $(PYTHON) $(VENV) demo
+
+$(VENV)/.hamfast-test: tools/setup_venv.sh $(SOURCES)
+	tools/setup_venv.sh $(PYTHON) $(VENV) test
+
+$(VENV)/.hamfast-lint: tools/setup_venv.sh $(SOURCES)
+	tools/setup_venv.sh $(PYTHON) $(VENV) lint
+
+clean:
+	rm -rf build $(VENV) runs hamfast/lib hamfast/_native*.so

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Makes a virtual environment and installs hamfast into it from this source folder.
+#   tools/setup_venv.sh PYTHON VENV demo|test|lint
+# If PYTHON already has a torch that is new enough, the environment uses it; else torch is installed: its CPU build where there
+# is no NVIDIA GPU. PYTHON itself is not changed.
+set -euo pipefail
+python=$1 venv=$2 purpose=$3
+torch_version=2.13.0
+cd "$(dirname "$0")/.."
+
+has_torch() {
+  "$1" -c 'import sys, torch; sys.exit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11))' 2>/dev/null
+}
+has_gpu() { nvidia-smi -L >/dev/null 2>&1; }
+
+if [ ! -x "$venv/bin/python" ]; then
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    { echo "hamfast needs Python 3.11 or newer; set PYTHON=..." >&2; exit 1; }
+  if has_torch "$python"; then
+    "$python" -m venv --system-site-packages "$venv"
+  else
+    "$python" -m venv "$venv"
+  fi
+fi
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
+
+if ! has_torch "$venv/bin/python"; then
+  if has_gpu; then
+    pip install "torch==$torch_version"
+  else
+    # The CPU build, from wherever pip is set up to find it, else from PyTorch's own index.
+    pip install "torch==$torch_version+cpu" 2>/dev/null ||
+      pip install "torch==$torch_version" --index-url https://download.pytorch.org/whl/cpu
+  fi
+fi
+
+extra=
+case $purpose in
+  test) extra='[test]' ;;
+  lint) extra='[test,lint]' ;;
+  # Without a GPU the CUDA kernels would be compiled for nothing.
+  demo) has_gpu || export HAMFAST_CUDA=${HAMFAST_CUDA:-0} ;;
+esac
+pip install 'setuptools>=70.1' wheel 'pybind11>=2.13' ninja cmake
+# Editable, so that tests and examples run against this folder; torch is pinned to what is there.
+installed=$("$venv/bin/python" -c 'import torch; print(torch.__version__)')
+echo "torch==$installed" >"$venv/constraints.txt"
+PATH="$(cd "$venv/bin" && pwd):$PATH" pip install --no-build-isolation -c "$venv/constraints.txt" -e ".$extra"
+touch "$venv/.hamfast-$purpose"
+"$venv/bin/hamfast" doctor
