@@ -87,7 +87,12 @@ def evaluation_table(
         if label_noise:
             cells.append(f"{label_noise[key]:.4f}" if key in label_noise else "")
         table.add_row(name, *cells)
-    for distance in next(iter(result["stages"].values()))["MAE_by_distance"]:
+    first = next(iter(result["stages"].values()))
+    if len(first["MAE_by_structure"]) <= 8:
+        for label in first["MAE_by_structure"]:
+            cells = [f"{stages['MAE_by_structure'][label]:.3f}" for stages in result["stages"].values()]
+            table.add_row(f"  {label}", *cells, *([""] if label_noise else []))
+    for distance in first["MAE_by_distance"]:
         cells = [f"{stages['MAE_by_distance'][distance]:.3f}" for stages in result["stages"].values()]
         table.add_row(f"  pairs at {distance}", *cells, *([""] if label_noise else []))
     return table

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from hamfast.graph import CrystalGraph
 from hamfast.nn import (
-    ChannelScale,
     EdgeTensorProduct,
     EquivariantLayerNorm,
     Gate,
@@ -70,11 +69,10 @@ class EquivariantConvolution(nn.Module):
         self.gate = Gate(scalars, Irreps([(mul, gate_ir) for mul, _ in gated]), gated, layout=LAYOUT)
         self.product = EdgeTensorProduct(irreps_in, config.l_max, self.gate.irreps_in, layout=LAYOUT)
         self.irreps_out = self.gate.irreps_out
-        self.scale = ChannelScale(self.irreps_out, layout=LAYOUT)
-        self.radial = RadialMLP(config.num_basis, config.radial_hidden, self.scale.num_channels)
+        self.radial = RadialMLP(config.num_basis, config.radial_hidden, self.irreps_out.num_irreps)
 
     def forward(self, x: Tensor, messages: Messages) -> Tensor:
-        return self.scale(self.gate(self.product(x, messages.frames)), self.radial(messages.radial))
+        return self.gate(self.product(x, messages.frames), self.radial(messages.radial))
 
 
 class _Update(nn.Module):

@@ -40,16 +40,26 @@ class Gate(nn.Module):
         self.silu, self.tanh = second_moment_scale(torch.nn.functional.silu), second_moment_scale(torch.tanh)
         self.sigmoid = second_moment_scale(torch.sigmoid)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[rows, irreps_in.dim]`` -> ``[rows, irreps_out.dim]``."""
-        x_pieces = torch.split(x, self.sizes, dim=-1)
-        out = [self._scalar(x_pieces[n], mul_ir.ir.p) for n, mul_ir in self.scalar_pieces]
-        if self.gated_pieces:
-            gates = torch.cat([self._gate(x_pieces[n], mul_ir.ir.p) for n, mul_ir in self.gate_pieces], dim=-1)
-            per_block = torch.split(gates, [mul for mul, _ in self.irreps_gated], dim=-1)
-            for (n, (mul, ir)), gate in zip(self.gated_pieces, per_block, strict=True):
-                out.append(scale_channels(x_pieces[n], gate, mul, ir.dim, self.layout))
-        return torch.cat(out, dim=-1)
+    def forward(self, x: Tensor, channel_scale: Tensor | None = None) -> Tensor:
+        """``[rows, irreps_in.dim]`` -> ``[rows, irreps_out.dim]``.
+
+        ``channel_scale``: ``[rows, irreps_out.num_irreps]``, multiplies each output channel; done here, a pass over the rows is saved.
+        """
+        pieces = torch.split(x, self.sizes, dim=-1)
+        out = [self._scalar(pieces[n], mul_ir.ir.p) for n, mul_ir in self.scalar_pieces]
+        gates = [self._gate(pieces[n], mul_ir.ir.p) for n, mul_ir in self.gate_pieces]
+        factors = torch.cat(out + gates, dim=-1)
+        if channel_scale is not None:
+            factors = factors * channel_scale
+        if not self.gated_pieces:
+            return factors
+        scalars = factors.shape[-1] - self.irreps_gated.num_irreps
+        scalar, *per_block = torch.split(factors, [scalars, *(mul for mul, _ in self.irreps_gated)], dim=-1)
+        blocks = [
+            scale_channels(pieces[n], gate, mul, ir.dim, self.layout)
+            for (n, (mul, ir)), gate in zip(self.gated_pieces, per_block, strict=True)
+        ]
+        return torch.cat([scalar, *blocks], dim=-1)
 
     def _scalar(self, x, parity):
         return torch.nn.functional.silu(x) * self.silu if parity == 1 else torch.tanh(x) * self.tanh
@@ -63,24 +73,3 @@ def scale_channels(block: Tensor, scale: Tensor, mul: int, dim: int, layout: str
     if layout == "ir_mul":
         return (block.unflatten(-1, (dim, mul)) * scale.unsqueeze(-2)).flatten(-2)
     return (block.unflatten(-1, (mul, dim)) * scale.unsqueeze(-1)).flatten(-2)
-
-
-class ChannelScale(nn.Module):
-    """Multiplies every channel of irreps by its own number (no parameters)."""
-
-    def __init__(self, irreps, layout: str = "mul_ir"):
-        super().__init__()
-        self.irreps, self.layout = Irreps(irreps), check_layout(layout)
-        self.num_channels = self.irreps.num_irreps
-
-    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
-        """``[rows, irreps.dim]``, ``[rows, num_channels]`` -> ``[rows, irreps.dim]``."""
-        blocks = torch.split(x, [mul_ir.dim for mul_ir in self.irreps], dim=-1)
-        scales = torch.split(scale, [mul for mul, _ in self.irreps], dim=-1)
-        return torch.cat(
-            [
-                scale_channels(b, s, mul, ir.dim, self.layout)
-                for b, s, (mul, ir) in zip(blocks, scales, self.irreps, strict=True)
-            ],
-            dim=-1,
-        )

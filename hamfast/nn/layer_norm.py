@@ -4,7 +4,7 @@ import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
-from hamfast.nn.irreps_layout import check_layout, split_blocks
+from hamfast.nn.irreps_layout import check_layout
 
 
 class EquivariantLayerNorm(nn.Module):
@@ -14,38 +14,76 @@ class EquivariantLayerNorm(nn.Module):
     ``weight``; add ``bias`` to ``0e`` channels.
     """
 
+    component: Tensor
+    channel: Tensor
+    per_component: Tensor
+    scalar: Tensor
+    scalar_block: Tensor
+    biased: Tensor
+
     def __init__(self, irreps, eps: float = 1e-5, layout: str = "mul_ir"):
         super().__init__()
         self.irreps, self.eps, self.layout = Irreps(irreps), eps, check_layout(layout)
         self.weight = nn.Parameter(torch.ones(self.irreps.num_irreps))
         self.bias = nn.Parameter(torch.zeros(sum(mul for mul, ir in self.irreps if ir.is_scalar())))
+        # Index tables over the elements of a row, so that all blocks are normalised in a few passes over the rows.
+        component, channel, counts, scalar, scalar_block, biased = [], [], [], [], [], []
+        start = 0
+        for n, (mul, ir) in enumerate(self.irreps):
+            shape = (ir.dim, mul) if self.layout == "ir_mul" else (mul, ir.dim)
+            m = torch.arange(ir.dim).view(-1, 1) if self.layout == "ir_mul" else torch.arange(ir.dim)
+            u = torch.arange(mul) if self.layout == "ir_mul" else torch.arange(mul).view(-1, 1)
+            component.append((len(counts) + m).expand(shape).flatten())
+            channel.append((sum(c for c, _ in self.irreps[:n]) + u).expand(shape).flatten())
+            counts += [float(mul)] * ir.dim
+            if ir.l == 0:
+                scalar.append(torch.arange(start, start + mul))
+                scalar_block.append(torch.full((mul,), len(counts) - 1))
+            if ir.is_scalar():
+                biased.append(torch.arange(start, start + mul))
+            start += mul * ir.dim
+
+        def table(name, parts):
+            self.register_buffer(
+                name, torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64), persistent=False
+            )
+
+        table("component", component)  # [dim]: which component of which block
+        table("channel", channel)  # [dim]: which channel of the row
+        table("scalar", scalar)  # elements with l = 0
+        table("scalar_block", scalar_block)  # and their component
+        table("biased", biased)  # elements with a bias
+        self.register_buffer("per_component", torch.tensor(counts), persistent=False)
 
     def forward(self, x: Tensor, graph: Tensor, num_graphs: int) -> Tensor:
         """``[rows, irreps.dim]``; ``graph``: ``[rows]`` int64, the graph of each row -> ``[rows, irreps.dim]``."""
-        count = x.new_zeros(num_graphs).index_add_(0, graph, x.new_ones(x.shape[0])).clamp_(min=1.0)
-        out, weight_start, bias_start = [], 0, 0
-        for block, (mul, ir) in zip(split_blocks(x, self.irreps), self.irreps, strict=True):
-            shape, channel = ((ir.dim, mul), -1) if self.layout == "ir_mul" else ((mul, ir.dim), -2)
-            field = block.unflatten(-1, shape)  # [rows, dim, mul] or [rows, mul, dim]
-            field = field - self._mean(field.mean(channel, keepdim=True), graph, num_graphs, count)
-            if ir.l == 0:
-                variance = self._mean(field.square().mean((-1, -2), keepdim=True), graph, num_graphs, count)
-                # 1e-30 changes no digit, and keeps the gradient of a constant field finite.
-                field = field / ((variance + 1e-30).sqrt() + self.eps)
-            weight = self.weight[weight_start : weight_start + mul]
-            field = field * (weight if channel == -1 else weight.unsqueeze(-1))
-            weight_start += mul
-            if ir.is_scalar():
-                bias = self.bias[bias_start : bias_start + mul]
-                field = field + (bias if channel == -1 else bias.unsqueeze(-1))
-                bias_start += mul
-            out.append(field.flatten(-2))
-        return torch.cat(out, dim=-1)
+        rows = x.new_zeros(num_graphs).index_add_(0, graph, x.new_ones(x.shape[0])).clamp_(min=1.0)
+        mean = self._component_mean(x, self.component, graph, rows)  # [graphs, components]
+        centred = x - self._to_rows(mean[:, self.component], graph)
+        factor = self.weight[self.channel]
+        if self.scalar.numel():
+            scalars = centred.index_select(1, self.scalar)
+            variance = self._component_mean(scalars.square(), self.scalar_block, graph, rows)
+            # 1e-30 changes no digit, and keeps the gradient of a constant field finite.
+            inverse = 1 / ((variance[:, self.scalar_block] + 1e-30).sqrt() + self.eps)
+            scale = factor.expand(rows.shape[0], -1).index_copy(1, self.scalar, inverse * factor[self.scalar])
+            out = centred * self._to_rows(scale, graph)
+        else:
+            out = centred * factor
+        if self.biased.numel():
+            out = out + torch.zeros_like(factor).index_copy(0, self.biased, self.bias)
+        return out
+
+    def _component_mean(self, x: Tensor, component: Tensor, graph: Tensor, rows: Tensor) -> Tensor:
+        """``[graphs, components]``: mean over the rows of each graph and the channels of each block."""
+        if rows.shape[0] == 1:
+            total = x.sum(0, keepdim=True)
+        else:
+            total = x.new_zeros(rows.shape[0], x.shape[1]).index_add(0, graph, x)
+        sums = total.new_zeros(rows.shape[0], self.per_component.shape[0]).index_add(1, component, total)
+        return sums / (rows[:, None] * self.per_component.to(x.dtype))
 
     @staticmethod
-    def _mean(rows: Tensor, graph: Tensor, num_graphs: int, count: Tensor) -> Tensor:
-        """Mean of rows over each graph, given back to each row."""
-        if num_graphs == 1:
-            return rows.mean(0, keepdim=True)
-        total = rows.new_zeros((num_graphs, *rows.shape[1:])).index_add(0, graph, rows)
-        return (total / count.view(-1, *[1] * (rows.dim() - 1)))[graph]
+    def _to_rows(per_graph: Tensor, graph: Tensor) -> Tensor:
+        """Gives each row the numbers of its graph."""
+        return per_graph if per_graph.shape[0] == 1 else per_graph.index_select(0, graph)

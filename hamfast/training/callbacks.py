@@ -93,7 +93,7 @@ class SafetyNet(Callback):
 class Progress(Callback):
     """A line per epoch (at most one every few seconds): losses in meV, learning rate, time left."""
 
-    def __init__(self, console: Console, phase: str, every: float = 2.0):
+    def __init__(self, console: Console, phase: str, every: float = 8.0):
         self.console, self.phase, self.every = console, phase, every
         self.started = self.printed = 0.0
         self.first_epoch = 0

@@ -47,6 +47,10 @@ def test_gate(layout):
     x = theirs.irreps_in.randn(6, -1)
     found = ours(nn.convert_layout(x, ours.irreps_in, "mul_ir", layout))
     assert_close(nn.convert_layout(found, ours.irreps_out, layout, "mul_ir"), theirs(x), atol=1e-12)
+    scale = torch.randn(6, ours.irreps_out.num_irreps)
+    scaled = ours(nn.convert_layout(x, ours.irreps_in, "mul_ir", layout), scale)
+    expected = o3.ElementwiseTensorProduct(ours.irreps_out, f"{scale.shape[1]}x0e")(theirs(x), scale)
+    assert_close(nn.convert_layout(scaled, ours.irreps_out, layout, "mul_ir"), expected, atol=1e-12)
 
 
 def test_tensor_product_loads_the_state_of_e3nn():

@@ -1,0 +1,36 @@
+"""A training step of stage 1 on the bundled graphene set, beside the same network from e3nn modules on the same weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hamfast.data import GraphDataset, dataset_spec
+from hamfast.models import CovariantConfig, CovariantNetwork
+from hamfast.reference import E3nnNetwork
+
+FOLDER = Path(__file__).parent.parent / "examples" / "graphene" / "dft" / "3x3_000"
+SIZES = {
+    "demo": {"irreps_mid": "32x0e+16x1o+8x2e+4x3o+4x4e", "l_max": 4, "embed_dim": 32, "num_basis": 64},
+    "published": {"irreps_mid": "64x0e+32x1o+16x2e+8x3o+8x4e+4x5o", "l_max": 5},
+}
+
+
+@pytest.mark.parametrize("implementation", ["hamfast", "e3nn"])
+@pytest.mark.parametrize("size", list(SIZES))
+def test_training_step(measure, size, implementation):
+    spec = dataset_spec([FOLDER])
+    graph = GraphDataset([FOLDER], spec, None)[0]
+    network = CovariantNetwork(CovariantConfig(**SIZES[size]), spec)
+    theirs = E3nnNetwork(network)
+    for update in (*theirs.node_updates, *theirs.edge_updates):
+        update.weight.requires_grad_()
+    with torch.no_grad():
+        ours_out, theirs_out = network(graph)[0], theirs(graph)
+    assert float((ours_out - theirs_out).norm() / theirs_out.norm()) < 1e-4
+
+    def step():
+        out = network(graph)[0] if implementation == "hamfast" else theirs(graph)
+        (out - graph.target).square().sum().backward()
+
+    measure(implementation, f"stage1 {size}", "training step", step, rounds=4)
