@@ -16,12 +16,18 @@
 
 namespace hamfast {
 
-// q, k or v: [edges, heads, width], [sources, heads, width], [targets, heads, width]; any two may be null.
+// One part of q, k or v, [rows, heads, width]. A part that is absent is a row of zeros with stride 0: adding it costs
+// less than asking for it in the innermost loop.
+template <class T>
+struct Part {
+  const T* data;
+  int64_t stride;
+};
+
+// q, k or v.
 template <class T>
 struct EdgeSum {
-  const T* edge;
-  const T* source;
-  const T* target;
+  Part<T> edge, source, target;
   int64_t width;
 };
 
@@ -48,21 +54,15 @@ namespace HAMFAST_ISA {
 
 template <class T>
 struct EdgeRow {
-  const T* part[3];
-  HAMFAST_HD T at(int64_t c) const {
-    T total = T(0);
-    for (int n = 0; n < 3; ++n)
-      if (part[n]) total += part[n][c];
-    return total;
-  }
+  const T *edge, *source, *target;
+  HAMFAST_HD T at(int64_t c) const { return edge[c] + source[c] + target[c]; }
 };
 
 template <class T>
-HAMFAST_HD inline EdgeRow<T> edge_row(const EdgeSum<T>& sum, int64_t heads, int64_t h, int64_t e, int64_t source,
-                                      int64_t target) {
-  return {{sum.edge ? sum.edge + (e * heads + h) * sum.width : nullptr,
-           sum.source ? sum.source + (source * heads + h) * sum.width : nullptr,
-           sum.target ? sum.target + (target * heads + h) * sum.width : nullptr}};
+HAMFAST_HD inline EdgeRow<T> edge_row(const EdgeSum<T>& sum, int64_t h, int64_t e, int64_t source, int64_t target) {
+  const int64_t head = h * sum.width;
+  return {sum.edge.data + e * sum.edge.stride + head, sum.source.data + source * sum.source.stride + head,
+          sum.target.data + target * sum.target.stride + head};
 }
 
 // Score before clipping.
@@ -87,9 +87,9 @@ HAMFAST_HD inline void softmax_statistics(const Team& team, const AttentionCall<
   total = T(0);
   for (int64_t n = call.ptr[node]; n < call.ptr[node + 1]; ++n) {
     const int64_t e = call.order[n], source = call.senders[e];
-    const T s = clipped(raw_score(team, call, edge_row(call.query, call.heads, h, e, source, node),
-                                  edge_row(call.key, call.heads, h, e, source, node)),
-                        call.clip);
+    const T s =
+        clipped(raw_score(team, call, edge_row(call.query, h, e, source, node), edge_row(call.key, h, e, source, node)),
+                call.clip);
     if (n == call.ptr[node] || s > maximum) {
       total = n == call.ptr[node] ? T(0) : total * exp(maximum - s);
       maximum = s;
@@ -108,10 +108,10 @@ HAMFAST_HD inline void attention_forward(const Team& team, const AttentionCall<T
     softmax_statistics(team, call, node, h, maximum, total);
     for (int64_t n = call.ptr[node]; n < call.ptr[node + 1]; ++n) {
       const int64_t e = call.order[n], source = call.senders[e];
-      const T s = raw_score(team, call, edge_row(call.query, call.heads, h, e, source, node),
-                            edge_row(call.key, call.heads, h, e, source, node));
+      const T s =
+          raw_score(team, call, edge_row(call.query, h, e, source, node), edge_row(call.key, h, e, source, node));
       const T p = exp(clipped(s, call.clip) - maximum) / total;
-      const EdgeRow<T> v = edge_row(call.value, call.heads, h, e, source, node);
+      const EdgeRow<T> v = edge_row(call.value, h, e, source, node);
       for (int64_t c = team.rank(); c < width; c += team.size()) out[c] += p * v.at(c);
     }
   }
@@ -133,9 +133,9 @@ HAMFAST_HD inline void attention_backward(const Team& team, const AttentionCall<
         for (int64_t c = team.rank(); c < width; c += team.size()) out[c] = T(0);
       for (int64_t n = call.ptr[node]; n < call.ptr[node + 1]; ++n) {
         const int64_t e = call.order[n], source = call.senders[e];
-        const EdgeRow<T> q = edge_row(call.query, call.heads, h, e, source, node);
-        const EdgeRow<T> k = edge_row(call.key, call.heads, h, e, source, node);
-        const EdgeRow<T> v = edge_row(call.value, call.heads, h, e, source, node);
+        const EdgeRow<T> q = edge_row(call.query, h, e, source, node);
+        const EdgeRow<T> k = edge_row(call.key, h, e, source, node);
+        const EdgeRow<T> v = edge_row(call.value, h, e, source, node);
         const T raw = raw_score(team, call, q, k), s = clipped(raw, call.clip);
         const T slope = raw == s ? call.scale : T(0);
         const T p = exp(s - maximum) / total;

@@ -9,14 +9,15 @@
 
 namespace hamfast {
 
-using Part = std::optional<Tensor>;
+using OptionalPart = std::optional<Tensor>;
 
 struct AttentionArguments {
-  std::vector<std::optional<Tensor>> parts;  // query, key, value, each: edge, source, target
+  std::vector<OptionalPart> parts;  // query, key, value, each: edge, source, target
   Tensor senders, order, ptr;
+  Tensor zeros;  // stands for every absent part
   double scale, clip;
 
-  AttentionArguments(const std::array<Part, 9>& parts_any, Tensor senders_any, Tensor order_any, Tensor ptr_any,
+  AttentionArguments(const std::array<OptionalPart, 9>& parts_any, Tensor senders_any, Tensor order_any, Tensor ptr_any,
                      double scale_, double clip_)
       : senders(torch::stable::contiguous(senders_any)),
         order(torch::stable::contiguous(order_any)),
@@ -24,6 +25,7 @@ struct AttentionArguments {
         scale(scale_),
         clip(clip_) {
     for (const auto& part : parts_any) parts.push_back(contiguous(part));
+    zeros = torch::stable::new_zeros(any_part(2), {heads() * (width(0) > width(2) ? width(0) : width(2))});
   }
 
   // 0: query, 1: key, 2: value
@@ -44,9 +46,12 @@ struct AttentionArguments {
 
   template <class T>
   AttentionCall<T> call() const {
+    auto part = [&](int n) {
+      if (!parts[n].has_value()) return Part<T>{zeros.const_data_ptr<T>(), 0};
+      return Part<T>{parts[n]->const_data_ptr<T>(), parts[n]->size(1) * parts[n]->size(2)};
+    };
     auto sum = [&](int operand) {
-      return EdgeSum<T>{data_or_null<T>(parts[3 * operand]), data_or_null<T>(parts[3 * operand + 1]),
-                        data_or_null<T>(parts[3 * operand + 2]), width(operand)};
+      return EdgeSum<T>{part(3 * operand), part(3 * operand + 1), part(3 * operand + 2), width(operand)};
     };
     AttentionCall<T> c{};
     c.query = sum(0);
@@ -64,8 +69,9 @@ struct AttentionArguments {
 
 template <class Launch>
 struct AttentionOps {
-  static Tensor forward(Part query_edge, Part query_source, Part query_target, Part key_edge, Part key_source,
-                        Part key_target, Part value_edge, Part value_source, Part value_target, Tensor senders,
+  static Tensor forward(OptionalPart query_edge, OptionalPart query_source, OptionalPart query_target,
+                        OptionalPart key_edge, OptionalPart key_source, OptionalPart key_target,
+                        OptionalPart value_edge, OptionalPart value_source, OptionalPart value_target, Tensor senders,
                         Tensor receivers, Tensor order, Tensor ptr, double scale, double clip) {
     const AttentionArguments args({query_edge, query_source, query_target, key_edge, key_source, key_target, value_edge,
                                    value_source, value_target},
@@ -81,9 +87,11 @@ struct AttentionOps {
     return out;
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_any, Part query_edge, Part query_source,
-                                                     Part query_target, Part key_edge, Part key_source, Part key_target,
-                                                     Part value_edge, Part value_source, Part value_target,
+  static std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_any, OptionalPart query_edge,
+                                                     OptionalPart query_source, OptionalPart query_target,
+                                                     OptionalPart key_edge, OptionalPart key_source,
+                                                     OptionalPart key_target, OptionalPart value_edge,
+                                                     OptionalPart value_source, OptionalPart value_target,
                                                      Tensor senders, Tensor receivers, Tensor order, Tensor ptr,
                                                      double scale, double clip) {
     const AttentionArguments args({query_edge, query_source, query_target, key_edge, key_source, key_target, value_edge,
@@ -103,10 +111,10 @@ struct AttentionOps {
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(
-      Tensor direction_q_any, Tensor direction_k_any, Tensor direction_v_any, Tensor grad_any, Part query_edge,
-      Part query_source, Part query_target, Part key_edge, Part key_source, Part key_target, Part value_edge,
-      Part value_source, Part value_target, Tensor senders, Tensor receivers, Tensor order, Tensor ptr, double scale,
-      double clip) {
+      Tensor direction_q_any, Tensor direction_k_any, Tensor direction_v_any, Tensor grad_any, OptionalPart query_edge,
+      OptionalPart query_source, OptionalPart query_target, OptionalPart key_edge, OptionalPart key_source,
+      OptionalPart key_target, OptionalPart value_edge, OptionalPart value_source, OptionalPart value_target,
+      Tensor senders, Tensor receivers, Tensor order, Tensor ptr, double scale, double clip) {
     const AttentionArguments args({query_edge, query_source, query_target, key_edge, key_source, key_target, value_edge,
                                    value_source, value_target},
                                   senders, order, ptr, scale, clip);

@@ -27,7 +27,8 @@ class EquivariantLayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(self.irreps.num_irreps))
         self.bias = nn.Parameter(torch.zeros(sum(mul for mul, ir in self.irreps if ir.is_scalar())))
         # Index tables over the elements of a row, so that all blocks are normalised in a few passes over the rows.
-        component, channel, counts, scalar, scalar_block, biased = [], [], [], [], [], []
+        component, channel, scalar, scalar_block, biased = [], [], [], [], []
+        counts: list[float] = []
         start = 0
         for n, (mul, ir) in enumerate(self.irreps):
             shape = (ir.dim, mul) if self.layout == "ir_mul" else (mul, ir.dim)
