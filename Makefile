@@ -10,10 +10,11 @@ RUN ?= runs/demo
 demo: $(VENV)/.hamfast-demo
 	@rm -rf $(RUN)
 	$(BIN)/hamfast train examples/graphene/config.yaml --output $(RUN)
-	$(BIN)/hamfast evaluate $(RUN)/model.ckpt --label-noise examples/graphene/label_noise.json
 	$(BIN)/hamfast predict $(RUN)/model.ckpt examples/graphene/dft/3x3_022 --output $(RUN)/predicted
 	$(BIN)/hamfast bands examples/graphene/dft/3x3_022 --kpath GKMG --prediction $(RUN)/predicted/3x3_022 \
 		--output $(RUN)/bands --points 60 --mesh 2 2 1
+	$(BIN)/hamfast evaluate $(RUN)/model.ckpt --label-noise examples/graphene/label_noise.json
+	@echo "figure: $(RUN)/bands/bands.png"
 
 test: $(VENV)/.hamfast-test
 	$(BIN)/python -m pytest

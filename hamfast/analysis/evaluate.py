@@ -92,6 +92,10 @@ def evaluation_table(
         for label in first["MAE_by_structure"]:
             cells = [f"{stages['MAE_by_structure'][label]:.3f}" for stages in result["stages"].values()]
             table.add_row(f"  {label}", *cells, *([""] if label_noise else []))
+    worst = sorted(first["MAE_by_shell_pair"], key=lambda name: -first["MAE_by_shell_pair"][name])
+    for name in worst[:5]:
+        cells = [f"{stages['MAE_by_shell_pair'][name]:.3f}" for stages in result["stages"].values()]
+        table.add_row(f"  shells {name}", *cells, *([""] if label_noise else []))
     for distance in first["MAE_by_distance"]:
         cells = [f"{stages['MAE_by_distance'][distance]:.3f}" for stages in result["stages"].values()]
         table.add_row(f"  pairs at {distance}", *cells, *([""] if label_noise else []))

@@ -62,17 +62,24 @@ def describe(config: Config, spec: TargetSpec, pair_cutoffs: np.ndarray) -> dict
 
 
 def build_model(config: Config, spec: TargetSpec, pair_cutoffs: np.ndarray) -> Cascade:
-    """The model of a configuration, with fresh weights."""
-    return Cascade(
-        spec,
-        config.stage1.build(),
-        None if config.stage2 is None else config.stage2.build(),
-        target_shift=config.target.shift,
-        target_scale=config.target.scale,
-        hermitian=config.target.hermitian,
-        r_max=float(pair_cutoffs.max()),
-        freeze_stage1=config.training.freeze_stage1 and not config.training.joint,
-    )
+    """The model of a configuration, with fresh weights.
+
+    Raises:
+        HamfastError: the irreps of the configuration cannot make the targets.
+    """
+    try:
+        return Cascade(
+            spec,
+            config.stage1.build(),
+            None if config.stage2 is None else config.stage2.build(),
+            target_shift=config.target.shift,
+            target_scale=config.target.scale,
+            hermitian=config.target.hermitian,
+            r_max=float(pair_cutoffs.max()),
+            freeze_stage1=config.training.freeze_stage1 and not config.training.joint,
+        )
+    except ValueError as error:
+        raise HamfastError(f"configuration: {error}") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

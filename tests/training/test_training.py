@@ -221,6 +221,12 @@ def test_two_processes_have_the_loss_of_one(settings, tmp_path):
     assert found[-1] < found[0]
 
 
+def test_impossible_irreps_get_a_sentence(settings):
+    settings["stage1"] |= {"irreps_mid": "4x0e+2x1o", "l_max": 1}
+    with pytest.raises(HamfastError, match="configuration: irreps_mid = 4x0e.2x1o with l_max = 1 cannot make the target irrep"):
+        Run(parse_config(settings, "test")).train()
+
+
 def test_batch_size_must_fit_the_processes(settings, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(HamfastError, match="batch_size = 1 is not a multiple of the 2 processes"):
