@@ -1,6 +1,6 @@
 """Is the cascade better than stage 1 trained for the same total time? Trains both on one data set and writes a CSV.
 
-    python bench/cascade.py examples/graphene/config.yaml bench/results/cascade.csv --machine "2 CPU cores (AVX-512)"
+python bench/cascade.py examples/graphene/config.yaml bench/results/cascade.csv --machine "2 CPU cores (AVX-512)"
 """
 
 import argparse
@@ -63,7 +63,9 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         phases = content["training"]
         path, total = train(content, Path(scratch) / "cascade")
-        report("cascade", ("stage 1", "cascade"), f"{phases['stage1']['epochs']}+{phases['stage2']['epochs']}", total, path)
+        report(
+            "cascade", ("stage 1", "cascade"), f"{phases['stage1']['epochs']}+{phases['stage2']['epochs']}", total, path
+        )
         # As many epochs of stage 1 as fit into the cascade's time.
         stamps = [(Path(scratch) / "cascade" / p / "finished.json").stat().st_mtime for p in ("stage1", "stage2")]
         stage1_seconds = total - (stamps[1] - stamps[0])

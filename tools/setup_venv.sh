@@ -43,7 +43,7 @@ case $purpose in
 esac
 pip install 'setuptools>=70.1' wheel 'pybind11>=2.13' ninja cmake
 # Editable, so that tests and examples run against this folder; torch is pinned to what is there.
-installed=$("$venv/bin/python" -c 'import torch; print(torch.__version__)')
+installed=$("$venv/bin/python" -c 'import torch; print(torch.__version__)' 2>/dev/null)
 echo "torch==$installed" >"$venv/constraints.txt"
 PATH="$(cd "$venv/bin" && pwd):$PATH" pip install --no-build-isolation -c "$venv/constraints.txt" -e ".$extra"
 touch "$venv/.hamfast-$purpose"

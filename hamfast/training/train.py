@@ -202,7 +202,7 @@ class Run:
             warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.`.*")
             trainer = lightning.Trainer(
                 accelerator=config.accelerator,
-                devices=1 if self.world == 1 else "auto" if config.accelerator != "cpu" else self._local_world(),
+                devices=1 if self.world == 1 else self._local_world(),
                 num_nodes=max(1, self.world // self._local_world()),
                 strategy="auto" if self.world == 1 else "ddp_find_unused_parameters_true",
                 max_epochs=module.settings.epochs if stop_after_epoch is None else stop_after_epoch,
@@ -241,6 +241,7 @@ class Run:
 
     @staticmethod
     def _local_world() -> int:
+        """Processes of this machine."""
         return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
     def _load_best(self, model: Cascade, phase: str) -> None:

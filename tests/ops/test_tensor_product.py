@@ -124,11 +124,14 @@ def test_opcheck(layout, graph):
     torch.library.opcheck(torch.ops.hamfast.tensor_product.default, args)
 
 
-def test_compiles_in_one_graph_with_dynamic_rows():
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_in_one_graph_with_dynamic_rows(backend):
     plan, _, _, w = make_case("uvw", "shared")
-    compiled = torch.compile(
-        lambda x, y, w: ops.tensor_product(x, y, w, plan), fullgraph=True, dynamic=True, backend="aot_eager"
-    )
+
+    def product(x, y, w):
+        return ops.tensor_product(x, y, w, plan)
+
+    compiled = torch.compile(product, fullgraph=True, dynamic=True, backend=backend)
     for rows in (5, 7):
         x, y = torch.randn(rows, plan.dim_in1, requires_grad=True), torch.randn(rows, plan.dim_in2)
         out, expected = compiled(x, y, w), ops.tensor_product(x, y, w, plan)

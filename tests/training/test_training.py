@@ -142,7 +142,8 @@ def wait_for_epoch(process, folder, epoch):
     deadline = time.time() + 120
     while time.time() < deadline and process.poll() is None:
         metrics = Path(folder) / "stage1" / "logs" / "metrics.csv"
-        if metrics.exists() and len(metrics.read_text().splitlines()) > epoch:
+        # A header, then two rows per epoch; the checkpoint of an epoch precedes the rows of the next.
+        if metrics.exists() and len(metrics.read_text().splitlines()) > 1 + 2 * epoch:
             return
         time.sleep(0.1)
     pytest.fail(f"no epoch {epoch}: {process.communicate(timeout=5)[0] if process.poll() is not None else 'timed out'}")
@@ -223,7 +224,9 @@ def test_two_processes_have_the_loss_of_one(settings, tmp_path):
 
 def test_impossible_irreps_get_a_sentence(settings):
     settings["stage1"] |= {"irreps_mid": "4x0e+2x1o", "l_max": 1}
-    with pytest.raises(HamfastError, match="configuration: irreps_mid = 4x0e.2x1o with l_max = 1 cannot make the target irrep"):
+    with pytest.raises(
+        HamfastError, match="configuration: irreps_mid = 4x0e.2x1o with l_max = 1 cannot make the target irrep"
+    ):
         Run(parse_config(settings, "test")).train()
 
 
