@@ -119,6 +119,9 @@ class TrainingConfig(_Section):
         default_factory=PhaseConfig, description="then the Transformer; null: stage 1 is the model"
     )
     joint: bool = Field(False, description="train both together in the stage1 phase and skip the stage2 phase")
+    stage2_rate: float = Field(
+        0.1, gt=0, description="where both stages train at once, stage 2's learning rate is learning_rate x this"
+    )
     freeze_stage1: bool = Field(True, description="in the stage2 phase keep stage 1's weights")
 
 

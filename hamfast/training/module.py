@@ -119,9 +119,14 @@ class CascadeTraining(lightning.LightningModule):
     # --- optimiser ------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        s = self.settings
-        optimizer = torch.optim.AdamW(parameters, lr=s.learning_rate, betas=(0.9, 0.99), weight_decay=s.weight_decay)
+        s, trained = self.settings, self._trained()
+        first = [p for n, p in trained.items() if not n.startswith("stage2.")]
+        second = [p for n, p in trained.items() if n.startswith("stage2.")]
+        rate = s.learning_rate * (self.config.training.stage2_rate if first else 1.0)
+        groups = [{"params": first, "lr": s.learning_rate}, {"params": second, "lr": rate}]
+        optimizer = torch.optim.AdamW(
+            [g for g in groups if g["params"]], betas=(0.9, 0.99), weight_decay=s.weight_decay
+        )
         total = max(1, s.epochs * self.steps_per_epoch)
 
         def factor(step: int) -> float:

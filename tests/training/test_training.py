@@ -1,5 +1,6 @@
 """Runs on real data: resuming, interruption, processes, safety net, and what a bad configuration says."""
 
+import json
 import os
 import re
 import signal
@@ -22,7 +23,7 @@ from hamfast.training.config import parse_config
 
 @pytest.fixture
 def settings(tmp_path, fixtures):
-    """A tiny run on three 1x1 cells."""
+    """A tiny run on 1x1 cells."""
     root = tmp_path / "set"
     (root / "dft").mkdir(parents=True)
     for folder in ("graphene_1x1_000", "graphene_1x1_001"):
@@ -33,9 +34,6 @@ def settings(tmp_path, fixtures):
         "validate": ["graphene_1x1_000b"],
         "test": ["graphene_1x1_001b"],
     }
-    (root / "dataset_split.json").write_text(yaml.safe_dump(split, default_flow_style=True).replace("'", '"'))
-    import json
-
     (root / "dataset_split.json").write_text(json.dumps(split))
     phase = {"epochs": 4, "learning_rate": 5e-3, "warmup_steps": 2}
     return {
@@ -243,7 +241,7 @@ def test_the_safety_net_reloads_the_best_weights(settings):
         "safety": {"factor": 1.2, "patience": 2, "decay": 0.1},
     }  # fmt: skip
     config = parse_config(settings, "test")
-    assert Run(config).train(stop_after_epoch=12) is None or True
+    Run(config).train(stop_after_epoch=12)
     checkpoint = read_checkpoint(Path(config.output) / "stage1" / "last.ckpt")
     assert checkpoint["lr_factor"] <= 0.1
 
@@ -256,6 +254,14 @@ def test_template_is_complete_and_valid(tmp_path):
     comments = [line for line in path.read_text().splitlines() if line.strip().startswith("#")]
     keys = [line for line in path.read_text().splitlines() if re.match(r"\s*\w+:", line)]
     assert len(comments) >= len(keys)
+
+
+def test_defaults_of_configuration_and_models_agree():
+    from hamfast.models import CovariantConfig, TransformerConfig
+    from hamfast.training.config import Stage1Config, Stage2Config
+
+    assert Stage1Config().build() == CovariantConfig()
+    assert Stage2Config().build() == TransformerConfig()
 
 
 def test_toml_works(tmp_path):
