@@ -20,8 +20,8 @@ class Checkpoints(Callback):
     ``last.ckpt`` of the state before the first epoch is written too, so an interrupted run always has one.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, resumed: bool):
+        self.folder, self.resumed = folder, resumed
         self.best = math.inf
         self.best_epoch = -1
 
@@ -34,7 +34,8 @@ class Checkpoints(Callback):
         return self.folder / "last.ckpt"
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if trainer.current_epoch == 0 and not self.last_path.exists():
+        # Saving waits for all processes, so whether to save must not depend on a file that one of them writes.
+        if not self.resumed:
             trainer.save_checkpoint(self.last_path)
 
     # After the safety net has acted and Lightning has closed the epoch, so that a resumed run starts at the next one.

@@ -192,7 +192,8 @@ class Run:
         )
         module = CascadeTraining(model, config, phase, cutoffs, len(loader))
         folder = self.folder / phase
-        checkpoints = Checkpoints(folder)
+        resume_from = folder / "last.ckpt" if (folder / "last.ckpt").exists() else None
+        checkpoints = Checkpoints(folder, resumed=resume_from is not None)
         callbacks = [SafetyNet(module.settings.safety, checkpoints, self.console), checkpoints]
         if self.console is not None:
             callbacks.append(Progress(self.console, phase))
@@ -216,7 +217,6 @@ class Run:
                 num_sanity_val_steps=0,
                 use_distributed_sampler=False,
             )
-            resume_from = checkpoints.last_path if checkpoints.last_path.exists() else None
             if resume_from is not None:
                 read_checkpoint(resume_from)  # a damaged file gets a sentence
             interrupted = False

@@ -212,8 +212,12 @@ def test_two_processes_have_the_loss_of_one(settings, tmp_path):
     one = settings | {"output": settings["output"] + "_one"}
     one["training"]["stage1"]["epochs"] = 4
     Run(parse_config(one, "test")).train()
-    process = start(settings, tmp_path, 4, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29611")
-    output, _ = process.communicate(timeout=300)
+    process = start(settings, tmp_path, 4, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
+    try:
+        output, _ = process.communicate(timeout=180)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its workers
+        pytest.fail("the two processes wait for each other")
     assert process.returncode == 0, output
     expected, found = losses(one["output"]), losses(settings["output"])
     np.testing.assert_allclose(found, expected, rtol=1e-9)
