@@ -22,15 +22,16 @@ if [ ! -x "$venv/bin/python" ]; then
     "$python" -m venv "$venv"
   fi
 fi
-pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
+# --no-compile: Python compiles what is imported when it is first imported; compiling all of torch here takes longer than that.
+pip_install() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --no-compile "$@"; }
 
 if ! has_torch "$venv/bin/python"; then
   if has_gpu; then
-    pip install "torch==$torch_version"
+    pip_install "torch==$torch_version"
   else
     # The CPU build, from wherever pip is set up to find it, else from PyTorch's own index.
-    pip install "torch==$torch_version+cpu" 2>/dev/null ||
-      pip install "torch==$torch_version" --index-url https://download.pytorch.org/whl/cpu
+    pip_install "torch==$torch_version+cpu" 2>/dev/null ||
+      pip_install "torch==$torch_version" --index-url https://download.pytorch.org/whl/cpu
   fi
 fi
 
@@ -41,10 +42,10 @@ case $purpose in
   # Without a GPU the CUDA kernels would be compiled for nothing.
   demo) has_gpu || export HAMFAST_CUDA=${HAMFAST_CUDA:-0} ;;
 esac
-pip install 'setuptools>=70.1' wheel 'pybind11>=2.13' ninja cmake
+pip_install 'setuptools>=70.1' wheel 'pybind11>=2.13' ninja cmake
 # Editable, so that tests and examples run against this folder; torch is pinned to what is there.
 installed=$("$venv/bin/python" -c 'import torch; print(torch.__version__)' 2>/dev/null)
 echo "torch==$installed" >"$venv/constraints.txt"
-PATH="$(cd "$venv/bin" && pwd):$PATH" pip install --no-build-isolation -c "$venv/constraints.txt" -e ".$extra"
+PATH="$(cd "$venv/bin" && pwd):$PATH" pip_install --no-build-isolation -c "$venv/constraints.txt" -e ".$extra"
 touch "$venv/.hamfast-$purpose"
 "$venv/bin/hamfast" doctor
