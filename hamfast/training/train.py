@@ -141,9 +141,8 @@ class Run:
         """
         if self.rank == 0:
             self.start_folder(resume)
-        if self.config.threads is not None:
-            torch.set_num_threads(self.config.threads)
-        default = torch.get_default_dtype()
+        default, threads = torch.get_default_dtype(), torch.get_num_threads()
+        torch.set_num_threads(self.config.threads or threads)
         torch.set_default_dtype(self.dtype)
         try:
             model, cutoffs = self._initial_model()
@@ -158,6 +157,7 @@ class Run:
             return self._final(self.phases()[-1])
         finally:
             torch.set_default_dtype(default)
+            torch.set_num_threads(threads)
 
     def _initial_model(self) -> tuple[Cascade, np.ndarray]:
         lightning.seed_everything(self.config.seed, verbose=False)

@@ -148,7 +148,8 @@ def wait_for_epoch(process, folder, epoch):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill-9"])
-def test_an_interrupted_process_leaves_a_checkpoint_that_resumes(settings, tmp_path, how):
+def test_an_interrupted_process_resumes_to_the_uninterrupted_weights(settings, tmp_path, how):
+    settings["threads"] = 1
     process = start(settings, tmp_path, 100_000)
     wait_for_epoch(process, settings["output"], 3)
     process.send_signal(how)
@@ -165,6 +166,11 @@ def test_an_interrupted_process_leaves_a_checkpoint_that_resumes(settings, tmp_p
     resumed = Run(config)
     assert resumed.train(resume=True, stop_after_epoch=epoch + 3) is None
     assert read_checkpoint(last)["epoch"] == epoch + 2
+    whole = parse_config(settings | {"output": settings["output"] + "_whole"}, "test")
+    Run(whole).train(stop_after_epoch=epoch + 3)
+    expected = final_weights(whole.output)
+    for name, value in final_weights(config.output).items():
+        torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("moment", ["before", "during"])
