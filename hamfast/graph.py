@@ -48,6 +48,12 @@ class CrystalGraph:
     def length(self) -> Tensor:
         return self.vector.norm(dim=-1)
 
+    @property
+    def e3nn_vector(self) -> Tensor:
+        """``[edges, 3]``: ``vector`` in e3nn's axis order. Its (x, y, z) are the crystal's (y, z, x), which makes the
+        components of its l = 1 irreps y, z, x and of all irreps m = -l ... l."""
+        return self.vector[:, [1, 2, 0]]
+
     def known_target(self) -> Tensor:
         """The target.
 

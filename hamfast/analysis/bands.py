@@ -96,9 +96,9 @@ def densities_of_states(
     for name, matrix in matrices.items():
         problem = eigen_problem(snapshot, matrix)
         energies = problem.bands(points)
-        fermi = problem.fermi_energy(points)
-        degeneracy = 1 if snapshot.spinful else 2
-        result[name] = DensityOfStates(grid, density_of_states(energies - fermi, grid, width, degeneracy), fermi)
+        fermi = problem.fermi_energy_of(energies)
+        density = density_of_states(energies - fermi, grid, width, problem.degeneracy)
+        result[name] = DensityOfStates(grid, density, fermi)
     return result
 
 

@@ -96,16 +96,29 @@ class EigenProblem:
         return np.sort(values)
 
     def fermi_energy(self, mesh, temperature: float = 300.0) -> float:
-        """Fermi level from the number of electrons, on a k-mesh (all bands, dense).
+        """Fermi level from the number of electrons, on a k-mesh (all bands, dense); raises as :meth:`fermi_energy_of`."""
+        self._electrons()
+        return self.fermi_energy_of(self.bands(mesh), temperature)
+
+    def fermi_energy_of(self, energies: np.ndarray, temperature: float = 300.0) -> float:
+        """The same from all bands on a mesh, ``[kpoints, bands]`` eV.
 
         Raises:
             HamfastError: the number of electrons is not known.
         """
+        return fermi_level(energies, self._electrons(), self.degeneracy, temperature)
+
+    @property
+    def degeneracy(self) -> int:
+        """Electrons a band holds."""
+        return 1 if self.spinful else 2
+
+    def _electrons(self) -> float:
         if self.occupation is None:
             raise HamfastError(
                 "the Fermi level needs the number of electrons per cell: add the key occupation to info.json, or give --fermi"
             )
-        return fermi_level(self.bands(mesh), self.occupation, 1 if self.spinful else 2, temperature)
+        return self.occupation
 
 
 def eigen_problem(snapshot: Snapshot, hamiltonian: BlockMatrix | None = None) -> EigenProblem:

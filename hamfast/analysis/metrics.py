@@ -11,6 +11,7 @@ from ase.data import chemical_symbols
 
 from hamfast.analysis.eigen import DENSE_LIMIT, eigen_problem
 from hamfast.data.blocks import BlockMatrix
+from hamfast.data.build_graph import species_groups
 from hamfast.data.snapshot import Snapshot
 from hamfast.errors import HamfastError
 
@@ -65,15 +66,11 @@ class ErrorSums:
         self._add_shells(snapshot, reference, error)
 
     def _add_shells(self, snapshot, reference, error):
-        numbers = snapshot.numbers
         spins = 2 if snapshot.spinful else 1
-        code = numbers[reference.pairs[:, 3]] * 1000 + numbers[reference.pairs[:, 4]]
-        for value in np.unique(code):
-            which = np.flatnonzero(code == value)
+        for first, second, which in species_groups(snapshot.numbers, reference.pairs):
             shape = reference.shapes[which[0]]
             index = reference.boundaries[which][:, None] + np.arange(shape[0] * shape[1])
             mean = error[index].sum(axis=0).reshape(spins, shape[0] // spins, spins, shape[1] // spins).sum(axis=(0, 2))
-            first, second = int(value) // 1000, int(value) % 1000
             row = 0
             for a, l1 in enumerate(snapshot.shells[first]):
                 column = 0

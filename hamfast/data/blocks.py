@@ -66,18 +66,7 @@ class BlockMatrix:
         Raises:
             HamfastError: a pair lacks its reverse, or occurs twice.
         """
-        if len(self.index) != len(self.pairs):
-            raise HamfastError(f"{len(self.pairs) - len(self.index)} atom pairs occur more than once")
-        found = np.empty(len(self.pairs), dtype=np.int64)
-        for n, (a, b, c, i, j) in enumerate(self.pairs.tolist()):
-            reverse = self.index.get((-a, -b, -c, j, i))
-            if reverse is None:
-                raise HamfastError(
-                    f"pair R = ({a}, {b}, {c}), i = {i}, j = {j} has no reverse pair R = ({-a}, {-b}, {-c}), i = {j}, "
-                    f"j = {i}; a Hermitian matrix has both"
-                )
-            found[n] = reverse
-        return found
+        return reverse_pairs(self.pairs, self.index)
 
     def hermiticity_error(self) -> tuple[float, int]:
         """Largest ``|M[(R, i, j)] - M[(-R, j, i)]^dagger|`` and the pair where it is."""
@@ -96,3 +85,24 @@ class BlockMatrix:
 def pair_name(pair) -> str:
     a, b, c, i, j = (int(n) for n in pair)
     return f"R = ({a}, {b}, {c}), i = {i}, j = {j}"
+
+
+def reverse_pairs(pairs: np.ndarray, index: dict[tuple[int, ...], int] | None = None) -> np.ndarray:
+    """``[pairs]``: the number of (-R, j, i) of each pair; ``index`` is the number of each pair, if it is known already.
+
+    Raises:
+        HamfastError: a pair lacks its reverse, or occurs twice.
+    """
+    index = {tuple(pair): n for n, pair in enumerate(pairs.tolist())} if index is None else index
+    if len(index) != len(pairs):
+        raise HamfastError(f"{len(pairs) - len(index)} atom pairs occur more than once")
+    found = np.empty(len(pairs), dtype=np.int64)
+    for n, (a, b, c, i, j) in enumerate(pairs.tolist()):
+        reverse = index.get((-a, -b, -c, j, i))
+        if reverse is None:
+            raise HamfastError(
+                f"pair R = ({a}, {b}, {c}), i = {i}, j = {j} has no reverse pair R = ({-a}, {-b}, {-c}), i = {j}, "
+                f"j = {i}; a Hermitian matrix has both"
+            )
+        found[n] = reverse
+    return found

@@ -9,7 +9,7 @@ from ase.data import chemical_symbols
 from ase.neighborlist import neighbor_list
 from torch import Tensor
 
-from hamfast.data.blocks import BlockMatrix
+from hamfast.data.blocks import BlockMatrix, reverse_pairs
 from hamfast.data.snapshot import Snapshot
 from hamfast.errors import HamfastError
 from hamfast.graph import CrystalGraph
@@ -66,9 +66,7 @@ def build_graph(
         matrix, pairs, reverse = None, snapshot.overlap.pairs, snapshot.overlap.reverse
     elif pair_cutoffs is not None:
         matrix, pairs = None, pairs_within(snapshot, species, pair_cutoffs)
-        reverse = BlockMatrix(
-            pairs, np.zeros((len(pairs), 2), np.int64), np.zeros(len(pairs) + 1, np.int64), np.zeros(0)
-        ).reverse
+        reverse = reverse_pairs(pairs)
     else:
         raise HamfastError(f"{snapshot.label}: neither a Hamiltonian nor an overlap is there, and no cutoff is known")
     target = None
@@ -94,7 +92,7 @@ def build_graph(
 
 
 def species_groups(species: np.ndarray, pairs: np.ndarray):
-    """Yields (first species, second species, numbers of the pairs between them)."""
+    """Yields (first species, second species, numbers of the pairs between them); any integer labels of atoms will do."""
     count = int(species.max()) + 1 if len(species) else 0
     code = species[pairs[:, 3]] * count + species[pairs[:, 4]]
     for value in np.unique(code):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -39,6 +39,9 @@ class GraphDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.folders)
+
+    def __iter__(self) -> Iterator[CrystalGraph]:
+        return (self[n] for n in range(len(self)))
 
     def __getitem__(self, n: int) -> CrystalGraph:
         folder = self.folders[n]

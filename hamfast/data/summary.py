@@ -7,9 +7,13 @@ from pathlib import Path
 
 import numpy as np
 from ase.data import chemical_symbols
+from e3nn.o3 import Irreps
 
 from hamfast.data.dataset import SPLIT_FILE, dataset_spec
 from hamfast.data.formats import find_structures, format_of, read_snapshot
+
+MULTIPLICITIES = (64, 32, 16, 8, 8, 4, 4, 4, 4)
+"""Suggested channels for l = 0, 1, 2, ..."""
 
 
 def summarize(root: Path, most: int = 8) -> dict[str, str]:
@@ -40,10 +44,7 @@ def summarize(root: Path, most: int = 8) -> dict[str, str]:
             longest[key] = max(longest.get(key, 0.0), float(r))
     target_l = max(ir.l for _, ir in spec.irreps)
     l_max = max(4, target_l)
-    mid = "+".join(
-        f"{mul}x{l}{'e' if l % 2 == 0 else 'o'}"
-        for l, mul in zip(range(l_max + 1), (64, 32, 16, 8, 8, 4, 4, 4, 4), strict=False)
-    )
+    mid = Irreps([(mul, (l, (-1) ** l)) for l, mul in zip(range(l_max + 1), MULTIPLICITIES, strict=False)])
     result = {
         "structures": f"{len(folders)} ({', '.join(f'{n} {name}' for name, n in layouts.items())}), "
         f"{min(sizes)} to {max(sizes)} atoms",
@@ -63,14 +64,13 @@ def summarize(root: Path, most: int = 8) -> dict[str, str]:
             ),
             "suggested stage1": f"irreps_mid: {mid}, l_max: {l_max}, cutoff: {max(longest.values()):.1f}",
             "training step": f"{max(pairs):,} edges, {max(elements):,} matrix elements per structure; about "
-            f"{_step_memory(max(pairs), l_max) / 2**30:.1f} GiB of activations with these irreps in float32",
+            f"{_step_memory(max(pairs), mid) / 2**30:.1f} GiB of activations with these irreps in float32",
         }
     split = root / SPLIT_FILE
     result["split"] = str(split) if split.exists() else f"none; make one with `hamfast data split {root}`"
     return result
 
 
-def _step_memory(edges: int, l_max: int) -> float:
-    """Bytes: about 40 edge tensors of the hidden irreps are kept per update block, 6 blocks."""
-    dim = sum(mul * (2 * l + 1) for l, mul in zip(range(l_max + 1), (64, 32, 16, 8, 8, 4, 4, 4, 4), strict=False))
-    return 6 * 12.0 * edges * dim * 4
+def _step_memory(edges: int, mid: Irreps) -> float:
+    """Bytes: about 12 float32 edge tensors of the hidden irreps are kept per update, of which there are 6."""
+    return 6 * 12.0 * edges * mid.dim * 4

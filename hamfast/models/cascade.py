@@ -67,15 +67,17 @@ class Cascade(nn.Module):
         refine = refine and self.stage2 is not None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not (refine and self.freeze_stage1)):
             raw, node, edge = self.stage1(graph)
-        baseline = self._finish(graph, raw)
+        units = self.normalization.shift_and_scale(graph)
+        baseline = self._finish(graph, raw, units)
         if not refine:
             return CascadeOutput(baseline, baseline)
         assert self.stage2 is not None
         correction = self.stage2(graph, raw, node, edge)
-        return CascadeOutput(baseline, self._finish(graph, raw + correction))
+        return CascadeOutput(baseline, self._finish(graph, raw + correction, units))
 
-    def _finish(self, graph, output):
-        irreps = self.normalization(graph, output)
+    def _finish(self, graph, output, units):
+        """From network units to eV, Hermitian if asked for."""
+        irreps = output if units is None else units[0] + units[1] * output
         if not self.hermitian:
             return irreps
         conjugate = irreps.index_select(0, graph.reverse).index_select(1, self.transpose_index) * self.transpose_sign

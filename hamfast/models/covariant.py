@@ -187,9 +187,9 @@ class CovariantNetwork(nn.Module):
         """Returns irreps of the blocks ``[edges, spec.dim]`` (in network units), node and edge features (``mul_ir``)."""
         one_hot = torch.nn.functional.one_hot(graph.species, self.spec.num_species).to(graph.vector)
         length = graph.length
-        # Messages run from j to i. e3nn's axes (x, y, z) are the crystal's (y, z, x): its l = 1 order is then y, z, x.
+        # Messages run from j to i.
         edges = edge_index(graph.j, graph.i, graph.num_atoms)
-        frames = edge_frames(graph.vector[:, [1, 2, 0]], self.l_max)
+        frames = edge_frames(graph.e3nn_vector, self.l_max)
         messages = Messages(graph, edges, frames, self.radial_basis(length), self.spec.num_species)
         if self.config.cutoff_envelope is not None:
             messages.envelope = polynomial_envelope(length, self.config.cutoff_envelope).unsqueeze(-1)

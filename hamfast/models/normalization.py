@@ -66,8 +66,10 @@ class TargetNormalization(nn.Module):
     def is_trivial(self) -> bool:
         return self.shift_kind == "none" and self.scale_kind == "none"
 
-    def shift_and_scale(self, graph: CrystalGraph) -> tuple[Tensor, Tensor]:
-        """``[edges, spec.dim]`` each, eV."""
+    def shift_and_scale(self, graph: CrystalGraph) -> tuple[Tensor, Tensor] | None:
+        """``[edges, spec.dim]`` each, eV: a target is ``shift + scale * output``. None where there is nothing to do."""
+        if self.is_trivial:
+            return None
         pair, onsite = graph.pair_species(self.spec.num_species), graph.length < 1e-6
         phi = self._features(graph.length, self.shift_kind)
         amplitude = torch.where(onsite[:, None], self.onsite_shift[pair], self._mix(phi, self.shift_coefficients, pair))
@@ -75,13 +77,6 @@ class TargetNormalization(nn.Module):
         phi = self._features(graph.length, self.scale_kind)
         scale = torch.where(onsite[:, None], self.onsite_scale[pair], self._mix(phi, self.scale_coefficients, pair))
         return shift, scale[:, self.irrep_of]
-
-    def forward(self, graph: CrystalGraph, output: Tensor) -> Tensor:
-        """From network units to eV."""
-        if self.is_trivial:
-            return output
-        shift, scale = self.shift_and_scale(graph)
-        return shift + scale * output
 
     def fit(self, graphs: Iterable[CrystalGraph]) -> None:
         """Fits shift and scale to graphs with targets; reads ``graphs`` once for each of the two."""
@@ -124,8 +119,9 @@ class TargetNormalization(nn.Module):
         )
         for graph in graphs:
             pair, onsite = graph.pair_species(self.spec.num_species), graph.length < 1e-6
-            shift, _ = self.shift_and_scale(graph)
-            squares = self._per_irrep((graph.known_target() - shift).double().square()) * self.inverse_dim.double()
+            units = self.shift_and_scale(graph)
+            assert units is not None  # there is a scale to fit
+            squares = self._per_irrep((graph.known_target() - units[0]).double().square()) * self.inverse_dim.double()
             phi = self._features(graph.length, self.scale_kind).double()
             for p in pair.unique().tolist():
                 hop, home = (pair == p) & ~onsite, (pair == p) & onsite
@@ -160,7 +156,7 @@ class TargetNormalization(nn.Module):
         return out
 
     def _harmonics(self, graph, onsite):
-        directions = graph.vector[:, [1, 2, 0]]
+        directions = graph.e3nn_vector
         harmonics = o3.spherical_harmonics(list(range(self.l_max + 1)), directions, True, "component")
         first = torch.zeros_like(harmonics[:1])
         first[:, 0] = 1.0

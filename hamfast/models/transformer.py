@@ -133,9 +133,7 @@ class RefinementTransformer(nn.Module):
     def forward(self, graph: CrystalGraph, baseline: Tensor, node_features: Tensor, edge_features: Tensor) -> Tensor:
         """``baseline``: stage 1's output ``[edges, spec.dim]``; features in ``mul_ir`` -> ``[edges, spec.dim]``."""
         edges = edge_index(graph.j, graph.i, graph.num_atoms)
-        harmonics = o3.spherical_harmonics(
-            list(range(self.config.l_max + 1)), graph.vector[:, [1, 2, 0]], True, "component"
-        )
+        harmonics = o3.spherical_harmonics(list(range(self.config.l_max + 1)), graph.e3nn_vector, True, "component")
         gaussians = self.gaussians(graph.length)
         edge = self.edge_in(torch.cat([self.feature_norm(edge_features), baseline], dim=-1))
         normed = self.node_norm(node_features)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.checks import check_rows, check_same
-from hamfast.ops.wigner import edge_wigner, wigner_dim
+from hamfast.ops.wigner import edge_wigner
 from hamfast.plan import EdgeFramePlan
 from hamfast.plan.edge_frame import is_natural
 
@@ -234,5 +234,3 @@ def _weights_backward(ctx, grad):
 torch.library.register_autograd("hamfast::rotate_to_edge", _to_edge_backward, setup_context=_save_rotation)
 torch.library.register_autograd("hamfast::rotate_from_edge", _from_edge_backward, setup_context=_save_rotation)
 torch.library.register_autograd("hamfast::edge_frame_weights", _weights_backward, setup_context=_save_weights)
-
-__all__ = ["EdgeFrames", "edge_frames", "edge_tensor_product", "wigner_dim"]

@@ -11,6 +11,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
+from hamfast.training.checkpoint import read_checkpoint
 from hamfast.training.config import SafetyConfig
 
 
@@ -74,12 +75,9 @@ class SafetyNet(Callback):
             )
 
     def reload(self, trainer: lightning.Trainer, module: Any) -> None:
-        import torch
-
-        checkpoint = torch.load(self.checkpoints.best_path, map_location=module.device, weights_only=True)
+        checkpoint = read_checkpoint(self.checkpoints.best_path)
         module.load_state_dict(checkpoint["state_dict"])
-        if checkpoint.get("ema"):
-            module.ema = {n: w.to(module.device) for n, w in checkpoint["ema"]["weights"].items()}
+        module.restore_average(checkpoint)
         for optimizer in trainer.optimizers:
             optimizer.state.clear()  # its moments belong to the diverged path
         module.lr_factor *= self.settings.decay

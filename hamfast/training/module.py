@@ -85,22 +85,22 @@ class CascadeTraining(lightning.LightningModule):
         # In meV, where numbers are of order one.
         loss = square.mean() * MEV**2 if self.settings.loss == "mse" else absolute.mean() * MEV
         shown = square.mean().sqrt() * MEV if self.settings.loss == "mse" else loss
-        self.log(
-            "train_loss_meV", shown.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=batch.num_graphs
-        )
-        self.log("train_mae_meV", absolute.mean().detach() * MEV, on_step=False, on_epoch=True, sync_dist=True,
-                 batch_size=batch.num_graphs)  # fmt: skip
-        self.log(
-            "train_objective", loss.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=batch.num_graphs
+        self._log(
+            batch,
+            train_loss_meV=shown.detach(),
+            train_mae_meV=absolute.mean().detach() * MEV,
+            train_objective=loss.detach(),
         )
         return loss
 
     def validation_step(self, batch: CrystalGraph, batch_idx: int) -> None:
         square, absolute = self.errors(batch, self.predict(batch) - batch.known_target())
         loss = square.mean().sqrt() if self.settings.loss == "mse" else absolute.mean()
-        size = batch.num_graphs
-        self.log("val_loss_meV", loss * MEV, on_epoch=True, sync_dist=True, batch_size=size)
-        self.log("val_mae_meV", absolute.mean() * MEV, on_epoch=True, sync_dist=True, batch_size=size)
+        self._log(batch, val_loss_meV=loss * MEV, val_mae_meV=absolute.mean() * MEV)
+
+    def _log(self, batch: CrystalGraph, **values: Tensor) -> None:
+        """Means over the epoch, over all processes."""
+        self.log_dict(dict(values), on_step=False, on_epoch=True, sync_dist=True, batch_size=batch.num_graphs)
 
     def _augment(self, graph: CrystalGraph, batch_idx: int) -> CrystalGraph:
         """Turns structure and target by random Euler angles; they depend on seed, epoch, step and process alone."""
@@ -176,11 +176,10 @@ class CascadeTraining(lightning.LightningModule):
                 average.copy_(trained[name].detach())
                 trained[name].data.copy_(average_copy)
 
-    def use_averaged_weights(self) -> None:
-        """Ends a phase: the averaged weights become the model's."""
-        if self.ema is not None:
-            self._swap()
-            self.ema = None
+    def restore_average(self, checkpoint: dict[str, Any]) -> None:
+        """The averaged weights of a checkpoint, if it has some."""
+        if checkpoint.get("ema"):
+            self.ema = {n: w.to(self.device) for n, w in checkpoint["ema"]["weights"].items()}
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -190,7 +189,7 @@ class CascadeTraining(lightning.LightningModule):
         checkpoint["lr_factor"] = self.lr_factor
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.restore_average(checkpoint)
         if checkpoint.get("ema"):
-            self.ema = {n: w.to(self.device) for n, w in checkpoint["ema"]["weights"].items()}
             self.ema_updates = checkpoint["ema"]["updates"]
         self.lr_factor = checkpoint["lr_factor"]

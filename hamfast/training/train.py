@@ -67,8 +67,7 @@ def pair_cutoffs(dataset: GraphDataset, spec: TargetSpec) -> np.ndarray:
     """``[species, species]`` angstrom: the longest pair of each kind in a data set."""
     n = spec.num_species
     longest = np.zeros((n, n))
-    for k in range(len(dataset)):
-        graph = dataset[k]
+    for graph in dataset:
         pair, length = graph.pair_species(n), graph.length.double()
         for p in pair.unique().tolist():
             longest[p // n, p % n] = max(longest[p // n, p % n], float(length[pair == p].max()))
@@ -163,8 +162,7 @@ class Run:
         lightning.seed_everything(self.config.seed, verbose=False)
         cutoffs = pair_cutoffs(self.data["train"], self.spec)
         model = build_model(self.config, self.spec, cutoffs)
-        train = self.data["train"]
-        model.normalization.fit(_Stream(train))
+        model.normalization.fit(self.data["train"])
         return model, cutoffs
 
     def _announce(self, model: Cascade) -> None:
@@ -259,16 +257,6 @@ class Run:
     def _barrier() -> None:
         if distributed.is_available() and distributed.is_initialized():
             distributed.barrier()
-
-
-class _Stream:
-    """Iterates over a data set anew each time, one graph in memory."""
-
-    def __init__(self, dataset: GraphDataset):
-        self.dataset = dataset
-
-    def __iter__(self):
-        return (self.dataset[n] for n in range(len(self.dataset)))
 
 
 def _writable(folder: Path) -> bool:
