@@ -2,13 +2,17 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(hamfast, m) {
-  // dF/d(slot) of F = sum_e <g[receiver e], TP(x[sender e], y[e], w[e])>; slots x = 0, y = 1, w = 2, g = 3.
-  // The operand of the slot is absent. table, cg_index, cg_value: the plan. dims: rows of x, y, w and g; scratch.
+  // Partial derivatives of F = sum_e <g[receiver e], TP(x[sender e], y[e], w[e])> in the wanted slots (bits x = 1, y = 2,
+  // w = 4, g = 8); with directions, those of the derivative of F along them. See hamfast/ops/tensor_product.py.
+  // table, cg_index, cg_value: the paths of the general kernel; tasks, x_blocks, g_blocks, coupling: of the channel-wise one.
+  // dims: row length of x, y, w and g; scratch; padded x and g; largest coupling.
   m.def(
-      "tensor_product(Tensor? x, Tensor? y, Tensor? w, Tensor? g, Tensor table, Tensor cg_index, Tensor cg_value, "
+      "tensor_product(Tensor? x, Tensor? y, Tensor? w, Tensor? g, Tensor? dx, Tensor? dy, Tensor? dw, Tensor? dg, "
+      "Tensor table, Tensor cg_index, Tensor cg_value, Tensor tasks, Tensor x_blocks, Tensor g_blocks, Tensor coupling, "
       "Tensor? senders, Tensor? sender_order, Tensor? sender_ptr, "
       "Tensor? receivers, Tensor? receiver_order, Tensor? receiver_ptr, "
-      "int slot, int edges, bool shared_weights, int[] dims) -> Tensor");
+      "int wanted, int edges, bool shared_weights, int x_layout, int g_layout, int[] dims) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
 
   // Irreps rows into and out of the frames of their edges; each is the other's adjoint.
   m.def("rotate_to_edge(Tensor x, Tensor wigner, Tensor table, int frame_dim, bool channels_fast) -> Tensor");

@@ -51,7 +51,7 @@ struct TensorProductCall {
   int64_t chunk;  // > 0: output row r sums edges r * chunk ... (shared weights)
   int64_t out_dim;
   int64_t scratch_size;
-  T* out;  // [rows, out_dim]
+  T* out;  // [rows, out_dim], added to
 };
 
 namespace HAMFAST_ISA {
@@ -307,8 +307,6 @@ HAMFAST_HD inline void add_row(const Team& team, const Path* paths, int64_t num_
 template <class T, class Team>
 HAMFAST_HD inline void tensor_product_row(const Team& team, const TensorProductCall<T>& call, int64_t row, T* scratch) {
   T* out = call.out + row * call.out_dim;
-  fill_zero(team, out, call.out_dim);
-  team.sync();
   int64_t begin = row, end = row + 1;
   if (call.ptr) {
     begin = call.ptr[row];

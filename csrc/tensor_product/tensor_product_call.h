@@ -1,6 +1,8 @@
-// The op on tensors, for any launcher: `Launch::run(call, rows, like)` and `Launch::sum_rows`.
+// The op on tensors, for any launcher. `Launch::paths` runs the general kernel (any mode), `Launch::channels` the
+// channel-wise one, where `Launch::kChannels` says that there is one; a plan may need both, and their results add up.
 #pragma once
 
+#include <tuple>
 #include <vector>
 
 #include "common/dispatch.h"
@@ -8,108 +10,126 @@
 
 namespace hamfast {
 
-// Fixed, so that sums over edges do not depend on the number of threads.
-constexpr int64_t kMaxChunks = 16;
-constexpr int64_t kMinChunk = 32;
-
 struct TensorProductArguments {
-  std::optional<Tensor> operand[4];  // x, y, w, g
-  Tensor table, cg_index, cg_value;
+  std::optional<Tensor> operand[4], direction[4];  // x, y, w, g
+  Tensor table, cg_index, cg_value;                // paths of the general kernel
+  Tensor tasks, x_blocks, g_blocks, coupling;      // of the channel-wise kernel
   std::optional<Tensor> senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr;
-  Slot slot;
-  int64_t edges;
+  int64_t wanted, edges;
   bool shared_weights;
-  std::vector<int64_t> dims;  // row length of x, y, w, g; scratch
+  int64_t x_layout, g_layout;
+  std::vector<int64_t> dims;  // row length of x, y, w, g; scratch; padded x, padded g, largest coupling
 
   void make_contiguous() {
-    for (auto& t : operand) t = contiguous(t);
+    for (auto* group : {operand, direction})
+      for (int a = 0; a < 4; ++a) group[a] = contiguous(group[a]);
     for (auto* t : {&senders, &sender_order, &sender_ptr, &receivers, &receiver_order, &receiver_ptr})
       *t = contiguous(*t);
   }
 
+  bool wants(int slot) const { return wanted >> slot & 1; }
+  bool has_directions() const {
+    for (const auto& t : direction)
+      if (t.has_value()) return true;
+    return false;
+  }
   const Tensor& any_operand() const {
     for (const auto& t : operand)
       if (t.has_value()) return *t;
     STD_TORCH_CHECK(false, "tensor_product: no operand");
   }
 
-  // Does the result sum edges by a graph's index?
-  bool reduces() const {
+  // Does the derivative in `slot` sum edges by a graph's index?
+  bool reduces(int slot) const {
     return (slot == slot_x && sender_ptr.has_value()) || (slot == slot_g && receiver_ptr.has_value());
   }
-  bool reduces_all() const { return slot == slot_w && shared_weights; }
-
-  int64_t chunk() const {
-    const int64_t even = (edges + kMaxChunks - 1) / kMaxChunks;
-    return even > kMinChunk ? even : kMinChunk;
+  bool reduces_all(int slot) const { return slot == slot_w && shared_weights; }
+  int64_t rows(int slot) const {
+    return reduces(slot) ? (slot == slot_x ? *sender_ptr : *receiver_ptr).numel() - 1 : edges;
   }
-  int64_t rows() const {
-    if (reduces()) return (slot == slot_x ? *sender_ptr : *receiver_ptr).numel() - 1;
-    if (reduces_all()) return (edges + chunk() - 1) / chunk();
-    return edges;
+  Tensor zeros(int slot) const {
+    if (reduces_all(slot)) return torch::stable::new_zeros(any_operand(), {dims[slot]});
+    return torch::stable::new_zeros(any_operand(), {rows(slot), dims[slot]});
   }
 
-  template <class T>
-  TensorProductCall<T> call(T* out) const {
-    TensorProductCall<T> c{};
-    c.paths = reinterpret_cast<const Path*>(table.const_data_ptr<int64_t>());
-    c.num_paths = table.size(0);
-    c.cg = {cg_index.const_data_ptr<int64_t>(), cg_value.const_data_ptr<double>()};
-    c.slot = slot;
-    for (int a = 0; a < 4; ++a) {
-      c.operand[a] = data_or_null<T>(operand[a]);
-      c.dim[a] = a == slot_w && shared_weights ? 0 : dims[a];
-      c.index[a] = nullptr;
-    }
-    c.index[slot_x] = data_or_null<int64_t>(senders);
-    c.index[slot_g] = data_or_null<int64_t>(receivers);
-    if (reduces()) {
-      c.order = data_or_null<int64_t>(slot == slot_x ? sender_order : receiver_order);
-      c.ptr = data_or_null<int64_t>(slot == slot_x ? sender_ptr : receiver_ptr);
-    }
-    c.edges = edges;
-    c.chunk = reduces_all() ? chunk() : 0;
-    c.out_dim = dims[slot];
-    c.scratch_size = dims[4];
-    c.out = out;
-    return c;
+  // Fixed numbers of parts, so that sums over edges do not depend on the number of threads.
+  static int64_t parts_of(int64_t rows, int64_t most) {
+    constexpr int64_t kSmallest = 32;
+    const int64_t parts = (rows + kSmallest - 1) / kSmallest;
+    return parts < most ? parts : most;
   }
 };
 
+// Adds the paths of the general kernel to `out`: dF/d(slot), the operand of `replaced` being its direction (-1: none).
+template <class T, class Launch>
+void add_paths(const TensorProductArguments& a, int slot, int replaced, Tensor& out) {
+  constexpr int64_t kMostParts = 16;
+  TensorProductCall<T> c{};
+  c.paths = reinterpret_cast<const Path*>(a.table.const_data_ptr<int64_t>());
+  c.num_paths = a.table.size(0);
+  c.cg = {a.cg_index.const_data_ptr<int64_t>(), a.cg_value.const_data_ptr<double>()};
+  c.slot = static_cast<Slot>(slot);
+  for (int n = 0; n < 4; ++n) {
+    if (n != slot) c.operand[n] = data_or_null<T>(n == replaced ? a.direction[n] : a.operand[n]);
+    c.dim[n] = n == slot_w && a.shared_weights ? 0 : a.dims[n];
+  }
+  c.index[slot_x] = data_or_null<int64_t>(a.senders);
+  c.index[slot_g] = data_or_null<int64_t>(a.receivers);
+  if (a.reduces(slot)) {
+    c.order = data_or_null<int64_t>(slot == slot_x ? a.sender_order : a.receiver_order);
+    c.ptr = data_or_null<int64_t>(slot == slot_x ? a.sender_ptr : a.receiver_ptr);
+  }
+  c.edges = a.edges;
+  c.out_dim = a.dims[slot];
+  c.scratch_size = a.dims[4];
+  if (!a.reduces_all(slot)) {
+    c.out = out.mutable_data_ptr<T>();
+    return Launch::paths(c, a.rows(slot), out);
+  }
+  const int64_t parts = TensorProductArguments::parts_of(a.edges, kMostParts);
+  if (parts == 0) return;
+  Tensor partial = torch::stable::new_zeros(out, {parts, a.dims[slot]});
+  c.chunk = (a.edges + parts - 1) / parts;
+  c.out = partial.mutable_data_ptr<T>();
+  Launch::paths(c, parts, out);
+  Launch::add_rows(partial.const_data_ptr<T>(), parts, a.dims[slot], out.mutable_data_ptr<T>(), out.get_device_index());
+}
+
 template <class Launch>
-Tensor tensor_product(std::optional<Tensor> x, std::optional<Tensor> y, std::optional<Tensor> w,
-                      std::optional<Tensor> g, Tensor table, Tensor cg_index, Tensor cg_value,
-                      std::optional<Tensor> senders, std::optional<Tensor> sender_order,
-                      std::optional<Tensor> sender_ptr, std::optional<Tensor> receivers,
-                      std::optional<Tensor> receiver_order, std::optional<Tensor> receiver_ptr, int64_t slot,
-                      int64_t edges, bool shared_weights, std::vector<int64_t> dims) {
-  TensorProductArguments args{{x, y, w, g},
-                              table,
-                              cg_index,
-                              cg_value,
-                              senders,
-                              sender_order,
-                              sender_ptr,
-                              receivers,
-                              receiver_order,
-                              receiver_ptr,
-                              static_cast<Slot>(slot),
-                              edges,
-                              shared_weights,
-                              dims};
+std::tuple<Tensor, Tensor, Tensor, Tensor> tensor_product(
+    std::optional<Tensor> x, std::optional<Tensor> y, std::optional<Tensor> w, std::optional<Tensor> g,
+    std::optional<Tensor> dx, std::optional<Tensor> dy, std::optional<Tensor> dw, std::optional<Tensor> dg,
+    Tensor table, Tensor cg_index, Tensor cg_value, Tensor tasks, Tensor x_blocks, Tensor g_blocks, Tensor coupling,
+    std::optional<Tensor> senders, std::optional<Tensor> sender_order, std::optional<Tensor> sender_ptr,
+    std::optional<Tensor> receivers, std::optional<Tensor> receiver_order, std::optional<Tensor> receiver_ptr,
+    int64_t wanted, int64_t edges, bool shared_weights, int64_t x_layout, int64_t g_layout, std::vector<int64_t> dims) {
+  TensorProductArguments args{{x, y, w, g}, {dx, dy, dw, dg}, table,        cg_index, cg_value,     tasks,
+                              x_blocks,     g_blocks,         coupling,     senders,  sender_order, sender_ptr,
+                              receivers,    receiver_order,   receiver_ptr, wanted,   edges,        shared_weights,
+                              x_layout,     g_layout,         dims};
   args.make_contiguous();
   const Tensor& like = args.any_operand();
   const typename Launch::Guard guard(like.get_device_index());
-  const int64_t rows = args.rows(), width = dims[slot];
-  Tensor out = torch::stable::new_empty(like, {rows, width});
-  Tensor total = args.reduces_all() ? torch::stable::new_empty(like, {width}) : out;
-  dispatch_real(like.scalar_type(), "tensor_product", [&](auto zero) {
-    using T = decltype(zero);
-    Launch::run(args.call<T>(out.mutable_data_ptr<T>()), rows, like);
-    if (args.reduces_all())
-      Launch::sum_rows(out.const_data_ptr<T>(), rows, width, total.mutable_data_ptr<T>(), like.get_device_index());
-  });
-  return total;
+  std::vector<Tensor> out;
+  const bool channels = tasks.size(0) > 0;
+  STD_TORCH_CHECK(!channels || Launch::kChannels,
+                  "tensor_product: the channel-wise kernel is not built for this device");
+  if (channels) out = Launch::channels(args);
+  for (int slot = 0; slot < 4; ++slot) {
+    const Tensor none = torch::stable::new_empty(like, {0});
+    if (!channels) out.push_back(args.wants(slot) ? args.zeros(slot) : none);
+  }
+  if (table.size(0) > 0)
+    dispatch_real(like.scalar_type(), "tensor_product", [&](auto zero) {
+      using T = decltype(zero);
+      for (int slot = 0; slot < 4; ++slot) {
+        if (!args.wants(slot)) continue;
+        if (!args.has_directions()) add_paths<T, Launch>(args, slot, -1, out[slot]);
+        for (int n = 0; n < 4; ++n)
+          if (n != slot && args.direction[n].has_value()) add_paths<T, Launch>(args, slot, n, out[slot]);
+      }
+    });
+  return {out[0], out[1], out[2], out[3]};
 }
 
 }  // namespace hamfast

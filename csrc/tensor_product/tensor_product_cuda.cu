@@ -16,9 +16,9 @@ __global__ void tensor_product_kernel(TensorProductCall<T> call, int64_t rows, T
 }
 
 template <class T>
-__global__ void sum_rows_kernel(const T* in, int64_t parts, int64_t n, T* out) {
+__global__ void add_rows_kernel(const T* in, int64_t parts, int64_t n, T* out) {
   for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n; i += int64_t(gridDim.x) * blockDim.x) {
-    T total = T(0);
+    T total = out[i];
     for (int64_t p = 0; p < parts; ++p) total += in[p * n + i];
     out[i] = total;
   }
@@ -26,9 +26,10 @@ __global__ void sum_rows_kernel(const T* in, int64_t parts, int64_t n, T* out) {
 
 struct TensorProductOnCuda {
   using Guard = torch::stable::accelerator::DeviceGuard;
+  static constexpr bool kChannels = false;
 
   template <class T>
-  static void run(const TensorProductCall<T>& call, int64_t rows, const Tensor& like) {
+  static void paths(const TensorProductCall<T>& call, int64_t rows, const Tensor& like) {
     if (rows == 0) return;
     const int64_t blocks = rows < kScratchBlocks ? rows : kScratchBlocks;
     Tensor scratch = torch::stable::new_empty(like, {blocks * call.scratch_size});
@@ -37,10 +38,12 @@ struct TensorProductOnCuda {
     check_launch("tensor_product");
   }
 
+  static std::vector<Tensor> channels(const TensorProductArguments&) { return {}; }
+
   template <class T>
-  static void sum_rows(const T* in, int64_t parts, int64_t n, T* out, int32_t device) {
+  static void add_rows(const T* in, int64_t parts, int64_t n, T* out, int32_t device) {
     if (n == 0) return;
-    sum_rows_kernel<T><<<blocks_for((n + 255) / 256), 256, 0, current_stream(device)>>>(in, parts, n, out);
+    add_rows_kernel<T><<<blocks_for((n + 255) / 256), 256, 0, current_stream(device)>>>(in, parts, n, out);
     check_launch("tensor_product");
   }
 };

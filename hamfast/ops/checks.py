@@ -11,11 +11,14 @@ def check_rows(op: str, name: str, tensor: Tensor, rows: int | None, *shape: int
         raise ValueError(f"{op}: {name}: expected [{expected}], found {list(tensor.shape)}")
 
 
-def check_same(op: str, **tensors: Tensor | None) -> None:
-    """All tensors must be float32 or all float64, on one device."""
+def check_same(op: str, *, half: bool = False, **tensors: Tensor | None) -> None:
+    """All tensors must have one dtype, float32 or float64 (or, if ``half``, bfloat16 or float16), on one device."""
     first_name, first = next((n, t) for n, t in tensors.items() if t is not None)
-    if first.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"{op}: {first_name}: expected float32 or float64, found {first.dtype}")
+    allowed = [torch.float32, torch.float64] + [torch.bfloat16, torch.float16] * half
+    if first.dtype not in allowed:
+        names = [str(dtype).removeprefix("torch.") for dtype in allowed]
+        expected = ", ".join(names[:-1]) + f" or {names[-1]}"
+        raise ValueError(f"{op}: {first_name}: expected {expected}, found {first.dtype}")
     for name, tensor in tensors.items():
         if tensor is None:
             continue

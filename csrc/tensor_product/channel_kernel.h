@@ -1,0 +1,84 @@
+// The channel-wise lowering on the CPU: what one call is. The kernel is channel_kernel_isa.cpp.
+//
+// A task multiplies n channels of one irrep of x by one channel v of one irrep of y, weight by weight:
+//   out[k][u] += w[u] sum_i M[k, i] x[i][u],    M[k, i] = sum_j C_ijk y_j  (times the path's normalisation).
+// Channels are the vector lanes. M is a small matrix per edge and task; with it, no Clebsch-Gordan coefficient remains
+// in the loop over channels: (2 l1 + 1)(2 l3 + 1) multiply-adds per channel forward, twice that for all three gradients
+// together. Rows are brought from mul_ir (channels slow) to blocks [2 l + 1][channels, padded] on the way in, and back
+// on the way out.
+#pragma once
+
+#include <cstdint>
+
+namespace hamfast {
+
+// One row of the table that hamfast/plan/channel.py builds. The order of the fields is the order there.
+struct ChannelTask {
+  int64_t n;                   // channels
+  int64_t d1, d2, d3;          // 2 l + 1
+  int64_t x_at, x_stride;      // in x's blocks: first element, elements from component to component
+  int64_t y_offset;            // in y's row
+  int64_t g_at, g_stride;      // in out's blocks
+  int64_t w_offset, w_stride;  // in w's row, channel to channel; offset -1: no weight
+  int64_t coupling_at;         // C[j][k * d1 + i], rows padded to `coupling_size`
+  int64_t coupling_size;
+  int64_t diagonal;  // 1: M is a multiple of the unit matrix (y is a scalar)
+};
+static_assert(sizeof(ChannelTask) == 14 * sizeof(int64_t));
+
+// One irreps block of x or of out: channels [mul] of d components, in a row of the tensor and in the padded blocks.
+struct ChannelBlock {
+  int64_t mul, d;
+  int64_t offset;      // in a row of the tensor
+  int64_t at, stride;  // in the padded blocks
+};
+static_assert(sizeof(ChannelBlock) == 5 * sizeof(int64_t));
+
+enum class Storage : int64_t { float32 = 0, float64 = 1, bfloat16 = 2, float16 = 3 };
+
+// How irreps lie in memory: rows of mul_ir, rows of ir_mul, or one matrix [rows, d, mul] per irreps block.
+enum class Layout : int64_t { mul_ir = 0, ir_mul = 1, blocks = 2 };
+
+struct Rows {
+  const void* data = nullptr;      // in storage type; null if absent
+  const void* prepared = nullptr;  // if given: the same rows as padded blocks, in compute type
+  const int64_t* index = nullptr;  // which row edge e uses; null: row e
+  int64_t dim = 0;                 // 0: all edges share one row
+};
+
+// T: the type computed in, float unless the storage is float64.
+template <class T>
+struct ChannelCall {
+  const ChannelTask* tasks;
+  int64_t num_tasks;
+  const ChannelBlock* x_blocks;
+  int64_t num_x_blocks;
+  const ChannelBlock* g_blocks;
+  int64_t num_g_blocks;
+  const T* coupling;
+  int64_t max_coupling;                // longest coupling_size
+  int64_t x_padded, g_padded;          // size of the padded blocks
+  int64_t x_dim, y_dim, w_dim, g_dim;  // row lengths
+  Storage storage;
+  Layout x_layout, g_layout;
+  int64_t x_rows, g_rows;         // of the tensors: Layout::blocks needs them
+  Rows operand[4], direction[4];  // x, y, w, g; directions: absent unless a derivative along them is asked for
+  bool derivative;                // along the directions
+  bool shared_weights;
+  const int64_t* order;  // edges by output row, or null: output row r is edge r
+  const int64_t* ptr;    // [rows + 1] into `order`, or null
+  void* out[4];          // null: not wanted. Storage type; shared weights: compute type, one row per chunk
+  bool stream[4];        // write past the caches
+};
+
+constexpr int64_t kPad = 16;  // channels are padded to a multiple of it: of every vector's lanes
+
+// How much scratch a thread needs, in elements of T.
+template <class T>
+int64_t channel_scratch(const ChannelCall<T>& call) {
+  const int64_t matrix = call.max_coupling + kPad;
+  return 7 * call.x_padded + 4 * call.g_padded + 3 * (call.w_dim + kPad) + 2 * (call.y_dim + kPad) + call.y_dim * kPad +
+         (2 + kPad) * matrix;
+}
+
+}  // namespace hamfast

@@ -1,0 +1,242 @@
+"""The op behind every tensor product: partial derivatives of the multilinear form F(x, y, w, g) = <g, TP(x, y, w)>.
+
+F is linear in each of its four slots. The product is dF/dg; its gradients are dF/dx, dF/dy, dF/dw, and come from one pass. What
+those depend on is found by a derivative of F along directions, again in one pass; after that, derivatives are sums of the
+same, with arguments exchanged. So one op is closed under differentiation, and every order is exact.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hamfast import _library  # noqa: F401  (loads the kernels)
+from hamfast.ops.edge_index import EdgeIndex
+from hamfast.plan import Plan
+from hamfast.plan.channel import ChannelTables, channel_tables, is_channel_wise, mix_tables
+from hamfast.plan.coupling import wigner_3j
+from hamfast.plan.plan import Instruction, pair_count
+
+_op = torch.ops.hamfast.tensor_product.default
+
+X, Y, W, G = range(4)
+LAYOUTS = {"mul_ir": 0, "ir_mul": 1, "blocks": 2}
+
+
+class Tables(NamedTuple):
+    """What a plan is for the kernels on one device."""
+
+    tensors: list[Tensor]
+    """Paths of the general kernel (table, CG indices, CG values); tasks, x blocks, out blocks, coupling of the channel-wise one."""
+    dims: list[int]
+    out_dim: int
+    general: bool
+    """Does the general kernel have a part in it? It reads and writes ``mul_ir``, in float32 or float64."""
+
+
+def multilinear(
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor | None,
+    tables: Tables,
+    edges: EdgeIndex | None,
+    gather: bool,
+    scatter: bool,
+    layouts: tuple[str, str],
+) -> Tensor:
+    """The product, dF/dg: ``[rows, out_dim]``. Arguments are as :func:`hamfast.ops.tensor_product` has checked them."""
+    rows = edges.num_edges if edges is not None else x.shape[0]
+    sender = (edges.senders, edges.sender_order, edges.sender_ptr) if edges is not None and gather else (None,) * 3
+    receiver = (
+        (edges.receivers, edges.receiver_order, edges.receiver_ptr) if edges is not None and scatter else (None,) * 3
+    )
+    shared = weight is None or weight.dim() == 1
+    numbers = (rows, shared, LAYOUTS[layouts[0]], LAYOUTS[layouts[1]], tables.dims)
+    none = (None,) * 5
+    return _op(x, y, weight, *none, *tables.tensors, *sender, *receiver, 1 << G, *numbers)[G]
+
+
+_TABLES: dict[tuple, Tables] = {}
+
+
+@torch.compiler.assume_constant_result
+def make_tables(plan: Plan, part: str, dtype: torch.dtype, device: torch.device) -> Tables:
+    """Tables of a plan: of its ``pairs`` (the first half of the mix lowering), of its paths ``channel`` by channel (general kernel
+    where that one cannot), or of the ``general`` kernel for all; ``rest``: like ``channel``, without the paths of ``pairs``."""
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    key = (plan, part, compute, device)
+    if key not in _TABLES:
+        _TABLES[key] = _make_tables(plan, part, compute, device)
+    return _TABLES[key]
+
+
+def _make_tables(plan, part, compute, device):
+    channel = [ins for ins in plan.instructions if is_channel_wise(plan, ins)]
+    out_dim = plan.dim_out
+    if part == "general":
+        general, tables = list(plan.instructions), None
+    elif part == "pairs":
+        general, (tables, mixes) = [], mix_tables(plan)
+        out_dim = sum(mix.pairs * (2 * mix.l + 1) for mix in mixes)
+    else:
+        from hamfast.plan.channel import is_mixing
+
+        general = [ins for ins in plan.instructions if ins not in channel]
+        if part == "rest":
+            general = [ins for ins in general if not is_mixing(plan, ins)]
+        tables = channel_tables(plan) if channel else None
+    table, index, value, scratch = general_tables(plan, general)
+    if tables is None:
+        empty = np.zeros((0, 14), dtype=np.int64)
+        tables = ChannelTables(empty, empty, empty, np.zeros(0), 0, 0, 0)
+    arrays = [table, index, value, tables.tasks, tables.x_blocks, tables.g_blocks]
+    tensors = [torch.as_tensor(a).to(device) for a in arrays]
+    tensors.append(torch.as_tensor(tables.coupling, dtype=compute).to(device))
+    dims = [plan.dim_in1, plan.dim_in2, plan.weight_numel if part != "pairs" else 0, out_dim, scratch]
+    dims += [tables.x_padded, tables.g_padded, tables.max_coupling]
+    return Tables(tensors, dims, out_dim, bool(general))
+
+
+def general_tables(plan: Plan, instructions: list[Instruction]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Paths as the general kernel reads them: ``Path`` rows and the coupling list of ``kernels/tensor_product.cuh``.
+
+    Returns:
+        table ``[paths, 16]`` int64, indices ``[entries, 3]`` int64, values ``[entries]`` float64, elements of scratch.
+    """
+    starts = []
+    for blocks in (plan.irreps_in1, plan.irreps_in2, plan.irreps_out):
+        starts.append(np.cumsum([0] + [mul * (2 * l + 1) for mul, l, _ in blocks]))
+    table: list[list[int]] = []
+    index: list[np.ndarray] = [np.zeros((0, 3), dtype=np.int64)]
+    value: list[np.ndarray] = [np.zeros(0)]
+    entries, scratch = 0, 1
+    for ins in instructions:
+        (n1, l1, _), (n2, l2, _) = plan.irreps_in1[ins.i_in1], plan.irreps_in2[ins.i_in2]
+        n3, l3, _ = plan.irreps_out[ins.i_out]
+        d1, d2, d3 = 2 * l1 + 1, 2 * l2 + 1, 2 * l3 + 1
+        pairing = {"uuw": 1, "uuu": 1, "uvu<v": 2, "u<vw": 2}.get(ins.mode, 0)
+        # An unweighted uuw path sums all channels into its only output channel: a channel mode with stride 0.
+        mixing = ins.has_weight and ins.mode in ("uvw", "uuw", "u<vw")
+        out_u, out_v = {"uvu": (1, 0), "uvv": (0, 1), "uuu": (1, 0), "uvuv": (n2, 1), "uvu<v": (1, 0)}.get(
+            ins.mode, (0, 0)
+        )
+        coupling = wigner_3j(l1, l2, l3)
+        found = np.argwhere(coupling != 0)
+        index.append(found)
+        value.append(coupling[tuple(found.T)] * ins.coefficient)
+        offset = ins.weight_offset if ins.has_weight else -1
+        first = [starts[0][ins.i_in1], starts[1][ins.i_in2], starts[2][ins.i_out]]
+        sizes = [n1, n2, n3, d1, d2, d3]
+        table.append([pairing, int(mixing), *sizes, *first, offset, out_u, out_v, entries, entries + len(found)])
+        entries += len(found)
+        pairs = n1 if pairing < 2 else pair_count(ins.mode, n1, n2)
+        outer = n2 if pairing == 0 else 1
+        scratch = max(scratch, pairs * (d1 + d2) + outer * d3 * pairs + d3 * n3 + max(d1, d2) * pairs)
+    rows = np.array(table, dtype=np.int64).reshape(-1, 16)
+    return rows, np.concatenate(index), np.concatenate(value), scratch
+
+
+def _row_count(slot, edges, s_ptr, r_ptr):
+    ptr = s_ptr if slot == X else r_ptr if slot == G else None
+    return edges if ptr is None else ptr.shape[0] - 1
+
+
+@torch.library.register_fake("hamfast::tensor_product")
+def _(x, y, w, g, dx, dy, dw, dg, *rest):
+    *_, s_ptr, _, _, r_ptr, wanted, edges, shared, _, _, dims = rest
+    like = next(t for t in (x, y, w, g) if t is not None)
+    out = []
+    for slot in range(4):
+        if not wanted >> slot & 1:
+            out.append(like.new_empty(0))
+        elif slot == W and shared:
+            out.append(like.new_empty(dims[W]))
+        else:
+            out.append(like.new_empty(_row_count(slot, edges, s_ptr, r_ptr), dims[slot]))
+    return tuple(out)
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, wanted, edges, shared, x_layout, g_layout, dims = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+    ctx.wanted, ctx.numbers = wanted, (edges, shared, x_layout, g_layout, dims)
+
+
+def _backward(ctx, *grads):
+    saved = ctx.saved_tensors
+    operands, directions, rest = list(saved[:4]), list(saved[4:8]), saved[8:]
+    incoming = [grad if ctx.wanted >> slot & 1 else None for slot, grad in enumerate(grads)]
+    needed = [slot for slot in range(4) if ctx.needs_input_grad[slot]]
+    needed_directions = [slot for slot in range(4) if ctx.needs_input_grad[4 + slot]]
+
+    def call(operands, directions, slots) -> dict[int, Tensor]:
+        """Derivatives of F, or of its derivative along the directions, in the slots."""
+        along = [n for n in range(4) if directions[n] is not None]
+        if len(along) == 1:  # linear: the direction takes the operand's place
+            slots = [slot for slot in slots if slot != along[0]]
+            operands = [directions[n] if n == along[0] else t for n, t in enumerate(operands)]
+            directions = [None] * 4
+        if not slots:
+            return {}
+        if len(slots) == 1 and not any(d is not None for d in directions):
+            operands = [None if n == slots[0] else t for n, t in enumerate(operands)]
+        wanted = sum(1 << slot for slot in slots)
+        results = _op(*operands, *directions, *rest, wanted, *ctx.numbers)
+        return {slot: results[slot] for slot in slots}
+
+    to_operands: dict[int, Tensor] = {}
+    to_directions: dict[int, Tensor] = {}
+    if any(grad is not None for grad in incoming):
+        if all(d is None for d in directions):
+            to_operands = call(operands, incoming, needed)
+        else:
+            to_directions = call(operands, incoming, needed_directions)
+            for i in range(4):
+                for j in range(4):
+                    if i == j or incoming[i] is None or directions[j] is None:
+                        continue
+                    exchanged = list(operands)
+                    exchanged[i], exchanged[j] = incoming[i], directions[j]
+                    for slot, term in call(exchanged, [None] * 4, [s for s in needed if s not in (i, j)]).items():
+                        to_operands[slot] = to_operands[slot] + term if slot in to_operands else term
+    return (
+        *(to_operands.get(slot) for slot in range(4)),
+        *(to_directions.get(slot) for slot in range(4)),
+        *(None,) * (len(rest) + 6),
+    )
+
+
+torch.library.register_autograd("hamfast::tensor_product", _backward, setup_context=_setup_context)
+
+
+@torch.library.register_vmap("hamfast::tensor_product")
+def _vmap(info, in_dims, *args):
+    """Without a graph the batch becomes rows; with one, or with a batch of shared weights, one call per sample."""
+    size = info.batch_size
+    tensors, graph = args[:8], args[15:21]
+    wanted, rows, shared, x_layout, g_layout, dims = args[21:]
+    moved = [t if d is None or t is None else t.movedim(d, 0) for t, d in zip(tensors, in_dims[:8], strict=True)]
+    batched = [t is not None and d is not None for t, d in zip(tensors, in_dims[:8], strict=True)]
+    folds = (
+        not any(t is not None for t in graph)
+        and 2 not in (x_layout, g_layout)
+        and not (shared and (batched[W] or batched[4 + W] or wanted >> W & 1))
+    )
+    if not folds:
+        each = []
+        for n in range(size):
+            sample = [t[n] if b else t for t, b in zip(moved, batched, strict=True)]
+            each.append(_op(*sample, *args[8:]))
+        return tuple(torch.stack(parts) for parts in zip(*each, strict=True)), (0,) * 4
+    flat = []
+    for n, (t, b) in enumerate(zip(moved, batched, strict=True)):
+        if t is not None and not (shared and n % 4 == W):
+            t = (t if b else t.expand(size, *t.shape)).reshape(size * rows, -1)
+        flat.append(t)
+    out = _op(*flat, *args[8:21], wanted, size * rows, shared, x_layout, g_layout, dims)
+    shaped = [t.view(size, rows, -1) if wanted >> n & 1 else t.new_empty(size, 0) for n, t in enumerate(out)]
+    return tuple(shaped), (0,) * 4

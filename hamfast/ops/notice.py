@@ -1,0 +1,60 @@
+"""What does not run fast says so, once and by name; under ``strict`` it is an error."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+
+from hamfast.plan import Plan
+from hamfast.plan.channel import is_channel_wise, is_mixing
+from hamfast.plan.plan import format_irreps
+
+
+class SlowPathWarning(UserWarning):
+    """A product runs on the general kernel: right, but not one of the fast ones."""
+
+
+_strict = os.environ.get("HAMFAST_STRICT", "0") == "1"
+
+
+@contextmanager
+def strict(enabled: bool = True) -> Iterator[None]:
+    """Inside, a slow path raises ``RuntimeError`` in place of a warning. ``HAMFAST_STRICT=1`` does so everywhere."""
+    global _strict
+    before, _strict = _strict, enabled
+    try:
+        yield
+    finally:
+        _strict = before
+
+
+def slow_path(op: str, plan: Plan, device: str) -> None:
+    """Reports the paths of a plan that only the general kernel knows."""
+    if torch.compiler.is_compiling():
+        return
+    if _strict:
+        raise RuntimeError(_sentence(op, plan, device) + "; strict mode forbids it")
+    _warn_once(op, plan, device)
+
+
+@cache
+def _warn_once(op: str, plan: Plan, device: str) -> None:
+    warnings.warn(_sentence(op, plan, device), SlowPathWarning, stacklevel=5)
+
+
+def _sentence(op, plan, device):
+    if device != "cpu":
+        return f"hamfast: {op} on {device} runs on the general kernel, which is right but not tuned"
+    slow = []
+    for ins in plan.instructions:
+        if not is_channel_wise(plan, ins):
+            blocks = (plan.irreps_in1[ins.i_in1], plan.irreps_in2[ins.i_in2], plan.irreps_out[ins.i_out])
+            reason = "weights per row" if is_mixing(plan, ins) else f"mode {ins.mode}"
+            slow.append("{} x {} -> {}".format(*(format_irreps((b,)) for b in blocks)) + f" ({reason})")
+    shown = ", ".join(slow[:3]) + (f" and {len(slow) - 3} more" if len(slow) > 3 else "")
+    return f"hamfast: {op} runs {len(slow)} of {len(plan.instructions)} paths on the general kernel: {shown}"
