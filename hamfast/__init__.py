@@ -2,4 +2,20 @@
 
 from hamfast.version import __version__
 
-__all__ = ["__version__"]
+__all__ = ["__version__", "accelerate", "e3nn_backend", "set_e3nn_backend", "strict"]
+
+_WHERE = {
+    "accelerate": "hamfast.nn.e3nn_backend",
+    "e3nn_backend": "hamfast.nn.e3nn_backend",
+    "set_e3nn_backend": "hamfast.nn.e3nn_backend",
+    "strict": "hamfast.ops.notice",
+}
+
+
+def __getattr__(name):
+    # On demand: reading a version, or building the package, must not load torch and the kernels.
+    if name not in _WHERE:
+        raise AttributeError(f"module 'hamfast' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_WHERE[name]), name)

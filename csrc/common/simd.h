@@ -160,13 +160,6 @@ inline Vector<T> sum_lanes(const T* rows) {
   return part[0];
 }
 
-template <class T>
-inline T sum(Vector<T> v) {
-  T total = v[0];
-  for (int i = 1; i < kLanes<T>; ++i) total += v[i];
-  return total;
-}
-
 // A number as a type, and f called with the size 2 l + 1 of an irrep as such a type: l up to 6, else 0.
 template <int n>
 struct Size {

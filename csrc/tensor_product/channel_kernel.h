@@ -22,9 +22,15 @@ struct ChannelTask {
   int64_t w_offset, w_stride;  // in w's row, channel to channel; offset -1: no weight
   int64_t coupling_at;         // C[j][k * d1 + i], rows padded to `coupling_size`
   int64_t coupling_size;
-  int64_t diagonal;  // 1: M is a multiple of the unit matrix (y is a scalar)
+  int64_t entries_begin, entries_end;  // C's entries that are not 0
+  int64_t diagonal;                    // 1: M is a multiple of the unit matrix (y is a scalar)
 };
-static_assert(sizeof(ChannelTask) == 14 * sizeof(int64_t));
+static_assert(sizeof(ChannelTask) == 16 * sizeof(int64_t));
+
+// C[j][p] != 0, found `at` in the task's matrices.
+struct CouplingEntry {
+  int64_t j, p, at;
+};
 
 // One irreps block of x or of out: channels [mul] of d components, in a row of the tensor and in the padded blocks.
 struct ChannelBlock {
@@ -55,6 +61,7 @@ struct ChannelCall {
   int64_t num_x_blocks;
   const ChannelBlock* g_blocks;
   int64_t num_g_blocks;
+  const CouplingEntry* entries;
   const T* coupling;
   int64_t max_coupling;                // longest coupling_size
   int64_t x_padded, g_padded;          // size of the padded blocks
@@ -63,6 +70,7 @@ struct ChannelCall {
   Layout x_layout, g_layout;
   int64_t x_rows, g_rows;         // of the tensors: Layout::blocks needs them
   Rows operand[4], direction[4];  // x, y, w, g; directions: absent unless a derivative along them is asked for
+  bool covers_weights;            // every weight belongs to a task
   bool derivative;                // along the directions
   bool shared_weights;
   const int64_t* order;  // edges by output row, or null: output row r is edge r
@@ -76,9 +84,9 @@ constexpr int64_t kPad = 16;  // channels are padded to a multiple of it: of eve
 // How much scratch a thread needs, in elements of T.
 template <class T>
 int64_t channel_scratch(const ChannelCall<T>& call) {
-  const int64_t matrix = call.max_coupling + kPad;
-  return 7 * call.x_padded + 4 * call.g_padded + 3 * (call.w_dim + kPad) + 2 * (call.y_dim + kPad) + call.y_dim * kPad +
-         (2 + kPad) * matrix;
+  const int64_t matrix = call.max_coupling + 2 * kPad;
+  return 7 * call.x_padded + 4 * call.g_padded + 3 * (call.w_dim + 2 * kPad) + 2 * (call.y_dim + 2 * kPad) +
+         (call.y_dim + kPad) * kPad + (2 + kPad) * matrix;
 }
 
 }  // namespace hamfast

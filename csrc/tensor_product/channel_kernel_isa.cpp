@@ -52,9 +52,10 @@ static void forward_task(const ChannelTask& task, const T* x, const T* m, const 
 // What a backward task writes; null: not wanted.
 template <class T>
 struct Gradients {
-  T* x;       // padded blocks: added to
-  T* w;       // the task's own weights, contiguous: added to
-  T* matrix;  // dF/dM[k, i], one vector of partial sums each: added to
+  T* x;                    // padded blocks: added to
+  T* w;                    // the task's own weights, contiguous
+  T* matrix;               // dF/dM[k, i], one vector of partial sums each
+  bool add_w, add_matrix;  // else they are written
 };
 
 // With q[i][u] = sum_k M[k, i] g[k][u]:  gx[i][u] += w[u] q[i][u],  gw[u] += sum_i x[i][u] q[i][u],
@@ -81,7 +82,8 @@ static void backward_task(const ChannelTask& task, const T* x, const T* m, const
       if (to.w) {
         Vector<T> total = load(xi + u) * q[0];
         for (int i = 1; i < D1; ++i) total += load(xi + i * task.x_stride + u) * q[i];
-        store_first(to.w + u, load_first(to.w + u, task.n - u) + total, task.n - u);
+        if (to.add_w) total += load_first(to.w + u, task.n - u);
+        store_first(to.w + u, total, task.n - u);
       }
       if (to.x) {
         T* gx = to.x + task.x_at + u;
@@ -114,24 +116,22 @@ static void backward_task(const ChannelTask& task, const T* x, const T* m, const
     }
     T* sum = to.matrix + k * D1 * lanes;
     const int columns = task.diagonal ? 1 : D1;
-    for (int i = 0; i < columns; ++i) store(sum + i * lanes, load(sum + i * lanes) + part[i]);
+    for (int i = 0; i < columns; ++i) {
+      if (to.add_matrix) part[i] += load(sum + i * lanes);
+      store(sum + i * lanes, part[i]);
+    }
   }
 }
 
-// gy_j += sum_p C[j][p] gM[p], as vectors of partial sums `y_sums`[j][lanes].
+// gy_j += sum_p C[j][p] gM[p], on vectors of partial sums: entry by non-zero entry, so that no lanes are summed here.
 template <class T>
-static void pull_back_matrix(const ChannelTask& task, const T* coupling, const T* matrix, T* y_sums) {
+static void pull_back_matrix(const ChannelTask& task, const ChannelCall<T>& call, const T* matrix, T* y_sums) {
   constexpr int lanes = kLanes<T>;
-  const T* c = coupling + task.coupling_at;
   T* to = y_sums + task.y_offset * lanes;
-  if (task.diagonal) {
-    store(to, load(to) + load(matrix) * c[0]);
-    return;
-  }
-  for (int64_t p = 0; p < task.coupling_size; p += lanes) {
-    const Vector<T> value = sum_lanes(matrix + p * lanes);
-    for (int64_t j = 0; j < task.d2; ++j)
-      store(to + j * lanes, load(to + j * lanes) + load(c + j * task.coupling_size + p) * value);
+  for (int64_t n = task.entries_begin; n < task.entries_end; ++n) {
+    const CouplingEntry& entry = call.entries[n];
+    T* sum = to + entry.j * lanes;
+    store(sum, load(sum) + load(matrix + entry.p * lanes) * call.coupling[task.coupling_at + entry.at]);
   }
 }
 
@@ -147,7 +147,7 @@ struct Thread {
   Thread(const ChannelCall<T>& c, T* scratch) : call(c) {
     auto take = [&](int64_t n) {
       T* p = scratch;
-      scratch += n;
+      scratch += (n + kPad - 1) / kPad * kPad;  // aligned to vectors
       return p;
     };
     for (int n = 0; n < 2; ++n) {
@@ -161,7 +161,7 @@ struct Thread {
     sum_g = take(c.g_padded);
     sum_w = take(c.w_dim + kPad);
     row = take(c.x_padded + c.g_padded);
-    y_sums = take(c.y_dim * kPad);
+    y_sums = take((c.y_dim + kPad) * kPad);
     matrix = take((c.max_coupling + kPad) * kPad);
     for (T** p : {&task_w[0], &task_w[1], &task_gw}) *p = take(c.x_padded);
   }
@@ -250,30 +250,29 @@ static void backward(const ChannelCall<T>& call, int64_t begin, int64_t end, int
       const int64_t e = call.order ? call.order[p] : p;
       t.read(e, true);
       T* const gw = shared_w ? shared_w + chunk * call.w_dim : call.out[slot_w] ? t.sum_w : nullptr;
-      if (gw && !shared_w)
+      // Tasks write their own weights' gradients; what no task writes, or none of these terms, is 0.
+      if (gw && !shared_w && (call.derivative || !call.covers_weights))
         for (int64_t i = 0; i < call.w_dim; ++i) gw[i] = T(0);
       if (call.out[slot_y])
-        for (int64_t i = 0; i < call.y_dim * lanes; ++i) t.y_sums[i] = T(0);
+        for (int64_t j = 0; j < call.y_dim; ++j) store(t.y_sums + j * lanes, Vector<T>{});
       for (int64_t n = 0; n < call.num_tasks; ++n) {
         const ChannelTask& task = call.tasks[n];
         const bool has_weight = task.w_offset >= 0;
         if (t.in_y[0]) small_matrix(task, call.coupling, t.in_y[0], t.m[0]);
         if (t.in_y[1]) small_matrix(task, call.coupling, t.in_y[1], t.m[1]);
-        if (call.out[slot_y])
-          for (int64_t i = 0; i < task.coupling_size * lanes; ++i) t.matrix[i] = T(0);
         const bool strided = has_weight && task.w_stride != 1;
         T* task_gw = has_weight && gw ? gw + task.w_offset : nullptr;
-        if (task_gw && strided) {
-          for (int64_t u = 0; u < task.n; ++u) t.task_gw[u] = T(0);
-          task_gw = t.task_gw;
-        }
+        if (task_gw && strided) task_gw = t.task_gw;
+        bool add_w = shared_w && !strided, add_matrix = false;
         for_each_term(call, true, [&](int replaced) {
           if (replaced == slot_w && !has_weight) return;
           const T* w = t.weight(task, replaced == slot_w);
           // A direction stands in for its operand, and the derivative in that operand is then none of this term's.
           const Gradients<T> to{call.out[slot_x] && replaced != slot_x ? t.sum_x : nullptr,
                                 replaced != slot_w ? task_gw : nullptr,
-                                call.out[slot_y] && replaced != slot_y ? t.matrix : nullptr};
+                                call.out[slot_y] && replaced != slot_y ? t.matrix : nullptr, add_w, add_matrix};
+          add_w |= to.w != nullptr;
+          add_matrix |= to.matrix != nullptr;
           const T* x = t.in_x[replaced == slot_x];
           const T* m = t.m[replaced == slot_y];
           const T* g = t.in_g[replaced == slot_g];
@@ -281,12 +280,14 @@ static void backward(const ChannelCall<T>& call, int64_t begin, int64_t end, int
             if constexpr (d1() > 0) backward_task<T, d1()>(task, x, m, w, g, to);
           });
         });
-        if (task_gw && strided)
-          for (int64_t u = 0; u < task.n; ++u) gw[task.w_offset + u * task.w_stride] += t.task_gw[u];
-        if (call.out[slot_y]) pull_back_matrix(task, call.coupling, t.matrix, t.y_sums);
+        if (strided && task_gw && add_w)
+          for (int64_t u = 0; u < task.n; ++u)
+            gw[task.w_offset + u * task.w_stride] =
+                (shared_w ? gw[task.w_offset + u * task.w_stride] : T(0)) + t.task_gw[u];
+        if (add_matrix) pull_back_matrix(task, call, t.matrix, t.y_sums);
       }
       if (call.out[slot_y]) {
-        for (int64_t j = 0; j < call.y_dim; ++j) t.y[0][j] = sum<T>(load(t.y_sums + j * lanes));
+        for (int64_t j = 0; j < call.y_dim; j += lanes) store(t.y[0] + j, sum_lanes(t.y_sums + j * lanes));
         store_converted(t.y[0], call.y_dim, call.storage, e * call.y_dim, call.out[slot_y]);
       }
       if (gw && !shared_w) {

@@ -11,14 +11,14 @@
 namespace hamfast {
 
 struct TensorProductArguments {
-  std::optional<Tensor> operand[4], direction[4];  // x, y, w, g
-  Tensor table, cg_index, cg_value;                // paths of the general kernel
-  Tensor tasks, x_blocks, g_blocks, coupling;      // of the channel-wise kernel
+  std::optional<Tensor> operand[4], direction[4];       // x, y, w, g
+  Tensor table, cg_index, cg_value;                     // paths of the general kernel
+  Tensor tasks, x_blocks, g_blocks, entries, coupling;  // of the channel-wise kernel
   std::optional<Tensor> senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr;
   int64_t wanted, edges;
   bool shared_weights;
   int64_t x_layout, g_layout;
-  std::vector<int64_t> dims;  // row length of x, y, w, g; scratch; padded x, padded g, largest coupling
+  std::vector<int64_t> dims;  // row length of x, y, w, g; scratch; padded x, padded g, largest coupling, covers weights
 
   void make_contiguous() {
     for (auto* group : {operand, direction})
@@ -99,14 +99,15 @@ template <class Launch>
 std::tuple<Tensor, Tensor, Tensor, Tensor> tensor_product(
     std::optional<Tensor> x, std::optional<Tensor> y, std::optional<Tensor> w, std::optional<Tensor> g,
     std::optional<Tensor> dx, std::optional<Tensor> dy, std::optional<Tensor> dw, std::optional<Tensor> dg,
-    Tensor table, Tensor cg_index, Tensor cg_value, Tensor tasks, Tensor x_blocks, Tensor g_blocks, Tensor coupling,
-    std::optional<Tensor> senders, std::optional<Tensor> sender_order, std::optional<Tensor> sender_ptr,
-    std::optional<Tensor> receivers, std::optional<Tensor> receiver_order, std::optional<Tensor> receiver_ptr,
-    int64_t wanted, int64_t edges, bool shared_weights, int64_t x_layout, int64_t g_layout, std::vector<int64_t> dims) {
-  TensorProductArguments args{{x, y, w, g}, {dx, dy, dw, dg}, table,        cg_index, cg_value,     tasks,
-                              x_blocks,     g_blocks,         coupling,     senders,  sender_order, sender_ptr,
-                              receivers,    receiver_order,   receiver_ptr, wanted,   edges,        shared_weights,
-                              x_layout,     g_layout,         dims};
+    Tensor table, Tensor cg_index, Tensor cg_value, Tensor tasks, Tensor x_blocks, Tensor g_blocks, Tensor entries,
+    Tensor coupling, std::optional<Tensor> senders, std::optional<Tensor> sender_order,
+    std::optional<Tensor> sender_ptr, std::optional<Tensor> receivers, std::optional<Tensor> receiver_order,
+    std::optional<Tensor> receiver_ptr, int64_t wanted, int64_t edges, bool shared_weights, int64_t x_layout,
+    int64_t g_layout, std::vector<int64_t> dims) {
+  TensorProductArguments args{{x, y, w, g},   {dx, dy, dw, dg}, table,          cg_index,     cg_value, tasks,
+                              x_blocks,       g_blocks,         entries,        coupling,     senders,  sender_order,
+                              sender_ptr,     receivers,        receiver_order, receiver_ptr, wanted,   edges,
+                              shared_weights, x_layout,         g_layout,       dims};
   args.make_contiguous();
   const Tensor& like = args.any_operand();
   const typename Launch::Guard guard(like.get_device_index());

@@ -1,6 +1,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "common/host_pool.h"
+#include "common/scratch.h"
 #include "tensor_product/channel_kernel_isa.h"
 #include "tensor_product/path_kernel_isa.h"
 #include "tensor_product/tensor_product_call.h"
@@ -20,7 +21,7 @@ struct TensorProductOnCpu {
   template <class T>
   static void paths(const TensorProductCall<T>& call, int64_t rows, const Tensor&) {
     parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
-      std::vector<T> scratch(call.scratch_size);
+      Scratch<T> scratch(call.scratch_size);
       HAMFAST_ISA_CALL(tensor_product_rows, call, begin, end, scratch.data());
     });
   }
@@ -66,6 +67,8 @@ struct TensorProductOnCpu {
     c.num_x_blocks = args.x_blocks.size(0);
     c.g_blocks = reinterpret_cast<const ChannelBlock*>(args.g_blocks.const_data_ptr<int64_t>());
     c.num_g_blocks = args.g_blocks.size(0);
+    c.entries = reinterpret_cast<const CouplingEntry*>(args.entries.const_data_ptr<int64_t>());
+    c.covers_weights = args.dims[8] != 0;
     c.coupling = args.coupling.const_data_ptr<T>();
     c.x_dim = args.dims[0], c.y_dim = args.dims[1], c.w_dim = args.dims[2], c.g_dim = args.dims[3];
     c.x_padded = args.dims[5], c.g_padded = args.dims[6], c.max_coupling = args.dims[7];
@@ -94,7 +97,7 @@ struct TensorProductOnCpu {
         // Nodes have many edges: their rows are brought into padded blocks once.
         T* prepared = new_compute(tensor->size(0), a == slot_g ? c.g_padded : c.x_padded);
         parallel_for(0, tensor->size(0), 8, [&](int64_t begin, int64_t end) {
-          std::vector<T> scratch(channel_scratch(c));
+          Scratch<T> scratch(channel_scratch(c));
           HAMFAST_ISA_CALL(channel_prepare, c, a == slot_g, rows.data, begin, end, prepared, scratch.data());
         });
         rows.prepared = prepared;
@@ -119,7 +122,7 @@ struct TensorProductOnCpu {
         c.ptr = data_or_null<int64_t>(args.receiver_ptr);
       }
       parallel_for(0, args.rows(slot_g), 8, [&](int64_t begin, int64_t end) {
-        std::vector<T> scratch(channel_scratch(c));
+        Scratch<T> scratch(channel_scratch(c));
         HAMFAST_ISA_CALL(channel_forward, c, begin, end, scratch.data());
       });
     }
@@ -132,7 +135,7 @@ struct TensorProductOnCpu {
       T* partial = sums ? new_compute(parts, args.dims[slot_w]) : nullptr;
       if (sums) c.out[slot_w] = partial;
       parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-        std::vector<T> scratch(channel_scratch(c));
+        Scratch<T> scratch(channel_scratch(c));
         for (int64_t part = begin; part < end; ++part)
           HAMFAST_ISA_CALL(channel_backward, c, rows * part / parts, rows * (part + 1) / parts, part, scratch.data());
       });

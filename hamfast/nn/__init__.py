@@ -1,5 +1,6 @@
 """Layers: parameters around the ops, with the names and ``state_dict`` of e3nn's and PyG's where those exist."""
 
+from hamfast.nn.e3nn_backend import AccelerateReport, accelerate, e3nn_backend, set_e3nn_backend
 from hamfast.nn.gate import Gate
 from hamfast.nn.irreps_layout import convert_layout
 from hamfast.nn.layer_norm import EquivariantLayerNorm
@@ -8,6 +9,7 @@ from hamfast.nn.radial import GaussianBasis, RadialMLP, polynomial_envelope
 from hamfast.nn.tensor_product import EdgeTensorProduct, FullyConnectedTensorProduct, TensorProduct
 
 __all__ = [
+    "AccelerateReport",
     "EdgeTensorProduct",
     "EquivariantLayerNorm",
     "FullyConnectedTensorProduct",
@@ -17,6 +19,9 @@ __all__ = [
     "RadialMLP",
     "SpeciesLinear",
     "TensorProduct",
+    "accelerate",
     "convert_layout",
+    "e3nn_backend",
     "polynomial_envelope",
+    "set_e3nn_backend",
 ]

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from hamfast.nn.irreps_layout import LoadsE3nnState, check_layout
 from hamfast.ops import EdgeFrames, EdgeIndex, edge_tensor_product, tensor_product
+from hamfast.ops.tensor_product import broadcast_tensor_product
 from hamfast.plan import edge_frame_plan, make_plan
 
 
@@ -76,12 +77,7 @@ class TensorProduct(LoadsE3nnState):
             weight = self.weight
         if edges is not None:
             return tensor_product(x, y, weight, self.plan, edges)
-        leading = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1])
-        rows_x = x.expand(*leading, -1).reshape(-1, x.shape[-1])
-        rows_y = y.expand(*leading, -1).reshape(-1, y.shape[-1])
-        if weight is not None and weight.dim() > 1:
-            weight = weight.expand(*leading, -1).reshape(-1, weight.shape[-1])
-        return tensor_product(rows_x, rows_y, weight, self.plan).view(*leading, -1)
+        return broadcast_tensor_product(x, y, weight, self.plan)
 
 
 class FullyConnectedTensorProduct(TensorProduct):

@@ -16,7 +16,7 @@ from torch import Tensor
 from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.edge_index import EdgeIndex
 from hamfast.plan import Plan
-from hamfast.plan.channel import ChannelTables, channel_tables, is_channel_wise, mix_tables
+from hamfast.plan.channel import ChannelTables, MixBlock, channel_tables, is_channel_wise, is_mixing, mix_tables
 from hamfast.plan.coupling import wigner_3j
 from hamfast.plan.plan import Instruction, pair_count
 
@@ -30,7 +30,7 @@ class Tables(NamedTuple):
     """What a plan is for the kernels on one device."""
 
     tensors: list[Tensor]
-    """Paths of the general kernel (table, CG indices, CG values); tasks, x blocks, out blocks, coupling of the channel-wise one."""
+    """Paths of the general kernel (table, CG indices, CG values); tasks, x blocks, out blocks, entries, coupling of the channel-wise one."""
     dims: list[int]
     out_dim: int
     general: bool
@@ -59,6 +59,12 @@ def multilinear(
     return _op(x, y, weight, *none, *tables.tensors, *sender, *receiver, 1 << G, *numbers)[G]
 
 
+@torch.compiler.assume_constant_result
+def mix_blocks(plan: Plan) -> tuple[MixBlock, ...]:
+    """What :func:`make_tables` (part ``pairs``) makes, block after block."""
+    return mix_tables(plan)[1]
+
+
 _TABLES: dict[tuple, Tables] = {}
 
 
@@ -82,21 +88,19 @@ def _make_tables(plan, part, compute, device):
         general, (tables, mixes) = [], mix_tables(plan)
         out_dim = sum(mix.pairs * (2 * mix.l + 1) for mix in mixes)
     else:
-        from hamfast.plan.channel import is_mixing
-
         general = [ins for ins in plan.instructions if ins not in channel]
         if part == "rest":
             general = [ins for ins in general if not is_mixing(plan, ins)]
         tables = channel_tables(plan) if channel else None
     table, index, value, scratch = general_tables(plan, general)
     if tables is None:
-        empty = np.zeros((0, 14), dtype=np.int64)
-        tables = ChannelTables(empty, empty, empty, np.zeros(0), 0, 0, 0)
-    arrays = [table, index, value, tables.tasks, tables.x_blocks, tables.g_blocks]
+        empty = np.zeros((0, 16), dtype=np.int64)
+        tables = ChannelTables(empty, empty, empty, empty, np.zeros(0), 0, 0, 0)
+    arrays = [table, index, value, tables.tasks, tables.x_blocks, tables.g_blocks, tables.entries]
     tensors = [torch.as_tensor(a).to(device) for a in arrays]
     tensors.append(torch.as_tensor(tables.coupling, dtype=compute).to(device))
     dims = [plan.dim_in1, plan.dim_in2, plan.weight_numel if part != "pairs" else 0, out_dim, scratch]
-    dims += [tables.x_padded, tables.g_padded, tables.max_coupling]
+    dims += [tables.x_padded, tables.g_padded, tables.max_coupling, int(bool(channel) and not general)]
     return Tables(tensors, dims, out_dim, bool(general))
 
 
@@ -217,8 +221,8 @@ torch.library.register_autograd("hamfast::tensor_product", _backward, setup_cont
 def _vmap(info, in_dims, *args):
     """Without a graph the batch becomes rows; with one, or with a batch of shared weights, one call per sample."""
     size = info.batch_size
-    tensors, graph = args[:8], args[15:21]
-    wanted, rows, shared, x_layout, g_layout, dims = args[21:]
+    tensors, graph = args[:8], args[16:22]
+    wanted, rows, shared, x_layout, g_layout, dims = args[22:]
     moved = [t if d is None or t is None else t.movedim(d, 0) for t, d in zip(tensors, in_dims[:8], strict=True)]
     batched = [t is not None and d is not None for t, d in zip(tensors, in_dims[:8], strict=True)]
     folds = (
@@ -237,6 +241,6 @@ def _vmap(info, in_dims, *args):
         if t is not None and not (shared and n % 4 == W):
             t = (t if b else t.expand(size, *t.shape)).reshape(size * rows, -1)
         flat.append(t)
-    out = _op(*flat, *args[8:21], wanted, size * rows, shared, x_layout, g_layout, dims)
+    out = _op(*flat, *args[8:22], wanted, size * rows, shared, x_layout, g_layout, dims)
     shaped = [t.view(size, rows, -1) if wanted >> n & 1 else t.new_empty(size, 0) for n, t in enumerate(out)]
     return tuple(shaped), (0,) * 4

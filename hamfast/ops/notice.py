@@ -33,6 +33,10 @@ def strict(enabled: bool = True) -> Iterator[None]:
         _strict = before
 
 
+def is_strict() -> bool:
+    return _strict
+
+
 def slow_path(op: str, plan: Plan, device: str) -> None:
     """Reports the paths of a plan that only the general kernel knows."""
     if torch.compiler.is_compiling():

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from functools import reduce
+
 import torch
 from torch import Tensor
 
 from hamfast.ops.checks import check_rows, check_same
 from hamfast.ops.edge_index import EdgeIndex
 from hamfast.ops.layout import check_layout, convert_layout
-from hamfast.ops.multilinear import make_tables, multilinear
+from hamfast.ops.multilinear import make_tables, mix_blocks, multilinear
 from hamfast.ops.notice import slow_path
 from hamfast.plan import Plan
-from hamfast.plan.channel import is_mixing, mix_tables
+from hamfast.plan.channel import is_mixing
 from hamfast.plan.cost import choose_lowering
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -53,6 +56,7 @@ def tensor_product(
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.
     """
+    x, y, weight = _under_autocast(x, y, weight)
     gather, scatter = gather and edges is not None, scatter and edges is not None
     rows = edges.num_edges if edges is not None else x.shape[0]
     check_layout(layout)
@@ -71,7 +75,7 @@ def tensor_product(
         check_rows("tensor_product", "weight", weight, rows, plan.weight_numel)
     check_same("tensor_product", half=True, x=x, y=y, weight=weight)
     shared = weight is None or weight.dim() == 1
-    chosen = choose_lowering(plan, shared, x.device.type) if lowering is None else lowering
+    chosen = _chosen(plan, shared, x.device.type) if lowering is None else lowering
     if chosen == "mix" and (not shared or x.device.type != "cpu"):
         raise ValueError("tensor_product: lowering: mix needs weights shared by all rows, on a CPU")
 
@@ -85,7 +89,45 @@ def tensor_product(
         return run(chosen)
     assert weight is not None
     out = _mix(x, y, weight, plan, edges, gather, scatter, layout)
-    return out + run("rest") if any(not is_mixing(plan, ins) for ins in plan.instructions) else out
+    return out + run("rest") if _has_rest(plan) else out
+
+
+@torch.compiler.assume_constant_result
+def _chosen(plan, shared, device):
+    return choose_lowering(plan, shared, device)
+
+
+@torch.compiler.assume_constant_result
+def _has_rest(plan):
+    return any(not is_mixing(plan, ins) for ins in plan.instructions)
+
+
+def _under_autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Under autocast operands come in several dtypes: all become the widest. Sums inside are float32 or wider anyway."""
+    given = [t for t in tensors if t is not None]
+    if not torch.is_autocast_enabled(given[0].device.type):
+        return tensors
+    widest = reduce(torch.promote_types, (t.dtype for t in given))
+    return tuple(None if t is None else t.to(widest) for t in tensors)
+
+
+def broadcast_tensor_product(x: Tensor, y: Tensor, weight: Tensor | None, plan: Plan) -> Tensor:
+    """:func:`tensor_product` with leading dimensions that broadcast, as e3nn's modules take them.
+
+    Args:
+        x, y: ``[..., dim_in1]``, ``[..., dim_in2]``.
+        weight: ``[weight_numel]``, or ``[..., weight_numel]``.
+
+    Returns:
+        ``[..., dim_out]``.
+    """
+    own = weight is not None and weight.dim() > 1
+    leading = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1], weight.shape[:-1] if own else ())  # type: ignore
+    x, y, *rest = (
+        t.expand(*leading, t.shape[-1]).reshape(math.prod(leading), t.shape[-1])
+        for t in ((x, y, weight) if own else (x, y))
+    )
+    return tensor_product(x, y, rest[0] if own else weight, plan).view(*leading, plan.dim_out)
 
 
 def _general(x, y, weight, plan, tables, edges, gather, scatter, layout):
@@ -105,7 +147,7 @@ def _mix(x, y, weight, plan, edges, gather, scatter, layout):
     With ``scatter`` the pairs are summed over edges first, so that the matrix product is one of nodes.
     """
     tables = make_tables(plan, "pairs", x.dtype, x.device)
-    _, mixes = mix_tables(plan)
+    mixes = mix_blocks(plan)
     pairs = multilinear(x, y, None, tables, edges, gather, scatter, (layout, "blocks"))
     rows = pairs.shape[0]
     flat = pairs.flatten().split([rows * mix.pairs * (2 * mix.l + 1) for mix in mixes])

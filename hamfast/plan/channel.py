@@ -28,10 +28,12 @@ class ChannelTables:
     """The arrays of one kernel call: ``ChannelTask`` and ``ChannelBlock`` rows of csrc/tensor_product/channel_kernel.h."""
 
     tasks: np.ndarray
-    """``[tasks, 14]`` int64."""
+    """``[tasks, 16]`` int64."""
     x_blocks: np.ndarray
     """``[blocks, 5]`` int64."""
     g_blocks: np.ndarray
+    entries: np.ndarray
+    """``[entries, 3]`` int64: where couplings are not 0."""
     coupling: np.ndarray
     """float64, matrices ``C[j][k * d1 + i]`` with padded rows."""
     x_padded: int
@@ -118,8 +120,9 @@ class _Builder:
         self.x_blocks, self.x_padded = _blocks(plan.irreps_in1)
         self.y_offsets = np.cumsum([0] + [mul * (2 * l + 1) for mul, l, _ in plan.irreps_in2])
         self.rows: list[list[int]] = []
-        self.couplings: dict[tuple, tuple[int, int]] = {}
+        self.couplings: dict[tuple, tuple[int, int, int, int]] = {}
         self.values: list[np.ndarray] = []
+        self.entries: list[np.ndarray] = []
         self.size = 0
 
     def add(self, ins: Instruction, v: int, out: tuple[int, int], weight: tuple[int, int]) -> None:
@@ -136,7 +139,10 @@ class _Builder:
                 flat = c.transpose(1, 2, 0).reshape(2 * l2 + 1, -1)
             padded = np.zeros((flat.shape[0], -(-flat.shape[1] // PAD) * PAD))
             padded[:, : flat.shape[1]] = flat
-            self.couplings[key] = (self.size, padded.shape[1])
+            j, p = np.nonzero(padded)
+            begin = sum(len(e) for e in self.entries)
+            self.entries.append(np.stack([j, p, j * padded.shape[1] + p], axis=1))
+            self.couplings[key] = (self.size, padded.shape[1], begin, begin + len(j))
             self.values.append(padded.ravel())
             self.size += padded.size
         d1, d2, d3 = 2 * l1 + 1, 2 * l2 + 1, 2 * l3 + 1
@@ -148,11 +154,12 @@ class _Builder:
 
     def tables(self, g_blocks: np.ndarray, g_padded: int) -> ChannelTables:
         return ChannelTables(
-            np.array(self.rows, dtype=np.int64).reshape(-1, 14),
+            np.array(self.rows, dtype=np.int64).reshape(-1, 16),
             self.x_blocks,
             g_blocks,
+            np.concatenate(self.entries) if self.entries else np.zeros((0, 3), dtype=np.int64),
             np.concatenate(self.values) if self.values else np.zeros(0),
             self.x_padded,
             g_padded,
-            max((size for _, size in self.couplings.values()), default=0),
+            max((size for _, size, _, _ in self.couplings.values()), default=0),
         )

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from kit import assert_close, check_derivatives, fully_connected, permuted, random_irreps
 
 from hamfast import ops, reference
+from hamfast.ops.multilinear import make_tables
 from hamfast.plan import make_plan
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -107,21 +108,26 @@ def test_third_derivative():
     assert_close(ours, nested(lambda x, y, w: reference.tensor_product(x, y, w, plan)), rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "permuted"])
+@pytest.mark.parametrize("memory", ["contiguous", "permuted"])
 @pytest.mark.parametrize("graph", [False, True])
-def test_opcheck(layout, graph):
-    from hamfast.ops.tensor_product import plan_table
-
-    plan, x, y, w = make_case("uvw", "per-sample", rows=4)
+@pytest.mark.parametrize("part", ["general", "channel"])
+def test_opcheck(memory, graph, part):
+    plan, x, y, w = make_case("uvu", "per-sample", rows=4)
     edges = ops.edge_index(torch.tensor([0, 1, 2, 0]), torch.tensor([1, 1, 0, 0]), 4)
-    *tables, scratch = plan_table(plan)
-    operands = [permuted(t) if layout == "permuted" else t for t in (x, y, w)]
+    tables = make_tables(plan, part, x.dtype, x.device)
+    operands = [permuted(t) if memory == "permuted" else t for t in (x, y, w, torch.randn(4, plan.dim_out))]
     operands = [t.detach().requires_grad_() for t in operands]
     sender = (edges.senders, edges.sender_order, edges.sender_ptr) if graph else (None,) * 3
     receiver = (edges.receivers, edges.receiver_order, edges.receiver_ptr) if graph else (None,) * 3
-    dims = [plan.dim_in1, plan.dim_in2, plan.weight_numel, plan.dim_out, scratch]
-    args = (*operands, None, *tables, *sender, *receiver, 3, 4, False, dims)
-    torch.library.opcheck(torch.ops.hamfast.tensor_product.default, args)
+    rest = (*tables.tensors, *sender, *receiver)
+    numbers = (4, False, 0, 0, tables.dims)
+    none = (None,) * 4
+    product = (*operands[:3], None, *none, *rest, 8, *numbers)
+    gradients = (*operands, *none, *rest, 7, *numbers)
+    directions = [torch.randn_like(t).requires_grad_() for t in operands]
+    derivative = (*operands, *directions, *rest, 15, *numbers)
+    for args in (product, gradients, derivative):
+        torch.library.opcheck(torch.ops.hamfast.tensor_product.default, args)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -211,7 +217,7 @@ def test_result_does_not_depend_on_threads_or_edge_order():
         (lambda x, y, w: (x, y, w[1:]), "weight: expected"),
         (lambda x, y, w: (x, y, None), "weight: expected"),
         (lambda x, y, w: (x, y.float(), w), "y: expected torch.float64 as x, found torch.float32"),
-        (lambda x, y, w: (x.half(), y.half(), w.half()), "expected float32 or float64, found torch.float16"),
+        (lambda x, y, w: (x.int(), y.int(), w.int()), "expected float32, .* or float16, found torch.int32"),
     ],
 )
 def test_wrong_arguments_get_a_sentence(change, message):

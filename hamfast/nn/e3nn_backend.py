@@ -1,0 +1,174 @@
+"""hamfast under e3nn's own tensor products: no edit to a model's code, its classes or its ``state_dict``.
+
+e3nn asks a list of code providers for the code of every ``o3.TensorProduct`` it builds. :func:`e3nn_backend` puts hamfast at the
+head of that list; :func:`accelerate` exchanges the code inside a model that exists already.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import e3nn
+import torch
+from e3nn import o3
+from e3nn.o3._tensor_product import _tensor_product as _e3nn
+from torch import Tensor, fx, nn
+
+from hamfast.ops.notice import SlowPathWarning, is_strict
+from hamfast.ops.tensor_product import broadcast_tensor_product
+from hamfast.plan import Instruction, Plan
+from hamfast.plan.cost import choose_lowering
+from hamfast.plan.plan import as_blocks
+
+_CODE = "_compiled_main_left_right"  # e3nn's name for the module that runs
+
+
+class Product(nn.Module):
+    """The code of one ``o3.TensorProduct``: ``(x, y, weight) -> out``, as e3nn's generated code takes and returns them."""
+
+    def __init__(self, plan: Plan, shared_weights: bool):
+        super().__init__()
+        self.plan, self.shared_weights = plan, shared_weights
+
+    def forward(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        return broadcast_tensor_product(x, y, weight if self.plan.weight_numel else None, self.plan)
+
+    def extra_repr(self) -> str:
+        return f"hamfast, {choose_lowering(self.plan, self.shared_weights, 'cpu')}"
+
+
+def plan_of(irreps_in1, irreps_in2, irreps_out, instructions) -> Plan:
+    """The plan of instructions as e3nn keeps them: with ``path_weight`` holding the whole normalisation."""
+    made, offset = [], 0
+    for ins in instructions:
+        shape = tuple(ins.path_shape)
+        made.append(
+            Instruction(
+                ins.i_in1,
+                ins.i_in2,
+                ins.i_out,
+                ins.connection_mode,
+                bool(ins.has_weight),
+                float(ins.path_weight),
+                shape,
+                offset,
+            )
+        )
+        offset += math.prod(shape) if ins.has_weight else 0
+    return Plan(as_blocks(irreps_in1), as_blocks(irreps_in2), as_blocks(irreps_out), tuple(made))
+
+
+def _graph_module(plan: Plan, shared_weights: bool) -> fx.GraphModule:
+    graph = fx.Graph()
+    operands = [graph.placeholder(name, torch.Tensor) for name in ("x1", "x2", "w")]
+    graph.output(graph.call_module("product", tuple(operands)), torch.Tensor)
+    root = nn.Module()
+    root.product = Product(plan, shared_weights)
+    return fx.GraphModule(root, graph, class_name="hamfast_tensor_product")
+
+
+def _refusal() -> str | None:
+    """Why code cannot be given now, if so."""
+    if e3nn.get_optimization_defaults().get("jit_mode", "script") == "script":
+        return "e3nn compiles its modules to TorchScript; e3nn.set_optimization_defaults(jit_mode='eager') lets hamfast run"
+    return None
+
+
+def _provider(irreps_in1, irreps_in2, irreps_out, instructions, shared_weights, specialized_code, optimize_einsums):
+    refusal = _refusal()
+    if refusal is None:
+        return _graph_module(plan_of(irreps_in1, irreps_in2, irreps_out, instructions), shared_weights)
+    sentence = f"hamfast: o3.TensorProduct({irreps_in1}, {irreps_in2}, {irreps_out}) stays with e3nn: {refusal}"
+    if is_strict():
+        raise RuntimeError(sentence)
+    warnings.warn(sentence, SlowPathWarning, stacklevel=4)
+    return None
+
+
+def set_e3nn_backend(enabled: bool = True) -> None:
+    """From now on every ``o3.TensorProduct`` that is built runs on hamfast (or, with False, on e3nn's own code again)."""
+    providers = _e3nn._CODEGEN_PROVIDERS_LEFT_RIGHT
+    while _provider in providers:
+        providers.remove(_provider)
+    if enabled:
+        providers.insert(0, _provider)
+
+
+@contextmanager
+def e3nn_backend() -> Iterator[None]:
+    """``with hamfast.e3nn_backend():`` every ``o3.TensorProduct`` built inside runs on hamfast, there and afterwards.
+
+    Same weights, numbers and ``state_dict``. Copies, pickles and checkpoints of such modules need hamfast to be loaded.
+    """
+    before = _provider in _e3nn._CODEGEN_PROVIDERS_LEFT_RIGHT
+    set_e3nn_backend(True)
+    try:
+        yield
+    finally:
+        set_e3nn_backend(before)
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What :func:`accelerate` did with one module."""
+
+    name: str
+    kind: str
+    done: bool
+    text: str
+    """The lowering that runs on a CPU, or why the module was left alone."""
+
+
+@dataclass(frozen=True)
+class AccelerateReport:
+    """All tensor products of a model. ``print`` it."""
+
+    replacements: tuple[Replacement, ...]
+
+    @property
+    def replaced(self) -> list[str]:
+        return [r.name for r in self.replacements if r.done]
+
+    def __str__(self) -> str:
+        if not self.replacements:
+            return "hamfast.accelerate: found no tensor products of e3nn"
+        lines = [f"hamfast.accelerate: {len(self.replaced)} of {len(self.replacements)} tensor products run on hamfast"]
+        width = max(len(r.name) for r in self.replacements)
+        for r in self.replacements:
+            lines.append(f"  {r.name:<{width}}  {r.kind}: {'' if r.done else 'left alone, '}{r.text}")
+        return "\n".join(lines)
+
+
+def accelerate(module: nn.Module) -> AccelerateReport:
+    """Makes every ``e3nn.o3.TensorProduct`` inside ``module`` (subclasses included) run on hamfast, in place.
+
+    Classes, parameters, buffers, hooks and the ``state_dict`` stay as they are; only the generated code is exchanged.
+
+    Args:
+        module: any model. Modules compiled to TorchScript are left alone.
+
+    Returns:
+        A report that names each tensor product, and what was done with it.
+    """
+    found = []
+    for name, child in module.named_modules():
+        label = name or "(the module itself)"
+        if isinstance(child, torch.jit.ScriptModule):
+            if getattr(child, "original_name", "").endswith("TensorProduct"):
+                found.append(Replacement(label, child.original_name, False, "it is TorchScript; accelerate before scripting"))
+        elif isinstance(child, o3.TensorProduct):
+            found.append(_replace(label, child))
+    return AccelerateReport(tuple(found))
+
+
+def _replace(name: str, product: o3.TensorProduct) -> Replacement:
+    kind = type(product).__name__
+    if not getattr(product, "_did_compile_left_right", True):
+        return Replacement(name, kind, False, "it was built without left_right code")
+    plan = plan_of(product.irreps_in1, product.irreps_in2, product.irreps_out, product.instructions)
+    setattr(product, _CODE, _graph_module(plan, product.shared_weights))
+    return Replacement(name, kind, True, choose_lowering(plan, product.shared_weights, "cpu"))
