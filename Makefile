@@ -17,6 +17,7 @@ demo: $(VENV)/.hamfast-demo
 	@echo "figure: $(RUN)/bands/bands.png"
 
 test: $(VENV)/.hamfast-test
+	tools/setup_peers.sh $(VENV)
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.hamfast-lint
@@ -26,6 +27,7 @@ lint: $(VENV)/.hamfast-lint
 	$(BIN)/mypy
 
 bench: $(VENV)/.hamfast-test
+	tools/setup_peers.sh $(VENV)
 	$(BIN)/python -m pytest bench --benchmark-only
 
 # The demo needs no CUDA kernels where there is no GPU; the tests compile them wherever nvcc is.

@@ -7,18 +7,16 @@ head of that list; :func:`accelerate` exchanges the code inside a model that exi
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import e3nn
 import torch
 from e3nn import o3
 from e3nn.o3._tensor_product import _tensor_product as _e3nn
+from e3nn.o3._tensor_product._codegen import codegen_tensor_product_left_right
 from torch import Tensor, fx, nn
 
-from hamfast.ops.notice import SlowPathWarning, is_strict
 from hamfast.ops.tensor_product import broadcast_tensor_product
 from hamfast.plan import Instruction, Plan
 from hamfast.plan.cost import choose_lowering
@@ -27,14 +25,30 @@ from hamfast.plan.plan import as_blocks
 _CODE = "_compiled_main_left_right"  # e3nn's name for the module that runs
 
 
+torch.library.define("hamfast::e3nn_product", "(Tensor x, Tensor y, Tensor weight, str plan) -> Tensor")
+
+
+@torch.library.impl("hamfast::e3nn_product", "CompositeImplicitAutograd")
+def _e3nn_product(x: Tensor, y: Tensor, weight: Tensor, plan: str) -> Tensor:
+    parsed = Plan.parse(plan)
+    return broadcast_tensor_product(x, y, weight if parsed.weight_numel else None, parsed)
+
+
 class Product(nn.Module):
     """The code of one ``o3.TensorProduct``: ``(x, y, weight) -> out``, as e3nn's generated code takes and returns them."""
 
     def __init__(self, plan: Plan, shared_weights: bool):
         super().__init__()
-        self.plan, self.shared_weights = plan, shared_weights
+        self.plan, self.shared_weights, self.text = plan, shared_weights, plan.text()
 
     def forward(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        if torch.jit.is_scripting():  # TorchScript knows ops and strings, and no plans
+            return torch.ops.hamfast.e3nn_product(x, y, weight, self.text)
+        else:
+            return self._run(x, y, weight)
+
+    @torch.jit.unused
+    def _run(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
         return broadcast_tensor_product(x, y, weight if self.plan.weight_numel else None, self.plan)
 
     def extra_repr(self) -> str:
@@ -62,31 +76,23 @@ def plan_of(irreps_in1, irreps_in2, irreps_out, instructions) -> Plan:
     return Plan(as_blocks(irreps_in1), as_blocks(irreps_in2), as_blocks(irreps_out), tuple(made))
 
 
-def _graph_module(plan: Plan, shared_weights: bool) -> fx.GraphModule:
-    graph = fx.Graph()
+def _graph_module(plan: Plan, shared_weights: bool, theirs: nn.Module) -> fx.GraphModule:
+    """The code e3nn asks for. ``theirs``: what e3nn would run; its tables stay in the ``state_dict``, or no checkpoint would fit."""
+    graph, root = fx.Graph(), nn.Module()
     operands = [graph.placeholder(name, torch.Tensor) for name in ("x1", "x2", "w")]
+    for name, buffer in theirs.named_buffers(recurse=False):
+        root.register_buffer(name, buffer)
+        graph.get_attr(name)  # what the graph does not name is lost in copies
     graph.output(graph.call_module("product", tuple(operands)), torch.Tensor)
-    root = nn.Module()
     root.product = Product(plan, shared_weights)
     return fx.GraphModule(root, graph, class_name="hamfast_tensor_product")
 
 
-def _refusal() -> str | None:
-    """Why code cannot be given now, if so."""
-    if e3nn.get_optimization_defaults().get("jit_mode", "script") == "script":
-        return "e3nn compiles its modules to TorchScript; e3nn.set_optimization_defaults(jit_mode='eager') lets hamfast run"
-    return None
-
-
 def _provider(irreps_in1, irreps_in2, irreps_out, instructions, shared_weights, specialized_code, optimize_einsums):
-    refusal = _refusal()
-    if refusal is None:
-        return _graph_module(plan_of(irreps_in1, irreps_in2, irreps_out, instructions), shared_weights)
-    sentence = f"hamfast: o3.TensorProduct({irreps_in1}, {irreps_in2}, {irreps_out}) stays with e3nn: {refusal}"
-    if is_strict():
-        raise RuntimeError(sentence)
-    warnings.warn(sentence, SlowPathWarning, stacklevel=4)
-    return None
+    theirs = codegen_tensor_product_left_right(
+        irreps_in1, irreps_in2, irreps_out, instructions, shared_weights, specialized_code, False
+    )
+    return _graph_module(plan_of(irreps_in1, irreps_in2, irreps_out, instructions), shared_weights, theirs)
 
 
 def set_e3nn_backend(enabled: bool = True) -> None:
@@ -170,5 +176,5 @@ def _replace(name: str, product: o3.TensorProduct) -> Replacement:
     if not getattr(product, "_did_compile_left_right", True):
         return Replacement(name, kind, False, "it was built without left_right code")
     plan = plan_of(product.irreps_in1, product.irreps_in2, product.irreps_out, product.instructions)
-    setattr(product, _CODE, _graph_module(plan, product.shared_weights))
+    setattr(product, _CODE, _graph_module(plan, product.shared_weights, getattr(product, _CODE)))
     return Replacement(name, kind, True, choose_lowering(plan, product.shared_weights, "cpu"))

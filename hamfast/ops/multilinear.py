@@ -12,11 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.edge_index import EdgeIndex
 from hamfast.plan import Plan
-from hamfast.plan.channel import ChannelTables, MixBlock, channel_tables, is_channel_wise, is_mixing, mix_tables
+from hamfast.plan.channel import ChannelTables, MixBlock, channel_tables, is_channel_wise, is_mixing, live_paths, mix_tables
 from hamfast.plan.coupling import wigner_3j
 from hamfast.plan.plan import Instruction, pair_count
 
@@ -75,20 +76,21 @@ def make_tables(plan: Plan, part: str, dtype: torch.dtype, device: torch.device)
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     key = (plan, part, compute, device)
     if key not in _TABLES:
-        _TABLES[key] = _make_tables(plan, part, compute, device)
+        with _disable_current_modes():  # real tensors, also while a tracer runs on fake ones
+            _TABLES[key] = _make_tables(plan, part, compute, device)
     return _TABLES[key]
 
 
 def _make_tables(plan, part, compute, device):
-    channel = [ins for ins in plan.instructions if is_channel_wise(plan, ins)]
+    channel = [ins for ins in live_paths(plan) if is_channel_wise(plan, ins)]
     out_dim = plan.dim_out
     if part == "general":
-        general, tables = list(plan.instructions), None
+        general, tables = live_paths(plan), None
     elif part == "pairs":
         general, (tables, mixes) = [], mix_tables(plan)
         out_dim = sum(mix.pairs * (2 * mix.l + 1) for mix in mixes)
     else:
-        general = [ins for ins in plan.instructions if ins not in channel]
+        general = [ins for ins in live_paths(plan) if ins not in channel]
         if part == "rest":
             general = [ins for ins in general if not is_mixing(plan, ins)]
         tables = channel_tables(plan) if channel else None
@@ -100,7 +102,7 @@ def _make_tables(plan, part, compute, device):
     tensors = [torch.as_tensor(a).to(device) for a in arrays]
     tensors.append(torch.as_tensor(tables.coupling, dtype=compute).to(device))
     dims = [plan.dim_in1, plan.dim_in2, plan.weight_numel if part != "pairs" else 0, out_dim, scratch]
-    dims += [tables.x_padded, tables.g_padded, tables.max_coupling, int(bool(channel) and not general)]
+    dims += [tables.x_padded, tables.g_padded, tables.max_coupling, int(bool(channel) and channel == list(plan.instructions))]
     return Tables(tensors, dims, out_dim, bool(general))
 
 

@@ -11,7 +11,7 @@ from functools import cache
 import torch
 
 from hamfast.plan import Plan
-from hamfast.plan.channel import is_channel_wise, is_mixing
+from hamfast.plan.channel import is_channel_wise, is_mixing, live_paths
 from hamfast.plan.plan import format_irreps
 
 
@@ -33,10 +33,6 @@ def strict(enabled: bool = True) -> Iterator[None]:
         _strict = before
 
 
-def is_strict() -> bool:
-    return _strict
-
-
 def slow_path(op: str, plan: Plan, device: str) -> None:
     """Reports the paths of a plan that only the general kernel knows."""
     if torch.compiler.is_compiling():
@@ -55,7 +51,7 @@ def _sentence(op, plan, device):
     if device != "cpu":
         return f"hamfast: {op} on {device} runs on the general kernel, which is right but not tuned"
     slow = []
-    for ins in plan.instructions:
+    for ins in live_paths(plan):
         if not is_channel_wise(plan, ins):
             blocks = (plan.irreps_in1[ins.i_in1], plan.irreps_in2[ins.i_in2], plan.irreps_out[ins.i_out])
             reason = "weights per row" if is_mixing(plan, ins) else f"mode {ins.mode}"

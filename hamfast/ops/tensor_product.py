@@ -14,7 +14,7 @@ from hamfast.ops.layout import check_layout, convert_layout
 from hamfast.ops.multilinear import make_tables, mix_blocks, multilinear
 from hamfast.ops.notice import slow_path
 from hamfast.plan import Plan
-from hamfast.plan.channel import is_mixing
+from hamfast.plan.channel import is_mixing, live_paths
 from hamfast.plan.cost import choose_lowering
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -99,7 +99,7 @@ def _chosen(plan, shared, device):
 
 @torch.compiler.assume_constant_result
 def _has_rest(plan):
-    return any(not is_mixing(plan, ins) for ins in plan.instructions)
+    return any(not is_mixing(plan, ins) for ins in live_paths(plan))
 
 
 def _under_autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -53,6 +53,15 @@ class MixBlock:
     """In the order of the pairs; each has its channels v slow, u fast."""
 
 
+def live_paths(plan: Plan) -> list[Instruction]:
+    """The paths that compute something: without those that have no channels on one side."""
+    return [
+        ins
+        for ins in plan.instructions
+        if plan.irreps_in1[ins.i_in1][0] * plan.irreps_in2[ins.i_in2][0] * plan.irreps_out[ins.i_out][0]
+    ]
+
+
 def is_channel_wise(plan: Plan, ins: Instruction) -> bool:
     """Can the channel-wise kernel run this path?"""
     mul2 = plan.irreps_in2[ins.i_in2][0]
@@ -69,7 +78,7 @@ def channel_tables(plan: Plan) -> ChannelTables:
     """Tables of the channel-wise paths of a plan; the other paths are left out."""
     out_blocks, g_padded = _blocks(plan.irreps_out)
     builder = _Builder(plan)
-    for ins in plan.instructions:
+    for ins in live_paths(plan):
         if not is_channel_wise(plan, ins):
             continue
         mul2 = plan.irreps_in2[ins.i_in2][0]
@@ -128,8 +137,6 @@ class _Builder:
     def add(self, ins: Instruction, v: int, out: tuple[int, int], weight: tuple[int, int]) -> None:
         (n, l1, _), (_, l2, _) = self.plan.irreps_in1[ins.i_in1], self.plan.irreps_in2[ins.i_in2]
         l3 = self.plan.irreps_out[ins.i_out][1]
-        if n == 0 or self.plan.irreps_out[ins.i_out][0] == 0:
-            return
         key = (l1, l2, l3, ins.coefficient)
         if key not in self.couplings:
             c = np.asarray(wigner_3j(l1, l2, l3)) * ins.coefficient  # [i, j, k]

@@ -7,9 +7,11 @@ A plan is made once and read by every backend. Conventions (weight order, normal
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from functools import cache
 
 from e3nn.o3 import Irreps
 
@@ -70,6 +72,22 @@ class Plan:
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
+
+    def text(self) -> str:
+        """The plan as JSON; :meth:`parse` is the inverse."""
+        return json.dumps([self.irreps_in1, self.irreps_in2, self.irreps_out, [astuple(i) for i in self.instructions]])
+
+    @staticmethod
+    @cache
+    def parse(text: str) -> Plan:
+        """The plan of a :meth:`text`."""
+        in1, in2, out, instructions = json.loads(text)
+
+        def blocks(lists) -> tuple[IrrepBlock, ...]:
+            return tuple((mul, l, p) for mul, l, p in lists)
+
+        made = tuple(Instruction(*rest, tuple(shape), offset) for *rest, shape, offset in instructions)
+        return Plan(blocks(in1), blocks(in2), blocks(out), made)
 
     def operations(self) -> int:
         """Multiply-adds per row of the forward pass: CG contraction plus weights, path by path."""

@@ -1,0 +1,45 @@
+"""python compare_network.py mace|nequip: energies, forces and the gradient of a force loss, before and after accelerate().
+
+In a process of its own, because both packages change torch's global state. Prints what differed; fails if it is too much.
+"""
+
+import importlib
+import sys
+import warnings
+
+warnings.filterwarnings("ignore")
+
+import torch  # noqa: E402
+
+import hamfast  # noqa: E402
+
+
+def force_loss_gradients(module, model, data):
+    energy, forces = module.evaluate(model, data, training=True)
+    loss = energy.sum() + forces.square().sum()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return torch.cat([g.flatten() for g in grads if g is not None])
+
+
+def main(name):
+    module = importlib.import_module(f"{name}_network")
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        model, data = module.network(dtype), module.graph(dtype)
+        keys = list(model.state_dict())
+        before = [t.detach() for t in (*module.evaluate(model, data), force_loss_gradients(module, model, data))]
+        report = hamfast.accelerate(model)
+        if not report.replaced:
+            sys.exit(f"nothing was replaced: {report}")
+        if list(model.state_dict()) != keys:
+            sys.exit("the keys of the state_dict changed")
+        after = [t.detach() for t in (*module.evaluate(model, data), force_loss_gradients(module, model, data))]
+        for what, a, b in zip(("energy", "forces", "gradient of a force loss"), before, after, strict=True):
+            error = float((a - b).abs().max() / a.abs().max())
+            print(f"{name} {dtype} {what}: relative difference {error:.1e}, {len(report.replaced)} products replaced")
+            if not error <= tolerance * (10 if what.startswith("gradient") else 1):
+                sys.exit(f"{what}: expected at most {tolerance}, found {error}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

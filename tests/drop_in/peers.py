@@ -1,0 +1,25 @@
+"""Packages that are compared with, from where tools/setup_peers.sh puts them."""
+
+import os
+import sys
+from pathlib import Path
+
+PEERS = Path(os.environ.get("HAMFAST_PEERS", Path(sys.prefix) / "peers"))
+
+
+def available(package: str) -> bool:
+    return (PEERS / package).is_dir()
+
+
+def use() -> None:
+    """Makes them importable, after everything that is installed properly."""
+    sys.path.append(str(PEERS))
+
+
+def crystal():
+    """Rattled silicon carbide, 64 atoms."""
+    from ase.build import bulk
+
+    atoms = bulk("SiC", "zincblende", a=4.36, cubic=True) * (2, 2, 2)
+    atoms.rattle(0.1, seed=1)
+    return atoms

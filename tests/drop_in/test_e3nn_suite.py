@@ -1,0 +1,57 @@
+"""e3nn's own tests of its tensor products pass with hamfast at work in them."""
+
+import os
+import subprocess
+import sys
+import tarfile
+
+import e3nn
+import pytest
+
+FILES = ["tests/o3/tensor_product_test.py", "tests/o3/tensor_product_sub_test.py"]
+
+PLUGIN = """
+import hamfast
+from hamfast.nn import e3nn_backend
+
+calls = 0
+run = e3nn_backend.broadcast_tensor_product
+
+def counted(*args):
+    global calls
+    calls += 1
+    return run(*args)
+
+e3nn_backend.broadcast_tensor_product = counted
+hamfast.set_e3nn_backend()
+
+def pytest_sessionfinish(session):
+    print(f"hamfast ran {calls} products")
+"""
+
+
+@pytest.mark.slow
+def test_e3nn_tests_pass_on_the_backend(tmp_path):
+    fetched = subprocess.run(
+        [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
+        + ["--no-build-isolation", "--no-binary", "e3nn", f"e3nn=={e3nn.__version__}", "--dest", tmp_path],
+        capture_output=True,
+        text=True,
+    )
+    archives = list(tmp_path.glob("e3nn-*.tar.gz"))
+    if not archives:
+        pytest.skip(f"e3nn {e3nn.__version__}'s source distribution cannot be had: {fetched.stderr.strip()[-200:]}")
+    with tarfile.open(archives[0]) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tmp_path / "hamfast_plugin.py").write_text(PLUGIN)
+    source = archives[0].name.removesuffix(".tar.gz")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-s", "-W", "ignore", "-p", "hamfast_plugin", *FILES],
+        cwd=tmp_path / source,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    ran = int(done.stdout.split("hamfast ran ")[1].split()[0])
+    assert ran > 500, f"hamfast ran only {ran} products"

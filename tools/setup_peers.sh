@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Installs the packages that hamfast is compared with into VENV/peers, away from hamfast's own dependencies (mace-torch asks for
+# an old e3nn, and works with the new one). Optional: what cannot be had is skipped by the tests and benchmarks that want it.
+#   tools/setup_peers.sh VENV
+set -uo pipefail
+venv=$1
+target=$venv/peers
+[ -e "$target/.complete" ] && exit 0
+if "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --no-compile --no-deps --target "$target" --upgrade \
+  mace-torch==0.3.16 nequip==0.19.1 cuequivariance==0.13.0 cuequivariance-torch==0.13.0 sphericart-torch==2.0.4 sphericart==2.0.4 \
+  matscipy python-hostlist configargparse torch-ema torchmetrics prettytable lightning-utilities pandas python-dateutil pytz tzdata six \
+  hydra-core omegaconf==2.3.0 antlr4-python3-runtime==4.9.3 lmdb orjson torch-runstats monty gitpython gitdb smmap \
+  opt_einsum_fx 2>"$venv/peers.log"; then
+  touch "$target/.complete"
+else
+  echo "peers: could not be installed (see $venv/peers.log); the comparisons with them will be skipped" >&2
+fi
