@@ -15,6 +15,15 @@ STABLE_TORCH_LIBRARY(hamfast, m) {
       "int wanted, int edges, bool shared_weights, int x_layout, int g_layout, int[] dims) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
 
+  // The channel-wise product with weights h @ matrix that are never stored for all edges: the product if g is absent
+  // (first result), else its gradients in x, y, h and the matrix.
+  m.def(
+      "radial_tensor_product(Tensor x, Tensor y, Tensor h, Tensor matrix, Tensor? g, "
+      "Tensor table, Tensor cg_index, Tensor cg_value, Tensor tasks, Tensor x_blocks, Tensor g_blocks, Tensor entries, "
+      "Tensor coupling, Tensor? senders, Tensor? sender_order, Tensor? sender_ptr, "
+      "Tensor? receivers, Tensor? receiver_order, Tensor? receiver_ptr, int x_layout, int g_layout, int[] dims) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+
   // Irreps rows into and out of the frames of their edges; each is the other's adjoint.
   m.def("rotate_to_edge(Tensor x, Tensor wigner, Tensor table, int frame_dim, bool channels_fast) -> Tensor");
   m.def("rotate_from_edge(Tensor frame, Tensor wigner, Tensor table, int dim, bool channels_fast) -> Tensor");

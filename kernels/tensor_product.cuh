@@ -48,7 +48,8 @@ struct TensorProductCall {
   const int64_t* order;     // edges by output row, or null: output row r is edge r
   const int64_t* ptr;       // [rows + 1] into `order`, or null
   int64_t edges;
-  int64_t chunk;  // > 0: output row r sums edges r * chunk ... (shared weights)
+  bool weighted_only;  // leave out paths without weights: they have no derivative along a direction of the weights
+  int64_t chunk;       // > 0: output row r sums edges r * chunk ... (shared weights)
   int64_t out_dim;
   int64_t scratch_size;
   T* out;  // [rows, out_dim], added to
@@ -272,7 +273,7 @@ HAMFAST_HD inline void add_operand(const Team& team, const Path& path, const Cou
 // Adds dF/d(slot) of one row to `out`. `scratch`: as many elements as `scratch_size` of the plan's table says.
 template <class T, class Team>
 HAMFAST_HD inline void add_row(const Team& team, const Path* paths, int64_t num_paths, const CouplingList& cg,
-                               Slot slot, const RowOperands<T>& in, T* out, T* scratch) {
+                               Slot slot, bool weighted_only, const RowOperands<T>& in, T* out, T* scratch) {
   for (int64_t n = 0; n < num_paths; ++n) {
     const Path& path = paths[n];
     const bool tied = path.pairing != int64_t(Pairing::outer);
@@ -280,7 +281,7 @@ HAMFAST_HD inline void add_row(const Team& team, const Path* paths, int64_t num_
     const int64_t pairs = triangular ? path.n1 * (path.n1 - 1) / 2 : path.n1;
     const int64_t outer = tied ? 1 : path.n2;
     if (pairs * outer * path.n3 == 0) continue;
-    if (slot == slot_w && path.weight_offset < 0) continue;
+    if ((slot == slot_w || weighted_only) && path.weight_offset < 0) continue;
     T* xt = scratch;
     T* yt = xt + path.d1 * pairs;
     T* z = yt + (tied ? path.d2 * pairs : 0);
@@ -322,8 +323,8 @@ HAMFAST_HD inline void tensor_product_row(const Team& team, const TensorProductC
       in[a] = nullptr;
       if (call.operand[a]) in[a] = call.operand[a] + (call.index[a] ? call.index[a][e] : e) * call.dim[a];
     }
-    add_row(team, call.paths, call.num_paths, call.cg, call.slot, RowOperands<T>{in[0], in[1], in[2], in[3]}, out,
-            scratch);
+    add_row(team, call.paths, call.num_paths, call.cg, call.slot, call.weighted_only,
+            RowOperands<T>{in[0], in[1], in[2], in[3]}, out, scratch);
   }
 }
 

@@ -75,6 +75,7 @@ struct ChannelCall {
   bool shared_weights;
   const int64_t* order;  // edges by output row, or null: output row r is edge r
   const int64_t* ptr;    // [rows + 1] into `order`, or null
+  int64_t w_begin;       // >= 0: weights, and their gradients, lie in the order of the rows' edges from here on
   void* out[4];          // null: not wanted. Storage type; shared weights: compute type, one row per chunk
   bool stream[4];        // write past the caches
 };

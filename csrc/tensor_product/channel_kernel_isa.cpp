@@ -180,15 +180,18 @@ struct Thread {
     return to;
   }
 
-  void read(int64_t e, bool with_g) {
+  // `p`: the edge's place in the order of rows.
+  void read(int64_t e, int64_t p, bool with_g) {
     for (int n = 0; n < (call.derivative ? 2 : 1); ++n) {
       const Rows* rows = n == 0 ? call.operand : call.direction;
       if (rows[slot_x].data) in_x[n] = blocks_of(rows[slot_x], false, n, e);
       if (rows[slot_y].data) in_y[n] = plain(rows[slot_y], call.y_dim, y[n], e);
-      if (rows[slot_w].data) in_w[n] = plain(rows[slot_w], call.w_dim, w[n], e);
+      if (rows[slot_w].data) in_w[n] = plain(rows[slot_w], call.w_dim, w[n], weight_row(e, p));
       if (with_g && rows[slot_g].data) in_g[n] = blocks_of(rows[slot_g], true, n, e);
     }
   }
+
+  int64_t weight_row(int64_t e, int64_t p) const { return call.w_begin < 0 ? e : p - call.w_begin; }
 
   // The weights of one task, contiguous.
   const T* weight(const ChannelTask& task, int n) const {
@@ -214,7 +217,7 @@ static void forward(const ChannelCall<T>& call, int64_t begin, int64_t end, T* s
     for (int64_t i = 0; i < call.g_padded; ++i) t.sum_g[i] = T(0);
     const int64_t first = call.ptr ? call.ptr[r] : r, last = call.ptr ? call.ptr[r + 1] : r + 1;
     for (int64_t p = first; p < last; ++p) {
-      t.read(call.order ? call.order[p] : p, false);
+      t.read(call.order ? call.order[p] : p, p, false);
       for (int64_t n = 0; n < call.num_tasks; ++n) {
         const ChannelTask& task = call.tasks[n];
         if (t.in_y[0]) small_matrix(task, call.coupling, t.in_y[0], t.m[0]);
@@ -248,7 +251,7 @@ static void backward(const ChannelCall<T>& call, int64_t begin, int64_t end, int
     const int64_t first = call.ptr ? call.ptr[r] : r, last = call.ptr ? call.ptr[r + 1] : r + 1;
     for (int64_t p = first; p < last; ++p) {
       const int64_t e = call.order ? call.order[p] : p;
-      t.read(e, true);
+      t.read(e, p, true);
       T* const gw = shared_w ? shared_w + chunk * call.w_dim : call.out[slot_w] ? t.sum_w : nullptr;
       // Tasks write their own weights' gradients; what no task writes, or none of these terms, is 0.
       if (gw && !shared_w && (call.derivative || !call.covers_weights))
@@ -292,9 +295,10 @@ static void backward(const ChannelCall<T>& call, int64_t begin, int64_t end, int
       }
       if (gw && !shared_w) {
         if (converts(call.storage))
-          store_converted(gw, call.w_dim, call.storage, e * call.w_dim, call.out[slot_w]);
+          store_converted(gw, call.w_dim, call.storage, t.weight_row(e, p) * call.w_dim, call.out[slot_w]);
         else
-          copy_row(gw, call.w_dim, static_cast<T*>(call.out[slot_w]) + e * call.w_dim, call.stream[slot_w]);
+          copy_row(gw, call.w_dim, static_cast<T*>(call.out[slot_w]) + t.weight_row(e, p) * call.w_dim,
+                   call.stream[slot_w]);
       }
     }
     if (call.out[slot_x]) pack_blocks(call, false, t.sum_x, call.out[slot_x], r, t.row);

@@ -80,6 +80,7 @@ void add_paths(const TensorProductArguments& a, int slot, int replaced, Tensor& 
     c.ptr = data_or_null<int64_t>(slot == slot_x ? a.sender_ptr : a.receiver_ptr);
   }
   c.edges = a.edges;
+  c.weighted_only = replaced == slot_w;
   c.out_dim = a.dims[slot];
   c.scratch_size = a.dims[4];
   if (!a.reduces_all(slot)) {

@@ -3,12 +3,14 @@
 from hamfast.ops.edge_index import EdgeIndex, edge_index
 from hamfast.ops.edge_tensor_product import EdgeFrames, edge_frames, edge_tensor_product
 from hamfast.ops.graph_attention import graph_attention
+from hamfast.ops.radial import RadialWeights
 from hamfast.ops.tensor_product import tensor_product
 from hamfast.ops.wigner import rotate_irreps, rotation_from_euler
 
 __all__ = [
     "EdgeFrames",
     "EdgeIndex",
+    "RadialWeights",
     "edge_frames",
     "edge_index",
     "edge_tensor_product",

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.edge_index import EdgeIndex
+from hamfast.ops.radial import RadialWeights, radial_product
 from hamfast.plan import Plan
 from hamfast.plan.channel import ChannelTables, MixBlock, channel_tables, is_channel_wise, is_mixing, live_paths, mix_tables
 from hamfast.plan.coupling import wigner_3j
@@ -41,7 +42,7 @@ class Tables(NamedTuple):
 def multilinear(
     x: Tensor,
     y: Tensor,
-    weight: Tensor | None,
+    weight: Tensor | RadialWeights | None,
     tables: Tables,
     edges: EdgeIndex | None,
     gather: bool,
@@ -54,10 +55,21 @@ def multilinear(
     receiver = (
         (edges.receivers, edges.receiver_order, edges.receiver_ptr) if edges is not None and scatter else (None,) * 3
     )
+    modes = (LAYOUTS[layouts[0]], LAYOUTS[layouts[1]])
+    if isinstance(weight, RadialWeights):
+        return radial_product(x, y, weight, (*tables.tensors, *sender, *receiver, *modes, tables.dims))
     shared = weight is None or weight.dim() == 1
-    numbers = (rows, shared, LAYOUTS[layouts[0]], LAYOUTS[layouts[1]], tables.dims)
+    numbers = (rows, shared, *modes, tables.dims)
     none = (None,) * 5
     return _op(x, y, weight, *none, *tables.tensors, *sender, *receiver, 1 << G, *numbers)[G]
+
+
+def product_gradients(
+    x: Tensor, y: Tensor, w: Tensor, g: Tensor, tensors: list[Tensor | None], x_layout: int, g_layout: int, dims: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dF/dx, dF/dy, dF/dw with weights per row; ``tensors``: those of the plan and of the graph."""
+    wanted = 1 << X | 1 << Y | 1 << W
+    return _op(x, y, w, g, *(None,) * 4, *tensors, wanted, y.shape[0], False, x_layout, g_layout, dims)[:3]
 
 
 @torch.compiler.assume_constant_result
@@ -182,7 +194,8 @@ def _backward(ctx, *grads):
     def call(operands, directions, slots) -> dict[int, Tensor]:
         """Derivatives of F, or of its derivative along the directions, in the slots."""
         along = [n for n in range(4) if directions[n] is not None]
-        if len(along) == 1:  # linear: the direction takes the operand's place
+        # Linear: the direction takes the operand's place. Not that of the weights, in which paths without weights are constant.
+        if len(along) == 1 and along[0] != W:
             slots = [slot for slot in slots if slot != along[0]]
             operands = [directions[n] if n == along[0] else t for n, t in enumerate(operands)]
             directions = [None] * 4
@@ -205,9 +218,11 @@ def _backward(ctx, *grads):
                 for j in range(4):
                     if i == j or incoming[i] is None or directions[j] is None:
                         continue
-                    exchanged = list(operands)
+                    exchanged, along = list(operands), [None] * 4
                     exchanged[i], exchanged[j] = incoming[i], directions[j]
-                    for slot, term in call(exchanged, [None] * 4, [s for s in needed if s not in (i, j)]).items():
+                    if W in (i, j):
+                        along[W] = exchanged[W]
+                    for slot, term in call(exchanged, along, [s for s in needed if s not in (i, j)]).items():
                         to_operands[slot] = to_operands[slot] + term if slot in to_operands else term
     return (
         *(to_operands.get(slot) for slot in range(4)),

@@ -13,8 +13,9 @@ from hamfast.ops.edge_index import EdgeIndex
 from hamfast.ops.layout import check_layout, convert_layout
 from hamfast.ops.multilinear import make_tables, mix_blocks, multilinear
 from hamfast.ops.notice import slow_path
+from hamfast.ops.radial import RadialWeights
 from hamfast.plan import Plan
-from hamfast.plan.channel import is_mixing, live_paths
+from hamfast.plan.channel import is_channel_wise, is_mixing, live_paths
 from hamfast.plan.cost import choose_lowering
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -23,7 +24,7 @@ _HALF = (torch.bfloat16, torch.float16)
 def tensor_product(
     x: Tensor,
     y: Tensor,
-    weight: Tensor | None,
+    weight: Tensor | RadialWeights | None,
     plan: Plan,
     edges: EdgeIndex | None = None,
     *,
@@ -41,7 +42,8 @@ def tensor_product(
         x: ``[rows, plan.dim_in1]``; with ``edges`` and ``gather``, ``[num_senders, plan.dim_in1]``. float32, float64, or
             bfloat16 or float16 as storage: sums and products are then float32.
         y: ``[rows, plan.dim_in2]``, dtype of ``x``; one row per edge with ``edges``. Layout ``mul_ir``.
-        weight: ``[plan.weight_numel]`` shared by all rows, or ``[rows, plan.weight_numel]``; None if the plan has none.
+        weight: ``[plan.weight_numel]`` shared by all rows, or ``[rows, plan.weight_numel]``; None if the plan has none. Or
+            :class:`RadialWeights`: then weights per row are made on the fly, and need no memory.
         plan: from :func:`hamfast.plan.make_plan`.
         edges: from :func:`hamfast.ops.edge_index`.
         gather: with ``edges``: read ``x`` through ``senders`` (else ``x`` has one row per edge).
@@ -56,13 +58,22 @@ def tensor_product(
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.
     """
-    x, y, weight = _under_autocast(x, y, weight)
+    if isinstance(weight, RadialWeights):
+        x, y, *radial = _under_autocast(x, y, *weight)
+        weight = RadialWeights(*radial)
+    else:
+        x, y, weight = _under_autocast(x, y, weight)
     gather, scatter = gather and edges is not None, scatter and edges is not None
     rows = edges.num_edges if edges is not None else x.shape[0]
     check_layout(layout)
     check_rows("tensor_product", "x", x, edges.num_senders if gather and edges is not None else rows, plan.dim_in1)
     check_rows("tensor_product", "y", y, rows, plan.dim_in2)
-    if weight is None:
+    if isinstance(weight, RadialWeights):
+        weight.check(rows, plan.weight_numel)
+        check_same("tensor_product", half=True, x=x, y=y, **weight._asdict())
+        if not _makes_weights(plan, x):
+            weight = weight.weights()
+    elif weight is None:
         if plan.weight_numel:
             raise ValueError(f"tensor_product: weight: expected {plan.weight_numel} numbers per row, found None")
     elif weight.dim() == 1:
@@ -73,8 +84,9 @@ def tensor_product(
             )
     else:
         check_rows("tensor_product", "weight", weight, rows, plan.weight_numel)
-    check_same("tensor_product", half=True, x=x, y=y, weight=weight)
-    shared = weight is None or weight.dim() == 1
+    radial = isinstance(weight, RadialWeights)
+    check_same("tensor_product", half=True, x=x, y=y, weight=None if radial else weight)
+    shared = weight is None or not radial and weight.dim() == 1
     chosen = _chosen(plan, shared, x.device.type) if lowering is None else lowering
     if chosen == "mix" and (not shared or x.device.type != "cpu"):
         raise ValueError("tensor_product: lowering: mix needs weights shared by all rows, on a CPU")
@@ -90,6 +102,16 @@ def tensor_product(
     assert weight is not None
     out = _mix(x, y, weight, plan, edges, gather, scatter, layout)
     return out + run("rest") if _has_rest(plan) else out
+
+
+def _makes_weights(plan: Plan, x: Tensor) -> bool:
+    """Can weights be made inside the kernel? Where not, they are stored: the result is the same."""
+    return x.device.type == "cpu" and x.dtype not in _HALF and _all_channel_wise(plan)
+
+
+@torch.compiler.assume_constant_result
+def _all_channel_wise(plan):
+    return all(is_channel_wise(plan, ins) for ins in live_paths(plan))
 
 
 @torch.compiler.assume_constant_result

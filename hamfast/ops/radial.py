@@ -1,0 +1,113 @@
+"""Per-edge weights that are never stored: the last layer of the radial network, made inside the product.
+
+After gather and scatter are fused, most of what a convolution reads is its weight tensor, ``[edges, weights]``, which the radial
+network's last layer has just written: ``w[e] = h[e] W + b``. Here it is made for a block of edges, used, and forgotten; the
+backward pass makes it again.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hamfast import _library  # noqa: F401  (loads the kernels)
+from hamfast.ops.checks import check_rows
+
+_op = torch.ops.hamfast.radial_tensor_product.default
+_GRADIENTS = 7
+
+
+class RadialWeights(NamedTuple):
+    """Weights of each edge, ``hidden @ matrix + bias``, for the ``weight`` of :func:`hamfast.ops.tensor_product`."""
+
+    hidden: Tensor
+    """``[edges, k]``: the radial network before its last layer."""
+    matrix: Tensor
+    """``[k, plan.weight_numel]``, all factors of that layer (such as 1/sqrt(k)) included."""
+    bias: Tensor | None = None
+    """``[plan.weight_numel]``"""
+
+    def weights(self) -> Tensor:
+        """``[edges, plan.weight_numel]``, as they would be stored."""
+        out = self.hidden @ self.matrix
+        return out if self.bias is None else out + self.bias
+
+    def check(self, edges: int, numel: int) -> None:
+        """Raises ValueError if a shape does not fit."""
+        check_rows("tensor_product", "weight.hidden", self.hidden, edges, self.hidden.shape[-1])
+        check_rows("tensor_product", "weight.matrix", self.matrix, self.hidden.shape[1], numel)
+        if self.bias is not None and self.bias.shape != (numel,):
+            raise ValueError(f"tensor_product: weight.bias: expected [{numel}], found {list(self.bias.shape)}")
+
+    def with_bias_as_column(self) -> tuple[Tensor, Tensor]:
+        """The same as one matrix product: a column of ones, and the bias as its row."""
+        if self.bias is None:
+            return self.hidden, self.matrix
+        ones = self.hidden.new_ones(self.hidden.shape[0], 1)
+        return torch.cat([self.hidden, ones], dim=1), torch.cat([self.matrix, self.bias.unsqueeze(0)])
+
+
+def radial_product(x: Tensor, y: Tensor, weight: RadialWeights, rest: tuple) -> Tensor:
+    """The product; ``rest``: the plan's tensors, the graph's, layouts and dims, as the op takes them."""
+    return _op(x, y, *weight.with_bias_as_column(), None, *rest)[0]
+
+
+@torch.library.register_fake("hamfast::radial_tensor_product")
+def _(x, y, h, matrix, g, *rest):
+    *_, receiver_ptr, _, _, dims = rest
+    none = x.new_empty(0)
+    if g is None:
+        rows = h.shape[0] if receiver_ptr is None else receiver_ptr.shape[0] - 1
+        return x.new_empty(rows, dims[3]), none, none, none, none
+    return none, torch.empty_like(x), torch.empty_like(y), torch.empty_like(h), torch.empty_like(matrix)
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, x_layout, g_layout, dims = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+    ctx.numbers = (x_layout, g_layout, dims)
+
+
+def _backward(ctx, *grads):
+    x, y, h, matrix, g, *rest = ctx.saved_tensors
+    found: tuple[Tensor | None, ...]
+    if g is None:
+        if grads[0] is None:
+            return (None,) * (len(rest) + 8)
+        _, *found_list = _op(x, y, h, matrix, grads[0], *rest, *ctx.numbers)
+        found = (*found_list, None)
+    else:
+        found = _backward_of_gradients(ctx, (x, y, h, matrix, g), rest, grads[1:])
+    return (*(t if needed else None for t, needed in zip(found, ctx.needs_input_grad, strict=False)), *(None,) * (len(rest) + 3))
+
+
+def _backward_of_gradients(ctx, inputs, rest, grads):
+    """From here on the weights are stored: the gradients are those of the plain op, and its derivatives are known."""
+    from hamfast.ops.multilinear import product_gradients
+
+    with torch.enable_grad():
+        # Views: one input may depend on another (g on x, say), and its share must not be counted here.
+        inputs = [t.view_as(t) for t in inputs]
+        x, y, h, matrix, g = inputs
+        gx, gy, gw = product_gradients(x, y, h @ matrix, g, rest, *ctx.numbers)
+        outputs = (gx, gy, gw @ matrix.T, h.T @ gw)
+    chosen = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None and out.requires_grad]
+    wanted = [n for n, needed in enumerate(ctx.needs_input_grad[:5]) if needed]
+    found: list[Tensor | None] = [None] * 5
+    if chosen and wanted:
+        results = torch.autograd.grad(
+            [out for out, _ in chosen],
+            [inputs[n] for n in wanted],
+            [grad for _, grad in chosen],
+            allow_unused=True,
+            create_graph=torch.is_grad_enabled(),
+        )
+        for n, result in zip(wanted, results, strict=True):
+            found[n] = result
+    return tuple(found)
+
+
+torch.library.register_autograd("hamfast::radial_tensor_product", _backward, setup_context=_setup_context)

@@ -1,0 +1,76 @@
+"""Weights made inside the product are the weights of the layer written out."""
+
+import pytest
+import torch
+from kit import assert_close, check_derivatives
+
+from hamfast import ops, reference
+from hamfast.plan import make_plan
+
+pytestmark = pytest.mark.usefixtures("double")
+
+
+def make_case(bias, edges=7, k=3):
+    instructions = [(0, 0, 0, "uvu", True), (0, 1, 1, "uvu", True), (1, 1, 2, "uvu", True), (1, 0, 3, "uvu", False)]
+    plan = make_plan("3x0e+2x1o", "1x0e+2x1o", "3x0e+3x1o+2x1e+2x1o", instructions)
+    y, h = torch.randn(edges, plan.dim_in2), torch.randn(edges, k)
+    matrix, b = torch.randn(k, plan.weight_numel), torch.randn(plan.weight_numel) if bias else None
+    return plan, y, h, matrix, b
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("graph", ["rows", "gather", "gather+scatter"])
+def test_against_the_reference(bias, graph, device):
+    plan, y, h, matrix, b = make_case(bias)
+    senders, receivers = torch.tensor([0, 3, 3, 1, 2, 0, 0]), torch.tensor([4, 0, 0, 1, 4, 2, 4])
+    edges = None if graph == "rows" else ops.edge_index(senders.to(device), receivers.to(device), 4, 5)
+    x = torch.randn(7 if graph == "rows" else 4, plan.dim_in1)
+    args = [t.to(device).requires_grad_() for t in (x, y, h, matrix, b) if t is not None]
+    scatter = graph == "gather+scatter"
+
+    def op(x, y, h, matrix, b=None):
+        return ops.tensor_product(x, y, ops.RadialWeights(h, matrix, b), plan, edges, scatter=scatter)
+
+    def truth(x, y, h, matrix, b=None):
+        weight = h @ matrix if b is None else h @ matrix + b
+        index = (None, None) if edges is None else (edges.senders, edges.receivers if scatter else None)
+        return reference.tensor_product(x, y, weight, plan, *index, 5)
+
+    check_derivatives(op, truth, args)
+
+
+def test_many_edges_go_in_blocks():
+    plan, _, _, matrix, b = make_case(True)
+    senders, receivers = torch.randint(40, (2, 3000))
+    receivers[:700] = 3  # more than one block's edges at one node
+    edges = ops.edge_index(senders, receivers, 40)
+    x, y, h = torch.randn(40, plan.dim_in1), torch.randn(3000, plan.dim_in2), torch.randn(3000, 3)
+    leaves = [t.requires_grad_() for t in (x, y, h, matrix, b)]
+    made = ops.tensor_product(x, y, ops.RadialWeights(h, matrix, b), plan, edges)
+    stored = reference.tensor_product(x, y, h @ matrix + b, plan, senders, receivers, 40)
+    assert_close(made, stored, atol=1e-9)
+    grad = torch.randn_like(made)
+    for ours, theirs in zip(torch.autograd.grad(made, leaves, grad), torch.autograd.grad(stored, leaves, grad), strict=True):
+        assert_close(ours, theirs, atol=1e-9)
+
+
+def test_plans_it_cannot_do_store_the_weights():
+    plan = make_plan("3x1o", "1x1o", "3x0e", [(0, 0, 0, "uvw", True)])
+    x, y, h, matrix = torch.randn(5, 9), torch.randn(5, 3), torch.randn(5, 2), torch.randn(2, plan.weight_numel)
+    found = ops.tensor_product(x, y, ops.RadialWeights(h, matrix), plan)
+    assert_close(found, reference.tensor_product(x, y, h @ matrix, plan))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h, m, b: (h[:3], m, b), "weight.hidden: expected"),
+        (lambda h, m, b: (h, m[1:], b), "weight.matrix: expected"),
+        (lambda h, m, b: (h, m, b[1:]), "weight.bias: expected"),
+        (lambda h, m, b: (h.float(), m, b), "hidden: expected torch.float64 as x, found torch.float32"),
+    ],
+)
+def test_wrong_weights_get_a_sentence(change, message):
+    plan, y, h, matrix, b = make_case(True)
+    with pytest.raises(ValueError, match=message):
+        ops.tensor_product(torch.randn(7, plan.dim_in1), y, ops.RadialWeights(*change(h, matrix, b)), plan)
