@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.checks import check_rows, check_same
+from hamfast.ops.edge_direction import Turns, product_with_direction
 from hamfast.ops.wigner import edge_wigner
 from hamfast.plan import EdgeFramePlan
 from hamfast.plan.edge_frame import is_natural
@@ -26,6 +27,8 @@ class EdgeFrames(NamedTuple):
     l_max: int
     onsite: Tensor
     """int64: the edges of length zero, on which only Y_00 is not zero."""
+    vector: Tensor
+    """``[edges, 3]``: as given. If it requires a gradient, products are differentiable in it."""
 
 
 def edge_frames(vector: Tensor, l_max: int, zero: float = 1e-6) -> EdgeFrames:
@@ -37,7 +40,7 @@ def edge_frames(vector: Tensor, l_max: int, zero: float = 1e-6) -> EdgeFrames:
         zero: edges up to this length count as on-site.
     """
     onsite = torch.nonzero(vector.detach().norm(dim=-1) <= zero).flatten()
-    return EdgeFrames(edge_wigner(vector, l_max), l_max, onsite)
+    return EdgeFrames(edge_wigner(vector, l_max), l_max, onsite, vector)
 
 
 def edge_tensor_product(
@@ -56,8 +59,8 @@ def edge_tensor_product(
         layout: of input and output, ``mul_ir`` or ``ir_mul``.
 
     Returns:
-        ``[edges, dim_out]``. Differentiable in ``x`` and ``weight`` to any order, not in the edges' directions: where those
-        need a gradient, use :func:`hamfast.ops.tensor_product`.
+        ``[edges, dim_out]``. Differentiable to any order in ``x``, ``weight`` and the vectors the frames were made of, at every
+        direction; on edges of length zero the derivative in the vector is 0.
 
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.
@@ -72,9 +75,23 @@ def edge_tensor_product(
     needed = max(l for _, l, _ in plan.plan.irreps_in1 + plan.plan.irreps_out)
     if needed > frames.l_max:
         raise ValueError(f"edge_tensor_product: frames: expected l_max of at least {needed}, found {frames.l_max}")
+    if not (frames.vector.requires_grad and torch.is_grad_enabled()):
+        return _in_fixed_frames(x, weight, plan, frames, layout)
+    turns = Turns(
+        plan.plan.irreps_in1,
+        plan.plan.irreps_out,
+        layout,
+        frames.onsite,
+        lambda x, weight: _in_fixed_frames(x, weight, plan, frames, layout),
+    )
+    return product_with_direction(x, weight, frames.vector, turns)
+
+
+def _in_fixed_frames(x: Tensor, weight: Tensor, plan: EdgeFramePlan, frames: EdgeFrames, layout: str) -> Tensor:
     tables = _tables(plan, x.device)
     fast = layout == "ir_mul"
     wigner = frames.wigner
+    edges = wigner.shape[0]
     frame = _to_edge(x, wigner, tables.table_in, tables.frame_in, fast)
     matrices = _weights(weight, tables.terms, tables.factors, tables.matrix_numel, False)
     inputs = torch.split(frame, [edges * size for size in tables.in_sizes])
@@ -207,7 +224,7 @@ def _save_rotation(ctx, inputs, output):
     ctx.size = source.shape[1] if source.dim() == 2 else source.shape[0] // max(wigner.shape[0], 1)
     if wigner.requires_grad:
         raise RuntimeError(
-            "hamfast::rotate_to_edge is not differentiable in the frames; use hamfast.ops.tensor_product"
+            "hamfast::rotate_to_edge is not differentiable in the frames; hamfast.ops.edge_tensor_product is in the vectors"
         )
 
 

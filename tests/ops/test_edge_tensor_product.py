@@ -41,6 +41,35 @@ def test_value_and_derivatives(case, device):
     )
 
 
+@pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
+def test_derivatives_in_the_direction(layout, device):
+    """The poles included: nothing there tells a frame from another."""
+    irreps, plan, vectors, x, w = make_case()
+    lowered, vectors = edge_frame_plan(plan), vectors.to(device)
+
+    def op(x, w, v):
+        whole = torch.cat([vectors[:1], v])  # the on-site edge has no direction to differentiate
+        out = ops.edge_tensor_product(
+            convert_layout(x, irreps[0], "mul_ir", layout), w, lowered, ops.edge_frames(whole, 5), layout
+        )
+        return convert_layout(out, irreps[2], layout, "mul_ir")
+
+    def truth(x, w, v):
+        return reference.edge_tensor_product(x, w, plan, torch.cat([vectors[:1], v]))
+
+    vectors[3, 1] = 1.5  # e3nn's own second derivative is inexact within 1e-9 of a pole
+    args = [t.to(device).requires_grad_() for t in (x, w, vectors[1:].clone())]
+    check_derivatives(op, truth, args, atol=1e-9)
+
+
+def test_onsite_edges_have_no_gradient_in_the_direction():
+    _, plan, vectors, x, w = make_case()
+    vectors.requires_grad_()
+    out = ops.edge_tensor_product(x, w, edge_frame_plan(plan), ops.edge_frames(vectors, 5))
+    grad = torch.autograd.grad(out.square().sum(), vectors)[0]
+    assert torch.all(grad[0] == 0) and torch.all(torch.isfinite(grad)) and torch.all(grad[1:].abs().sum(1) > 0)
+
+
 def test_equals_e3nn():
     irreps, plan, vectors, x, w = make_case()
     theirs = o3.TensorProduct(*irreps, fully_connected(*irreps), internal_weights=False)
