@@ -24,9 +24,17 @@ STABLE_TORCH_LIBRARY(hamfast, m) {
       "Tensor? receivers, Tensor? receiver_order, Tensor? receiver_ptr, int x_layout, int g_layout, int[] dims) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 
-  // Irreps rows into and out of the frames of their edges; each is the other's adjoint.
-  m.def("rotate_to_edge(Tensor x, Tensor wigner, Tensor table, int frame_dim, bool channels_fast) -> Tensor");
-  m.def("rotate_from_edge(Tensor frame, Tensor wigner, Tensor table, int dim, bool channels_fast) -> Tensor");
+  // Irreps rows into and out of the frames of their edges. Into: up to three sources, each read through an index or
+  // not; `partial`: they do not fill the frames. Out: one source, its rows summed over edges by order and ptr. Each is
+  // the other's adjoint.
+  m.def(
+      "rotate_to_edge(Tensor x0, Tensor? x1, Tensor? x2, Tensor table0, Tensor? table1, Tensor? table2, "
+      "Tensor? index0, Tensor? index1, Tensor? index2, Tensor? order0, Tensor? order1, Tensor? order2, "
+      "Tensor? ptr0, Tensor? ptr1, Tensor? ptr2, Tensor wigner, int frame_dim, bool channels_fast, bool partial) "
+      "-> Tensor");
+  m.def(
+      "rotate_from_edge(Tensor frame, Tensor table, Tensor? index, Tensor? order, Tensor? ptr, Tensor wigner, int dim, "
+      "bool channels_fast, bool partial) -> Tensor");
   // Path weights to the matrices of an edge-frame plan, a fixed sparse linear map, or its transpose.
   m.def("edge_frame_weights(Tensor weight, Tensor terms, Tensor factors, int numel, bool transpose) -> Tensor");
 

@@ -20,15 +20,23 @@ struct FramePlace {
   int64_t column;  // first channel of this irreps block
 };
 
+constexpr int kMaxSources = 3;
+
 template <class T>
 struct FrameCall {
-  const int64_t* table;
-  int64_t num_blocks, table_stride;
+  const int64_t* table[kMaxSources];  // the irreps blocks of each source
+  int64_t num_blocks[kMaxSources], table_stride[kMaxSources];
   bool channels_fast;  // x is ir_mul, else mul_ir
-  int64_t edges, dim, wigner_dim;
+  int64_t edges, wigner_dim;
   const T* wigner;  // [edges, sum (2l+1)^2], row-major D_l one after another; frame = D x
-  const T* x_in;    // [edges, dim] (to the frame)
-  T* x_out;         // [edges, dim] (from the frame)
+  // To the frame: up to kMaxSources tensors; edge e reads row index[e], or e.
+  const T* x_in[kMaxSources];
+  const int64_t* index[kMaxSources];
+  int64_t dim[kMaxSources];
+  // From the frame: one tensor (source 0), [rows, dim[0]]. Row r is edge r, or the sum over edges order[ptr[r]] ...
+  T* x_out;
+  const int64_t* order;
+  const int64_t* ptr;
   const T* frame_in;
   T* frame_out;
 };
@@ -59,7 +67,7 @@ HAMFAST_HD inline FrameRow frame_row(int64_t m, bool natural) {
 // once. `frame[a]`: where component a - l of channel 0 lies in the frame tensor, null if it is not stored.
 template <int D, bool kIntoFrame, class T, class Team>
 HAMFAST_HD inline void rotate_block(const Team& team, int64_t mul, const T* wigner, const T* sign, T* const* frame,
-                                    T* x, int64_t channel, int64_t component) {
+                                    T* x, int64_t channel, int64_t component, bool add) {
   T matrix[D * D];
   for (int a = 0; a < D; ++a)
     for (int b = 0; b < D; ++b) matrix[a * D + b] = frame[a] ? wigner[a * D + b] * sign[a] : T(0);
@@ -88,22 +96,23 @@ HAMFAST_HD inline void rotate_block(const Team& team, int64_t mul, const T* wign
         T total = T(0);
         HAMFAST_UNROLL
         for (int a = 0; a < D; ++a) total += matrix[a * D + b] * in[a];
-        x[u * channel + b * component] = total;
+        x[u * channel + b * component] = add ? x[u * channel + b * component] + total : total;
       }
     }
   }
 }
 
 template <bool kIntoFrame, class T, class Team>
-HAMFAST_HD inline void rotate_edge(const Team& team, const FrameCall<T>& call, int64_t e) {
-  for (int64_t n = 0; n < call.num_blocks; ++n) {
-    const int64_t* entry = call.table + n * call.table_stride;
+HAMFAST_HD inline void rotate_edge(const Team& team, const FrameCall<T>& call, int64_t e, int s, int64_t row,
+                                   bool add) {
+  for (int64_t n = 0; n < call.num_blocks[s]; ++n) {
+    const int64_t* entry = call.table[s] + n * call.table_stride[s];
     const FrameBlock& block = *reinterpret_cast<const FrameBlock*>(entry);
     const FramePlace* places = reinterpret_cast<const FramePlace*>(entry + 4);
     const int64_t d = 2 * block.l + 1;
     const T* wigner = call.wigner + e * call.wigner_dim + wigner_offset(block.l);
     const int64_t channel = call.channels_fast ? 1 : d, component = call.channels_fast ? block.mul : 1;
-    T* x = (kIntoFrame ? const_cast<T*>(call.x_in) : call.x_out) + e * call.dim + block.offset;
+    T* x = (kIntoFrame ? const_cast<T*>(call.x_in[s]) : call.x_out) + row * call.dim[s] + block.offset;
     T* buffer = kIntoFrame ? call.frame_out : const_cast<T*>(call.frame_in);
     T* frame[2 * kMaxL + 1];
     T sign[2 * kMaxL + 1];
@@ -116,9 +125,9 @@ HAMFAST_HD inline void rotate_edge(const Team& team, const FrameCall<T>& call, i
                      : buffer + place.start * call.edges + e * place.stride + row.row * place.width + place.column;
       sign[a] = T(row.sign);
     }
-#define HAMFAST_ROTATE(L)                                                                             \
-  case L:                                                                                             \
-    rotate_block<2 * L + 1, kIntoFrame>(team, block.mul, wigner, sign, frame, x, channel, component); \
+#define HAMFAST_ROTATE(L)                                                                                  \
+  case L:                                                                                                  \
+    rotate_block<2 * L + 1, kIntoFrame>(team, block.mul, wigner, sign, frame, x, channel, component, add); \
     break;
     switch (block.l) {
       HAMFAST_ROTATE(0)
@@ -132,6 +141,25 @@ HAMFAST_HD inline void rotate_edge(const Team& team, const FrameCall<T>& call, i
       HAMFAST_ROTATE(8)
     }
 #undef HAMFAST_ROTATE
+  }
+}
+
+template <class T, class Team>
+HAMFAST_HD inline void rotate_into_edge(const Team& team, const FrameCall<T>& call, int64_t e) {
+  for (int s = 0; s < kMaxSources; ++s)
+    if (call.x_in[s]) rotate_edge<true>(team, call, e, s, call.index[s] ? call.index[s][e] : e, false);
+}
+
+// One row of the result of a rotation out of the frames.
+template <class T, class Team>
+HAMFAST_HD inline void rotate_row(const Team& team, const FrameCall<T>& call, int64_t row) {
+  if (!call.ptr) return rotate_edge<false>(team, call, row, 0, row, false);
+  T* out = call.x_out + row * call.dim[0];
+  for (int64_t i = team.rank(); i < call.dim[0]; i += team.size()) out[i] = T(0);
+  team.sync();
+  for (int64_t p = call.ptr[row]; p < call.ptr[row + 1]; ++p) {
+    rotate_edge<false>(team, call, call.order[p], 0, row, true);
+    team.sync();
   }
 }
 

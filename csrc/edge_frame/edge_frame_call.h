@@ -1,5 +1,7 @@
-// The ops on tensors, for any launcher: `Launch::rotate` and `Launch::add_terms`.
+// The ops on tensors, for any launcher: `Launch::rotate_into`, `rotate_out` and `add_terms`.
 #pragma once
+
+#include <vector>
 
 #include "common/dispatch.h"
 #include "edge_frame.cuh"
@@ -8,14 +10,16 @@ namespace hamfast {
 
 // The numbers of a FrameCall that do not depend on the direction of the rotation.
 template <class T>
-FrameCall<T> frame_call(const Tensor& table, const Tensor& wigner, int64_t dim, bool channels_fast) {
+FrameCall<T> frame_call(const std::optional<Tensor> (&tables)[kMaxSources], const Tensor& wigner, bool channels_fast) {
   FrameCall<T> call{};
-  call.table = table.const_data_ptr<int64_t>();
-  call.num_blocks = table.size(0);
-  call.table_stride = table.size(1);
+  for (int s = 0; s < kMaxSources; ++s) {
+    if (!tables[s].has_value()) continue;
+    call.table[s] = tables[s]->const_data_ptr<int64_t>();
+    call.num_blocks[s] = tables[s]->size(0);
+    call.table_stride[s] = tables[s]->size(1);
+  }
   call.channels_fast = channels_fast;
   call.edges = wigner.size(0);
-  call.dim = dim;
   call.wigner_dim = wigner.size(1);
   call.wigner = wigner.const_data_ptr<T>();
   return call;
@@ -23,30 +27,54 @@ FrameCall<T> frame_call(const Tensor& table, const Tensor& wigner, int64_t dim, 
 
 template <class Launch>
 struct EdgeFrameOps {
-  static Tensor rotate_to_edge(Tensor x_any, Tensor wigner_any, Tensor table, int64_t frame_dim, bool channels_fast) {
-    const Tensor x = torch::stable::contiguous(x_any), wigner = torch::stable::contiguous(wigner_any);
-    const typename Launch::Guard guard(x.get_device_index());
-    Tensor frame = torch::stable::new_empty(x, {wigner.size(0) * frame_dim});
-    dispatch_real(x.scalar_type(), "rotate_to_edge", [&](auto zero) {
+  // The orders and pointers are for the adjoint.
+  static Tensor rotate_to_edge(Tensor x0, std::optional<Tensor> x1, std::optional<Tensor> x2, Tensor table0,
+                               std::optional<Tensor> table1, std::optional<Tensor> table2, std::optional<Tensor> index0,
+                               std::optional<Tensor> index1, std::optional<Tensor> index2, std::optional<Tensor>,
+                               std::optional<Tensor>, std::optional<Tensor>, std::optional<Tensor>,
+                               std::optional<Tensor>, std::optional<Tensor>, Tensor wigner_any, int64_t frame_dim,
+                               bool channels_fast, bool partial) {
+    const std::optional<Tensor> x[kMaxSources] = {contiguous(std::optional<Tensor>(x0)), contiguous(x1),
+                                                  contiguous(x2)};
+    const std::optional<Tensor> tables[kMaxSources] = {table0, table1, table2};
+    const std::optional<Tensor> index[kMaxSources] = {contiguous(index0), contiguous(index1), contiguous(index2)};
+    const Tensor wigner = torch::stable::contiguous(wigner_any);
+    const typename Launch::Guard guard(x0.get_device_index());
+    const std::vector<int64_t> size{wigner.size(0) * frame_dim};
+    Tensor frame = partial ? torch::stable::new_zeros(x0, size) : torch::stable::new_empty(x0, size);
+    dispatch_real(x0.scalar_type(), "rotate_to_edge", [&](auto zero) {
       using T = decltype(zero);
-      auto call = frame_call<T>(table, wigner, x.size(1), channels_fast);
-      call.x_in = x.const_data_ptr<T>();
+      auto call = frame_call<T>(tables, wigner, channels_fast);
+      for (int s = 0; s < kMaxSources; ++s) {
+        call.x_in[s] = data_or_null<T>(x[s]);
+        call.index[s] = data_or_null<int64_t>(index[s]);
+        call.dim[s] = x[s].has_value() ? x[s]->size(1) : 0;
+      }
       call.frame_out = frame.mutable_data_ptr<T>();
-      Launch::rotate(call, true, x.get_device_index());
+      Launch::rotate_into(call, x0.get_device_index());
     });
     return frame;
   }
 
-  static Tensor rotate_from_edge(Tensor frame_any, Tensor wigner_any, Tensor table, int64_t dim, bool channels_fast) {
+  // The index and `partial` are for the adjoint.
+  static Tensor rotate_from_edge(Tensor frame_any, Tensor table, std::optional<Tensor>, std::optional<Tensor> order_any,
+                                 std::optional<Tensor> ptr_any, Tensor wigner_any, int64_t dim, bool channels_fast,
+                                 bool) {
+    const std::optional<Tensor> tables[kMaxSources] = {table};
     const Tensor frame = torch::stable::contiguous(frame_any), wigner = torch::stable::contiguous(wigner_any);
+    const std::optional<Tensor> order = contiguous(order_any), ptr = contiguous(ptr_any);
     const typename Launch::Guard guard(frame.get_device_index());
-    Tensor x = torch::stable::new_empty(frame, {wigner.size(0), dim});
+    const int64_t rows = ptr.has_value() ? ptr->numel() - 1 : wigner.size(0);
+    Tensor x = torch::stable::new_empty(frame, {rows, dim});
     dispatch_real(frame.scalar_type(), "rotate_from_edge", [&](auto zero) {
       using T = decltype(zero);
-      auto call = frame_call<T>(table, wigner, dim, channels_fast);
+      auto call = frame_call<T>(tables, wigner, channels_fast);
       call.frame_in = frame.const_data_ptr<T>();
       call.x_out = x.mutable_data_ptr<T>();
-      Launch::rotate(call, false, frame.get_device_index());
+      call.dim[0] = dim;
+      call.order = data_or_null<int64_t>(order);
+      call.ptr = data_or_null<int64_t>(ptr);
+      Launch::rotate_out(call, rows, frame.get_device_index());
     });
     return x;
   }

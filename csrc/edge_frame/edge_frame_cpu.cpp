@@ -10,9 +10,16 @@ struct EdgeFrameOnCpu {
   static constexpr int64_t kGrain = 32;
 
   template <class T>
-  static void rotate(const FrameCall<T>& call, bool into_frame, int32_t) {
+  static void rotate_into(const FrameCall<T>& call, int32_t) {
     torch::stable::parallel_for(0, call.edges, kGrain, [&](int64_t begin, int64_t end) {
-      HAMFAST_ISA_CALL(rotate_edges, call, begin, end, into_frame);
+      HAMFAST_ISA_CALL(rotate_into_frames, call, begin, end);
+    });
+  }
+
+  template <class T>
+  static void rotate_out(const FrameCall<T>& call, int64_t rows, int32_t) {
+    torch::stable::parallel_for(0, rows, call.ptr ? 1 : kGrain, [&](int64_t begin, int64_t end) {
+      HAMFAST_ISA_CALL(rotate_out_of_frames, call, begin, end);
     });
   }
 

@@ -7,13 +7,14 @@
 namespace hamfast {
 
 template <class T>
-__global__ void rotate_kernel(FrameCall<T> call, bool into_frame) {
-  for (int64_t e = blockIdx.x; e < call.edges; e += gridDim.x) {
-    if (into_frame)
-      HAMFAST_ISA::rotate_edge<true>(HAMFAST_ISA::Warp{}, call, e);
-    else
-      HAMFAST_ISA::rotate_edge<false>(HAMFAST_ISA::Warp{}, call, e);
-  }
+__global__ void rotate_into_kernel(FrameCall<T> call) {
+  for (int64_t e = blockIdx.x; e < call.edges; e += gridDim.x)
+    HAMFAST_ISA::rotate_into_edge(HAMFAST_ISA::Warp{}, call, e);
+}
+
+template <class T>
+__global__ void rotate_out_kernel(FrameCall<T> call, int64_t rows) {
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) HAMFAST_ISA::rotate_row(HAMFAST_ISA::Warp{}, call, row);
 }
 
 // Terms of one matrix overlap, so a single warp walks all of them in order.
@@ -30,10 +31,17 @@ struct EdgeFrameOnCuda {
   using Guard = torch::stable::accelerator::DeviceGuard;
 
   template <class T>
-  static void rotate(const FrameCall<T>& call, bool into_frame, int32_t device) {
+  static void rotate_into(const FrameCall<T>& call, int32_t device) {
     if (call.edges == 0) return;
-    rotate_kernel<T><<<blocks_for(call.edges), kWarp, 0, current_stream(device)>>>(call, into_frame);
-    check_launch(into_frame ? "rotate_to_edge" : "rotate_from_edge");
+    rotate_into_kernel<T><<<blocks_for(call.edges), kWarp, 0, current_stream(device)>>>(call);
+    check_launch("rotate_to_edge");
+  }
+
+  template <class T>
+  static void rotate_out(const FrameCall<T>& call, int64_t rows, int32_t device) {
+    if (rows == 0) return;
+    rotate_out_kernel<T><<<blocks_for(rows), kWarp, 0, current_stream(device)>>>(call, rows);
+    check_launch("rotate_from_edge");
   }
 
   template <class T>

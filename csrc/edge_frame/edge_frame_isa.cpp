@@ -4,13 +4,13 @@
 namespace hamfast::HAMFAST_ISA {
 
 template <class T>
-static void rotate(const FrameCall<T>& call, int64_t begin, int64_t end, bool into_frame) {
-  for (int64_t e = begin; e < end; ++e) {
-    if (into_frame)
-      rotate_edge<true>(Serial{}, call, e);
-    else
-      rotate_edge<false>(Serial{}, call, e);
-  }
+static void into(const FrameCall<T>& call, int64_t begin, int64_t end) {
+  for (int64_t e = begin; e < end; ++e) rotate_into_edge(Serial{}, call, e);
+}
+
+template <class T>
+static void out_of(const FrameCall<T>& call, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) rotate_row(Serial{}, call, row);
 }
 
 template <class T>
@@ -19,19 +19,14 @@ static void add_terms(const MatrixTerm* terms, const double* factors, int64_t co
   for (int64_t n = 0; n < count; ++n) add_matrix_term(Serial{}, terms[n], T(factors[n]), transpose, in, out);
 }
 
-void rotate_edges(const FrameCall<float>& call, int64_t begin, int64_t end, bool into_frame) {
-  rotate(call, begin, end, into_frame);
-}
-void rotate_edges(const FrameCall<double>& call, int64_t begin, int64_t end, bool into_frame) {
-  rotate(call, begin, end, into_frame);
-}
-void add_matrix_terms(const MatrixTerm* terms, const double* factors, int64_t count, bool transpose, const float* in,
-                      float* out) {
-  add_terms(terms, factors, count, transpose, in, out);
-}
-void add_matrix_terms(const MatrixTerm* terms, const double* factors, int64_t count, bool transpose, const double* in,
-                      double* out) {
-  add_terms(terms, factors, count, transpose, in, out);
-}
+#define HAMFAST_DEFINE(T)                                                                                           \
+  void rotate_into_frames(const FrameCall<T>& call, int64_t begin, int64_t end) { into(call, begin, end); }         \
+  void rotate_out_of_frames(const FrameCall<T>& call, int64_t begin, int64_t end) { out_of(call, begin, end); }     \
+  void add_matrix_terms(const MatrixTerm* terms, const double* factors, int64_t count, bool transpose, const T* in, \
+                        T* out) {                                                                                   \
+    add_terms(terms, factors, count, transpose, in, out);                                                           \
+  }
+HAMFAST_DEFINE(float)
+HAMFAST_DEFINE(double)
 
 }  // namespace hamfast::HAMFAST_ISA

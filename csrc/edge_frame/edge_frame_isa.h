@@ -4,7 +4,8 @@
 #include "edge_frame.cuh"
 
 #define HAMFAST_DECLARE_FOR(T)                                                                                      \
-  void rotate_edges(const FrameCall<T>& call, int64_t begin, int64_t end, bool into_frame);                         \
+  void rotate_into_frames(const FrameCall<T>& call, int64_t begin, int64_t end);                                    \
+  void rotate_out_of_frames(const FrameCall<T>& call, int64_t begin, int64_t end);                                  \
   void add_matrix_terms(const MatrixTerm* terms, const double* factors, int64_t count, bool transpose, const T* in, \
                         T* out);
 #define HAMFAST_DECLARE(ISA)  \

@@ -20,7 +20,7 @@ from hamfast.nn import (
     convert_layout,
     polynomial_envelope,
 )
-from hamfast.ops import EdgeFrames, EdgeIndex, edge_frames, edge_index
+from hamfast.ops import EdgeFrames, EdgeIndex, EdgeSources, edge_frames, edge_index
 from hamfast.targets import TargetSpec
 
 LAYOUT = "ir_mul"
@@ -71,7 +71,7 @@ class EquivariantConvolution(nn.Module):
         self.irreps_out = self.gate.irreps_out
         self.radial = RadialMLP(config.num_basis, config.radial_hidden, self.irreps_out.num_irreps)
 
-    def forward(self, x: Tensor, messages: Messages) -> Tensor:
+    def forward(self, x: EdgeSources, messages: Messages) -> Tensor:
         return self.gate(self.product(x, messages.frames), self.radial(messages.radial))
 
 
@@ -101,7 +101,7 @@ class NodeUpdate(_Update):
 
     def forward(self, node: Tensor, edge: Tensor, messages: Messages) -> Tensor:
         old, node = node, self.linear_pre(node)
-        update = self.convolution(concatenate(node, node, edge, messages), messages)
+        update = self.convolution(sources(node, node, edge, messages), messages)
         if messages.envelope is not None:
             update = update * messages.envelope
         total = update.new_zeros(node.shape[0], update.shape[1]).index_add(0, messages.edges.receivers, update)
@@ -115,14 +115,13 @@ class EdgeUpdate(_Update):
         super().__init__(config, irreps_edge, irreps_node + irreps_node + irreps_edge, irreps_out, num_species**2)
 
     def forward(self, node: Tensor, edge: Tensor, messages: Messages) -> Tensor:
-        update = self.convolution(concatenate(node, node, self.linear_pre(edge), messages), messages)
+        update = self.convolution(sources(node, node, self.linear_pre(edge), messages), messages)
         return self.finish(edge, update, messages.pair, messages.edge_graph, messages.num_graphs)
 
 
-def concatenate(center: Tensor, neighbor: Tensor, edge: Tensor, messages: Messages) -> Tensor:
-    """``[n_i | n_j | e_ij]`` for every edge. Block i is the receiver of messages: sums run over the edges that leave it."""
-    index = messages.edges
-    return torch.cat([center.index_select(0, index.receivers), neighbor.index_select(0, index.senders), edge], dim=-1)
+def sources(center: Tensor, neighbor: Tensor, edge: Tensor, messages: Messages) -> EdgeSources:
+    """``[n_i | n_j | e_ij]`` of every edge. Block i is the receiver of messages: sums run over the edges that leave it."""
+    return EdgeSources((center, neighbor, edge), ("receiver", "sender", "edge"), messages.edges)
 
 
 def path_exists(irreps_in: Irreps, l_max: int, ir_out: Irrep) -> bool:

@@ -165,7 +165,9 @@ def accelerate(module: nn.Module) -> AccelerateReport:
         label = name or "(the module itself)"
         if isinstance(child, torch.jit.ScriptModule):
             if getattr(child, "original_name", "").endswith("TensorProduct"):
-                found.append(Replacement(label, child.original_name, False, "it is TorchScript; accelerate before scripting"))
+                found.append(
+                    Replacement(label, child.original_name, False, "it is TorchScript; accelerate before scripting")
+                )
         elif isinstance(child, o3.TensorProduct):
             found.append(_replace(label, child))
     return AccelerateReport(tuple(found))

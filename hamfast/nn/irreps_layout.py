@@ -11,6 +11,7 @@ from hamfast.ops import layout
 from hamfast.ops.layout import check_layout as check_layout
 from hamfast.plan.plan import as_blocks
 
+
 class LoadsE3nnState(nn.Module):
     """A layer whose ``load_state_dict`` takes the state of its e3nn counterpart.
 

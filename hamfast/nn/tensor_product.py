@@ -5,7 +5,7 @@ from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from hamfast.nn.irreps_layout import LoadsE3nnState, check_layout
-from hamfast.ops import EdgeFrames, EdgeIndex, edge_tensor_product, tensor_product
+from hamfast.ops import EdgeFrames, EdgeIndex, EdgeSources, edge_tensor_product, tensor_product
 from hamfast.ops.tensor_product import broadcast_tensor_product
 from hamfast.plan import edge_frame_plan, make_plan
 
@@ -132,6 +132,6 @@ class EdgeTensorProduct(nn.Module):
         """The full weight in e3nn's order, ``[weight_numel]``."""
         return self.weight1 * self.weight2.index_select(0, self.expand)
 
-    def forward(self, x: Tensor, frames: EdgeFrames) -> Tensor:
+    def forward(self, x: Tensor | EdgeSources, frames: EdgeFrames) -> Tensor:
         """``[edges, irreps_in1.dim]`` -> ``[edges, irreps_out.dim]``."""
         return edge_tensor_product(x, self.path_weight(), self.plan, frames, self.layout)

@@ -11,7 +11,7 @@ def check_rows(op: str, name: str, tensor: Tensor, rows: int | None, *shape: int
         raise ValueError(f"{op}: {name}: expected [{expected}], found {list(tensor.shape)}")
 
 
-def check_same(op: str, *, half: bool = False, **tensors: Tensor | None) -> None:
+def check_same(op: str, half: bool = False, /, **tensors: Tensor | None) -> None:
     """All tensors must have one dtype, float32 or float64 (or, if ``half``, bfloat16 or float16), on one device."""
     first_name, first = next((n, t) for n, t in tensors.items() if t is not None)
     allowed = [torch.float32, torch.float64] + [torch.bfloat16, torch.float16] * half

@@ -6,17 +6,30 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.checks import check_rows, check_same
 from hamfast.ops.edge_direction import Turns, product_with_direction
+from hamfast.ops.edge_index import EdgeIndex
 from hamfast.ops.wigner import edge_wigner
 from hamfast.plan import EdgeFramePlan
 from hamfast.plan.edge_frame import is_natural
+from hamfast.plan.plan import format_irreps
 
 _to_edge = torch.ops.hamfast.rotate_to_edge.default
 _from_edge = torch.ops.hamfast.rotate_from_edge.default
 _weights = torch.ops.hamfast.edge_frame_weights.default
+
+
+class EdgeSources(NamedTuple):
+    """The parts ``[x_a | x_b | ...]`` of an operand of every edge, up to three: never concatenated, never gathered."""
+
+    tensors: tuple[Tensor, ...]
+    """``[rows, dim]`` each."""
+    ends: tuple[str, ...]
+    """Which row an edge reads of each: that of its ``sender``, of its ``receiver``, or its own (``edge``)."""
+    edges: EdgeIndex
 
 
 class EdgeFrames(NamedTuple):
@@ -44,7 +57,7 @@ def edge_frames(vector: Tensor, l_max: int, zero: float = 1e-6) -> EdgeFrames:
 
 
 def edge_tensor_product(
-    x: Tensor, weight: Tensor, plan: EdgeFramePlan, frames: EdgeFrames, layout: str = "mul_ir"
+    x: Tensor | EdgeSources, weight: Tensor, plan: EdgeFramePlan, frames: EdgeFrames, layout: str = "mul_ir"
 ) -> Tensor:
     """``tensor_product(x, Y, weight, plan.plan)`` with Y the harmonics of the frames' edges, without ever making Y.
 
@@ -52,7 +65,7 @@ def edge_tensor_product(
     zero every Y with l > 0 is 0. See ``hamfast/plan/edge_frame.py`` for the mathematics.
 
     Args:
-        x: ``[edges, dim_in1]``, float32 or float64.
+        x: ``[edges, dim_in1]``, float32 or float64; or its parts as :class:`EdgeSources`, which split the irreps between blocks.
         weight: ``[weight_numel]``, shared by all edges, in e3nn's order.
         plan: from :func:`hamfast.plan.edge_frame_plan`.
         frames: from :func:`edge_frames`.
@@ -66,17 +79,27 @@ def edge_tensor_product(
         ValueError: a shape, dtype or device does not fit; the message names the argument.
     """
     edges = frames.wigner.shape[0]
-    check_rows("edge_tensor_product", "x", x, edges, plan.plan.dim_in1)
+    if isinstance(x, EdgeSources):
+        tensors = _check_sources(x, plan, edges)
+    else:
+        check_rows("edge_tensor_product", "x", x, edges, plan.plan.dim_in1)
+        tensors = (x,)
     if weight.shape != (plan.plan.weight_numel,):
         raise ValueError(
             f"edge_tensor_product: weight: expected [{plan.plan.weight_numel}], found {list(weight.shape)}"
         )
-    check_same("edge_tensor_product", x=x, weight=weight, frames=frames.wigner)
+    check_same(
+        "edge_tensor_product", **{f"x{n}": t for n, t in enumerate(tensors)}, weight=weight, frames=frames.wigner
+    )
     needed = max(l for _, l, _ in plan.plan.irreps_in1 + plan.plan.irreps_out)
     if needed > frames.l_max:
         raise ValueError(f"edge_tensor_product: frames: expected l_max of at least {needed}, found {frames.l_max}")
     if not (frames.vector.requires_grad and torch.is_grad_enabled()):
         return _in_fixed_frames(x, weight, plan, frames, layout)
+    if isinstance(x, EdgeSources):  # the formula for the direction wants the operand of each edge
+        x = torch.cat(
+            [t if rows is None else t[rows] for t, (rows, _, _) in zip(tensors, _ends(x), strict=True)], dim=1
+        )
     turns = Turns(
         plan.plan.irreps_in1,
         plan.plan.irreps_out,
@@ -87,22 +110,56 @@ def edge_tensor_product(
     return product_with_direction(x, weight, frames.vector, turns)
 
 
-def _in_fixed_frames(x: Tensor, weight: Tensor, plan: EdgeFramePlan, frames: EdgeFrames, layout: str) -> Tensor:
-    tables = _tables(plan, x.device)
+def _check_sources(x: EdgeSources, plan: EdgeFramePlan, edges: int) -> tuple[Tensor, ...]:
+    if not 1 <= len(x.tensors) <= _MOST_SOURCES or len(x.ends) != len(x.tensors):
+        raise ValueError(
+            f"edge_tensor_product: x: expected 1 to {_MOST_SOURCES} tensors with one end each, "
+            f"found {len(x.tensors)} and {len(x.ends)}"
+        )
+    rows = {"edge": edges, "sender": x.edges.num_senders, "receiver": x.edges.num_receivers}
+    if x.edges.num_edges != edges:
+        raise ValueError(f"edge_tensor_product: x.edges: expected {edges} edges, found {x.edges.num_edges}")
+    for n, (tensor, end) in enumerate(zip(x.tensors, x.ends, strict=True)):
+        if end not in rows:
+            raise ValueError(f"edge_tensor_product: x.ends[{n}]: expected sender, receiver or edge, found {end!r}")
+        check_rows("edge_tensor_product", f"x.tensors[{n}]", tensor, rows[end], tensor.shape[-1])
+    return x.tensors
+
+
+def _ends(x: EdgeSources) -> list[tuple[Tensor | None, Tensor | None, Tensor | None]]:
+    """Index, order and pointers of each source."""
+    found = {
+        "edge": (None, None, None),
+        "sender": (x.edges.senders, x.edges.sender_order, x.edges.sender_ptr),
+        "receiver": (x.edges.receivers, x.edges.receiver_order, x.edges.receiver_ptr),
+    }
+    return [found[end] for end in x.ends]
+
+
+def _in_fixed_frames(
+    x: Tensor | EdgeSources, weight: Tensor, plan: EdgeFramePlan, frames: EdgeFrames, layout: str
+) -> Tensor:
     fast = layout == "ir_mul"
     wigner = frames.wigner
     edges = wigner.shape[0]
-    frame = _to_edge(x, wigner, tables.table_in, tables.frame_in, fast)
+    sources, ends = (x.tensors, _ends(x)) if isinstance(x, EdgeSources) else ((x,), [(None, None, None)])
+    tables = _tables(plan, wigner.device, tuple(t.shape[1] for t in sources))
+    missing = [None] * (_MOST_SOURCES - len(sources))
+    index, order, ptr = ([*found, *missing] for found in zip(*ends, strict=True))
+    frame = _to_edge(
+        *sources, *missing, *tables.tables_in, *missing, *index, *order, *ptr, wigner, tables.frame_in, fast, False
+    )
     matrices = _weights(weight, tables.terms, tables.factors, tables.matrix_numel, False)
     inputs = torch.split(frame, [edges * size for size in tables.in_sizes])
     blocks = torch.split(matrices, tables.matrix_sizes)
     outputs = []
     for source, matrix, block in zip(inputs, blocks, plan.blocks, strict=False):
         outputs.append((source.view(-1, block.width_in) @ matrix.view(block.width_in, block.width_out)).flatten())
-    joined = torch.cat(outputs) if outputs else x.new_zeros(0)
-    out = _from_edge(joined, wigner, tables.table_out, plan.plan.dim_out, fast)
+    joined = torch.cat(outputs) if outputs else wigner.new_zeros(0)
+    out = _from_edge(joined, tables.table_out, None, None, None, wigner, plan.plan.dim_out, fast, False)
     if frames.onsite.numel():
-        out = out.index_copy(0, frames.onsite, _onsite(x[frames.onsite], blocks[len(plan.blocks) :], plan, fast))
+        rows = [t[frames.onsite if i is None else i[frames.onsite]] for t, (i, _, _) in zip(sources, ends, strict=True)]
+        out = out.index_copy(0, frames.onsite, _onsite(torch.cat(rows, dim=1), blocks[len(plan.blocks) :], plan, fast))
     return out
 
 
@@ -123,8 +180,12 @@ def _onsite(x, matrices, plan, channels_fast):
     return torch.cat([block.flatten(1) for block in out], dim=1)
 
 
+_MOST_SOURCES = 3  # kMaxSources in kernels/edge_frame.cuh
+
+
 class _Tables(NamedTuple):
-    table_in: Tensor
+    tables_in: list[Tensor]
+    """One for each source."""
     table_out: Tensor
     frame_in: int
     frame_out: int
@@ -135,17 +196,18 @@ class _Tables(NamedTuple):
     matrix_numel: int
 
 
-_CACHE: dict[tuple[EdgeFramePlan, torch.device], _Tables] = {}
+_CACHE: dict[tuple[EdgeFramePlan, torch.device, tuple[int, ...]], _Tables] = {}
 
 
 @torch.compiler.assume_constant_result
-def _tables(plan: EdgeFramePlan, device: torch.device) -> _Tables:
-    if (plan, device) not in _CACHE:
-        _CACHE[plan, device] = _make_tables(plan, device)
-    return _CACHE[plan, device]
+def _tables(plan: EdgeFramePlan, device: torch.device, widths: tuple[int, ...]) -> _Tables:
+    if (plan, device, widths) not in _CACHE:
+        with _disable_current_modes():  # real tensors, also while a tracer runs on fake ones
+            _CACHE[plan, device, widths] = _make_tables(plan, device, widths)
+    return _CACHE[plan, device, widths]
 
 
-def _make_tables(plan: EdgeFramePlan, device: torch.device) -> _Tables:
+def _make_tables(plan: EdgeFramePlan, device: torch.device, widths: tuple[int, ...]) -> _Tables:
     """The plan as the kernels read it: see ``FrameBlock``, ``FramePlace`` and ``MatrixTerm`` in kernels/edge_frame.cuh."""
     terms, factors, matrix_sizes, matrix_start = [], [], [], 0
     for block in plan.blocks:
@@ -170,7 +232,7 @@ def _make_tables(plan: EdgeFramePlan, device: torch.device) -> _Tables:
     table_in, in_sizes = _frame_table(plan.plan.irreps_in1, plan.blocks, "rows", "width_in")
     table_out, out_sizes = _frame_table(plan.plan.irreps_out, plan.blocks, "columns", "width_out")
     return _Tables(
-        table_in.to(device),
+        [table.to(device) for table in _split_table(table_in, plan, widths)],
         table_out.to(device),
         sum(in_sizes),
         sum(out_sizes),
@@ -180,6 +242,27 @@ def _make_tables(plan: EdgeFramePlan, device: torch.device) -> _Tables:
         matrix_sizes,
         matrix_start,
     )
+
+
+def _split_table(table: Tensor, plan: EdgeFramePlan, widths: tuple[int, ...]) -> list[Tensor]:
+    """The blocks of each source, with offsets in its own rows."""
+    starts = table[:, 3].tolist()
+    begin, parts = 0, []
+    for width in widths:
+        if begin not in starts and begin != plan.plan.dim_in1:
+            raise ValueError(
+                f"edge_tensor_product: x: expected sources that split {format_irreps(plan.plan.irreps_in1)} between its blocks, "
+                f"found widths {list(widths)}"
+            )
+        part = table[(table[:, 3] >= begin) & (table[:, 3] < begin + width)].clone()
+        part[:, 3] -= begin
+        parts.append(part)
+        begin += width
+    if begin != plan.plan.dim_in1:
+        raise ValueError(
+            f"edge_tensor_product: x: expected widths that add up to {plan.plan.dim_in1}, found {list(widths)}"
+        )
+    return parts
 
 
 def _frame_table(irreps, blocks, side, width):
@@ -203,13 +286,14 @@ def _frame_table(irreps, blocks, side, width):
 
 
 @torch.library.register_fake("hamfast::rotate_to_edge")
-def _(x, wigner, table, frame_dim, channels_fast):
-    return x.new_empty(wigner.shape[0] * frame_dim)
+def _(x0, *rest):
+    wigner, frame_dim = rest[14], rest[15]
+    return x0.new_empty(wigner.shape[0] * frame_dim)
 
 
 @torch.library.register_fake("hamfast::rotate_from_edge")
-def _(frame, wigner, table, dim, channels_fast):
-    return frame.new_empty(wigner.shape[0], dim)
+def _(frame, table, index, order, ptr, wigner, dim, channels_fast, partial):
+    return frame.new_empty(wigner.shape[0] if ptr is None else ptr.shape[0] - 1, dim)
 
 
 @torch.library.register_fake("hamfast::edge_frame_weights")
@@ -217,25 +301,36 @@ def _(weight, terms, factors, numel, transpose):
     return weight.new_empty(numel)
 
 
-def _save_rotation(ctx, inputs, output):
-    source, wigner, table, _, fast = inputs
-    ctx.save_for_backward(wigner, table)
-    ctx.fast = fast
-    ctx.size = source.shape[1] if source.dim() == 2 else source.shape[0] // max(wigner.shape[0], 1)
-    if wigner.requires_grad:
-        raise RuntimeError(
-            "hamfast::rotate_to_edge is not differentiable in the frames; hamfast.ops.edge_tensor_product is in the vectors"
-        )
+def _save_to_edge(ctx, inputs, output):
+    *tensors, wigner, _, ctx.fast, _ = inputs
+    ctx.save_for_backward(*tensors[3:], wigner)
+    ctx.widths = [None if x is None else x.shape[1] for x in tensors[:3]]
 
 
 def _to_edge_backward(ctx, grad):
-    wigner, table = ctx.saved_tensors
-    return _from_edge(grad, wigner, table, ctx.size, ctx.fast), None, None, None, None
+    *graph, wigner = ctx.saved_tensors
+    tables, indices, orders, ptrs = (graph[n : n + 3] for n in (0, 3, 6, 9))
+    partial = sum(width is not None for width in ctx.widths) > 1
+    grads = []
+    for n, (width, table, index, order, ptr) in enumerate(zip(ctx.widths, tables, indices, orders, ptrs, strict=True)):
+        if ctx.needs_input_grad[n]:
+            grads.append(_from_edge(grad, table, index, order, ptr, wigner, width, ctx.fast, partial))
+        else:
+            grads.append(None)
+    return (*grads, *(None,) * 16)
+
+
+def _save_from_edge(ctx, inputs, output):
+    frame, table, index, order, ptr, wigner, _, ctx.fast, ctx.partial = inputs
+    ctx.save_for_backward(table, index, order, ptr, wigner)
+    ctx.frame_dim = frame.shape[0] // max(wigner.shape[0], 1)
 
 
 def _from_edge_backward(ctx, grad):
-    wigner, table = ctx.saved_tensors
-    return _to_edge(grad, wigner, table, ctx.size, ctx.fast), None, None, None, None
+    table, index, order, ptr, wigner = ctx.saved_tensors
+    two = (None, None)
+    source = (grad, *two, table, *two, index, *two, order, *two, ptr, *two)
+    return _to_edge(*source, wigner, ctx.frame_dim, ctx.fast, ctx.partial), *(None,) * 8
 
 
 def _save_weights(ctx, inputs, output):
@@ -248,6 +343,6 @@ def _weights_backward(ctx, grad):
     return _weights(grad, *ctx.saved_tensors, ctx.numel, not ctx.transpose), None, None, None, None
 
 
-torch.library.register_autograd("hamfast::rotate_to_edge", _to_edge_backward, setup_context=_save_rotation)
-torch.library.register_autograd("hamfast::rotate_from_edge", _from_edge_backward, setup_context=_save_rotation)
+torch.library.register_autograd("hamfast::rotate_to_edge", _to_edge_backward, setup_context=_save_to_edge)
+torch.library.register_autograd("hamfast::rotate_from_edge", _from_edge_backward, setup_context=_save_from_edge)
 torch.library.register_autograd("hamfast::edge_frame_weights", _weights_backward, setup_context=_save_weights)

@@ -18,7 +18,15 @@ from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.edge_index import EdgeIndex
 from hamfast.ops.radial import RadialWeights, radial_product
 from hamfast.plan import Plan
-from hamfast.plan.channel import ChannelTables, MixBlock, channel_tables, is_channel_wise, is_mixing, live_paths, mix_tables
+from hamfast.plan.channel import (
+    ChannelTables,
+    MixBlock,
+    channel_tables,
+    is_channel_wise,
+    is_mixing,
+    live_paths,
+    mix_tables,
+)
 from hamfast.plan.coupling import wigner_3j
 from hamfast.plan.plan import Instruction, pair_count
 
@@ -65,7 +73,14 @@ def multilinear(
 
 
 def product_gradients(
-    x: Tensor, y: Tensor, w: Tensor, g: Tensor, tensors: list[Tensor | None], x_layout: int, g_layout: int, dims: list[int]
+    x: Tensor,
+    y: Tensor,
+    w: Tensor,
+    g: Tensor,
+    tensors: list[Tensor | None],
+    x_layout: int,
+    g_layout: int,
+    dims: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dF/dx, dF/dy, dF/dw with weights per row; ``tensors``: those of the plan and of the graph."""
     wanted = 1 << X | 1 << Y | 1 << W
@@ -114,7 +129,12 @@ def _make_tables(plan, part, compute, device):
     tensors = [torch.as_tensor(a).to(device) for a in arrays]
     tensors.append(torch.as_tensor(tables.coupling, dtype=compute).to(device))
     dims = [plan.dim_in1, plan.dim_in2, plan.weight_numel if part != "pairs" else 0, out_dim, scratch]
-    dims += [tables.x_padded, tables.g_padded, tables.max_coupling, int(bool(channel) and channel == list(plan.instructions))]
+    dims += [
+        tables.x_padded,
+        tables.g_padded,
+        tables.max_coupling,
+        int(bool(channel) and channel == list(plan.instructions)),
+    ]
     return Tables(tensors, dims, out_dim, bool(general))
 
 

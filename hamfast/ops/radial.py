@@ -81,7 +81,10 @@ def _backward(ctx, *grads):
         found = (*found_list, None)
     else:
         found = _backward_of_gradients(ctx, (x, y, h, matrix, g), rest, grads[1:])
-    return (*(t if needed else None for t, needed in zip(found, ctx.needs_input_grad, strict=False)), *(None,) * (len(rest) + 3))
+    return (
+        *(t if needed else None for t, needed in zip(found, ctx.needs_input_grad, strict=False)),
+        *(None,) * (len(rest) + 3),
+    )
 
 
 def _backward_of_gradients(ctx, inputs, rest, grads):

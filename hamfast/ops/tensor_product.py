@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,35 +59,16 @@ def tensor_product(
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.
     """
-    if isinstance(weight, RadialWeights):
-        x, y, *radial = _under_autocast(x, y, *weight)
-        weight = RadialWeights(*radial)
-    else:
-        x, y, weight = _under_autocast(x, y, weight)
     gather, scatter = gather and edges is not None, scatter and edges is not None
     rows = edges.num_edges if edges is not None else x.shape[0]
+    x, y, weight = _under_autocast(x, y, weight)
     check_layout(layout)
     check_rows("tensor_product", "x", x, edges.num_senders if gather and edges is not None else rows, plan.dim_in1)
     check_rows("tensor_product", "y", y, rows, plan.dim_in2)
-    if isinstance(weight, RadialWeights):
-        weight.check(rows, plan.weight_numel)
-        check_same("tensor_product", half=True, x=x, y=y, **weight._asdict())
-        if not _makes_weights(plan, x):
-            weight = weight.weights()
-    elif weight is None:
-        if plan.weight_numel:
-            raise ValueError(f"tensor_product: weight: expected {plan.weight_numel} numbers per row, found None")
-    elif weight.dim() == 1:
-        if weight.shape[0] != plan.weight_numel:
-            raise ValueError(
-                f"tensor_product: weight: expected [{plan.weight_numel}] or [{rows}, {plan.weight_numel}], "
-                f"found {list(weight.shape)}"
-            )
-    else:
-        check_rows("tensor_product", "weight", weight, rows, plan.weight_numel)
-    radial = isinstance(weight, RadialWeights)
-    check_same("tensor_product", half=True, x=x, y=y, weight=None if radial else weight)
-    shared = weight is None or not radial and weight.dim() == 1
+    _check_weight(x, y, weight, rows, plan.weight_numel)
+    if isinstance(weight, RadialWeights) and not _makes_weights(plan, x):
+        weight = weight.weights()
+    shared = weight is None or (isinstance(weight, Tensor) and weight.dim() == 1)
     chosen = _chosen(plan, shared, x.device.type) if lowering is None else lowering
     if chosen == "mix" and (not shared or x.device.type != "cpu"):
         raise ValueError("tensor_product: lowering: mix needs weights shared by all rows, on a CPU")
@@ -124,13 +106,28 @@ def _has_rest(plan):
     return any(not is_mixing(plan, ins) for ins in live_paths(plan))
 
 
-def _under_autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def _check_weight(x: Tensor, y: Tensor, weight: Tensor | RadialWeights | None, rows: int, numel: int) -> None:
+    if isinstance(weight, RadialWeights):
+        weight.check(rows, numel)
+        return check_same("tensor_product", True, x=x, y=y, **weight._asdict())
+    if weight is None and numel:
+        raise ValueError(f"tensor_product: weight: expected {numel} numbers per row, found None")
+    if weight is not None and weight.dim() == 1 and weight.shape[0] != numel:
+        raise ValueError(f"tensor_product: weight: expected [{numel}] or [{rows}, {numel}], found {list(weight.shape)}")
+    if weight is not None and weight.dim() != 1:
+        check_rows("tensor_product", "weight", weight, rows, numel)
+    check_same("tensor_product", True, x=x, y=y, weight=weight)
+
+
+def _under_autocast(x: Tensor, y: Tensor, weight: Any) -> tuple[Tensor, Tensor, Any]:
     """Under autocast operands come in several dtypes: all become the widest. Sums inside are float32 or wider anyway."""
-    given = [t for t in tensors if t is not None]
-    if not torch.is_autocast_enabled(given[0].device.type):
-        return tensors
-    widest = reduce(torch.promote_types, (t.dtype for t in given))
-    return tuple(None if t is None else t.to(widest) for t in tensors)
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, y, weight
+    radial = isinstance(weight, RadialWeights)
+    tensors = [x, y, *(weight if radial else [weight])]
+    widest = reduce(torch.promote_types, (t.dtype for t in tensors if t is not None))
+    x, y, *rest = (None if t is None else t.to(widest) for t in tensors)  # type: ignore[assignment]
+    return x, y, RadialWeights(*rest) if radial else rest[0]  # type: ignore[arg-type]
 
 
 def broadcast_tensor_product(x: Tensor, y: Tensor, weight: Tensor | None, plan: Plan) -> Tensor:
@@ -143,13 +140,10 @@ def broadcast_tensor_product(x: Tensor, y: Tensor, weight: Tensor | None, plan: 
     Returns:
         ``[..., dim_out]``.
     """
-    own = weight is not None and weight.dim() > 1
-    leading = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1], weight.shape[:-1] if own else ())  # type: ignore
-    x, y, *rest = (
-        t.expand(*leading, t.shape[-1]).reshape(math.prod(leading), t.shape[-1])
-        for t in ((x, y, weight) if own else (x, y))
-    )
-    return tensor_product(x, y, rest[0] if own else weight, plan).view(*leading, plan.dim_out)
+    rows = [x, y] if weight is None or weight.dim() == 1 else [x, y, weight]
+    leading = torch.broadcast_shapes(*(t.shape[:-1] for t in rows))
+    rows = [t.expand(*leading, t.shape[-1]).reshape(math.prod(leading), t.shape[-1]) for t in rows]
+    return tensor_product(rows[0], rows[1], rows[2] if len(rows) > 2 else weight, plan).view(*leading, plan.dim_out)
 
 
 def _general(x, y, weight, plan, tables, edges, gather, scatter, layout):

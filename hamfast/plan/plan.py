@@ -86,7 +86,10 @@ class Plan:
         def blocks(lists) -> tuple[IrrepBlock, ...]:
             return tuple((mul, l, p) for mul, l, p in lists)
 
-        made = tuple(Instruction(*rest, tuple(shape), offset) for *rest, shape, offset in instructions)
+        made = tuple(
+            Instruction(i1, i2, i_out, mode, has_weight, coefficient, tuple(shape), offset)
+            for i1, i2, i_out, mode, has_weight, coefficient, shape, offset in instructions
+        )
         return Plan(blocks(in1), blocks(in2), blocks(out), made)
 
     def operations(self) -> int:

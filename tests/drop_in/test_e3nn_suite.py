@@ -32,12 +32,9 @@ def pytest_sessionfinish(session):
 
 @pytest.mark.slow
 def test_e3nn_tests_pass_on_the_backend(tmp_path):
-    fetched = subprocess.run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
-        + ["--no-build-isolation", "--no-binary", "e3nn", f"e3nn=={e3nn.__version__}", "--dest", tmp_path],
-        capture_output=True,
-        text=True,
-    )
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
+    source_only = ["--no-build-isolation", "--no-binary", "e3nn", f"e3nn=={e3nn.__version__}", "--dest", tmp_path]
+    fetched = subprocess.run([*pip, *source_only], capture_output=True, text=True)
     archives = list(tmp_path.glob("e3nn-*.tar.gz"))
     if not archives:
         pytest.skip(f"e3nn {e3nn.__version__}'s source distribution cannot be had: {fetched.stderr.strip()[-200:]}")

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from e3nn import o3
@@ -105,21 +107,69 @@ def test_wigner_matrices_point_the_edge_along_the_axis():
         assert_close(torch.einsum("eij,ej->ei", turn[1:], harmonics), axis.expand(7, d), atol=1e-12)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "permuted"])
-def test_opcheck(layout):
-    import sys
+@pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
+def test_sources_are_the_concatenation(layout, device):
+    """[n_receiver | n_sender | edge], never put together."""
+    parts = [o3.Irreps("2x0e+1x1o"), o3.Irreps("2x0e+1x1o"), o3.Irreps("1x1e+2x2o")]
+    irreps = sum(parts, o3.Irreps()), o3.Irreps.spherical_harmonics(2), o3.Irreps("2x0e+1x1o+2x2e")
+    plan = make_plan(*irreps, fully_connected(*irreps))
+    senders, receivers = torch.tensor([0, 2, 2, 1, 0, 0]), torch.tensor([1, 1, 0, 3, 3, 0])
+    vectors = torch.randn(6, 3)
+    vectors[5] = 0.0
+    edges = ops.edge_index(senders.to(device), receivers.to(device), 3, 4)
+    frames, lowered = ops.edge_frames(vectors.to(device), 2), edge_frame_plan(plan)
+    args = [torch.randn(4, 5), torch.randn(3, 5), torch.randn(6, parts[2].dim), torch.randn(plan.weight_numel)]
 
+    def op(a, b, c, w):
+        sources = tuple(convert_layout(t, i, "mul_ir", layout) for t, i in zip((a, b, c), parts, strict=True))
+        x = ops.EdgeSources(sources, ("receiver", "sender", "edge"), edges)
+        return convert_layout(ops.edge_tensor_product(x, w, lowered, frames, layout), irreps[2], layout, "mul_ir")
+
+    def truth(a, b, c, w):
+        x = torch.cat([a[edges.receivers], b[edges.senders], c], dim=1)
+        return reference.edge_tensor_product(x, w, plan, frames.vector)
+
+    check_derivatives(op, truth, [t.to(device).requires_grad_() for t in args], atol=1e-10)
+
+
+def test_wrong_sources_get_a_sentence():
+    _, plan, vectors, x, w = make_case()
+    lowered, frames = edge_frame_plan(plan), ops.edge_frames(vectors, 5)
+    edges = ops.edge_index(torch.zeros(8, dtype=torch.int64), torch.zeros(8, dtype=torch.int64), 1)
+    for tensors, ends, message in (
+        ((x,), ("node",), "expected sender, receiver or edge, found 'node'"),
+        ((x,), (), "1 to 3 tensors with one end each, found 1 and 0"),
+        ((x,), ("sender",), r"x.tensors\[0\]: expected \[1, "),
+        ((x[:, :4], x[:, 4:]), ("edge", "edge"), "between its blocks"),
+        ((x[:, :3],), ("edge",), "add up to"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ops.edge_tensor_product(ops.EdgeSources(tensors, ends, edges), w, lowered, frames)
+
+
+@pytest.mark.parametrize("memory", ["contiguous", "permuted"])
+def test_opcheck(memory):
     module = sys.modules["hamfast.ops.edge_tensor_product"]
     _, plan, vectors, x, w = make_case()
     lowered, frames = edge_frame_plan(plan), ops.edge_frames(vectors, 5)
-    tables = module._tables(lowered, x.device)
-    x = (permuted(x) if layout == "permuted" else x).detach().requires_grad_()
-    to_edge = (x, frames.wigner, tables.table_in, tables.frame_in, False)
-    torch.library.opcheck(torch.ops.hamfast.rotate_to_edge.default, to_edge)
-    frame = torch.randn(8 * tables.frame_out, requires_grad=True)
-    torch.library.opcheck(
-        torch.ops.hamfast.rotate_from_edge.default, (frame, frames.wigner, tables.table_out, plan.dim_out, False)
-    )
+    tables = module._tables(lowered, x.device, (plan.dim_in1,))
+    edges = ops.edge_index(torch.arange(8) % 3, torch.arange(8) % 2, 3, 2)
+    none = (None, None)
+    for source, graph in (
+        (x, (None, None, None)),
+        (x[:3], (edges.senders, edges.sender_order, edges.sender_ptr)),
+    ):
+        source = (permuted(source) if memory == "permuted" else source).detach().requires_grad_()
+        spread = [t for part in graph for t in (part, *none)]
+        rest = (frames.wigner, tables.frame_in, False, False)
+        torch.library.opcheck(
+            torch.ops.hamfast.rotate_to_edge.default, (source, *none, *tables.tables_in, *none, *spread, *rest)
+        )
+        frame = torch.randn(8 * tables.frame_out, requires_grad=True)
+        torch.library.opcheck(
+            torch.ops.hamfast.rotate_from_edge.default,
+            (frame, tables.table_out, *graph, frames.wigner, plan.dim_out, False, False),
+        )
     torch.library.opcheck(
         torch.ops.hamfast.edge_frame_weights.default,
         (w.requires_grad_(), tables.terms, tables.factors, tables.matrix_numel, False),

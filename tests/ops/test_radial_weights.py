@@ -50,7 +50,9 @@ def test_many_edges_go_in_blocks():
     stored = reference.tensor_product(x, y, h @ matrix + b, plan, senders, receivers, 40)
     assert_close(made, stored, atol=1e-9)
     grad = torch.randn_like(made)
-    for ours, theirs in zip(torch.autograd.grad(made, leaves, grad), torch.autograd.grad(stored, leaves, grad), strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(made, leaves, grad), torch.autograd.grad(stored, leaves, grad), strict=True
+    ):
         assert_close(ours, theirs, atol=1e-9)
 
 

@@ -69,16 +69,18 @@ def test_paths_with_and_without_weights_together(mode, weights, device):
     x, y = torch.randn(4, plan.dim_in1), torch.randn(4, plan.dim_in2)
     w = torch.randn(plan.weight_numel if weights == "shared" else (4, plan.weight_numel))
     args = [t.to(device).requires_grad_() for t in (x, y, w)]
-    check_derivatives(
-        lambda *a: ops.tensor_product(*a, plan), lambda *a: reference.tensor_product(*a, plan), args
-    )
+    check_derivatives(lambda *a: ops.tensor_product(*a, plan), lambda *a: reference.tensor_product(*a, plan), args)
 
     def third(f):
         first = torch.autograd.grad(f(*args).pow(2).sum(), args, create_graph=True)
         second = torch.autograd.grad(sum(g.pow(2).sum() for g in first), args, create_graph=True)
         return torch.autograd.grad(sum(g.pow(2).sum() for g in second), args)
 
-    for ours, theirs in zip(third(lambda *a: ops.tensor_product(*a, plan)), third(lambda *a: reference.tensor_product(*a, plan)), strict=True):
+    for ours, theirs in zip(
+        third(lambda *a: ops.tensor_product(*a, plan)),
+        third(lambda *a: reference.tensor_product(*a, plan)),
+        strict=True,
+    ):
         assert_close(ours, theirs, atol=1e-7, rtol=1e-8)
 
 
