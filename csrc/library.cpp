@@ -12,7 +12,7 @@ STABLE_TORCH_LIBRARY(hamfast, m) {
       "Tensor coupling, "
       "Tensor? senders, Tensor? sender_order, Tensor? sender_ptr, "
       "Tensor? receivers, Tensor? receiver_order, Tensor? receiver_ptr, "
-      "int wanted, int edges, bool shared_weights, int x_layout, int g_layout, int[] dims) "
+      "int wanted, SymInt edges, bool shared_weights, int x_layout, int g_layout, int[] dims) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
 
   // The channel-wise product with weights h @ matrix that are never stored for all edges: the product if g is absent
@@ -37,6 +37,9 @@ STABLE_TORCH_LIBRARY(hamfast, m) {
       "bool channels_fast, bool partial) -> Tensor");
   // Path weights to the matrices of an edge-frame plan, a fixed sparse linear map, or its transpose.
   m.def("edge_frame_weights(Tensor weight, Tensor terms, Tensor factors, int numel, bool transpose) -> Tensor");
+
+  // C = A B (0), A = C B^T (1) or B = A^T C (2) for blocks A [rows r, k], B [k, n], shapes r, k, n, in flat buffers.
+  m.def("block_matmul(Tensor left, Tensor right, SymInt rows, int[] shapes, int which) -> Tensor");
 
   // Attention of each target over its incoming edges; hamfast/ops/graph_attention.py says what the parts are.
   m.def(

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
+from hamfast.ops.block_matmul import block_matmul
 from hamfast.ops.checks import check_rows, check_same
 from hamfast.ops.edge_direction import Turns, product_with_direction
 from hamfast.ops.edge_index import EdgeIndex
@@ -150,16 +151,14 @@ def _in_fixed_frames(
         *sources, *missing, *tables.tables_in, *missing, *index, *order, *ptr, wigner, tables.frame_in, fast, False
     )
     matrices = _weights(weight, tables.terms, tables.factors, tables.matrix_numel, False)
-    inputs = torch.split(frame, [edges * size for size in tables.in_sizes])
-    blocks = torch.split(matrices, tables.matrix_sizes)
-    outputs = []
-    for source, matrix, block in zip(inputs, blocks, plan.blocks, strict=False):
-        outputs.append((source.view(-1, block.width_in) @ matrix.view(block.width_in, block.width_out)).flatten())
-    joined = torch.cat(outputs) if outputs else wigner.new_zeros(0)
+    shapes = [(1 if block.m == 0 else 2, block.width_in, block.width_out) for block in plan.blocks]
+    onsite_sizes = [matrices.shape[0] - sum(tables.onsite_sizes), *tables.onsite_sizes]
+    between, *onsite = torch.split(matrices, onsite_sizes)
+    joined = block_matmul(frame, between, edges, shapes)
     out = _from_edge(joined, tables.table_out, None, None, None, wigner, plan.plan.dim_out, fast, False)
     if frames.onsite.numel():
         rows = [t[frames.onsite if i is None else i[frames.onsite]] for t, (i, _, _) in zip(sources, ends, strict=True)]
-        out = out.index_copy(0, frames.onsite, _onsite(torch.cat(rows, dim=1), blocks[len(plan.blocks) :], plan, fast))
+        out = out.index_copy(0, frames.onsite, _onsite(torch.cat(rows, dim=1), onsite, plan, fast))
     return out
 
 
@@ -189,10 +188,10 @@ class _Tables(NamedTuple):
     table_out: Tensor
     frame_in: int
     frame_out: int
-    in_sizes: list[int]
     terms: Tensor
     factors: Tensor
-    matrix_sizes: list[int]
+    onsite_sizes: list[int]
+    """Of the matrices for edges of length zero, which come last."""
     matrix_numel: int
 
 
@@ -209,7 +208,7 @@ def _tables(plan: EdgeFramePlan, device: torch.device, widths: tuple[int, ...]) 
 
 def _make_tables(plan: EdgeFramePlan, device: torch.device, widths: tuple[int, ...]) -> _Tables:
     """The plan as the kernels read it: see ``FrameBlock``, ``FramePlace`` and ``MatrixTerm`` in kernels/edge_frame.cuh."""
-    terms, factors, matrix_sizes, matrix_start = [], [], [], 0
+    terms, factors, onsite_sizes, matrix_start = [], [], [], 0
     for block in plan.blocks:
         rows = {c.block: c for c in block.rows}
         columns = {c.block: c for c in block.columns}
@@ -220,15 +219,14 @@ def _make_tables(plan: EdgeFramePlan, device: torch.device, widths: tuple[int, .
                 offset = plan.plan.instructions[n].weight_offset
                 terms.append([offset, corner, block.width_out, row.mul, column.mul])
                 factors.append(factor)
-        matrix_sizes.append(block.width_in * block.width_out)
-        matrix_start += matrix_sizes[-1]
+        matrix_start += block.width_in * block.width_out
     for coupling in plan.onsite:
         mul1, mul3 = plan.plan.irreps_in1[coupling.i_in1][0], plan.plan.irreps_out[coupling.i_out][0]
         for n, factor in coupling.terms:
             terms.append([plan.plan.instructions[n].weight_offset, matrix_start, mul3, mul1, mul3])
             factors.append(factor)
-        matrix_sizes.append(mul1 * mul3)
-        matrix_start += matrix_sizes[-1]
+        onsite_sizes.append(mul1 * mul3)
+        matrix_start += mul1 * mul3
     table_in, in_sizes = _frame_table(plan.plan.irreps_in1, plan.blocks, "rows", "width_in")
     table_out, out_sizes = _frame_table(plan.plan.irreps_out, plan.blocks, "columns", "width_out")
     return _Tables(
@@ -236,10 +234,9 @@ def _make_tables(plan: EdgeFramePlan, device: torch.device, widths: tuple[int, .
         table_out.to(device),
         sum(in_sizes),
         sum(out_sizes),
-        in_sizes,
         torch.tensor(terms, dtype=torch.int64, device=device).reshape(-1, 5),
         torch.tensor(factors, dtype=torch.float64, device=device),
-        matrix_sizes,
+        onsite_sizes,
         matrix_start,
     )
 

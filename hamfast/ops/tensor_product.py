@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hamfast.ops.block_matmul import block_matmul
 from hamfast.ops.checks import check_rows, check_same
 from hamfast.ops.edge_index import EdgeIndex
 from hamfast.ops.layout import check_layout, convert_layout
@@ -166,20 +167,18 @@ def _mix(x, y, weight, plan, edges, gather, scatter, layout):
     mixes = mix_blocks(plan)
     pairs = multilinear(x, y, None, tables, edges, gather, scatter, (layout, "blocks"))
     rows = pairs.shape[0]
-    flat = pairs.flatten().split([rows * mix.pairs * (2 * mix.l + 1) for mix in mixes])
-    found = {}
-    for mix, block in zip(mixes, flat, strict=True):
-        matrices = []
+    matrices = []
+    for mix in mixes:
         for n in mix.instructions:
             ins = plan.instructions[n]
             n1, n2, n3 = ins.weight_shape
             matrix = weight[ins.weight_offset : ins.weight_offset + ins.weight_numel].view(n1, n2, n3)
-            matrices.append(matrix.transpose(0, 1).reshape(n1 * n2, n3))
-        found[mix.i_out] = (block.view(-1, mix.pairs) @ torch.cat(matrices)).view(rows, 2 * mix.l + 1, mix.mul)
+            matrices.append((matrix.transpose(0, 1) if n1 > 1 and n2 > 1 else matrix).flatten())
+    shapes = [(2 * mix.l + 1, mix.pairs, mix.mul) for mix in mixes]
+    mixed = block_matmul(pairs.flatten(), torch.cat(matrices), rows, shapes)
+    blocks = dict(zip((mix.i_out for mix in mixes), mixed.split([rows * r * n for r, _, n in shapes]), strict=True))
     columns = []
     for i, (mul, l, _) in enumerate(plan.irreps_out):
-        part = found.get(i)
-        if part is None:
-            part = x.new_zeros(rows, 2 * l + 1, mul)
+        part = blocks[i].view(rows, 2 * l + 1, mul) if i in blocks else x.new_zeros(rows, 2 * l + 1, mul)
         columns.append((part.transpose(1, 2) if layout == "mul_ir" else part).flatten(1))
-    return torch.cat(columns, dim=1) if columns else x.new_zeros(rows, 0)
+    return torch.cat(columns, dim=1)

@@ -1,0 +1,67 @@
+"""Matrix products of many blocks in flat buffers, one call for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hamfast import _library  # noqa: F401  (loads the kernels)
+
+_op = torch.ops.hamfast.block_matmul.default
+
+_C, _A, _B = range(3)  # which matrix of C = A B comes out; A and B from C and the other one
+
+
+def block_matmul(a: Tensor, b: Tensor, rows: int, shapes: Sequence[tuple[int, int, int]]) -> Tensor:
+    """``C = A B`` for each block.
+
+    Args:
+        a: flat; block after block ``[rows * r, k]``, for each ``(r, k, n)`` of ``shapes``.
+        b: flat; block after block ``[k, n]``.
+
+    Returns:
+        Flat, block after block ``[rows * r, n]``. Differentiable in both to any order.
+    """
+    return _op(a, b, rows, [n for shape in shapes for n in shape], _C)
+
+
+def _numel(which, rows, shapes):
+    blocks = [shapes[n : n + 3] for n in range(0, len(shapes), 3)]
+    return sum({_C: rows * r * n, _A: rows * r * k, _B: k * n}[which] for r, k, n in blocks)
+
+
+@torch.library.register_fake("hamfast::block_matmul")
+def _(left, right, rows, shapes, which):
+    return left.new_empty(_numel(which, rows, shapes))
+
+
+def _setup_context(ctx, inputs, output):
+    left, right, ctx.rows, ctx.shapes, ctx.which = inputs
+    ctx.save_for_backward(left, right)
+
+
+def _backward(ctx, grad):
+    # <C, A B> is linear in A, B and C: the gradient takes the place of the one that came out.
+    left, right = ctx.saved_tensors
+    names = {_C: (_A, _B), _A: (_C, _B), _B: (_A, _C)}[ctx.which]
+    known = {names[0]: left, names[1]: right, ctx.which: grad}
+    grads = []
+    for n, name in enumerate(names):
+        others = {_C: (_A, _B), _A: (_C, _B), _B: (_A, _C)}[name]
+        needed = ctx.needs_input_grad[n]
+        grads.append(_op(known[others[0]], known[others[1]], ctx.rows, ctx.shapes, name) if needed else None)
+    return (*grads, None, None, None)
+
+
+torch.library.register_autograd("hamfast::block_matmul", _backward, setup_context=_setup_context)
+
+
+@torch.library.register_vmap("hamfast::block_matmul")
+def _vmap(info, in_dims, left, right, rows, shapes, which):
+    def each(t, dim):
+        return t.unbind(dim) if dim is not None else [t] * info.batch_size
+
+    pairs = zip(each(left, in_dims[0]), each(right, in_dims[1]), strict=True)
+    return torch.stack([_op(a, b, rows, shapes, which) for a, b in pairs]), 0
