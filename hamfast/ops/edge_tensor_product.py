@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from e3nn import o3
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -13,8 +14,10 @@ from hamfast.ops.block_matmul import block_matmul
 from hamfast.ops.checks import check_rows, check_same
 from hamfast.ops.edge_direction import Turns, product_with_direction
 from hamfast.ops.edge_index import EdgeIndex
+from hamfast.ops.tensor_product import tensor_product
 from hamfast.ops.wigner import edge_wigner
 from hamfast.plan import EdgeFramePlan
+from hamfast.plan.cost import choose_lowering
 from hamfast.plan.edge_frame import is_natural
 from hamfast.plan.plan import format_irreps
 
@@ -58,7 +61,12 @@ def edge_frames(vector: Tensor, l_max: int, zero: float = 1e-6) -> EdgeFrames:
 
 
 def edge_tensor_product(
-    x: Tensor | EdgeSources, weight: Tensor, plan: EdgeFramePlan, frames: EdgeFrames, layout: str = "mul_ir"
+    x: Tensor | EdgeSources,
+    weight: Tensor,
+    plan: EdgeFramePlan,
+    frames: EdgeFrames,
+    layout: str = "mul_ir",
+    lowering: str | None = None,
 ) -> Tensor:
     """``tensor_product(x, Y, weight, plan.plan)`` with Y the harmonics of the frames' edges, without ever making Y.
 
@@ -71,6 +79,8 @@ def edge_tensor_product(
         plan: from :func:`hamfast.plan.edge_frame_plan`.
         frames: from :func:`edge_frames`.
         layout: of input and output, ``mul_ir`` or ``ir_mul``.
+        lowering: ``edge_frame``, or ``mix`` or ``general`` with harmonics made for it; by default
+            :func:`hamfast.plan.cost.choose_lowering` decides.
 
     Returns:
         ``[edges, dim_out]``. Differentiable to any order in ``x``, ``weight`` and the vectors the frames were made of, at every
@@ -95,12 +105,14 @@ def edge_tensor_product(
     needed = max(l for _, l, _ in plan.plan.irreps_in1 + plan.plan.irreps_out)
     if needed > frames.l_max:
         raise ValueError(f"edge_tensor_product: frames: expected l_max of at least {needed}, found {frames.l_max}")
+    chosen = _chosen(plan, frames.wigner.device.type) if lowering is None else lowering
+    if chosen != "edge_frame":
+        return tensor_product(
+            _concatenated(x), _harmonics(plan, frames), weight, plan.plan, layout=layout, lowering=chosen
+        )
     if not (frames.vector.requires_grad and torch.is_grad_enabled()):
         return _in_fixed_frames(x, weight, plan, frames, layout)
-    if isinstance(x, EdgeSources):  # the formula for the direction wants the operand of each edge
-        x = torch.cat(
-            [t if rows is None else t[rows] for t, (rows, _, _) in zip(tensors, _ends(x), strict=True)], dim=1
-        )
+    x = _concatenated(x)  # the formula for the direction wants the operand of each edge
     turns = Turns(
         plan.plan.irreps_in1,
         plan.plan.irreps_out,
@@ -109,6 +121,26 @@ def edge_tensor_product(
         lambda x, weight: _in_fixed_frames(x, weight, plan, frames, layout),
     )
     return product_with_direction(x, weight, frames.vector, turns)
+
+
+@torch.compiler.assume_constant_result
+def _chosen(plan: EdgeFramePlan, device: str) -> str:
+    return choose_lowering(plan.plan, True, device, harmonics=True)
+
+
+def _concatenated(x: Tensor | EdgeSources) -> Tensor:
+    if isinstance(x, Tensor):
+        return x
+    rows = [t if index is None else t[index] for t, (index, _, _) in zip(x.tensors, _ends(x), strict=True)]
+    return torch.cat(rows, dim=1)
+
+
+def _harmonics(plan: EdgeFramePlan, frames: EdgeFrames) -> Tensor:
+    """Y of every edge, ``[edges, dim_in2]``, zero for l > 0 on edges of length zero."""
+    degrees = [l for _, l, _ in plan.plan.irreps_in2]
+    y = o3.spherical_harmonics(degrees, frames.vector, normalize=True, normalization="component")
+    scalar = torch.cat([torch.full((2 * l + 1,), float(l == 0)) for l in degrees])
+    return y.index_copy(0, frames.onsite, scalar.to(y).expand(frames.onsite.numel(), -1))
 
 
 def _check_sources(x: EdgeSources, plan: EdgeFramePlan, edges: int) -> tuple[Tensor, ...]:

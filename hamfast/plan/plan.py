@@ -96,8 +96,15 @@ class Plan:
         """Multiply-adds per row of the forward pass: CG contraction plus weights, path by path."""
         return sum(cg + mix for _, cg, mix in self._costs())
 
-    def explain(self) -> str:
-        """A table of the paths with shapes, normalisation and multiply-adds per row."""
+    def explain(self, shared_weights: bool = True, device: str = "cpu", harmonics: bool = False) -> str:
+        """A table of the paths with shapes, normalisation and multiply-adds per row; then the lowerings, and which one runs.
+
+        Args:
+            shared_weights: one weight for all rows.
+            harmonics: the second operand is spherical harmonics of each row's direction.
+        """
+        from hamfast.plan.cost import explain  # the lowerings know plans, not the other way round
+
         lines = [
             f"{format_irreps(self.irreps_in1)} x {format_irreps(self.irreps_in2)} -> {format_irreps(self.irreps_out)}",
             f"{len(self.instructions)} paths, {self.weight_numel:,} weights, "
@@ -109,7 +116,7 @@ class Plan:
             name = "{} x {} -> {}".format(*(format_irreps((b,)) for b in blocks))
             shape = "x".join(map(str, ins.weight_shape)) if ins.has_weight else "-"
             lines.append(f"{name:<24}{ins.mode:<8}{shape:<16}{ins.coefficient:>12.6f}{cg:>10,}{mix:>12,}")
-        return "\n".join(lines)
+        return "\n".join([*lines, explain(self, shared_weights, device, harmonics)])
 
     def _costs(self) -> list[tuple[Instruction, int, int]]:
         costs = []

@@ -57,7 +57,9 @@ def test_compiles_once_for_all_row_counts(name):
         leaves = [t.requires_grad_() for t in (x, y, w)]
         out, expected = compiled(*leaves), reference.tensor_product(*leaves, plan)
         assert_close(out, expected)
-        for a, b in zip(torch.autograd.grad(out.sum(), leaves), torch.autograd.grad(expected.sum(), leaves), strict=True):
+        for a, b in zip(
+            torch.autograd.grad(out.sum(), leaves), torch.autograd.grad(expected.sum(), leaves), strict=True
+        ):
             assert_close(a, b)
     assert counter.frame_count == 1
 
