@@ -41,7 +41,8 @@ def test_choice_is_within_1_3_of_the_fastest_measured():
 
 
 def test_explain_names_lowerings_operations_bytes_and_reason():
-    plan = make_plan("64x0e+32x1o", "0e+1o", "64x0e+32x1o", [(0, 0, 0, "uvw", True), (0, 1, 1, "uvw", True)])
+    irreps = [Irreps(i) for i in ("64x0e+32x1o", "0e+1o+2e", "64x0e+32x1o")]
+    plan = make_plan(*irreps, fully_connected(*irreps))
     text = plan.explain(harmonics=True)
     for word in ("edge_frame", "mix", "general", "multiply-adds", "bytes", "runs: edge_frame, estimated"):
         assert word in text
