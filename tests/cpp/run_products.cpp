@@ -1,0 +1,218 @@
+// Runs the CPU kernels of tensor products outside of torch, on buffers of exactly the right size, for the sanitizers.
+//   run_products CASE THREADS
+// CASE: arrays as tests/kernels/test_sanitizers.py writes them. Prints the largest relative difference from the
+// expected result.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tensor_product/channel_kernel_isa.cpp"
+#include "tensor_product/path_kernel_isa.cpp"
+
+using namespace hamfast;
+
+// One array of the file, in memory of its own: an element too far is an error the sanitizer sees.
+struct Array {
+  explicit Array(int64_t n) : bytes(n), memory(n ? std::malloc(n) : nullptr, std::free), data(memory.get()) {}
+  int64_t bytes;
+  std::shared_ptr<void> memory;
+  void* data;
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
+  template <class T>
+  int64_t size() const {
+    return bytes / static_cast<int64_t>(sizeof(T));
+  }
+};
+
+static std::vector<Array> read_arrays(const char* path) {
+  FILE* file = std::fopen(path, "rb");
+  if (!file) std::exit(2);
+  std::vector<Array> arrays;
+  int64_t bytes;
+  while (std::fread(&bytes, sizeof(bytes), 1, file) == 1) {
+    Array a(bytes);
+    if (bytes && std::fread(a.data, 1, bytes, file) != static_cast<size_t>(bytes)) std::exit(2);
+    arrays.push_back(a);
+  }
+  std::fclose(file);
+  return arrays;
+}
+
+static void in_threads(int threads, int64_t n, const std::function<void(int64_t, int64_t)>& f) {
+  std::vector<std::thread> pool;
+  for (int t = 0; t < threads; ++t) pool.emplace_back([&, t] { f(n * t / threads, n * (t + 1) / threads); });
+  for (auto& thread : pool) thread.join();
+}
+
+template <class T>
+struct Exactly {  // memory that ends where it should
+  explicit Exactly(int64_t n) : data(static_cast<T*>(std::aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64))), n(n) {
+    for (int64_t i = 0; i < n; ++i) data[i] = T(NAN);
+  }
+  ~Exactly() { std::free(data); }
+  Exactly(const Exactly&) = delete;
+  T* data;
+  int64_t n;
+};
+
+template <class T>
+static double difference(const T* found, const Array& expected) {
+  double error = 0, size = 1e-30;
+  for (int64_t i = 0; i < expected.size<double>(); ++i) {
+    const double e = expected.as<double>()[i];
+    error = std::isnan(double(found[i])) ? INFINITY : std::fmax(error, std::fabs(double(found[i]) - e));
+    size = std::fmax(size, std::fabs(e));
+  }
+  return error / size;
+}
+
+int main(int argc, char** argv) {
+  if (argc != 3) return 2;
+  const std::vector<Array> a = read_arrays(argv[1]);
+  const int threads = std::atoi(argv[2]);
+  using T = double;
+  // The order of the file.
+  enum {
+    kNumbers,
+    kTable,
+    kCgIndex,
+    kCgValue,
+    kTasks,
+    kXBlocks,
+    kGBlocks,
+    kEntries,
+    kCoupling,
+    kSenders,
+    kSenderOrder,
+    kSenderPtr,
+    kReceivers,
+    kReceiverOrder,
+    kReceiverPtr,
+    kX,
+    kY,
+    kW,
+    kG,
+    kOut,
+    kGradX,
+    kGradY,
+    kGradW,
+    kCount
+  };
+  if (a.size() != kCount) return 2;
+  const int64_t* numbers = a[kNumbers].as<int64_t>();  // dims[9], edges, nodes, shared
+  const int64_t edges = numbers[9], nodes = numbers[10];
+  const bool shared = numbers[11] != 0;
+
+  ChannelCall<T> c{};
+  c.tasks = a[kTasks].as<ChannelTask>();
+  c.num_tasks = a[kTasks].size<ChannelTask>();
+  c.x_blocks = a[kXBlocks].as<ChannelBlock>();
+  c.num_x_blocks = a[kXBlocks].size<ChannelBlock>();
+  c.g_blocks = a[kGBlocks].as<ChannelBlock>();
+  c.num_g_blocks = a[kGBlocks].size<ChannelBlock>();
+  c.entries = a[kEntries].as<CouplingEntry>();
+  c.coupling = a[kCoupling].as<T>();
+  c.x_dim = numbers[0], c.y_dim = numbers[1], c.w_dim = numbers[2], c.g_dim = numbers[3];
+  c.x_padded = numbers[5], c.g_padded = numbers[6], c.max_coupling = numbers[7], c.covers_weights = numbers[8];
+  c.storage = Storage::float64;
+  c.x_rows = c.g_rows = nodes;
+  c.shared_weights = shared;
+  c.w_begin = -1;
+  const int data[4] = {kX, kY, kW, kG};
+  for (int s = 0; s < 4; ++s) {
+    c.operand[s].data = a[data[s]].data;
+    c.operand[s].dim = s == 2 && shared ? 0 : numbers[s];
+  }
+  c.operand[0].index = a[kSenders].as<int64_t>();
+  c.operand[3].index = a[kReceivers].as<int64_t>();
+  double worst = 0;
+  auto check = [&](const char* what, double error) {
+    std::printf("%s %.2e\n", what, error);
+    worst = std::fmax(worst, error);
+  };
+
+  std::vector<std::unique_ptr<Exactly<T>>> prepared;
+  for (int slot : {0, 3}) {  // rows of nodes as padded blocks, once and for all edges
+    prepared.push_back(std::make_unique<Exactly<T>>(nodes * (slot == 3 ? c.g_padded : c.x_padded)));
+    T* const rows = prepared.back()->data;
+    in_threads(threads, nodes, [&](int64_t begin, int64_t end) {
+      Exactly<T> scratch(channel_scratch(c));
+      HAMFAST_ISA::channel_prepare(c, slot == 3, c.operand[slot].data, begin, end, rows, scratch.data);
+    });
+    c.operand[slot].prepared = rows;
+  }
+  Exactly<T> out(nodes * c.g_dim), grad_x(nodes * c.x_dim), grad_y(edges * c.y_dim);
+  const int64_t parts = 5;
+  Exactly<T> grad_w(shared ? parts * c.w_dim : edges * c.w_dim);
+  c.out[3] = out.data;
+  c.order = a[kReceiverOrder].as<int64_t>();
+  c.ptr = a[kReceiverPtr].as<int64_t>();
+  in_threads(threads, nodes, [&](int64_t begin, int64_t end) {
+    Exactly<T> scratch(channel_scratch(c));
+    HAMFAST_ISA::channel_forward(c, begin, end, scratch.data);
+  });
+  check("channel out", difference(out.data, a[kOut]));
+  c.out[0] = grad_x.data, c.out[1] = grad_y.data, c.out[2] = grad_w.data;
+  c.order = a[kSenderOrder].as<int64_t>();
+  c.ptr = a[kSenderPtr].as<int64_t>();
+  in_threads(threads, parts, [&](int64_t begin, int64_t end) {
+    Exactly<T> scratch(channel_scratch(c));
+    for (int64_t p = begin; p < end; ++p)
+      HAMFAST_ISA::channel_backward(c, nodes * p / parts, nodes * (p + 1) / parts, p, scratch.data);
+  });
+  if (shared)
+    for (int64_t p = 1; p < parts; ++p)
+      for (int64_t i = 0; i < c.w_dim; ++i) grad_w.data[i] += grad_w.data[p * c.w_dim + i];
+  check("channel dx", difference(grad_x.data, a[kGradX]));
+  check("channel dy", difference(grad_y.data, a[kGradY]));
+  check("channel dw", difference(grad_w.data, a[kGradW]));
+
+  // The general kernel, all paths of the same plan.
+  const int results[4] = {kGradX, kGradY, kGradW, kOut};
+  for (int slot = 0; slot < 4; ++slot) {
+    TensorProductCall<T> p{};
+    p.paths = a[kTable].as<Path>();
+    p.num_paths = a[kTable].size<Path>();
+    p.cg = {a[kCgIndex].as<int64_t>(), a[kCgValue].as<double>()};
+    p.slot = static_cast<Slot>(slot);
+    for (int n = 0; n < 4; ++n) {
+      p.operand[n] = n == slot ? nullptr : a[data[n]].as<T>();
+      p.dim[n] = n == 2 && shared ? 0 : numbers[n];
+    }
+    p.index[0] = a[kSenders].as<int64_t>();
+    p.index[3] = a[kReceivers].as<int64_t>();
+    if (slot == 0 || slot == 3) {
+      p.order = a[slot == 0 ? kSenderOrder : kReceiverOrder].as<int64_t>();
+      p.ptr = a[slot == 0 ? kSenderPtr : kReceiverPtr].as<int64_t>();
+    }
+    p.edges = edges;
+    p.out_dim = numbers[slot];
+    p.scratch_size = numbers[4];
+    int64_t rows = slot == 0 || slot == 3 ? nodes : edges;
+    if (slot == 2 && shared) {
+      rows = parts;
+      p.chunk = (edges + parts - 1) / parts;
+    }
+    Exactly<T> result(rows * p.out_dim);
+    for (int64_t i = 0; i < result.n; ++i) result.data[i] = 0;
+    p.out = result.data;
+    in_threads(threads, rows, [&](int64_t begin, int64_t end) {
+      Exactly<T> scratch(p.scratch_size);
+      HAMFAST_ISA::tensor_product_rows(p, begin, end, scratch.data);
+    });
+    if (slot == 2 && shared)
+      for (int64_t q = 1; q < parts; ++q)
+        for (int64_t i = 0; i < p.out_dim; ++i) result.data[i] += result.data[q * p.out_dim + i];
+    check("general", difference(result.data, a[results[slot]]));
+  }
+  return worst < 1e-11 ? 0 : 1;
+}
