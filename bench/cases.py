@@ -29,8 +29,13 @@ class ProductCase:
         a, b, c = self.irreps
         allowed = [(i, j, ir) for i, (_, x) in enumerate(a) for j, (_, y) in enumerate(b) for ir in x * y if ir in c]
         if self.mode == "uvw":
-            blocks = [ir for _, ir in c]
-            return [(i, j, blocks.index(ir), "uvw", True, 1.0) for i, j, ir in allowed]
+            return [
+                (i, j, k, "uvw", True, 1.0)
+                for i, (_, x) in enumerate(a)
+                for j, (_, y) in enumerate(b)
+                for k, (_, z) in enumerate(c)
+                if z in x * y
+            ]
         return [(i, j, k, "uvu", True, 1.0) for k, (i, j, _) in enumerate(allowed)]
 
     @property
@@ -55,15 +60,25 @@ class ProductCase:
 
 
 SH = {l: "+".join(f"1x{n}{'e' if n % 2 == 0 else 'o'}" for n in range(l + 1)) for l in (2, 3, 4, 5)}
+
+# Channel-wise convolutions of MACE-type networks: weights per edge.
 PRODUCTS = [
     ProductCase("a", "64x0e+64x1o+64x2e", SH[2], "64x0e+64x1o+64x2e", "uvu", 5000),
     ProductCase("b", "128x0e+128x1o", SH[3], "128x0e+128x1o+128x2e", "uvu", 5000),
-    ProductCase("c", "64x0e+32x1o+16x2e+8x3o+8x4e", SH[4], "64x0e+32x1o+16x2e+8x3o+8x4e", "uvw", 2000),
+    ProductCase("b_large", "128x0e+128x1o+128x2e", SH[3], "128x0e+128x1o+128x2e+128x3o", "uvu", 5000),
 ]
+_NODE = "64x0e+32x1o+16x2e+8x3o+8x4e"
+_MIDDLE = "192x0e+96x1o+48x2e+24x3o+24x4e+12x5o"
+_SOC = "40x0o+604x0e+96x1o+106x1e+88x2o+104x2e+48x3o+64x3e+16x4o+24x4e+8x5e"
+# Fully connected products of Hamiltonian networks with the harmonics of the edge: weights shared. c_real is DeepH-E3's
+# default, the others are layers of its published networks (C: middle, G: last edge with spin-orbit coupling).
 EDGE_PRODUCTS = [
-    ProductCase("c", "64x0e+32x1o+16x2e+8x3o+8x4e", SH[4], "64x0e+32x1o+16x2e+8x3o+8x4e", "uvw", 2000),
-    ProductCase("C", "192x0e+96x1o+48x2e+24x3o+24x4e+12x5o", SH[5], "132x0e+32x1o+16x2e+8x3o+8x4e+4x5o", "uvw", 2000),
+    ProductCase("c", _NODE, SH[4], _NODE, "uvw", 2000),
+    ProductCase("c_real", f"{_NODE}+{_NODE}+{_NODE}", SH[4], "64x0e+64x0e+32x1o+16x2e+8x3o+8x4e", "uvw", 2000),
+    ProductCase("C", _MIDDLE, SH[5], "132x0e+32x1o+16x2e+8x3o+8x4e+4x5o", "uvw", 2000),
+    ProductCase("G", "192x0e+96x1o+64x1e+48x2e+24x3o+24x4e+12x5o", SH[5], _SOC, "uvw", 500),
 ]
+RADIAL_WIDTH = 64
 
 
 def random_graph(nodes: int, degree: int):

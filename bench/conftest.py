@@ -1,10 +1,15 @@
 """Every benchmark notes what it ran: implementation, case, mode, and the versions and machine of the run."""
 
+import os
 import platform
 
 import e3nn
 import pytest
 import torch
+
+
+def pytest_configure(config):
+    torch.set_num_threads(int(os.environ.get("HAMFAST_BENCH_THREADS", torch.get_num_threads())))
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
@@ -20,9 +25,9 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 def measure(benchmark):
     """``measure(implementation, case, mode, function)``: times it after a warm-up and labels the row."""
 
-    def run(implementation, case, mode, function, rounds=10):
+    def run(implementation, case, mode, function, rounds=10, **note):
         benchmark.group = f"{case} {mode}"
-        benchmark.extra_info |= {"implementation": implementation, "case": case, "mode": mode}
+        benchmark.extra_info |= {"implementation": implementation, "case": case, "mode": mode, **note}
         benchmark.pedantic(function, rounds=rounds, iterations=1, warmup_rounds=2)
 
     return run

@@ -1,14 +1,26 @@
-"""Tensor products beside e3nn's, forward and forward + backward; outputs are compared before anything is timed."""
+"""Tensor products beside e3nn's (eager, compiled) and cuEquivariance's CPU path; outputs are compared before anything is timed.
+
+Rows of one case and mode are neighbours in one run. HAMFAST_BENCH_COMPILED=1 adds torch.compile'd e3nn: minutes of compiling.
+"""
+
+import os
+import sys
+import time
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
-from cases import EDGE_PRODUCTS, PRODUCTS
+from cases import EDGE_PRODUCTS, PRODUCTS, RADIAL_WIDTH, random_graph
 from e3nn import o3
 
 from hamfast import ops
 from hamfast.plan import edge_frame_plan
 
+sys.path.append(str(Path(sys.prefix) / "peers"))
 MODES = ("forward", "forward+backward")
+FORCE_MODES = (*MODES, "double backward")
+COMPILED = ["e3nn compiled"] if os.environ.get("HAMFAST_BENCH_COMPILED") == "1" else []
 
 
 def step(function, leaves, mode):
@@ -20,7 +32,15 @@ def step(function, leaves, mode):
         out = function(*leaves)
         return torch.autograd.grad(out, leaves, torch.ones_like(out))
 
-    return forward if mode == "forward" else both
+    directions = [torch.randn_like(t) for t in leaves]
+
+    def double():
+        out = function(*leaves)
+        grad = torch.ones_like(out).requires_grad_()
+        first = torch.autograd.grad(out, leaves, grad, create_graph=True)
+        return torch.autograd.grad(first, (*leaves, grad), directions)
+
+    return {"forward": forward, "forward+backward": both, "double backward": double}[mode]
 
 
 def e3nn_product(case):
@@ -30,8 +50,30 @@ def e3nn_product(case):
     )
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("implementation", ["hamfast", "e3nn"])
+@cache
+def compiled_e3nn(case, mode):
+    """The compiled product, and how long its first call took."""
+    product = torch.compile(e3nn_product(case))
+    begin = time.perf_counter()
+    step(product, [t.requires_grad_() for t in case.inputs()], mode)()
+    return product, time.perf_counter() - begin
+
+
+def cuequivariance(case):
+    """Its channel-wise product on the same irreps, layout ir_mul (its faster one), or a skip."""
+    cue = pytest.importorskip("cuequivariance")
+    cuet = pytest.importorskip("cuequivariance_torch")
+    a, b, c = ("+".join(f"{mul}x{ir}" for mul, ir in irreps) for irreps in case.irreps)
+    irreps = [cue.Irreps("O3", i) for i in (a, b)]
+    names = [ir for _, ir in cue.Irreps("O3", c)]
+    product = cuet.ChannelWiseTensorProduct(
+        *irreps, filter_irreps_out=names, shared_weights=False, internal_weights=False, layout=cue.ir_mul
+    )
+    return lambda x, y, w: product(x, y, w)
+
+
+@pytest.mark.parametrize("mode", FORCE_MODES)
+@pytest.mark.parametrize("implementation", ["hamfast", "e3nn", *COMPILED, "cuequivariance"])
 @pytest.mark.parametrize("case", PRODUCTS, ids=[c.name for c in PRODUCTS])
 def test_tensor_product(measure, case, implementation, mode):
     plan, theirs = case.plan(), e3nn_product(case)
@@ -41,8 +83,65 @@ def test_tensor_product(measure, case, implementation, mode):
         return ops.tensor_product(x, y, w, plan)
 
     torch.testing.assert_close(ours(*leaves), theirs(*leaves), atol=1e-3, rtol=1e-3)
-    function = ours if implementation == "hamfast" else theirs
-    measure(implementation, f"tensor_product {case.name}", mode, step(function, leaves, mode))
+    note = {}
+    if implementation == "e3nn compiled":
+        if case.name == "b_large" or mode == "double backward":
+            pytest.skip("compiling takes many minutes, or torch.compile has no double backward")
+        function, seconds = compiled_e3nn(case, mode)
+        note = {"compile_s": f"{seconds:.1f}"}
+    elif implementation == "cuequivariance":
+        function = cuequivariance(case)
+        assert function(*leaves).shape == (case.edges, plan.dim_out)
+    else:
+        function = ours if implementation == "hamfast" else theirs
+    measure(implementation, f"tensor_product {case.name}", mode, step(function, leaves, mode), rounds=7, **note)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("implementation", ["hamfast", "e3nn"])
+@pytest.mark.parametrize("case", PRODUCTS, ids=[c.name for c in PRODUCTS])
+def test_convolution(measure, case, implementation, mode):
+    """Gather, product and scatter-sum on a graph of 40 neighbours."""
+    plan, theirs = case.plan(), e3nn_product(case)
+    nodes = case.edges // 40
+    senders, receivers = random_graph(nodes, 40)
+    edges = ops.edge_index(senders, receivers, nodes)
+    x, y, w = case.inputs()
+    leaves = [t.requires_grad_() for t in (x[:nodes].contiguous(), y, w)]
+
+    def ours(x, y, w):
+        return ops.tensor_product(x, y, w, plan, edges)
+
+    def e3nn(x, y, w):
+        return x.new_zeros(nodes, plan.dim_out).index_add(0, receivers, theirs(x[senders], y, w))
+
+    torch.testing.assert_close(ours(*leaves), e3nn(*leaves), atol=1e-2, rtol=1e-3)
+    function = ours if implementation == "hamfast" else e3nn
+    measure(implementation, f"convolution {case.name}", mode, step(function, leaves, mode), rounds=7)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("implementation", ["hamfast", "hamfast, weights stored", "e3nn"])
+@pytest.mark.parametrize("case", PRODUCTS, ids=[c.name for c in PRODUCTS])
+def test_radial_weights(measure, case, implementation, mode):
+    """The product and the last layer of the radial network that makes its weights."""
+    plan, theirs = case.plan(), e3nn_product(case)
+    x, y, _ = case.inputs()
+    h, matrix = torch.randn(case.edges, RADIAL_WIDTH), torch.randn(RADIAL_WIDTH, plan.weight_numel) / 8
+    leaves = [t.requires_grad_() for t in (x, y, h, matrix)]
+
+    def fused(x, y, h, matrix):
+        return ops.tensor_product(x, y, ops.RadialWeights(h, matrix), plan)
+
+    def stored(x, y, h, matrix):
+        return ops.tensor_product(x, y, h @ matrix, plan)
+
+    def e3nn(x, y, h, matrix):
+        return theirs(x, y, h @ matrix)
+
+    torch.testing.assert_close(fused(*leaves), e3nn(*leaves), atol=1e-3, rtol=1e-3)
+    function = {"hamfast": fused, "e3nn": e3nn}.get(implementation, stored)
+    measure(implementation, f"with radial layer {case.name}", mode, step(function, leaves, mode), rounds=7)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -64,4 +163,4 @@ def test_edge_tensor_product(measure, case, implementation, mode):
 
     torch.testing.assert_close(ours(*leaves), e3nn(*leaves), atol=1e-3, rtol=1e-3)
     function = ours if implementation == "hamfast" else e3nn
-    measure(implementation, f"edge_tensor_product {case.name}", mode, step(function, leaves, mode))
+    measure(implementation, f"edge_tensor_product {case.name}", mode, step(function, leaves, mode), rounds=5)
