@@ -76,7 +76,7 @@ EDGE_PRODUCTS = [
     ProductCase("c", _NODE, SH[4], _NODE, "uvw", 2000),
     ProductCase("c_real", f"{_NODE}+{_NODE}+{_NODE}", SH[4], "64x0e+64x0e+32x1o+16x2e+8x3o+8x4e", "uvw", 2000),
     ProductCase("C", _MIDDLE, SH[5], "132x0e+32x1o+16x2e+8x3o+8x4e+4x5o", "uvw", 2000),
-    ProductCase("G", "192x0e+96x1o+64x1e+48x2e+24x3o+24x4e+12x5o", SH[5], _SOC, "uvw", 500),
+    ProductCase("G", "192x0e+96x1o+64x1e+48x2e+24x3o+24x4e+12x5o", SH[5], _SOC, "uvw", 2000),
 ]
 RADIAL_WIDTH = 64
 

@@ -42,7 +42,7 @@ def main():
         functions = candidates(l_max)
         expected = functions["e3nn"](v)
         grad = torch.randn_like(expected)
-        for name, function in functions.items():
+        for function in functions.values():
             torch.testing.assert_close(function(v), expected, atol=1e-4, rtol=1e-4)
         for mode in ("forward", "forward+backward"):
             times = {name: [] for name in functions}
