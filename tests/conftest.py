@@ -1,9 +1,12 @@
 """Seeds, poisoned memory, the device fixture, the bundled data."""
 
+import os
 from pathlib import Path
 
-import pytest
-import torch
+os.environ.setdefault("HAMFAST_POISON", "1")  # before the library is loaded
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 HERE = Path(__file__).parent
 

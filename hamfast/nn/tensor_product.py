@@ -5,7 +5,7 @@ from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from hamfast.nn.irreps_layout import LoadsE3nnState, check_layout
-from hamfast.ops import EdgeFrames, EdgeIndex, EdgeSources, edge_tensor_product, tensor_product
+from hamfast.ops import EdgeFrames, EdgeIndex, EdgeSources, RadialWeights, edge_tensor_product, tensor_product
 from hamfast.ops.tensor_product import broadcast_tensor_product
 from hamfast.plan import edge_frame_plan, make_plan
 
@@ -18,6 +18,7 @@ class TensorProduct(LoadsE3nnState):
             path_normalization: as in e3nn.
         internal_weights: the module owns a parameter ``weight``; by default if weights are shared.
         shared_weights: one weight for all rows.
+        layout: of the first operand and of the result, ``mul_ir`` as e3nn has it, or ``ir_mul``.
     """
 
     def __init__(
@@ -33,8 +34,10 @@ class TensorProduct(LoadsE3nnState):
         path_normalization: str | None = None,
         internal_weights: bool | None = None,
         shared_weights: bool | None = None,
+        layout: str = "mul_ir",
     ):
         super().__init__()
+        self.layout = check_layout(layout)
         self.irreps_in1, self.irreps_in2, self.irreps_out = Irreps(irreps_in1), Irreps(irreps_in2), Irreps(irreps_out)
         self.plan = make_plan(
             self.irreps_in1,
@@ -64,10 +67,13 @@ class TensorProduct(LoadsE3nnState):
         mask = [torch.full((mul_ir.dim,), float(n in touched)) for n, mul_ir in enumerate(self.irreps_out)]
         self.register_buffer("output_mask", torch.cat(mask) if mask else torch.ones(0))
 
-    def forward(self, x: Tensor, y: Tensor, weight: Tensor | None = None, edges: EdgeIndex | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, y: Tensor, weight: Tensor | RadialWeights | None = None, edges: EdgeIndex | None = None
+    ) -> Tensor:
         """``[..., irreps_in1.dim]``, ``[..., irreps_in2.dim]`` -> ``[..., irreps_out.dim]``.
 
-        With ``edges``: gather, product and scatter-sum of :func:`hamfast.ops.tensor_product`.
+        With ``edges``: gather, product and scatter-sum of :func:`hamfast.ops.tensor_product`, which also takes
+        :class:`hamfast.ops.RadialWeights`.
         """
         if self.weight_numel == 0:
             weight = None
@@ -75,9 +81,9 @@ class TensorProduct(LoadsE3nnState):
             if not self.internal_weights:
                 raise ValueError(f"TensorProduct: expected weight [{self.weight_numel}] per row, found None")
             weight = self.weight
-        if edges is not None:
-            return tensor_product(x, y, weight, self.plan, edges)
-        return broadcast_tensor_product(x, y, weight, self.plan)
+        if edges is not None or isinstance(weight, RadialWeights):
+            return tensor_product(x, y, weight, self.plan, edges, layout=self.layout)
+        return broadcast_tensor_product(x, y, weight, self.plan, self.layout)
 
 
 class FullyConnectedTensorProduct(TensorProduct):

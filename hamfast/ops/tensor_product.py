@@ -18,7 +18,7 @@ from hamfast.ops.notice import slow_path
 from hamfast.ops.radial import RadialWeights
 from hamfast.plan import Plan
 from hamfast.plan.channel import is_channel_wise, is_mixing, live_paths
-from hamfast.plan.cost import choose_lowering
+from hamfast.plan.cost import choose_lowering, estimates
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -70,9 +70,7 @@ def tensor_product(
     if isinstance(weight, RadialWeights) and not _makes_weights(plan, x):
         weight = weight.weights()
     shared = weight is None or (isinstance(weight, Tensor) and weight.dim() == 1)
-    chosen = _chosen(plan, shared, x.device.type) if lowering is None else lowering
-    if chosen == "mix" and (not shared or x.device.type != "cpu"):
-        raise ValueError("tensor_product: lowering: mix needs weights shared by all rows, on a CPU")
+    chosen = "channel" if isinstance(weight, RadialWeights) else _chosen(plan, shared, x.device.type, lowering)
 
     def run(part: str) -> Tensor:
         tables = make_tables(plan, part, x.dtype, x.device)
@@ -98,8 +96,16 @@ def _all_channel_wise(plan):
 
 
 @torch.compiler.assume_constant_result
-def _chosen(plan, shared, device):
-    return choose_lowering(plan, shared, device)
+def _chosen(plan: Plan, shared: bool, device: str, wanted: str | None) -> str:
+    if wanted is None:
+        return choose_lowering(plan, shared, device)
+    possible = [e.lowering for e in estimates(plan, shared, device)]
+    if wanted not in possible:
+        weights = "shared weights" if shared else "weights per row"
+        raise ValueError(
+            f"tensor_product: lowering: expected {' or '.join(possible)} for this plan with {weights} on {device}, found {wanted!r}"
+        )
+    return wanted
 
 
 @torch.compiler.assume_constant_result
@@ -131,7 +137,9 @@ def _under_autocast(x: Tensor, y: Tensor, weight: Any) -> tuple[Tensor, Tensor, 
     return x, y, RadialWeights(*rest) if radial else rest[0]  # type: ignore[arg-type]
 
 
-def broadcast_tensor_product(x: Tensor, y: Tensor, weight: Tensor | None, plan: Plan) -> Tensor:
+def broadcast_tensor_product(
+    x: Tensor, y: Tensor, weight: Tensor | None, plan: Plan, layout: str = "mul_ir"
+) -> Tensor:
     """:func:`tensor_product` with leading dimensions that broadcast, as e3nn's modules take them.
 
     Args:
@@ -144,7 +152,8 @@ def broadcast_tensor_product(x: Tensor, y: Tensor, weight: Tensor | None, plan: 
     rows = [x, y] if weight is None or weight.dim() == 1 else [x, y, weight]
     leading = torch.broadcast_shapes(*(t.shape[:-1] for t in rows))
     rows = [t.expand(*leading, t.shape[-1]).reshape(math.prod(leading), t.shape[-1]) for t in rows]
-    return tensor_product(rows[0], rows[1], rows[2] if len(rows) > 2 else weight, plan).view(*leading, plan.dim_out)
+    out = tensor_product(rows[0], rows[1], rows[2] if len(rows) > 2 else weight, plan, layout=layout)
+    return out.view(*leading, plan.dim_out)
 
 
 def _general(x, y, weight, plan, tables, edges, gather, scatter, layout):

@@ -118,3 +118,13 @@ def test_gaussian_basis_and_envelope():
 def test_unknown_layout():
     with pytest.raises(ValueError, match="expected mul_ir or ir_mul, found 'imu'"):
         nn.Linear("1x0e", "1x0e", layout="imu")
+
+
+def test_tensor_product_keeps_ir_mul_between_layers():
+    irreps = o3.Irreps("3x0e+2x1o"), o3.Irreps("1x0e+1x1o"), o3.Irreps("2x0e+3x1o")
+    slow = nn.FullyConnectedTensorProduct(*irreps)
+    fast = nn.FullyConnectedTensorProduct(*irreps, layout="ir_mul")
+    fast.load_state_dict(slow.state_dict())
+    x, y = torch.randn(4, irreps[0].dim), torch.randn(4, irreps[1].dim)
+    found = fast(nn.convert_layout(x, irreps[0], "mul_ir", "ir_mul"), y)
+    assert_close(nn.convert_layout(found, irreps[2], "ir_mul", "mul_ir"), slow(x, y))

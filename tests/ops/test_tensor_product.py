@@ -1,11 +1,13 @@
+import numpy as np
 import pytest
 import torch
 from e3nn import o3
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit import assert_close, check_derivatives, fully_connected, permuted, random_irreps
+from kit import assert_close, check_derivatives, fully_connected, permuted
 
 from hamfast import ops, reference
+from hamfast.ops.layout import convert_layout
 from hamfast.ops.multilinear import make_tables
 from hamfast.plan import make_plan
 
@@ -180,23 +182,106 @@ def test_zero_stride_gradient_and_empty_rows():
     assert_close(torch.autograd.grad(out.sum(), weight)[0], torch.zeros_like(w))
 
 
-@settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10_000), rows=st.integers(0, 6), dtype=st.sampled_from([torch.float32, torch.float64]))
-def test_random_irreps(seed, rows, dtype):
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5, torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 100_000),
+    mode=st.sampled_from([*SHAPES, "mixed"]),
+    edges=st.integers(0, 9),
+    graph=st.sampled_from([None, (True, True), (True, False), (False, True)]),
+    weights=st.sampled_from(["shared", "per-sample"]),
+    layout=st.sampled_from(["mul_ir", "ir_mul"]),
+    dtype=st.sampled_from(list(TOLERANCE)),
+)
+def test_random_irreps_modes_graphs_dtypes(seed, mode, edges, graph, weights, layout, dtype):
+    """Value and all gradients, against the reference in float64 on the same rounded operands."""
     generator = torch.Generator().manual_seed(seed)
-    irreps = [random_irreps(generator, l_max=3, max_mul=5) for _ in range(3)]
-    plan = make_plan(*irreps, fully_connected(*irreps))
-    x, y = (torch.randn(rows, i.dim, generator=generator, dtype=torch.float64) for i in irreps[:2])
-    w = torch.randn(plan.weight_numel, generator=generator, dtype=torch.float64)
-    expected = reference.tensor_product(x, y, w, plan)
-    found = ops.tensor_product(x.to(dtype), y.to(dtype), w.to(dtype), plan).double()
-    tolerance = 1e-12 if dtype == torch.float64 else 2e-5
-    assert_close(
-        found,
-        expected,
-        atol=tolerance * max(1.0, float(expected.abs().max()) if expected.numel() else 1.0),
-        rtol=tolerance,
+    plan = random_plan(generator, mode)
+    nodes = 4
+    index = ops.edge_index(*torch.randint(nodes, (2, edges), generator=generator), nodes) if graph else None
+    gather, scatter = graph or (False, False)
+    shape = (plan.weight_numel,) if weights == "shared" else (edges, plan.weight_numel)
+    operands = [
+        torch.randn(s, generator=generator, dtype=torch.float64).to(dtype)
+        for s in ((nodes if gather else edges, plan.dim_in1), (edges, plan.dim_in2), shape)
+    ]
+    leaves = [t.requires_grad_() for t in operands]
+    exact = [t.detach().double().requires_grad_() for t in operands]
+    x = convert_layout(leaves[0], plan.irreps_in1, "mul_ir", layout)
+    found = ops.tensor_product(x, *leaves[1:], plan, index, gather=gather, scatter=scatter, layout=layout)
+    found = convert_layout(found, plan.irreps_out, layout, "mul_ir")
+    truth = reference.tensor_product(
+        *exact, plan, index.senders if gather else None, index.receivers if scatter else None, nodes
     )
+    grad = torch.randn(truth.shape, generator=generator, dtype=torch.float64).to(dtype)
+    pairs = [(found, truth)]
+    if found.requires_grad:
+        pairs += zip(
+            torch.autograd.grad(found, leaves, grad, allow_unused=True),
+            torch.autograd.grad(truth, exact, grad.double(), allow_unused=True),
+            strict=True,
+        )
+    for ours, theirs in pairs:
+        if theirs is not None and ours is not None and theirs.numel():
+            assert ours.dtype == dtype
+            scale = max(float(theirs.abs().max()), 1.0)
+            assert float((ours.double() - theirs).abs().max()) <= TOLERANCE[dtype] * scale
+
+
+def random_plan(generator, mode):
+    """One to four random paths with multiplicities 0 to 5, weighted or not where that is allowed; ``mixed``: of several modes."""
+
+    def pick(options):
+        return options[int(torch.randint(len(options), (1,), generator=generator))]
+
+    blocks, paths = ([], [], []), []
+    for n in range(pick([1, 2, 3, 4])):
+        chosen = pick(list(SHAPES)) if mode == "mixed" else mode
+        l1, l2 = pick([0, 1, 2, 3]), pick([0, 1, 2])
+        l3 = pick(list(range(abs(l1 - l2), l1 + l2 + 1)))
+        p1, p2 = pick([1, -1]), pick([1, -1])
+        n1, n2, n3 = pick([0, 1, 2, 3, 5]), pick([1, 2, 3]), pick([0, 1, 4])
+        if chosen in ("uuw", "uuu", "uvu<v", "u<vw"):
+            n2 = n1
+        pairs = n1 * (n1 - 1) // 2
+        n3 = {"uvu": n1, "uvv": n2, "uuu": n1, "uvuv": n1 * n2, "uvu<v": pairs}.get(chosen, n3)
+        weighted = chosen in ("uvw", "u<vw", "uuw") or pick([True, False])
+        for block, entry in zip(blocks, ((n1, (l1, p1)), (n2, (l2, p2)), (n3, (l3, p1 * p2))), strict=True):
+            block.append(entry)
+        paths.append((n, n, n, chosen, weighted))
+    return make_plan(*(o3.Irreps(block) for block in blocks), paths)
+
+
+def test_offsets_beyond_two_to_the_31():
+    """Elements 2^31 and on, of memory that is mapped but never touched elsewhere."""
+    plan = make_plan("2x0e", "2x0e", "2x0e", [(0, 0, 0, "uuu", False)])
+    rows = 2**30 + 3
+    x = torch.from_numpy(np.zeros((rows, 2), dtype=np.float32))
+    x[rows - 1] = torch.tensor([2.0, 3.0])
+    edges = ops.EdgeIndex(torch.tensor([rows - 1]), torch.tensor([0]), rows, 1, *(torch.tensor([0, 1]),) * 4)
+    out = ops.tensor_product(x, torch.ones(1, 2), None, plan, edges, scatter=False)
+    assert_close(out, torch.tensor([[2.0, 3.0]]))
+
+
+@pytest.mark.parametrize("mode", ["uvu", "uvw", "uuu"])
+def test_adversarial_strides(mode):
+    """Expanded, permuted and offset operands and gradients."""
+    plan, x, y, w = make_case(mode, "per-sample" if mode != "uvw" else "shared")
+    expected = reference.tensor_product(x[:1].expand(5, -1), y, w, plan)
+    strided = torch.zeros(plan.dim_in2, 10)[:, ::2].T
+    strided.copy_(y)
+    shifted = torch.randn(w.numel() + 1)[1:].view(w.shape)
+    shifted.copy_(w)
+    leaves = [x[:1].clone().requires_grad_(), strided.requires_grad_(), shifted.requires_grad_()]
+    out = ops.tensor_product(leaves[0].expand(5, -1), *leaves[1:], plan)
+    assert_close(out, expected)
+    exact = [t.detach().clone().contiguous().requires_grad_() for t in leaves]
+    truth = reference.tensor_product(exact[0].expand(5, -1), *exact[1:], plan)
+    one = torch.ones(()).expand(truth.shape)
+    for a, b in zip(torch.autograd.grad(out, leaves, one), torch.autograd.grad(truth, exact, one), strict=True):
+        assert_close(a, b)
 
 
 def test_equivariance_under_rotation_and_inversion():
@@ -247,6 +332,12 @@ def test_wrong_arguments_get_a_sentence(change, message):
     plan, x, y, w = make_case("uvw", "shared")
     with pytest.raises(ValueError, match=message):
         ops.tensor_product(*change(x, y, w), plan)
+
+
+def test_wrong_lowering_gets_a_sentence():
+    plan, x, y, w = make_case("uuu", "shared")
+    with pytest.raises(ValueError, match="lowering: expected general for this plan with shared weights on cpu, found 'mix'"):
+        ops.tensor_product(x, y, w, plan, lowering="mix")
 
 
 def test_wrong_edges_get_a_sentence():

@@ -1,0 +1,72 @@
+"""Relative errors of tensor_product per dtype against float64, and the equivariance error: bench/results/precision.csv.
+
+python bench/precision.py
+"""
+
+import csv
+from pathlib import Path
+
+import torch
+from e3nn.o3 import Irreps, rand_matrix
+
+from hamfast import ops, reference
+from hamfast.plan import make_plan
+
+RESULT = Path(__file__).parent / "results" / "precision.csv"
+IN, SH = Irreps("32x0e+32x1o+32x2e"), Irreps("1x0e+1x1o+1x2e")
+ROWS = 200
+
+
+def plan_of(mode):
+    if mode == "uvw":
+        instructions = [
+            (i, j, k, "uvw", True)
+            for i, (_, a) in enumerate(IN)
+            for j, (_, b) in enumerate(SH)
+            for k, (_, c) in enumerate(IN)
+            if c in a * b
+        ]
+        return make_plan(IN, SH, IN, instructions), IN
+    paths = [(i, j, ir) for i, (_, a) in enumerate(IN) for j, (_, b) in enumerate(SH) for ir in a * b if ir.l < 3]
+    out = Irreps([(32, ir) for *_, ir in paths])
+    return make_plan(IN, SH, out, [(i, j, k, "uvu", True) for k, (i, j, _) in enumerate(paths)]), out
+
+
+def error(found, expected):
+    return f"{float((found.double() - expected).norm() / expected.norm()):.1e}"
+
+
+def main():
+    torch.manual_seed(0)
+    rows = []
+    for lowering, mode in (("channel", "uvu"), ("mix", "uvw")):
+        plan, irreps_out = plan_of(mode)
+        shape = (ROWS, plan.weight_numel) if mode == "uvu" else (plan.weight_numel,)
+        x, y, w = (torch.randn(s, dtype=torch.float64) for s in ((ROWS, IN.dim), (ROWS, SH.dim), shape))
+        turn = rand_matrix(dtype=torch.float64)
+        d_in, d_sh, d_out = (i.D_from_matrix(turn).double() for i in (IN, SH, irreps_out))
+        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+            leaves = [t.to(dtype).requires_grad_() for t in (x, y, w)]
+            exact = [t.detach().double().requires_grad_() for t in leaves]
+            out = ops.tensor_product(*leaves, plan, lowering=lowering)
+            truth = reference.tensor_product(*exact, plan)
+            grad = torch.randn_like(out)
+            grads = torch.autograd.grad(out, leaves, grad)
+            truths = torch.autograd.grad(truth, exact, grad.double())
+            turned = ops.tensor_product(
+                (x @ d_in.T).to(dtype), (y @ d_sh.T).to(dtype), leaves[2], plan, lowering=lowering
+            )
+            straight = ops.tensor_product(x.to(dtype), y.to(dtype), leaves[2], plan, lowering=lowering)
+            errors = [error(out, truth), *(error(a, b) for a, b in zip(grads, truths, strict=True))]
+            rows.append(
+                [lowering, str(dtype).removeprefix("torch."), *errors, error(turned, straight.double() @ d_out.T)]
+            )
+            print(*rows[-1])
+    with RESULT.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["lowering", "dtype", "out", "dx", "dy", "dw", "equivariance"])
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
