@@ -5,7 +5,15 @@ from dataclasses import dataclass
 import torch
 from e3nn import o3
 
+from hamfast.nn.tensor_product import fully_connected
 from hamfast.plan import Plan, make_plan
+
+
+def separate_paths(a, b, allowed):
+    """One output block per path to an irrep in ``allowed``, as message passing networks have it: irreps and uvu instructions."""
+    paths = [(i, j, ir) for i, (_, x) in enumerate(a) for j, (_, y) in enumerate(b) for ir in x * y if ir in allowed]
+    irreps = o3.Irreps([(a[i].mul, ir) for i, _, ir in paths])
+    return irreps, [(i, j, k, "uvu", True, 1.0) for k, (i, j, _) in enumerate(paths)]
 
 
 @dataclass(frozen=True)
@@ -27,23 +35,16 @@ class ProductCase:
     def instructions(self):
         """uvw: every path to the given output. uvu: one output block per path, as message passing networks have it."""
         a, b, c = self.irreps
-        allowed = [(i, j, ir) for i, (_, x) in enumerate(a) for j, (_, y) in enumerate(b) for ir in x * y if ir in c]
         if self.mode == "uvw":
-            return [
-                (i, j, k, "uvw", True, 1.0)
-                for i, (_, x) in enumerate(a)
-                for j, (_, y) in enumerate(b)
-                for k, (_, z) in enumerate(c)
-                if z in x * y
-            ]
-        return [(i, j, k, "uvu", True, 1.0) for k, (i, j, _) in enumerate(allowed)]
+            return fully_connected(a, b, c)
+        return separate_paths(a, b, c)[1]
 
     @property
     def irreps_out(self):
         a, b, c = self.irreps
         if self.mode == "uvw":
             return c
-        return o3.Irreps([(mul, ir) for mul, x in a for _, y in b for ir in x * y if ir in c])
+        return separate_paths(a, b, c)[0]
 
     def plan(self) -> Plan:
         a, b, _ = self.irreps

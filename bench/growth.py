@@ -15,9 +15,11 @@ from pathlib import Path
 
 import matplotlib
 import torch
+from cases import separate_paths
 from e3nn.o3 import Irreps
 
 from hamfast import ops
+from hamfast.nn.tensor_product import fully_connected
 from hamfast.plan import edge_frame_plan, make_plan
 
 HERE = Path(__file__).parent
@@ -37,11 +39,8 @@ def convolution(edges, mul, l_max):
     """Channel-wise with radial weights, gather and scatter: every path to every l."""
     irreps = Irreps([(mul, (l, (-1) ** l)) for l in range(l_max + 1)])
     sh = Irreps.spherical_harmonics(l_max)
-    paths = [
-        (i, j, ir) for i, (_, a) in enumerate(irreps) for j, (_, b) in enumerate(sh) for ir in a * b if ir.l <= l_max
-    ]
-    out = Irreps([(mul, ir) for *_, ir in paths])
-    plan = make_plan(irreps, sh, out, [(i, j, k, "uvu", True) for k, (i, j, _) in enumerate(paths)])
+    allowed = Irreps([(1, (l, p)) for l in range(l_max + 1) for p in (1, -1)])
+    plan = make_plan(irreps, sh, *separate_paths(irreps, sh, allowed))
     nodes = max(edges // NEIGHBORS, 1)
     graph = ops.edge_index(torch.randint(nodes, (edges,)), torch.arange(edges) % nodes, nodes)
     leaves = [torch.randn(nodes, plan.dim_in1), torch.randn(edges, plan.dim_in2)]
@@ -51,14 +50,7 @@ def convolution(edges, mul, l_max):
 
 def edge_frame(edges, mul, l_max):
     irreps, sh = Irreps([(mul, (l, (-1) ** l)) for l in range(l_max + 1)]), Irreps.spherical_harmonics(l_max)
-    paths = [
-        (i, j, k, "uvw", True)
-        for i, (_, a) in enumerate(irreps)
-        for j, (_, b) in enumerate(sh)
-        for k, (_, c) in enumerate(irreps)
-        if c in a * b
-    ]
-    plan = edge_frame_plan(make_plan(irreps, sh, irreps, paths))
+    plan = edge_frame_plan(make_plan(irreps, sh, irreps, fully_connected(irreps, sh, irreps)))
     frames = ops.edge_frames(torch.randn(edges, 3), l_max)
     leaves = [torch.randn(edges, plan.plan.dim_in1), torch.randn(plan.plan.weight_numel)]
     return leaves, lambda x, w: ops.edge_tensor_product(x, w, plan, frames, lowering="edge_frame")

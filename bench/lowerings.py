@@ -13,9 +13,11 @@ import warnings
 from pathlib import Path
 
 import torch
+from cases import separate_paths
 from e3nn.o3 import Irreps
 
 from hamfast import ops
+from hamfast.nn.tensor_product import fully_connected
 from hamfast.ops.notice import SlowPathWarning
 from hamfast.plan import edge_frame_plan, make_plan
 from hamfast.plan.cost import choose_lowering, estimates
@@ -48,20 +50,8 @@ SHAPES = [
 def plan_of(in1, in2, out, mode):
     a, b = Irreps(in1), Irreps(in2)
     if mode == "uvu":
-        paths = [
-            (i, j, ir, mul) for i, (mul, x) in enumerate(a) for j, (_, y) in enumerate(b) for ir in x * y if ir.l < 3
-        ]
-        c = Irreps([(mul, ir) for *_, ir, mul in paths])
-        return make_plan(a, b, c, [(i, j, k, "uvu", True) for k, (i, j, _, _) in enumerate(paths)])
-    c = Irreps(out)
-    instructions = [
-        (i, j, k, "uvw", True)
-        for i, (_, x) in enumerate(a)
-        for j, (_, y) in enumerate(b)
-        for k, (_, z) in enumerate(c)
-        if z in x * y
-    ]
-    return make_plan(a, b, c, instructions)
+        return make_plan(a, b, *separate_paths(a, b, Irreps("0e+0o+1e+1o+2e+2o")))
+    return make_plan(a, b, out, fully_connected(a, b, Irreps(out)))
 
 
 def runner(plan, lowering, shared, harmonics):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 os.environ.setdefault("HAMFAST_POISON", "1")  # before the library is loaded
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 HERE = Path(__file__).parent
 

@@ -16,7 +16,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.edge_index import EdgeIndex
-from hamfast.ops.radial import RadialWeights, radial_product
 from hamfast.plan import Plan
 from hamfast.plan.channel import (
     ChannelTables,
@@ -50,7 +49,7 @@ class Tables(NamedTuple):
 def multilinear(
     x: Tensor,
     y: Tensor,
-    weight: Tensor | RadialWeights | None,
+    weight: Tensor | None,
     tables: Tables,
     edges: EdgeIndex | None,
     gather: bool,
@@ -59,17 +58,21 @@ def multilinear(
 ) -> Tensor:
     """The product, dF/dg: ``[rows, out_dim]``. Arguments are as :func:`hamfast.ops.tensor_product` has checked them."""
     rows = edges.num_edges if edges is not None else x.shape[0]
-    sender = (edges.senders, edges.sender_order, edges.sender_ptr) if edges is not None and gather else (None,) * 3
-    receiver = (
-        (edges.receivers, edges.receiver_order, edges.receiver_ptr) if edges is not None and scatter else (None,) * 3
-    )
-    modes = (LAYOUTS[layouts[0]], LAYOUTS[layouts[1]])
-    if isinstance(weight, RadialWeights):
-        return radial_product(x, y, weight, (*tables.tensors, *sender, *receiver, *modes, tables.dims))
     shared = weight is None or weight.dim() == 1
-    numbers = (rows, shared, *modes, tables.dims)
+    numbers = (rows, shared, LAYOUTS[layouts[0]], LAYOUTS[layouts[1]], tables.dims)
     none = (None,) * 5
-    return _op(x, y, weight, *none, *tables.tensors, *sender, *receiver, 1 << G, *numbers)[G]
+    graph = graph_tensors(edges, gather, scatter)
+    return _op(x, y, weight, *none, *tables.tensors, *graph, 1 << G, *numbers)[G]
+
+
+def graph_tensors(edges: EdgeIndex | None, gather: bool, scatter: bool) -> tuple[Tensor | None, ...]:
+    """Senders and receivers, each with order and pointers, as the ops take them; None for what is not asked for."""
+    none = (None,) * 3
+    if edges is None:
+        return none + none
+    sender = (edges.senders, edges.sender_order, edges.sender_ptr) if gather else none
+    receiver = (edges.receivers, edges.receiver_order, edges.receiver_ptr) if scatter else none
+    return (*sender, *receiver)
 
 
 def product_gradients(

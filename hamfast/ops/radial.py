@@ -14,9 +14,10 @@ from torch import Tensor
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.checks import check_rows
+from hamfast.ops.edge_index import EdgeIndex
+from hamfast.ops.multilinear import LAYOUTS, Tables, graph_tensors, product_gradients
 
 _op = torch.ops.hamfast.radial_tensor_product.default
-_GRADIENTS = 7
 
 
 class RadialWeights(NamedTuple):
@@ -49,9 +50,20 @@ class RadialWeights(NamedTuple):
         return torch.cat([self.hidden, ones], dim=1), torch.cat([self.matrix, self.bias.unsqueeze(0)])
 
 
-def radial_product(x: Tensor, y: Tensor, weight: RadialWeights, rest: tuple) -> Tensor:
-    """The product; ``rest``: the plan's tensors, the graph's, layouts and dims, as the op takes them."""
-    return _op(x, y, *weight.with_bias_as_column(), None, *rest)[0]
+def radial_product(
+    x: Tensor,
+    y: Tensor,
+    weight: RadialWeights,
+    tables: Tables,
+    edges: EdgeIndex | None,
+    gather: bool,
+    scatter: bool,
+    layout: str,
+) -> Tensor:
+    """The product; arguments as :func:`hamfast.ops.multilinear.multilinear` takes them."""
+    graph = graph_tensors(edges, gather, scatter)
+    modes = (LAYOUTS[layout], LAYOUTS[layout])
+    return _op(x, y, *weight.with_bias_as_column(), None, *tables.tensors, *graph, *modes, tables.dims)[0]
 
 
 @torch.library.register_fake("hamfast::radial_tensor_product")
@@ -89,8 +101,6 @@ def _backward(ctx, *grads):
 
 def _backward_of_gradients(ctx, inputs, rest, grads):
     """From here on the weights are stored: the gradients are those of the plain op, and its derivatives are known."""
-    from hamfast.ops.multilinear import product_gradients
-
     with torch.enable_grad():
         # Views: one input may depend on another (g on x, say), and its share must not be counted here.
         inputs = [t.view_as(t) for t in inputs]

@@ -15,7 +15,7 @@ from hamfast.ops.edge_index import EdgeIndex
 from hamfast.ops.layout import check_layout, convert_layout
 from hamfast.ops.multilinear import make_tables, mix_blocks, multilinear
 from hamfast.ops.notice import slow_path
-from hamfast.ops.radial import RadialWeights
+from hamfast.ops.radial import RadialWeights, radial_product
 from hamfast.plan import Plan
 from hamfast.plan.channel import is_channel_wise, is_mixing, live_paths
 from hamfast.plan.cost import choose_lowering, estimates
@@ -69,8 +69,11 @@ def tensor_product(
     _check_weight(x, y, weight, rows, plan.weight_numel)
     if isinstance(weight, RadialWeights) and not _makes_weights(plan, x):
         weight = weight.weights()
-    shared = weight is None or (isinstance(weight, Tensor) and weight.dim() == 1)
-    chosen = "channel" if isinstance(weight, RadialWeights) else _chosen(plan, shared, x.device.type, lowering)
+    if isinstance(weight, RadialWeights):
+        tables = make_tables(plan, "channel", x.dtype, x.device)
+        return radial_product(x, y, weight, tables, edges, gather, scatter, layout)
+    shared = weight is None or weight.dim() == 1
+    chosen = _chosen(plan, shared, x.device.type, lowering)
 
     def run(part: str) -> Tensor:
         tables = make_tables(plan, part, x.dtype, x.device)
@@ -137,9 +140,7 @@ def _under_autocast(x: Tensor, y: Tensor, weight: Any) -> tuple[Tensor, Tensor, 
     return x, y, RadialWeights(*rest) if radial else rest[0]  # type: ignore[arg-type]
 
 
-def broadcast_tensor_product(
-    x: Tensor, y: Tensor, weight: Tensor | None, plan: Plan, layout: str = "mul_ir"
-) -> Tensor:
+def broadcast_tensor_product(x: Tensor, y: Tensor, weight: Tensor | None, plan: Plan, layout: str = "mul_ir") -> Tensor:
     """:func:`tensor_product` with leading dimensions that broadcast, as e3nn's modules take them.
 
     Args:

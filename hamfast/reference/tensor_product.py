@@ -59,4 +59,4 @@ def tensor_product(
 
 def _blocks(x, irreps):
     parts = torch.split(x, [mul * (2 * l + 1) for mul, l, _ in irreps], dim=1)
-    return [part.reshape(-1, mul, 2 * l + 1) for part, (mul, l, _) in zip(parts, irreps, strict=True)]
+    return [part.reshape(x.shape[0], mul, 2 * l + 1) for part, (mul, l, _) in zip(parts, irreps, strict=True)]
