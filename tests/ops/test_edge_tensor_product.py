@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("double")
 # Both parities, unequal multiplicities, an irrep that only one side has.
 MIXED = ("3x0e+2x1o+2x1e+3x2e+2x2o+1x0o+1x3o", 4, "2x0e+2x0o+1x1o+3x1e+2x2e+3x2o+2x3e+1x5o")
 HIGH = ("2x0e+1x6e+1x5o", 6, "2x6e+1x4e+1x0e")
+HIGHEST = ("1x0e+1x8e", 8, "1x8e+1x7o+1x0e")
 
 
 def make_case(case=MIXED):
@@ -29,14 +30,14 @@ def make_case(case=MIXED):
     return irreps, plan, vectors, irreps[0].randn(8, -1), torch.randn(plan.weight_numel)
 
 
-@pytest.mark.parametrize("case", [MIXED, HIGH], ids=["mixed", "l6"])
+@pytest.mark.parametrize("case", [MIXED, HIGH, HIGHEST], ids=["mixed", "l6", "l8"])
 def test_value_and_derivatives(case, device):
     _, plan, vectors, x, w = make_case(case)
-    frames = ops.edge_frames(vectors.to(device), 6)
+    frames = ops.edge_frames(vectors.to(device), 8)
     lowered = edge_frame_plan(plan)
     args = [t.to(device).requires_grad_() for t in (x, w)]
     check_derivatives(
-        lambda x, w: ops.edge_tensor_product(x, w, lowered, frames),
+        lambda x, w: ops.edge_tensor_product(x, w, lowered, frames, lowering="edge_frame"),
         lambda x, w: reference.edge_tensor_product(x, w, plan, vectors.to(device)),
         args,
         atol=1e-10,

@@ -254,6 +254,28 @@ def random_plan(generator, mode):
     return make_plan(*(o3.Irreps(block) for block in blocks), paths)
 
 
+@pytest.mark.parametrize("mode", ["uvu", "uvw"])
+@pytest.mark.parametrize("muls", [(1, 3, 8), (24, 128, 3), (8, 1, 24)])
+def test_unequal_multiplicities_and_high_l(mode, muls):
+    """1, 3, 8, 24, 128 channels; l up to 6 on both sides, 12 and 9 in the result."""
+    a, b, c = muls
+    in1, in2 = f"{a}x6e+{b}x0e+{c}x3o", "1x6e+2x2e+1x3o"
+    # l: 6 x 6 -> 6 and 12, 0 x 2 -> 2, 3 x 3 -> 0, 6 x 3 -> 9
+    outs = [(0, 0, 6, 1, a), (0, 0, 12, 1, a), (1, 1, 2, 1, b), (2, 2, 0, 1, c), (0, 2, 9, -1, a)]
+    if mode == "uvw" and max(muls) == 128:
+        outs = outs[2:]
+    out = o3.Irreps([(mul if mode == "uvu" else 5, (l, p)) for _, _, l, p, mul in outs])
+    plan = make_plan(in1, in2, out, [(i, j, k, mode, True) for k, (i, j, *_) in enumerate(outs)])
+    rows = 3
+    w = torch.randn(rows, plan.weight_numel) if mode == "uvu" else torch.randn(plan.weight_numel)
+    leaves = [t.requires_grad_() for t in (torch.randn(rows, plan.dim_in1), torch.randn(rows, plan.dim_in2), w)]
+    found, truth = ops.tensor_product(*leaves, plan), reference.tensor_product(*leaves, plan)
+    assert_close(found, truth, atol=1e-11)
+    grad = torch.randn_like(truth)
+    for x, y in zip(torch.autograd.grad(found, leaves, grad), torch.autograd.grad(truth, leaves, grad), strict=True):
+        assert_close(x, y, atol=1e-10)
+
+
 def test_offsets_beyond_two_to_the_31():
     """Elements 2^31 and on, of memory that is mapped but never touched elsewhere."""
     plan = make_plan("2x0e", "2x0e", "2x0e", [(0, 0, 0, "uuu", False)])
@@ -325,6 +347,7 @@ def test_result_does_not_depend_on_threads_or_edge_order():
         (lambda x, y, w: (x, y, w[1:]), "weight: expected"),
         (lambda x, y, w: (x, y, None), "weight: expected"),
         (lambda x, y, w: (x, y.float(), w), "y: expected torch.float64 as x, found torch.float32"),
+        (lambda x, y, w: (x, y.to("meta"), w), "y: expected device cpu as x, found meta"),
         (lambda x, y, w: (x.int(), y.int(), w.int()), "expected float32, .* or float16, found torch.int32"),
     ],
 )
