@@ -6,6 +6,7 @@
 
 #include "common/dispatch.h"
 #include "common/host_pool.h"
+#include "common/matmul.h"
 
 namespace hamfast {
 
@@ -15,13 +16,6 @@ enum class Product : int64_t { c = 0, a = 1, b = 2 };  // C = A B;  A = C B^T (f
 static Tensor matrix_at(const Tensor& flat, int64_t offset, int64_t rows, int64_t columns) {
   return torch::stable::reshape(torch::stable::narrow(const_cast<Tensor&>(flat), 0, offset, rows * columns),
                                 {rows, columns});
-}
-
-static void multiply_into(const Tensor& left, const Tensor& right, const Tensor& out) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(left), torch::stable::detail::from(right),
-                                    torch::stable::detail::from(out)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);  // takes ownership of the returned reference
 }
 
 // shapes: rows_per_row, k, n of each block.

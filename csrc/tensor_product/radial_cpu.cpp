@@ -2,37 +2,65 @@
 // result is used while it is in the cache, and never stored for all edges. A bias is a column of ones in h.
 #include <torch/csrc/stable/library.h>
 
+#include "common/matmul.h"
 #include "tensor_product/channel_cpu.h"
 
 namespace hamfast {
 
 // Edges per block: enough for a matrix product to run at full speed, few enough to stay in the cache.
-constexpr int64_t kBlockEdges = 512;
+constexpr int64_t kBlockEdges = 1024;
 
 struct RadialArguments {
   TensorProductArguments product;
   Tensor h, matrix;  // [edges, k], [k, weights]
 };
 
-// Calls f(first row, last row, rows of h in the order of the rows' edges) for blocks of whole rows.
-template <class T, class F>
-void for_each_block(ChannelRun<T>& run, const Tensor& h, F&& f) {
-  const int64_t width = h.size(1);
-  const T* source = h.const_data_ptr<T>();
+struct RowBlock {
+  int64_t first, last;   // rows
+  int64_t begin, count;  // edges, in the order of the rows
+};
+
+// Whole rows, about kBlockEdges edges together.
+template <class T>
+std::vector<RowBlock> blocks_of(const ChannelRun<T>& run) {
+  std::vector<RowBlock> blocks;
   for (int64_t first = 0; first < run.num_rows();) {
     const int64_t begin = run.edges_before(first);
     int64_t last = first + 1;
     while (last < run.num_rows() && run.edges_before(last + 1) - begin <= kBlockEdges) ++last;
-    const int64_t count = run.edges_before(last) - begin;
-    Tensor rows = torch::stable::new_empty(h, {count, width});
-    T* to = rows.mutable_data_ptr<T>();
-    for (int64_t n = 0; n < count; ++n) {
-      const T* from = source + run.edge_at(begin + n) * width;
-      for (int64_t i = 0; i < width; ++i) to[n * width + i] = from[i];
-    }
-    run.call.w_begin = begin;
-    f(first, last, rows);
+    blocks.push_back({first, last, begin, run.edges_before(last) - begin});
     first = last;
+  }
+  return blocks;
+}
+
+// A matrix with room for the largest block, taken once.
+class BlockMatrix {
+ public:
+  BlockMatrix(const std::vector<RowBlock>& blocks, int64_t columns, ScalarType type) {
+    int64_t most = 0;
+    for (const RowBlock& block : blocks) most = block.count > most ? block.count : most;
+    all_ = pooled_empty({most, columns}, type);
+  }
+  Tensor rows(int64_t count) { return torch::stable::narrow(all_, 0, 0, count); }
+
+ private:
+  Tensor all_;
+};
+
+// Rows of h for a block's edges; or, the other way round, from a block's edges to all.
+template <class T>
+void gather(const ChannelRun<T>& run, const RowBlock& block, const T* all, int64_t width, T* rows) {
+  for (int64_t n = 0; n < block.count; ++n) {
+    const T* from = all + run.edge_at(block.begin + n) * width;
+    for (int64_t i = 0; i < width; ++i) rows[n * width + i] = from[i];
+  }
+}
+template <class T>
+void spread(const ChannelRun<T>& run, const RowBlock& block, const T* rows, int64_t width, T* all) {
+  for (int64_t n = 0; n < block.count; ++n) {
+    T* to = all + run.edge_at(block.begin + n) * width;
+    for (int64_t i = 0; i < width; ++i) to[i] = rows[n * width + i];
   }
 }
 
@@ -41,46 +69,55 @@ Tensor radial_forward(RadialArguments& args) {
   ChannelRun<T> run(args.product);
   Tensor out = run.new_output(slot_g);
   run.by_receiver();
+  const std::vector<RowBlock> blocks = blocks_of(run);
+  const int64_t width = args.h.size(1);
+  BlockMatrix all_rows(blocks, width, run.kCompute), all_weights(blocks, args.matrix.size(1), run.kCompute);
   Rows& weights = run.call.operand[slot_w];
   weights.dim = args.product.dims[slot_w];
-  for_each_block(run, args.h, [&](int64_t first, int64_t last, const Tensor& rows) {
-    const Tensor w = torch::stable::matmul(rows, args.matrix);
+  for (const RowBlock& block : blocks) {
+    Tensor rows = all_rows.rows(block.count), w = all_weights.rows(block.count);
+    gather(run, block, args.h.const_data_ptr<T>(), width, rows.mutable_data_ptr<T>());
+    multiply_into(rows, args.matrix, w);
     weights.data = w.const_data_ptr();
-    run.forward(first, last);
-  });
+    run.call.w_begin = block.begin;
+    run.forward(block.first, block.last);
+  }
   return out;
 }
 
 template <class T>
 std::vector<Tensor> radial_backward(RadialArguments& args) {
   ChannelRun<T> run(args.product);
+  const int64_t width = args.h.size(1), numel = args.matrix.numel();
   std::vector<Tensor> out{run.new_output(slot_x), run.new_output(slot_y),
-                          pooled_empty({args.h.size(0), args.h.size(1)}, ChannelRun<T>::kCompute),
-                          torch::stable::new_zeros(args.matrix, {args.matrix.size(0), args.matrix.size(1)})};
+                          pooled_empty({args.h.size(0), width}, run.kCompute),
+                          torch::stable::new_zeros(args.matrix, {width, args.matrix.size(1)})};
   run.by_sender();
+  const std::vector<RowBlock> blocks = blocks_of(run);
+  const int64_t columns = args.matrix.size(1);
+  BlockMatrix all_rows(blocks, width, run.kCompute), all_grad_rows(blocks, width, run.kCompute);
+  BlockMatrix all_weights(blocks, columns, run.kCompute), all_grad_weights(blocks, columns, run.kCompute);
+  const Tensor part = pooled_empty({width, columns}, run.kCompute);
+  const Tensor transposed = torch::stable::transpose(args.matrix, 0, 1);
   Rows& weights = run.call.operand[slot_w];
   weights.dim = args.product.dims[slot_w];
-  const Tensor transposed = torch::stable::transpose(args.matrix, 0, 1);
-  const int64_t width = args.h.size(1), numel = args.matrix.numel();
-  T* grad_h = out[2].template mutable_data_ptr<T>();
   T* grad_matrix = out[3].template mutable_data_ptr<T>();
-  for_each_block(run, args.h, [&](int64_t first, int64_t last, const Tensor& rows) {
-    const Tensor w = torch::stable::matmul(rows, args.matrix);
-    const Tensor grad_w = torch::stable::new_empty(w, {w.size(0), w.size(1)});
+  for (const RowBlock& block : blocks) {
+    Tensor rows = all_rows.rows(block.count), w = all_weights.rows(block.count);
+    Tensor grad_rows = all_grad_rows.rows(block.count), grad_w = all_grad_weights.rows(block.count);
+    gather(run, block, args.h.const_data_ptr<T>(), width, rows.mutable_data_ptr<T>());
+    multiply_into(rows, args.matrix, w);
     weights.data = w.const_data_ptr();
-    run.call.out[slot_w] = const_cast<void*>(grad_w.const_data_ptr());
-    const int64_t parts = last - first < 32 ? last - first : 32;
-    run.backward(first, last, parts);
-    const Tensor grad_rows = torch::stable::matmul(grad_w, transposed);
-    const T* from = grad_rows.const_data_ptr<T>();
-    for (int64_t n = 0; n < grad_rows.size(0); ++n) {
-      T* to = grad_h + run.edge_at(run.call.w_begin + n) * width;
-      for (int64_t i = 0; i < width; ++i) to[i] = from[n * width + i];
-    }
-    const Tensor part = torch::stable::matmul(torch::stable::transpose(rows, 0, 1), grad_w);
+    run.call.out[slot_w] = grad_w.mutable_data_ptr();
+    run.call.w_begin = block.begin;
+    const int64_t count = block.last - block.first;
+    run.backward(block.first, block.last, count < 32 ? count : 32);
+    multiply_into(grad_w, transposed, grad_rows);
+    spread(run, block, grad_rows.const_data_ptr<T>(), width, out[2].template mutable_data_ptr<T>());
+    multiply_into(torch::stable::transpose(rows, 0, 1), grad_w, part);
     const T* summand = part.const_data_ptr<T>();
     for (int64_t i = 0; i < numel; ++i) grad_matrix[i] += summand[i];
-  });
+  }
   return out;
 }
 
