@@ -5,9 +5,9 @@ from hamfast.version import __version__
 __all__ = ["__version__", "accelerate", "e3nn_backend", "set_e3nn_backend", "strict"]
 
 _WHERE = {
-    "accelerate": "hamfast.nn.e3nn_backend",
-    "e3nn_backend": "hamfast.nn.e3nn_backend",
-    "set_e3nn_backend": "hamfast.nn.e3nn_backend",
+    "accelerate": "hamfast.nn.drop_in",
+    "e3nn_backend": "hamfast.nn.drop_in",
+    "set_e3nn_backend": "hamfast.nn.drop_in",
     "strict": "hamfast.ops.notice",
 }
 

@@ -1,6 +1,6 @@
 """Layers: parameters around the ops, with the names and ``state_dict`` of e3nn's and PyG's where those exist."""
 
-from hamfast.nn.e3nn_backend import AccelerateReport, accelerate, e3nn_backend, set_e3nn_backend
+from hamfast.nn.drop_in import AccelerateReport, accelerate, e3nn_backend, set_e3nn_backend
 from hamfast.nn.gate import Gate
 from hamfast.nn.irreps_layout import convert_layout
 from hamfast.nn.layer_norm import EquivariantLayerNorm

@@ -12,17 +12,17 @@ FILES = ["tests/o3/tensor_product_test.py", "tests/o3/tensor_product_sub_test.py
 
 PLUGIN = """
 import hamfast
-from hamfast.nn import e3nn_backend
+from hamfast.nn import drop_in
 
 calls = 0
-run = e3nn_backend.broadcast_tensor_product
+run = drop_in.broadcast_tensor_product
 
 def counted(*args):
     global calls
     calls += 1
     return run(*args)
 
-e3nn_backend.broadcast_tensor_product = counted
+drop_in.broadcast_tensor_product = counted
 hamfast.set_e3nn_backend()
 
 def pytest_sessionfinish(session):
