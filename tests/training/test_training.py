@@ -153,7 +153,7 @@ def test_an_interrupted_process_resumes_to_the_uninterrupted_weights(settings, t
     process = start(settings, tmp_path, 100_000)
     wait_for_epoch(process, settings["output"], 3)
     process.send_signal(how)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=180)
     if how == signal.SIGINT:
         assert process.returncode == 130
         assert "interrupted" in output
