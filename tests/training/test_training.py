@@ -133,7 +133,15 @@ def start(settings, tmp_path, epochs, *launcher):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     command = [sys.executable, *launcher, "-m", "hamfast", "train", str(tmp_path / "config.yaml")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        # Who starts the tests in the background of a shell may have told it to ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def wait_for_epoch(process, folder, epoch):
