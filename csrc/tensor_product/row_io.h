@@ -69,6 +69,10 @@ inline void unpack_blocks(const ChannelCall<T>& call, bool is_g, const void* row
   const ChannelBlock* blocks = is_g ? call.g_blocks : call.x_blocks;
   const int64_t count = is_g ? call.num_g_blocks : call.num_x_blocks;
   const bool interleaved = (is_g ? call.g_layout : call.x_layout) == Layout::mul_ir;
+  // A last vector may reach over the last block: what lies there is multiplied by 0, and must not be NaN.
+  const int64_t size = is_g ? call.g_padded : call.x_padded;
+  for (int64_t i = count ? blocks[count - 1].at + blocks[count - 1].d * blocks[count - 1].stride : 0; i < size; ++i)
+    to[i] = T(0);
   for (int64_t b = 0; b < count; ++b) {
     const ChannelBlock& block = blocks[b];
     const int64_t begin = block_begin(call, is_g, block, r);
