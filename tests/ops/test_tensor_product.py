@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from e3nn import o3
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kit import assert_close, check_derivatives, fully_connected, permuted
 
@@ -195,6 +195,8 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5, torch.bfloat16: 2.0**-6,
     layout=st.sampled_from(["mul_ir", "ir_mul"]),
     dtype=st.sampled_from(list(TOLERANCE)),
 )
+# Once read past the last block of coupled pairs.
+@example(784, "uvw", 1, (True, True), "shared", "mul_ir", torch.float64)
 def test_random_irreps_modes_graphs_dtypes(seed, mode, edges, graph, weights, layout, dtype):
     """Value and all gradients, against the reference in float64 on the same rounded operands."""
     generator = torch.Generator().manual_seed(seed)
