@@ -8,6 +8,14 @@
 #define HAMFAST_FOR_EACH_ISA(DECLARE) DECLARE(baseline)
 #endif
 
+// For HAMFAST_FOR_EACH_ISA: what a header's own HAMFAST_DECLARE_FOR(T) declares, for both types, in the set's
+// namespace.
+#define HAMFAST_DECLARE_IN(ISA) \
+  namespace hamfast::ISA {      \
+  HAMFAST_DECLARE_FOR(float)    \
+  HAMFAST_DECLARE_FOR(double)   \
+  }
+
 namespace hamfast {
 
 enum class Isa { baseline, avx2, avx512 };

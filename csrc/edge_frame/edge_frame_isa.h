@@ -8,11 +8,5 @@
   void rotate_out_of_frames(const FrameCall<T>& call, int64_t begin, int64_t end);                                  \
   void add_matrix_terms(const MatrixTerm* terms, const double* factors, int64_t count, bool transpose, const T* in, \
                         T* out);
-#define HAMFAST_DECLARE(ISA)  \
-  namespace hamfast::ISA {    \
-  HAMFAST_DECLARE_FOR(float)  \
-  HAMFAST_DECLARE_FOR(double) \
-  }
-HAMFAST_FOR_EACH_ISA(HAMFAST_DECLARE)
-#undef HAMFAST_DECLARE
+HAMFAST_FOR_EACH_ISA(HAMFAST_DECLARE_IN)
 #undef HAMFAST_DECLARE_FOR

@@ -10,11 +10,5 @@
   void channel_backward(const ChannelCall<T>& call, int64_t begin, int64_t end, int64_t chunk, T* scratch);         \
   void channel_prepare(const ChannelCall<T>& call, bool is_g, const void* rows, int64_t begin, int64_t end, T* out, \
                        T* scratch);
-#define HAMFAST_DECLARE(ISA)  \
-  namespace hamfast::ISA {    \
-  HAMFAST_DECLARE_FOR(float)  \
-  HAMFAST_DECLARE_FOR(double) \
-  }
-HAMFAST_FOR_EACH_ISA(HAMFAST_DECLARE)
-#undef HAMFAST_DECLARE
+HAMFAST_FOR_EACH_ISA(HAMFAST_DECLARE_IN)
 #undef HAMFAST_DECLARE_FOR

@@ -4,10 +4,7 @@
 #include "tensor_product.cuh"
 
 // Rows [begin, end) of a call, one thread.
-#define HAMFAST_DECLARE(ISA)                                                                                    \
-  namespace hamfast::ISA {                                                                                      \
-  void tensor_product_rows(const TensorProductCall<float>& call, int64_t begin, int64_t end, float* scratch);   \
-  void tensor_product_rows(const TensorProductCall<double>& call, int64_t begin, int64_t end, double* scratch); \
-  }
-HAMFAST_FOR_EACH_ISA(HAMFAST_DECLARE)
-#undef HAMFAST_DECLARE
+#define HAMFAST_DECLARE_FOR(T) \
+  void tensor_product_rows(const TensorProductCall<T>& call, int64_t begin, int64_t end, T* scratch);
+HAMFAST_FOR_EACH_ISA(HAMFAST_DECLARE_IN)
+#undef HAMFAST_DECLARE_FOR

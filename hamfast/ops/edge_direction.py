@@ -20,6 +20,7 @@ import torch
 from e3nn.o3._wigner import so3_generators
 from torch import Tensor
 
+from hamfast.ops.wigner import float64_default
 from hamfast.plan.plan import IrrepBlock
 
 X, G, W = range(3)
@@ -115,9 +116,5 @@ def _pairing(a: Tensor, b: Tensor, irreps: tuple[IrrepBlock, ...], layout: str) 
 @cache
 def _generators(l: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``[(2 l + 1)^2, 3]``, e3nn's axes."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
+    with float64_default():
         return so3_generators(l).flatten(1).T.to(dtype=dtype, device=device).contiguous()
-    finally:
-        torch.set_default_dtype(before)

@@ -29,6 +29,15 @@ class EdgeIndex:
     receiver_ptr: Tensor
 
     @property
+    def by_sender(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Senders, order and pointers, as the ops take them."""
+        return self.senders, self.sender_order, self.sender_ptr
+
+    @property
+    def by_receiver(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.receivers, self.receiver_order, self.receiver_ptr
+
+    @property
     def num_edges(self) -> int:
         return self.senders.shape[0]
 

@@ -161,11 +161,7 @@ def _check_sources(x: EdgeSources, plan: EdgeFramePlan, edges: int) -> tuple[Ten
 
 def _ends(x: EdgeSources) -> list[tuple[Tensor | None, Tensor | None, Tensor | None]]:
     """Index, order and pointers of each source."""
-    found = {
-        "edge": (None, None, None),
-        "sender": (x.edges.senders, x.edges.sender_order, x.edges.sender_ptr),
-        "receiver": (x.edges.receivers, x.edges.receiver_order, x.edges.receiver_ptr),
-    }
+    found = {"edge": (None, None, None), "sender": x.edges.by_sender, "receiver": x.edges.by_receiver}
     return [found[end] for end in x.ends]
 
 

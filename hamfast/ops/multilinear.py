@@ -41,7 +41,6 @@ class Tables(NamedTuple):
     tensors: list[Tensor]
     """Paths of the general kernel (table, CG indices, CG values); tasks, x blocks, out blocks, entries, coupling of the channel-wise one."""
     dims: list[int]
-    out_dim: int
     general: bool
     """Does the general kernel have a part in it? It reads and writes ``mul_ir``, in float32 or float64."""
 
@@ -70,9 +69,7 @@ def graph_tensors(edges: EdgeIndex | None, gather: bool, scatter: bool) -> tuple
     none = (None,) * 3
     if edges is None:
         return none + none
-    sender = (edges.senders, edges.sender_order, edges.sender_ptr) if gather else none
-    receiver = (edges.receivers, edges.receiver_order, edges.receiver_ptr) if scatter else none
-    return (*sender, *receiver)
+    return (*(edges.by_sender if gather else none), *(edges.by_receiver if scatter else none))
 
 
 def product_gradients(
@@ -138,7 +135,7 @@ def _make_tables(plan, part, compute, device):
         tables.max_coupling,
         int(bool(channel) and channel == list(plan.instructions)),
     ]
-    return Tables(tensors, dims, out_dim, bool(general))
+    return Tables(tensors, dims, bool(general))
 
 
 def general_tables(plan: Plan, instructions: list[Instruction]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:

@@ -51,7 +51,7 @@ def edge_wigner(direction: Tensor, l_max: int) -> Tensor:
 
 
 @contextmanager
-def _float64() -> Iterator[None]:
+def float64_default() -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -62,7 +62,7 @@ def _float64() -> Iterator[None]:
 
 def _wigner_D(l: int, alpha: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
     """e3nn's, in float64: its generators have the default dtype, whatever the angles have."""
-    with _float64():
+    with float64_default():
         return o3.wigner_D(l, alpha, beta, gamma)
 
 
@@ -108,7 +108,7 @@ def rotate_irreps(x: Tensor, irreps: o3.Irreps, rotation: Tensor) -> Tensor:
     out = torch.empty_like(x)
     for (l, p), begins in starts.items():
         index = (torch.tensor(begins)[:, None] + torch.arange(2 * l + 1)).to(x.device)
-        with _float64():
+        with float64_default():
             matrix = o3.Irrep(l, p).D_from_matrix(turn).to(x)
         out[:, index] = x[:, index] @ matrix.T
     return out

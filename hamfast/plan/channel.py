@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 
 from hamfast.plan.coupling import wigner_3j
-from hamfast.plan.plan import Instruction, IrrepBlock, Plan
+from hamfast.plan.plan import Instruction, IrrepBlock, Plan, pair_count
 
 PAD = 16
 """Channels are padded to a multiple of it: ``kPad`` in csrc/tensor_product/channel_kernel.h."""
@@ -94,7 +94,8 @@ def mix_tables(plan: Plan) -> tuple[ChannelTables, tuple[MixBlock, ...]]:
     mixes = []
     for i_out, (mul, l, _) in enumerate(plan.irreps_out):
         paths = [n for n, ins in enumerate(plan.instructions) if ins.i_out == i_out and is_mixing(plan, ins)]
-        pairs = sum(_pairs(plan, plan.instructions[n]) for n in paths)
+        chosen = [plan.instructions[n] for n in paths]
+        pairs = sum(pair_count(i.mode, plan.irreps_in1[i.i_in1][0], plan.irreps_in2[i.i_in2][0]) for i in chosen)
         if pairs * mul:
             mixes.append(MixBlock(i_out, l, mul, pairs, tuple(paths)))
     pair_blocks, g_padded = _blocks(tuple((mix.pairs, mix.l, 1) for mix in mixes))
@@ -107,10 +108,6 @@ def mix_tables(plan: Plan) -> tuple[ChannelTables, tuple[MixBlock, ...]]:
                 at += plan.irreps_in1[ins.i_in1][0]
     # The last vector of a block may reach over its end, into zeros that are added to whatever is there.
     return builder.tables(pair_blocks, g_padded + PAD), tuple(mixes)
-
-
-def _pairs(plan: Plan, ins: Instruction) -> int:
-    return plan.irreps_in1[ins.i_in1][0] * plan.irreps_in2[ins.i_in2][0]
 
 
 def _blocks(irreps: tuple[IrrepBlock, ...]) -> tuple[np.ndarray, int]:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from hamfast.plan.channel import channel_tables, is_channel_wise, is_mixing, live_paths, mix_tables
-from hamfast.plan.coupling import wigner_3j
 from hamfast.plan.edge_frame import edge_frame_plan
-from hamfast.plan.plan import Plan, pair_count
+from hamfast.plan.plan import Plan
 
 # Multiply-adds per microsecond and bytes per microsecond, one core.
 GENERAL_RATE = 700.0
@@ -24,8 +23,6 @@ TASK_OVERHEAD = 0.012
 """Microseconds per task and row: the small matrix and the loop around it."""
 HARMONICS = 0.02
 """Microseconds per row and number of Y, with its gradient's share."""
-
-LOWERINGS = ("channel", "mix", "edge_frame", "general")
 
 
 @dataclass(frozen=True)
@@ -42,13 +39,8 @@ class Estimate:
 
 
 def _general(plan: Plan) -> Estimate:
-    operations = 0
-    for ins in live_paths(plan):
-        (n1, l1, _), (n2, l2, _) = plan.irreps_in1[ins.i_in1], plan.irreps_in2[ins.i_in2]
-        n3, l3, _ = plan.irreps_out[ins.i_out]
-        mixing = n3 if ins.mode in ("uvw", "uuw", "u<vw") else 1
-        pairs = pair_count(ins.mode, n1, n2)
-        operations += pairs * (int((wigner_3j(l1, l2, l3) != 0).sum()) + (2 * l3 + 1) * mixing)
+    live = live_paths(plan)
+    operations = sum(cg + mix for ins, cg, mix in plan.path_costs() if ins in live)
     size = _row_bytes(plan)
     return Estimate("general", operations, size, operations / GENERAL_RATE + size / BANDWIDTH)
 
