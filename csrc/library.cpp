@@ -35,8 +35,11 @@ STABLE_TORCH_LIBRARY(hamfast, m) {
   m.def(
       "rotate_from_edge(Tensor frame, Tensor table, Tensor? index, Tensor? order, Tensor? ptr, Tensor wigner, int dim, "
       "bool channels_fast, bool partial) -> Tensor");
-  // Path weights to the matrices of an edge-frame plan, a fixed sparse linear map, or its transpose.
-  m.def("edge_frame_weights(Tensor weight, Tensor terms, Tensor factors, int numel, bool transpose) -> Tensor");
+  // Path weights, each times a scale per column or not, to the matrices of an edge-frame plan: the derivative of a
+  // trilinear form in the slot weight (0), scale (1) or matrix (2), which has `numel` elements.
+  m.def(
+      "edge_frame_weights(Tensor? weight, Tensor? scale, Tensor? matrix, Tensor terms, Tensor factors, "
+      "Tensor by_matrix, Tensor by_path, Tensor path_order, int slot, int numel) -> Tensor");
 
   // C = A B (0), A = C B^T (1) or B = A^T C (2) for blocks A [rows r, k], B [k, n], shapes r, k, n, in flat buffers.
   m.def("block_matmul(Tensor left, Tensor right, SymInt rows, int[] shapes, int which) -> Tensor");

@@ -43,9 +43,24 @@ struct FrameCall {
 
 constexpr int kMaxL = 8;
 
-// A term adds factor * weight[u, w] to matrix[u * stride + w].
+// A term adds factor * weight[u, w] * scale[w] to matrix[u * stride + w].
 struct MatrixTerm {
-  int64_t weight, matrix, stride, rows, columns;
+  int64_t weight, scale, matrix, stride, rows, columns;
+};
+
+// The trilinear form  sum over terms of factor weight[u, w] scale[w] matrix[u, w]; a call makes its derivative in one
+// of the three. Terms of one group write to one place, those of two groups never do.
+enum WeightSlot { slot_weight = 0, slot_scale = 1, slot_matrix = 2 };
+template <class T>
+struct MatrixCall {
+  const MatrixTerm* terms;
+  const double* factors;
+  const int64_t* order;  // terms by group, or null: as they come
+  const int64_t* ptr;    // [groups + 1]
+  int64_t groups;
+  WeightSlot slot;
+  const T* operand[3];  // `slot_scale` null: all ones
+  T* out;               // zeros at the start
 };
 
 namespace HAMFAST_ISA {
@@ -163,15 +178,37 @@ HAMFAST_HD inline void rotate_row(const Team& team, const FrameCall<T>& call, in
   }
 }
 
+// The rows `first`, `first + step`, ... of one group's terms; all of them where rows are summed.
 template <class T, class Team>
-HAMFAST_HD inline void add_matrix_term(const Team& team, const MatrixTerm& term, T factor, bool transpose, const T* in,
-                                       T* out) {
-  for (int64_t u = 0; u < term.rows; ++u) {
-    const int64_t weight = term.weight + u * term.columns, matrix = term.matrix + u * term.stride;
-    const T* from = in + (transpose ? matrix : weight);
-    T* to = out + (transpose ? weight : matrix);
-    HAMFAST_SIMD
-    for (int64_t c = team.rank(); c < term.columns; c += team.size()) to[c] += factor * from[c];
+HAMFAST_HD inline void add_matrix_group(const Team& team, const MatrixCall<T>& call, int64_t group, int64_t first,
+                                        int64_t step) {
+  const bool sums_rows = call.slot == slot_scale;
+  if (sums_rows && first > 0) return;
+  for (int64_t p = call.ptr[group]; p < call.ptr[group + 1]; ++p) {
+    const int64_t n = call.order ? call.order[p] : p;
+    const MatrixTerm& term = call.terms[n];
+    const T factor = T(call.factors[n]);
+    const T* scale = call.operand[slot_scale] ? call.operand[slot_scale] + term.scale : nullptr;
+    for (int64_t u = sums_rows ? 0 : first; u < term.rows; u += sums_rows ? 1 : step) {
+      const int64_t weight = term.weight + u * term.columns, matrix = term.matrix + u * term.stride;
+      if (sums_rows) {
+        const T *a = call.operand[slot_weight] + weight, *b = call.operand[slot_matrix] + matrix;
+        T* to = call.out + term.scale;
+        HAMFAST_SIMD
+        for (int64_t c = team.rank(); c < term.columns; c += team.size()) to[c] += factor * a[c] * b[c];
+        continue;
+      }
+      const bool to_matrix = call.slot == slot_matrix;
+      const T* from = to_matrix ? call.operand[slot_weight] + weight : call.operand[slot_matrix] + matrix;
+      T* to = call.out + (to_matrix ? matrix : weight);
+      if (scale) {
+        HAMFAST_SIMD
+        for (int64_t c = team.rank(); c < term.columns; c += team.size()) to[c] += factor * from[c] * scale[c];
+      } else {
+        HAMFAST_SIMD
+        for (int64_t c = team.rank(); c < term.columns; c += team.size()) to[c] += factor * from[c];
+      }
+    }
   }
 }
 

@@ -1,4 +1,4 @@
-// The ops on tensors, for any launcher: `Launch::rotate_into`, `rotate_out` and `add_terms`.
+// The ops on tensors, for any launcher: `Launch::rotate_into`, `rotate_out` and `add_groups`.
 #pragma once
 
 #include <vector>
@@ -79,15 +79,25 @@ struct EdgeFrameOps {
     return x;
   }
 
-  static Tensor weights(Tensor weight_any, Tensor terms, Tensor factors, int64_t numel, bool transpose) {
-    const Tensor weight = torch::stable::contiguous(weight_any);
-    const typename Launch::Guard guard(weight.get_device_index());
-    Tensor out = torch::stable::new_zeros(weight, {numel});
-    dispatch_real(weight.scalar_type(), "edge_frame_weights", [&](auto zero) {
+  static Tensor weights(std::optional<Tensor> weight, std::optional<Tensor> scale, std::optional<Tensor> matrix,
+                        Tensor terms, Tensor factors, Tensor by_matrix, Tensor by_path, Tensor path_order, int64_t slot,
+                        int64_t numel) {
+    const std::optional<Tensor> operand[3] = {contiguous(weight), contiguous(scale), contiguous(matrix)};
+    const Tensor& like = operand[slot == slot_weight ? slot_matrix : slot_weight].value();
+    const typename Launch::Guard guard(like.get_device_index());
+    Tensor out = torch::stable::new_zeros(like, {numel});
+    const Tensor& ptr = slot == slot_matrix ? by_matrix : by_path;
+    dispatch_real(like.scalar_type(), "edge_frame_weights", [&](auto zero) {
       using T = decltype(zero);
-      Launch::add_terms(reinterpret_cast<const MatrixTerm*>(terms.const_data_ptr<int64_t>()),
-                        factors.const_data_ptr<double>(), terms.size(0), transpose, weight.const_data_ptr<T>(),
-                        out.mutable_data_ptr<T>(), weight.get_device_index());
+      MatrixCall<T> call{reinterpret_cast<const MatrixTerm*>(terms.const_data_ptr<int64_t>()),
+                         factors.const_data_ptr<double>(),
+                         slot == slot_matrix ? nullptr : path_order.const_data_ptr<int64_t>(),
+                         ptr.const_data_ptr<int64_t>(),
+                         ptr.numel() - 1,
+                         static_cast<WeightSlot>(slot),
+                         {data_or_null<T>(operand[0]), data_or_null<T>(operand[1]), data_or_null<T>(operand[2])},
+                         out.mutable_data_ptr<T>()};
+      Launch::add_groups(call, like.get_device_index());
     });
     return out;
   }

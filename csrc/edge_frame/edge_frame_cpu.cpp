@@ -24,9 +24,9 @@ struct EdgeFrameOnCpu {
   }
 
   template <class T>
-  static void add_terms(const MatrixTerm* terms, const double* factors, int64_t count, bool transpose, const T* in,
-                        T* out, int32_t) {
-    HAMFAST_ISA_CALL(add_matrix_terms, terms, factors, count, transpose, in, out);
+  static void add_groups(const MatrixCall<T>& call, int32_t) {
+    torch::stable::parallel_for(
+        0, call.groups, 1, [&](int64_t begin, int64_t end) { HAMFAST_ISA_CALL(add_matrix_groups, call, begin, end); });
   }
 };
 

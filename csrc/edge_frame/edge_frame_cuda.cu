@@ -1,4 +1,4 @@
-// One warp per edge (rotations) or per term (weights).
+// One warp per edge (rotations); a block per group of terms, its rows dealt to the warps (weights).
 #include <torch/csrc/stable/library.h>
 
 #include "common/cuda_launch.h"
@@ -17,14 +17,10 @@ __global__ void rotate_out_kernel(FrameCall<T> call, int64_t rows) {
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) HAMFAST_ISA::rotate_row(HAMFAST_ISA::Warp{}, call, row);
 }
 
-// Terms of one matrix overlap, so a single warp walks all of them in order.
 template <class T>
-__global__ void matrix_terms_kernel(const MatrixTerm* terms, const double* factors, int64_t count, bool transpose,
-                                    const T* in, T* out) {
-  for (int64_t n = 0; n < count; ++n) {
-    HAMFAST_ISA::add_matrix_term(HAMFAST_ISA::Warp{}, terms[n], T(factors[n]), transpose, in, out);
-    __syncwarp();
-  }
+__global__ void matrix_groups_kernel(MatrixCall<T> call) {
+  const int64_t warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+  HAMFAST_ISA::add_matrix_group(HAMFAST_ISA::Warp{}, call, blockIdx.x, warp, warps);
 }
 
 struct EdgeFrameOnCuda {
@@ -45,9 +41,9 @@ struct EdgeFrameOnCuda {
   }
 
   template <class T>
-  static void add_terms(const MatrixTerm* terms, const double* factors, int64_t count, bool transpose, const T* in,
-                        T* out, int32_t device) {
-    matrix_terms_kernel<T><<<1, kWarp, 0, current_stream(device)>>>(terms, factors, count, transpose, in, out);
+  static void add_groups(const MatrixCall<T>& call, int32_t device) {
+    if (call.groups == 0) return;
+    matrix_groups_kernel<T><<<static_cast<unsigned>(call.groups), 8 * kWarp, 0, current_stream(device)>>>(call);
     check_launch("edge_frame_weights");
   }
 };

@@ -14,18 +14,14 @@ static void out_of(const FrameCall<T>& call, int64_t begin, int64_t end) {
 }
 
 template <class T>
-static void add_terms(const MatrixTerm* terms, const double* factors, int64_t count, bool transpose, const T* in,
-                      T* out) {
-  for (int64_t n = 0; n < count; ++n) add_matrix_term(Serial{}, terms[n], T(factors[n]), transpose, in, out);
+static void add_groups(const MatrixCall<T>& call, int64_t begin, int64_t end) {
+  for (int64_t n = begin; n < end; ++n) add_matrix_group(Serial{}, call, n, 0, 1);
 }
 
-#define HAMFAST_DEFINE(T)                                                                                           \
-  void rotate_into_frames(const FrameCall<T>& call, int64_t begin, int64_t end) { into(call, begin, end); }         \
-  void rotate_out_of_frames(const FrameCall<T>& call, int64_t begin, int64_t end) { out_of(call, begin, end); }     \
-  void add_matrix_terms(const MatrixTerm* terms, const double* factors, int64_t count, bool transpose, const T* in, \
-                        T* out) {                                                                                   \
-    add_terms(terms, factors, count, transpose, in, out);                                                           \
-  }
+#define HAMFAST_DEFINE(T)                                                                                       \
+  void rotate_into_frames(const FrameCall<T>& call, int64_t begin, int64_t end) { into(call, begin, end); }     \
+  void rotate_out_of_frames(const FrameCall<T>& call, int64_t begin, int64_t end) { out_of(call, begin, end); } \
+  void add_matrix_groups(const MatrixCall<T>& call, int64_t begin, int64_t end) { add_groups(call, begin, end); }
 HAMFAST_DEFINE(float)
 HAMFAST_DEFINE(double)
 

@@ -5,7 +5,15 @@ from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from hamfast.nn.irreps_layout import LoadsE3nnState, check_layout
-from hamfast.ops import EdgeFrames, EdgeIndex, EdgeSources, RadialWeights, edge_tensor_product, tensor_product
+from hamfast.ops import (
+    EdgeFrames,
+    EdgeIndex,
+    EdgeSources,
+    RadialWeights,
+    SeparateWeights,
+    edge_tensor_product,
+    tensor_product,
+)
 from hamfast.ops.tensor_product import broadcast_tensor_product
 from hamfast.plan import edge_frame_plan, make_plan
 
@@ -116,8 +124,6 @@ class EdgeTensorProduct(nn.Module):
     Computed in each edge's own frame. ``weight1`` and ``weight2`` are the matrices of all paths, flat, in e3nn's path order.
     """
 
-    expand: Tensor
-
     def __init__(self, irreps_in1, l_max: int, irreps_out, layout: str = "mul_ir"):
         super().__init__()
         self.irreps_in1, self.irreps_out = Irreps(irreps_in1), Irreps(irreps_out)
@@ -126,18 +132,8 @@ class EdgeTensorProduct(nn.Module):
         self.layout = check_layout(layout)
         self.plan = edge_frame_plan(make_plan(self.irreps_in1, irreps_sh, self.irreps_out, instructions))
         self.weight1 = nn.Parameter(torch.randn(self.plan.plan.weight_numel))
-        columns, expand = 0, []
-        for ins in self.plan.plan.instructions:
-            mul1, _, mul_out = ins.weight_shape
-            expand.append((torch.arange(mul_out) + columns).repeat(mul1))
-            columns += mul_out
-        self.weight2 = nn.Parameter(torch.randn(columns))
-        self.register_buffer("expand", torch.cat(expand), persistent=False)
-
-    def path_weight(self) -> Tensor:
-        """The full weight in e3nn's order, ``[weight_numel]``."""
-        return self.weight1 * self.weight2.index_select(0, self.expand)
+        self.weight2 = nn.Parameter(torch.randn(sum(ins.weight_shape[-1] for ins in self.plan.plan.instructions)))
 
     def forward(self, x: Tensor | EdgeSources, frames: EdgeFrames) -> Tensor:
         """``[edges, irreps_in1.dim]`` -> ``[edges, irreps_out.dim]``."""
-        return edge_tensor_product(x, self.path_weight(), self.plan, frames, self.layout)
+        return edge_tensor_product(x, SeparateWeights(self.weight1, self.weight2), self.plan, frames, self.layout)

@@ -1,7 +1,7 @@
 """The ops: one file each, which states its shapes, checks its arguments and registers fake and autograd."""
 
 from hamfast.ops.edge_index import EdgeIndex, edge_index
-from hamfast.ops.edge_tensor_product import EdgeFrames, EdgeSources, edge_frames, edge_tensor_product
+from hamfast.ops.edge_tensor_product import EdgeFrames, EdgeSources, SeparateWeights, edge_frames, edge_tensor_product
 from hamfast.ops.graph_attention import graph_attention
 from hamfast.ops.radial import RadialWeights
 from hamfast.ops.tensor_product import tensor_product
@@ -12,6 +12,7 @@ __all__ = [
     "EdgeIndex",
     "EdgeSources",
     "RadialWeights",
+    "SeparateWeights",
     "edge_frames",
     "edge_index",
     "edge_tensor_product",

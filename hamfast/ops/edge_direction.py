@@ -13,7 +13,7 @@ so the formula applies again, to any order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -23,82 +23,92 @@ from torch import Tensor
 from hamfast.ops.wigner import float64_default
 from hamfast.plan.plan import IrrepBlock
 
-X, G, W = range(3)
+G, W, X = range(3)
 
-Product = Callable[[Tensor, Tensor], Tensor]
-"""``(x, weight) -> M x``, the directions fixed."""
+Irreps = tuple[IrrepBlock, ...]
+
+Product = Callable[[Sequence[Tensor], Tensor], Tensor]
+"""``(x, weight) -> M x``, the directions fixed; x in one or more parts, each of some of its irreps blocks."""
 
 
 class Turns:
-    """What the formula needs to know of a product: its irreps, and which edges have no direction."""
+    """What the formula needs to know of a product: its irreps (one list per part of x), and which edges have no direction."""
 
-    def __init__(self, irreps_in, irreps_out, layout: str, onsite: Tensor, product: Product):
+    def __init__(self, irreps_in: Sequence[Irreps], irreps_out: Irreps, layout: str, onsite: Tensor, product: Product):
         self.irreps_in, self.irreps_out, self.layout = irreps_in, irreps_out, layout
         self.onsite, self.product = onsite, product
 
-    def gradient(self, x: Tensor, g: Tensor, out: Tensor, adjoint: Tensor, vector: Tensor) -> Tensor:
+    def gradient(
+        self, x: Sequence[Tensor], g: Tensor, out: Tensor, adjoint: Sequence[Tensor], vector: Tensor
+    ) -> Tensor:
         """dT/dr, ``[edges, 3]``, for ``out = M x`` and ``adjoint = M^T g``. Zero on edges of length zero."""
-        torque = _pairing(g, out, self.irreps_out, self.layout) - _pairing(adjoint, x, self.irreps_in, self.layout)
+        torque = _pairing(g, out, self.irreps_out, self.layout)
+        for part, other, irreps in zip(x, adjoint, self.irreps_in, strict=True):
+            torque = torque - _pairing(other, part, irreps, self.layout)
         square = vector.square().sum(-1, keepdim=True).index_fill(0, self.onsite, 1.0)
         return (torch.linalg.cross(torque, vector) / square).index_fill(0, self.onsite, 0.0)
 
 
-def product_with_direction(x: Tensor, weight: Tensor, vector: Tensor, turns: Turns) -> Tensor:
-    """``turns.product(x, weight)``, differentiable in ``vector`` as well."""
-    out = _Trilinear.apply(x, x.new_empty(0), weight, vector, (G,), turns)
-    return out[G]
+def product_with_direction(x: Sequence[Tensor], weight: Tensor, vector: Tensor, turns: Turns) -> Tensor:
+    """``turns.product(x, weight)``, differentiable in ``vector`` as well. Parts of x: one row per edge."""
+    return _Trilinear.apply(x[0].new_empty(0), weight, vector, (G,), turns, *x)[G]
 
 
 class _Trilinear(torch.autograd.Function):
-    """The wanted derivatives of T(x, g, weight): M x (slot G), M^T g (slot X), dT/dweight (slot W)."""
+    """The wanted derivatives of T(g, weight, x): M x (slot G), dT/dweight (slot W), M^T g (slot X, all parts)."""
 
     @staticmethod
-    def forward(x, g, weight, vector, wanted, turns):
-        none = x.new_empty(0)
+    def forward(g, weight, vector, wanted, turns, *x):
+        out = [x[0].new_empty(0) for _ in range(2 + len(x))]
         if wanted == (G,):
-            return none, turns.product(x, weight), none.clone()
+            out[G] = turns.product(x, weight)
+            return tuple(out)
         with torch.enable_grad():
-            leaves = {X: x.detach().requires_grad_(), W: weight.detach().requires_grad_()}
-            out = turns.product(leaves[X], leaves[W])
-            slots = [slot for slot in (X, W) if slot in wanted]
-            found = dict(zip(slots, torch.autograd.grad(out, [leaves[s] for s in slots], g), strict=True))
-        return found.get(X, none), out.detach() if G in wanted else none.clone(), found.get(W, none.clone())
+            leaves = [t.detach().requires_grad_() for t in (weight, *x)]
+            value = turns.product(leaves[1:], leaves[0])
+            slots = [n for n in range(len(leaves)) if (W if n == 0 else X) in wanted]
+            found = torch.autograd.grad(value, [leaves[n] for n in slots], g)
+        for n, gradient in zip(slots, found, strict=True):
+            out[W + n] = gradient
+        if G in wanted:
+            out[G] = value.detach()
+        return tuple(out)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, g, weight, vector, ctx.wanted, ctx.turns = inputs
+        g, weight, vector, ctx.wanted, ctx.turns, *x = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, g, weight, vector)
+        ctx.save_for_backward(g, weight, vector, *x)
 
     @staticmethod
     def backward(ctx, *grads):
-        saved, vector = list(ctx.saved_tensors[:3]), ctx.saved_tensors[3]
-        needed = [slot for slot in (X, G, W) if ctx.needs_input_grad[slot] and (slot != G or ctx.wanted != (G,))]
-        total: list[Tensor | None] = [None] * 4
-
-        def add(n, term):
-            total[n] = term if total[n] is None else total[n] + term
-
-        for slot, grad in enumerate(grads):
-            if grad is None or slot not in ctx.wanted:
+        g, weight, vector, *x = ctx.saved_tensors
+        to_x, to_vector = any(ctx.needs_input_grad[5:]), ctx.needs_input_grad[2]
+        needs = (ctx.needs_input_grad[0] and ctx.wanted != (G,), ctx.needs_input_grad[1], to_x)
+        needed = {slot for slot in (G, W, X) if needs[slot]}
+        total: list[Tensor | None] = [None] * (2 + len(x))
+        vector_grad = None
+        for slot in ctx.wanted:
+            incoming = grads[X:] if slot == X else grads[slot : slot + 1]
+            if all(grad is None for grad in incoming):
                 continue
-            operands = list(saved)
-            operands[slot] = grad
-            wanted = {other for other in needed if other != slot}
-            if ctx.needs_input_grad[3]:
-                wanted |= {X, G}
+            operands = [g, weight, *x]
+            for n, grad in enumerate(incoming, slot):
+                operands[n] = torch.zeros_like(operands[n]) if grad is None else grad
+            wanted = needed - {slot} | ({X, G} if to_vector else set())
             if not wanted:
                 continue
-            found = _Trilinear.apply(*operands, vector, tuple(sorted(wanted)), ctx.turns)
-            for other in needed:
-                if other != slot:
-                    add(other, found[other])
-            if ctx.needs_input_grad[3]:
-                add(3, ctx.turns.gradient(operands[X], operands[G], found[G], found[X], vector))
-        return (*total, None, None)
+            found = _Trilinear.apply(*operands[:2], vector, tuple(sorted(wanted)), ctx.turns, *operands[2:])
+            for other in needed - {slot}:
+                for n in range(X, len(total)) if other == X else (other,):
+                    total[n] = found[n] if total[n] is None else total[n] + found[n]
+            if to_vector:
+                term = ctx.turns.gradient(operands[X:], operands[G], found[G], found[X:], vector)
+                vector_grad = term if vector_grad is None else vector_grad + term
+        return total[G], total[W], vector_grad, None, None, *total[X:]
 
 
-def _pairing(a: Tensor, b: Tensor, irreps: tuple[IrrepBlock, ...], layout: str) -> Tensor:
+def _pairing(a: Tensor, b: Tensor, irreps: Irreps, layout: str) -> Tensor:
     """``<a, J_k b>`` per edge for the three axes k, ``[edges, 3]``."""
     total = a.new_zeros(a.shape[0], 3)
     sizes = [mul * (2 * l + 1) for mul, l, _ in irreps]

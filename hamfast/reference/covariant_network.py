@@ -10,6 +10,8 @@ from e3nn import nn as e3nn_nn
 from e3nn import o3
 from torch import Tensor, nn
 
+from hamfast.reference.tensor_product import separate_weights
+
 
 class E3nnNetwork(nn.Module):
     """Embedding, node and edge updates, output; made to the measure of ``network`` and holding its weights."""
@@ -54,7 +56,7 @@ class _Update(nn.Module):
         self.product = o3.TensorProduct(
             product.irreps_in1, irreps_sh, product.irreps_out, instructions, internal_weights=False, shared_weights=True
         )
-        self.register_buffer("weight", product.path_weight().detach().clone())
+        self.register_buffer("weight", separate_weights(product.weight1, product.weight2, product.plan.plan).detach())
         gated = convolution.gate.irreps_gated
         scalars = o3.Irreps([m for m in convolution.gate.irreps_out if m.ir.l == 0])
         self.gate = e3nn_nn.Gate(

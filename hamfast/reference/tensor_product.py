@@ -60,3 +60,10 @@ def tensor_product(
 def _blocks(x, irreps):
     parts = torch.split(x, [mul * (2 * l + 1) for mul, l, _ in irreps], dim=1)
     return [part.reshape(x.shape[0], mul, 2 * l + 1) for part, (mul, l, _) in zip(parts, irreps, strict=True)]
+
+
+def separate_weights(left: Tensor, right: Tensor, plan: Plan) -> Tensor:
+    """The weight ``left[u, w] right[w]`` of each path, ``[weight_numel]`` (DeepH-E3's separate weights with one channel of y)."""
+    columns = [ins.weight_shape[-1] for ins in plan.instructions]
+    paths = zip(left.split([ins.weight_numel for ins in plan.instructions]), right.split(columns), columns, strict=True)
+    return torch.cat([(a.view(-1, n) * b).flatten() for a, b, n in paths])

@@ -1,5 +1,3 @@
-import sys
-
 import pytest
 import torch
 from e3nn import o3
@@ -7,6 +5,7 @@ from kit import assert_close, check_derivatives, fully_connected, permuted
 
 from hamfast import ops, reference
 from hamfast.nn import convert_layout
+from hamfast.ops import edge_frame
 from hamfast.ops.wigner import edge_wigner, wigner_dim
 from hamfast.plan import edge_frame_plan, make_plan
 
@@ -118,19 +117,39 @@ def test_sources_are_the_concatenation(layout, device):
     vectors = torch.randn(6, 3)
     vectors[5] = 0.0
     edges = ops.edge_index(senders.to(device), receivers.to(device), 3, 4)
-    frames, lowered = ops.edge_frames(vectors.to(device), 2), edge_frame_plan(plan)
+    lowered = edge_frame_plan(plan)
     args = [torch.randn(4, 5), torch.randn(3, 5), torch.randn(6, parts[2].dim), torch.randn(plan.weight_numel)]
+    args.append(vectors[:5].clone())
 
-    def op(a, b, c, w):
+    def op(a, b, c, w, v):
+        frames = ops.edge_frames(torch.cat([v, vectors[5:].to(device)]), 2)
         sources = tuple(convert_layout(t, i, "mul_ir", layout) for t, i in zip((a, b, c), parts, strict=True))
         x = ops.EdgeSources(sources, ("receiver", "sender", "edge"), edges)
         return convert_layout(ops.edge_tensor_product(x, w, lowered, frames, layout), irreps[2], layout, "mul_ir")
 
-    def truth(a, b, c, w):
+    def truth(a, b, c, w, v):
         x = torch.cat([a[edges.receivers], b[edges.senders], c], dim=1)
-        return reference.edge_tensor_product(x, w, plan, frames.vector)
+        return reference.edge_tensor_product(x, w, plan, torch.cat([v, vectors[5:].to(device)]))
 
     check_derivatives(op, truth, [t.to(device).requires_grad_() for t in args], atol=1e-10)
+
+
+@pytest.mark.parametrize("directions", [False, True])
+def test_separate_weights_are_their_product(directions, device):
+    _, plan, vectors, x, w = make_case()
+    lowered, vectors = edge_frame_plan(plan), vectors.to(device)
+    columns = [ins.weight_shape[-1] for ins in plan.instructions]
+    args = [x, w, torch.randn(sum(columns)), *([vectors[4:].clone()] if directions else [])]
+
+    def op(x, left, right, v=vectors[4:]):
+        frames = ops.edge_frames(torch.cat([vectors[:4], v]), 5)
+        return ops.edge_tensor_product(x, ops.SeparateWeights(left, right), lowered, frames)
+
+    def truth(x, left, right, v=vectors[4:]):
+        full = reference.separate_weights(left, right, plan)
+        return reference.edge_tensor_product(x, full, plan, torch.cat([vectors[:4], v]))
+
+    check_derivatives(op, truth, [t.to(device).requires_grad_() for t in args], atol=1e-9)
 
 
 def test_wrong_sources_get_a_sentence():
@@ -150,10 +169,9 @@ def test_wrong_sources_get_a_sentence():
 
 @pytest.mark.parametrize("memory", ["contiguous", "permuted"])
 def test_opcheck(memory):
-    module = sys.modules["hamfast.ops.edge_tensor_product"]
-    _, plan, vectors, x, w = make_case()
+    _, plan, vectors, x, _ = make_case()
     lowered, frames = edge_frame_plan(plan), ops.edge_frames(vectors, 5)
-    tables = module._tables(lowered, x.device, (plan.dim_in1,))
+    tables = edge_frame.frame_tables(lowered, x.device, (plan.dim_in1,))
     edges = ops.edge_index(torch.arange(8) % 3, torch.arange(8) % 2, 3, 2)
     none = (None, None)
     for source, graph in (
@@ -171,10 +189,12 @@ def test_opcheck(memory):
             torch.ops.hamfast.rotate_from_edge.default,
             (frame, tables.table_out, *graph, frames.wigner, plan.dim_out, False, False),
         )
-    torch.library.opcheck(
-        torch.ops.hamfast.edge_frame_weights.default,
-        (w.requires_grad_(), tables.terms, tables.factors, tables.matrix_numel, False),
-    )
+    sizes = plan.weight_numel, sum(ins.weight_shape[-1] for ins in plan.instructions), tables.matrix_numel
+    for slot in range(3):
+        operands = [None if n == slot else torch.randn(sizes[n], requires_grad=True) for n in range(3)]
+        torch.library.opcheck(
+            torch.ops.hamfast.edge_frame_weights.default, (*operands, *tables.terms, slot, sizes[slot])
+        )
 
 
 def test_compiles_in_one_graph():
@@ -194,5 +214,10 @@ def test_errors_name_the_argument():
         ops.edge_tensor_product(x[:, 1:], w, lowered, frames)
     with pytest.raises(ValueError, match="weight: expected"):
         ops.edge_tensor_product(x, w[1:], lowered, frames)
+    with pytest.raises(ValueError, match=r"weight.right: expected \["):
+        ops.edge_tensor_product(x, ops.SeparateWeights(w, w), lowered, frames)
+    separate = ops.SeparateWeights(w, torch.ones(sum(ins.weight_shape[-1] for ins in plan.instructions)))
+    with pytest.raises(ValueError, match="expected edge_frame for SeparateWeights, found 'mix'"):
+        ops.edge_tensor_product(x, separate, lowered, frames, lowering="mix")
     with pytest.raises(ValueError, match="l_max of at least 5, found 2"):
         ops.edge_tensor_product(x, w, lowered, ops.edge_frames(vectors, 2))
