@@ -175,8 +175,6 @@ def accelerate(module: nn.Module) -> AccelerateReport:
 
 def _replace(name: str, product: o3.TensorProduct) -> Replacement:
     kind = type(product).__name__
-    if not getattr(product, "_did_compile_left_right", True):
-        return Replacement(name, kind, False, "it was built without left_right code")
     plan = plan_of(product.irreps_in1, product.irreps_in2, product.irreps_out, product.instructions)
     setattr(product, _CODE, _graph_module(plan, product.shared_weights, getattr(product, _CODE)))
     return Replacement(name, kind, True, choose_lowering(plan, product.shared_weights, "cpu"))
