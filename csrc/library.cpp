@@ -15,6 +15,12 @@ STABLE_TORCH_LIBRARY(hamfast, m) {
       "int wanted, SymInt edges, bool shared_weights, int x_layout, int g_layout, int[] dims) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
 
+  // The header kernels/channel.cuh is compiled with, as bytes, for tables and a kind of call (1 forward or 0 backward;
+  // bits of operands, directions, wanted; storage; layouts of x and g; shared weights), and its number of units.
+  m.def(
+      "channel_kernel_source(Tensor tasks, Tensor x_blocks, Tensor g_blocks, Tensor entries, Tensor coupling, "
+      "int[] dims, int[] kind) -> (Tensor, Tensor)");
+
   // The channel-wise product with weights h @ matrix that are never stored for all edges: the product if g is absent
   // (first result), else its gradients in x, y, h and the matrix.
   m.def(

@@ -3,11 +3,21 @@
 
 #include <cstdint>
 
+#if defined(HAMFAST_SIMT)
+#include "simt.h"  // tests/simt: CUDA's names on the host
+#endif
+
 #if defined(__CUDACC__)
 #define HAMFAST_HD __host__ __device__
+#define HAMFAST_CONSTANT __device__
+#define HAMFAST_ALWAYS_INLINE __attribute__((always_inline))
+#define HAMFAST_INLINE __device__ __forceinline__
 #define HAMFAST_UNROLL _Pragma("unroll")
 #else
 #define HAMFAST_HD
+#define HAMFAST_CONSTANT
+#define HAMFAST_ALWAYS_INLINE
+#define HAMFAST_INLINE inline
 #define HAMFAST_UNROLL
 #endif
 
@@ -39,7 +49,7 @@ struct Serial {
   }
 };
 
-#if defined(__CUDACC__)
+#if defined(__CUDACC__) || defined(HAMFAST_SIMT)
 struct Warp {
   __device__ int rank() const { return static_cast<int>(threadIdx.x) & 31; }
   __device__ constexpr int size() const { return 32; }
@@ -50,6 +60,31 @@ struct Warp {
     return value;
   }
 };
+
+// IEEE half precision, without cuda_fp16.h: run-time compilation has no headers but ours.
+__device__ inline float half_to_float(uint16_t bits) {
+#if defined(__CUDA_ARCH__)
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+  return value;
+#elif defined(HAMFAST_SIMT)
+  _Float16 half;
+  __builtin_memcpy(&half, &bits, sizeof(half));
+  return half;
+#else
+  return 0;  // nvcc's pass for the host: never called
+#endif
+}
+__device__ inline uint16_t float_to_half(float value) {
+  uint16_t bits = 0;
+#if defined(__CUDA_ARCH__)
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+#elif defined(HAMFAST_SIMT)
+  const _Float16 half = static_cast<_Float16>(value);
+  __builtin_memcpy(&bits, &half, sizeof(bits));
+#endif
+  return bits;
+}
 #endif
 
 }  // namespace hamfast::HAMFAST_ISA

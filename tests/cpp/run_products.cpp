@@ -2,50 +2,15 @@
 //   run_products CASE THREADS
 // CASE: arrays as tests/kernels/test_sanitizers.py writes them. Prints the largest relative difference from the
 // expected result.
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <functional>
-#include <memory>
 #include <string>
 #include <thread>
-#include <vector>
 
+#include "cpp/case_file.h"
 #include "tensor_product/channel_kernel_isa.cpp"
 #include "tensor_product/path_kernel_isa.cpp"
 
 using namespace hamfast;
-
-// One array of the file, in memory of its own: an element too far is an error the sanitizer sees.
-struct Array {
-  explicit Array(int64_t n) : bytes(n), memory(n ? std::malloc(n) : nullptr, std::free), data(memory.get()) {}
-  int64_t bytes;
-  std::shared_ptr<void> memory;
-  void* data;
-  template <class T>
-  T* as() const {
-    return static_cast<T*>(data);
-  }
-  template <class T>
-  int64_t size() const {
-    return bytes / static_cast<int64_t>(sizeof(T));
-  }
-};
-
-static std::vector<Array> read_arrays(const char* path) {
-  FILE* file = std::fopen(path, "rb");
-  if (!file) std::exit(2);
-  std::vector<Array> arrays;
-  int64_t bytes;
-  while (std::fread(&bytes, sizeof(bytes), 1, file) == 1) {
-    Array a(bytes);
-    if (bytes && std::fread(a.data, 1, bytes, file) != static_cast<size_t>(bytes)) std::exit(2);
-    arrays.push_back(a);
-  }
-  std::fclose(file);
-  return arrays;
-}
 
 static void in_threads(int threads, int64_t n, const std::function<void(int64_t, int64_t)>& f) {
   std::vector<std::thread> pool;

@@ -1,18 +1,16 @@
 """The CPU kernels under the address, undefined-behaviour and thread sanitizers, outside of torch, against the reference."""
 
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from programs import compile_program, run_program, write_arrays
 
 from hamfast import ops, reference
 from hamfast.ops.multilinear import general_tables, make_tables
 from hamfast.plan import make_plan
 
-ROOT = Path(__file__).parents[2]
 ISAS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma"],
@@ -29,20 +27,13 @@ def supported(isa):
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
     """build(isa, sanitizer) -> program, compiled once."""
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler")
     folder, made = tmp_path_factory.mktemp("sanitizers"), {}
 
     def build(isa, sanitizer):
         if (isa, sanitizer) not in made:
+            options = [*ISAS[isa], f"-DHAMFAST_ISA={isa}", *["-DHAMFAST_X86"] * (isa != "baseline")]
             program = folder / f"run_products_{isa}_{sanitizer}"
-            command = [compiler, "-std=c++20", "-O1", "-g", "-fno-omit-frame-pointer", "-fopenmp-simd", *ISAS[isa]]
-            command += [f"-fsanitize={SANITIZERS[sanitizer]}", "-fno-sanitize-recover=all", f"-DHAMFAST_ISA={isa}"]
-            command += ["-DHAMFAST_X86"] * (isa != "baseline")
-            command += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'kernels'}", str(ROOT / "tests" / "cpp" / "run_products.cpp")]
-            subprocess.run([*command, "-o", str(program), "-pthread"], check=True)
-            made[isa, sanitizer] = program
+            made[isa, sanitizer] = compile_program(program, "cpp/run_products.cpp", options, SANITIZERS[sanitizer])
         return made[isa, sanitizer]
 
     return build
@@ -77,10 +68,7 @@ def write_case(path, shared):
     arrays = [np.array([*dims, count, nodes, int(shared)]), table, index, value]
     arrays += [t.numpy() for t in (*tables.tensors[3:], *graph)]
     arrays += [t.detach().numpy() for t in (*leaves, g, out, *grads)]
-    with path.open("wb") as file:
-        for array in arrays:
-            content = np.ascontiguousarray(array).tobytes()
-            file.write(np.int64(len(content)).tobytes() + content)
+    write_arrays(path, arrays)
 
 
 @pytest.mark.slow
@@ -93,5 +81,4 @@ def test_kernels(build, tmp_path, isa, sanitizer, shared):
     if not supported(isa):
         pytest.skip(f"this processor has no {isa}")
     write_case(tmp_path / "case", shared)
-    done = subprocess.run([build(isa, sanitizer), tmp_path / "case", "4"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    run_program(build(isa, sanitizer), tmp_path / "case", 4)

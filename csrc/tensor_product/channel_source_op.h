@@ -1,0 +1,12 @@
+// Tables in tensors of the host to what channel_source.h takes.
+#pragma once
+
+#include "common/dispatch.h"
+#include "tensor_product/channel_source.h"
+
+namespace hamfast {
+
+ChannelTables channel_tables(const Tensor& tasks, const Tensor& x_blocks, const Tensor& g_blocks, const Tensor& entries,
+                             const Tensor& coupling, const std::vector<int64_t>& dims);
+
+}  // namespace hamfast

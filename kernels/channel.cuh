@@ -1,0 +1,460 @@
+// The channel-wise product on a GPU, for one plan that the compiler knows.
+//
+// A thread owns one channel u of every irreps block: all of x, of the result's sums and of their gradients that belong
+// to u are its registers, and the Clebsch-Gordan sums are straight-line code with constants. A warp takes `width`
+// channels (a power of two) of 32 / width edges at a time, so that no lane idles whatever the multiplicities: channels
+// are cut where a multiplicity ends, then into powers of two (struct Unit). Rows of the result are walked one by one,
+// their edges summed in registers in a fixed order: no atomics, and each result is written once.
+#pragma once
+
+#include "channel_plan.cuh"
+#include "common.cuh"
+#include "hamfast_plan.h"
+
+#if defined(__CUDACC__) || defined(HAMFAST_SIMT)
+
+namespace hamfast::channel {
+
+using namespace HAMFAST_ISA;
+
+constexpr int kWarpSize = 32;
+constexpr int kWarpsPerBlock = 4;
+constexpr int kRowsPerStep = 32;  // rows a warp takes at once where every edge is a row of its own
+
+template <int kStorage>
+struct Stored {
+  using Type = float;
+};
+template <>
+struct Stored<float64> {
+  using Type = double;
+};
+template <>
+struct Stored<bfloat16> {
+  using Type = uint16_t;
+};
+template <>
+struct Stored<float16> {
+  using Type = uint16_t;
+};
+using Number = Stored<kStorage>::Type;  // as it lies in memory
+using T = Stored<kStorage == float64 ? float64 : float32>::Type;
+
+HAMFAST_INLINE T widen(Number stored) {
+  if constexpr (kStorage == bfloat16)
+    return __uint_as_float(uint32_t(stored) << 16);
+  else if constexpr (kStorage == float16)
+    return half_to_float(stored);
+  else
+    return stored;
+}
+
+HAMFAST_INLINE Number narrow(T value) {
+  if constexpr (kStorage == bfloat16) {  // to nearest, ties to even
+    if (value != value) return 0x7fc0;
+    const uint32_t bits = __float_as_uint(value);
+    return static_cast<Number>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+  } else if constexpr (kStorage == float16) {
+    return float_to_half(value);
+  } else {
+    return value;
+  }
+}
+
+HAMFAST_INLINE const Number* numbers(const void* p) { return static_cast<const Number*>(p); }
+
+// One channel's d components of a block in row r: `at[i * step]`.
+template <class Pointer>
+struct Components {
+  Pointer at;
+  int64_t step;
+};
+
+template <class Pointer>
+HAMFAST_INLINE Components<Pointer> components(Pointer data, const Block& block, Layout layout, int64_t dim,
+                                              int64_t rows, int64_t r, int u) {
+  const int64_t channel = block.first + u;
+  if (layout == blocks) return {data + rows * block.offset + r * block.d * block.mul + channel, block.mul};
+  if (layout == ir_mul) return {data + r * dim + block.offset + channel, block.mul};
+  return {data + r * dim + block.offset + channel * block.d, 1};
+}
+
+// Does a warp of this kind work on block b of the result, or of x?
+__device__ constexpr bool has(int kind, bool is_g, int b) {
+  const Block& block = is_g ? g_blocks[b] : x_blocks[b];
+  return block.group == kinds[kind].group && block.n > kinds[kind].first;
+}
+
+// Does a warp of this kind read block b of x on its way to the result?
+__device__ constexpr bool reads(int kind, int b) {
+  for (int t = 0; t < kTasks; ++t)
+    if (tasks[t].x_block == b && has(kind, true, tasks[t].g_block)) return true;
+  return false;
+}
+
+// f.operator()<0>(), f.operator()<1>() ...: indices the compiler knows, so that arrays become registers.
+template <int N, class F>
+HAMFAST_INLINE void for_each(F&& f) {
+  if constexpr (N > 0) {
+    for_each<N - 1>(f);
+    f.template operator()<N - 1>();
+  }
+}
+
+// The d components of block b, of one edge.
+template <bool kIsG, int b>
+HAMFAST_INLINE void load_block(const void* data, int64_t rows, int64_t r, int u, T* to) {
+  constexpr Block block = kIsG ? g_blocks[b] : x_blocks[b];
+  const auto from = components(numbers(data), block, kIsG ? kGLayout : kXLayout, kIsG ? kGDim : kXDim, rows, r, u);
+  HAMFAST_UNROLL
+  for (int i = 0; i < block.d; ++i) to[i] = widen(__ldg(from.at + i * from.step));
+}
+
+// The registers of one channel, all blocks of a kind.
+template <int kKind, bool kIsG>
+HAMFAST_INLINE void load_row(const void* data, int64_t rows, int64_t r, int u, T* to) {
+  for_each<(kIsG ? kGBlocks : kXBlocks)>([&]<int b>() HAMFAST_ALWAYS_INLINE {
+    constexpr Block block = kIsG ? g_blocks[b] : x_blocks[b];
+    if constexpr (has(kKind, kIsG, b)) load_block<kIsG, b>(data, rows, r, u, to + block.start);
+  });
+}
+
+template <int kKind, bool kIsG>
+HAMFAST_INLINE void store_row(const T* from, void* data, int64_t rows, int64_t r, int u) {
+  for_each<(kIsG ? kGBlocks : kXBlocks)>([&]<int b>() HAMFAST_ALWAYS_INLINE {
+    constexpr Block block = kIsG ? g_blocks[b] : x_blocks[b];
+    if constexpr (has(kKind, kIsG, b)) {
+      const auto to =
+          components(static_cast<Number*>(data), block, kIsG ? kGLayout : kXLayout, kIsG ? kGDim : kXDim, rows, r, u);
+      HAMFAST_UNROLL
+      for (int i = 0; i < block.d; ++i) to.at[i * to.step] = narrow(from[block.start + i]);
+    }
+  });
+}
+
+template <int t>
+HAMFAST_INLINE void load_y(const void* data, int64_t e, T* to) {
+  constexpr Task task = tasks[t];
+  const Number* from = numbers(data) + e * kYDim + task.y_offset;
+  HAMFAST_UNROLL
+  for (int j = 0; j < task.d2; ++j) to[j] = widen(__ldg(from + j));
+}
+
+template <int t>
+HAMFAST_INLINE T load_weight(const void* data, int64_t e, int u) {
+  constexpr Task task = tasks[t];
+  return widen(__ldg(numbers(data) + (kSharedWeights ? 0 : e * kWDim) + task.w_offset + int64_t(u) * task.w_stride));
+}
+
+// The three contractions of task t's C; the compiler shares the products of two operands.
+template <int t>
+HAMFAST_INLINE void add_out(const T* x, const T* y, T* out) {
+  HAMFAST_UNROLL
+  for (int n = tasks[t].begin; n < tasks[t].end; ++n)
+    out[entries[n].k] += T(entries[n].value) * (x[entries[n].i] * y[entries[n].j]);
+}
+template <int t>
+HAMFAST_INLINE void add_x(const T* y, const T* g, T* out) {
+  HAMFAST_UNROLL
+  for (int n = tasks[t].begin; n < tasks[t].end; ++n)
+    out[entries[n].i] += T(entries[n].value) * (y[entries[n].j] * g[entries[n].k]);
+}
+template <int t>
+HAMFAST_INLINE void add_y(const T* x, const T* g, T* out) {
+  HAMFAST_UNROLL
+  for (int n = tasks[t].begin; n < tasks[t].end; ++n)
+    out[entries[n].j] += T(entries[n].value) * (x[entries[n].i] * g[entries[n].k]);
+}
+
+// Adds up `values` over the slots of a warp: every slot then has the total.
+template <int N>
+HAMFAST_INLINE void sum_slots(T* values, int width) {
+  for (int step = width; step < kWarpSize; step *= 2) {
+    HAMFAST_UNROLL
+    for (int i = 0; i < N; ++i) values[i] += __shfl_xor_sync(0xffffffffu, values[i], step);
+  }
+}
+
+// values[0 ... N - 1] summed over the `width` lanes of a slot. Each step halves what a lane holds and sends the other
+// half away, so N totals cost about N exchanges, not 5 N. Afterwards the lane holds totals `begin` ... `begin + held -
+// 1` in values[0 ...].
+struct Held {
+  int begin, held;
+};
+template <int N>
+HAMFAST_INLINE Held sum_lanes(T* values, int lane, int width) {
+  int held = N, begin = 0, step = width / 2;
+  HAMFAST_UNROLL
+  for (int half = N / 2; half > 0; half /= 2) {
+    if (step == 0) break;
+    const bool upper = lane & step;
+    HAMFAST_UNROLL
+    for (int i = 0; i < half; ++i) {
+      const T sent = upper ? values[i] : values[i + half];
+      const T kept = upper ? values[i + half] : values[i];
+      values[i] = kept + __shfl_xor_sync(0xffffffffu, sent, step);
+    }
+    held = half;
+    begin += upper ? half : 0;
+    step /= 2;
+  }
+  for (; step > 0; step /= 2) values[0] += __shfl_xor_sync(0xffffffffu, values[0], step);
+  return {begin, held};
+}
+
+__host__ __device__ constexpr int next_power_of_two(int n) {
+  int p = 1;
+  while (p < n) p *= 2;
+  return p;
+}
+
+// Where a warp stands: its unit, its lane's channel, and the slot of edges the lane works for.
+struct Place {
+  int lane, width, slots, slot, u;
+};
+HAMFAST_INLINE Place place_of(const Unit& unit) {
+  const int lane = threadIdx.x % kWarpSize;
+  return {lane, unit.width, kWarpSize / unit.width, lane / unit.width, unit.first + lane % unit.width};
+}
+
+// The edges a slot adds up for a row, or one edge where each is a row. All slots of a warp take the same number of
+// steps, because lanes exchange values: `active` says whether a step is one of this slot's.
+struct EdgeRange {
+  int64_t first, last, step;
+};
+
+// One task of one edge. Along directions: (w dx + dw x) y + w x dy.
+template <int t>
+HAMFAST_INLINE void forward_task(const Arguments& a, int64_t e, int u, const T* x, const T* dx, T* out) {
+  constexpr Task task = tasks[t];
+  constexpr bool weighted = task.w_offset >= 0;
+  constexpr bool along_x = kDirections >> X & 1, along_w = weighted && (kDirections >> W & 1);
+  T y[task.d2], with_y[task.d1], w = T(1), dw = T(0);
+  if constexpr (weighted && (kOperands >> W & 1)) w = load_weight<t>(a.operand[W], e, u);
+  if constexpr (along_w) dw = load_weight<t>(a.direction[W], e, u);
+  if constexpr (!kDirections || along_x || along_w) {
+    HAMFAST_UNROLL
+    for (int i = 0; i < task.d1; ++i) {
+      if constexpr (!kDirections) with_y[i] = w * x[i];
+      if constexpr (kDirections) with_y[i] = (along_x ? w * dx[i] : T(0)) + (along_w ? dw * x[i] : T(0));
+    }
+    load_y<t>(a.operand[Y], e, y);
+    add_out<t>(with_y, y, out);
+  }
+  if constexpr (kDirections >> Y & 1) {
+    HAMFAST_UNROLL
+    for (int i = 0; i < task.d1; ++i) with_y[i] = w * x[i];
+    load_y<t>(a.direction[Y], e, y);
+    add_out<t>(with_y, y, out);
+  }
+}
+
+template <int kKind>
+HAMFAST_INLINE void forward_row(const Arguments& a, const Place& at, int64_t row, bool active_row) {
+  T sum[kGRegisters];
+  HAMFAST_UNROLL
+  for (int k = 0; k < kGRegisters; ++k) sum[k] = T(0);
+  const int64_t first = a.ptr ? a.ptr[row] + at.slot : row,
+                last = a.ptr ? a.ptr[row + 1] : (active_row ? row + 1 : row);
+  for (int64_t p = first; p < last; p += a.ptr ? at.slots : 1) {
+    const int64_t e = a.order ? a.order[p] : p;
+    const int64_t r = a.x_index ? a.x_index[e] : e;
+    for_each<kXBlocks>([&]<int b>() HAMFAST_ALWAYS_INLINE {
+      if constexpr (reads(kKind, b)) {
+        T x[x_blocks[b].d], dx[x_blocks[b].d];
+        if constexpr (kOperands >> X & 1) load_block<false, b>(a.operand[X], a.x_rows, r, at.u, x);
+        if constexpr (kDirections >> X & 1) load_block<false, b>(a.direction[X], a.x_rows, r, at.u, dx);
+        for_each<kTasks>([&]<int t>() HAMFAST_ALWAYS_INLINE {
+          if constexpr (tasks[t].x_block == b && has(kKind, true, tasks[t].g_block))
+            forward_task<t>(a, e, at.u, x, dx, sum + g_blocks[tasks[t].g_block].start);
+        });
+      }
+    });
+  }
+  if (a.ptr) sum_slots<kGRegisters>(sum, at.width);
+  if (active_row && (!a.ptr || at.slot == 0)) store_row<kKind, true>(sum, a.out[G], a.g_rows, row, at.u);
+}
+
+// One task of one edge: its share of all gradients that are wanted. With q = C y g:  dx += w q,  dw = <x, q>,
+// dy += C (w x) g; along directions the same, with one operand after the other replaced by its direction.
+template <int t>
+HAMFAST_INLINE void backward_task(const Arguments& a, int64_t e, int64_t g_row, int u, bool active, const T* x,
+                                  const T* dx, T* sum_x, T* sum_y, T* sum_w) {
+  constexpr Task task = tasks[t];
+  constexpr bool weighted = task.w_offset >= 0;
+  constexpr bool to_x = kWanted >> X & 1, to_y = kWanted >> Y & 1, to_w = weighted && (kWanted >> W & 1);
+  constexpr bool along_x = kDirections >> X & 1, along_y = kDirections >> Y & 1;
+  constexpr bool along_w = weighted && (kDirections >> W & 1), along_g = kDirections >> G & 1;
+  T y[task.d2], dy[task.d2], g[task.d3], dg[task.d3], w = T(1), dw = T(0);
+  if constexpr (kOperands >> G & 1) load_block<true, task.g_block>(a.operand[G], a.g_rows, g_row, u, g);
+  if constexpr (along_g) load_block<true, task.g_block>(a.direction[G], a.g_rows, g_row, u, dg);
+  if constexpr (kOperands >> Y & 1) load_y<t>(a.operand[Y], e, y);
+  if constexpr (along_y) load_y<t>(a.direction[Y], e, dy);
+  if constexpr (weighted && (kOperands >> W & 1)) w = load_weight<t>(a.operand[W], e, u);
+  if constexpr (along_w) dw = load_weight<t>(a.direction[W], e, u);
+
+  if constexpr (to_x || to_w) {
+    T q[task.d1], along[task.d1];  // C y g; C dy g + C y dg
+    HAMFAST_UNROLL
+    for (int i = 0; i < task.d1; ++i) q[i] = along[i] = T(0);
+    if constexpr (!kDirections || along_x || along_w) add_x<t>(y, g, q);
+    if constexpr (along_y) add_x<t>(dy, g, along);
+    if constexpr (along_g) add_x<t>(y, dg, along);
+    T total = T(0);
+    HAMFAST_UNROLL
+    for (int i = 0; i < task.d1; ++i) {
+      if constexpr (!kDirections) {
+        if constexpr (to_x) sum_x[i] += w * q[i];
+        if constexpr (to_w) total += x[i] * q[i];
+      } else {
+        if constexpr (to_x) sum_x[i] += along_w ? dw * q[i] + w * along[i] : w * along[i];
+        if constexpr (to_w) total += along_x ? dx[i] * q[i] + x[i] * along[i] : x[i] * along[i];
+      }
+    }
+    if constexpr (to_w && kSharedWeights) *sum_w += active ? total : T(0);
+    if constexpr (to_w && !kSharedWeights)
+      if (active)
+        static_cast<Number*>(a.out[W])[e * kWDim + task.w_offset + int64_t(u) * task.w_stride] = narrow(total);
+  }
+  if constexpr (to_y) {
+    T with_g[task.d1];
+    if constexpr (!kDirections || along_g) {
+      HAMFAST_UNROLL
+      for (int i = 0; i < task.d1; ++i) with_g[i] = w * x[i];
+      add_y<t>(with_g, kDirections ? dg : g, sum_y + task.y_offset);
+    }
+    if constexpr (along_x || along_w) {
+      HAMFAST_UNROLL
+      for (int i = 0; i < task.d1; ++i) with_g[i] = (along_x ? w * dx[i] : T(0)) + (along_w ? dw * x[i] : T(0));
+      add_y<t>(with_g, g, sum_y + task.y_offset);
+    }
+  }
+}
+
+template <int kKind>
+HAMFAST_INLINE void backward_row(const Arguments& a, const Place& at, int unit, int64_t row, bool active_row,
+                                 T* sum_w) {
+  constexpr bool to_x = kWanted >> X & 1, to_y = kWanted >> Y & 1;
+  T x[kXRegisters], dx[kXRegisters], sum_x[kXRegisters];
+  HAMFAST_UNROLL
+  for (int i = 0; i < kXRegisters; ++i) sum_x[i] = T(0);
+  const int64_t first = a.ptr ? a.ptr[row] : row, last = a.ptr ? a.ptr[row + 1] : row + 1;
+  const bool row_is_x = a.ptr && a.x_index;  // rows are those of x: one load for all their edges
+  if (row_is_x) {
+    if (kOperands >> X & 1) load_row<kKind, false>(a.operand[X], a.x_rows, row, at.u, x);
+    if (kDirections >> X & 1) load_row<kKind, false>(a.direction[X], a.x_rows, row, at.u, dx);
+  }
+  for (int64_t step = first; step < last; step += a.ptr ? at.slots : 1) {
+    const int64_t p = a.ptr ? step + at.slot : step;
+    const bool active = active_row && p < last;
+    const int64_t e = a.order ? a.order[p < last ? p : step] : (p < last ? p : step);
+    const int64_t g_row = a.g_index ? a.g_index[e] : e;
+    if (!row_is_x) {
+      const int64_t r = a.x_index ? a.x_index[e] : e;
+      if (kOperands >> X & 1) load_row<kKind, false>(a.operand[X], a.x_rows, r, at.u, x);
+      if (kDirections >> X & 1) load_row<kKind, false>(a.direction[X], a.x_rows, r, at.u, dx);
+    }
+    constexpr int kTotals = next_power_of_two(kYDim > 0 ? kYDim : 1);
+    T sum_y[kTotals], edge_x[kXRegisters];
+    HAMFAST_UNROLL
+    for (int j = 0; j < kTotals; ++j) sum_y[j] = T(0);
+    HAMFAST_UNROLL
+    for (int i = 0; i < kXRegisters; ++i) edge_x[i] = T(0);
+    for_each<kTasks>([&]<int t>() HAMFAST_ALWAYS_INLINE {
+      constexpr Block block = x_blocks[tasks[t].x_block];
+      if constexpr (has(kKind, false, tasks[t].x_block))
+        backward_task<t>(a, e, g_row, at.u, active, x + block.start, dx + block.start, edge_x + block.start, sum_y,
+                         sum_w + (kSharedWeights ? t : 0));
+    });
+    HAMFAST_UNROLL
+    for (int i = 0; i < kXRegisters; ++i) sum_x[i] += active ? edge_x[i] : T(0);
+    if (to_y) {
+      const Held held = sum_lanes<kTotals>(sum_y, at.lane % at.width, at.width);
+      // Lanes that share a total after fewer halvings than lanes hold the same: the first of them writes.
+      T* const to = static_cast<T*>(a.y_parts) + (unit * a.edges + e) * kYDim;
+      HAMFAST_UNROLL
+      for (int j = 0; j < kTotals; ++j)
+        if (active && j < held.held && held.begin + j < kYDim) to[held.begin + j] = sum_y[j];
+    }
+  }
+  if (to_x) {
+    if (a.ptr) sum_slots<kXRegisters>(sum_x, at.width);
+    if (active_row && (!a.ptr || at.slot == 0)) store_row<kKind, false>(sum_x, a.out[X], a.x_rows, row, at.u);
+  }
+}
+
+// Calls f(row, active) for the rows of this warp's turn `turn`; all lanes together.
+template <class F>
+HAMFAST_INLINE void for_rows(const Arguments& a, const Place& at, int64_t turn, F&& f) {
+  if (a.ptr) return f(turn, true);
+  for (int64_t begin = turn * kRowsPerStep; begin < (turn + 1) * kRowsPerStep && begin < a.rows; begin += at.slots) {
+    const int64_t row = begin + at.slot;
+    const bool active = row < a.rows && row < (turn + 1) * kRowsPerStep;
+    f(active ? row : begin, active);
+  }
+}
+
+// Calls f with the unit's kind as a constant.
+template <class F, int kKind = 0>
+HAMFAST_INLINE void with_kind(int kind, F&& f) {
+  if constexpr (kKind < kKinds) {
+    if (kind == kKind) return f.template operator()<kKind>();
+    with_kind<F, kKind + 1>(kind, static_cast<F&&>(f));
+  }
+}
+
+HAMFAST_INLINE int64_t turns_of(const Arguments& a) {
+  return a.ptr ? a.rows : (a.rows + kRowsPerStep - 1) / kRowsPerStep;
+}
+
+// Warps take (turn, unit) pairs, units fastest: the units of a row share its operands in the caches.
+HAMFAST_INLINE void forward(const Arguments& a) {
+  const int64_t warps = int64_t(gridDim.x) * kWarpsPerBlock;
+  for (int64_t item = int64_t(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarpSize; item < turns_of(a) * kUnits;
+       item += warps) {
+    const Unit unit = units[item % kUnits];
+    const Place at = place_of(unit);
+    with_kind(unit.kind, [&]<int kKind>() HAMFAST_ALWAYS_INLINE {
+      for_rows(a, at, item / kUnits,
+               [&](int64_t row, bool active) HAMFAST_ALWAYS_INLINE { forward_row<kKind>(a, at, row, active); });
+    });
+  }
+}
+
+// A warp keeps its unit: with shared weights it sums their gradients over all its rows, a part of the whole.
+HAMFAST_INLINE void backward(const Arguments& a) {
+  const int64_t warp = int64_t(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarpSize;
+  const int64_t parts = int64_t(gridDim.x) * kWarpsPerBlock / kUnits, part = warp / kUnits;
+  if (part >= parts) return;
+  const int number = warp % kUnits;
+  const Unit unit = units[number];
+  const Place at = place_of(unit);
+  with_kind(unit.kind, [&]<int kKind>() HAMFAST_ALWAYS_INLINE {
+    constexpr bool sums_weights = kSharedWeights && (kWanted >> W & 1);
+    T sum_w[sums_weights ? kTasks : 1] = {};
+    for (int64_t turn = part; turn < turns_of(a); turn += parts)
+      for_rows(a, at, turn, [&](int64_t row, bool active) HAMFAST_ALWAYS_INLINE {
+        backward_row<kKind>(a, at, number, row, active, sum_w);
+      });
+    if constexpr (sums_weights) {
+      sum_slots<kTasks>(sum_w, at.width);
+      for_each<kTasks>([&]<int t>() HAMFAST_ALWAYS_INLINE {
+        constexpr Task task = tasks[t];
+        if constexpr (has(kKind, false, task.x_block) && task.w_offset >= 0)
+          if (at.slot == 0)
+            static_cast<T*>(a.w_parts)[part * kWDim + task.w_offset + int64_t(at.u) * task.w_stride] = sum_w[t];
+      });
+    }
+  });
+}
+
+extern "C" __global__ void __launch_bounds__(kWarpSize* kWarpsPerBlock) hamfast_channel(const Arguments a) {
+  if constexpr (kForward)
+    forward(a);
+  else
+    backward(a);
+}
+
+}  // namespace hamfast::channel
+
+#endif

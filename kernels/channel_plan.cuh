@@ -1,0 +1,62 @@
+// The plan of a channel-wise product as the CUDA kernel sees it: values the compiler knows.
+//
+// csrc/tensor_product/channel_source.cpp writes one header per plan and kind of call, `hamfast_plan.h`, with constants
+// of these types; kernels/channel.cuh reads it. The executor of the tests compiles the same two files for the host.
+#pragma once
+
+#include <cstdint>
+
+namespace hamfast::channel {
+
+// out[g_block][k][u] += w[w_offset + u w_stride] C_ijk x[x_block][i][u] y[y_offset + j] for u < n
+struct Task {
+  int n, d1, d2, d3;
+  int x_block, g_block;
+  int y_offset;
+  int w_offset, w_stride;  // offset -1: no weight
+  int begin, end;          // entries
+};
+
+struct Entry {
+  int i, j, k;
+  double value;  // the coupling times the path's normalisation
+};
+
+// Channels `first` ... `first + n - 1` of an irreps block: d components, at `start` in a thread's registers.
+struct Block {
+  int n, d, start;
+  int mul, first;
+  int64_t offset;  // of the irreps block in a row
+  int group;       // blocks of different groups are the work of different warps
+};
+
+// What one warp does with one row: `width` channels from `first` on, which all blocks of a group with n > first have,
+// of 32 / width edges at a time. `kind`: which blocks those are.
+struct Unit {
+  int kind, first, width;
+};
+struct Kind {
+  int group, first;
+};
+
+enum Storage { float32 = 0, float64 = 1, bfloat16 = 2, float16 = 3 };
+enum Layout { mul_ir = 0, ir_mul = 1, blocks = 2 };
+enum Slot { X = 0, Y = 1, W = 2, G = 3 };
+
+// One call. Absent operands and directions, and results that are not wanted, are null.
+struct Arguments {
+  const void* operand[4];
+  const void* direction[4];
+  void* out[4];
+  const int64_t* x_index;  // row of x that edge e reads; null: e
+  const int64_t* g_index;
+  const int64_t* order;  // edges by row of the result, or null: as they come
+  const int64_t* ptr;    // [rows + 1] into `order`, or null: row r is edge r
+  int64_t rows;
+  int64_t edges;
+  int64_t x_rows, g_rows;  // of the tensors: Layout::blocks needs them
+  void* y_parts;           // dF/dy of every group of channels, [units, edges, y_dim], compute type
+  void* w_parts;           // dF/dw of every part, [parts, w_dim], compute type, where all edges share the weights
+};
+
+}  // namespace hamfast::channel
