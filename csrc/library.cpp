@@ -5,7 +5,8 @@ STABLE_TORCH_LIBRARY(hamfast, m) {
   // Partial derivatives of F = sum_e <g[receiver e], TP(x[sender e], y[e], w[e])> in the wanted slots (bits x = 1, y =
   // 2, w = 4, g = 8); with directions, those of the derivative of F along them. See hamfast/ops/tensor_product.py.
   // table, cg_index, cg_value: the paths of the general kernel; tasks, x_blocks, g_blocks, entries, coupling: of the
-  // channel-wise one. dims: row length of x, y, w and g; scratch; padded x and g; largest coupling; covers weights.
+  // channel-wise one. dims: row length of x, y, w and g; scratch; padded x and g; largest coupling; covers weights; key
+  // of the channel-wise tables.
   m.def(
       "tensor_product(Tensor? x, Tensor? y, Tensor? w, Tensor? g, Tensor? dx, Tensor? dy, Tensor? dw, Tensor? dg, "
       "Tensor table, Tensor cg_index, Tensor cg_value, Tensor tasks, Tensor x_blocks, Tensor g_blocks, Tensor entries, "

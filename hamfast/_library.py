@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import torch
 
 MINIMUM_TORCH = (2, 11)
-PATH = Path(__file__).parent / "lib" / "libhamfast.so"
+PATH = Path(os.environ.get("HAMFAST_LIBRARY") or Path(__file__).parent / "lib" / "libhamfast.so")
+"""``HAMFAST_LIBRARY`` names another build of the same library."""
 
 
 def torch_version() -> tuple[int, int]:

@@ -1,4 +1,5 @@
-// What every CUDA launcher needs: the current stream without a link to libtorch_cuda, and a checked launch.
+// All that a launcher knows of CUDA: the current stream without a link to libtorch_cuda, and a checked launch.
+// tests/simt/common/cuda_launch.h has the same names: with it, the *_cuda.cu files run on the host.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -7,7 +8,11 @@
 
 #include "common/dispatch.h"
 
+#define HAMFAST_CUDA_KEY CUDA
+
 namespace hamfast {
+
+using LaunchGuard = torch::stable::accelerator::DeviceGuard;
 
 // torch 2.13 has Stream::nativeHandle; our floor is 2.11, where the C shim of libtorch_cuda gives the stream. It is
 // looked up when first needed, so that this library also loads into CPU builds of torch, which lack it.
@@ -24,15 +29,21 @@ inline cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-inline void check_launch(const char* op) {
+// kernel<<<blocks, threads>>>(arguments...) on the device's current stream.
+template <class... Parameters, class... Arguments>
+void launch(const char* op, void (*kernel)(Parameters...), int64_t blocks, int threads, int32_t device,
+            const Arguments&... arguments) {
+  kernel<<<static_cast<unsigned>(blocks), threads, 0, current_stream(device)>>>(arguments...);
   const cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, op, ": kernel launch failed: ", cudaGetErrorString(error));
 }
 
-constexpr int kWarp = 32;
-constexpr int64_t kMaxBlocks = 1 << 16;
-
-// One warp per block; blocks walk over the rows with stride gridDim.x.
-inline unsigned blocks_for(int64_t rows) { return static_cast<unsigned>(rows < kMaxBlocks ? rows : kMaxBlocks); }
+// 90 for compute capability 9.0.
+inline int capability_of(int32_t device) {
+  int major = 0, minor = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return 10 * major + minor;
+}
 
 }  // namespace hamfast

@@ -1,7 +1,7 @@
 // One warp per edge (rotations); a block per group of terms, its rows dealt to the warps (weights).
 #include <torch/csrc/stable/library.h>
 
-#include "common/cuda_launch.h"
+#include "common/grid.h"
 #include "edge_frame/edge_frame_call.h"
 
 namespace hamfast {
@@ -24,33 +24,30 @@ __global__ void matrix_groups_kernel(MatrixCall<T> call) {
 }
 
 struct EdgeFrameOnCuda {
-  using Guard = torch::stable::accelerator::DeviceGuard;
+  using Guard = LaunchGuard;
 
   template <class T>
   static void rotate_into(const FrameCall<T>& call, int32_t device) {
     if (call.edges == 0) return;
-    rotate_into_kernel<T><<<blocks_for(call.edges), kWarp, 0, current_stream(device)>>>(call);
-    check_launch("rotate_to_edge");
+    launch("rotate_to_edge", rotate_into_kernel<T>, blocks_for(call.edges), kWarp, device, call);
   }
 
   template <class T>
   static void rotate_out(const FrameCall<T>& call, int64_t rows, int32_t device) {
     if (rows == 0) return;
-    rotate_out_kernel<T><<<blocks_for(rows), kWarp, 0, current_stream(device)>>>(call, rows);
-    check_launch("rotate_from_edge");
+    launch("rotate_from_edge", rotate_out_kernel<T>, blocks_for(rows), kWarp, device, call, rows);
   }
 
   template <class T>
   static void add_groups(const MatrixCall<T>& call, int32_t device) {
     if (call.groups == 0) return;
-    matrix_groups_kernel<T><<<static_cast<unsigned>(call.groups), 8 * kWarp, 0, current_stream(device)>>>(call);
-    check_launch("edge_frame_weights");
+    launch("edge_frame_weights", matrix_groups_kernel<T>, call.groups, 8 * kWarp, device, call);
   }
 };
 
 }  // namespace hamfast
 
-STABLE_TORCH_LIBRARY_IMPL(hamfast, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(hamfast, HAMFAST_CUDA_KEY, m) {
   using Ops = hamfast::EdgeFrameOps<hamfast::EdgeFrameOnCuda>;
   m.impl("rotate_to_edge", TORCH_BOX(&Ops::rotate_to_edge));
   m.impl("rotate_from_edge", TORCH_BOX(&Ops::rotate_from_edge));

@@ -1,7 +1,7 @@
 // One warp per target node.
 #include <torch/csrc/stable/library.h>
 
-#include "common/cuda_launch.h"
+#include "common/grid.h"
 #include "graph_attention/graph_attention_call.h"
 
 namespace hamfast {
@@ -17,19 +17,18 @@ __global__ void attention_kernel(AttentionCall<T> call, int64_t targets, int der
 }
 
 struct AttentionOnCuda {
-  using Guard = torch::stable::accelerator::DeviceGuard;
+  using Guard = LaunchGuard;
 
   template <class T>
   static void run(const AttentionCall<T>& call, int64_t targets, int derivative, int32_t device) {
     if (targets == 0) return;
-    attention_kernel<T><<<blocks_for(targets), kWarp, 0, current_stream(device)>>>(call, targets, derivative);
-    check_launch("graph_attention");
+    launch("graph_attention", attention_kernel<T>, blocks_for(targets), kWarp, device, call, targets, derivative);
   }
 };
 
 }  // namespace hamfast
 
-STABLE_TORCH_LIBRARY_IMPL(hamfast, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(hamfast, HAMFAST_CUDA_KEY, m) {
   using Ops = hamfast::AttentionOps<hamfast::AttentionOnCuda>;
   m.impl("graph_attention", TORCH_BOX(&Ops::forward));
   m.impl("graph_attention_backward", TORCH_BOX(&Ops::backward));

@@ -8,23 +8,7 @@
 
 namespace hamfast {
 
-using torch::headeronly::ScalarType;
 using torch::stable::parallel_for;
-
-inline Storage storage_of(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Double:
-      return Storage::float64;
-    case ScalarType::BFloat16:
-      return Storage::bfloat16;
-    case ScalarType::Half:
-      return Storage::float16;
-    case ScalarType::Float:
-      return Storage::float32;
-    default:
-      STD_TORCH_CHECK(false, "tensor_product: expected float64, float32, bfloat16 or float16");
-  }
-}
 
 // out[i] += sum_p in[p * n + i], in the order of p.
 template <class T>

@@ -7,8 +7,26 @@
 
 #include "common/dispatch.h"
 #include "tensor_product.cuh"
+#include "tensor_product/channel_kernel.h"
 
 namespace hamfast {
+
+using torch::headeronly::ScalarType;
+
+inline Storage storage_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Double:
+      return Storage::float64;
+    case ScalarType::BFloat16:
+      return Storage::bfloat16;
+    case ScalarType::Half:
+      return Storage::float16;
+    case ScalarType::Float:
+      return Storage::float32;
+    default:
+      STD_TORCH_CHECK(false, "tensor_product: expected float64, float32, bfloat16 or float16");
+  }
+}
 
 struct TensorProductArguments {
   std::optional<Tensor> operand[4], direction[4];       // x, y, w, g
@@ -18,7 +36,8 @@ struct TensorProductArguments {
   int64_t wanted, edges;
   bool shared_weights;
   int64_t x_layout, g_layout;
-  std::vector<int64_t> dims;  // row length of x, y, w, g; scratch; padded x, padded g, largest coupling, covers weights
+  std::vector<int64_t>
+      dims;  // row length of x, y, w, g; scratch; padded x, padded g, largest coupling, covers weights, key
 
   void make_contiguous() {
     for (auto* group : {operand, direction})

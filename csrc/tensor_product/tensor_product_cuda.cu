@@ -1,7 +1,9 @@
-// One warp per output row, scratch in global memory: right for every plan, not yet fast.
+// The general kernel: one warp per output row, scratch in global memory, right for every plan. What is channel-wise has
+// a kernel of its own, compiled for each plan when it is first needed.
 #include <torch/csrc/stable/library.h>
 
-#include "common/cuda_launch.h"
+#include "common/grid.h"
+#include "tensor_product/channel_cuda.h"
 #include "tensor_product/tensor_product_call.h"
 
 namespace hamfast {
@@ -15,41 +17,29 @@ __global__ void tensor_product_kernel(TensorProductCall<T> call, int64_t rows, T
     HAMFAST_ISA::tensor_product_row(HAMFAST_ISA::Warp{}, call, row, scratch + blockIdx.x * call.scratch_size);
 }
 
-template <class T>
-__global__ void add_rows_kernel(const T* in, int64_t parts, int64_t n, T* out) {
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < n; i += int64_t(gridDim.x) * blockDim.x) {
-    T total = out[i];
-    for (int64_t p = 0; p < parts; ++p) total += in[p * n + i];
-    out[i] = total;
-  }
-}
-
 struct TensorProductOnCuda {
-  using Guard = torch::stable::accelerator::DeviceGuard;
-  static constexpr bool kChannels = false;
+  using Guard = LaunchGuard;
+  static constexpr bool kChannels = true;
 
   template <class T>
   static void paths(const TensorProductCall<T>& call, int64_t rows, const Tensor& like) {
     if (rows == 0) return;
     const int64_t blocks = rows < kScratchBlocks ? rows : kScratchBlocks;
     Tensor scratch = torch::stable::new_empty(like, {blocks * call.scratch_size});
-    tensor_product_kernel<T><<<static_cast<unsigned>(blocks), kWarp, 0, current_stream(like.get_device_index())>>>(
-        call, rows, scratch.mutable_data_ptr<T>());
-    check_launch("tensor_product");
+    launch("tensor_product", tensor_product_kernel<T>, blocks, kWarp, like.get_device_index(), call, rows,
+           scratch.mutable_data_ptr<T>());
   }
 
-  static std::vector<Tensor> channels(const TensorProductArguments&) { return {}; }
+  static std::vector<Tensor> channels(const TensorProductArguments& args) { return ChannelCuda(args).run(); }
 
   template <class T>
   static void add_rows(const T* in, int64_t parts, int64_t n, T* out, int32_t device) {
-    if (n == 0) return;
-    add_rows_kernel<T><<<blocks_for((n + 255) / 256), 256, 0, current_stream(device)>>>(in, parts, n, out);
-    check_launch("tensor_product");
+    hamfast::add_rows(in, parts, n, out, device);
   }
 };
 
 }  // namespace hamfast
 
-STABLE_TORCH_LIBRARY_IMPL(hamfast, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(hamfast, HAMFAST_CUDA_KEY, m) {
   m.impl("tensor_product", TORCH_BOX(&hamfast::tensor_product<hamfast::TensorProductOnCuda>));
 }

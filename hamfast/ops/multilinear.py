@@ -7,6 +7,7 @@ same, with arguments exchanged. So one op is closed under differentiation, and e
 
 from __future__ import annotations
 
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -134,8 +135,16 @@ def _make_tables(plan, part, compute, device):
         tables.g_padded,
         tables.max_coupling,
         int(bool(channel) and channel == list(plan.instructions)),
+        _key(tables),
     ]
     return Tables(tensors, dims, bool(general))
+
+
+def _key(tables: ChannelTables) -> int:
+    """Tells the kernels compiled for these tables from those of others."""
+    arrays = (tables.tasks, tables.x_blocks, tables.g_blocks, tables.entries, tables.coupling)
+    digest = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() + b"|" for a in arrays)).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def general_tables(plan: Plan, instructions: list[Instruction]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:

@@ -33,23 +33,23 @@ def strict(enabled: bool = True) -> Iterator[None]:
         _strict = before
 
 
-def slow_path(op: str, plan: Plan, device: str) -> None:
-    """Reports the paths of a plan that only the general kernel knows."""
+def slow_path(op: str, plan: Plan, device: str, reason: str = "") -> None:
+    """Reports the paths of a plan that only the general kernel knows; or the reason why all of it runs there."""
     if torch.compiler.is_compiling():
         return
     if _strict:
-        raise RuntimeError(_sentence(op, plan, device) + "; strict mode forbids it")
-    _warn_once(op, plan, device)
+        raise RuntimeError(_sentence(op, plan, device, reason) + "; strict mode forbids it")
+    _warn_once(op, plan, device, reason)
 
 
 @cache
-def _warn_once(op: str, plan: Plan, device: str) -> None:
-    warnings.warn(_sentence(op, plan, device), SlowPathWarning, stacklevel=5)
+def _warn_once(op: str, plan: Plan, device: str, reason: str) -> None:
+    warnings.warn(_sentence(op, plan, device, reason), SlowPathWarning, stacklevel=5)
 
 
-def _sentence(op, plan, device):
-    if device != "cpu":
-        return f"hamfast: {op} on {device} runs on the general kernel, which is right but not tuned"
+def _sentence(op, plan, device, reason):
+    if reason:
+        return f"hamfast: {op} on {device} runs on the general kernel, which is right but slow: {reason}"
     slow = []
     for ins in live_paths(plan):
         if not is_channel_wise(plan, ins):

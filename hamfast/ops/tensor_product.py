@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hamfast.ops import run_time_compiler
 from hamfast.ops.block_matmul import block_matmul
 from hamfast.ops.checks import check_rows, check_same
 from hamfast.ops.edge_index import EdgeIndex
@@ -100,8 +101,11 @@ def _all_channel_wise(plan):
 
 @torch.compiler.assume_constant_result
 def _chosen(plan: Plan, shared: bool, device: str, wanted: str | None) -> str:
+    problem = _problem(device)
     if wanted is None:
-        return choose_lowering(plan, shared, device)
+        return "general" if problem else choose_lowering(plan, shared, device)
+    if problem and wanted in ("channel", "mix"):
+        raise ValueError(f"tensor_product: lowering: {wanted!r} cannot run: {problem}; 'general' can")
     possible = [e.lowering for e in estimates(plan, shared, device)]
     if wanted not in possible:
         weights = "shared weights" if shared else "weights per row"
@@ -109,6 +113,12 @@ def _chosen(plan: Plan, shared: bool, device: str, wanted: str | None) -> str:
             f"tensor_product: lowering: expected {' or '.join(possible)} for this plan with {weights} on {device}, found {wanted!r}"
         )
     return wanted
+
+
+@torch.compiler.assume_constant_result
+def _problem(device: str) -> str:
+    """Why only the general kernel can run."""
+    return run_time_compiler.problem() if device == "cuda" else ""
 
 
 @torch.compiler.assume_constant_result
@@ -159,7 +169,7 @@ def broadcast_tensor_product(x: Tensor, y: Tensor, weight: Tensor | None, plan: 
 
 def _general(x, y, weight, plan, tables, edges, gather, scatter, layout):
     """Plans with paths that only the general kernel knows: it works in ``mul_ir``, in float32 or float64."""
-    slow_path("tensor_product", plan, x.device.type)
+    slow_path("tensor_product", plan, x.device.type, _problem(x.device.type))
     dtype = x.dtype
     if dtype in _HALF:
         x, y, weight = x.float(), y.float(), None if weight is None else weight.float()

@@ -24,6 +24,9 @@ TASK_OVERHEAD = 0.012
 HARMONICS = 0.02
 """Microseconds per row and number of Y, with its gradient's share."""
 
+TUNED = ("cpu", "cuda")
+"""Devices that have more than the general kernel. On CUDA the same rates choose: they were not measured there."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -98,9 +101,9 @@ def estimates(plan: Plan, shared_weights: bool, device: str, harmonics: bool = F
     """
     paths = live_paths(plan)
     found = [_general(plan)]
-    if device == "cpu" and all(is_channel_wise(plan, ins) for ins in paths):
+    if device in TUNED and all(is_channel_wise(plan, ins) for ins in paths):
         found.append(_channel(plan, shared_weights))
-    if device == "cpu" and shared_weights and any(is_mixing(plan, ins) for ins in paths):
+    if device in TUNED and shared_weights and any(is_mixing(plan, ins) for ins in paths):
         found.append(_mix(plan, harmonics))
     if harmonics and shared_weights:
         found.append(_edge_frame(plan))
@@ -111,7 +114,7 @@ def estimates(plan: Plan, shared_weights: bool, device: str, harmonics: bool = F
 def choose_lowering(plan: Plan, shared_weights: bool, device: str, harmonics: bool = False) -> str:
     """The cheapest of :func:`estimates`. What no lowering covers whole is split: see :func:`explain`."""
     best = estimates(plan, shared_weights, device, harmonics)[0].lowering
-    if best == "general" and device == "cpu" and any(is_channel_wise(plan, ins) for ins in live_paths(plan)):
+    if best == "general" and device in TUNED and any(is_channel_wise(plan, ins) for ins in live_paths(plan)):
         return "channel"  # for the paths that are, the general kernel for the others
     return best
 
@@ -134,7 +137,7 @@ def _reason(plan, chosen, table, device) -> str:
     if chosen == "channel" and left:
         return f"with the general kernel for its paths of mode {', '.join(sorted(set(left)))}"
     if chosen == "general":
-        return "the only one for these paths" if device == "cpu" else f"the only one on {device}"
+        return "the only one for these paths" if device in TUNED else f"the only one on {device}"
     if len(table) == 1:
         return "the only one"
     return f"estimated {table[1].microseconds / table[0].microseconds:.1f}x faster than {table[1].lowering}"

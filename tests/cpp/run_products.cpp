@@ -73,9 +73,9 @@ int main(int argc, char** argv) {
     kCount
   };
   if (a.size() != kCount) return 2;
-  const int64_t* numbers = a[kNumbers].as<int64_t>();  // dims[9], edges, nodes, shared
-  const int64_t edges = numbers[9], nodes = numbers[10];
-  const bool shared = numbers[11] != 0;
+  const int64_t* numbers = a[kNumbers].as<int64_t>();  // dims[10], edges, nodes, shared
+  const int64_t edges = numbers[10], nodes = numbers[11];
+  const bool shared = numbers[12] != 0;
 
   ChannelCall<T> c{};
   c.tasks = a[kTasks].as<ChannelTask>();

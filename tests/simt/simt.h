@@ -227,6 +227,12 @@ T exchange(uint32_t mask, T value, int source) {
   return value;
 }
 
+// Of the order of threads: HAMFAST_SIMT_SEED.
+inline uint64_t seed() {
+  const char* text = std::getenv("HAMFAST_SIMT_SEED");
+  return text ? std::strtoull(text, nullptr, 10) : 0;
+}
+
 inline int lane() { return static_cast<int>(Executor::get().thread % kWarp); }
 
 }  // namespace simt

@@ -1,0 +1,144 @@
+// Calls of the channel-wise CUDA kernel on tensors.
+#pragma once
+
+#include "channel_plan.cuh"
+#include "common/grid.h"
+#include "tensor_product/channel_jit.h"
+#include "tensor_product/channel_source_op.h"
+#include "tensor_product/tensor_product_call.h"
+
+namespace hamfast {
+
+class ChannelCuda {
+ public:
+  explicit ChannelCuda(const TensorProductArguments& args)
+      : args_(args), device_(args.any_operand().get_device_index()) {
+    capability_ = capability_of(device_);
+    for (int a = 0; a < 4; ++a) {
+      arguments_.operand[a] = data_of(args.operand[a]);
+      arguments_.direction[a] = data_of(args.direction[a]);
+    }
+    arguments_.x_index = data_or_null<int64_t>(args.senders);
+    arguments_.g_index = data_or_null<int64_t>(args.receivers);
+    arguments_.edges = args.edges;
+    arguments_.x_rows = args.rows(slot_x), arguments_.g_rows = args.rows(slot_g);
+  }
+
+  std::vector<Tensor> run() {
+    std::vector<Tensor> out;
+    for (int slot = 0; slot < 4; ++slot) out.push_back(torch::stable::new_empty(args_.any_operand(), {0}));
+    if (args_.wants(slot_g)) forward(out);
+    if (args_.wants(slot_x) || args_.wants(slot_y) || args_.wants(slot_w)) backward(out);
+    return out;
+  }
+
+ private:
+  static constexpr int64_t kWarps = 4, kMostParts = 1 << 16, kMostWeightParts = 256, kRowsPerStep = 32;
+
+  const TensorProductArguments& args_;
+  int32_t device_;
+  int capability_ = 0;
+  channel::Arguments arguments_{};
+
+  static const void* data_of(const std::optional<Tensor>& t) { return t.has_value() ? t->const_data_ptr() : nullptr; }
+
+  Tensor empty(int slot) const {
+    return torch::stable::new_empty(args_.any_operand(), {args_.rows(slot), args_.dims[slot]});
+  }
+  auto compute() const {
+    using torch::headeronly::ScalarType;
+    return args_.any_operand().scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  }
+
+  const ChannelJit& kernel(bool forward) const {
+    ChannelKey key{args_.dims[9], capability_, {}};
+    ChannelCallKind& kind = key.kind;
+    kind.forward = forward;
+    for (int a = 0; a < 4; ++a) {
+      kind.operands |= (arguments_.operand[a] && !(forward && a == slot_g)) << a;
+      kind.directions |= (arguments_.direction[a] && !(forward && a == slot_g)) << a;
+      kind.wanted |= (args_.wants(a) && forward == (a == slot_g)) << a;
+    }
+    kind.storage = storage_of(args_.any_operand());
+    kind.x_layout = static_cast<Layout>(args_.x_layout), kind.g_layout = static_cast<Layout>(args_.g_layout);
+    kind.shared_weights = args_.shared_weights;
+    return channel_kernel(key, &tables, &args_);
+  }
+
+  // Reads the plan's tables back: once per plan, kind of call and process.
+  static ChannelTables tables(const void* context) {
+    const auto& args = *static_cast<const TensorProductArguments*>(context);
+    auto host = [](const Tensor& t) {
+      return torch::stable::to(t, torch::stable::Device(torch::headeronly::DeviceType::CPU));
+    };
+    return channel_tables(host(args.tasks), host(args.x_blocks), host(args.g_blocks), host(args.entries),
+                          host(args.coupling), args.dims);
+  }
+
+  void set_rows(const std::optional<Tensor>& order, const std::optional<Tensor>& ptr) {
+    arguments_.order = data_or_null<int64_t>(order);
+    arguments_.ptr = data_or_null<int64_t>(ptr);
+    arguments_.rows = ptr.has_value() ? ptr->numel() - 1 : args_.edges;
+  }
+  int64_t turns() const {
+    return arguments_.ptr ? arguments_.rows : (arguments_.rows + kRowsPerStep - 1) / kRowsPerStep;
+  }
+  static int64_t blocks_of(int64_t warps) { return (warps + kWarps - 1) / kWarps; }
+
+  void launch(const ChannelJit& jit, int64_t blocks) {
+    void* parameters[] = {&arguments_};
+    jit.kernel.launch(static_cast<unsigned>(blocks), kWarps * kWarp, 0, current_stream(device_), parameters);
+  }
+
+  void forward(std::vector<Tensor>& out) {
+    out[slot_g] = empty(slot_g);
+    set_rows(args_.receiver_order, args_.receiver_ptr);
+    if (turns() == 0) return;
+    arguments_.out[slot_g] = out[slot_g].mutable_data_ptr();
+    const ChannelJit& jit = kernel(true);
+    const int64_t blocks = blocks_of(turns() * jit.units);
+    launch(jit, blocks < kMostBlocks ? blocks : kMostBlocks);
+  }
+
+  void backward(std::vector<Tensor>& out) {
+    const Tensor& like = args_.any_operand();
+    const bool sums_weights = args_.wants(slot_w) && args_.shared_weights;
+    if (args_.wants(slot_x)) out[slot_x] = empty(slot_x);
+    if (args_.wants(slot_y)) out[slot_y] = empty(slot_y);
+    if (args_.wants(slot_w)) out[slot_w] = args_.dims[8] && !args_.shared_weights ? empty(slot_w) : args_.zeros(slot_w);
+    set_rows(args_.sender_order, args_.sender_ptr);
+    if (turns() == 0) return;
+    const ChannelJit& jit = kernel(false);
+    const int64_t most = sums_weights ? kMostWeightParts : kMostParts;
+    const int64_t blocks = blocks_of((turns() < most ? turns() : most) * jit.units);
+    const int64_t parts = blocks * kWarps / jit.units;
+    Tensor y_parts, w_parts;
+    if (args_.wants(slot_y)) {
+      y_parts = torch::stable::new_empty(like, {jit.units, args_.edges, args_.dims[slot_y]}, compute());
+      arguments_.y_parts = y_parts.mutable_data_ptr();
+    }
+    if (sums_weights) {
+      w_parts = torch::stable::new_zeros(like, {parts, args_.dims[slot_w]}, compute());
+      arguments_.w_parts = w_parts.mutable_data_ptr();
+    }
+    if (args_.wants(slot_x)) arguments_.out[slot_x] = out[slot_x].mutable_data_ptr();
+    if (args_.wants(slot_w) && !sums_weights) arguments_.out[slot_w] = out[slot_w].mutable_data_ptr();
+    launch(jit, blocks);
+    if (args_.wants(slot_y)) out[slot_y] = sum(y_parts, jit.units, {args_.edges, args_.dims[slot_y]});
+    if (sums_weights) out[slot_w] = sum(w_parts, parts, {args_.dims[slot_w]});
+  }
+
+  Tensor sum(const Tensor& parts, int64_t count, std::vector<int64_t> shape) {
+    Tensor total = torch::stable::new_zeros(parts, shape);
+    dispatch_real(parts.scalar_type(), "tensor_product", [&](auto zero) {
+      using T = decltype(zero);
+      add_rows(parts.const_data_ptr<T>(), count, total.numel(), total.mutable_data_ptr<T>(), device_);
+    });
+    const auto type = args_.any_operand().scalar_type();
+    return type == total.scalar_type() ? total : torch::stable::to(total, type);
+  }
+
+  static constexpr int64_t kMostBlocks = int64_t(1) << 30;
+};
+
+}  // namespace hamfast

@@ -1,0 +1,31 @@
+// The channel-wise kernel of one plan and kind of call, compiled at run time. No CUDA header: csrc/common/jit.h.
+#pragma once
+
+#include <string>
+
+#include "common/jit.h"
+#include "tensor_product/channel_source.h"
+
+namespace hamfast {
+
+inline constexpr const char* kChannelKernel = "hamfast_channel";
+
+// Machine code of kernels/channel.cuh for a header of channel_source(), from the cache if it is there.
+std::string compile_channel(const std::string& plan_header, int capability);
+
+struct ChannelJit {
+  jit::Kernel kernel;
+  int64_t units;
+};
+
+// What identifies the kernel of a call: the plan's key (dims of the op), what it does, and for which GPUs.
+struct ChannelKey {
+  int64_t plan;
+  int capability;
+  ChannelCallKind kind;
+};
+
+// Compiled when first asked for, then kept; `tables` is called only then. Throws jit::Error. Threads may call it.
+const ChannelJit& channel_kernel(const ChannelKey& key, ChannelTables (*tables)(const void*), const void* context);
+
+}  // namespace hamfast

@@ -1,0 +1,61 @@
+"""The compiler of kernels made for one plan each (NVRTC): where it is, and why it cannot be used if so.
+
+The compiled library opens it when a CUDA kernel is first needed; CUDA builds of torch bring it along as the package
+``nvidia-cuda-nvrtc``. What it makes is kept in :func:`cache_folder`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from functools import cache
+from pathlib import Path
+
+from hamfast import _library
+
+
+def find_compiler() -> Path | None:
+    """libnvrtc of the newest ``nvidia-cuda-nvrtc`` package that is installed beside torch, if any."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = [] if spec is None else [Path(p) for p in spec.submodule_search_locations or []]
+    found = [file for folder in folders for file in folder.glob("*/lib/libnvrtc.so.*")]
+    return max(found, key=lambda file: int(file.name.rsplit(".", 1)[1])) if found else None
+
+
+@cache
+def _functions() -> ctypes.CDLL:
+    functions = ctypes.CDLL(str(_library.PATH))
+    functions.hamfast_set_compiler.argtypes = [ctypes.c_char_p]
+    functions.hamfast_jit_channel.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int]
+    for name in ("hamfast_jit_problem", "hamfast_jit_channel", "hamfast_cache_folder"):
+        getattr(functions, name).restype = ctypes.c_char_p
+    path = find_compiler()
+    functions.hamfast_set_compiler(str(path or "").encode())
+    return functions
+
+
+@cache
+def problem() -> str:
+    """Why kernels cannot be compiled or loaded here, in one sentence; empty if they can."""
+    return _functions().hamfast_jit_problem().decode()
+
+
+def compile_channel_kernel(header: str, capability: int, load: bool = False) -> None:
+    """Compiles the channel-wise kernel into the cache.
+
+    Args:
+        header: the plan, as ``torch.ops.hamfast.channel_kernel_source`` gives it.
+        capability: of the GPU, 90 for 9.0.
+        load: load it into the driver, too.
+
+    Raises:
+        RuntimeError: with a sentence that says what is missing.
+    """
+    failure = _functions().hamfast_jit_channel(header.encode(), capability, int(load)).decode()
+    if failure:
+        raise RuntimeError(f"hamfast: {failure}")
+
+
+def cache_folder() -> str:
+    """``$HAMFAST_CACHE``, ``$XDG_CACHE_HOME/hamfast`` or ``~/.cache/hamfast``; empty if there is no such place."""
+    return _functions().hamfast_cache_folder().decode()

@@ -1,0 +1,23 @@
+// In place of csrc/common/cuda_launch.h: launches on the executor, ops on CPU tensors.
+#pragma once
+
+#include "common/dispatch.h"
+#include "simt.h"
+
+#define HAMFAST_CUDA_KEY CPU
+
+namespace hamfast {
+
+using LaunchGuard = NoGuard;
+
+inline void* current_stream(int32_t) { return nullptr; }
+inline int capability_of(int32_t) { return 90; }
+
+template <class... Parameters, class... Arguments>
+void launch(const char*, void (*kernel)(Parameters...), int64_t blocks, int threads, int32_t,
+            const Arguments&... arguments) {
+  simt::launch({static_cast<unsigned>(blocks)}, {static_cast<unsigned>(threads)}, 0, simt::seed(),
+               std::function<void(Parameters...)>(kernel), Parameters(arguments)...);
+}
+
+}  // namespace hamfast
