@@ -1,7 +1,7 @@
 // kernels/channel.cuh for one plan, as a library for the host: see jit.cpp.
 #include "channel.cuh"
 
-extern "C" void run_on_host(unsigned blocks, void** parameters) {
+extern "C" __attribute__((visibility("default"))) void run_on_host(unsigned blocks, void** parameters) {
   using namespace hamfast::channel;
   simt::launch({blocks}, {kWarpSize * kWarpsPerBlock}, 0, simt::seed(), hamfast_channel,
                *static_cast<const Arguments*>(parameters[0]));

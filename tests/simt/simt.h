@@ -43,7 +43,7 @@ constexpr size_t kStack = 256 << 10;
 
 struct Fiber {
   ucontext_t context;
-  std::unique_ptr<char[]> stack{new char[kStack]};
+  char* stack = nullptr;
   void* fake_stack = nullptr;  // the address sanitizer's
   bool done = false, waiting = false;
 };
@@ -126,6 +126,7 @@ class Executor {
   }
 
  private:
+  std::vector<std::unique_ptr<char[]>> stacks_;
   std::vector<Fiber> fibers_;
   std::vector<Warp> warps_;
   std::vector<unsigned> runnable_;
@@ -142,13 +143,15 @@ class Executor {
   void run_block() {
     const unsigned threads = block.x * block.y * block.z;
     fibers_ = std::vector<Fiber>(threads);
+    while (stacks_.size() < threads) stacks_.emplace_back(new char[kStack]);  // kept: new ones are slow
     warps_.assign((threads + kWarp - 1) / kWarp, {});
     runnable_.clear();
     arrived_ = 0;
     for (unsigned n = 0; n < threads; ++n) {
       Fiber& fiber = fibers_[n];
+      fiber.stack = stacks_[n].get();
       getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = fiber.stack.get();
+      fiber.context.uc_stack.ss_sp = fiber.stack;
       fiber.context.uc_stack.ss_size = kStack;
       fiber.context.uc_link = &scheduler_;
       makecontext(&fiber.context, &Executor::start, 0);
@@ -190,7 +193,7 @@ class Executor {
   void enter(Fiber& fiber) {
 #if defined(__SANITIZE_ADDRESS__)
     void* fake = nullptr;
-    __sanitizer_start_switch_fiber(&fake, fiber.stack.get(), kStack);
+    __sanitizer_start_switch_fiber(&fake, fiber.stack, kStack);
     swapcontext(&scheduler_, &fiber.context);
     __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #else
