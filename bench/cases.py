@@ -86,3 +86,13 @@ def random_graph(nodes: int, degree: int):
     """Receivers in order, each with ``degree`` random senders."""
     receivers = torch.arange(nodes).repeat_interleave(degree)
     return torch.randint(nodes, (nodes * degree,)), receivers
+
+
+# Channel-wise convolutions on a GPU: networks that are in use. Multiplicities alike, then not alike.
+_NEQUIP = "64x0e+64x0o+64x1e+64x1o+64x2e+64x2o"
+GPU_PRODUCTS = [
+    ProductCase("mace-large", "128x0e+128x1o+128x2e", SH[3], "128x0e+128x1o+128x2e+128x3o", "uvu", 100_000),
+    ProductCase("mace-medium", "128x0e+128x1o", SH[3], "128x0e+128x1o+128x2e", "uvu", 100_000),
+    ProductCase("nequip-toluene", _NEQUIP, SH[2], _NEQUIP, "uvu", 50_000),
+    ProductCase("sevennet-l3i5", "128x0e+64x1o+32x2e+32x3o", SH[3], "128x0e+64x1o+32x2e+32x3o", "uvu", 100_000),
+]

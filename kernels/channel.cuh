@@ -17,7 +17,6 @@ namespace hamfast::channel {
 
 using namespace HAMFAST_ISA;
 
-constexpr int kWarpSize = 32;
 constexpr int kWarpsPerBlock = 4;
 constexpr int kRowsPerStep = 32;  // rows a warp takes at once where every edge is a row of its own
 
@@ -169,7 +168,7 @@ HAMFAST_INLINE void add_y(const T* x, const T* g, T* out) {
 // Adds up `values` over the slots of a warp: every slot then has the total.
 template <int N>
 HAMFAST_INLINE void sum_slots(T* values, int width) {
-  for (int step = width; step < kWarpSize; step *= 2) {
+  for (int step = width; step < kWarp; step *= 2) {
     HAMFAST_UNROLL
     for (int i = 0; i < N; ++i) values[i] += __shfl_xor_sync(0xffffffffu, values[i], step);
   }
@@ -186,17 +185,18 @@ HAMFAST_INLINE Held sum_lanes(T* values, int lane, int width) {
   int held = N, begin = 0, step = width / 2;
   HAMFAST_UNROLL
   for (int half = N / 2; half > 0; half /= 2) {
-    if (step == 0) break;
-    const bool upper = lane & step;
-    HAMFAST_UNROLL
-    for (int i = 0; i < half; ++i) {
-      const T sent = upper ? values[i] : values[i + half];
-      const T kept = upper ? values[i + half] : values[i];
-      values[i] = kept + __shfl_xor_sync(0xffffffffu, sent, step);
+    if (step > 0) {
+      const bool upper = lane & step;
+      HAMFAST_UNROLL
+      for (int i = 0; i < half; ++i) {
+        const T sent = upper ? values[i] : values[i + half];
+        const T kept = upper ? values[i + half] : values[i];
+        values[i] = kept + __shfl_xor_sync(0xffffffffu, sent, step);
+      }
+      held = half;
+      begin += upper ? half : 0;
+      step /= 2;
     }
-    held = half;
-    begin += upper ? half : 0;
-    step /= 2;
   }
   for (; step > 0; step /= 2) values[0] += __shfl_xor_sync(0xffffffffu, values[0], step);
   return {begin, held};
@@ -213,8 +213,8 @@ struct Place {
   int lane, width, slots, slot, u;
 };
 HAMFAST_INLINE Place place_of(const Unit& unit) {
-  const int lane = threadIdx.x % kWarpSize;
-  return {lane, unit.width, kWarpSize / unit.width, lane / unit.width, unit.first + lane % unit.width};
+  const int lane = threadIdx.x % kWarp;
+  return {lane, unit.width, kWarp / unit.width, lane / unit.width, unit.first + lane % unit.width};
 }
 
 // The edges a slot adds up for a row, or one edge where each is a row. All slots of a warp take the same number of
@@ -410,7 +410,7 @@ HAMFAST_INLINE int64_t turns_of(const Arguments& a) {
 // Warps take (turn, unit) pairs, units fastest: the units of a row share its operands in the caches.
 HAMFAST_INLINE void forward(const Arguments& a) {
   const int64_t warps = int64_t(gridDim.x) * kWarpsPerBlock;
-  for (int64_t item = int64_t(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarpSize; item < turns_of(a) * kUnits;
+  for (int64_t item = int64_t(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp; item < turns_of(a) * kUnits;
        item += warps) {
     const Unit unit = units[item % kUnits];
     const Place at = place_of(unit);
@@ -423,7 +423,7 @@ HAMFAST_INLINE void forward(const Arguments& a) {
 
 // A warp keeps its unit: with shared weights it sums their gradients over all its rows, a part of the whole.
 HAMFAST_INLINE void backward(const Arguments& a) {
-  const int64_t warp = int64_t(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarpSize;
+  const int64_t warp = int64_t(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
   const int64_t parts = int64_t(gridDim.x) * kWarpsPerBlock / kUnits, part = warp / kUnits;
   if (part >= parts) return;
   const int number = warp % kUnits;
@@ -448,7 +448,7 @@ HAMFAST_INLINE void backward(const Arguments& a) {
   });
 }
 
-extern "C" __global__ void __launch_bounds__(kWarpSize* kWarpsPerBlock) hamfast_channel(const Arguments a) {
+extern "C" __global__ void __launch_bounds__(kWarp* kWarpsPerBlock) hamfast_channel(const Arguments a) {
   if constexpr (kForward)
     forward(a);
   else

@@ -36,6 +36,10 @@
 #define HAMFAST_ISA device
 #endif
 
+namespace hamfast {
+constexpr int kWarp = 32;
+}
+
 namespace hamfast::HAMFAST_ISA {
 
 // The threads that work on one row together. `rank()` of `size()`; `sum` gives everyone the total.

@@ -213,4 +213,113 @@ HAMFAST_HD inline void add_matrix_group(const Team& team, const MatrixCall<T>& c
 }
 
 }  // namespace HAMFAST_ISA
+
+#if defined(__CUDACC__) || defined(HAMFAST_SIMT)
+
+// On a GPU a thread turns one channel of one irreps block: blockIdx.y is the block (of all sources), blockIdx.x a group
+// of rows. Lanes are channels, and where there are few of them, channels of several rows.
+constexpr int kRotateRows = 16, kRotateThreads = 128;
+
+// Where component m of channel 0 of edge e is stored, and its sign.
+struct FrameComponent {
+  int64_t at;  // in the frame tensor
+  int sign;    // 0: it is not stored
+};
+__device__ inline FrameComponent frame_component(const FrameBlock& block, const FramePlace* places, int64_t edges,
+                                                 int64_t e, int64_t m) {
+  const FramePlace& place = places[m < 0 ? -m : m];
+  if (place.start < 0) return {0, 0};
+  const HAMFAST_ISA::FrameRow row = HAMFAST_ISA::frame_row(m, block.natural != 0);
+  return {place.start * edges + e * place.stride + row.row * place.width + place.column, row.sign};
+}
+
+template <int D, class T>
+__device__ inline void turn_into_frame(const FrameCall<T>& call, const FrameBlock& block, const FramePlace* places,
+                                       const T* x, int64_t e, int64_t u) {
+  const T* wigner = call.wigner + e * call.wigner_dim + HAMFAST_ISA::wigner_offset(D / 2);
+  T in[D];
+  HAMFAST_UNROLL
+  for (int b = 0; b < D; ++b) in[b] = __ldg(x + (call.channels_fast ? b * block.mul + u : u * D + b));
+  for (int a = 0; a < D; ++a) {
+    const FrameComponent to = frame_component(block, places, call.edges, e, a - D / 2);
+    if (to.sign == 0) continue;
+    T total = T(0);
+    HAMFAST_UNROLL
+    for (int b = 0; b < D; ++b) total += __ldg(wigner + a * D + b) * in[b];
+    call.frame_out[to.at + u] = T(to.sign) * total;
+  }
+}
+
+// Adds the edge's share to `out`.
+template <int D, class T>
+__device__ inline void turn_from_frame(const FrameCall<T>& call, const FrameBlock& block, const FramePlace* places,
+                                       int64_t e, int64_t u, T* out) {
+  const T* wigner = call.wigner + e * call.wigner_dim + HAMFAST_ISA::wigner_offset(D / 2);
+  for (int a = 0; a < D; ++a) {
+    const FrameComponent from = frame_component(block, places, call.edges, e, a - D / 2);
+    if (from.sign == 0) continue;
+    const T value = T(from.sign) * __ldg(call.frame_in + from.at + u);
+    HAMFAST_UNROLL
+    for (int b = 0; b < D; ++b) out[b] += __ldg(wigner + a * D + b) * value;
+  }
+}
+
+template <bool kIntoFrame, int D, class T>
+__device__ inline void rotate_rows(const FrameCall<T>& call, int s, const FrameBlock& block, const FramePlace* places,
+                                   int64_t rows) {
+  const int64_t first = int64_t(blockIdx.x) * kRotateRows;
+  const int count = static_cast<int>(rows - first < kRotateRows ? rows - first : kRotateRows);
+  const int mul = static_cast<int>(block.mul);
+  for (int item = threadIdx.x; item < count * mul; item += kRotateThreads) {
+    const int64_t row = first + item / mul, u = item % mul;
+    if constexpr (kIntoFrame) {
+      const int64_t r = call.index[s] ? call.index[s][row] : row;
+      turn_into_frame<D>(call, block, places, call.x_in[s] + r * call.dim[s] + block.offset, row, u);
+    } else {
+      T out[D];
+      HAMFAST_UNROLL
+      for (int b = 0; b < D; ++b) out[b] = T(0);
+      const int64_t begin = call.ptr ? call.ptr[row] : row, end = call.ptr ? call.ptr[row + 1] : row + 1;
+      for (int64_t p = begin; p < end; ++p)
+        turn_from_frame<D>(call, block, places, call.ptr ? call.order[p] : p, u, out);
+      T* x = call.x_out + row * call.dim[0] + block.offset;
+      HAMFAST_UNROLL
+      for (int b = 0; b < D; ++b) x[call.channels_fast ? b * mul + u : u * D + b] = out[b];
+    }
+  }
+}
+
+template <bool kIntoFrame, class T>
+__global__ void __launch_bounds__(kRotateThreads) rotate_kernel(FrameCall<T> call, int64_t rows) {
+  int s = 0;
+  int64_t n = blockIdx.y;
+  while (n >= call.num_blocks[s]) n -= call.num_blocks[s++];
+  const int64_t* entry = call.table[s] + n * call.table_stride[s];
+  const FrameBlock& block = *reinterpret_cast<const FrameBlock*>(entry);
+  const FramePlace* places = reinterpret_cast<const FramePlace*>(entry + 4);
+#define HAMFAST_ROTATE(L) \
+  case L:                 \
+    return rotate_rows<kIntoFrame, 2 * L + 1>(call, s, block, places, rows);
+  switch (block.l) {
+    HAMFAST_ROTATE(0)
+    HAMFAST_ROTATE(1)
+    HAMFAST_ROTATE(2)
+    HAMFAST_ROTATE(3)
+    HAMFAST_ROTATE(4)
+    HAMFAST_ROTATE(5)
+    HAMFAST_ROTATE(6)
+    HAMFAST_ROTATE(7)
+    HAMFAST_ROTATE(8)
+  }
+#undef HAMFAST_ROTATE
+}
+
+template <class T>
+__global__ void matrix_groups_kernel(MatrixCall<T> call) {
+  const int64_t warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+  HAMFAST_ISA::add_matrix_group(HAMFAST_ISA::Warp{}, call, blockIdx.x, warp, warps);
+}
+
+#endif
+
 }  // namespace hamfast

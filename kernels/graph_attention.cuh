@@ -188,4 +188,19 @@ HAMFAST_HD inline void attention_backward(const Team& team, const AttentionCall<
 }
 
 }  // namespace HAMFAST_ISA
+
+#if defined(__CUDACC__) || defined(HAMFAST_SIMT)
+
+template <class T>
+__global__ void attention_kernel(AttentionCall<T> call, int64_t targets, int derivative) {
+  for (int64_t node = blockIdx.x; node < targets; node += gridDim.x) {
+    if (derivative == 0)
+      HAMFAST_ISA::attention_forward(HAMFAST_ISA::Warp{}, call, node);
+    else
+      HAMFAST_ISA::attention_backward(HAMFAST_ISA::Warp{}, call, node, derivative == 2);
+  }
+}
+
+#endif
+
 }  // namespace hamfast

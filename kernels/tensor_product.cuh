@@ -329,4 +329,15 @@ HAMFAST_HD inline void tensor_product_row(const Team& team, const TensorProductC
 }
 
 }  // namespace HAMFAST_ISA
+
+#if defined(__CUDACC__) || defined(HAMFAST_SIMT)
+
+template <class T>
+__global__ void tensor_product_kernel(TensorProductCall<T> call, int64_t rows, T* scratch) {
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x)
+    HAMFAST_ISA::tensor_product_row(HAMFAST_ISA::Warp{}, call, row, scratch + blockIdx.x * call.scratch_size);
+}
+
+#endif
+
 }  // namespace hamfast

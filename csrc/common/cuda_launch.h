@@ -14,6 +14,10 @@ namespace hamfast {
 
 using LaunchGuard = torch::stable::accelerator::DeviceGuard;
 
+struct Grid {
+  int64_t x = 1, y = 1;
+};
+
 // torch 2.13 has Stream::nativeHandle; our floor is 2.11, where the C shim of libtorch_cuda gives the stream. It is
 // looked up when first needed, so that this library also loads into CPU builds of torch, which lack it.
 inline cudaStream_t current_stream(int32_t device) {
@@ -29,11 +33,12 @@ inline cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// kernel<<<blocks, threads>>>(arguments...) on the device's current stream.
+// kernel<<<grid, threads>>>(arguments...) on the device's current stream.
 template <class... Parameters, class... Arguments>
-void launch(const char* op, void (*kernel)(Parameters...), int64_t blocks, int threads, int32_t device,
+void launch(const char* op, void (*kernel)(Parameters...), Grid grid, int threads, int32_t device,
             const Arguments&... arguments) {
-  kernel<<<static_cast<unsigned>(blocks), threads, 0, current_stream(device)>>>(arguments...);
+  kernel<<<dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y)), threads, 0, current_stream(device)>>>(
+      arguments...);
   const cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, op, ": kernel launch failed: ", cudaGetErrorString(error));
 }

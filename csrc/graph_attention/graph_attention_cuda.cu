@@ -6,23 +6,13 @@
 
 namespace hamfast {
 
-template <class T>
-__global__ void attention_kernel(AttentionCall<T> call, int64_t targets, int derivative) {
-  for (int64_t node = blockIdx.x; node < targets; node += gridDim.x) {
-    if (derivative == 0)
-      HAMFAST_ISA::attention_forward(HAMFAST_ISA::Warp{}, call, node);
-    else
-      HAMFAST_ISA::attention_backward(HAMFAST_ISA::Warp{}, call, node, derivative == 2);
-  }
-}
-
 struct AttentionOnCuda {
   using Guard = LaunchGuard;
 
   template <class T>
   static void run(const AttentionCall<T>& call, int64_t targets, int derivative, int32_t device) {
     if (targets == 0) return;
-    launch("graph_attention", attention_kernel<T>, blocks_for(targets), kWarp, device, call, targets, derivative);
+    launch("graph_attention", attention_kernel<T>, Grid{blocks_for(targets)}, kWarp, device, call, targets, derivative);
   }
 };
 

@@ -11,12 +11,6 @@ namespace hamfast {
 // Scratch is per block, so fewer blocks than rows.
 constexpr int64_t kScratchBlocks = 2048;
 
-template <class T>
-__global__ void tensor_product_kernel(TensorProductCall<T> call, int64_t rows, T* scratch) {
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x)
-    HAMFAST_ISA::tensor_product_row(HAMFAST_ISA::Warp{}, call, row, scratch + blockIdx.x * call.scratch_size);
-}
-
 struct TensorProductOnCuda {
   using Guard = LaunchGuard;
   static constexpr bool kChannels = true;
@@ -26,7 +20,7 @@ struct TensorProductOnCuda {
     if (rows == 0) return;
     const int64_t blocks = rows < kScratchBlocks ? rows : kScratchBlocks;
     Tensor scratch = torch::stable::new_empty(like, {blocks * call.scratch_size});
-    launch("tensor_product", tensor_product_kernel<T>, blocks, kWarp, like.get_device_index(), call, rows,
+    launch("tensor_product", tensor_product_kernel<T>, Grid{blocks}, kWarp, like.get_device_index(), call, rows,
            scratch.mutable_data_ptr<T>());
   }
 

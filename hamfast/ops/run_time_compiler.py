@@ -11,15 +11,18 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 
+import torch
+
 from hamfast import _library
 
 
 def find_compiler() -> Path | None:
-    """libnvrtc of the newest ``nvidia-cuda-nvrtc`` package that is installed beside torch, if any."""
+    """libnvrtc of an ``nvidia-cuda-nvrtc`` package beside torch: of torch's own CUDA version if it is there, else the newest."""
     spec = importlib.util.find_spec("nvidia")
     folders = [] if spec is None else [Path(p) for p in spec.submodule_search_locations or []]
-    found = [file for folder in folders for file in folder.glob("*/lib/libnvrtc.so.*")]
-    return max(found, key=lambda file: int(file.name.rsplit(".", 1)[1])) if found else None
+    found = {int(f.name.rsplit(".", 1)[1]): f for folder in folders for f in folder.glob("*/lib/libnvrtc.so.[0-9]*")}
+    own = int((torch.version.cuda or "0").split(".")[0])
+    return found.get(own) or (found[max(found)] if found else None)
 
 
 @cache

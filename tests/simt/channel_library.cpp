@@ -3,6 +3,6 @@
 
 extern "C" __attribute__((visibility("default"))) void run_on_host(unsigned blocks, void** parameters) {
   using namespace hamfast::channel;
-  simt::launch({blocks}, {kWarpSize * kWarpsPerBlock}, 0, simt::seed(), hamfast_channel,
+  simt::launch({blocks}, {hamfast::kWarp * kWarpsPerBlock}, 0, simt::seed(), hamfast_channel,
                *static_cast<const Arguments*>(parameters[0]));
 }

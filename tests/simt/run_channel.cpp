@@ -23,7 +23,7 @@ int main(int argc, char** argv) {
   for (int n = 0; n < 6; ++n) out.push_back(poisoned(numbers[5 + n]));
   for (int s = 0; s < 4; ++s) a.out[s] = out[s].data;
   a.y_parts = out[4].data, a.w_parts = out[5].data;
-  simt::launch({static_cast<unsigned>(numbers[4])}, {kWarpSize * kWarpsPerBlock}, 0,
+  simt::launch({static_cast<unsigned>(numbers[4])}, {hamfast::kWarp * kWarpsPerBlock}, 0,
                std::strtoull(argv[3], nullptr, 10), hamfast_channel, a);
   write_arrays(argv[2], out);
 }

@@ -1,0 +1,130 @@
+"""Registers, stack and spills of every CUDA kernel, as nvcc's assembler reports them: `python bench/compile_table.py`.
+
+Writes bench/results/compile_table.csv. A test compares: a kernel that spills where it did not, fails. No GPU is needed.
+"""
+
+import csv
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from cases import EDGE_PRODUCTS, GPU_PRODUCTS
+
+from hamfast.ops.multilinear import LAYOUTS, make_tables
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "bench" / "results" / "compile_table.csv"
+ARCHITECTURES = (80, 90, 100)
+COLUMNS = ["kernel", "case", "architecture", "registers", "shared_bytes", "stack_bytes", "spill_stores", "spill_loads"]
+
+# Kernels that need no plan, for float and double: csrc/*_cuda.cu launches these.
+FIXED = """
+#include "edge_frame.cuh"
+#include "graph_attention.cuh"
+#include "sum_parts.cuh"
+#include "tensor_product.cuh"
+namespace hamfast {
+#define INSTANTIATE(T)                                                             \\
+  template __global__ void rotate_kernel<true, T>(FrameCall<T>, int64_t);          \\
+  template __global__ void rotate_kernel<false, T>(FrameCall<T>, int64_t);         \\
+  template __global__ void matrix_groups_kernel<T>(MatrixCall<T>);                 \\
+  template __global__ void attention_kernel<T>(AttentionCall<T>, int64_t, int);    \\
+  template __global__ void tensor_product_kernel<T>(TensorProductCall<T>, int64_t, T*); \\
+  template __global__ void add_rows_kernel<T>(const T*, int64_t, int64_t, T*);
+INSTANTIATE(float)
+INSTANTIATE(double)
+}
+"""
+
+# Operands, directions and wanted results of a call, as bits of x, y, w, g.
+CALLS = {"forward": (1, 0b0111, 0, 0b1000), "backward": (0, 0b1111, 0, 0b0111), "double": (0, 0b1111, 0b0111, 0b0111)}
+
+
+def channel_header(case, call, dtype=torch.float32):
+    """The plan header of a case: channel-wise, or the coupled pairs of its uvw paths."""
+    pairs = case.mode == "uvw"
+    forward, operands, directions, wanted = CALLS[call]
+    if pairs:  # no weights there
+        operands, directions, wanted = operands & ~4, directions & ~4, wanted & ~4
+    tables = make_tables(case.plan(), "pairs" if pairs else "channel", dtype, torch.device("cpu"))
+    layouts = (LAYOUTS["ir_mul"], LAYOUTS["blocks" if pairs else "ir_mul"])
+    kind = [forward, operands, directions, wanted, int(dtype == torch.float64), *layouts, int(pairs)]
+    text, _ = torch.ops.hamfast.channel_kernel_source(*tables.tensors[3:], tables.dims, kind)
+    return bytes(text.numpy()).decode()
+
+
+def jobs():
+    """(case, source, plan header) of everything that is compiled."""
+    found = [("", FIXED, "")]
+    alike, unlike = GPU_PRODUCTS[0], GPU_PRODUCTS[-1]
+    chosen = [(alike, call) for call in CALLS] + [
+        (unlike, "backward"),
+        (unlike, "double"),
+        (EDGE_PRODUCTS[0], "backward"),
+    ]
+    for case, call in chosen:
+        found.append((f"{case.name} {call} float32", '#include "channel.cuh"\n', channel_header(case, call)))
+    header = channel_header(alike, "backward", torch.float64)
+    found.append((f"{alike.name} backward float64", '#include "channel.cuh"\n', header))
+    return found
+
+
+def compile_one(case, source, header, architecture):
+    """Rows of the table for one file and architecture."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "kernel.cu").write_text(source)
+        (folder / "hamfast_plan.h").write_text(header)
+        command = ["nvcc", "-std=c++20", f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v", f"-I{ROOT / 'kernels'}"]
+        command += [f"-I{folder}", str(folder / "kernel.cu"), "-o", str(folder / "kernel.cubin")]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{case or 'fixed kernels'} did not compile for sm_{architecture}:\n{done.stderr[:4000]}")
+    rows = []
+    for entry in re.split(r"Compiling entry function '", done.stderr)[1:]:
+        symbol = entry.split("'")[0]
+        names = re.findall(r"\d+([a-z][a-z_]*kernel|hamfast_channel)", symbol) or [symbol]
+        dtype = "float64" if re.search(r"kernelI(Lb\dE)?d", symbol) else "float32"
+        direction = {"ILb1": " into", "ILb0": " out of"}.get(symbol[symbol.find("kernel") + 6 :][:4], "")
+
+        def number(pattern, text=entry):
+            match = re.search(pattern, text)
+            return int(match[1]) if match else 0
+
+        rows.append(
+            {
+                "kernel": names[0] + direction,
+                "case": case or dtype,
+                "architecture": f"sm_{architecture}",
+                "registers": number(r"Used (\d+) registers"),
+                "shared_bytes": number(r"(\d+) bytes smem"),
+                "stack_bytes": number(r"(\d+) bytes stack frame"),
+                "spill_stores": number(r"(\d+) bytes spill stores"),
+                "spill_loads": number(r"(\d+) bytes spill loads"),
+            }
+        )
+    return rows
+
+
+def compile_all(workers=2):
+    todo = [(*job, architecture) for job in jobs() for architecture in ARCHITECTURES]
+    with ThreadPoolExecutor(workers) as pool:
+        rows = [row for found in pool.map(lambda job: compile_one(*job), todo) for row in found]
+    return sorted(rows, key=lambda row: (row["kernel"], row["case"], row["architecture"]))
+
+
+def main():
+    rows = compile_all()
+    with RESULT.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"{RESULT}: {len(rows)} rows, {sum(row['spill_stores'] > 0 for row in rows)} with spills")
+
+
+if __name__ == "__main__":
+    main()
