@@ -1,0 +1,295 @@
+"""Builds, tests and measures on the GPU of this machine, in one command: `python bench/gpu.py --machine "one H200"`.
+
+Works offline. Writes bench/results/gpu.csv: products, convolutions, edge products and the training step of stage 1, beside e3nn
+and, where it is importable, cuEquivariance; median of events, cold L2; peak memory; fraction of the bound of bench/roofline.py.
+`--device cpu --quick` runs the same code small, to try it where there is no GPU; it writes nothing.
+"""
+
+import argparse
+import csv
+import datetime
+import functools
+import importlib.util
+import re
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "bench" / "results" / "gpu.csv"
+COLUMNS = [
+    "case",
+    "mode",
+    "dtype",
+    "implementation",
+    "median_ms",
+    "peak_MB",
+    "of_bound",
+    "note",
+    "machine",
+    "torch",
+    "date",
+]
+
+
+def build():
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-build-isolation",
+        "--no-deps",
+        "--no-index",
+        "-e",
+        str(ROOT),
+    ]
+    print("build:", " ".join(command), flush=True)
+    begin = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    print(f"build: {time.perf_counter() - begin:.0f} s", flush=True)
+
+
+def run_tests(seconds):
+    """The test suite; files that need a package which is not here are named and left out."""
+    base = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    collected = subprocess.run([*base, "--collect-only"], cwd=ROOT, capture_output=True, text=True).stdout
+    left_out = sorted(set(re.findall(r"^ERROR (tests/\S+?)(?: -|$)", collected, re.M)))
+    print("tests left out, a package is missing:", ", ".join(left_out) or "none", flush=True)
+    workers = ["-n", "8"] if importlib.util.find_spec("xdist") else []
+    command = [*base, *workers, "-m", "not slow", "--maxfail=20", *(f"--ignore={name}" for name in left_out)]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
+        print(done.stdout[-3000:], flush=True)
+    except subprocess.TimeoutExpired as expired:
+        print(f"tests: not finished after {seconds} s\n{(expired.stdout or b'')[-1500:].decode()}", flush=True)
+
+
+class Clock:
+    """Median milliseconds and peak memory of a function."""
+
+    def __init__(self, device, rounds):
+        self.device, self.rounds = device, rounds
+        self.cache = torch.empty(64_000_000 if device == "cuda" else 1, device=device)  # larger than any L2
+
+    def __call__(self, function):
+        for _ in range(3):
+            function()
+        times = []
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+        for _ in range(self.rounds):
+            self.cache.zero_()
+            if self.device == "cuda":
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                function()
+                end.record()
+                end.synchronize()
+                times.append(start.elapsed_time(end))
+            else:
+                begin = time.perf_counter()
+                function()
+                times.append(1e3 * (time.perf_counter() - begin))
+        peak = (torch.cuda.max_memory_allocated() - before) / 1e6 if self.device == "cuda" else 0.0
+        return statistics.median(times), peak
+
+
+class Run:
+    def __init__(self, options):
+        self.device, self.quick, self.machine = options.device, options.quick, options.machine
+        self.clock = Clock(self.device, 3 if self.quick else 20)
+        self.deadline = time.perf_counter() + options.seconds
+        self.rows = []
+
+    def measure(self, case, mode, implementation, make, bound=None, dtype="float32"):
+        """``make()`` gives the function to time. What fails becomes a row that says why."""
+        if time.perf_counter() > self.deadline:
+            print(f"out of time: {case} {mode} {implementation} not measured", flush=True)
+            return
+        row = dict.fromkeys(COLUMNS, "") | {
+            "case": case,
+            "mode": mode,
+            "dtype": dtype,
+            "implementation": implementation,
+        }
+        try:
+            median, peak = self.clock(make())
+            row |= {"median_ms": f"{median:.4f}", "peak_MB": f"{peak:.0f}"}
+            if bound is not None and implementation.startswith("hamfast"):
+                row["of_bound"] = f"{bound / 1e3 / median:.2f}"
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            row["note"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        row |= {"machine": self.machine, "torch": torch.__version__, "date": datetime.date.today().isoformat()}
+        self.rows.append(row)
+        print(
+            f"{case:36} {mode:16} {dtype:9} {implementation:24} {row['median_ms'] or row['note']} {row['of_bound']}",
+            flush=True,
+        )
+
+    def write(self):
+        if self.device == "cuda" and not self.quick:
+            with RESULT.open("w", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                writer.writeheader()
+                writer.writerows(self.rows)
+            print(RESULT)
+
+
+NAMES = {"forward": "forward", "backward": "forward+backward", "double backward": "double backward"}
+
+
+def bound_of(run, model, case, mode):
+    """Microseconds a step of `mode` needs at least: its own pass and those before it."""
+    from roofline import GPUS, MODES
+
+    gpu = next((g for g in GPUS if g.name in run.machine), None)
+    if gpu is None:
+        return None
+    return sum(model(case, m).time(gpu, False)[0] for m in MODES[: MODES.index(mode) + 1])
+
+
+def measure_convolution(run, case, dtype, with_layer):
+    """Gather, product, scatter-sum; ``with_layer``: and the last layer of the radial network."""
+    from cases import RADIAL_WIDTH, random_graph
+    from roofline import MODES, convolution, radial
+    from test_products import cuequivariance, e3nn_product, step
+
+    from hamfast import ops
+
+    plan, nodes = case.plan(), case.edges // 40
+    senders, receivers = (t.to(run.device) for t in random_graph(nodes, 40))
+    edges = ops.edge_index(senders, receivers, nodes)
+    theirs = e3nn_product(case).to(run.device)
+    x, y, w = (t.to(run.device) for t in case.inputs(dtype))
+    leaves = [x[:nodes].contiguous(), y, w]
+    if with_layer:
+        hidden = torch.randn(case.edges, RADIAL_WIDTH, device=run.device)
+        leaves[2:] = [hidden, torch.randn(RADIAL_WIDTH, plan.weight_numel, device=run.device) / 8]
+    leaves = [t.requires_grad_() for t in leaves]
+
+    def ours(x, y, *w):
+        return ops.tensor_product(x, y, ops.RadialWeights(*w) if with_layer else w[0], plan, edges, layout="ir_mul")
+
+    def scattered(product):
+        def function(x, y, *w):
+            out = product(x[senders], y, w[0] @ w[1] if with_layer else w[0])
+            return out.new_zeros(nodes, out.shape[1]).index_add(0, receivers, out)
+
+        return function
+
+    name = f"{'with radial layer' if with_layer else 'convolution'} {case.name}"
+    for mode in MODES if not with_layer and dtype != torch.bfloat16 else MODES[:2]:
+        bound = bound_of(run, radial if with_layer else convolution, case, mode) if dtype == torch.float32 else None
+        peers = {"e3nn": lambda: theirs} if dtype == torch.float32 else {}
+        if peers and not with_layer and importlib.util.find_spec("cuequivariance_torch"):
+            peers["cuequivariance"] = lambda: cuequivariance(case)
+        kind = str(dtype).removeprefix("torch.")
+        run.measure(name, mode, "hamfast", functools.partial(step, ours, leaves, NAMES[mode]), bound, kind)
+        for peer, make in peers.items():
+            run.measure(
+                name, mode, peer, lambda make=make, mode=mode: step(scattered(make()), leaves, NAMES[mode]), None, kind
+            )
+
+
+def measure_edge_product(run, case):
+    from e3nn import o3
+    from roofline import MODES, edge_frame
+    from test_products import e3nn_product, step
+
+    from hamfast import ops
+    from hamfast.plan import edge_frame_plan
+
+    plan, theirs = edge_frame_plan(case.plan()), e3nn_product(case).to(run.device)
+    vectors = torch.randn(case.edges, 3, device=run.device)
+    l_max = max(ir.l for irreps in case.irreps for _, ir in irreps)
+    x, _, w = (t.to(run.device) for t in case.inputs())
+    leaves = [x.requires_grad_(), w.requires_grad_()]
+
+    def ours(x, w):
+        return ops.edge_tensor_product(x, w, plan, ops.edge_frames(vectors, l_max), "ir_mul", "edge_frame")
+
+    def e3nn(x, w):
+        return theirs(x, o3.spherical_harmonics(case.irreps[1], vectors, True, "component"), w)
+
+    for mode in MODES[:2]:
+        bound = bound_of(run, edge_frame, case, mode)
+        for implementation, function in (("hamfast", ours), ("e3nn", e3nn)):
+            make = functools.partial(step, function, leaves, NAMES[mode])
+            run.measure(f"edge_tensor_product {case.name}", mode, implementation, make, bound)
+
+
+def measure_stage1(run):
+    if not all(importlib.util.find_spec(name) for name in ("ase", "pydantic", "lightning")):
+        print("stage 1 is not measured: ase, pydantic or lightning is missing", flush=True)
+        return
+    from test_stage1 import FOLDER, SIZES
+
+    from hamfast.data import GraphDataset, dataset_spec
+    from hamfast.models import CovariantConfig, CovariantNetwork
+    from hamfast.reference import E3nnNetwork
+
+    spec = dataset_spec([FOLDER])
+    graph = GraphDataset([FOLDER], spec, None)[0].to(run.device)
+    for size in SIZES:
+        network = CovariantNetwork(CovariantConfig(**SIZES[size]), spec)
+        for implementation, model in (("hamfast", network), ("e3nn", E3nnNetwork(network))):
+            model = model.to(run.device)
+
+            def training_step(model=model):
+                out = model(graph)
+                out = out[0] if isinstance(out, tuple) else out
+                (out - graph.target).square().sum().backward()
+
+            run.measure(f"stage1 {size}", "training step", implementation, lambda f=training_step: f)
+
+
+def measure_all(run):
+    from cases import EDGE_PRODUCTS, GPU_PRODUCTS
+    from roofline import EDGE_PRODUCT_EDGES
+
+    for case in GPU_PRODUCTS:
+        case = replace(case, edges=400) if run.quick else case
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            measure_convolution(run, case, dtype, False)
+        measure_convolution(run, case, torch.float32, True)
+    for case in EDGE_PRODUCTS:
+        measure_edge_product(run, replace(case, edges=400 if run.quick else EDGE_PRODUCT_EDGES))
+    measure_stage1(run)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--machine", default="", help='what it is, in words: "one H200"')
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--quick", action="store_true", help="small problems, few rounds")
+    parser.add_argument("--no-build", action="store_true")
+    parser.add_argument("--no-tests", action="store_true")
+    parser.add_argument("--seconds", type=int, default=240, help="for measuring")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no GPU; --device cpu --quick tries the script without one")
+    if options.device == "cuda" and not options.machine:
+        parser.error("--machine is needed: the name of the GPU goes into the table")
+    if not options.no_build:
+        build()
+    if not options.no_tests:
+        run_tests(200)
+    run = Run(options)
+    try:
+        measure_all(run)
+    finally:
+        run.write()
+
+
+if __name__ == "__main__":
+    main()
