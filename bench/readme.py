@@ -163,6 +163,35 @@ def cascade_table() -> str:
     )
 
 
+def roofline_table() -> str:
+    header = [
+        "work (float32)",
+        "step",
+        "edges",
+        "MB",
+        "GFLOP",
+        "in matrix products",
+        "H200 us",
+        "bound by",
+        "with tf32",
+        "A100 us",
+    ]
+    columns = [
+        "case",
+        "mode",
+        "edges",
+        "MB",
+        "GFLOP",
+        "GFLOP in matrix products",
+        "H200 us",
+        "H200 bound",
+        "H200 us tf32",
+        "A100 us",
+    ]
+    rows = [[row[c] for c in columns] for row in read("roofline")]
+    return table(header, rows) + "\n\nLeast microseconds, from data sheets: nothing here was run (`bench/roofline.py`)."
+
+
 TABLES = {
     "README.md": {"demo": cascade_table, "bench": speed_table},
     "docs/performance.md": {
@@ -177,6 +206,7 @@ TABLES = {
             "\n\n100,000 points, 2 threads (`bench/harmonics.py`).",
         ),
     },
+    "docs/cuda.md": {"roofline": roofline_table},
     "docs/ops.md": {
         "precision": lambda: csv_table("precision", ["lowering", "dtype", "out", "dx", "dy", "dw", "equivariance"]),
     },

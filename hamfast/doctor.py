@@ -55,11 +55,23 @@ def backends() -> list[Finding]:
         found.append(Finding("cpu", True, f"{torch.get_num_threads()} threads"))
         architectures = None
     found.append(_cuda(torch, architectures))
+    found.append(_run_time_compiler())
     triton = importlib.util.find_spec("triton") is not None
     found.append(
         Finding("triton", False, ("Triton is installed, but " if triton else "") + "hamfast has no Triton kernels yet")
     )
     return found
+
+
+def _run_time_compiler() -> Finding:
+    """What makes the CUDA kernels of single plans."""
+    from hamfast.ops import run_time_compiler
+
+    problem, folder = run_time_compiler.problem(), run_time_compiler.cache_folder()
+    if problem:
+        return Finding("cuda, kernels per plan", False, f"{problem}; tensor products run on the general kernel instead")
+    path = run_time_compiler.find_compiler() or "NVRTC of the system"
+    return Finding("cuda, kernels per plan", True, f"{path}, cache {folder or 'nowhere'}")
 
 
 def _cuda(torch, architectures: str | None) -> Finding:
