@@ -42,6 +42,7 @@ struct FrameCall {
 };
 
 constexpr int kMaxL = 8;
+#define HAMFAST_EACH_L(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8)
 
 // A term adds factor * weight[u, w] * scale[w] to matrix[u * stride + w].
 struct MatrixTerm {
@@ -144,17 +145,7 @@ HAMFAST_HD inline void rotate_edge(const Team& team, const FrameCall<T>& call, i
   case L:                                                                                                  \
     rotate_block<2 * L + 1, kIntoFrame>(team, block.mul, wigner, sign, frame, x, channel, component, add); \
     break;
-    switch (block.l) {
-      HAMFAST_ROTATE(0)
-      HAMFAST_ROTATE(1)
-      HAMFAST_ROTATE(2)
-      HAMFAST_ROTATE(3)
-      HAMFAST_ROTATE(4)
-      HAMFAST_ROTATE(5)
-      HAMFAST_ROTATE(6)
-      HAMFAST_ROTATE(7)
-      HAMFAST_ROTATE(8)
-    }
+    switch (block.l) { HAMFAST_EACH_L(HAMFAST_ROTATE) }
 #undef HAMFAST_ROTATE
   }
 }
@@ -300,17 +291,7 @@ __global__ void __launch_bounds__(kRotateThreads) rotate_kernel(FrameCall<T> cal
 #define HAMFAST_ROTATE(L) \
   case L:                 \
     return rotate_rows<kIntoFrame, 2 * L + 1>(call, s, block, places, rows);
-  switch (block.l) {
-    HAMFAST_ROTATE(0)
-    HAMFAST_ROTATE(1)
-    HAMFAST_ROTATE(2)
-    HAMFAST_ROTATE(3)
-    HAMFAST_ROTATE(4)
-    HAMFAST_ROTATE(5)
-    HAMFAST_ROTATE(6)
-    HAMFAST_ROTATE(7)
-    HAMFAST_ROTATE(8)
-  }
+  switch (block.l) { HAMFAST_EACH_L(HAMFAST_ROTATE) }
 #undef HAMFAST_ROTATE
 }
 

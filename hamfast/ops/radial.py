@@ -15,9 +15,10 @@ from torch import Tensor
 from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.checks import check_rows
 from hamfast.ops.edge_index import EdgeIndex
-from hamfast.ops.multilinear import LAYOUTS, Tables, graph_tensors, product_gradients
+from hamfast.ops.multilinear import LAYOUTS, G, Tables, W, X, Y, graph_tensors, product_gradients
 
 _op = torch.ops.hamfast.radial_tensor_product.default
+_product = torch.ops.hamfast.tensor_product.default
 
 
 class RadialWeights(NamedTuple):
@@ -64,6 +65,59 @@ def radial_product(
     graph = graph_tensors(edges, gather, scatter)
     modes = (LAYOUTS[layout], LAYOUTS[layout])
     return _op(x, y, *weight.with_bias_as_column(), None, *tables.tensors, *graph, *modes, tables.dims)[0]
+
+
+LEAST_BLOCK = 1 << 15
+MOST_BLOCKS = 16
+
+
+def radial_in_blocks(x, y, h, matrix, g, *rest):
+    """``radial_tensor_product`` from the plain op, on any device: weights, and their gradients, of one block of edges at a time.
+
+    Edges are taken in the order of the rows that are summed, so that a row ends in the block after the one it began in, if that.
+    No number leaves the device.
+    """
+    *tables, senders, s_order, s_ptr, receivers, r_order, r_ptr, x_layout, g_layout, dims = rest
+    order, ptr = (r_order, r_ptr) if g is None else (s_order, s_ptr)
+    edges = h.shape[0]
+    size = max(LEAST_BLOCK, -(-edges // MOST_BLOCKS))
+    shape = (edges if ptr is None else ptr.shape[0] - 1, dims[3] if g is None else dims[0])
+    rows = x.new_zeros(shape)
+    grad_y, grad_h, grad_matrix = torch.empty_like(y), torch.empty_like(h), torch.zeros_like(matrix)
+    for begin in range(0, edges, size):
+        end = min(begin + size, edges)
+        part = slice(begin, end) if order is None else order[begin:end]
+        own_ptr = None if ptr is None else ptr.clamp(begin, end) - begin
+
+        def of_edges(t, index, part=part):
+            """Rows and index of an operand for the edges of this block."""
+            return (t[part], None) if index is None else (t, index[part])
+
+        hidden, (x_rows, x_index) = h[part], of_edges(x, senders)
+        fixed = (*(None,) * 4, *tables)
+        numbers = (end - begin, False, x_layout, g_layout, dims)
+        if g is None:
+            graph = (x_index, None, None, None, None, own_ptr)
+            call = (x_rows, y[part], hidden @ matrix, None, *fixed, *graph, 1 << G, *numbers)
+            found = _product(*call)[G]
+        else:
+            g_rows, g_index = of_edges(g, receivers)
+            graph = (x_index, None, own_ptr, g_index, None, None)
+            wanted = 1 << X | 1 << Y | 1 << W
+            call = (x_rows, y[part], hidden @ matrix, g_rows, *fixed, *graph, wanted, *numbers)
+            found, grad_y[part], grad_w, _ = _product(*call)
+            grad_h[part] = grad_w @ matrix.T
+            grad_matrix += hidden.T @ grad_w
+        if ptr is None:
+            rows[part] = found
+        else:
+            rows += found
+    none = x.new_empty(0)
+    return (rows, *(none,) * 4) if g is None else (none, rows, grad_y, grad_h, grad_matrix)
+
+
+_IMPLEMENTATIONS = torch.library.Library("hamfast", "IMPL")
+_IMPLEMENTATIONS.impl("radial_tensor_product", radial_in_blocks, "CUDA")
 
 
 @torch.library.register_fake("hamfast::radial_tensor_product")

@@ -19,7 +19,7 @@ from hamfast.ops.notice import slow_path
 from hamfast.ops.radial import RadialWeights, radial_product
 from hamfast.plan import Plan
 from hamfast.plan.channel import is_channel_wise, is_mixing, live_paths
-from hamfast.plan.cost import choose_lowering, estimates
+from hamfast.plan.cost import TUNED, choose_lowering, estimates
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -91,7 +91,8 @@ def tensor_product(
 
 def _makes_weights(plan: Plan, x: Tensor) -> bool:
     """Can weights be made inside the kernel? Where not, they are stored: the result is the same."""
-    return x.device.type == "cpu" and x.dtype not in _HALF and _all_channel_wise(plan)
+    device = x.device.type
+    return device in TUNED and not _problem(device) and x.dtype not in _HALF and _all_channel_wise(plan)
 
 
 @torch.compiler.assume_constant_result

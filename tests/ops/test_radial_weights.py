@@ -5,6 +5,9 @@ import torch
 from kit import assert_close, check_derivatives
 
 from hamfast import ops, reference
+from hamfast.ops import radial
+from hamfast.ops.layout import convert_layout
+from hamfast.ops.multilinear import LAYOUTS, graph_tensors, make_tables
 from hamfast.plan import make_plan
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -54,6 +57,35 @@ def test_many_edges_go_in_blocks():
         torch.autograd.grad(made, leaves, grad), torch.autograd.grad(stored, leaves, grad), strict=True
     ):
         assert_close(ours, theirs, atol=1e-9)
+
+
+@pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
+@pytest.mark.parametrize("graph", ["rows", "gather", "scatter", "gather+scatter"])
+def test_block_by_block_from_the_plain_op(graph, layout, monkeypatch, device):
+    """What runs on CUDA, with blocks that end inside of rows."""
+    monkeypatch.setattr(radial, "LEAST_BLOCK", 3)
+    plan, y, h, matrix, _ = make_case(False, edges=11)
+    senders, receivers = torch.randint(4, (2, 11), device=device)
+    gather, scatter = "gather" in graph, "scatter" in graph
+    edges = ops.edge_index(senders, receivers, 4, 5)
+    leaves = [torch.randn(4 if gather else 11, plan.dim_in1), y, h, matrix]
+    leaves = [t.to(device).requires_grad_() for t in leaves]
+    x, y, h, matrix = leaves
+    index = (senders if gather else None, receivers if scatter else None)
+    out = reference.tensor_product(x, y, h @ matrix, plan, *index, 5)
+    g = torch.randn_like(out)
+    expected = torch.autograd.grad(out, leaves, g)
+    tables = make_tables(plan, "channel", x.dtype, x.device)
+    numbers = (LAYOUTS[layout], LAYOUTS[layout], tables.dims)
+    rest = (*tables.tensors, *graph_tensors(edges, gather, scatter), *numbers)
+    x, y, h, matrix = (t.detach() for t in leaves)
+    x = convert_layout(x, plan.irreps_in1, "mul_ir", layout)
+    found = radial.radial_in_blocks(x, y, h, matrix, None, *rest)[0]
+    assert_close(convert_layout(found, plan.irreps_out, layout, "mul_ir"), out)
+    g = convert_layout(g, plan.irreps_out, "mul_ir", layout)
+    grad_x, *grads = radial.radial_in_blocks(x, y, h, matrix, g, *rest)[1:]
+    for ours, theirs in zip((convert_layout(grad_x, plan.irreps_in1, layout, "mul_ir"), *grads), expected, strict=True):
+        assert_close(ours, theirs)
 
 
 def test_plans_it_cannot_do_store_the_weights():
