@@ -1,7 +1,7 @@
 """Builds, tests and measures on the GPU of this machine, in one command: `python bench/gpu.py --machine "one H200"`.
 
 Works offline. Writes bench/results/gpu.csv: products, convolutions, edge products and the training step of stage 1, beside e3nn
-and, where it is importable, cuEquivariance; median of events, cold L2; peak memory; fraction of the bound of bench/roofline.py.
+and, where they are importable, cuEquivariance and OpenEquivariance; median of events, cold L2; peak memory; fraction of the bound of bench/roofline.py.
 `--device cpu --quick` runs the same code small, to try it where there is no GPU; it writes nothing.
 """
 
@@ -105,6 +105,7 @@ class Clock:
 class Run:
     def __init__(self, options):
         self.device, self.quick, self.machine = options.device, options.quick, options.machine
+        self.compiled = options.compiled
         self.clock = Clock(self.device, 3 if self.quick else 20)
         self.deadline = time.perf_counter() + options.seconds
         self.rows = []
@@ -158,6 +159,16 @@ def bound_of(run, model, case, mode):
     return sum(model(case, m).time(gpu, False)[0] for m in MODES[: MODES.index(mode) + 1])
 
 
+def openequivariance_convolution(case, senders, receivers):
+    """Its convolution with edges in the order of receivers, its faster one (atomics)."""
+    import openequivariance as oeq
+
+    a, b, _ = case.irreps
+    problem = oeq.TPProblem(a, b, case.irreps_out, case.instructions, shared_weights=False, internal_weights=False)
+    convolution = oeq.TensorProductConv(problem, torch_op=True, deterministic=False)
+    return lambda x, y, w: convolution(x, y, w, receivers, senders)
+
+
 def measure_convolution(run, case, dtype, with_layer):
     """Gather, product, scatter-sum; ``with_layer``: and the last layer of the radial network."""
     from cases import RADIAL_WIDTH, random_graph
@@ -177,8 +188,8 @@ def measure_convolution(run, case, dtype, with_layer):
         leaves[2:] = [hidden, torch.randn(RADIAL_WIDTH, plan.weight_numel, device=run.device) / 8]
     leaves = [t.requires_grad_() for t in leaves]
 
-    def ours(x, y, *w):
-        return ops.tensor_product(x, y, ops.RadialWeights(*w) if with_layer else w[0], plan, edges, layout="ir_mul")
+    def ours(x, y, *w, layout="ir_mul"):
+        return ops.tensor_product(x, y, ops.RadialWeights(*w) if with_layer else w[0], plan, edges, layout=layout)
 
     def scattered(product):
         def function(x, y, *w):
@@ -188,17 +199,25 @@ def measure_convolution(run, case, dtype, with_layer):
         return function
 
     name = f"{'with radial layer' if with_layer else 'convolution'} {case.name}"
+    if dtype == torch.float32:  # nothing is timed that is not right
+        with torch.no_grad():
+            expected = scattered(theirs)(*leaves)
+            error = float((ours(*leaves, layout="mul_ir") - expected).norm() / expected.norm())
+        if error > 1e-4:
+            sys.exit(f"{name}: hamfast is off e3nn's result by {error:.1e}, relative")
     for mode in MODES if not with_layer and dtype != torch.bfloat16 else MODES[:2]:
         bound = bound_of(run, radial if with_layer else convolution, case, mode) if dtype == torch.float32 else None
-        peers = {"e3nn": lambda: theirs} if dtype == torch.float32 else {}
+        peers = {"e3nn": lambda: scattered(theirs)} if dtype == torch.float32 else {}
         if peers and not with_layer and importlib.util.find_spec("cuequivariance_torch"):
-            peers["cuequivariance"] = lambda: cuequivariance(case)
+            peers["cuequivariance"] = lambda: scattered(cuequivariance(case))
+        if peers and not with_layer and importlib.util.find_spec("openequivariance"):
+            peers["openequivariance"] = lambda: openequivariance_convolution(case, senders, receivers)
+        if peers and not with_layer and run.compiled and mode != "double backward":
+            peers["e3nn compiled"] = lambda: torch.compile(scattered(theirs), mode="reduce-overhead")  # CUDA graphs
         kind = str(dtype).removeprefix("torch.")
         run.measure(name, mode, "hamfast", functools.partial(step, ours, leaves, NAMES[mode]), bound, kind)
         for peer, make in peers.items():
-            run.measure(
-                name, mode, peer, lambda make=make, mode=mode: step(scattered(make()), leaves, NAMES[mode]), None, kind
-            )
+            run.measure(name, mode, peer, lambda make=make, mode=mode: step(make(), leaves, NAMES[mode]), None, kind)
 
 
 def measure_edge_product(run, case):
@@ -272,6 +291,7 @@ def main():
     parser.add_argument("--machine", default="", help='what it is, in words: "one H200"')
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--quick", action="store_true", help="small problems, few rounds")
+    parser.add_argument("--compiled", action="store_true", help="add torch.compile'd e3nn: minutes of compiling")
     parser.add_argument("--no-build", action="store_true")
     parser.add_argument("--no-tests", action="store_true")
     parser.add_argument("--seconds", type=int, default=240, help="for measuring")
