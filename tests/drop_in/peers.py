@@ -12,8 +12,8 @@ def available(package: str) -> bool:
 
 
 def use() -> None:
-    """Makes them importable, after everything that is installed properly."""
-    sys.path.append(str(PEERS))
+    """Makes them importable, in place of other versions of theirs that may be installed."""
+    sys.path.insert(0, str(PEERS))
 
 
 def crystal():
