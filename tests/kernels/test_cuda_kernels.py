@@ -3,6 +3,7 @@
 What this cannot show: see tests/simt/simt.h.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -197,12 +198,28 @@ class Problem:
         return results, found
 
 
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory, request):
+    """case -> its problem and program, those of the tests that will run: two compilers at a time."""
+    chosen = {item.callspec.params["case"] for item in request.session.items if item.path == request.path}
+
+    def make(case):
+        folder = tmp_path_factory.mktemp(case.name)
+        (folder / "hamfast_plan.h").write_text(problems[case].header)
+        options = ["-DHAMFAST_SIMT", f"-I{folder}", f"-I{ROOT / 'tests' / 'simt'}"]
+        return compile_program(folder / "program", "simt/run_channel.cpp", options)
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    problems = {case: Problem(case) for case in CASES if case in chosen}
+    torch.set_default_dtype(before)
+    with ThreadPoolExecutor(2) as pool:
+        return {case: (problems[case], made) for case, made in zip(problems, pool.map(make, problems), strict=True)}
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_channel_kernel(case, tmp_path):
-    problem = Problem(case)
-    (tmp_path / "hamfast_plan.h").write_text(problem.header)
-    options = ["-DHAMFAST_SIMT", f"-I{tmp_path}", f"-I{ROOT / 'tests' / 'simt'}"]
-    program = compile_program(tmp_path / "program", "simt/run_channel.cpp", options)
+def test_channel_kernel(case, programs, tmp_path):
+    problem, program = programs[case]
     blocks = -(-problem.units // 4) * 3
     found, raw = problem.run(program, tmp_path, 1, blocks)
     for slot, expected in problem.truth().items():
