@@ -204,12 +204,13 @@ def programs(tmp_path_factory, request):
     chosen = {item.callspec.params["case"] for item in request.session.items if item.path == request.path}
 
     def make(case):
-        folder = tmp_path_factory.mktemp(case.name)
+        folder = root / case.name
+        folder.mkdir()
         (folder / "hamfast_plan.h").write_text(problems[case].header)
         options = ["-DHAMFAST_SIMT", f"-I{folder}", f"-I{ROOT / 'tests' / 'simt'}"]
         return compile_program(folder / "program", "simt/run_channel.cpp", options)
 
-    before = torch.get_default_dtype()
+    root, before = tmp_path_factory.mktemp("plans"), torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     problems = {case: Problem(case) for case in CASES if case in chosen}
     torch.set_default_dtype(before)
