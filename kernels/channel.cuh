@@ -17,9 +17,6 @@ namespace hamfast::channel {
 
 using namespace HAMFAST_ISA;
 
-constexpr int kWarpsPerBlock = 4;
-constexpr int kRowsPerStep = 32;  // rows a warp takes at once where every edge is a row of its own
-
 template <int kStorage>
 struct Stored {
   using Type = float;
@@ -217,12 +214,6 @@ HAMFAST_INLINE Place place_of(const Unit& unit) {
   return {lane, unit.width, kWarp / unit.width, lane / unit.width, unit.first + lane % unit.width};
 }
 
-// The edges a slot adds up for a row, or one edge where each is a row. All slots of a warp take the same number of
-// steps, because lanes exchange values: `active` says whether a step is one of this slot's.
-struct EdgeRange {
-  int64_t first, last, step;
-};
-
 // One task of one edge. Along directions: (w dx + dw x) y + w x dy.
 template <int t>
 HAMFAST_INLINE void forward_task(const Arguments& a, int64_t e, int u, const T* x, const T* dx, T* out) {
@@ -401,10 +392,6 @@ HAMFAST_INLINE void with_kind(int kind, F&& f) {
     if (kind == kKind) return f.template operator()<kKind>();
     with_kind<F, kKind + 1>(kind, static_cast<F&&>(f));
   }
-}
-
-HAMFAST_INLINE int64_t turns_of(const Arguments& a) {
-  return a.ptr ? a.rows : (a.rows + kRowsPerStep - 1) / kRowsPerStep;
 }
 
 // Warps take (turn, unit) pairs, units fastest: the units of a row share its operands in the caches.

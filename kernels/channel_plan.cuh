@@ -4,7 +4,7 @@
 // of these types; kernels/channel.cuh reads it. The executor of the tests compiles the same two files for the host.
 #pragma once
 
-#include <cstdint>
+#include "common.cuh"
 
 namespace hamfast::channel {
 
@@ -58,5 +58,13 @@ struct Arguments {
   void* y_parts;           // dF/dy of every group of channels, [units, edges, y_dim], compute type
   void* w_parts;           // dF/dw of every part, [parts, w_dim], compute type, where all edges share the weights
 };
+
+constexpr int kWarpsPerBlock = 4;
+constexpr int kRowsPerStep = 32;  // rows a warp takes at once where every edge is a row of its own
+
+// How often a unit's warps come by: a row of the result each time, or kRowsPerStep of them.
+HAMFAST_HD inline int64_t turns_of(const Arguments& a) {
+  return a.ptr ? a.rows : (a.rows + kRowsPerStep - 1) / kRowsPerStep;
+}
 
 }  // namespace hamfast::channel

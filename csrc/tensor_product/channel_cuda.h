@@ -33,7 +33,7 @@ class ChannelCuda {
   }
 
  private:
-  static constexpr int64_t kWarps = 4, kMostParts = 1 << 16, kMostWeightParts = 256, kRowsPerStep = 32;
+  static constexpr int64_t kWarps = channel::kWarpsPerBlock, kMostParts = 1 << 16, kMostWeightParts = 256;
 
   const TensorProductArguments& args_;
   int32_t device_;
@@ -80,9 +80,7 @@ class ChannelCuda {
     arguments_.ptr = data_or_null<int64_t>(ptr);
     arguments_.rows = ptr.has_value() ? ptr->numel() - 1 : args_.edges;
   }
-  int64_t turns() const {
-    return arguments_.ptr ? arguments_.rows : (arguments_.rows + kRowsPerStep - 1) / kRowsPerStep;
-  }
+  int64_t turns() const { return channel::turns_of(arguments_); }
   static int64_t blocks_of(int64_t warps) { return (warps + kWarps - 1) / kWarps; }
 
   void launch(const ChannelJit& jit, int64_t blocks) {

@@ -5,6 +5,8 @@
 #include <set>
 #include <tuple>
 
+#include "common.cuh"
+
 namespace hamfast {
 namespace {
 
@@ -17,8 +19,6 @@ struct GpuUnit {
 struct GpuKind {
   int64_t group, first;
 };
-
-constexpr int64_t kWarpSize = 32;
 
 // Where a task writes: an irreps block of the result, or some channels of it (coupled pairs).
 std::tuple<size_t, int64_t> output_of(const ChannelTask& task, const std::vector<ChannelBlock>& blocks) {
@@ -51,7 +51,7 @@ void cut(const std::vector<GpuBlock>& blocks, std::vector<GpuUnit>& units, std::
     for (const int64_t end : ends) {
       kinds.push_back({group, first});
       while (first < end) {
-        int64_t width = kWarpSize;
+        int64_t width = kWarp;
         while (width > end - first) width /= 2;
         units.push_back({static_cast<int64_t>(kinds.size()) - 1, first, width});
         first += width;
@@ -138,11 +138,6 @@ ChannelSource channel_source(const ChannelTables& tables, const ChannelCallKind&
   out.line("constexpr Layout kXLayout = Layout(%d), kGLayout = Layout(%d);", int(kind.x_layout), int(kind.g_layout));
   out.line("constexpr int64_t kXDim = %lld, kYDim = %lld, kWDim = %lld, kGDim = %lld;", ll(tables.x_dim),
            ll(tables.y_dim), ll(tables.w_dim), ll(tables.g_dim));
-  int64_t max_d = 1;
-  for (const ChannelTask& t : tables.tasks) max_d = std::max({max_d, t.d1, t.d2, t.d3});
-  for (const auto* blocks : {&x_blocks, &g_blocks})
-    for (const GpuBlock& b : *blocks) max_d = std::max(max_d, b.d);
-  out.constant("kMaxD", max_d);
   out.constant("kXBlocks", x_blocks.size());
   out.constant("kGBlocks", g_blocks.size());
   out.constant("kXRegisters", registers_of(x_blocks));
