@@ -51,22 +51,23 @@ STABLE_TORCH_LIBRARY(hamfast, m) {
   // C = A B (0), A = C B^T (1) or B = A^T C (2) for blocks A [rows r, k], B [k, n], shapes r, k, n, in flat buffers.
   m.def("block_matmul(Tensor left, Tensor right, SymInt rows, int[] shapes, int which) -> Tensor");
 
-  // Attention of each target over its incoming edges; hamfast/ops/graph_attention.py says what the parts are.
+  // Sums over edges of products of operands [rows, heads, components, width], each with a row per edge (place 0),
+  // sender (1) or receiver (2); places: of the result, then of the operands; shape: the result's last three axes.
   m.def(
-      "graph_attention("
-      "Tensor? query_edge, Tensor? query_source, Tensor? query_target, Tensor? key_edge, Tensor? key_source, "
-      "Tensor? key_target, Tensor? value_edge, Tensor? value_source, Tensor? value_target, "
-      "Tensor senders, Tensor receivers, Tensor order, Tensor ptr, float scale, float clip) -> Tensor");
+      "edge_einsum(Tensor a, Tensor? b, Tensor? c, int[] places, SymInt[] shape, Tensor senders, Tensor sender_order, "
+      "Tensor sender_ptr, Tensor receivers, Tensor receiver_order, Tensor receiver_ptr) -> Tensor");
+
+  // Attention of each receiver over its incoming edges; hamfast/ops/graph_attention.py says what the operands are.
+  // kinds: heads, score, activation, weight; numbers: slope, scale, clip, epsilon, dropout. Results: out, out_on_edge
+  // (if wanted & 4), lse, weights (1), logits (2); gradients: of query_edge ... gate, one bit each.
+#define HAMFAST_ATTENTION_SCHEMA                                                                                   \
+  "Tensor? query_edge, Tensor? query_sender, Tensor? query_receiver, Tensor? key_edge, Tensor? key_sender, "       \
+  "Tensor? key_receiver, Tensor? value_edge, Tensor? value_sender, Tensor? value_receiver, Tensor? query_on_edge, " \
+  "Tensor? edge, Tensor? vector, Tensor? bias, Tensor? score_scale, Tensor? envelope, Tensor? gate, Tensor? seed, " \
+  "Tensor senders, Tensor sender_order, Tensor sender_ptr, Tensor receivers, Tensor receiver_order, "              \
+  "Tensor receiver_ptr, int[] kinds, float[] numbers, int wanted) -> Tensor[]"
+  m.def("graph_attention(Tensor? edge_key_weight, " HAMFAST_ATTENTION_SCHEMA);
   m.def(
-      "graph_attention_backward(Tensor grad, "
-      "Tensor? query_edge, Tensor? query_source, Tensor? query_target, Tensor? key_edge, Tensor? key_source, "
-      "Tensor? key_target, Tensor? value_edge, Tensor? value_source, Tensor? value_target, "
-      "Tensor senders, Tensor receivers, Tensor order, Tensor ptr, float scale, float clip) "
-      "-> (Tensor, Tensor, Tensor)");
-  m.def(
-      "graph_attention_double_backward(Tensor direction_q, Tensor direction_k, Tensor direction_v, Tensor grad, "
-      "Tensor? query_edge, Tensor? query_source, Tensor? query_target, Tensor? key_edge, Tensor? key_source, "
-      "Tensor? key_target, Tensor? value_edge, Tensor? value_source, Tensor? value_target, "
-      "Tensor senders, Tensor receivers, Tensor order, Tensor ptr, float scale, float clip) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
+      "graph_attention_backward(Tensor? grad_out, Tensor? grad_on_edge, Tensor? grad_lse, Tensor? grad_weights, "
+      "Tensor? grad_logits, Tensor lse, " HAMFAST_ATTENTION_SCHEMA);
 }

@@ -1,11 +1,15 @@
-// Attention of one node over its incoming edges, with first and second derivatives.
+// Attention of graph nodes over their incoming edges: what a call is, for the CPU's and the GPU's kernels.
 //
-// Per head and edge e = (source -> target), with q_e, k_e, v_e each a sum of an edge, a source and a target part:
-//   s_e = clip(scale <q_e, k_e>),  p_e = exp(s_e) / sum over edges into the target,  out = sum_e p_e v_e.
-// Backward, g the gradient of out: a_e = <g, v_e>, A = sum p a:  dv = p g,  ds = p (a - A),  dq = ds scale k,  dk = ds
-// scale q. Double backward: along a direction (s', v') of scores and values, with mu = sum p s', b = <g, v'>, B = sum p
-// b, K = sum p s' a - mu A:  d out = sum p ((s' - mu) v + v'),
-//   d/ds = p ((s' - mu)(a - A) + b - B - K),  d/dv = p (s' - mu) g.
+// Per head and edge e = (sender -> receiver), with q, k, v each a sum of an edge, a sender and a receiver part:
+//   z = <q, k> + <qe, edge>   or   <vector, act(q + k)>   or   0,      qe: the query on the edge's features, per receiver
+//   s = clip(scale score_scale z + bias)
+//   p = f exp(s) / (sum f exp(s) + epsilon)   or   f act(s),           f: envelope;   w = gate dropout p
+//   out = sum w v,   out_on_edge = sum w edge.
+// Both terms of the edge's features are linear in them, so their weights are applied to rows of nodes, outside.
+// Backward, with g the gradient of out: a = <g, v> + <g_on_edge, edge>, u = gate dropout a, A = sum p u:
+//   ds = p (u - A),  df = (u - A) p / f,  dgate = dropout p a,  dz = scale score_scale ds,
+//   dq = dz k,  dk = dz q,  dv = w g,  dqe = dz edge,  dedge = dz qe + w g_on_edge.
+// Sums over a receiver's and over a sender's edges are two passes, each in the order of a list: no atomics.
 #pragma once
 
 #if !defined(__CUDACC__)
@@ -16,62 +20,111 @@
 
 namespace hamfast {
 
-// One part of q, k or v, [rows, heads, width]. A part that is absent is a row of zeros with stride 0: adding it costs
-// less than asking for it in the innermost loop.
-template <class T>
-struct Part {
-  const T* data;
-  int64_t stride;
+enum ScoreKind : int64_t { score_dot = 0, score_additive = 1, score_given = 2 };
+enum WeightKind : int64_t {
+  weight_softmax = 0,
+  weight_identity = 1,
+  weight_silu = 2,
+  weight_sigmoid = 3,
+  weight_softplus = 4
 };
+enum ScoreActivation : int64_t { act_leaky_relu = 0, act_smooth_leaky_relu = 1, act_silu = 2 };
 
-// q, k or v.
+// q, k or v: rows [rows, heads, width]. An absent part is null.
+enum Part { part_edge = 0, part_sender = 1, part_receiver = 2 };
 template <class T>
 struct EdgeSum {
-  Part<T> edge, source, target;
+  const T* part[3];
   int64_t width;
+};
+
+// A number per edge and head, or null.
+template <class T>
+struct EdgeScalar {
+  const T* data;
+  int64_t edge_stride, head_stride;
+  HAMFAST_HD T at(int64_t edge, int64_t head) const { return data[edge * edge_stride + head * head_stride]; }
+};
+
+// [receivers, heads, features] with contiguous features, or null.
+template <class T>
+struct NodeRows {
+  const T* data;
+  int64_t node_stride, head_stride;
+  HAMFAST_HD const T* row(int64_t node) const { return data ? data + node * node_stride : nullptr; }
 };
 
 template <class T>
 struct AttentionCall {
   EdgeSum<T> query, key, value;
-  const int64_t* senders;
-  const int64_t* order;  // edges by target
-  const int64_t* ptr;    // [targets + 1]
-  int64_t heads;
-  T scale;
-  T clip;                // infinity: none
-  const T* grad;         // [targets, heads, value width]
-  const T* direction_q;  // [edges, heads, width]: the gradients that arrive at dq, dk, dv
-  const T* direction_k;
-  const T* direction_v;
-  T* out;  // [targets, heads, value width]; forward and double backward
-  T* dq;   // [edges, heads, width]; backward and double backward
-  T* dk;
-  T* dv;
+  NodeRows<T> query_on_edge;
+  const T* edge;           // [edges, features]
+  int64_t features;
+  const T* vector;         // [heads, width], of additive scores
+  EdgeScalar<T> bias, score_scale, envelope, gate;
+  const int64_t *senders, *sender_order, *sender_ptr, *receivers, *receiver_order, *receiver_ptr;
+  int64_t heads, num_senders, num_receivers, edges;
+  int64_t score, activation, weight;
+  T slope;                 // of the score's activation
+  T scale, clip, epsilon;  // clip: infinity for none
+  const int64_t* seed;     // of dropout; null: none
+  double dropout;
+
+  // Results; those not wanted are null.
+  T* out;          // [receivers, heads, value width]
+  T* out_on_edge;  // [receivers, heads, features]
+  T* lse;          // [receivers, heads]: log(sum f exp(s) + epsilon)
+  T* weights;      // [edges, heads]: w
+  T* logits;       // [edges, heads]: s
+
+  // Gradients of the results (null: zero), and those of the operands (null: not wanted).
+  const T *lse_before, *grad_out, *grad_lse, *grad_weights, *grad_logits;
+  NodeRows<T> grad_on_edge;
+  T *d_query[3], *d_key[3], *d_value[3];
+  T *d_query_on_edge, *d_edge, *d_vector;  // d_vector: [parts, heads, width]
+  T *d_bias, *d_score_scale, *d_envelope, *d_gate;
+  T *d_score, *kept_weight;                // [edges, heads]: dz and w, from the first pass to the second
+
+  HAMFAST_HD bool softmax() const { return weight == weight_softmax; }
+  HAMFAST_HD bool by_sender() const {
+    return d_query[part_sender] || d_key[part_sender] || d_value[part_sender];
+  }
 };
 
 namespace HAMFAST_ISA {
 
+// 0 or 1 / (1 - p), from a counter: the mask is made again where it is needed. SplitMix64 (Steele, Lea, Flood 2014).
 template <class T>
-struct EdgeRow {
-  const T *edge, *source, *target;
-  HAMFAST_HD T at(int64_t c) const { return edge[c] + source[c] + target[c]; }
-};
-
-template <class T>
-HAMFAST_HD inline EdgeRow<T> edge_row(const EdgeSum<T>& sum, int64_t h, int64_t e, int64_t source, int64_t target) {
-  const int64_t head = h * sum.width;
-  return {sum.edge.data + e * sum.edge.stride + head, sum.source.data + source * sum.source.stride + head,
-          sum.target.data + target * sum.target.stride + head};
+HAMFAST_HD inline T dropout_factor(const AttentionCall<T>& call, int64_t edge, int64_t head) {
+  uint64_t z = static_cast<uint64_t>(*call.seed) +
+               static_cast<uint64_t>(edge * call.heads + head + 1) * uint64_t(0x9E3779B97F4A7C15);
+  z = (z ^ (z >> 30)) * uint64_t(0xBF58476D1CE4E5B9);
+  z = (z ^ (z >> 27)) * uint64_t(0x94D049BB133111EB);
+  z ^= z >> 31;
+  const double uniform = static_cast<double>(z >> 11) * (1.0 / 9007199254740992.0);
+  return uniform < call.dropout ? T(0) : static_cast<T>(1.0 / (1.0 - call.dropout));
 }
 
-// Score before clipping.
-template <class T, class Team>
-HAMFAST_HD inline T raw_score(const Team& team, const AttentionCall<T>& call, const EdgeRow<T>& q,
-                              const EdgeRow<T>& k) {
-  T total = T(0);
-  for (int64_t c = team.rank(); c < call.query.width; c += team.size()) total += q.at(c) * k.at(c);
-  return team.sum(total) * call.scale;
+template <class T>
+HAMFAST_HD inline T sigmoid(T x) {
+  return T(1) / (T(1) + exp(-x));
+}
+
+// The weight's activation and its derivative.
+template <class T>
+HAMFAST_HD inline T weight_value(int64_t kind, T s) {
+  if (kind == weight_silu) return s * sigmoid(s);
+  if (kind == weight_sigmoid) return sigmoid(s);
+  if (kind == weight_softplus) return s > T(0) ? s + log1p(exp(-s)) : log1p(exp(s));
+  return s;
+}
+template <class T>
+HAMFAST_HD inline T weight_slope(int64_t kind, T s) {
+  const T y = sigmoid(s);
+  if (kind == weight_silu) return y * (T(1) + s * (T(1) - y));
+  if (kind == weight_sigmoid) return y * (T(1) - y);
+  if (kind == weight_softplus) return y;
+  return T(1);
 }
 
 template <class T>
@@ -79,128 +132,5 @@ HAMFAST_HD inline T clipped(T s, T clip) {
   return s > clip ? clip : (s < -clip ? -clip : s);
 }
 
-// The maximum and the sum of exp(s - maximum) over the incoming edges.
-template <class T, class Team>
-HAMFAST_HD inline void softmax_statistics(const Team& team, const AttentionCall<T>& call, int64_t node, int64_t h,
-                                          T& maximum, T& total) {
-  maximum = T(0);
-  total = T(0);
-  for (int64_t n = call.ptr[node]; n < call.ptr[node + 1]; ++n) {
-    const int64_t e = call.order[n], source = call.senders[e];
-    const T s =
-        clipped(raw_score(team, call, edge_row(call.query, h, e, source, node), edge_row(call.key, h, e, source, node)),
-                call.clip);
-    if (n == call.ptr[node] || s > maximum) {
-      total = n == call.ptr[node] ? T(0) : total * exp(maximum - s);
-      maximum = s;
-    }
-    total += exp(s - maximum);
-  }
-}
-
-template <class T, class Team>
-HAMFAST_HD inline void attention_forward(const Team& team, const AttentionCall<T>& call, int64_t node) {
-  const int64_t width = call.value.width;
-  for (int64_t h = 0; h < call.heads; ++h) {
-    T* out = call.out + (node * call.heads + h) * width;
-    for (int64_t c = team.rank(); c < width; c += team.size()) out[c] = T(0);
-    T maximum, total;
-    softmax_statistics(team, call, node, h, maximum, total);
-    for (int64_t n = call.ptr[node]; n < call.ptr[node + 1]; ++n) {
-      const int64_t e = call.order[n], source = call.senders[e];
-      const T s =
-          raw_score(team, call, edge_row(call.query, h, e, source, node), edge_row(call.key, h, e, source, node));
-      const T p = exp(clipped(s, call.clip) - maximum) / total;
-      const EdgeRow<T> v = edge_row(call.value, h, e, source, node);
-      for (int64_t c = team.rank(); c < width; c += team.size()) out[c] += p * v.at(c);
-    }
-  }
-}
-
-template <class T, class Team>
-HAMFAST_HD inline void attention_backward(const Team& team, const AttentionCall<T>& call, int64_t node, bool twice) {
-  const int64_t width = call.value.width, dot = call.query.width;
-  for (int64_t h = 0; h < call.heads; ++h) {
-    const T* g = call.grad + (node * call.heads + h) * width;
-    T maximum, total;
-    softmax_statistics(team, call, node, h, maximum, total);
-    T mean_a = T(0), mu = T(0), mean_b = T(0), mean_sa = T(0);
-    // Two sweeps: the node's means first, then the gradients of each edge.
-    for (int sweep = 0; sweep < 2; ++sweep) {
-      const T k_term = mean_sa - mu * mean_a;
-      T* out = twice ? call.out + (node * call.heads + h) * width : nullptr;
-      if (twice && sweep == 1)
-        for (int64_t c = team.rank(); c < width; c += team.size()) out[c] = T(0);
-      for (int64_t n = call.ptr[node]; n < call.ptr[node + 1]; ++n) {
-        const int64_t e = call.order[n], source = call.senders[e];
-        const EdgeRow<T> q = edge_row(call.query, h, e, source, node);
-        const EdgeRow<T> k = edge_row(call.key, h, e, source, node);
-        const EdgeRow<T> v = edge_row(call.value, h, e, source, node);
-        const T raw = raw_score(team, call, q, k), s = clipped(raw, call.clip);
-        const T slope = raw == s ? call.scale : T(0);
-        const T p = exp(s - maximum) / total;
-        const T* direction_q = twice ? call.direction_q + (e * call.heads + h) * dot : nullptr;
-        const T* direction_k = twice ? call.direction_k + (e * call.heads + h) * dot : nullptr;
-        const T* direction_v = twice ? call.direction_v + (e * call.heads + h) * width : nullptr;
-        T a = T(0), b = T(0), s_dot = T(0);
-        for (int64_t c = team.rank(); c < width; c += team.size()) {
-          a += g[c] * v.at(c);
-          if (twice) b += g[c] * direction_v[c];
-        }
-        a = team.sum(a);
-        if (twice) {
-          for (int64_t c = team.rank(); c < dot; c += team.size())
-            s_dot += direction_q[c] * k.at(c) + q.at(c) * direction_k[c];
-          s_dot = team.sum(s_dot) * slope;
-          b = team.sum(b);
-        }
-        if (sweep == 0) {
-          mean_a += p * a;
-          mu += p * s_dot;
-          mean_b += p * b;
-          mean_sa += p * s_dot * a;
-          continue;
-        }
-        T* dq = call.dq + (e * call.heads + h) * dot;
-        T* dk = call.dk + (e * call.heads + h) * dot;
-        T* dv = call.dv + (e * call.heads + h) * width;
-        const T ds = p * (a - mean_a) * slope;
-        if (!twice) {
-          for (int64_t c = team.rank(); c < dot; c += team.size()) {
-            dq[c] = ds * k.at(c);
-            dk[c] = ds * q.at(c);
-          }
-          for (int64_t c = team.rank(); c < width; c += team.size()) dv[c] = p * g[c];
-        } else {
-          const T dds = p * ((s_dot - mu) * (a - mean_a) + b - mean_b - k_term) * slope;
-          for (int64_t c = team.rank(); c < dot; c += team.size()) {
-            dq[c] = dds * k.at(c) + ds * direction_k[c];
-            dk[c] = dds * q.at(c) + ds * direction_q[c];
-          }
-          for (int64_t c = team.rank(); c < width; c += team.size()) {
-            dv[c] = p * (s_dot - mu) * g[c];
-            out[c] += p * ((s_dot - mu) * v.at(c) + direction_v[c]);
-          }
-        }
-      }
-    }
-  }
-}
-
 }  // namespace HAMFAST_ISA
-
-#if defined(__CUDACC__) || defined(HAMFAST_SIMT)
-
-template <class T>
-__global__ void attention_kernel(AttentionCall<T> call, int64_t targets, int derivative) {
-  for (int64_t node = blockIdx.x; node < targets; node += gridDim.x) {
-    if (derivative == 0)
-      HAMFAST_ISA::attention_forward(HAMFAST_ISA::Warp{}, call, node);
-    else
-      HAMFAST_ISA::attention_backward(HAMFAST_ISA::Warp{}, call, node, derivative == 2);
-  }
-}
-
-#endif
-
 }  // namespace hamfast

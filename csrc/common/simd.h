@@ -160,6 +160,39 @@ inline Vector<T> sum_lanes(const T* rows) {
   return part[0];
 }
 
+// Selects a where the mask's lanes are -1, else b.
+template <class T>
+inline Vector<T> select(typename VectorOf<T>::mask mask, Vector<T> a, Vector<T> b) {
+  typedef typename VectorOf<T>::mask Mask;
+  return (Vector<T>)((mask & (Mask)a) | (~mask & (Mask)b));
+}
+
+// exp by 2^n times the Taylor series of the rest, |rest| <= log(2) / 2: within 2 units in the last place (float and
+// double). Below the smallest normal number 0, above the largest finite one that; NaN stays NaN.
+template <class T>
+inline Vector<T> exp_of(Vector<T> x) {
+  typedef typename VectorOf<T>::mask Mask;
+  constexpr bool single = sizeof(T) == 4;
+  constexpr T high = single ? T(88.3762626647949) : T(709.436139303104);
+  constexpr T low = single ? T(-87.3365447504021) : T(-708.396418532264);
+  constexpr T shifter = single ? T(12582912.0) : T(6755399441055744.0);  // 1.5 x 2^23, 2^52: adding it rounds
+  // log(2) in two parts; the first has so few digits that n times it is exact.
+  constexpr T log2_high = single ? T(0.693359375) : T(0.693145751953125);
+  constexpr T log2_low = single ? T(-2.12194440054690583e-4) : T(1.42860682030941723212e-6);
+  const Vector<T> zero{};
+  const Mask under = x < low;
+  x = select<T>(x > high, zero + high, x);
+  const Vector<T> shifted = select<T>(under, zero, x) * T(1.44269504088896340736) + shifter;
+  const Vector<T> n = shifted - shifter;
+  const Vector<T> r = (x - n * log2_high) - n * log2_low;
+  Vector<T> sum = zero + T(1);
+  for (int i = single ? 7 : 13; i >= 1; --i) sum = sum * (r * T(1.0 / i)) + T(1);
+  constexpr int digits = single ? 23 : 52;
+  const Mask exponent = ((Mask)shifted - (Mask)(zero + shifter)) << digits;
+  const Vector<T> result = (Vector<T>)((Mask)sum + exponent);
+  return select<T>(under, zero, select<T>(x != x, x, result));
+}
+
 // A number as a type, and f called with the size 2 l + 1 of an irrep as such a type: l up to 6, else 0.
 template <int n>
 struct Size {

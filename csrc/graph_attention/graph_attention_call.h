@@ -1,155 +1,207 @@
-// The three ops on tensors, for any launcher: `Launch::run(call, targets, derivative, device)`, derivative 0, 1 or 2.
+// The two ops on tensors, for any launcher: Launch::forward(call), Launch::backward(call, parts) and
+// Launch::backward_senders(call), each with the device.
 #pragma once
 
 #include <array>
+#include <cmath>
 #include <vector>
 
-#include "common/dispatch.h"
+#include "common/balance.h"
+#include "common/host_pool.h"
 #include "graph_attention.cuh"
 
 namespace hamfast {
 
-using OptionalPart = std::optional<Tensor>;
+using Optional = std::optional<Tensor>;
+
+// What both ops take after their own arguments, in the order of the schema.
+#define HAMFAST_ATTENTION_PARAMETERS                                                                                \
+  Optional query_edge, Optional query_sender, Optional query_receiver, Optional key_edge, Optional key_sender,      \
+      Optional key_receiver, Optional value_edge, Optional value_sender, Optional value_receiver,                   \
+      Optional query_on_edge, Optional edge, Optional vector, Optional bias, Optional score_scale,                  \
+      Optional envelope, Optional gate, Optional seed, Tensor senders, Tensor sender_order, Tensor sender_ptr,      \
+      Tensor receivers, Tensor receiver_order, Tensor receiver_ptr, std::vector<int64_t> kinds,                     \
+      std::vector<double> numbers, int64_t wanted
+#define HAMFAST_ATTENTION_ARGUMENTS                                                                                 \
+  {query_edge, query_sender, query_receiver, key_edge,  key_sender, key_receiver, value_edge, value_sender,         \
+   value_receiver, query_on_edge, edge, vector, bias, score_scale, envelope, gate},                                 \
+      seed, {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr}, kinds, numbers
 
 struct AttentionArguments {
-  std::vector<OptionalPart> parts;  // query, key, value, each: edge, source, target
-  Tensor senders, order, ptr;
-  Tensor zeros;  // stands for every absent part
-  double scale, clip;
+  // Operands in the order of the schema.
+  enum { query = 0, key = 3, value = 6, on_edge = 9, edge = 10, vector = 11, bias = 12, count = 16 };
 
-  AttentionArguments(const std::array<OptionalPart, 9>& parts_any, Tensor senders_any, Tensor order_any, Tensor ptr_any,
-                     double scale_, double clip_)
-      : senders(torch::stable::contiguous(senders_any)),
-        order(torch::stable::contiguous(order_any)),
-        ptr(torch::stable::contiguous(ptr_any)),
-        scale(scale_),
-        clip(clip_) {
-    for (const auto& part : parts_any) parts.push_back(contiguous(part));
-    zeros = torch::stable::new_zeros(any_part(2), {heads() * (width(0) > width(2) ? width(0) : width(2))});
+  std::array<Optional, count> operand;
+  Optional seed;
+  std::array<Tensor, 6> graph;  // senders, order, ptr; receivers, order, ptr
+  std::vector<int64_t> kinds;   // heads, score, activation, weight
+  std::vector<double> numbers;  // slope, scale, clip, epsilon, dropout
+
+  AttentionArguments(std::array<Optional, count> operand_, Optional seed_, std::array<Tensor, 6> graph_,
+                     std::vector<int64_t> kinds_, std::vector<double> numbers_)
+      : operand(std::move(operand_)), seed(seed_), graph(graph_), kinds(kinds_), numbers(numbers_) {
+    for (int n = 0; n < bias; ++n)
+      if (operand[n].has_value() && (n != on_edge || operand[n]->stride(2) != 1))
+        operand[n] = torch::stable::contiguous(*operand[n]);
+    for (Tensor& t : graph) t = torch::stable::contiguous(t);
   }
 
-  // 0: query, 1: key, 2: value
-  const Tensor& any_part(int operand) const {
-    for (int p = 0; p < 3; ++p)
-      if (parts[3 * operand + p].has_value()) return *parts[3 * operand + p];
-    STD_TORCH_CHECK(false, "graph_attention: query, key and value each need at least one part");
+  int64_t edges() const { return graph[0].numel(); }
+  int64_t num_senders() const { return graph[2].numel() - 1; }
+  int64_t num_receivers() const { return graph[5].numel() - 1; }
+  int64_t heads() const { return kinds[0]; }
+  int64_t features() const { return operand[edge].has_value() ? operand[edge]->size(1) : 0; }
+  // Of query (and key) or value: 0 if no part is given.
+  int64_t width(int first) const {
+    for (int n = first; n < first + 3; ++n)
+      if (operand[n].has_value()) return operand[n]->size(2);
+    return 0;
   }
-  int64_t targets() const { return ptr.numel() - 1; }
-  int64_t edges() const { return senders.numel(); }
-  int64_t heads() const { return any_part(0).size(1); }
-  int64_t width(int operand) const { return any_part(operand).size(2); }
-
-  Tensor new_output() const { return torch::stable::new_empty(any_part(2), {targets(), heads(), width(2)}); }
-  Tensor new_edge_gradient(int operand) const {
-    return torch::stable::new_empty(any_part(operand), {edges(), heads(), width(operand)});
+  const Tensor& any() const {
+    for (const Optional& t : operand)
+      if (t.has_value()) return *t;
+    STD_TORCH_CHECK(false, "graph_attention: expected at least one operand");
+  }
+  // Shape of an operand's gradient.
+  std::vector<int64_t> shape(int n) const {
+    const int64_t rows[3] = {edges(), num_senders(), num_receivers()};
+    if (n < on_edge) return {rows[n % 3], heads(), width(n / 3 * 3)};
+    if (n == on_edge) return {num_receivers(), heads(), features()};
+    if (n == edge) return {edges(), features()};
+    if (n == vector) return {heads(), width(query)};
+    return {edges(), heads()};
   }
 
   template <class T>
   AttentionCall<T> call() const {
-    auto part = [&](int n) {
-      if (!parts[n].has_value()) return Part<T>{zeros.const_data_ptr<T>(), 0};
-      return Part<T>{parts[n]->const_data_ptr<T>(), parts[n]->size(1) * parts[n]->size(2)};
+    auto sum = [&](int first) {
+      EdgeSum<T> s{};
+      for (int p = 0; p < 3; ++p) s.part[p] = data_or_null<T>(operand[first + p]);
+      s.width = width(first);
+      return s;
     };
-    auto sum = [&](int operand) {
-      return EdgeSum<T>{part(3 * operand), part(3 * operand + 1), part(3 * operand + 2), width(operand)};
+    auto scalar = [&](int n) {
+      const Optional& t = operand[n];
+      if (!t.has_value()) return EdgeScalar<T>{};
+      return EdgeScalar<T>{t->const_data_ptr<T>(), t->stride(0), t->stride(1)};
     };
     AttentionCall<T> c{};
-    c.query = sum(0);
-    c.key = sum(1);
-    c.value = sum(2);
-    c.senders = senders.const_data_ptr<int64_t>();
-    c.order = order.const_data_ptr<int64_t>();
-    c.ptr = ptr.const_data_ptr<int64_t>();
-    c.heads = heads();
-    c.scale = T(scale);
-    c.clip = T(clip);
+    c.query = sum(query), c.key = sum(key), c.value = sum(value);
+    c.query_on_edge = node_rows<T>(operand[on_edge]);
+    c.edge = data_or_null<T>(operand[edge]);
+    c.features = features();
+    c.vector = data_or_null<T>(operand[vector]);
+    c.bias = scalar(bias), c.score_scale = scalar(bias + 1), c.envelope = scalar(bias + 2), c.gate = scalar(bias + 3);
+    c.senders = graph[0].const_data_ptr<int64_t>();
+    c.sender_order = graph[1].const_data_ptr<int64_t>();
+    c.sender_ptr = graph[2].const_data_ptr<int64_t>();
+    c.receivers = graph[3].const_data_ptr<int64_t>();
+    c.receiver_order = graph[4].const_data_ptr<int64_t>();
+    c.receiver_ptr = graph[5].const_data_ptr<int64_t>();
+    c.heads = heads(), c.edges = edges(), c.num_senders = num_senders(), c.num_receivers = num_receivers();
+    c.score = kinds[1], c.activation = kinds[2], c.weight = kinds[3];
+    c.slope = T(numbers[0]), c.scale = T(numbers[1]), c.clip = T(numbers[2]), c.epsilon = T(numbers[3]);
+    c.seed = data_or_null<int64_t>(seed);
+    c.dropout = numbers[4];
     return c;
+  }
+
+  template <class T>
+  static NodeRows<T> node_rows(const Optional& t) {
+    if (!t.has_value()) return {};
+    return {t->const_data_ptr<T>(), t->stride(0), t->stride(1)};
   }
 };
 
 template <class Launch>
 struct AttentionOps {
-  static Tensor forward(OptionalPart query_edge, OptionalPart query_source, OptionalPart query_target,
-                        OptionalPart key_edge, OptionalPart key_source, OptionalPart key_target,
-                        OptionalPart value_edge, OptionalPart value_source, OptionalPart value_target, Tensor senders,
-                        Tensor receivers, Tensor order, Tensor ptr, double scale, double clip) {
-    const AttentionArguments args({query_edge, query_source, query_target, key_edge, key_source, key_target, value_edge,
-                                   value_source, value_target},
-                                  senders, order, ptr, scale, clip);
-    const typename Launch::Guard guard(args.senders.get_device_index());
-    Tensor out = args.new_output();
-    dispatch_real(out.scalar_type(), "graph_attention", [&](auto zero) {
+  enum { want_weights = 1, want_logits = 2, want_on_edge = 4 };
+
+  // out, out_on_edge, lse, weights, logits; what is not wanted is empty. `edge_key_weight`: what the query on the
+  // edges' features was made with; read by the backward pass alone.
+  static std::vector<Tensor> forward(Optional edge_key_weight, HAMFAST_ATTENTION_PARAMETERS) {
+    const AttentionArguments args(HAMFAST_ATTENTION_ARGUMENTS);
+    const Tensor& like = args.any();
+    const typename Launch::Guard guard(like.get_device_index());
+    auto made = [&](bool is_wanted, std::vector<int64_t> sizes) {
+      return Launch::new_result(like, is_wanted ? sizes : std::vector<int64_t>{0});
+    };
+    const int64_t rows = args.num_receivers(), heads = args.heads();
+    std::vector<Tensor> out{made(true, {rows, heads, args.width(AttentionArguments::value)}),
+                            made(wanted & want_on_edge, {rows, heads, args.features()}), made(true, {rows, heads}),
+                            made(wanted & want_weights, {args.edges(), heads}),
+                            made(wanted & want_logits, {args.edges(), heads})};
+    dispatch_real(like.scalar_type(), "graph_attention", [&](auto zero) {
       using T = decltype(zero);
-      auto call = args.call<T>();
-      call.out = out.mutable_data_ptr<T>();
-      Launch::run(call, args.targets(), 0, out.get_device_index());
+      AttentionCall<T> call = args.call<T>();
+      call.out = out[0].mutable_data_ptr<T>();
+      if (wanted & want_on_edge) call.out_on_edge = out[1].mutable_data_ptr<T>();
+      call.lse = out[2].mutable_data_ptr<T>();
+      if (wanted & want_weights) call.weights = out[3].mutable_data_ptr<T>();
+      if (wanted & want_logits) call.logits = out[4].mutable_data_ptr<T>();
+      Launch::forward(call, like.get_device_index());
     });
     return out;
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad_any, OptionalPart query_edge,
-                                                     OptionalPart query_source, OptionalPart query_target,
-                                                     OptionalPart key_edge, OptionalPart key_source,
-                                                     OptionalPart key_target, OptionalPart value_edge,
-                                                     OptionalPart value_source, OptionalPart value_target,
-                                                     Tensor senders, Tensor receivers, Tensor order, Tensor ptr,
-                                                     double scale, double clip) {
-    const AttentionArguments args({query_edge, query_source, query_target, key_edge, key_source, key_target, value_edge,
-                                   value_source, value_target},
-                                  senders, order, ptr, scale, clip);
-    const typename Launch::Guard guard(args.senders.get_device_index());
-    const Tensor grad = torch::stable::contiguous(grad_any);
-    Gradients to(args);
-    dispatch_real(grad.scalar_type(), "graph_attention_backward", [&](auto zero) {
-      using T = decltype(zero);
-      auto call = args.call<T>();
-      call.grad = grad.const_data_ptr<T>();
-      to.set(call);
-      Launch::run(call, args.targets(), 1, grad.get_device_index());
-    });
-    return {to.q, to.k, to.v};
-  }
-
-  static std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(
-      Tensor direction_q_any, Tensor direction_k_any, Tensor direction_v_any, Tensor grad_any, OptionalPart query_edge,
-      OptionalPart query_source, OptionalPart query_target, OptionalPart key_edge, OptionalPart key_source,
-      OptionalPart key_target, OptionalPart value_edge, OptionalPart value_source, OptionalPart value_target,
-      Tensor senders, Tensor receivers, Tensor order, Tensor ptr, double scale, double clip) {
-    const AttentionArguments args({query_edge, query_source, query_target, key_edge, key_source, key_target, value_edge,
-                                   value_source, value_target},
-                                  senders, order, ptr, scale, clip);
-    const typename Launch::Guard guard(args.senders.get_device_index());
-    const Tensor direction_q = torch::stable::contiguous(direction_q_any),
-                 direction_k = torch::stable::contiguous(direction_k_any),
-                 direction_v = torch::stable::contiguous(direction_v_any), grad = torch::stable::contiguous(grad_any);
-    Tensor out = args.new_output();
-    Gradients to(args);
-    dispatch_real(grad.scalar_type(), "graph_attention_double_backward", [&](auto zero) {
-      using T = decltype(zero);
-      auto call = args.call<T>();
-      call.grad = grad.const_data_ptr<T>();
-      call.direction_q = direction_q.const_data_ptr<T>();
-      call.direction_k = direction_k.const_data_ptr<T>();
-      call.direction_v = direction_v.const_data_ptr<T>();
-      call.out = out.mutable_data_ptr<T>();
-      to.set(call);
-      Launch::run(call, args.targets(), 2, grad.get_device_index());
-    });
-    return {out, to.q, to.k, to.v};
-  }
-
- private:
-  struct Gradients {
-    Tensor q, k, v;
-    explicit Gradients(const AttentionArguments& args)
-        : q(args.new_edge_gradient(0)), k(args.new_edge_gradient(1)), v(args.new_edge_gradient(2)) {}
-    template <class T>
-    void set(AttentionCall<T>& call) {
-      call.dq = q.mutable_data_ptr<T>();
-      call.dk = k.mutable_data_ptr<T>();
-      call.dv = v.mutable_data_ptr<T>();
+  // Gradients of the operands in the order of the schema, those whose bit is set in `wanted`; the others are empty.
+  static std::vector<Tensor> backward(Optional grad_out, Optional grad_on_edge, Optional grad_lse,
+                                      Optional grad_weights, Optional grad_logits, Tensor lse_any,
+                                      HAMFAST_ATTENTION_PARAMETERS) {
+    using Args = AttentionArguments;
+    const Args args(HAMFAST_ATTENTION_ARGUMENTS);
+    const Tensor& like = args.any();
+    const typename Launch::Guard guard(like.get_device_index());
+    const Tensor lse = torch::stable::contiguous(lse_any);
+    const Optional g = contiguous(grad_out), g_lse = contiguous(grad_lse), g_weights = contiguous(grad_weights),
+                   g_logits = contiguous(grad_logits);
+    if (grad_on_edge.has_value() && grad_on_edge->stride(2) != 1)
+      grad_on_edge = torch::stable::contiguous(*grad_on_edge);
+    auto is_wanted = [&](int n) { return (wanted >> n & 1) != 0; };
+    std::vector<Tensor> gradient;
+    for (int n = 0; n < Args::count; ++n) {
+      std::vector<int64_t> sizes = is_wanted(n) ? args.shape(n) : std::vector<int64_t>{0};
+      gradient.push_back(Launch::new_result(like, sizes));
     }
-  };
+    dispatch_real(like.scalar_type(), "graph_attention_backward", [&](auto zero) {
+      using T = decltype(zero);
+      AttentionCall<T> call = args.call<T>();
+      call.lse_before = lse.const_data_ptr<T>();
+      call.grad_out = data_or_null<T>(g);
+      call.grad_on_edge = Args::node_rows<T>(grad_on_edge);
+      call.grad_lse = data_or_null<T>(g_lse);
+      call.grad_weights = data_or_null<T>(g_weights);
+      call.grad_logits = data_or_null<T>(g_logits);
+      auto to = [&](int n) { return is_wanted(n) ? gradient[n].template mutable_data_ptr<T>() : nullptr; };
+      for (int p = 0; p < 3; ++p) {
+        call.d_query[p] = to(Args::query + p);
+        call.d_key[p] = to(Args::key + p);
+        call.d_value[p] = to(Args::value + p);
+      }
+      call.d_query_on_edge = to(Args::on_edge);
+      call.d_edge = to(Args::edge);
+      call.d_bias = to(Args::bias), call.d_score_scale = to(Args::bias + 1);
+      call.d_envelope = to(Args::bias + 2), call.d_gate = to(Args::bias + 3);
+      std::vector<Tensor> kept;
+      auto numbers_per_edge = [&] {
+        kept.push_back(Launch::new_result(like, {args.edges(), args.heads()}));
+        return kept.back().template mutable_data_ptr<T>();
+      };
+      if (call.d_query[part_sender] || call.d_key[part_sender]) call.d_score = numbers_per_edge();
+      if (call.d_value[part_sender]) call.kept_weight = numbers_per_edge();
+      if (is_wanted(Args::vector)) {
+        kept.push_back(torch::stable::new_zeros(like, {kParts, args.heads(), args.width(Args::query)}));
+        call.d_vector = kept.back().template mutable_data_ptr<T>();
+      }
+      Launch::backward(call, like.get_device_index());
+      if (is_wanted(Args::vector)) {
+        const int64_t parts_axis = 0;
+        gradient[Args::vector] =
+            torch::stable::sum(kept.back(), torch::headeronly::IntHeaderOnlyArrayRef(&parts_axis, 1));
+      }
+    });
+    return gradient;
+  }
 };
 
 }  // namespace hamfast

@@ -1,5 +1,6 @@
 #include <torch/csrc/stable/library.h>
 
+#include "common/scratch.h"
 #include "graph_attention/graph_attention_call.h"
 #include "graph_attention/graph_attention_isa.h"
 
@@ -8,10 +9,36 @@ namespace hamfast {
 struct AttentionOnCpu {
   using Guard = NoGuard;
 
+  static Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes) {
+    return pooled_empty(sizes, like.scalar_type());
+  }
+
   template <class T>
-  static void run(const AttentionCall<T>& call, int64_t targets, int derivative, int32_t) {
-    torch::stable::parallel_for(0, targets, 1, [&](int64_t begin, int64_t end) {
-      HAMFAST_ISA_CALL(attention_nodes, call, begin, end, derivative);
+  static void forward(const AttentionCall<T>& call, int32_t) {
+    for_rows(call, call.receiver_ptr, call.num_receivers, [&](int64_t begin, int64_t end, int64_t, T* scratch) {
+      HAMFAST_ISA_CALL(attention_forward, call, begin, end, scratch);
+    });
+  }
+
+  template <class T>
+  static void backward(const AttentionCall<T>& call, int32_t) {
+    for_rows(call, call.receiver_ptr, call.num_receivers, [&](int64_t begin, int64_t end, int64_t part, T* scratch) {
+      HAMFAST_ISA_CALL(attention_backward, call, begin, end, part, scratch);
+    });
+    if (!call.by_sender()) return;
+    for_rows(call, call.sender_ptr, call.num_senders, [&](int64_t begin, int64_t end, int64_t, T* scratch) {
+      HAMFAST_ISA_CALL(attention_backward_senders, call, begin, end, scratch);
+    });
+  }
+
+ private:
+  template <class T, class F>
+  static void for_rows(const AttentionCall<T>& call, const int64_t* ptr, int64_t rows, F&& f) {
+    for_balanced_rows(ptr, rows, [&](int64_t begin, int64_t end, int64_t part) {
+      int64_t degree = 0;
+      for (int64_t r = begin; r < end; ++r) degree = std::max(degree, ptr[r + 1] - ptr[r]);
+      Scratch<T> scratch(HAMFAST_ISA_CALL(attention_scratch, call, degree));
+      f(begin, end, part, scratch.data());
     });
   }
 };
@@ -22,5 +49,4 @@ STABLE_TORCH_LIBRARY_IMPL(hamfast, CPU, m) {
   using Ops = hamfast::AttentionOps<hamfast::AttentionOnCpu>;
   m.impl("graph_attention", TORCH_BOX(&Ops::forward));
   m.impl("graph_attention_backward", TORCH_BOX(&Ops::backward));
-  m.impl("graph_attention_double_backward", TORCH_BOX(&Ops::double_backward));
 }

@@ -1,172 +1,259 @@
-"""Softmax attention of graph nodes over their incoming edges."""
+"""Attention of graph nodes over their incoming edges: one op for the Transformers people use on atoms."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from hamfast import _library  # noqa: F401  (loads the kernels)
-from hamfast.ops.checks import check_rows, check_same
+from hamfast.ops.attention_formula import (
+    ACTIVATIONS,
+    OPERANDS,
+    PARTS,
+    SCORES,
+    WEIGHTS,
+    Results,
+    Settings,
+    attention_formula,
+    raw_scores,
+    weighted_sum,
+)
+from hamfast.ops.attention_kernel import query_on_edge, run_kernel
+from hamfast.ops.attention_checks import check_numbers, check_operands
+from hamfast.ops.checks import check_same
 from hamfast.ops.edge_index import EdgeIndex
 
-_op = torch.ops.hamfast.graph_attention.default
-_op_backward = torch.ops.hamfast.graph_attention_backward.default
-_op_double = torch.ops.hamfast.graph_attention_double_backward.default
+_NAME = "graph_attention"
+
+
+class AttentionOutput(NamedTuple):
+    """What :func:`graph_attention` returns where more than the aggregate is asked for."""
+
+    out: Tensor
+    """``[receivers, heads, (components,) width]``."""
+    weights: Tensor | None
+    """``[edges, heads]``: what each edge's value was multiplied with."""
+    logits: Tensor | None
+    """``[edges, heads]``: the scores the weights are made of."""
+    lse: Tensor | None
+    """``[receivers, heads]``: ``log(sum envelope exp(score) + epsilon)``, ``-inf`` for receivers without edges."""
 
 
 def graph_attention(
     edges: EdgeIndex,
     *,
     query_edge: Tensor | None = None,
-    query_source: Tensor | None = None,
-    query_target: Tensor | None = None,
+    query_sender: Tensor | None = None,
+    query_receiver: Tensor | None = None,
     key_edge: Tensor | None = None,
-    key_source: Tensor | None = None,
-    key_target: Tensor | None = None,
+    key_sender: Tensor | None = None,
+    key_receiver: Tensor | None = None,
     value_edge: Tensor | None = None,
-    value_source: Tensor | None = None,
-    value_target: Tensor | None = None,
+    value_sender: Tensor | None = None,
+    value_receiver: Tensor | None = None,
+    edge: Tensor | None = None,
+    edge_key_weight: Tensor | None = None,
+    edge_value_weight: Tensor | None = None,
+    score: str = "dot",
+    vector: Tensor | None = None,
+    score_activation: str = "leaky_relu",
+    negative_slope: float = 0.2,
+    key_filter: Tensor | None = None,
+    value_filter: Tensor | None = None,
+    outer: tuple[Tensor, Tensor, str] | None = None,
+    bias: Tensor | None = None,
+    score_scale: Tensor | None = None,
     scale: float | None = None,
     clip: float | None = None,
-) -> Tensor:
-    """Each node's softmax-weighted mean over its incoming edges, every operand a sum of edge, source and target parts.
+    weight: str = "softmax",
+    envelope: Tensor | None = None,
+    gate: Tensor | None = None,
+    epsilon: float = 0.0,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+    return_weights: bool = False,
+    return_logits: bool = False,
+    return_lse: bool = False,
+) -> Tensor | AttentionOutput:
+    """Each receiver's weighted sum over its incoming edges. Per head and edge e = (sender s -> receiver t):
 
-    For an edge e = (s -> t): ``q_e = query_edge[e] + query_source[s] + query_target[t]``, k and v alike;
-    ``score = clip(scale <q_e, k_e>)``; ``out[t] = sum_e softmax_e(score) v_e`` over the edges into t, per head.
-    PyG's ``TransformerConv`` has query_target, key_source + key_edge, value_source + value_edge.
+    - ``q_e = query_edge[e] + query_sender[s] + query_receiver[t]``, k and v alike; ``k_e`` also has ``edge_key_weight @ edge[e]`` and
+      ``v_e`` has ``edge_value_weight @ edge[e]``. Those two are never made: ``<q, W e> = <W^T q, e>`` and ``sum a (W e) = W (sum a e)``.
+    - ``z_e = <q_e, key_filter[e] * k_e>`` (dot), ``<vector, act(q_e + k_e)>`` (additive: GATv2), or 0 (given);
+      ``s_e = clip(scale score_scale[e] z_e + bias[e])``.
+    - ``p_e = envelope[e] exp(s_e) / (sum envelope exp(s) + epsilon)`` over the edges into t (softmax), or ``envelope[e] act(s_e)``;
+      ``w_e = gate[e] dropout_e p_e``.
+    - ``out[t] = sum_e w_e (value_filter[e] * v_e + Y[e] (x) u_e)``.
 
     Args:
         edges: from :func:`hamfast.ops.edge_index`.
-        query_edge, key_edge: ``[edges, heads, width]``.
-        query_source, key_source: ``[num_senders, heads, width]``.
-        query_target, key_target: ``[num_receivers, heads, width]``.
-        value_edge, value_source, value_target: the same with a width of their own.
-        scale: factor of the score, ``1 / sqrt(width)`` by default.
-        clip: scores are clipped to ``[-clip, clip]`` before the softmax; None: not clipped.
+        query_edge, query_sender, query_receiver: ``[edges | num_senders | num_receivers, heads, width]``; keys alike.
+        value_edge, value_sender, value_receiver: with a width of their own, or ``[rows, heads, components, width]``: irreps.
+        edge: ``[edges, features]``, with edge_key_weight and edge_value_weight ``[heads, (value) width, features]``.
+        score: ``dot``, ``additive`` or ``given`` (the bias is the score).
+        vector: ``[heads, width]`` of additive scores, with score_activation ``leaky_relu``, ``smooth_leaky_relu`` (Equiformer) or
+            ``silu`` and their negative_slope.
+        key_filter, value_filter: ``[edges, heads, width]``, multiplied with key and value. A value with components takes one filter
+            for all of them.
+        outer: ``(Y [edges, components], u [rows, heads, width], "sender" or "edge")``: values of rank one.
+        bias, score_scale, envelope, gate: ``[edges]`` or ``[edges, heads]``. The envelope must not be negative; with one that ends
+            smoothly at the cutoff so do the results.
+        scale: factor of z: by default ``1 / sqrt(width)`` for dot, 1 for additive.
+        clip: scores are clipped to ``[-clip, clip]``; None: not clipped.
+        weight: ``softmax``, ``identity``, ``silu``, ``sigmoid`` or ``softplus``.
+        dropout, seed: probability, and an int64 scalar tensor; the same seed gives the same mask, which is made again in the backward
+            pass and not stored. No seed: no dropout.
+        return_weights, return_logits, return_lse: return an :class:`AttentionOutput`; all its members are differentiable.
 
     Returns:
-        ``[num_receivers, heads, value width]``, contiguous; zero for nodes without incoming edges. Differentiable twice in
-        every part; a third derivative raises. Deterministic.
+        ``[num_receivers, heads, (components,) value width]``; zero for receivers without edges. Deterministic. The first derivative is
+        a kernel; all further ones, forward mode and ``torch.func`` run on differentiable sums over edges.
+        bfloat16 and float16 operands are computed in float32.
 
     Raises:
-        ValueError: no part of an operand is given, or a shape, dtype or device does not fit; the message names it.
+        ValueError: operands that exclude each other, or a shape, dtype or device that does not fit; the message names it.
     """
-    named = {
+    given = {
         "query_edge": query_edge,
-        "query_source": query_source,
-        "query_target": query_target,
+        "query_sender": query_sender,
+        "query_receiver": query_receiver,
         "key_edge": key_edge,
-        "key_source": key_source,
-        "key_target": key_target,
+        "key_sender": key_sender,
+        "key_receiver": key_receiver,
         "value_edge": value_edge,
-        "value_source": value_source,
-        "value_target": value_target,
+        "value_sender": value_sender,
+        "value_receiver": value_receiver,
+        "edge": edge,
+        "edge_key_weight": edge_key_weight,
+        "edge_value_weight": edge_value_weight,
+        "vector": vector,
+        "key_filter": key_filter,
+        "value_filter": value_filter,
+        "outer Y": outer[0] if outer else None,
+        "outer u": outer[1] if outer else None,
+        "bias": bias,
+        "score_scale": score_scale,
+        "envelope": envelope,
+        "gate": gate,
     }
-    for operand in ("query", "key", "value"):
-        if all(named[f"{operand}_{part}"] is None for part in ("edge", "source", "target")):
-            raise ValueError(f"graph_attention: {operand}: expected at least one of its parts, found none")
-    check_same("graph_attention", **named)
-    first = {op: next(t for n, t in named.items() if t is not None and n.startswith(op)) for op in ("query", "value")}
-    for part in first.values():
-        if part.dim() != 3:
-            raise ValueError(f"graph_attention: expected parts [rows, heads, width], found {list(part.shape)}")
-    heads, width = first["query"].shape[1:]
-    rows = {"edge": edges.num_edges, "source": edges.num_senders, "target": edges.num_receivers}
-    for name, tensor in named.items():
+    autocast = torch.is_autocast_enabled(edges.senders.device.type)
+    if autocast and len({t.dtype for t in given.values() if t is not None}) > 1:
+        given = {name: None if t is None else t.float() for name, t in given.items()}
+    check_same(_NAME, True, **given)
+    dtype = next(t.dtype for t in given.values() if t is not None)
+    half = dtype in (torch.bfloat16, torch.float16)
+    if half:
+        given = {name: None if t is None else t.float() for name, t in given.items()}
+    place = outer[2] if outer else "edge"
+    heads, width = check_operands(edges, given, place, score, score_activation, weight)
+    check_numbers(negative_slope, clip, epsilon, dropout, seed)
+    if scale is None:
+        scale = 1 / math.sqrt(width) if width and score == "dot" else 1.0
+    settings = Settings(
+        heads,
+        SCORES.index(score),
+        ACTIVATIONS.index(score_activation),
+        WEIGHTS.index(weight),
+        float(negative_slope),
+        float(scale),
+        math.inf if clip is None else float(clip),
+        float(epsilon),
+        float(dropout),
+    )
+    graph = (*edges.by_sender, *edges.by_receiver)
+    with torch.autocast(edges.senders.device.type, enabled=False):
+        found = _attend(given, place, seed if dropout > 0 else None, graph, settings, return_weights, return_logits)
+    found = Results(*(t.to(dtype) for t in found)) if half else found
+    if not (return_weights or return_logits or return_lse):
+        return found.out
+    return AttentionOutput(
+        found.out,
+        found.weights if return_weights else None,
+        found.logits if return_logits else None,
+        found.lse if return_lse else None,
+    )
+
+
+def _attend(given, outer_place, seed, graph, settings, want_weights, want_logits) -> Results:
+    """What the kernel does not know is computed before it (scores) or after it (sums with its weights)."""
+    operands = {name: given.get(name) for name in OPERANDS}
+    for name in ("bias", "score_scale", "envelope", "gate"):
+        tensor = operands[name]
         if tensor is not None:
-            operand, _, kind = name.partition("_")
-            last = first["value"].shape[2] if operand == "value" else width
-            check_rows("graph_attention", name, tensor, rows[kind], heads, last)
-    scale = 1 / math.sqrt(width) if scale is None else float(scale)
-    clip = math.inf if clip is None else float(clip)
-    index = (edges.senders, edges.receivers, edges.receiver_order, edges.receiver_ptr)
-    return _op(*named.values(), *index, scale, clip)
+            operands[name] = (tensor if tensor.dim() == 2 else tensor.unsqueeze(-1)).expand(-1, settings.heads)
+    transformed = _is_transformed(given.values())
+    edge, key_weight, value_weight = given["edge"], given["edge_key_weight"], given["edge_value_weight"]
+
+    scores_before = given["key_filter"] is not None
+    if key_weight is not None:
+        only_receivers = operands["query_edge"] is None and operands["query_sender"] is None
+        if settings.score != SCORES.index("dot") or not only_receivers or scores_before:
+            operands["key_edge"] = _plus(operands["key_edge"], _project(edge, key_weight))
+            key_weight = None
+        elif transformed:
+            operands["query_on_edge"] = query_on_edge(operands["query_receiver"], key_weight)
+    if scores_before:
+        logits = raw_scores(operands, graph, settings, given["key_filter"])
+        if operands["score_scale"] is not None:
+            logits = logits * operands["score_scale"]
+        operands["bias"] = _plus(operands["bias"], logits)
+        operands["score_scale"] = operands["vector"] = None
+        operands |= {f"{name}_{part}": None for name in ("query", "key") for part in PARTS}
+        settings = settings._replace(score=SCORES.index("given"))
+
+    values = {part: operands[f"value_{part}"] for part in PARTS}
+    components = next((v.shape[2:-1] for v in values.values() if v is not None), ())
+    sums_after = given["value_filter"] is not None
+    if sums_after and value_weight is not None:
+        values["edge"] = _plus(values["edge"], _project(edge, value_weight))
+        value_weight = None
+    for part, value in values.items():
+        operands[f"value_{part}"] = None if value is None or sums_after else value.flatten(2)
+    if value_weight is None and key_weight is None:
+        operands["edge"] = None
+    outer = given["outer Y"] is not None
+    run = attention_formula if transformed else run_kernel
+    extra = () if transformed else (key_weight, want_weights or sums_after or outer, want_logits, value_weight is not None)
+    found = run([operands[name] for name in OPERANDS], seed, graph, settings, *extra)
+
+    out = found.out.unflatten(2, (*components, -1)) if components and found.out.shape[2] else found.out
+    terms = [] if found.out.shape[2] == 0 else [out]
+    if value_weight is not None:
+        projected = torch.matmul(found.out_on_edge.transpose(0, 1), value_weight.flatten(1, -2).transpose(1, 2))
+        terms.append(projected.transpose(0, 1).unflatten(2, value_weight.shape[1:-1]))
+    if sums_after:
+        for part, value in values.items():
+            if value is not None:
+                filters = given["value_filter"].unsqueeze(2)
+                summed = weighted_sum(
+                    found.weights, value.unsqueeze(2) if value.dim() == 3 else value, part, graph, filters
+                )
+                terms.append(summed.squeeze(2) if value.dim() == 3 else summed)
+    if outer:
+        harmonics = given["outer Y"][:, None, :, None]
+        terms.append(weighted_sum(found.weights, given["outer u"].unsqueeze(2), outer_place, graph, harmonics))
+    total = sum(terms[1:], terms[0]) if terms else found.out
+    return found._replace(out=total if total.is_contiguous() else total.contiguous())
 
 
-_PARTS = 9  # query, key, value, each: edge, source, target
+def _plus(a: Tensor | None, b: Tensor) -> Tensor:
+    return b if a is None else a + b
 
 
-def _edge_gradients(parts, senders):
-    """Empty gradients of q, k and v per edge."""
-    query = next(t for t in parts[:3] if t is not None)
-    value = next(t for t in parts[6:] if t is not None)
-    edges = senders.shape[0]
-    dot, width = (edges, *query.shape[1:]), (edges, *value.shape[1:])
-    return value.new_empty(dot), value.new_empty(dot), value.new_empty(width)
+def _project(edge: Tensor, weight: Tensor) -> Tensor:
+    """``W e`` for every edge: ``[edges, heads, (components,) width]``."""
+    return (edge @ weight.flatten(0, -2).T).unflatten(1, weight.shape[:-1])
 
 
-@torch.library.register_fake("hamfast::graph_attention")
-def _(*args):
-    parts, ptr = args[:_PARTS], args[-3]
-    value = next(t for t in parts[6:] if t is not None)
-    return value.new_empty(ptr.shape[0] - 1, *value.shape[1:])
-
-
-@torch.library.register_fake("hamfast::graph_attention_backward")
-def _(grad, *args):
-    return _edge_gradients(args[:_PARTS], args[_PARTS])
-
-
-@torch.library.register_fake("hamfast::graph_attention_double_backward")
-def _(direction_q, direction_k, direction_v, grad, *args):
-    return grad.new_empty(grad.shape), *_edge_gradients(args[:_PARTS], args[_PARTS])
-
-
-def _setup(ctx, args, *saved):
-    """``args``: the parts and what follows them."""
-    parts, (senders, receivers, order, ptr, ctx.scale, ctx.clip) = args[:_PARTS], args[_PARTS:]
-    ctx.rows = [None if p is None else p.shape[0] for p in parts]
-    ctx.save_for_backward(*saved, senders, receivers, order, ptr, *parts)
-
-
-def _rest(ctx, senders, receivers, order, ptr, *parts):
-    """Parts and what follows them, as the ops take them."""
-    return (*parts, senders, receivers, order, ptr, ctx.scale, ctx.clip)
-
-
-def _to_parts(ctx, gradients, senders, receivers):
-    """From gradients per edge to the gradients of the nine parts: gather's adjoint is a sum by index."""
-    result: list[Tensor | None] = []
-    for operand, gradient in enumerate(gradients):
-        for part, index in enumerate((None, senders, receivers)):
-            rows = ctx.rows[3 * operand + part]
-            if rows is None:
-                result.append(None)
-            elif index is None:
-                result.append(gradient)
-            else:
-                result.append(gradient.new_zeros(rows, *gradient.shape[1:]).index_add(0, index, gradient))
-    return result
-
-
-def _setup_forward(ctx, inputs, output):
-    _setup(ctx, inputs)
-
-
-def _backward(ctx, grad):
-    saved = ctx.saved_tensors
-    gradients = _op_backward(grad, *_rest(ctx, *saved))
-    return (*_to_parts(ctx, gradients, *saved[:2]), *(None,) * 6)
-
-
-def _setup_backward(ctx, inputs, output):
-    _setup(ctx, inputs[1:], inputs[0])
-
-
-def _double_backward(ctx, *directions):
-    grad, *saved = ctx.saved_tensors
-    zeros = [g.zero_() for g in _edge_gradients(saved[4:], saved[0])]
-    known = [zero if d is None else d for d, zero in zip(directions, zeros, strict=True)]
-    to_grad, *gradients = _op_double(*known, grad, *_rest(ctx, *saved))
-    return (to_grad, *_to_parts(ctx, gradients, *saved[:2]), *(None,) * 6)
-
-
-def _third(ctx, *grads):
-    raise NotImplementedError("hamfast.ops.graph_attention: only first and second derivatives are implemented")
-
-
-torch.library.register_autograd("hamfast::graph_attention", _backward, setup_context=_setup_forward)
-torch.library.register_autograd("hamfast::graph_attention_backward", _double_backward, setup_context=_setup_backward)
-torch.library.register_autograd("hamfast::graph_attention_double_backward", _third)
+def _is_transformed(tensors) -> bool:
+    """Is torch.func, or forward mode, at work? Ops of torch.library know neither."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    if forward_ad._current_level < 0:
+        return False
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)

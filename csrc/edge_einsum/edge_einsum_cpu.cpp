@@ -1,0 +1,27 @@
+#include <torch/csrc/stable/library.h>
+
+#include "common/balance.h"
+#include "edge_einsum/edge_einsum_call.h"
+#include "edge_einsum/edge_einsum_isa.h"
+
+namespace hamfast {
+
+struct EdgeEinsumOnCpu {
+  using Guard = NoGuard;
+
+  static Tensor new_output(const Tensor& like, const std::vector<int64_t>& sizes) {
+    return pooled_empty(sizes, like.scalar_type());
+  }
+
+  template <class T>
+  static void run(const EdgeEinsumCall<T>& call, int64_t rows, int32_t) {
+    for_balanced_rows(call.ptr, rows,
+                      [&](int64_t begin, int64_t end, int64_t) { HAMFAST_ISA_CALL(edge_einsum_rows, call, begin, end); });
+  }
+};
+
+}  // namespace hamfast
+
+STABLE_TORCH_LIBRARY_IMPL(hamfast, CPU, m) {
+  m.impl("edge_einsum", TORCH_BOX(&hamfast::EdgeEinsumOp<hamfast::EdgeEinsumOnCpu>::run));
+}

@@ -1,0 +1,26 @@
+#include <torch/csrc/stable/library.h>
+
+#include "common/grid.h"
+#include "edge_einsum/edge_einsum_call.h"
+
+namespace hamfast {
+
+struct EdgeEinsumOnCuda {
+  using Guard = LaunchGuard;
+
+  static Tensor new_output(const Tensor& like, const std::vector<int64_t>& sizes) {
+    return torch::stable::new_empty(like, sizes);
+  }
+
+  template <class T>
+  static void run(const EdgeEinsumCall<T>& call, int64_t rows, int32_t device) {
+    if (rows == 0) return;
+    launch("edge_einsum", edge_einsum_kernel<T>, Grid{blocks_for(rows)}, kWarp, device, call, rows);
+  }
+};
+
+}  // namespace hamfast
+
+STABLE_TORCH_LIBRARY_IMPL(hamfast, HAMFAST_CUDA_KEY, m) {
+  m.impl("edge_einsum", TORCH_BOX(&hamfast::EdgeEinsumOp<hamfast::EdgeEinsumOnCuda>::run));
+}

@@ -1,0 +1,216 @@
+"""Graph attention out of differentiable sums over edges: slower than the kernel, and differentiable to any order, forward and reverse.
+
+The kernel's derivatives beyond the first, forward mode and ``torch.func`` run on it. Nothing of the size edges x heads x width is made
+except for additive scores.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hamfast.ops.edge_einsum import PLACES, run
+
+PARTS = ("edge", "sender", "receiver")
+OPERANDS = (
+    *(f"{operand}_{part}" for operand in ("query", "key", "value") for part in PARTS),
+    *("query_on_edge", "edge", "vector", "bias", "score_scale", "envelope", "gate"),
+)
+"""What the kernel takes, in its order. query_on_edge ``[receivers, heads, features]`` meets the rows of edge."""
+SCORES = ("dot", "additive", "given")
+ACTIVATIONS = ("leaky_relu", "smooth_leaky_relu", "silu")
+WEIGHTS = ("softmax", "identity", "silu", "sigmoid", "softplus")
+
+Graph = tuple[Tensor, ...]
+"""Senders, their order and pointers; receivers, their order and pointers."""
+
+
+class Settings(NamedTuple):
+    """The numbers of a call."""
+
+    heads: int
+    score: int
+    activation: int
+    weight: int
+    slope: float
+    scale: float
+    clip: float
+    epsilon: float
+    dropout: float
+
+    @property
+    def kinds(self) -> list[int]:
+        return list(self[:4])
+
+    @property
+    def numbers(self) -> list[float]:
+        return list(self[4:])
+
+
+class Results(NamedTuple):
+    """What the kernel gives: ``[receivers, heads, value width]``, ``[receivers, heads, features]``, ``[receivers, heads]``, twice ``[edges, heads]``."""
+
+    out: Tensor
+    out_on_edge: Tensor
+    lse: Tensor
+    weights: Tensor
+    logits: Tensor
+
+
+def attention_formula(operands: list[Tensor | None], seed: Tensor | None, graph: Graph, settings: Settings) -> Results:
+    """What ``kernels/graph_attention.cuh`` computes, with operands as :data:`OPERANDS` names them."""
+    named = dict(zip(OPERANDS, operands, strict=True))
+    score, heads = raw_scores(named, graph, settings), settings.heads
+    edges = graph[0].shape[0]
+    like = next(t for t in operands if t is not None)
+    if named["score_scale"] is not None:
+        score = score * named["score_scale"]
+    if named["bias"] is not None:
+        score = score + named["bias"]
+    logits = score.clamp(-settings.clip, settings.clip)
+    weights, lse = _weights(logits, named["envelope"], graph, settings)
+    if named["gate"] is not None:
+        weights = weights * named["gate"]
+    if seed is not None:
+        weights = weights * dropout_factors(seed, edges, heads, settings.dropout).to(weights.dtype)
+    rows = graph[5].shape[0] - 1
+    values = [named[f"value_{part}"] for part in PARTS]
+    width = next((v.shape[2] for v in values if v is not None), 0)
+    out = like.new_zeros(rows, heads, width)
+    for part, value in zip(PARTS, values, strict=True):
+        if value is not None:
+            out = out + weighted_sum(weights, value.unsqueeze(2), part, graph).squeeze(2)
+    edge = named["edge"]
+    if edge is None:
+        return Results(out, like.new_zeros(rows, heads, 0), lse, weights, logits)
+    on_edge = weighted_sum(weights, edge[:, None, None, :], "edge", graph).squeeze(2)
+    return Results(out, on_edge, lse, weights, logits)
+
+
+def raw_scores(named, graph: Graph, settings: Settings, key_filter: Tensor | None = None) -> Tensor:
+    """``[edges, heads]``, times the scale alone. key_filter: ``[edges, heads, width]``, multiplies the key."""
+    terms = []
+    queries, keys = ({p: named[f"{name}_{p}"] for p in PARTS} for name in ("query", "key"))
+    if SCORES[settings.score] == "additive":
+        index = {"edge": None, "sender": graph[0], "receiver": graph[3]}
+        summed = [
+            tensor if index[part] is None else tensor.index_select(0, index[part])
+            for parts in (queries, keys)
+            for part, tensor in parts.items()
+            if tensor is not None
+        ]
+        activated = activation(ACTIVATIONS[settings.activation], settings.slope, sum(summed[1:], summed[0]))
+        terms.append((activated * named["vector"]).sum(-1))
+    elif SCORES[settings.score] == "dot":
+        for q_part, q in queries.items():
+            for k_part, k in keys.items():
+                if q is not None and k is not None:
+                    factors, places = [q.unsqueeze(2), k.unsqueeze(2)], [PLACES[q_part], PLACES[k_part]]
+                    if key_filter is not None:
+                        factors, places = [*factors, key_filter.unsqueeze(2)], [*places, PLACES["edge"]]
+                    terms.append(run(factors, [PLACES["edge"], *places], [settings.heads, 1, 1], graph))
+    if named["query_on_edge"] is not None:
+        factors = [named["query_on_edge"].unsqueeze(2), named["edge"][:, None, None, :]]
+        places = [PLACES["edge"], PLACES["receiver"], PLACES["edge"]]
+        terms.append(run(factors, places, [settings.heads, 1, 1], graph))
+    edges = graph[0].shape[0]
+    if not terms:
+        like = next(t for t in named.values() if t is not None)
+        return like.new_zeros(edges, settings.heads)
+    return sum(terms[1:], terms[0]).reshape(edges, settings.heads) * settings.scale
+
+
+def weighted_sum(weights: Tensor, value: Tensor, place: str, graph: Graph, *factors: Tensor) -> Tensor:
+    """Sum over each receiver's edges of weights ``[edges, heads]`` times value ``[rows, heads, components, width]`` (times factors of
+    that many axes, per edge)."""
+    shape = torch.broadcast_shapes(weights[:1, :, None, None].shape, value[:1].shape, *(f[:1].shape for f in factors))
+    return run(
+        [weights[:, :, None, None], value, *factors],
+        [PLACES["receiver"], PLACES["edge"], PLACES[place], *(PLACES["edge"] for _ in factors)],
+        [weights.shape[1], *shape[2:]],
+        graph,
+    )
+
+
+def activation(name: str, slope: float, x: Tensor) -> Tensor:
+    """Of additive scores. smooth_leaky_relu is Equiformer's: ``x (slope + (1 - slope) sigmoid(x))``."""
+    if name == "leaky_relu":
+        return functional.leaky_relu(x, slope)
+    if name == "silu":
+        return functional.silu(x)
+    return x * (slope + (1 - slope) * torch.sigmoid(x))
+
+
+def _weights(logits: Tensor, envelope: Tensor | None, graph: Graph, settings: Settings) -> tuple[Tensor, Tensor]:
+    rows = graph[5].shape[0] - 1
+    kind = WEIGHTS[settings.weight]
+    if kind != "softmax":
+        functions = {"silu": functional.silu, "sigmoid": torch.sigmoid, "softplus": functional.softplus}
+        value = functions[kind](logits) if kind in functions else logits
+        return value if envelope is None else value * envelope, logits.new_zeros(rows, settings.heads)
+    live = logits if envelope is None else logits.masked_fill(envelope == 0, -torch.inf)
+    # The result does not depend on the shift, so neither do derivatives.
+    shift = _ReceiverMaximum.apply(live, graph[3], rows, settings.epsilon)
+    plain = torch.exp(logits - _to_edges(shift, graph))
+    weights = plain if envelope is None else plain * envelope
+    total = _to_receivers(weights, graph) + settings.epsilon * torch.exp(-shift)
+    inverse = 1 / torch.where(total == 0, torch.ones_like(total), total)
+    return weights * _to_edges(inverse, graph), shift + torch.log(total)
+
+
+def _to_edges(x: Tensor, graph: Graph) -> Tensor:
+    """``[receivers, heads]`` -> ``[edges, heads]``; its derivative sums in a fixed order, that of torch's gather does not."""
+    return run([x[:, None, None, :]], [PLACES["edge"], PLACES["receiver"]], [1, 1, x.shape[1]], graph)[:, 0, 0]
+
+
+def _to_receivers(x: Tensor, graph: Graph) -> Tensor:
+    return run([x[:, None, None, :]], [PLACES["receiver"], PLACES["edge"]], [1, 1, x.shape[1]], graph)[:, 0, 0]
+
+
+class _ReceiverMaximum(torch.autograd.Function):
+    """The largest finite score of each receiver and head, as a constant; 0 where there is none."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(score, receivers, rows, epsilon):
+        start = torch.full((rows, score.shape[1]), -torch.inf, dtype=score.dtype, device=score.device)
+        if epsilon > 0:
+            start = torch.log(torch.full_like(start, epsilon))
+        index = receivers[:, None].expand_as(score)
+        top = start.scatter_reduce(0, index, score, "amax")
+        return torch.where(torch.isinf(top), torch.zeros_like(top), top)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, None, None, None
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        return None
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shifted_right(z: Tensor, bits: int) -> Tensor:
+    """A logical shift: torch's repeats the sign."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def dropout_factors(seed: Tensor, edges: int, heads: int, probability: float) -> Tensor:
+    """``[edges, heads]`` float64, 0 or ``1 / (1 - probability)``: SplitMix64 of (seed, edge, head), as in the kernel."""
+    z = torch.arange(1, edges * heads + 1, device=seed.device) * _signed(0x9E3779B97F4A7C15) + seed
+    z = (z ^ _shifted_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shifted_right(z, 27)) * _signed(0x94D049BB133111EB)
+    z = z ^ _shifted_right(z, 31)
+    uniform = _shifted_right(z, 11).double() / 9007199254740992.0
+    return (uniform >= probability).double().div(1 - probability).view(edges, heads)

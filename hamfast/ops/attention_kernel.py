@@ -1,0 +1,184 @@
+"""The fused attention ops: fakes and autograd.
+
+The first derivative is a kernel of its own. What comes after differentiates :mod:`hamfast.ops.attention_formula`, so every order exists.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hamfast import _library  # noqa: F401  (loads the kernels)
+from hamfast.ops.attention_formula import OPERANDS, Graph, Results, Settings, attention_formula
+
+_op = torch.ops.hamfast.graph_attention.default
+_op_backward = torch.ops.hamfast.graph_attention_backward.default
+
+_COUNT = len(OPERANDS)
+_RECEIVER_QUERY, _ON_EDGE, _EDGE, _BIAS = (
+    OPERANDS.index(n) for n in ("query_receiver", "query_on_edge", "edge", "bias")
+)
+_GRADIENTS = 5  # of out, out_on_edge, lse, weights, logits
+
+
+def run_kernel(
+    operands: list[Tensor | None],
+    seed: Tensor | None,
+    graph: Graph,
+    settings: Settings,
+    edge_key_weight: Tensor | None = None,
+    weights: bool = False,
+    logits: bool = False,
+    out_on_edge: bool = True,
+) -> Results:
+    """:func:`attention_formula` by the kernel; weights, logits and out_on_edge are empty unless asked for.
+
+    With ``edge_key_weight`` ``[heads, width, features]`` query_on_edge is made from query_receiver, and not kept for the backward pass.
+    """
+    if edge_key_weight is not None:
+        query = operands[_RECEIVER_QUERY]
+        operands = [*operands]
+        with torch.no_grad():
+            operands[_ON_EDGE] = query_on_edge(query, edge_key_weight)
+    wanted = int(weights) | 2 * int(logits) | 4 * int(out_on_edge)
+    return Results(*_op(edge_key_weight, *operands, seed, *graph, settings.kinds, settings.numbers, wanted))
+
+
+def query_on_edge(query: Tensor, edge_key_weight: Tensor) -> Tensor:
+    """``<q, W e> = <W^T q, e>``: ``[receivers, heads, width]``, ``[heads, width, features]`` -> ``[receivers, heads, features]``."""
+    return torch.matmul(query.transpose(0, 1), edge_key_weight).transpose(0, 1)
+
+
+def _parse(args):
+    """Operands, seed, graph, settings of what follows an op's own arguments."""
+    operands, seed, graph, (kinds, numbers, _) = list(args[:_COUNT]), args[_COUNT], args[_COUNT + 1 : -3], args[-3:]
+    return operands, seed, graph, Settings(*kinds, *numbers)
+
+
+def _width(operands, first):
+    return next((t.shape[2] for t in operands[first : first + 3] if t is not None), 0)
+
+
+@torch.library.register_fake("hamfast::graph_attention")
+def _(edge_key_weight, *args):
+    operands, _, graph, settings = _parse(args)
+    like = next(t for t in operands if t is not None)
+    rows, edges, heads = graph[5].shape[0] - 1, graph[0].shape[0], settings.heads
+    features = operands[_EDGE].shape[1] if operands[_EDGE] is not None else 0
+    wanted = [args[-1] & bit != 0 for bit in (4, 1, 2)]
+    shapes = [(rows, heads, features), (edges, heads), (edges, heads)]
+    on_edge, *scores = (like.new_empty(s if w else 0) for s, w in zip(shapes, wanted, strict=True))
+    return [like.new_empty(rows, heads, _width(operands, 6)), on_edge, like.new_empty(rows, heads), *scores]
+
+
+@torch.library.register_fake("hamfast::graph_attention_backward")
+def _(*args):
+    operands, _, graph, settings = _parse(args[_GRADIENTS + 1 :])
+    like, edges = next(t for t in operands if t is not None), graph[0].shape[0]
+    made = []
+    for n, operand in enumerate(operands):
+        if not args[-1] >> n & 1:
+            made.append(like.new_empty(0))
+        else:
+            made.append(like.new_empty((edges, settings.heads) if n >= _BIAS else operand.shape))
+    return made
+
+
+def _setup(ctx, inputs, output):
+    edge_key_weight, *args = inputs
+    operands, seed, graph, ctx.settings = _parse(args)
+    ctx.set_materialize_grads(False)
+    if edge_key_weight is not None:
+        operands[_ON_EDGE] = None
+    ctx.save_for_backward(edge_key_weight, output[2], *operands, seed, *graph)
+
+
+def _backward(ctx, gradients):
+    weight, lse, *args = ctx.saved_tensors
+    operands, rest = args[:_COUNT], args[_COUNT:]
+    needed = list(ctx.needs_input_grad[1 : _COUNT + 1])
+    if weight is not None:
+        operands[_ON_EDGE] = query_on_edge(operands[_RECEIVER_QUERY], weight)
+        needed[_ON_EDGE] = ctx.needs_input_grad[0] or needed[_RECEIVER_QUERY]
+    wanted = sum(1 << n for n, is_needed in enumerate(needed) if is_needed and operands[n] is not None)
+    given = [None if g is None or g.numel() == 0 else g for g in gradients]
+    empty = all(g is None for g in given)
+    found: list[Tensor | None] = [None] * _COUNT
+    if wanted and not empty:
+        made = _op_backward(*given, lse, *operands, *rest, ctx.settings.kinds, ctx.settings.numbers, wanted)
+        found = [g if wanted >> n & 1 else None for n, g in enumerate(made)]
+    to_weight = None
+    if weight is not None and found[_ON_EDGE] is not None:
+        on_edge, query = found[_ON_EDGE].transpose(0, 1), operands[_RECEIVER_QUERY]
+        if ctx.needs_input_grad[0]:
+            to_weight = torch.matmul(query.permute(1, 2, 0), on_edge)
+        if needed[_RECEIVER_QUERY]:
+            projected = torch.matmul(on_edge, weight.transpose(1, 2)).transpose(0, 1)
+            before = found[_RECEIVER_QUERY]
+            found[_RECEIVER_QUERY] = projected if before is None else before + projected
+        found[_ON_EDGE] = None
+    return (to_weight, *found, *(None,) * (len(rest) + 3))
+
+
+def _setup_backward(ctx, inputs, output):
+    operands, seed, graph, ctx.settings = _parse(inputs[_GRADIENTS + 1 :])
+    ctx.wanted = inputs[-1]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:_GRADIENTS], *operands, seed, *graph)
+
+
+def _double_backward(ctx, directions):
+    """Along directions of the gradients: derivatives of the formula's derivatives."""
+    saved = ctx.saved_tensors
+    needed = [*ctx.needs_input_grad[:_GRADIENTS], *ctx.needs_input_grad[_GRADIENTS + 1 :][:_COUNT]]
+    tensors, (seed, *graph) = saved[: _GRADIENTS + _COUNT], saved[_GRADIENTS + _COUNT :]
+    keep = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases: derivatives in one operand must not run on into another that was made from it.
+        first = [n for n in range(_COUNT) if ctx.wanted >> n & 1 and directions[n] is not None]
+        for_first = {_GRADIENTS + n for n in first}
+        aliases = [
+            t if t is None or not (needed[n] or n in for_first)
+            else (t.view_as(t) if t.requires_grad else t.detach().requires_grad_())
+            for n, t in enumerate(tensors)
+        ]
+        results = attention_formula(aliases[_GRADIENTS:], seed, tuple(graph), ctx.settings)
+        used = [(r, g) for r, g in zip(results, aliases[:_GRADIENTS], strict=True) if g is not None and r.requires_grad]
+        if not used or not first:
+            return (None,) * (_GRADIENTS + 1 + _COUNT + 10)
+        gradients = torch.autograd.grad(
+            [r for r, _ in used], [aliases[_GRADIENTS + n] for n in first], [g for _, g in used],
+            create_graph=True, allow_unused=True,
+        )
+        pairs = [(g, directions[n]) for g, n in zip(gradients, first, strict=True) if g is not None and g.requires_grad]
+        targets = [n for n, t in enumerate(aliases) if needed[n] and t is not None]
+        found: dict[int, Tensor | None] = {}
+        if pairs and targets:
+            second = torch.autograd.grad(
+                [g for g, _ in pairs], [aliases[n] for n in targets], [d.reshape(g.shape) for g, d in pairs],
+                create_graph=keep, allow_unused=True,
+            )
+            found = dict(zip(targets, second, strict=True))
+    ordered = [found.get(n) for n in range(len(tensors))]
+    return (*ordered[:_GRADIENTS], None, *ordered[_GRADIENTS:], *(None,) * 10)
+
+
+torch.library.register_autograd("hamfast::graph_attention", _backward, setup_context=_setup)
+torch.library.register_autograd("hamfast::graph_attention_backward", _double_backward, setup_context=_setup_backward)
+
+
+def _by_sample(op):
+    """vmap as one call per sample: a batch of graphs is one graph, so nothing is gained by more."""
+
+    def rule(info, in_dims, *args):
+        each = []
+        for n in range(info.batch_size):
+            sample = [a if d is None else a.select(d, n) for a, d in zip(args, in_dims, strict=True)]
+            each.append(op(*sample))
+        return [torch.stack(parts) for parts in zip(*each, strict=True)], [0] * len(each[0])
+
+    return rule
+
+
+torch.library.register_vmap("hamfast::graph_attention", _by_sample(_op))
+torch.library.register_vmap("hamfast::graph_attention_backward", _by_sample(_op_backward))
