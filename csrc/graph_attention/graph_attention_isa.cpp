@@ -7,33 +7,37 @@ namespace hamfast::HAMFAST_ISA {
 template <class T>
 class Node {
  public:
-  Node(const AttentionCall<T>& call, T* scratch) : call_(call), free_(scratch) {
+  Node(const AttentionCall<T>& call, T* scratch) : call_(call), pattern_(call.heads), free_(scratch) {
     size_ = call.heads * call.query.width;
     value_size_ = call.heads * call.value.width;
     for (T*& buffer : buffer_) buffer = take(kChunk * (size_ > value_size_ ? size_ : value_size_));
     head_ = take(4 * call.heads);
+    partial_ = take(partial_size<T>(call.heads));
+    for (T*& rows : on_edge_) rows = take(call.heads * call.features);
+    for (T*& repeated : repeated_) repeated = take(pattern_.size());
   }
 
   static int64_t scratch(const AttentionCall<T>& call, int64_t degree) {
     const int64_t width = call.query.width > call.value.width ? call.query.width : call.value.width;
-    return kBuffers * (kChunk * call.heads * width + kAlign) + 4 * call.heads + kAlign +
+    return kBuffers * (kChunk * call.heads * width + kAlign) + 4 * call.heads + kAlign + 2 * (HeadPattern<T>(call.heads).size() + kAlign) +
+           2 * (call.heads * call.features + kAlign) + partial_size<T>(call.heads) + kAlign +
            kScalars * (degree * call.heads + kAlign);
   }
 
   void forward(int64_t receiver) {
     begin(receiver, call_.receiver_order, call_.receiver_ptr);
+    collect(receiver);
     T* score = scalars(0);
     scores(score, scalars(1));
     if (call_.logits) write(score, call_.logits);
-    T* weight = scalars(1);
     T* lse = call_.lse + receiver * call_.heads;
     if (call_.softmax())
       softmax(score, lse);
     else
       activation_weights(score, lse);
     multiply(call_.envelope, score);
-    for (int64_t i = 0; i < degree_ * call_.heads; ++i) weight[i] = score[i];
-    gate(weight);
+    gate(score);
+    const T* weight = score;
     if (call_.weights) write(weight, call_.weights);
     T* out = call_.out + receiver * value_size_;
     T* on_edge = row(call_.out_on_edge, receiver, call_.heads * call_.features);
@@ -54,6 +58,7 @@ class Node {
 
   void backward(int64_t receiver, int64_t part) {
     begin(receiver, call_.receiver_order, call_.receiver_ptr);
+    collect(receiver);
     T *raw = scalars(0), *p = scalars(1), *a = scalars(2), *slope = scalars(3);
     scores(p, raw, slope);
     incoming(receiver, a);
@@ -105,7 +110,7 @@ class Node {
         edge_rows();
         accumulate(n, heads, weight_, edge_, call_.features, int64_t(0), d_on_edge);
       }
-      if (call_.d_edge) edge_gradients(receiver, at, n, w);
+      if (call_.d_edge) edge_gradients(at, n, w);
     }
   }
 
@@ -151,7 +156,18 @@ class Node {
   void begin(int64_t node, const int64_t* order, const int64_t* ptr) {
     order_ = order + ptr[node];
     degree_ = ptr[node + 1] - ptr[node];
-    node_ = node;
+  }
+
+  // Rows per head may lie far apart, at distances that share one set of the cache: they are brought together.
+  void collect(int64_t receiver) {
+    auto copy = [&](const NodeRows<T>& rows, T* to) -> const T* {
+      if (!rows.data) return nullptr;
+      for (int64_t h = 0; h < call_.heads; ++h)
+        copy_row(rows.row(receiver) + h * rows.head_stride, call_.features, to + h * call_.features, false);
+      return to;
+    };
+    query_on_edge_ = copy(call_.query_on_edge, on_edge_[0]);
+    grad_on_edge_ = copy(call_.grad_on_edge, on_edge_[1]);
   }
 
   // Array n of the numbers per edge and head.
@@ -200,15 +216,20 @@ class Node {
           for (int i = 0; i < count; ++i) query_[i] = buffer_[2] + i * size_, key_[i] = call_.vector;
         }
         edge_rows();
-        head_dots(count, heads, query_, key_, call_.query.width, call_.query_on_edge.row(node_),
-                  call_.query_on_edge.head_stride, edge_, call_.features, raw + at * heads);
+        head_dots(count, heads, query_, key_, call_.query.width, query_on_edge_, edge_, call_.features, partial_, raw + at * heads);
       }
     }
-    for (int64_t i = 0; i < n; ++i) score[i] = call_.scale;
-    multiply(call_.score_scale, score);
-    if (slope)
-      for (int64_t i = 0; i < n; ++i) slope[i] = score[i];
-    for (int64_t i = 0; i < n; ++i) score[i] *= raw[i];
+    if (call_.score_scale.data) {
+      for (int64_t i = 0; i < n; ++i) score[i] = call_.scale;
+      multiply(call_.score_scale, score);
+      if (slope)
+        for (int64_t i = 0; i < n; ++i) slope[i] = score[i];
+      for (int64_t i = 0; i < n; ++i) score[i] *= raw[i];
+    } else {
+      for (int64_t i = 0; i < n; ++i) score[i] = call_.scale * raw[i];
+      if (slope)
+        for (int64_t i = 0; i < n; ++i) slope[i] = call_.scale;
+    }
     if (call_.bias.data)
       for (int64_t i = 0; i < degree_; ++i)
         for (int64_t h = 0; h < heads; ++h) score[i * heads + h] += call_.bias.at(order_[i], h);
@@ -235,42 +256,66 @@ class Node {
   }
 
   void write(const T* from, T* to) {
+    const int64_t heads = call_.heads;
     for (int64_t i = 0; i < degree_; ++i)
-      for (int64_t h = 0; h < call_.heads; ++h) to[order_[i] * call_.heads + h] = from[i * call_.heads + h];
+      for (int64_t h = 0; h < heads; h += kLanes<T>)
+        store_first(to + order_[i] * heads + h, load_first(from + i * heads + h, heads - h), heads - h);
+  }
+
+  // x[i, h] = exp(x[i, h] - shift[h])
+  void exp_shifted(const T* shift, T* x) {
+    pattern_.repeat(shift, repeated_[0]);
+    pattern_.pad(degree_, T(-HUGE_VAL), x);
+    pattern_.each(degree_, [&](int64_t i, int64_t at) {
+      store(x + i, exp_of<T>(load(x + i) - load(repeated_[0] + at)));
+    });
   }
 
   // score -> exp(s) / (sum f exp(s) + epsilon)
   void softmax(T* score, T* lse) {
     const int64_t heads = call_.heads;
     T *top = head_, *total = head_ + heads;
-    const T log_epsilon = call_.epsilon > T(0) ? std::log(call_.epsilon) : -HUGE_VAL;
-    for (int64_t h = 0; h < heads; ++h) top[h] = log_epsilon;
-    for (int64_t i = 0; i < degree_; ++i)
-      for (int64_t h = 0; h < heads; ++h) {
-        const T s = score[i * heads + h];
-        // What the envelope switches off must not set the scale of the others.
-        const bool off = call_.envelope.data && call_.envelope.at(order_[i], h) == T(0);
-        top[h] = !off && s > top[h] ? s : top[h];
-      }
+    if (call_.envelope.data) {  // what it switches off must not set the scale of the others
+      for (int64_t h = 0; h < heads; ++h) top[h] = T(-HUGE_VAL);
+      for (int64_t i = 0; i < degree_; ++i)
+        for (int64_t h = 0; h < heads; ++h) {
+          const T s = score[i * heads + h];
+          top[h] = call_.envelope.at(order_[i], h) != T(0) && s > top[h] ? s : top[h];
+        }
+    } else {
+      pattern_.fill(T(-HUGE_VAL), repeated_[0]);
+      pattern_.pad(degree_, T(-HUGE_VAL), score);
+      pattern_.each(degree_, [&](int64_t i, int64_t at) {
+        const Vector<T> s = load(score + i), before = load(repeated_[0] + at);
+        store(repeated_[0] + at, select<T>(s > before, s, before));
+      });
+      pattern_.fold(repeated_[0], top, [](T a, T b) { return a > b ? a : b; });
+    }
+    const T log_epsilon = call_.epsilon > T(0) ? std::log(call_.epsilon) : T(-HUGE_VAL);
     for (int64_t h = 0; h < heads; ++h) {
-      total[h] = call_.epsilon > T(0) ? std::exp(log_epsilon - top[h]) : T(0);
+      if (log_epsilon > top[h]) top[h] = log_epsilon;
       if (std::isinf(top[h])) top[h] = T(0);
     }
-    exp_shifted(degree_, heads, top, score);
+    exp_shifted(top, score);
+    pattern_.fill(T(0), repeated_[0]);
     if (call_.envelope.data) {
+      for (int64_t h = 0; h < heads; ++h) total[h] = T(0);
       for (int64_t i = 0; i < degree_; ++i)
-        for (int64_t h = 0; h < heads; ++h)
-          total[h] += score[i * heads + h] * call_.envelope.at(order_[i], h);
+        for (int64_t h = 0; h < heads; ++h) total[h] += score[i * heads + h] * call_.envelope.at(order_[i], h);
     } else {
-      for (int64_t i = 0; i < degree_; ++i)
-        for (int64_t h = 0; h < heads; ++h) total[h] += score[i * heads + h];
+      pattern_.each(degree_, [&](int64_t i, int64_t at) {
+        store(repeated_[0] + at, load(repeated_[0] + at) + load(score + i));
+      });
+      pattern_.fold(repeated_[0], total, [](T a, T b) { return a + b; });
     }
     for (int64_t h = 0; h < heads; ++h) {
+      total[h] += std::exp(log_epsilon - top[h]);
       lse[h] = top[h] + std::log(total[h]);
       total[h] = total[h] == T(0) ? T(0) : T(1) / total[h];
     }
-    for (int64_t i = 0; i < degree_; ++i)
-      for (int64_t h = 0; h < heads; ++h) score[i * heads + h] *= total[h];
+    pattern_.repeat(total, repeated_[0]);
+    pattern_.each(degree_,
+                  [&](int64_t i, int64_t at) { store(score + i, load(score + i) * load(repeated_[0] + at)); });
   }
 
   void activation_weights(T* score, T* lse) {
@@ -290,8 +335,7 @@ class Node {
         for (int i = 0; i < n; ++i) query_[i] = g;
       }
       edge_rows();
-      head_dots(n, heads, query_, value_, g ? call_.value.width : 0, call_.grad_on_edge.row(receiver),
-                call_.grad_on_edge.head_stride, edge_, call_.features, a + at * heads);
+      head_dots(n, heads, query_, value_, g ? call_.value.width : 0, grad_on_edge_, edge_, call_.features, partial_, a + at * heads);
     }
     if (!call_.grad_weights) return;
     for (int64_t i = 0; i < degree_; ++i)
@@ -308,21 +352,33 @@ class Node {
       const T* lse = call_.lse_before + receiver * heads;
       // A sum of nothing: every weight is 0, and stays so.
       for (int64_t h = 0; h < heads; ++h) shift[h] = lse[h] == -HUGE_VAL ? T(HUGE_VAL) : lse[h];
-      exp_shifted(degree_, heads, shift, p);
+      exp_shifted(shift, p);
     }
     set_zero(mean, heads);
     for (int64_t h = 0; h < heads; ++h) of_lse[h] = softmax && call_.grad_lse ? call_.grad_lse[receiver * heads + h] : T(0);
     const bool simple = softmax && !call_.envelope.data && !call_.gate.data && !call_.seed && !call_.d_score_scale &&
                         !call_.d_envelope && !call_.d_gate && !call_.grad_logits;
     if (simple) {
-      for (int64_t i = 0; i < degree_; ++i)
-        for (int64_t h = 0; h < heads; ++h) mean[h] += p[i * heads + h] * a[i * heads + h];
+      pattern_.pad(degree_, T(0), a);
+      pattern_.fill(T(0), repeated_[0]);
+      pattern_.each(degree_, [&](int64_t i, int64_t at) {
+        store(repeated_[0] + at, load(repeated_[0] + at) + load(p + i) * load(a + i));
+      });
+      pattern_.fold(repeated_[0], mean, [](T x, T y) { return x + y; });
       for (int64_t h = 0; h < heads; ++h) mean[h] -= of_lse[h];
-      for (int64_t i = 0; i < degree_; ++i)
-        for (int64_t h = 0; h < heads; ++h) {
-          const int64_t k = i * heads + h;
-          ds[k] = slope[k] == kClipped ? T(0) : p[k] * (a[k] - mean[h]);
-        }
+      pattern_.repeat(mean, repeated_[0]);
+      pattern_.each(degree_, [&](int64_t i, int64_t at) {
+        const Vector<T> scale = load(slope + i), d = load(p + i) * (load(a + i) - load(repeated_[0] + at));
+        store(ds + i, select<T>(scale == kClipped, Vector<T>{}, d * scale));
+      });
+      if (!call_.d_bias) return;
+      // Without the scale's factor: made again from the same numbers.
+      pattern_.each(degree_, [&](int64_t i, int64_t at) {
+        const Vector<T> d = load(p + i) * (load(a + i) - load(repeated_[0] + at));
+        store(a + i, select<T>(load(slope + i) == kClipped, Vector<T>{}, d));
+      });
+      write(a, call_.d_bias);
+      return;
     } else {
       auto each = [&](auto&& f) {
         for (int64_t i = 0; i < degree_; ++i)
@@ -354,29 +410,32 @@ class Node {
   }
 
   // dedge = dz qe + w g_on_edge, summed over heads.
-  void edge_gradients(int64_t receiver, int64_t at, int n, const T* w) {
+  void edge_gradients(int64_t at, int n, const T* w) {
     const int64_t heads = call_.heads;
-    const T *x = call_.query_on_edge.row(receiver), *y = call_.grad_on_edge.row(receiver);
-    const int64_t x_stride = call_.query_on_edge.head_stride, y_stride = call_.grad_on_edge.head_stride;
     const T* weight[kChunk];
     T* to[kChunk];
     for (int i = 0; i < n; ++i) weight[i] = w + (at + i) * heads, to[i] = call_.d_edge + chunk_.edge[i] * call_.features;
     int i = 0;
     for (; i + kTogether <= n; i += kTogether)
-      spread<T, kTogether>(heads, weight_ + i, x, x_stride, weight + i, y, y_stride, call_.features, to + i);
-    for (; i < n; ++i) spread<T, 1>(heads, weight_ + i, x, x_stride, weight + i, y, y_stride, call_.features, to + i);
+      spread<T, kTogether>(heads, weight_ + i, query_on_edge_, weight + i, grad_on_edge_, call_.features, to + i);
+    for (; i < n; ++i) spread<T, 1>(heads, weight_ + i, query_on_edge_, weight + i, grad_on_edge_, call_.features, to + i);
   }
 
   // No product of scales: it marks the derivative of a clipped score.
   static constexpr T kClipped = T(HUGE_VAL);
 
   const AttentionCall<T>& call_;
+  const HeadPattern<T> pattern_;
   T* free_;
   T* buffer_[kBuffers];
   T* head_;
+  T* partial_;
+  T* on_edge_[2];
+  const T *query_on_edge_ = nullptr, *grad_on_edge_ = nullptr;
+  T* repeated_[2];  // numbers per head, repeated
   int64_t size_, value_size_;
   const int64_t* order_ = nullptr;
-  int64_t degree_ = 0, node_ = 0;
+  int64_t degree_ = 0;
   Chunk chunk_;
   const T *query_[kChunk], *key_[kChunk], *value_[kChunk], *edge_[kChunk], *weight_[kChunk], *for_query_[kChunk],
       *for_key_[kChunk];

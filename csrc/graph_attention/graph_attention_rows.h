@@ -50,90 +50,178 @@ inline void resolve(const EdgeSum<T>& sum, int64_t size, const Chunk& chunk, T* 
   }
 }
 
+// Rows that are gathered come late unless they are asked for some edges before.
 template <class T>
+inline void prefetch(const T* row, int64_t n) {
+  for (int64_t c = 0; c < n; c += static_cast<int64_t>(64 / sizeof(T))) __builtin_prefetch(row + c);
+}
+
+// f(Size<n>{}) for n full vectors, or for 0: any number.
+template <class T, class F>
+inline void for_vectors(int64_t width, F&& f) {
+  switch (width % kLanes<T> == 0 ? width / kLanes<T> : 0) {
+    case 1:
+      return f(Size<1>{});
+    case 2:
+      return f(Size<2>{});
+    case 4:
+      return f(Size<4>{});
+    default:
+      return f(Size<0>{});
+  }
+}
+
+template <class T, int vectors>
 inline Vector<T> add_dot(const T* a, const T* b, int64_t n, Vector<T> sum) {
-  int64_t c = 0;
-  for (; c + kLanes<T> <= n; c += kLanes<T>) sum += load(a + c) * load(b + c);
-  if (c < n) sum += load_first(a + c, n - c) * load_first(b + c, n - c);
+  if constexpr (vectors > 0) {
+    for (int i = 0; i < vectors; ++i) sum += load(a + i * kLanes<T>) * load(b + i * kLanes<T>);
+  } else {
+    int64_t c = 0;
+    for (; c + kLanes<T> <= n; c += kLanes<T>) sum += load(a + c) * load(b + c);
+    if (c < n) sum += load_first(a + c, n - c) * load_first(b + c, n - c);
+  }
   return sum;
 }
 
-// Collects vectors and writes the sums of their lanes, many at a time.
-template <class T>
-class LaneSums {
- public:
-  explicit LaneSums(T* to) : to_(to) {}
-  ~LaneSums() { flush(); }
-  inline void add(Vector<T> v) {
-    store(buffer_ + filled_ * kLanes<T>, v);
-    if (++filled_ == kBatch) flush();
-  }
-
- private:
-  static constexpr int kBatch = 64;
-  void flush() {
-    for (int i = 0; i < filled_; i += kLanes<T>) {
-      for (int j = filled_; j < i + kLanes<T>; ++j) store(buffer_ + j * kLanes<T>, Vector<T>{});
-      store_first(to_ + i, sum_lanes(buffer_ + i * kLanes<T>), filled_ - i);
+// sum_j[h] = <a_j[h], b_j[h]> + <node[h], edge_j> for n edges, as vectors whose lanes are still to be summed:
+// partial[j, h]. `wide`, `featured`: numbers of full vectors, 0 for any; same: all edges have one a.
+// Pointers are copied: the compiler must take every store for a change of what it reaches through memory.
+template <class T, int n, int wide, int featured, bool same>
+inline void partial_dots(int64_t heads, const T* const* a_rows, const T* const* b_rows, int64_t width, const T* node,
+                         const T* const* edge_rows, int64_t features, T* partial) {
+  const T *a[n], *b[n], *edge[n];
+  for (int j = 0; j < n; ++j) a[j] = a_rows[j], b[j] = b_rows[j], edge[j] = edge_rows[j];
+  Vector<T> shared[n][featured > 0 ? featured : 1];
+  for (int j = 0; j < n; ++j)
+    for (int i = 0; i < featured; ++i) shared[j][i] = load(edge[j] + i * kLanes<T>);
+  for (int64_t h = 0; h < heads; ++h) {
+    Vector<T> sum[n] = {};
+    if (width) {
+      if constexpr (wide > 0 && same) {
+        for (int i = 0; i < wide; ++i) {
+          const Vector<T> common = load(a[0] + h * width + i * kLanes<T>);
+          for (int j = 0; j < n; ++j) sum[j] += common * load(b[j] + h * width + i * kLanes<T>);
+        }
+      } else {
+        for (int j = 0; j < n; ++j) sum[j] = add_dot<T, wide>(a[j] + h * width, b[j] + h * width, width, sum[j]);
+      }
     }
-    to_ += filled_;
-    filled_ = 0;
+    if constexpr (featured > 0) {
+      for (int i = 0; i < featured; ++i) {
+        const Vector<T> common = load(node + h * features + i * kLanes<T>);
+        for (int j = 0; j < n; ++j) sum[j] += common * shared[j][i];
+      }
+    } else if (node) {
+      for (int j = 0; j < n; ++j) sum[j] = add_dot<T, 0>(node + h * features, edge[j], features, sum[j]);
+    }
+    for (int j = 0; j < n; ++j) store(partial + (j * heads + h) * kLanes<T>, sum[j]);
   }
-  T* to_;
-  int filled_ = 0;
-  alignas(kVectorBytes) T buffer_[kBatch * kLanes<T>];
-};
+}
 
-// to[i, h] = <a_i[h], b_i[h]> + <node[h], edge_i>; a width of 0 or a null node leaves a term out.
+// to[i] = the sum of the lanes of row i.
+template <class T>
+inline void sum_partial(T* partial, int64_t rows, T* to) {
+  for (int64_t i = 0; i < rows; i += kLanes<T>) {
+    for (int64_t j = rows; j < i + kLanes<T>; ++j) store(partial + j * kLanes<T>, Vector<T>{});
+    store_first(to + i, sum_lanes(partial + i * kLanes<T>), rows - i);
+  }
+}
+
+// to[i, h] = <a_i[h], b_i[h]> + <node[h], edge_i>; a width of 0 or a null node leaves a term out. partial: working
+// memory of partial_size() elements.
 template <class T>
 inline void head_dots(int count, int64_t heads, const T* const* a, const T* const* b, int64_t width, const T* node,
-                      int64_t node_stride, const T* const* edge, int64_t features, T* to) {
-  LaneSums<T> sums(to);
-  for (int i = 0; i < count; ++i)
-    for (int64_t h = 0; h < heads; ++h) {
-      Vector<T> sum{};
-      if (width) sum = add_dot(a[i] + h * width, b[i] + h * width, width, sum);
-      if (node) sum = add_dot(node + h * node_stride, edge[i], features, sum);
-      sums.add(sum);
+                      const T* const* edge, int64_t features, T* partial, T* to) {
+  bool same = true;
+  for (int i = 1; i < count; ++i) same = same && a[i] == a[0];
+  auto run = [=](auto wide, auto featured, auto one) mutable {
+    int i = 0;
+    for (; i + kTogether <= count; i += kTogether) {
+      for (int j = i + kTogether; j < count && j < i + 2 * kTogether; ++j) {
+        if (width) prefetch(b[j], heads * width);
+        if (node) prefetch(edge[j], features);
+      }
+      partial_dots<T, kTogether, wide(), featured(), one()>(heads, a + i, b + i, width, node, edge + i, features,
+                                                            partial);
+      sum_partial(partial, kTogether * heads, to + i * heads);
     }
+    for (; i < count; ++i) {
+      partial_dots<T, 1, wide(), featured(), one()>(heads, a + i, b + i, width, node, edge + i, features, partial);
+      sum_partial(partial, heads, to + i * heads);
+    }
+  };
+  for_vectors<T>(width, [&](auto wide) {
+    for_vectors<T>(node ? features : 0, [&](auto featured) {
+      same ? run(wide, featured, Size<1>{}) : run(wide, featured, Size<0>{});
+    });
+  });
+}
+template <class T>
+inline int64_t partial_size(int64_t heads) {
+  return (kTogether * heads + kLanes<T>) * kLanes<T>;
+}
+
+// sum[h] += sum_j weight_j[h] row_j[h] for n rows.
+template <class T, int n, int vectors>
+inline void accumulate_rows(int64_t heads, const T* const* weight, const T* const* row, int64_t width, int64_t stride,
+                            T* sum) {
+  const T *weights[n], *rows[n];
+  for (int j = 0; j < n; ++j) weights[j] = weight[j], rows[j] = row[j];
+  for (int64_t h = 0; h < heads; ++h) {
+    T w[n];
+    const T* from[n];
+    for (int j = 0; j < n; ++j) w[j] = weights[j][h], from[j] = rows[j] + h * stride;
+    T* to = sum + h * width;
+    const int64_t full = vectors > 0 ? vectors * kLanes<T> : width / kLanes<T> * kLanes<T>;
+    for (int64_t c = 0; c < full; c += kLanes<T>) {
+      Vector<T> v = load(to + c);
+      for (int j = 0; j < n; ++j) v += w[j] * load(from[j] + c);
+      store(to + c, v);
+    }
+    if (vectors == 0 && full < width) {
+      Vector<T> v = load_first(to + full, width - full);
+      for (int j = 0; j < n; ++j) v += w[j] * load_first(from[j] + full, width - full);
+      store_first(to + full, v, width - full);
+    }
+  }
+}
+
+// The same where all heads read the same rows, which then stay in registers.
+template <class T, int vectors>
+inline void accumulate_shared(int64_t heads, const T* const* weight, const T* const* row, T* sum) {
+  const T* weights[kTogether];
+  Vector<T> shared[kTogether][vectors];
+  for (int j = 0; j < kTogether; ++j) {
+    weights[j] = weight[j];
+    for (int i = 0; i < vectors; ++i) shared[j][i] = load(row[j] + i * kLanes<T>);
+  }
+  for (int64_t h = 0; h < heads; ++h) {
+    T* to = sum + h * vectors * kLanes<T>;
+    Vector<T> v[vectors];
+    for (int i = 0; i < vectors; ++i) v[i] = load(to + i * kLanes<T>);
+    for (int j = 0; j < kTogether; ++j)
+      for (int i = 0; i < vectors; ++i) v[i] += weights[j][h] * shared[j][i];
+    for (int i = 0; i < vectors; ++i) store(to + i * kLanes<T>, v[i]);
+  }
 }
 
 // sum[h] += sum_i weight_i[h] row_i[h]. stride: of the rows' heads, 0 if all heads read the same row.
 template <class T>
 inline void accumulate(int count, int64_t heads, const T* const* weight, const T* const* rows, int64_t width,
                        int64_t stride, T* sum) {
-  for (int first = 0; first < count; first += kTogether) {
-    const int n = count - first < kTogether ? count - first : kTogether;
-    const T* row[kTogether];
-    T none = T(0);
-    for (int j = 0; j < kTogether; ++j) row[j] = rows[first + (j < n ? j : 0)];
-    for (int64_t h = 0; h < heads; ++h) {
-      T w[kTogether];
-      for (int j = 0; j < kTogether; ++j) w[j] = j < n ? weight[first + j][h] : none;
-      T* to = sum + h * width;
-      int64_t c = 0;
-      const int64_t from = h * stride;
-      // A row that is not there must not be multiplied by zero: it could hold NaN.
-      if (n == kTogether) {
-        for (; c + kLanes<T> <= width; c += kLanes<T>) {
-          Vector<T> v = load(to + c);
-          for (int j = 0; j < kTogether; ++j) v += w[j] * load(row[j] + from + c);
-          store(to + c, v);
-        }
-      } else {
-        for (; c + kLanes<T> <= width; c += kLanes<T>) {
-          Vector<T> v = load(to + c);
-          for (int j = 0; j < n; ++j) v += w[j] * load(row[j] + from + c);
-          store(to + c, v);
+  for_vectors<T>(width, [=](auto vectors) {
+    int i = 0;
+    for (; i + kTogether <= count; i += kTogether) {
+      if constexpr (vectors() > 0) {
+        if (stride == 0) {
+          accumulate_shared<T, vectors()>(heads, weight + i, rows + i, sum);
+          continue;
         }
       }
-      if (c < width) {
-        Vector<T> v = load_first(to + c, width - c);
-        for (int j = 0; j < n; ++j) v += w[j] * load_first(row[j] + from + c, width - c);
-        store_first(to + c, v, width - c);
-      }
+      accumulate_rows<T, kTogether, vectors()>(heads, weight + i, rows + i, width, stride, sum);
     }
-  }
+    for (; i < count; ++i) accumulate_rows<T, 1, vectors()>(heads, weight + i, rows + i, width, stride, sum);
+  });
 }
 
 // to[h] = weight[h] row[h]
@@ -146,24 +234,37 @@ inline void scale_heads(int64_t heads, const T* weight, const T* row, int64_t wi
   }
 }
 
-// to_i = sum_h a_i[h] x[h] + b_i[h] y[h], for n edges at a time; x or y may be null.
-template <class T, int n>
-inline void spread(int64_t heads, const T* const* a, const T* x, int64_t x_stride, const T* const* b, const T* y,
-                   int64_t y_stride, int64_t width, T* const* to) {
-  for (int64_t c = 0; c < width; c += kLanes<T>) {
-    Vector<T> sum[n] = {};
-    for (int64_t h = 0; h < heads; ++h) {
-      if (x) {
-        const Vector<T> v = load_first(x + h * x_stride + c, width - c);
-        for (int j = 0; j < n; ++j) sum[j] += a[j][h] * v;
-      }
-      if (y) {
-        const Vector<T> v = load_first(y + h * y_stride + c, width - c);
-        for (int j = 0; j < n; ++j) sum[j] += b[j][h] * v;
-      }
-    }
-    for (int j = 0; j < n; ++j) store_first(to[j] + c, sum[j], width - c);
+// to_i[c ...] = sum_h a_i[h] x[h, c ...] + b_i[h] y[h, c ...] for n edges and `vectors` vectors; x or y may be null.
+template <class T, int n, int vectors>
+inline void spread_vectors(int64_t heads, const T* const* a, const T* x, const T* const* b, const T* y, int64_t c,
+                           int64_t width, T* const* to) {
+  Vector<T> sum[n][vectors] = {};
+  const T *of_x[n], *of_y[n];
+  for (int j = 0; j < n; ++j) of_x[j] = a[j], of_y[j] = b[j];
+  auto add = [&](const T* const* factor, const T* row, int64_t h) {
+    Vector<T> v[vectors];
+    for (int i = 0; i < vectors; ++i)
+      v[i] = vectors == 1 ? load_first(row + c, width - c) : load(row + c + i * kLanes<T>);
+    for (int j = 0; j < n; ++j)
+      for (int i = 0; i < vectors; ++i) sum[j][i] += factor[j][h] * v[i];
+  };
+  for (int64_t h = 0; h < heads; ++h) {
+    if (x) add(of_x, x + h * width, h);
+    if (y) add(of_y, y + h * width, h);
   }
+  for (int j = 0; j < n; ++j)
+    for (int i = 0; i < vectors; ++i) {
+      T* at = to[j] + c + i * kLanes<T>;
+      vectors == 1 ? store_first(at, sum[j][i], width - c) : store(at, sum[j][i]);
+    }
+}
+
+template <class T, int n>
+inline void spread(int64_t heads, const T* const* a, const T* x, const T* const* b, const T* y, int64_t width, T* const* to) {
+  int64_t c = 0;
+  for (; c + 4 * kLanes<T> <= width; c += 4 * kLanes<T>)
+    spread_vectors<T, n, 4>(heads, a, x, b, y, c, width, to);
+  for (; c < width; c += kLanes<T>) spread_vectors<T, n, 1>(heads, a, x, b, y, c, width, to);
 }
 
 // The activation of additive scores, and its derivative.
@@ -202,14 +303,44 @@ inline void activate(const AttentionCall<T>& call, int count, const T* const* q,
     }
 }
 
-// x[i, h] = exp(x[i, h] - shift[h])
+// Numbers per edge and head, [degree, heads], worked on as one row of vectors: what belongs to a head repeats with a
+// period of whole vectors. The row is padded to whole vectors.
 template <class T>
-inline void exp_shifted(int64_t count, int64_t heads, const T* shift, T* x) {
-  for (int64_t i = 0; i < count; ++i)
-    for (int64_t h = 0; h < heads; ++h) x[i * heads + h] -= shift[h];
-  const int64_t n = count * heads;
-  for (int64_t i = 0; i < n; i += kLanes<T>)
-    store_first(x + i, exp_of<T>(load_first(x + i, n - i)), n - i);
-}
+class HeadPattern {
+ public:
+  HeadPattern(int64_t heads) : heads_(heads), period_(heads) {
+    int64_t common = kLanes<T>;
+    while (period_ % common) common /= 2;
+    period_ /= common;
+  }
+  int64_t size() const { return period_ * kLanes<T>; }
+
+  void repeat(const T* head, T* pattern) const {
+    for (int64_t i = 0; i < size(); ++i) pattern[i] = head[i % heads_];
+  }
+  void fill(T value, T* pattern) const {
+    for (int64_t i = 0; i < size(); ++i) pattern[i] = value;
+  }
+  template <class F>
+  void fold(const T* pattern, T* head, F&& join) const {
+    for (int64_t h = 0; h < heads_; ++h) head[h] = pattern[h];
+    for (int64_t i = heads_; i < size(); ++i) head[i % heads_] = join(head[i % heads_], pattern[i]);
+  }
+  // f(place in the row, place in the pattern) for every vector.
+  template <class F>
+  void each(int64_t count, F&& f) const {
+    int64_t at = 0;
+    for (int64_t i = 0; i < count * heads_; i += kLanes<T>) {
+      f(i, at);
+      at = at + kLanes<T> == size() ? 0 : at + kLanes<T>;
+    }
+  }
+  void pad(int64_t count, T value, T* row) const {
+    for (int64_t i = count * heads_; i % kLanes<T> != 0; ++i) row[i] = value;
+  }
+
+ private:
+  int64_t heads_, period_;
+};
 
 }  // namespace hamfast::HAMFAST_ISA
