@@ -60,11 +60,11 @@ STABLE_TORCH_LIBRARY(hamfast, m) {
   // Attention of each receiver over its incoming edges; hamfast/ops/graph_attention.py says what the operands are.
   // kinds: heads, score, activation, weight; numbers: slope, scale, clip, epsilon, dropout. Results: out, out_on_edge
   // (if wanted & 4), lse, weights (1), logits (2); gradients: of query_edge ... gate, one bit each.
-#define HAMFAST_ATTENTION_SCHEMA                                                                                   \
-  "Tensor? query_edge, Tensor? query_sender, Tensor? query_receiver, Tensor? key_edge, Tensor? key_sender, "       \
+#define HAMFAST_ATTENTION_SCHEMA                                                                                    \
+  "Tensor? query_edge, Tensor? query_sender, Tensor? query_receiver, Tensor? key_edge, Tensor? key_sender, "        \
   "Tensor? key_receiver, Tensor? value_edge, Tensor? value_sender, Tensor? value_receiver, Tensor? query_on_edge, " \
   "Tensor? edge, Tensor? vector, Tensor? bias, Tensor? score_scale, Tensor? envelope, Tensor? gate, Tensor? seed, " \
-  "Tensor senders, Tensor sender_order, Tensor sender_ptr, Tensor receivers, Tensor receiver_order, "              \
+  "Tensor senders, Tensor sender_order, Tensor sender_ptr, Tensor receivers, Tensor receiver_order, "               \
   "Tensor receiver_ptr, int[] kinds, float[] numbers, int wanted) -> Tensor[]"
   m.def("graph_attention(Tensor? edge_key_weight, " HAMFAST_ATTENTION_SCHEMA);
   m.def(

@@ -1,10 +1,9 @@
 // Attention of graph nodes over their incoming edges: what a call is, for the CPU's and the GPU's kernels.
 //
 // Per head and edge e = (sender -> receiver), with q, k, v each a sum of an edge, a sender and a receiver part:
-//   z = <q, k> + <qe, edge>   or   <vector, act(q + k)>   or   0,      qe: the query on the edge's features, per receiver
-//   s = clip(scale score_scale z + bias)
-//   p = f exp(s) / (sum f exp(s) + epsilon)   or   f act(s),           f: envelope;   w = gate dropout p
-//   out = sum w v,   out_on_edge = sum w edge.
+//   z = <q, k> + <qe, edge>   or   <vector, act(q + k)>   or   0,      qe: the query on the edge's features, per
+//   receiver s = clip(scale score_scale z + bias) p = f exp(s) / (sum f exp(s) + epsilon)   or   f act(s),           f:
+//   envelope;   w = gate dropout p out = sum w v,   out_on_edge = sum w edge.
 // Both terms of the edge's features are linear in them, so their weights are applied to rows of nodes, outside.
 // Backward, with g the gradient of out: a = <g, v> + <g_on_edge, edge>, u = gate dropout a, A = sum p u:
 //   ds = p (u - A),  df = (u - A) p / f,  dgate = dropout p a,  dz = scale score_scale ds,
@@ -58,9 +57,9 @@ template <class T>
 struct AttentionCall {
   EdgeSum<T> query, key, value;
   NodeRows<T> query_on_edge;
-  const T* edge;           // [edges, features]
+  const T* edge;  // [edges, features]
   int64_t features;
-  const T* vector;         // [heads, width], of additive scores
+  const T* vector;  // [heads, width], of additive scores
   EdgeScalar<T> bias, score_scale, envelope, gate;
   const int64_t *senders, *sender_order, *sender_ptr, *receivers, *receiver_order, *receiver_ptr;
   int64_t heads, num_senders, num_receivers, edges;
@@ -83,12 +82,10 @@ struct AttentionCall {
   T *d_query[3], *d_key[3], *d_value[3];
   T *d_query_on_edge, *d_edge, *d_vector;  // d_vector: [parts, heads, width]
   T *d_bias, *d_score_scale, *d_envelope, *d_gate;
-  T *d_score, *kept_weight;                // [edges, heads]: dz and w, from the first pass to the second
+  T *d_score, *kept_weight;  // [edges, heads]: dz and w, from the first pass to the second
 
   HAMFAST_HD bool softmax() const { return weight == weight_softmax; }
-  HAMFAST_HD bool by_sender() const {
-    return d_query[part_sender] || d_key[part_sender] || d_value[part_sender];
-  }
+  HAMFAST_HD bool by_sender() const { return d_query[part_sender] || d_key[part_sender] || d_value[part_sender]; }
 };
 
 namespace HAMFAST_ISA {

@@ -10,7 +10,8 @@ namespace hamfast {
 
 constexpr int64_t kParts = 64;
 
-// f(first row, last row, part) for every part, in parallel. ptr: where each row's edges begin; null: rows cost the same.
+// f(first row, last row, part) for every part, in parallel. ptr: where each row's edges begin; null: rows cost the
+// same.
 template <class F>
 void for_balanced_rows(const int64_t* ptr, int64_t rows, F&& f) {
   auto boundary = [&](int64_t part) {

@@ -44,8 +44,7 @@ static void rows_of(const EdgeEinsumCall<T>& call, int64_t begin, int64_t end) {
   const EdgeOperand<T>* wide[3];
   const EdgeOperand<T>* narrow[3];
   int narrows = 0, wides = 0;
-  for (int i = 0; i < call.count; ++i)
-    (call.operand[i].wide ? wide[wides++] : narrow[narrows++]) = &call.operand[i];
+  for (int i = 0; i < call.count; ++i) (call.operand[i].wide ? wide[wides++] : narrow[narrows++]) = &call.operand[i];
   for (int64_t r = begin; r < end; ++r) {
     T* out = call.out + r * call.out_row;
     for (int64_t i = 0; i < call.out_row; ++i) out[i] = T(0);

@@ -15,16 +15,16 @@ namespace hamfast {
 using Optional = std::optional<Tensor>;
 
 // What both ops take after their own arguments, in the order of the schema.
-#define HAMFAST_ATTENTION_PARAMETERS                                                                                \
-  Optional query_edge, Optional query_sender, Optional query_receiver, Optional key_edge, Optional key_sender,      \
-      Optional key_receiver, Optional value_edge, Optional value_sender, Optional value_receiver,                   \
-      Optional query_on_edge, Optional edge, Optional vector, Optional bias, Optional score_scale,                  \
-      Optional envelope, Optional gate, Optional seed, Tensor senders, Tensor sender_order, Tensor sender_ptr,      \
-      Tensor receivers, Tensor receiver_order, Tensor receiver_ptr, std::vector<int64_t> kinds,                     \
-      std::vector<double> numbers, int64_t wanted
-#define HAMFAST_ATTENTION_ARGUMENTS                                                                                 \
-  {query_edge, query_sender, query_receiver, key_edge,  key_sender, key_receiver, value_edge, value_sender,         \
-   value_receiver, query_on_edge, edge, vector, bias, score_scale, envelope, gate},                                 \
+#define HAMFAST_ATTENTION_PARAMETERS                                                                                  \
+  Optional query_edge, Optional query_sender, Optional query_receiver, Optional key_edge, Optional key_sender,        \
+      Optional key_receiver, Optional value_edge, Optional value_sender, Optional value_receiver,                     \
+      Optional query_on_edge, Optional edge, Optional vector, Optional bias, Optional score_scale, Optional envelope, \
+      Optional gate, Optional seed, Tensor senders, Tensor sender_order, Tensor sender_ptr, Tensor receivers,         \
+      Tensor receiver_order, Tensor receiver_ptr, std::vector<int64_t> kinds, std::vector<double> numbers,            \
+      int64_t wanted
+#define HAMFAST_ATTENTION_ARGUMENTS                                                                             \
+  {query_edge,     query_sender,  query_receiver, key_edge, key_sender, key_receiver, value_edge, value_sender, \
+   value_receiver, query_on_edge, edge,           vector,   bias,       score_scale,  envelope,   gate},        \
       seed, {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr}, kinds, numbers
 
 struct AttentionArguments {

@@ -151,14 +151,13 @@ inline void head_dots(int count, int64_t heads, const T* const* a, const T* cons
     }
   };
   for_vectors<T>(width, [&](auto wide) {
-    for_vectors<T>(node ? features : 0, [&](auto featured) {
-      same ? run(wide, featured, Size<1>{}) : run(wide, featured, Size<0>{});
-    });
+    for_vectors<T>(node ? features : 0,
+                   [&](auto featured) { same ? run(wide, featured, Size<1>{}) : run(wide, featured, Size<0>{}); });
   });
 }
 template <class T>
 inline int64_t partial_size(int64_t heads) {
-  return (kTogether * heads + kLanes<T>) * kLanes<T>;
+  return (kTogether * heads + kLanes<T>)*kLanes<T>;
 }
 
 // sum[h] += sum_j weight_j[h] row_j[h] for n rows.
@@ -260,10 +259,10 @@ inline void spread_vectors(int64_t heads, const T* const* a, const T* x, const T
 }
 
 template <class T, int n>
-inline void spread(int64_t heads, const T* const* a, const T* x, const T* const* b, const T* y, int64_t width, T* const* to) {
+inline void spread(int64_t heads, const T* const* a, const T* x, const T* const* b, const T* y, int64_t width,
+                   T* const* to) {
   int64_t c = 0;
-  for (; c + 4 * kLanes<T> <= width; c += 4 * kLanes<T>)
-    spread_vectors<T, n, 4>(heads, a, x, b, y, c, width, to);
+  for (; c + 4 * kLanes<T> <= width; c += 4 * kLanes<T>) spread_vectors<T, n, 4>(heads, a, x, b, y, c, width, to);
   for (; c < width; c += kLanes<T>) spread_vectors<T, n, 1>(heads, a, x, b, y, c, width, to);
 }
 

@@ -1,0 +1,255 @@
+// What all passes over a node's edges share: the rows of its edges, chunk by chunk, scores, and numbers per edge and
+// head. For *_isa.cpp: compiled once per instruction set.
+#pragma once
+
+#include "graph_attention/graph_attention_rows.h"
+
+namespace hamfast::HAMFAST_ISA {
+
+template <class T>
+class Node {
+ public:
+  Node(const AttentionCall<T>& call, T* scratch) : call_(call), pattern_(call.heads), free_(scratch) {
+    size_ = call.heads * call.query.width;
+    value_size_ = call.heads * call.value.width;
+    for (T*& buffer : buffer_) buffer = take(kChunk * (size_ > value_size_ ? size_ : value_size_));
+    partial_ = take(partial_size<T>(call.heads));
+    for (T*& numbers : head_) numbers = take(call.heads);
+    for (T*& repeated : repeated_) repeated = take(pattern_.size());
+    for (T*& rows : on_edge_) rows = take(call.heads * call.features);
+  }
+
+  // Elements of scratch that a node of this degree needs.
+  static int64_t scratch(const AttentionCall<T>& call, int64_t degree) {
+    const int64_t width = call.query.width > call.value.width ? call.query.width : call.value.width;
+    return kBuffers * (kChunk * call.heads * width + kAlign) + partial_size<T>(call.heads) + kAlign +
+           kHeadNumbers * (call.heads + kAlign + HeadPattern<T>(call.heads).size() + kAlign) +
+           kOnEdge * (call.heads * call.features + kAlign) + kScalars * (degree * call.heads + kAlign);
+  }
+
+ protected:
+  static constexpr int kBuffers = 4, kScalars = 12, kHeadNumbers = 4, kOnEdge = 3;
+  static constexpr int64_t kAlign = 64 / sizeof(T);
+  // Marks the derivative of a clipped score: no product of scales is that.
+  static constexpr T kClipped = T(HUGE_VAL);
+
+  static T* row(T* rows, int64_t index, int64_t size) { return rows ? rows + index * size : nullptr; }
+
+  T* take(int64_t n) {
+    T* taken = free_;
+    free_ += (n + kAlign - 1) / kAlign * kAlign;
+    return taken;
+  }
+
+  void begin(int64_t node, const int64_t* order, const int64_t* ptr) {
+    order_ = order + ptr[node];
+    degree_ = ptr[node + 1] - ptr[node];
+  }
+
+  // Rows per head may lie far apart, at distances that share one set of the cache: they are brought together.
+  void collect(int64_t receiver) {
+    query_on_edge_ = collected(call_.query_on_edge, receiver, on_edge_[0]);
+    grad_on_edge_ = collected(call_.grad_on_edge, receiver, on_edge_[1]);
+  }
+  const T* collected(const NodeRows<T>& rows, int64_t receiver, T* to) {
+    if (!rows.data) return nullptr;
+    for (int64_t h = 0; h < call_.heads; ++h)
+      copy_row(rows.row(receiver) + h * rows.head_stride, call_.features, to + h * call_.features, false);
+    return to;
+  }
+
+  // Array n of the numbers per edge and head.
+  T* scalars(int n) { return free_ + n * ((degree_ * call_.heads + kAlign - 1) / kAlign * kAlign); }
+
+  // Edges `at` and following, with their rows of `weight` ([degree, heads]).
+  int load_chunk(int64_t at, const T* weight) {
+    chunk_.count = static_cast<int>(degree_ - at < kChunk ? degree_ - at : kChunk);
+    for (int i = 0; i < chunk_.count; ++i) {
+      chunk_.edge[i] = order_[at + i];
+      chunk_.sender[i] = call_.senders[order_[at + i]];
+      chunk_.receiver[i] = call_.receivers[order_[at + i]];
+      weight_[i] = weight ? weight + (at + i) * call_.heads : nullptr;
+    }
+    return chunk_.count;
+  }
+
+  void edge_rows() {
+    for (int i = 0; i < chunk_.count; ++i) edge_[i] = call_.edge + chunk_.edge[i] * call_.features;
+  }
+
+  // What dz is multiplied with for the gradients of q and of k (and, in buffer 3, of the vector).
+  void score_rows() {
+    resolve(call_.query, size_, chunk_, buffer_[0], query_);
+    resolve(call_.key, size_, chunk_, buffer_[1], key_);
+    const bool additive = call_.score == score_additive;
+    if (additive) activate(call_, chunk_.count, query_, key_, call_.d_vector ? buffer_[3] : nullptr, buffer_[2]);
+    for (int i = 0; i < chunk_.count; ++i) {
+      for_query_[i] = additive ? buffer_[2] + i * size_ : key_[i];
+      for_key_[i] = additive ? for_query_[i] : query_[i];
+    }
+  }
+
+  // s and z of every edge and head of a receiver; with `slope`, ds/dz there.
+  void scores(T* score, T* raw, T* slope = nullptr) {
+    const int64_t heads = call_.heads, n = degree_ * heads;
+    if (call_.score == score_given) {
+      set_zero(raw, n);
+    } else {
+      for (int64_t at = 0; at < degree_; at += kChunk) {
+        const int count = load_chunk(at, nullptr);
+        resolve(call_.query, size_, chunk_, buffer_[0], query_);
+        resolve(call_.key, size_, chunk_, buffer_[1], key_);
+        if (call_.score == score_additive) {
+          activate(call_, count, query_, key_, buffer_[2], static_cast<T*>(nullptr));
+          for (int i = 0; i < count; ++i) query_[i] = buffer_[2] + i * size_, key_[i] = call_.vector;
+        }
+        edge_rows();
+        head_dots(count, heads, query_, key_, call_.query.width, query_on_edge_, edge_, call_.features, partial_,
+                  raw + at * heads);
+      }
+    }
+    if (call_.score_scale.data) {
+      for (int64_t i = 0; i < n; ++i) score[i] = call_.scale;
+      multiply(call_.score_scale, score);
+      if (slope)
+        for (int64_t i = 0; i < n; ++i) slope[i] = score[i];
+      for (int64_t i = 0; i < n; ++i) score[i] *= raw[i];
+    } else {
+      for (int64_t i = 0; i < n; ++i) score[i] = call_.scale * raw[i];
+      if (slope)
+        for (int64_t i = 0; i < n; ++i) slope[i] = call_.scale;
+    }
+    if (call_.bias.data)
+      for (int64_t i = 0; i < degree_; ++i)
+        for (int64_t h = 0; h < heads; ++h) score[i * heads + h] += call_.bias.at(order_[i], h);
+    if (std::isinf(call_.clip)) return;
+    for (int64_t i = 0; i < n; ++i) {
+      const T s = clipped(score[i], call_.clip);
+      // Marks what is clipped; score_gradients and the reader of the logits want the clipped score.
+      if (slope && s != score[i]) slope[i] = kClipped;
+      score[i] = s;
+    }
+  }
+
+  // x, or the number that is absent everywhere.
+  void dense(const EdgeScalar<T>& x, T absent, T* to) {
+    const int64_t heads = call_.heads;
+    if (!x.data) {
+      for (int64_t i = 0; i < degree_ * heads; ++i) to[i] = absent;
+      return;
+    }
+    for (int64_t i = 0; i < degree_; ++i)
+      for (int64_t h = 0; h < heads; ++h) to[i * heads + h] = x.at(order_[i], h);
+  }
+  void multiply(const EdgeScalar<T>& factor, T* x) {
+    if (!factor.data) return;
+    for (int64_t i = 0; i < degree_; ++i)
+      for (int64_t h = 0; h < call_.heads; ++h) x[i * call_.heads + h] *= factor.at(order_[i], h);
+  }
+  void drop(T* x) {
+    if (!call_.seed) return;
+    for (int64_t i = 0; i < degree_; ++i)
+      for (int64_t h = 0; h < call_.heads; ++h) x[i * call_.heads + h] *= dropout_factor(call_, order_[i], h);
+  }
+
+  void write(const T* from, T* to) {
+    const int64_t heads = call_.heads;
+    for (int64_t i = 0; i < degree_; ++i)
+      for (int64_t h = 0; h < heads; h += kLanes<T>)
+        store_first(to + order_[i] * heads + h, load_first(from + i * heads + h, heads - h), heads - h);
+  }
+
+  // x[i, h] = exp(x[i, h] - shift[h])
+  void exp_shifted(const T* shift, T* x) {
+    pattern_.repeat(shift, repeated_[0]);
+    pattern_.pad(degree_, T(-HUGE_VAL), x);
+    pattern_.each(degree_,
+                  [&](int64_t i, int64_t at) { store(x + i, exp_of<T>(load(x + i) - load(repeated_[0] + at))); });
+  }
+
+  // a, the gradients of w.
+  void incoming(int64_t receiver, T* a) {
+    const int64_t heads = call_.heads;
+    const T* g = call_.grad_out ? call_.grad_out + receiver * value_size_ : nullptr;
+    for (int64_t at = 0; at < degree_; at += kChunk) {
+      const int n = load_chunk(at, nullptr);
+      if (g) {
+        resolve(call_.value, value_size_, chunk_, buffer_[0], value_);
+        for (int i = 0; i < n; ++i) query_[i] = g;
+      }
+      edge_rows();
+      head_dots(n, heads, query_, value_, g ? call_.value.width : 0, grad_on_edge_, edge_, call_.features, partial_,
+                a + at * heads);
+    }
+    if (!call_.grad_weights) return;
+    for (int64_t i = 0; i < degree_; ++i)
+      for (int64_t h = 0; h < heads; ++h) a[i * heads + h] += call_.grad_weights[order_[i] * heads + h];
+  }
+
+  // exp(s - lse), the softmax without its envelope, from the scores.
+  void plain_softmax(int64_t receiver, T* score) {
+    const T* lse = call_.lse_before + receiver * call_.heads;
+    // A sum of nothing: every weight is 0, and stays so.
+    for (int64_t h = 0; h < call_.heads; ++h) head_[0][h] = lse[h] == T(-HUGE_VAL) ? T(HUGE_VAL) : lse[h];
+    exp_shifted(head_[0], score);
+  }
+
+  const AttentionCall<T>& call_;
+  const HeadPattern<T> pattern_;
+  T* free_;
+  T* buffer_[kBuffers];
+  T* partial_;
+  T* head_[kHeadNumbers];      // numbers per head
+  T* repeated_[kHeadNumbers];  // those repeated
+  T* on_edge_[kOnEdge];
+  const T *query_on_edge_ = nullptr, *grad_on_edge_ = nullptr;
+  int64_t size_, value_size_;
+  const int64_t* order_ = nullptr;
+  int64_t degree_ = 0;
+  Chunk chunk_;
+  const T *query_[kChunk], *key_[kChunk], *value_[kChunk], *edge_[kChunk], *weight_[kChunk], *for_query_[kChunk],
+      *for_key_[kChunk];
+};
+
+// A template's base is not searched for names: a pass names what it uses.
+#define HAMFAST_NODE_MEMBERS     \
+  using Node<T>::call_;          \
+  using Node<T>::pattern_;       \
+  using Node<T>::buffer_;        \
+  using Node<T>::partial_;       \
+  using Node<T>::head_;          \
+  using Node<T>::repeated_;      \
+  using Node<T>::on_edge_;       \
+  using Node<T>::query_on_edge_; \
+  using Node<T>::grad_on_edge_;  \
+  using Node<T>::size_;          \
+  using Node<T>::value_size_;    \
+  using Node<T>::order_;         \
+  using Node<T>::degree_;        \
+  using Node<T>::chunk_;         \
+  using Node<T>::query_;         \
+  using Node<T>::key_;           \
+  using Node<T>::value_;         \
+  using Node<T>::edge_;          \
+  using Node<T>::weight_;        \
+  using Node<T>::for_query_;     \
+  using Node<T>::for_key_;       \
+  using Node<T>::kClipped;       \
+  using Node<T>::begin;          \
+  using Node<T>::collect;        \
+  using Node<T>::collected;      \
+  using Node<T>::scalars;        \
+  using Node<T>::load_chunk;     \
+  using Node<T>::edge_rows;      \
+  using Node<T>::score_rows;     \
+  using Node<T>::scores;         \
+  using Node<T>::dense;          \
+  using Node<T>::multiply;       \
+  using Node<T>::drop;           \
+  using Node<T>::write;          \
+  using Node<T>::incoming;       \
+  using Node<T>::plain_softmax;  \
+  using Node<T>::exp_shifted;    \
+  using Node<T>::row;
+
+}  // namespace hamfast::HAMFAST_ISA
