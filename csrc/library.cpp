@@ -70,4 +70,10 @@ STABLE_TORCH_LIBRARY(hamfast, m) {
   m.def(
       "graph_attention_backward(Tensor? grad_out, Tensor? grad_on_edge, Tensor? grad_lse, Tensor? grad_weights, "
       "Tensor? grad_logits, Tensor lse, " HAMFAST_ATTENTION_SCHEMA);
+  m.def(
+      "graph_attention_double_backward(Tensor? dot_query_edge, Tensor? dot_query_sender, Tensor? dot_query_receiver, "
+      "Tensor? dot_key_edge, Tensor? dot_key_sender, Tensor? dot_key_receiver, Tensor? dot_value_edge, "
+      "Tensor? dot_value_sender, Tensor? dot_value_receiver, Tensor? dot_query_on_edge, Tensor? dot_edge, "
+      "Tensor? dot_vector, Tensor? dot_bias, Tensor? dot_score_scale, Tensor? dot_envelope, Tensor? dot_gate, "
+      "Tensor? grad_out, Tensor? grad_on_edge, Tensor? grad_weights, Tensor lse, " HAMFAST_ATTENTION_SCHEMA);
 }

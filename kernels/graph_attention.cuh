@@ -9,6 +9,13 @@
 //   ds = p (u - A),  df = (u - A) p / f,  dgate = dropout p a,  dz = scale score_scale ds,
 //   dq = dz k,  dk = dz q,  dv = w g,  dqe = dz edge,  dedge = dz qe + w g_on_edge.
 // Sums over a receiver's and over a sender's edges are two passes, each in the order of a list: no atomics.
+// Double backward (softmax, dot or given scores): along directions x' of the operands, D = <g, derivative of out>, with
+//   z' = <q', k> + <q, k'> + ...,  s' = ds/dz z' + scale z score_scale' + bias',  b = <g, v'> + <g_on_edge, edge'>,
+//   r = (gate' a + gate b) dropout,  P = exp(s) / (sum ...), p = f P,  m = sum (p s' + P f'),  p' = p s' + P f' - p m,
+//   K = sum (p s' + P f') (u - A),  R = sum p r:
+//   dD/ds = p' (u - A) - p K + p (r - R),  dD/ds' = p (u - A),  dD/df = P ((s' - m)(u - A) - K + r - R),
+//   dD/dgate = dropout (p' a + p b),  dD/da = w' = p' gate dropout + p gate' dropout,  dD/db = w,
+// and the operands' gradients follow from those of z, z', a, b. The gradient in g is sum w' v + w v'.
 #pragma once
 
 #if !defined(__CUDACC__)
@@ -35,6 +42,7 @@ template <class T>
 struct EdgeSum {
   const T* part[3];
   int64_t width;
+  HAMFAST_HD bool any() const { return part[0] || part[1] || part[2]; }
 };
 
 // A number per edge and head, or null.
@@ -83,6 +91,15 @@ struct AttentionCall {
   T *d_query_on_edge, *d_edge, *d_vector;  // d_vector: [parts, heads, width]
   T *d_bias, *d_score_scale, *d_envelope, *d_gate;
   T *d_score, *kept_weight;  // [edges, heads]: dz and w, from the first pass to the second
+
+  // Double backward: directions of the operands (null: zero), and the gradients of the gradients of the results. There
+  // kept_weight is w'.
+  EdgeSum<T> query_dot, key_dot, value_dot;
+  NodeRows<T> query_on_edge_dot;
+  const T* edge_dot;
+  EdgeScalar<T> bias_dot, score_scale_dot, envelope_dot, gate_dot;
+  T *to_grad_out, *to_grad_on_edge, *to_grad_weights;
+  T* d_score_dot;  // [edges, heads]: the gradient of z', from the first pass to the second
 
   HAMFAST_HD bool softmax() const { return weight == weight_softmax; }
   HAMFAST_HD bool by_sender() const { return d_query[part_sender] || d_key[part_sender] || d_value[part_sender]; }

@@ -22,6 +22,11 @@ using Optional = std::optional<Tensor>;
       Optional gate, Optional seed, Tensor senders, Tensor sender_order, Tensor sender_ptr, Tensor receivers,         \
       Tensor receiver_order, Tensor receiver_ptr, std::vector<int64_t> kinds, std::vector<double> numbers,            \
       int64_t wanted
+#define HAMFAST_ATTENTION_DIRECTIONS                                                                              \
+  Optional dot_query_edge, Optional dot_query_sender, Optional dot_query_receiver, Optional dot_key_edge,         \
+      Optional dot_key_sender, Optional dot_key_receiver, Optional dot_value_edge, Optional dot_value_sender,     \
+      Optional dot_value_receiver, Optional dot_query_on_edge, Optional dot_edge, Optional dot_vector,            \
+      Optional dot_bias, Optional dot_score_scale, Optional dot_envelope, Optional dot_gate
 #define HAMFAST_ATTENTION_ARGUMENTS                                                                             \
   {query_edge,     query_sender,  query_receiver, key_edge, key_sender, key_receiver, value_edge, value_sender, \
    value_receiver, query_on_edge, edge,           vector,   bias,       score_scale,  envelope,   gate},        \
@@ -40,9 +45,7 @@ struct AttentionArguments {
   AttentionArguments(std::array<Optional, count> operand_, Optional seed_, std::array<Tensor, 6> graph_,
                      std::vector<int64_t> kinds_, std::vector<double> numbers_)
       : operand(std::move(operand_)), seed(seed_), graph(graph_), kinds(kinds_), numbers(numbers_) {
-    for (int n = 0; n < bias; ++n)
-      if (operand[n].has_value() && (n != on_edge || operand[n]->stride(2) != 1))
-        operand[n] = torch::stable::contiguous(*operand[n]);
+    make_contiguous(operand);
     for (Tensor& t : graph) t = torch::stable::contiguous(t);
   }
 
@@ -74,24 +77,14 @@ struct AttentionArguments {
 
   template <class T>
   AttentionCall<T> call() const {
-    auto sum = [&](int first) {
-      EdgeSum<T> s{};
-      for (int p = 0; p < 3; ++p) s.part[p] = data_or_null<T>(operand[first + p]);
-      s.width = width(first);
-      return s;
-    };
-    auto scalar = [&](int n) {
-      const Optional& t = operand[n];
-      if (!t.has_value()) return EdgeScalar<T>{};
-      return EdgeScalar<T>{t->const_data_ptr<T>(), t->stride(0), t->stride(1)};
-    };
     AttentionCall<T> c{};
-    c.query = sum(query), c.key = sum(key), c.value = sum(value);
+    c.query = sum<T>(operand, query), c.key = sum<T>(operand, key), c.value = sum<T>(operand, value);
     c.query_on_edge = node_rows<T>(operand[on_edge]);
     c.edge = data_or_null<T>(operand[edge]);
     c.features = features();
     c.vector = data_or_null<T>(operand[vector]);
-    c.bias = scalar(bias), c.score_scale = scalar(bias + 1), c.envelope = scalar(bias + 2), c.gate = scalar(bias + 3);
+    c.bias = scalar<T>(operand[bias]), c.score_scale = scalar<T>(operand[bias + 1]);
+    c.envelope = scalar<T>(operand[bias + 2]), c.gate = scalar<T>(operand[bias + 3]);
     c.senders = graph[0].const_data_ptr<int64_t>();
     c.sender_order = graph[1].const_data_ptr<int64_t>();
     c.sender_ptr = graph[2].const_data_ptr<int64_t>();
@@ -106,6 +99,35 @@ struct AttentionArguments {
     return c;
   }
 
+  template <class T>
+  void set_directions(const std::array<Optional, count>& direction, AttentionCall<T>& c) const {
+    c.query_dot = sum<T>(direction, query), c.key_dot = sum<T>(direction, key);
+    c.value_dot = sum<T>(direction, value);
+    c.query_on_edge_dot = node_rows<T>(direction[on_edge]);
+    c.edge_dot = data_or_null<T>(direction[edge]);
+    c.bias_dot = scalar<T>(direction[bias]), c.score_scale_dot = scalar<T>(direction[bias + 1]);
+    c.envelope_dot = scalar<T>(direction[bias + 2]), c.gate_dot = scalar<T>(direction[bias + 3]);
+  }
+
+  // As the kernels read them.
+  static void make_contiguous(std::array<Optional, count>& tensors) {
+    for (int n = 0; n < bias; ++n)
+      if (tensors[n].has_value() && (n != on_edge || tensors[n]->stride(2) != 1))
+        tensors[n] = torch::stable::contiguous(*tensors[n]);
+  }
+
+  template <class T>
+  EdgeSum<T> sum(const std::array<Optional, count>& from, int first) const {
+    EdgeSum<T> s{};
+    for (int p = 0; p < 3; ++p) s.part[p] = data_or_null<T>(from[first + p]);
+    s.width = width(first);
+    return s;
+  }
+  template <class T>
+  static EdgeScalar<T> scalar(const Optional& t) {
+    if (!t.has_value()) return {};
+    return {t->const_data_ptr<T>(), t->stride(0), t->stride(1)};
+  }
   template <class T>
   static NodeRows<T> node_rows(const Optional& t) {
     if (!t.has_value()) return {};
@@ -157,12 +179,7 @@ struct AttentionOps {
                    g_logits = contiguous(grad_logits);
     if (grad_on_edge.has_value() && grad_on_edge->stride(2) != 1)
       grad_on_edge = torch::stable::contiguous(*grad_on_edge);
-    auto is_wanted = [&](int n) { return (wanted >> n & 1) != 0; };
-    std::vector<Tensor> gradient;
-    for (int n = 0; n < Args::count; ++n) {
-      std::vector<int64_t> sizes = is_wanted(n) ? args.shape(n) : std::vector<int64_t>{0};
-      gradient.push_back(Launch::new_result(like, sizes));
-    }
+    std::vector<Tensor> gradient = new_gradients(args, like, wanted);
     dispatch_real(like.scalar_type(), "graph_attention_backward", [&](auto zero) {
       using T = decltype(zero);
       AttentionCall<T> call = args.call<T>();
@@ -172,35 +189,98 @@ struct AttentionOps {
       call.grad_lse = data_or_null<T>(g_lse);
       call.grad_weights = data_or_null<T>(g_weights);
       call.grad_logits = data_or_null<T>(g_logits);
-      auto to = [&](int n) { return is_wanted(n) ? gradient[n].template mutable_data_ptr<T>() : nullptr; };
-      for (int p = 0; p < 3; ++p) {
-        call.d_query[p] = to(Args::query + p);
-        call.d_key[p] = to(Args::key + p);
-        call.d_value[p] = to(Args::value + p);
-      }
-      call.d_query_on_edge = to(Args::on_edge);
-      call.d_edge = to(Args::edge);
-      call.d_bias = to(Args::bias), call.d_score_scale = to(Args::bias + 1);
-      call.d_envelope = to(Args::bias + 2), call.d_gate = to(Args::bias + 3);
-      std::vector<Tensor> kept;
-      auto numbers_per_edge = [&] {
-        kept.push_back(Launch::new_result(like, {args.edges(), args.heads()}));
-        return kept.back().template mutable_data_ptr<T>();
-      };
-      if (call.d_query[part_sender] || call.d_key[part_sender]) call.d_score = numbers_per_edge();
-      if (call.d_value[part_sender]) call.kept_weight = numbers_per_edge();
-      if (is_wanted(Args::vector)) {
-        kept.push_back(torch::stable::new_zeros(like, {kParts, args.heads(), args.width(Args::query)}));
-        call.d_vector = kept.back().template mutable_data_ptr<T>();
-      }
+      std::vector<Tensor> kept = set_gradients(args, like, wanted, gradient, call);
       Launch::backward(call, like.get_device_index());
-      if (is_wanted(Args::vector)) {
+      if (wanted >> Args::vector & 1) {
         const int64_t parts_axis = 0;
         gradient[Args::vector] =
             torch::stable::sum(kept.back(), torch::headeronly::IntHeaderOnlyArrayRef(&parts_axis, 1));
       }
     });
     return gradient;
+  }
+
+  // Gradients of grad_out, grad_on_edge and grad_weights (bits 16 to 18 of `wanted`), then those of the operands, of
+  // the backward pass along directions of its results.
+  static std::vector<Tensor> double_backward(HAMFAST_ATTENTION_DIRECTIONS, Optional grad_out, Optional grad_on_edge,
+                                             Optional grad_weights, Tensor lse_any, HAMFAST_ATTENTION_PARAMETERS) {
+    using Args = AttentionArguments;
+    const Args args(HAMFAST_ATTENTION_ARGUMENTS);
+    const Tensor& like = args.any();
+    const typename Launch::Guard guard(like.get_device_index());
+    std::array<Optional, Args::count> direction{
+        dot_query_edge,     dot_query_sender,  dot_query_receiver, dot_key_edge, dot_key_sender, dot_key_receiver,
+        dot_value_edge,     dot_value_sender,  dot_value_receiver, dot_query_on_edge, dot_edge,  dot_vector,
+        dot_bias,           dot_score_scale,   dot_envelope,       dot_gate};
+    Args::make_contiguous(direction);
+    const Tensor lse = torch::stable::contiguous(lse_any);
+    const Optional g = contiguous(grad_out), g_weights = contiguous(grad_weights);
+    if (grad_on_edge.has_value() && grad_on_edge->stride(2) != 1)
+      grad_on_edge = torch::stable::contiguous(*grad_on_edge);
+    const int64_t rows = args.num_receivers(), heads = args.heads();
+    const std::vector<int64_t> shapes[3] = {
+        {rows, heads, args.width(Args::value)}, {rows, heads, args.features()}, {args.edges(), heads}};
+    std::vector<Tensor> result;
+    for (int n = 0; n < 3; ++n)
+      result.push_back(Launch::new_result(like, wanted >> (Args::count + n) & 1 ? shapes[n] : std::vector<int64_t>{0}));
+    const std::vector<Tensor> gradient = new_gradients(args, like, wanted);
+    result.insert(result.end(), gradient.begin(), gradient.end());
+    dispatch_real(like.scalar_type(), "graph_attention_double_backward", [&](auto zero) {
+      using T = decltype(zero);
+      AttentionCall<T> call = args.call<T>();
+      args.set_directions<T>(direction, call);
+      call.lse_before = lse.const_data_ptr<T>();
+      call.grad_out = data_or_null<T>(g);
+      call.grad_on_edge = Args::node_rows<T>(grad_on_edge);
+      call.grad_weights = data_or_null<T>(g_weights);
+      T** to[3] = {&call.to_grad_out, &call.to_grad_on_edge, &call.to_grad_weights};
+      for (int n = 0; n < 3; ++n)
+        if (wanted >> (Args::count + n) & 1) *to[n] = result[n].mutable_data_ptr<T>();
+      std::vector<Tensor> kept = set_gradients(args, like, wanted, gradient, call);
+      if (call.d_score) {
+        kept.push_back(Launch::new_result(like, {args.edges(), heads}));
+        call.d_score_dot = kept.back().mutable_data_ptr<T>();
+      }
+      Launch::double_backward(call, like.get_device_index());
+    });
+    return result;
+  }
+
+ private:
+  static std::vector<Tensor> new_gradients(const AttentionArguments& args, const Tensor& like, int64_t wanted) {
+    std::vector<Tensor> gradient;
+    for (int n = 0; n < AttentionArguments::count; ++n)
+      gradient.push_back(Launch::new_result(like, wanted >> n & 1 ? args.shape(n) : std::vector<int64_t>{0}));
+    return gradient;
+  }
+
+  // Where gradients go, and what the first pass leaves for the second: the tensors returned must live that long.
+  template <class T>
+  static std::vector<Tensor> set_gradients(const AttentionArguments& args, const Tensor& like, int64_t wanted,
+                                           const std::vector<Tensor>& gradient, AttentionCall<T>& call) {
+    using Args = AttentionArguments;
+    auto to = [&](int n) { return wanted >> n & 1 ? gradient[n].template mutable_data_ptr<T>() : nullptr; };
+    for (int p = 0; p < 3; ++p) {
+      call.d_query[p] = to(Args::query + p);
+      call.d_key[p] = to(Args::key + p);
+      call.d_value[p] = to(Args::value + p);
+    }
+    call.d_query_on_edge = to(Args::on_edge);
+    call.d_edge = to(Args::edge);
+    call.d_bias = to(Args::bias), call.d_score_scale = to(Args::bias + 1);
+    call.d_envelope = to(Args::bias + 2), call.d_gate = to(Args::bias + 3);
+    std::vector<Tensor> kept;
+    auto numbers_per_edge = [&] {
+      kept.push_back(Launch::new_result(like, {args.edges(), args.heads()}));
+      return kept.back().template mutable_data_ptr<T>();
+    };
+    if (call.d_query[part_sender] || call.d_key[part_sender]) call.d_score = numbers_per_edge();
+    if (call.d_value[part_sender]) call.kept_weight = numbers_per_edge();
+    if (wanted >> Args::vector & 1) {
+      kept.push_back(torch::stable::new_zeros(like, {kParts, args.heads(), args.width(Args::query)}));
+      call.d_vector = kept.back().template mutable_data_ptr<T>();
+    }
+    return kept;
   }
 };
 

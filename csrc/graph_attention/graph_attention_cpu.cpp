@@ -31,6 +31,17 @@ struct AttentionOnCpu {
     });
   }
 
+  template <class T>
+  static void double_backward(const AttentionCall<T>& call, int32_t) {
+    for_rows(call, call.receiver_ptr, call.num_receivers, [&](int64_t begin, int64_t end, int64_t, T* scratch) {
+      HAMFAST_ISA_CALL(attention_double_backward, call, begin, end, scratch);
+    });
+    if (!call.by_sender()) return;
+    for_rows(call, call.sender_ptr, call.num_senders, [&](int64_t begin, int64_t end, int64_t, T* scratch) {
+      HAMFAST_ISA_CALL(attention_double_backward_senders, call, begin, end, scratch);
+    });
+  }
+
  private:
   template <class T, class F>
   static void for_rows(const AttentionCall<T>& call, const int64_t* ptr, int64_t rows, F&& f) {
@@ -49,4 +60,5 @@ STABLE_TORCH_LIBRARY_IMPL(hamfast, CPU, m) {
   using Ops = hamfast::AttentionOps<hamfast::AttentionOnCpu>;
   m.impl("graph_attention", TORCH_BOX(&Ops::forward));
   m.impl("graph_attention_backward", TORCH_BOX(&Ops::backward));
+  m.impl("graph_attention_double_backward", TORCH_BOX(&Ops::double_backward));
 }

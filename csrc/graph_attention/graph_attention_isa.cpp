@@ -246,16 +246,14 @@ class Passes : public Node<T> {
 
   // dedge = dz qe + w g_on_edge, summed over heads.
   void edge_gradients(int64_t at, int n, const T* w) {
-    const int64_t heads = call_.heads;
     const T* weight[kChunk];
     T* to[kChunk];
-    for (int i = 0; i < n; ++i)
-      weight[i] = w + (at + i) * heads, to[i] = call_.d_edge + chunk_.edge[i] * call_.features;
-    int i = 0;
-    for (; i + kTogether <= n; i += kTogether)
-      spread<T, kTogether>(heads, weight_ + i, query_on_edge_, weight + i, grad_on_edge_, call_.features, to + i);
-    for (; i < n; ++i)
-      spread<T, 1>(heads, weight_ + i, query_on_edge_, weight + i, grad_on_edge_, call_.features, to + i);
+    for (int i = 0; i < n; ++i) {
+      weight[i] = w + (at + i) * call_.heads;
+      to[i] = call_.d_edge + chunk_.edge[i] * call_.features;
+    }
+    spread_all(n, call_.heads, {{weight_, query_on_edge_}, {weight, grad_on_edge_}, {nullptr, nullptr}}, call_.features,
+               to);
   }
 };
 

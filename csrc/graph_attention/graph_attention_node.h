@@ -28,7 +28,7 @@ class Node {
   }
 
  protected:
-  static constexpr int kBuffers = 4, kScalars = 12, kHeadNumbers = 4, kOnEdge = 3;
+  static constexpr int kBuffers = 4, kScalars = 13, kHeadNumbers = 4, kOnEdge = 3;
   static constexpr int64_t kAlign = 64 / sizeof(T);
   // Marks the derivative of a clipped score: no product of scales is that.
   static constexpr T kClipped = T(HUGE_VAL);

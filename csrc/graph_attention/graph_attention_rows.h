@@ -233,37 +233,50 @@ inline void scale_heads(int64_t heads, const T* weight, const T* row, int64_t wi
   }
 }
 
-// to_i[c ...] = sum_h a_i[h] x[h, c ...] + b_i[h] y[h, c ...] for n edges and `vectors` vectors; x or y may be null.
+// A term of spread_all: sum_h factor_i[h] row[h]; null: no term.
+template <class T>
+struct SpreadTerm {
+  const T* const* factor;
+  const T* row;
+};
+constexpr int kSpreadTerms = 3;
+
+// to_i[c ...] = the terms, for n edges and `vectors` vectors.
 template <class T, int n, int vectors>
-inline void spread_vectors(int64_t heads, const T* const* a, const T* x, const T* const* b, const T* y, int64_t c,
+inline void spread_vectors(int64_t heads, const SpreadTerm<T> (&terms)[kSpreadTerms], int first, int64_t c,
                            int64_t width, T* const* to) {
   Vector<T> sum[n][vectors] = {};
-  const T *of_x[n], *of_y[n];
-  for (int j = 0; j < n; ++j) of_x[j] = a[j], of_y[j] = b[j];
-  auto add = [&](const T* const* factor, const T* row, int64_t h) {
-    Vector<T> v[vectors];
-    for (int i = 0; i < vectors; ++i)
-      v[i] = vectors == 1 ? load_first(row + c, width - c) : load(row + c + i * kLanes<T>);
-    for (int j = 0; j < n; ++j)
-      for (int i = 0; i < vectors; ++i) sum[j][i] += factor[j][h] * v[i];
-  };
-  for (int64_t h = 0; h < heads; ++h) {
-    if (x) add(of_x, x + h * width, h);
-    if (y) add(of_y, y + h * width, h);
+  for (const SpreadTerm<T>& term : terms) {
+    if (!term.row) continue;
+    const T* factor[n];
+    for (int j = 0; j < n; ++j) factor[j] = term.factor[first + j];
+    for (int64_t h = 0; h < heads; ++h) {
+      const T* row = term.row + h * width + c;
+      Vector<T> v[vectors];
+      for (int i = 0; i < vectors; ++i) v[i] = vectors == 1 ? load_first(row, width - c) : load(row + i * kLanes<T>);
+      for (int j = 0; j < n; ++j)
+        for (int i = 0; i < vectors; ++i) sum[j][i] += factor[j][h] * v[i];
+    }
   }
   for (int j = 0; j < n; ++j)
     for (int i = 0; i < vectors; ++i) {
-      T* at = to[j] + c + i * kLanes<T>;
+      T* at = to[first + j] + c + i * kLanes<T>;
       vectors == 1 ? store_first(at, sum[j][i], width - c) : store(at, sum[j][i]);
     }
 }
 
-template <class T, int n>
-inline void spread(int64_t heads, const T* const* a, const T* x, const T* const* b, const T* y, int64_t width,
-                   T* const* to) {
-  int64_t c = 0;
-  for (; c + 4 * kLanes<T> <= width; c += 4 * kLanes<T>) spread_vectors<T, n, 4>(heads, a, x, b, y, c, width, to);
-  for (; c < width; c += kLanes<T>) spread_vectors<T, n, 1>(heads, a, x, b, y, c, width, to);
+template <class T>
+inline void spread_all(int count, int64_t heads, const SpreadTerm<T> (&terms)[kSpreadTerms], int64_t width,
+                       T* const* to) {
+  auto columns = [&](auto n, int first) {
+    int64_t c = 0;
+    for (; c + 4 * kLanes<T> <= width; c += 4 * kLanes<T>)
+      spread_vectors<T, n(), 4>(heads, terms, first, c, width, to);
+    for (; c < width; c += kLanes<T>) spread_vectors<T, n(), 1>(heads, terms, first, c, width, to);
+  };
+  int i = 0;
+  for (; i + kTogether <= count; i += kTogether) columns(Size<kTogether>{}, i);
+  for (; i < count; ++i) columns(Size<1>{}, i);
 }
 
 // The activation of additive scores, and its derivative.

@@ -1,6 +1,7 @@
 """The fused attention ops: fakes and autograd.
 
-The first derivative is a kernel of its own. What comes after differentiates :mod:`hamfast.ops.attention_formula`, so every order exists.
+The first derivative is a kernel of its own, and so is the second where softmax weighs the values and scores are not additive. All else
+differentiates :mod:`hamfast.ops.attention_formula`, so every order exists.
 """
 
 from __future__ import annotations
@@ -9,10 +10,19 @@ import torch
 from torch import Tensor
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
-from hamfast.ops.attention_formula import OPERANDS, Graph, Results, Settings, attention_formula
+from hamfast.ops.attention_formula import (
+    OPERANDS,
+    SCORES,
+    WEIGHTS,
+    Graph,
+    Results,
+    Settings,
+    attention_formula,
+)
 
 _op = torch.ops.hamfast.graph_attention.default
 _op_backward = torch.ops.hamfast.graph_attention_backward.default
+_op_double = torch.ops.hamfast.graph_attention_double_backward.default
 
 _COUNT = len(OPERANDS)
 _RECEIVER_QUERY, _ON_EDGE, _EDGE, _BIAS = (
@@ -73,15 +83,27 @@ def _(edge_key_weight, *args):
 
 @torch.library.register_fake("hamfast::graph_attention_backward")
 def _(*args):
-    operands, _, graph, settings = _parse(args[_GRADIENTS + 1 :])
+    return _fake_gradients(*_parse(args[_GRADIENTS + 1 :]), args[-1])
+
+
+def _fake_gradients(operands, seed, graph, settings, wanted):
     like, edges = next(t for t in operands if t is not None), graph[0].shape[0]
     made = []
     for n, operand in enumerate(operands):
-        if not args[-1] >> n & 1:
+        if not wanted >> n & 1:
             made.append(like.new_empty(0))
         else:
             made.append(like.new_empty((edges, settings.heads) if n >= _BIAS else operand.shape))
     return made
+
+
+@torch.library.register_fake("hamfast::graph_attention_double_backward")
+def _(*args):
+    operands, seed, graph, settings = _parse(args[_COUNT + 4 :])
+    like = next(t for t in operands if t is not None)
+    shapes = [None if t is None else t.shape for t in args[_COUNT : _COUNT + 3]]
+    to_gradients = [like.new_empty(s if args[-1] >> _COUNT + n & 1 else 0) for n, s in enumerate(shapes)]
+    return to_gradients + _fake_gradients(operands, seed, graph, settings, args[-1])
 
 
 def _setup(ctx, inputs, output):
@@ -124,43 +146,89 @@ def _setup_backward(ctx, inputs, output):
     operands, seed, graph, ctx.settings = _parse(inputs[_GRADIENTS + 1 :])
     ctx.wanted = inputs[-1]
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:_GRADIENTS], *operands, seed, *graph)
+    ctx.save_for_backward(*inputs[: _GRADIENTS + 1], *operands, seed, *graph)
 
 
 def _double_backward(ctx, directions):
-    """Along directions of the gradients: derivatives of the formula's derivatives."""
+    """Along directions of the gradients."""
     saved = ctx.saved_tensors
     needed = [*ctx.needs_input_grad[:_GRADIENTS], *ctx.needs_input_grad[_GRADIENTS + 1 :][:_COUNT]]
-    tensors, (seed, *graph) = saved[: _GRADIENTS + _COUNT], saved[_GRADIENTS + _COUNT :]
+    gradients, lse, operands = list(saved[:_GRADIENTS]), saved[_GRADIENTS], saved[_GRADIENTS + 1 :][:_COUNT]
+    seed, *graph = saved[_GRADIENTS + 1 + _COUNT :]
+    given = [d if ctx.wanted >> n & 1 else None for n, d in enumerate(directions)]
+    settings = ctx.settings
+    of_lse, of_logits = gradients[2], gradients[4]
+    if (
+        torch.is_grad_enabled()  # a third derivative may follow
+        or SCORES[settings.score] == "additive"
+        or WEIGHTS[settings.weight] != "softmax"
+        or of_lse is not None
+        or of_logits is not None
+    ):
+        found = _formula_double_backward(gradients, operands, given, needed, seed, tuple(graph), settings)
+    else:
+        to_gradients = [(0, 16), (1, 17), (3, 18)]  # out, out_on_edge, weights, and their bits
+        wanted = sum(1 << n for n in range(_COUNT) if needed[_GRADIENTS + n] and operands[n] is not None)
+        wanted |= sum(1 << bit for n, bit in to_gradients if needed[n] and gradients[n] is not None)
+        made = _op_double(
+            *given,
+            gradients[0],
+            gradients[1],
+            gradients[3],
+            lse,
+            *operands,
+            seed,
+            *graph,
+            settings.kinds,
+            settings.numbers,
+            wanted,
+        )
+        found = [made[3 + n] if wanted >> n & 1 else None for n in range(_COUNT)]
+        first: list[Tensor | None] = [None] * _GRADIENTS
+        for (n, bit), gradient in zip(to_gradients, made[:3], strict=True):
+            first[n] = gradient if wanted >> bit & 1 else None
+        found = first + found
+    return (*found[:_GRADIENTS], None, *found[_GRADIENTS:], *(None,) * 10)
+
+
+def _formula_double_backward(given_gradients, operands, directions, needed, seed, graph, settings):
+    """By derivatives of the formula's derivatives: of the results' gradients, then of the operands."""
+    tensors = [*given_gradients, *operands]
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         # Aliases: derivatives in one operand must not run on into another that was made from it.
-        first = [n for n in range(_COUNT) if ctx.wanted >> n & 1 and directions[n] is not None]
+        first = [n for n in range(_COUNT) if directions[n] is not None]
         for_first = {_GRADIENTS + n for n in first}
         aliases = [
-            t if t is None or not (needed[n] or n in for_first)
+            t
+            if t is None or not (needed[n] or n in for_first)
             else (t.view_as(t) if t.requires_grad else t.detach().requires_grad_())
             for n, t in enumerate(tensors)
         ]
-        results = attention_formula(aliases[_GRADIENTS:], seed, tuple(graph), ctx.settings)
+        results = attention_formula(aliases[_GRADIENTS:], seed, graph, settings)
         used = [(r, g) for r, g in zip(results, aliases[:_GRADIENTS], strict=True) if g is not None and r.requires_grad]
         if not used or not first:
-            return (None,) * (_GRADIENTS + 1 + _COUNT + 10)
+            return [None] * len(tensors)
         gradients = torch.autograd.grad(
-            [r for r, _ in used], [aliases[_GRADIENTS + n] for n in first], [g for _, g in used],
-            create_graph=True, allow_unused=True,
+            [r for r, _ in used],
+            [aliases[_GRADIENTS + n] for n in first],
+            [g for _, g in used],
+            create_graph=True,
+            allow_unused=True,
         )
         pairs = [(g, directions[n]) for g, n in zip(gradients, first, strict=True) if g is not None and g.requires_grad]
         targets = [n for n, t in enumerate(aliases) if needed[n] and t is not None]
         found: dict[int, Tensor | None] = {}
         if pairs and targets:
             second = torch.autograd.grad(
-                [g for g, _ in pairs], [aliases[n] for n in targets], [d.reshape(g.shape) for g, d in pairs],
-                create_graph=keep, allow_unused=True,
+                [g for g, _ in pairs],
+                [aliases[n] for n in targets],
+                [d.reshape(g.shape) for g, d in pairs],
+                create_graph=keep,
+                allow_unused=True,
             )
             found = dict(zip(targets, second, strict=True))
-    ordered = [found.get(n) for n in range(len(tensors))]
-    return (*ordered[:_GRADIENTS], None, *ordered[_GRADIENTS:], *(None,) * 10)
+    return [found.get(n) for n in range(len(tensors))]
 
 
 torch.library.register_autograd("hamfast::graph_attention", _backward, setup_context=_setup)
@@ -182,3 +250,4 @@ def _by_sample(op):
 
 torch.library.register_vmap("hamfast::graph_attention", _by_sample(_op))
 torch.library.register_vmap("hamfast::graph_attention_backward", _by_sample(_op_backward))
+torch.library.register_vmap("hamfast::graph_attention_double_backward", _by_sample(_op_double))

@@ -152,7 +152,9 @@ def _backward(ctx, grad):
     *operands, g0, g1, g2, g3, g4, g5 = ctx.saved_tensors
     graph = (g0, g1, g2, g3, g4, g5)
     given = [t for t in operands if t is not None]
-    found = [_gradient(n, grad, given, ctx.places, graph) if ctx.needs_input_grad[n] else None for n in range(len(given))]
+    found = [
+        _gradient(n, grad, given, ctx.places, graph) if ctx.needs_input_grad[n] else None for n in range(len(given))
+    ]
     return (*_padded(found), *(None,) * 8)
 
 

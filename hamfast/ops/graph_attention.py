@@ -216,7 +216,9 @@ def _attend(given, outer_place, seed, graph, settings, want_weights, want_logits
         operands["edge"] = None
     outer = given["outer Y"] is not None
     run = attention_formula if transformed else run_kernel
-    extra = () if transformed else (key_weight, want_weights or sums_after or outer, want_logits, value_weight is not None)
+    extra = (
+        () if transformed else (key_weight, want_weights or sums_after or outer, want_logits, value_weight is not None)
+    )
     found = run([operands[name] for name in OPERANDS], seed, graph, settings, *extra)
 
     out = found.out.unflatten(2, (*components, -1)) if components and found.out.shape[2] else found.out

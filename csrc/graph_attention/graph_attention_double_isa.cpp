@@ -1,0 +1,264 @@
+// The derivative of the backward pass, in two passes like it. Compiled once per instruction set.
+#include "graph_attention/graph_attention_isa.h"
+
+#include "graph_attention/graph_attention_node.h"
+
+namespace hamfast::HAMFAST_ISA {
+
+template <class T>
+class SecondPasses : public Node<T> {
+ public:
+  using Node<T>::Node;
+  HAMFAST_NODE_MEMBERS
+
+  void receiver(int64_t node) {
+    begin(node, call_.receiver_order, call_.receiver_ptr);
+    collect(node);
+    query_on_edge_dot_ = collected(call_.query_on_edge_dot, node, on_edge_[2]);
+    const int64_t heads = call_.heads, width = call_.query.width, features = call_.features;
+    T *z = scalars(0), *p = scalars(1), *a = scalars(2), *slope = scalars(3), *z_dot = scalars(4), *b = scalars(5);
+    scores(p, z, slope);
+    plain_softmax(node, p);
+    incoming(node, a);
+    along(node, z_dot, b);
+    second_scores(z, p, a, slope, z_dot, b);
+    // Now: gradients of z and z', w' and w.
+    const T *dz = z, *dz_dot = z_dot, *w_dot = a, *w = p;
+    if (call_.d_score) write(dz, call_.d_score);
+    if (call_.d_score_dot) write(dz_dot, call_.d_score_dot);
+    if (call_.kept_weight) write(w_dot, call_.kept_weight);
+    if (call_.to_grad_weights) write(w_dot, call_.to_grad_weights);
+
+    const T* g = row(call_.grad_out, node, value_size_);
+    T* d_query = zeroed(call_.d_query[part_receiver], node, size_);
+    T* d_key = zeroed(call_.d_key[part_receiver], node, size_);
+    T* d_on_edge = zeroed(call_.d_query_on_edge, node, heads * features);
+    T* to_out = zeroed(call_.to_grad_out, node, value_size_);
+    T* to_on_edge = zeroed(call_.to_grad_on_edge, node, heads * features);
+    if (T* d_value = zeroed(call_.d_value[part_receiver], node, value_size_)) {
+      T* total = head_[0];
+      set_zero(total, heads);
+      for (int64_t i = 0; i < degree_; ++i)
+        for (int64_t h = 0; h < heads; ++h) total[h] += w_dot[i * heads + h];
+      if (g) scale_heads(heads, total, g, call_.value.width, d_value);
+    }
+    const bool of_scores = d_query || d_key || call_.d_query[part_edge] || call_.d_key[part_edge];
+    for (int64_t at = 0; at < degree_; at += kChunk) {
+      const int n = load_chunk(at, dz);
+      for (int i = 0; i < n; ++i) second_[i] = dz_dot + (at + i) * heads;
+      edge_rows();
+      if (of_scores) {
+        score_rows();
+        for (bool along_direction : {false, true}) {
+          if (along_direction && !direction_rows()) break;
+          const T* const* weight = along_direction ? second_ : weight_;
+          if (d_query) accumulate(n, heads, weight, for_query_, width, width, d_query);
+          if (d_key) accumulate(n, heads, weight, for_key_, width, width, d_key);
+          for (int i = 0; i < n; ++i) {
+            edge_row(call_.d_query[part_edge], i, weight[i], for_query_[i], along_direction);
+            edge_row(call_.d_key[part_edge], i, weight[i], for_key_[i], along_direction);
+          }
+        }
+      }
+      if (d_on_edge) accumulate(n, heads, weight_, edge_, features, int64_t(0), d_on_edge);
+      if (d_on_edge && call_.edge_dot) accumulate(n, heads, second_, edge_dot_, features, int64_t(0), d_on_edge);
+      if (call_.d_edge) edge_gradients(at, n, w_dot);
+      for (int i = 0; i < n; ++i) {
+        weight_[i] = w_dot + (at + i) * heads, second_[i] = w + (at + i) * heads;
+        T* to = row(call_.d_value[part_edge], chunk_.edge[i], value_size_);
+        if (to && g) scale_heads(heads, weight_[i], g, call_.value.width, to);
+        if (to && !g) set_zero(to, value_size_);
+      }
+      if (to_out) {
+        resolve(call_.value, value_size_, chunk_, buffer_[0], value_);
+        accumulate(n, heads, weight_, value_, call_.value.width, call_.value.width, to_out);
+        if (call_.value_dot.any()) {
+          resolve(call_.value_dot, value_size_, chunk_, buffer_[0], value_);
+          accumulate(n, heads, second_, value_, call_.value.width, call_.value.width, to_out);
+        }
+      }
+      if (to_on_edge) accumulate(n, heads, weight_, edge_, features, int64_t(0), to_on_edge);
+      if (to_on_edge && call_.edge_dot) accumulate(n, heads, second_, edge_dot_, features, int64_t(0), to_on_edge);
+    }
+  }
+
+  void sender(int64_t node) {
+    begin(node, call_.sender_order, call_.sender_ptr);
+    const int64_t heads = call_.heads, width = call_.query.width;
+    T* d_query = zeroed(call_.d_query[part_sender], node, size_);
+    T* d_key = zeroed(call_.d_key[part_sender], node, size_);
+    T* d_value = zeroed(call_.d_value[part_sender], node, value_size_);
+    for (int64_t at = 0; at < degree_; at += kChunk) {
+      const int n = load_chunk(at, nullptr);
+      if (d_query || d_key) {
+        score_rows();
+        for (bool along_direction : {false, true}) {
+          if (along_direction && !direction_rows()) break;
+          const T* numbers = along_direction ? call_.d_score_dot : call_.d_score;
+          for (int i = 0; i < n; ++i) weight_[i] = numbers + chunk_.edge[i] * heads;
+          if (d_query) accumulate(n, heads, weight_, for_query_, width, width, d_query);
+          if (d_key) accumulate(n, heads, weight_, for_key_, width, width, d_key);
+        }
+      }
+      if (d_value && call_.grad_out) {
+        for (int i = 0; i < n; ++i) {
+          weight_[i] = call_.kept_weight + chunk_.edge[i] * heads;
+          value_[i] = call_.grad_out + chunk_.receiver[i] * value_size_;
+        }
+        accumulate(n, heads, weight_, value_, call_.value.width, call_.value.width, d_value);
+      }
+    }
+  }
+
+ private:
+  static const T* row(const T* rows, int64_t index, int64_t size) { return rows ? rows + index * size : nullptr; }
+  static T* row(T* rows, int64_t index, int64_t size) { return rows ? rows + index * size : nullptr; }
+  static T* zeroed(T* rows, int64_t index, int64_t size) {
+    T* found = row(rows, index, size);
+    if (found) set_zero(found, size);
+    return found;
+  }
+
+  void edge_rows() {
+    Node<T>::edge_rows();
+    if (call_.edge_dot)
+      for (int i = 0; i < chunk_.count; ++i) edge_dot_[i] = call_.edge_dot + chunk_.edge[i] * call_.features;
+  }
+
+  // for_query_ and for_key_ of the directions: false if there are none. Zero where one of the two has none.
+  bool direction_rows() {
+    if (!call_.query_dot.any() && !call_.key_dot.any()) return false;
+    resolve(call_.query_dot, size_, chunk_, buffer_[2], for_key_);
+    resolve(call_.key_dot, size_, chunk_, buffer_[3], for_query_);
+    return true;
+  }
+
+  void edge_row(T* rows, int i, const T* weight, const T* from, bool add) {
+    T* to = row(rows, chunk_.edge[i], size_);
+    if (!to) return;
+    if (!add) return scale_heads(call_.heads, weight, from, call_.query.width, to);
+    accumulate(1, call_.heads, &weight, &from, call_.query.width, call_.query.width, to);
+  }
+
+  // z' = <q', k> + <q'e, edge> + <q, k'> + <qe, edge'>, b = <g, v'> + <g_on_edge, edge'>
+  void along(int64_t node, T* z_dot, T* b) {
+    const int64_t heads = call_.heads, width = call_.query.width, features = call_.features;
+    T* more = scalars(6);
+    const T* g = row(call_.grad_out, node, value_size_);
+    const bool of_query = call_.query_dot.any(), of_key = call_.key_dot.any(), of_value = g && call_.value_dot.any();
+    for (int64_t at = 0; at < degree_; at += kChunk) {
+      const int n = load_chunk(at, nullptr);
+      edge_rows();
+      if (call_.score != score_given) score_rows();
+      if (of_query) resolve(call_.query_dot, size_, chunk_, buffer_[2], for_key_);
+      head_dots(n, heads, for_key_, key_, of_query ? width : 0, query_on_edge_dot_, edge_, features, partial_,
+                z_dot + at * heads);
+      if (of_key) resolve(call_.key_dot, size_, chunk_, buffer_[3], for_query_);
+      head_dots(n, heads, query_, for_query_, of_key ? width : 0, call_.edge_dot ? query_on_edge_ : nullptr, edge_dot_,
+                features, partial_, more + at * heads);
+      if (of_value) resolve(call_.value_dot, value_size_, chunk_, buffer_[0], value_);
+      for (int i = 0; i < n; ++i) query_[i] = g;
+      head_dots(n, heads, query_, value_, of_value ? call_.value.width : 0, call_.edge_dot ? grad_on_edge_ : nullptr,
+                edge_dot_, features, partial_, b + at * heads);
+    }
+    for (int64_t i = 0; i < degree_ * heads; ++i) z_dot[i] += more[i];
+  }
+
+  // z, P, a, ds/dz, z', b -> dD/dz, w, w', -, dD/dz', -; and the gradients of the numbers per edge and head.
+  void second_scores(T* z, T* p, T* a, T* slope, T* z_dot, T* b) {
+    T *f = scalars(6), *f_dot = scalars(7), *gate = scalars(8), *gate_dot = scalars(9), *drops = scalars(10);
+    T* scale_dot = scalars(11);
+    T* s_dot = scalars(12);
+    dense(call_.envelope, T(1), f);
+    dense(call_.envelope_dot, T(0), f_dot);
+    dense(call_.gate, T(1), gate);
+    dense(call_.gate_dot, T(0), gate_dot);
+    dense({}, T(1), drops);
+    drop(drops);
+    dense(call_.score_scale_dot, T(0), scale_dot);
+    dense(call_.bias_dot, T(0), s_dot);
+    for (T* padded : {z, p, a, slope, z_dot, b, f, f_dot, gate, gate_dot, drops, scale_dot, s_dot})
+      pattern_.pad(degree_, T(0), padded);
+    enum { mean_u, mean_s, mean_r, mean_su };
+    for (T* sum : repeated_) pattern_.fill(T(0), sum);
+    const T scale = call_.scale;
+    pattern_.each(degree_, [&](int64_t i, int64_t at) {
+      const Vector<T> zero{}, ds_dz = load(slope + i), dropped = load(drops + i);
+      const auto is_clipped = ds_dz == kClipped;
+      const Vector<T> s = load(s_dot + i) + ds_dz * load(z_dot + i) + scale * load(z + i) * load(scale_dot + i);
+      store(s_dot + i, select<T>(is_clipped, zero, s));
+      const Vector<T> value = load(p + i), weight = load(f + i) * value, change = change_at(p, f, f_dot, s_dot, i);
+      const Vector<T> u = load(gate + i) * dropped * load(a + i);
+      const Vector<T> r = dropped * (load(gate_dot + i) * load(a + i) + load(gate + i) * load(b + i));
+      auto add = [&](int n, Vector<T> x) { store(repeated_[n] + at, load(repeated_[n] + at) + x); };
+      add(mean_u, weight * u);
+      add(mean_s, change);
+      add(mean_r, weight * r);
+      add(mean_su, change * u);
+    });
+    for (int n = 0; n < 4; ++n) pattern_.fold(repeated_[n], head_[n], [](T x, T y) { return x + y; });
+    for (int64_t h = 0; h < call_.heads; ++h) head_[mean_su][h] -= head_[mean_u][h] * head_[mean_s][h];  // K
+    for (int n = 0; n < 4; ++n) pattern_.repeat(head_[n], repeated_[n]);
+    pattern_.each(degree_, [&](int64_t i, int64_t at) {
+      const Vector<T> zero{}, ds_dz = load(slope + i), dropped = load(drops + i);
+      const auto is_clipped = ds_dz == kClipped;
+      const Vector<T> value = load(p + i), weight = load(f + i) * value, gated = load(gate + i) * dropped;
+      const Vector<T> moved = change_at(p, f, f_dot, s_dot, i) - weight * load(repeated_[mean_s] + at);
+      const Vector<T> centred = gated * load(a + i) - load(repeated_[mean_u] + at);
+      const Vector<T> r = dropped * (load(gate_dot + i) * load(a + i) + load(gate + i) * load(b + i));
+      const Vector<T> rest = r - load(repeated_[mean_r] + at) - load(repeated_[mean_su] + at);
+      const Vector<T> ds = select<T>(is_clipped, zero, moved * centred + weight * rest);
+      const Vector<T> ds_dot = select<T>(is_clipped, zero, weight * centred);
+      const Vector<T> to_envelope = value * ((load(s_dot + i) - load(repeated_[mean_s] + at)) * centred + rest);
+      const Vector<T> z_here = load(z + i), a_here = load(a + i), along_z = load(z_dot + i);
+      const Vector<T> finite = select<T>(is_clipped, zero, ds_dz);
+      store(z + i, finite * ds + scale * load(scale_dot + i) * ds_dot);
+      store(z_dot + i, finite * ds_dot);
+      store(a + i, moved * gated + weight * load(gate_dot + i) * dropped);
+      store(p + i, weight * gated);
+      // Gradients of the numbers per edge and head take the place of what is read no more.
+      store(gate_dot + i, dropped * (moved * a_here + weight * load(b + i)));
+      store(scale_dot + i, scale * (z_here * ds + along_z * ds_dot));
+      store(f_dot + i, to_envelope);
+      store(s_dot + i, ds);
+    });
+    if (call_.d_bias) write(s_dot, call_.d_bias);
+    if (call_.d_score_scale) write(scale_dot, call_.d_score_scale);
+    if (call_.d_envelope) write(f_dot, call_.d_envelope);
+    if (call_.d_gate) write(gate_dot, call_.d_gate);
+  }
+
+  // p s' + P f'
+  static Vector<T> change_at(const T* p, const T* f, const T* f_dot, const T* s_dot, int64_t i) {
+    return load(p + i) * (load(f + i) * load(s_dot + i) + load(f_dot + i));
+  }
+
+  // dedge = dz qe + dz' qe' + w' g_on_edge, summed over heads.
+  void edge_gradients(int64_t at, int n, const T* w_dot) {
+    const T* weight[kChunk];
+    T* to[kChunk];
+    for (int i = 0; i < n; ++i) {
+      weight[i] = w_dot + (at + i) * call_.heads;
+      to[i] = call_.d_edge + chunk_.edge[i] * call_.features;
+    }
+    spread_all(n, call_.heads, {{weight_, query_on_edge_}, {second_, query_on_edge_dot_}, {weight, grad_on_edge_}},
+               call_.features, to);
+  }
+
+  const T* query_on_edge_dot_ = nullptr;
+  const T *edge_dot_[kChunk], *second_[kChunk];
+};
+
+#define HAMFAST_DEFINE_FOR(T)                                                                                     \
+  void attention_double_backward(const AttentionCall<T>& call, int64_t begin, int64_t end, T* scratch) {         \
+    SecondPasses<T> node(call, scratch);                                                                          \
+    for (int64_t r = begin; r < end; ++r) node.receiver(r);                                                       \
+  }                                                                                                               \
+  void attention_double_backward_senders(const AttentionCall<T>& call, int64_t begin, int64_t end, T* scratch) { \
+    SecondPasses<T> node(call, scratch);                                                                          \
+    for (int64_t r = begin; r < end; ++r) node.sender(r);                                                         \
+  }
+HAMFAST_DEFINE_FOR(float)
+HAMFAST_DEFINE_FOR(double)
+
+}  // namespace hamfast::HAMFAST_ISA
