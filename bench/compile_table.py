@@ -24,15 +24,20 @@ COLUMNS = ["kernel", "case", "architecture", "registers", "shared_bytes", "stack
 # Kernels that need no plan, for float and double: csrc/*_cuda.cu launches these.
 FIXED = """
 #include "edge_frame.cuh"
-#include "graph_attention.cuh"
+#include "edge_einsum.cuh"
 #include "sum_parts.cuh"
 #include "tensor_product.cuh"
+#include "weighted_sum.cuh"
 namespace hamfast {
 #define INSTANTIATE(T)                                                             \\
   template __global__ void rotate_kernel<true, T>(FrameCall<T>, int64_t);          \\
   template __global__ void rotate_kernel<false, T>(FrameCall<T>, int64_t);         \\
   template __global__ void matrix_groups_kernel<T>(MatrixCall<T>);                 \\
-  template __global__ void attention_kernel<T>(AttentionCall<T>, int64_t, int);    \\
+  template __global__ void attention_scores_kernel<T, pass_forward>(AttentionCall<T>);  \\
+  template __global__ void attention_scores_kernel<T, pass_backward>(AttentionCall<T>); \\
+  template __global__ void attention_scores_kernel<T, pass_double>(AttentionCall<T>);   \\
+  template __global__ void weighted_sum_kernel<T>(WeightedSum<T>);                  \\
+  template __global__ void edge_einsum_kernel<T>(EdgeEinsumCall<T>, int64_t);       \\
   template __global__ void tensor_product_kernel<T>(TensorProductCall<T>, int64_t, T*); \\
   template __global__ void add_rows_kernel<T>(const T*, int64_t, int64_t, T*);
 INSTANTIATE(float)
@@ -90,6 +95,9 @@ def compile_one(case, source, header, architecture):
         names = re.findall(r"\d+([a-z][a-z_]*kernel|hamfast_channel)", symbol) or [symbol]
         dtype = "float64" if re.search(r"kernelI(Lb\dE)?d", symbol) else "float32"
         direction = {"ILb1": " into", "ILb0": " out of"}.get(symbol[symbol.find("kernel") + 6 :][:4], "")
+        attention = re.search(r"attention_scores_kernelI[fd]Li(\d)", symbol)
+        if attention:
+            direction = (" forward", " backward", " double")[int(attention[1])]
 
         def number(pattern, text=entry):
             match = re.search(pattern, text)

@@ -1,5 +1,5 @@
-// The two ops on tensors, for any launcher: Launch::forward(call), Launch::backward(call, parts) and
-// Launch::backward_senders(call), each with the device.
+// The ops on tensors, for any launcher: Launch::forward, backward and double_backward (call, a tensor of the call's
+// device and dtype), and Launch::new_result.
 #pragma once
 
 #include <array>
@@ -22,10 +22,10 @@ using Optional = std::optional<Tensor>;
       Optional gate, Optional seed, Tensor senders, Tensor sender_order, Tensor sender_ptr, Tensor receivers,         \
       Tensor receiver_order, Tensor receiver_ptr, std::vector<int64_t> kinds, std::vector<double> numbers,            \
       int64_t wanted
-#define HAMFAST_ATTENTION_DIRECTIONS                                                                              \
-  Optional dot_query_edge, Optional dot_query_sender, Optional dot_query_receiver, Optional dot_key_edge,         \
-      Optional dot_key_sender, Optional dot_key_receiver, Optional dot_value_edge, Optional dot_value_sender,     \
-      Optional dot_value_receiver, Optional dot_query_on_edge, Optional dot_edge, Optional dot_vector,            \
+#define HAMFAST_ATTENTION_DIRECTIONS                                                                          \
+  Optional dot_query_edge, Optional dot_query_sender, Optional dot_query_receiver, Optional dot_key_edge,     \
+      Optional dot_key_sender, Optional dot_key_receiver, Optional dot_value_edge, Optional dot_value_sender, \
+      Optional dot_value_receiver, Optional dot_query_on_edge, Optional dot_edge, Optional dot_vector,        \
       Optional dot_bias, Optional dot_score_scale, Optional dot_envelope, Optional dot_gate
 #define HAMFAST_ATTENTION_ARGUMENTS                                                                             \
   {query_edge,     query_sender,  query_receiver, key_edge, key_sender, key_receiver, value_edge, value_sender, \
@@ -161,7 +161,7 @@ struct AttentionOps {
       call.lse = out[2].mutable_data_ptr<T>();
       if (wanted & want_weights) call.weights = out[3].mutable_data_ptr<T>();
       if (wanted & want_logits) call.logits = out[4].mutable_data_ptr<T>();
-      Launch::forward(call, like.get_device_index());
+      Launch::forward(call, like);
     });
     return out;
   }
@@ -190,7 +190,7 @@ struct AttentionOps {
       call.grad_weights = data_or_null<T>(g_weights);
       call.grad_logits = data_or_null<T>(g_logits);
       std::vector<Tensor> kept = set_gradients(args, like, wanted, gradient, call);
-      Launch::backward(call, like.get_device_index());
+      Launch::backward(call, like);
       if (wanted >> Args::vector & 1) {
         const int64_t parts_axis = 0;
         gradient[Args::vector] =
@@ -209,9 +209,9 @@ struct AttentionOps {
     const Tensor& like = args.any();
     const typename Launch::Guard guard(like.get_device_index());
     std::array<Optional, Args::count> direction{
-        dot_query_edge,     dot_query_sender,  dot_query_receiver, dot_key_edge, dot_key_sender, dot_key_receiver,
-        dot_value_edge,     dot_value_sender,  dot_value_receiver, dot_query_on_edge, dot_edge,  dot_vector,
-        dot_bias,           dot_score_scale,   dot_envelope,       dot_gate};
+        dot_query_edge, dot_query_sender, dot_query_receiver, dot_key_edge,      dot_key_sender, dot_key_receiver,
+        dot_value_edge, dot_value_sender, dot_value_receiver, dot_query_on_edge, dot_edge,       dot_vector,
+        dot_bias,       dot_score_scale,  dot_envelope,       dot_gate};
     Args::make_contiguous(direction);
     const Tensor lse = torch::stable::contiguous(lse_any);
     const Optional g = contiguous(grad_out), g_weights = contiguous(grad_weights);
@@ -241,7 +241,7 @@ struct AttentionOps {
         kept.push_back(Launch::new_result(like, {args.edges(), heads}));
         call.d_score_dot = kept.back().mutable_data_ptr<T>();
       }
-      Launch::double_backward(call, like.get_device_index());
+      Launch::double_backward(call, like);
     });
     return result;
   }

@@ -14,14 +14,14 @@ struct AttentionOnCpu {
   }
 
   template <class T>
-  static void forward(const AttentionCall<T>& call, int32_t) {
+  static void forward(const AttentionCall<T>& call, const Tensor&) {
     for_rows(call, call.receiver_ptr, call.num_receivers, [&](int64_t begin, int64_t end, int64_t, T* scratch) {
       HAMFAST_ISA_CALL(attention_forward, call, begin, end, scratch);
     });
   }
 
   template <class T>
-  static void backward(const AttentionCall<T>& call, int32_t) {
+  static void backward(const AttentionCall<T>& call, const Tensor&) {
     for_rows(call, call.receiver_ptr, call.num_receivers, [&](int64_t begin, int64_t end, int64_t part, T* scratch) {
       HAMFAST_ISA_CALL(attention_backward, call, begin, end, part, scratch);
     });
@@ -32,7 +32,7 @@ struct AttentionOnCpu {
   }
 
   template <class T>
-  static void double_backward(const AttentionCall<T>& call, int32_t) {
+  static void double_backward(const AttentionCall<T>& call, const Tensor&) {
     for_rows(call, call.receiver_ptr, call.num_receivers, [&](int64_t begin, int64_t end, int64_t, T* scratch) {
       HAMFAST_ISA_CALL(attention_double_backward, call, begin, end, scratch);
     });

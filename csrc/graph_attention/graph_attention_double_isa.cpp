@@ -1,6 +1,5 @@
 // The derivative of the backward pass, in two passes like it. Compiled once per instruction set.
 #include "graph_attention/graph_attention_isa.h"
-
 #include "graph_attention/graph_attention_node.h"
 
 namespace hamfast::HAMFAST_ISA {
@@ -249,14 +248,14 @@ class SecondPasses : public Node<T> {
   const T *edge_dot_[kChunk], *second_[kChunk];
 };
 
-#define HAMFAST_DEFINE_FOR(T)                                                                                     \
+#define HAMFAST_DEFINE_FOR(T)                                                                                    \
   void attention_double_backward(const AttentionCall<T>& call, int64_t begin, int64_t end, T* scratch) {         \
-    SecondPasses<T> node(call, scratch);                                                                          \
-    for (int64_t r = begin; r < end; ++r) node.receiver(r);                                                       \
-  }                                                                                                               \
+    SecondPasses<T> node(call, scratch);                                                                         \
+    for (int64_t r = begin; r < end; ++r) node.receiver(r);                                                      \
+  }                                                                                                              \
   void attention_double_backward_senders(const AttentionCall<T>& call, int64_t begin, int64_t end, T* scratch) { \
-    SecondPasses<T> node(call, scratch);                                                                          \
-    for (int64_t r = begin; r < end; ++r) node.sender(r);                                                         \
+    SecondPasses<T> node(call, scratch);                                                                         \
+    for (int64_t r = begin; r < end; ++r) node.sender(r);                                                        \
   }
 HAMFAST_DEFINE_FOR(float)
 HAMFAST_DEFINE_FOR(double)

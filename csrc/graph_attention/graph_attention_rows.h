@@ -270,8 +270,7 @@ inline void spread_all(int count, int64_t heads, const SpreadTerm<T> (&terms)[kS
                        T* const* to) {
   auto columns = [&](auto n, int first) {
     int64_t c = 0;
-    for (; c + 4 * kLanes<T> <= width; c += 4 * kLanes<T>)
-      spread_vectors<T, n(), 4>(heads, terms, first, c, width, to);
+    for (; c + 4 * kLanes<T> <= width; c += 4 * kLanes<T>) spread_vectors<T, n(), 4>(heads, terms, first, c, width, to);
     for (; c < width; c += kLanes<T>) spread_vectors<T, n(), 1>(heads, terms, first, c, width, to);
   };
   int i = 0;

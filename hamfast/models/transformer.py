@@ -55,7 +55,7 @@ class EdgeSplitLinear(nn.Module):
         self.target = nn.Linear(hidden, width_out, bias=False)
 
     def parts(self, node: Tensor, edge: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(edge, source, target) parts, before they are gathered and added."""
+        """(edge, sender, receiver) parts, before they are gathered and added."""
         return self.edge(edge), self.source(node), self.target(node)
 
     def forward(self, node: Tensor, edge: Tensor, edges: EdgeIndex) -> Tensor:
@@ -95,9 +95,13 @@ class TransformerBlock(nn.Module):
             node = total / degree
         heads = (self.config.num_heads, self.config.hidden // self.config.num_heads)
         operands = {}
-        for name, linear in (("query", self.query), ("key", self.key), ("value", self.value)):
-            for part, tensor in zip(("edge", "source", "target"), linear.parts(node, merged), strict=True):
+        for name, linear in (("query", self.query), ("key", self.key)):
+            for part, tensor in zip(("edge", "sender", "receiver"), linear.parts(node, merged), strict=True):
                 operands[f"{name}_{part}"] = tensor.unflatten(-1, heads)
+        # The weights of a receiver add up to 1: what all its edges share goes with the receiver.
+        operands["value_sender"] = self.value.source(node).unflatten(-1, heads)
+        operands["value_receiver"] = (self.value.target(node) + self.value.edge.bias).unflatten(-1, heads)
+        operands |= {"edge": merged, "edge_value_weight": self.value.edge.weight.unflatten(0, heads)}
         attended = graph_attention(edges, **operands, clip=self.config.score_clip).flatten(1)
         node = self.attention_norm(self.attention_out(attended) + node)
         node = node + self.ffn(node)

@@ -1,18 +1,21 @@
 """The ops: one file each, which states its shapes, checks its arguments and registers fake and autograd."""
 
+from hamfast.ops.edge_einsum import edge_einsum
 from hamfast.ops.edge_index import EdgeIndex, edge_index
 from hamfast.ops.edge_tensor_product import EdgeFrames, EdgeSources, SeparateWeights, edge_frames, edge_tensor_product
-from hamfast.ops.graph_attention import graph_attention
+from hamfast.ops.graph_attention import AttentionOutput, graph_attention
 from hamfast.ops.radial import RadialWeights
 from hamfast.ops.tensor_product import tensor_product
 from hamfast.ops.wigner import rotate_irreps, rotation_from_euler
 
 __all__ = [
+    "AttentionOutput",
     "EdgeFrames",
     "EdgeIndex",
     "EdgeSources",
     "RadialWeights",
     "SeparateWeights",
+    "edge_einsum",
     "edge_frames",
     "edge_index",
     "edge_tensor_product",

@@ -148,8 +148,12 @@ def _weights(logits: Tensor, envelope: Tensor | None, graph: Graph, settings: Se
     rows = graph[5].shape[0] - 1
     kind = WEIGHTS[settings.weight]
     if kind != "softmax":
-        functions = {"silu": functional.silu, "sigmoid": torch.sigmoid, "softplus": functional.softplus}
-        value = functions[kind](logits) if kind in functions else logits
+        value = {
+            "identity": lambda: logits,
+            "silu": lambda: functional.silu(logits),
+            "sigmoid": lambda: torch.sigmoid(logits),
+            "softplus": lambda: functional.softplus(logits),
+        }[kind]()
         return value if envelope is None else value * envelope, logits.new_zeros(rows, settings.heads)
     live = logits if envelope is None else logits.masked_fill(envelope == 0, -torch.inf)
     # The result does not depend on the shift, so neither do derivatives.

@@ -47,6 +47,7 @@ def run_kernel(
     """
     if edge_key_weight is not None:
         query = operands[_RECEIVER_QUERY]
+        assert query is not None  # the public op has checked it
         operands = [*operands]
         with torch.no_grad():
             operands[_ON_EDGE] = query_on_edge(query, edge_key_weight)
@@ -83,10 +84,11 @@ def _(edge_key_weight, *args):
 
 @torch.library.register_fake("hamfast::graph_attention_backward")
 def _(*args):
-    return _fake_gradients(*_parse(args[_GRADIENTS + 1 :]), args[-1])
+    operands, _, graph, settings = _parse(args[_GRADIENTS + 1 :])
+    return _fake_gradients(operands, graph, settings, args[-1])
 
 
-def _fake_gradients(operands, seed, graph, settings, wanted):
+def _fake_gradients(operands, graph, settings, wanted):
     like, edges = next(t for t in operands if t is not None), graph[0].shape[0]
     made = []
     for n, operand in enumerate(operands):
@@ -99,11 +101,11 @@ def _fake_gradients(operands, seed, graph, settings, wanted):
 
 @torch.library.register_fake("hamfast::graph_attention_double_backward")
 def _(*args):
-    operands, seed, graph, settings = _parse(args[_COUNT + 4 :])
+    operands, _, graph, settings = _parse(args[_COUNT + 4 :])
     like = next(t for t in operands if t is not None)
     shapes = [None if t is None else t.shape for t in args[_COUNT : _COUNT + 3]]
     to_gradients = [like.new_empty(s if args[-1] >> _COUNT + n & 1 else 0) for n, s in enumerate(shapes)]
-    return to_gradients + _fake_gradients(operands, seed, graph, settings, args[-1])
+    return to_gradients + _fake_gradients(operands, graph, settings, args[-1])
 
 
 def _setup(ctx, inputs, output):
@@ -124,14 +126,15 @@ def _backward(ctx, gradients):
         needed[_ON_EDGE] = ctx.needs_input_grad[0] or needed[_RECEIVER_QUERY]
     wanted = sum(1 << n for n, is_needed in enumerate(needed) if is_needed and operands[n] is not None)
     given = [None if g is None or g.numel() == 0 else g for g in gradients]
-    empty = all(g is None for g in given)
     found: list[Tensor | None] = [None] * _COUNT
-    if wanted and not empty:
+    if wanted and all(g is None for g in given):  # results without elements
+        found = [torch.zeros_like(t) if wanted >> n & 1 else None for n, t in enumerate(operands)]
+    elif wanted:
         made = _op_backward(*given, lse, *operands, *rest, ctx.settings.kinds, ctx.settings.numbers, wanted)
         found = [g if wanted >> n & 1 else None for n, g in enumerate(made)]
-    to_weight = None
-    if weight is not None and found[_ON_EDGE] is not None:
-        on_edge, query = found[_ON_EDGE].transpose(0, 1), operands[_RECEIVER_QUERY]
+    to_weight, raw = None, found[_ON_EDGE]
+    if weight is not None and raw is not None:
+        on_edge, query = raw.transpose(0, 1), operands[_RECEIVER_QUERY]
         if ctx.needs_input_grad[0]:
             to_weight = torch.matmul(query.permute(1, 2, 0), on_edge)
         if needed[_RECEIVER_QUERY]:

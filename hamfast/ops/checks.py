@@ -6,7 +6,8 @@ from torch import Tensor
 
 def check_rows(op: str, name: str, tensor: Tensor, rows: int | None, *shape: int) -> None:
     """``tensor`` must be ``[rows, *shape]``; ``rows=None`` allows any number."""
-    if tensor.dim() != 1 + len(shape) or tuple(tensor.shape[1:]) != shape or rows not in (None, tensor.shape[0]):
+    wrong_rows = rows is not None and tensor.shape[0] != rows
+    if tensor.dim() != 1 + len(shape) or tuple(tensor.shape[1:]) != shape or wrong_rows:
         expected = ", ".join(str(n) for n in ("rows" if rows is None else rows, *shape))
         raise ValueError(f"{op}: {name}: expected [{expected}], found {list(tensor.shape)}")
 

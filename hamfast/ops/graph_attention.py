@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from hamfast.ops.attention_checks import check_numbers, check_operands
 from hamfast.ops.attention_formula import (
     ACTIVATIONS,
     OPERANDS,
@@ -22,7 +23,6 @@ from hamfast.ops.attention_formula import (
     weighted_sum,
 )
 from hamfast.ops.attention_kernel import query_on_edge, run_kernel
-from hamfast.ops.attention_checks import check_numbers, check_operands
 from hamfast.ops.checks import check_same
 from hamfast.ops.edge_index import EdgeIndex
 
@@ -77,7 +77,7 @@ def graph_attention(
     return_weights: bool = False,
     return_logits: bool = False,
     return_lse: bool = False,
-) -> Tensor | AttentionOutput:
+) -> Any:
     """Each receiver's weighted sum over its incoming edges. Per head and edge e = (sender s -> receiver t):
 
     - ``q_e = query_edge[e] + query_sender[s] + query_receiver[t]``, k and v alike; ``k_e`` also has ``edge_key_weight @ edge[e]`` and
@@ -109,7 +109,7 @@ def graph_attention(
         return_weights, return_logits, return_lse: return an :class:`AttentionOutput`; all its members are differentiable.
 
     Returns:
-        ``[num_receivers, heads, (components,) value width]``; zero for receivers without edges. Deterministic. The first derivative is
+        Tensor ``[num_receivers, heads, (components,) value width]`` (or :class:`AttentionOutput`); zero for receivers without edges. Deterministic. The first derivative is
         a kernel; all further ones, forward mode and ``torch.func`` run on differentiable sums over edges.
         bfloat16 and float16 operands are computed in float32.
 

@@ -72,8 +72,13 @@ def graph_attention(
         weights = plain / torch.where(total == 0, torch.ones_like(total), total)[receivers]
         lse = top + torch.log(total)
     else:
-        functions = {"silu": functional.silu, "sigmoid": torch.sigmoid, "softplus": functional.softplus}
-        weights = envelope * (functions[name](score) if name in functions else score)
+        activated = {
+            "identity": lambda: score,
+            "silu": lambda: functional.silu(score),
+            "sigmoid": lambda: torch.sigmoid(score),
+            "softplus": lambda: functional.softplus(score),
+        }[name]()
+        weights = envelope * activated
     if given.get("gate") is not None:
         weights = weights * per_head("gate")
     if given.get("dropout_factors") is not None:

@@ -1,0 +1,279 @@
+// Attention on the GPU, first half: everything that is a number per edge and head. The sums over edges that follow are
+// in weighted_sum.cuh. One warp per receiver and head. Scores: a group of lanes per edge, so that rows are read in full
+// sectors. What follows: a lane per edge.
+#pragma once
+
+#include "graph_attention.cuh"
+
+#if defined(__CUDACC__) || defined(HAMFAST_SIMT)
+
+namespace hamfast {
+
+constexpr int kAttentionWarps = 4;  // per block
+constexpr int kGroup = 8;           // lanes per edge
+
+template <class T>
+HAMFAST_INLINE T row_element(const EdgeSum<T>& sum, int64_t heads, const int64_t (&row)[3], int64_t h, int64_t c) {
+  T total = T(0);
+  for (int p = 0; p < 3; ++p)
+    if (sum.part[p]) total += sum.part[p][(row[p] * heads + h) * sum.width + c];
+  return total;
+}
+
+template <class T>
+HAMFAST_INLINE T score_activation(int64_t kind, T slope, T x) {
+  if (kind == act_leaky_relu) return x > T(0) ? x : slope * x;
+  const T y = HAMFAST_ISA::sigmoid(x);
+  return kind == act_silu ? x * y : x * (slope + (T(1) - slope) * y);
+}
+template <class T>
+HAMFAST_INLINE T score_activation_slope(int64_t kind, T slope, T x) {
+  if (kind == act_leaky_relu) return x > T(0) ? T(1) : slope;
+  const T y = HAMFAST_ISA::sigmoid(x), silu = y * (T(1) + x * (T(1) - y));
+  return kind == act_silu ? silu : slope + (T(1) - slope) * silu;
+}
+
+// One warp at one receiver and head.
+template <class T>
+struct ScoreWarp {
+  const AttentionCall<T>& call;
+  int64_t receiver, head;
+  int lane;
+
+  HAMFAST_INLINE int64_t first() const { return call.receiver_ptr[receiver]; }
+  HAMFAST_INLINE int64_t last() const { return call.receiver_ptr[receiver + 1]; }
+  HAMFAST_INLINE int64_t place(int64_t edge) const { return edge * call.heads + head; }
+
+  static HAMFAST_INLINE T add_all(T x) { return HAMFAST_ISA::Warp{}.sum(x); }
+  static HAMFAST_INLINE T largest(T x) {
+    for (int step = kWarp / 2; step > 0; step /= 2) {
+      const T other = __shfl_xor_sync(0xffffffffu, x, step);
+      x = other > x ? other : x;
+    }
+    return x;
+  }
+
+  // term(rows of the edge, first column, step) -> to[edge, head], summed over the lanes of a group.
+  template <class F>
+  HAMFAST_INLINE void dots(T* to, F&& term) const {
+    const int rank = lane % kGroup;
+    for (int64_t begin = first(); begin < last(); begin += kWarp / kGroup) {
+      const int64_t n = begin + lane / kGroup;
+      T total = T(0);
+      int64_t edge = 0;
+      if (n < last()) {
+        edge = call.receiver_order[n];
+        const int64_t row[3] = {edge, call.senders[edge], receiver};
+        total = term(row, rank);
+      }
+      for (int step = kGroup / 2; step > 0; step /= 2) total += __shfl_xor_sync(0xffffffffu, total, step);
+      if (n < last() && rank == 0) to[place(edge)] = total;
+    }
+    __syncwarp();
+  }
+
+  HAMFAST_INLINE T on_edge(const NodeRows<T>& nodes, const T* edges, const int64_t (&row)[3], int rank) const {
+    T total = T(0);
+    if (!nodes.data || !edges) return total;
+    const T* at = nodes.row(receiver) + head * nodes.head_stride;
+    for (int64_t f = rank; f < call.features; f += kGroup) total += at[f] * edges[row[0] * call.features + f];
+    return total;
+  }
+  HAMFAST_INLINE T product(const EdgeSum<T>& a, const EdgeSum<T>& b, const int64_t (&row)[3], int rank) const {
+    T total = T(0);
+    if (!a.any() || !b.any()) return total;
+    for (int64_t c = rank; c < a.width; c += kGroup)
+      total += row_element(a, call.heads, row, head, c) * row_element(b, call.heads, row, head, c);
+    return total;
+  }
+  HAMFAST_INLINE T with_gradient(const EdgeSum<T>& value, const int64_t (&row)[3], int rank) const {
+    T total = T(0);
+    if (!call.grad_out || !value.any()) return total;
+    const T* g = call.grad_out + (receiver * call.heads + head) * call.value.width;
+    for (int64_t c = rank; c < value.width; c += kGroup) total += g[c] * row_element(value, call.heads, row, head, c);
+    return total;
+  }
+
+  HAMFAST_INLINE void all_z() const {
+    dots(call.at_z, [&](const int64_t (&row)[3], int rank) {
+      if (call.score == score_given) return T(0);
+      T total = on_edge(call.query_on_edge, call.edge, row, rank);
+      if (call.score == score_dot) return total + product(call.query, call.key, row, rank);
+      for (int64_t c = rank; c < call.query.width; c += kGroup) {
+        const T x = row_element(call.query, call.heads, row, head, c) + row_element(call.key, call.heads, row, head, c);
+        total += call.vector[head * call.query.width + c] * score_activation(call.activation, call.slope, x);
+      }
+      return total;
+    });
+  }
+  HAMFAST_INLINE void all_a() const {
+    dots(call.at_a, [&](const int64_t (&row)[3], int rank) {
+      return with_gradient(call.value, row, rank) + on_edge(call.grad_on_edge, call.edge, row, rank);
+    });
+  }
+  HAMFAST_INLINE void all_along() const {
+    dots(call.at_z_dot, [&](const int64_t (&row)[3], int rank) {
+      return product(call.query_dot, call.key, row, rank) + product(call.query, call.key_dot, row, rank) +
+             on_edge(call.query_on_edge_dot, call.edge, row, rank) +
+             on_edge(call.query_on_edge, call.edge_dot, row, rank);
+    });
+    dots(call.at_b, [&](const int64_t (&row)[3], int rank) {
+      return with_gradient(call.value_dot, row, rank) + on_edge(call.grad_on_edge, call.edge_dot, row, rank);
+    });
+  }
+
+  // Of one edge; a lane each.
+  struct Edge {
+    int64_t edge, place;
+    T z, slope, s, f, gate, drop;  // slope: ds/dz, 0 where clipped
+    bool is_clipped;
+  };
+  static HAMFAST_INLINE T at(const EdgeScalar<T>& x, T absent, int64_t edge, int64_t head) {
+    return x.data ? x.at(edge, head) : absent;
+  }
+  HAMFAST_INLINE Edge load(int64_t n) const {
+    Edge e;
+    e.edge = call.receiver_order[n];
+    e.place = place(e.edge);
+    e.z = call.at_z[e.place];
+    e.slope = call.scale * at(call.score_scale, T(1), e.edge, head);
+    const T s = e.slope * e.z + at(call.bias, T(0), e.edge, head);
+    e.s = HAMFAST_ISA::clipped(s, call.clip);
+    e.is_clipped = s > call.clip || s < -call.clip;
+    if (e.is_clipped) e.slope = T(0);
+    e.f = at(call.envelope, T(1), e.edge, head);
+    e.gate = at(call.gate, T(1), e.edge, head);
+    e.drop = call.seed ? HAMFAST_ISA::dropout_factor(call, e.edge, head) : T(1);
+    return e;
+  }
+  template <class F>
+  HAMFAST_INLINE void each(F&& f) const {
+    for (int64_t n = first() + lane; n < last(); n += kWarp) f(load(n));
+  }
+
+  // exp(s - lse), or the activation.
+  HAMFAST_INLINE T plain(const Edge& e, T lse) const {
+    if (!call.softmax()) return HAMFAST_ISA::weight_value(call.weight, e.s);
+    return lse == T(-HUGE_VAL) ? T(0) : T(exp(e.s - lse));
+  }
+  HAMFAST_INLINE T lse_before() const { return call.lse_before[receiver * call.heads + head]; }
+
+  HAMFAST_INLINE void forward() const {
+    all_z();
+    T lse = T(0);
+    if (call.softmax()) {
+      const T log_epsilon = call.epsilon > T(0) ? T(log(call.epsilon)) : T(-HUGE_VAL);
+      T top = log_epsilon, total = T(0);
+      each([&](const Edge& e) { top = e.f != T(0) && e.s > top ? e.s : top; });
+      top = largest(top);
+      if (top == T(-HUGE_VAL)) top = T(0);
+      each([&](const Edge& e) {
+        if (e.f != T(0)) total += e.f * T(exp(e.s - top));
+      });
+      total = add_all(total) + T(exp(log_epsilon - top));
+      lse = top + T(log(total));
+      if (lane == 0) call.lse[receiver * call.heads + head] = lse;
+    } else if (lane == 0) {
+      call.lse[receiver * call.heads + head] = T(0);
+    }
+    each([&](const Edge& e) {
+      call.kept_weight[e.place] = e.f == T(0) ? T(0) : e.f * plain(e, lse) * e.gate * e.drop;
+      if (call.logits) call.logits[e.place] = e.s;
+    });
+  }
+
+  HAMFAST_INLINE void backward() const {
+    all_z();
+    all_a();
+    const bool softmax = call.softmax();
+    const T lse = lse_before();
+    auto incoming = [&](const Edge& e) {
+      return call.at_a[e.place] + (call.grad_weights ? call.grad_weights[e.place] : T(0));
+    };
+    T mean = T(0);
+    if (softmax) {
+      each([&](const Edge& e) { mean += e.f * plain(e, lse) * e.gate * e.drop * incoming(e); });
+      mean = add_all(mean);
+      if (call.grad_lse) mean -= call.grad_lse[receiver * call.heads + head];
+    }
+    each([&](const Edge& e) {
+      const T value = plain(e, lse), a = incoming(e), centred = e.gate * e.drop * a - mean;
+      T ds = e.f * centred * (softmax ? value : HAMFAST_ISA::weight_slope(call.weight, e.s));
+      if (call.grad_logits) ds += call.grad_logits[e.place];
+      if (e.is_clipped) ds = T(0);
+      if (call.d_bias) call.d_bias[e.place] = ds;
+      if (call.d_gate) call.d_gate[e.place] = e.drop * e.f * value * a;
+      if (call.d_envelope) call.d_envelope[e.place] = value * centred;
+      if (call.d_score_scale) call.d_score_scale[e.place] = ds * call.scale * e.z;
+      call.d_score[e.place] = ds * e.slope;
+      call.kept_weight[e.place] = e.f * value * e.gate * e.drop;
+    });
+  }
+
+  // What D is made of at one edge; see graph_attention.cuh.
+  struct Second {
+    T value, p, s_dot, change, a, u, r, gate_dot, scale_dot;
+  };
+  HAMFAST_INLINE Second second(const Edge& e, T lse) const {
+    Second x;
+    x.value = plain(e, lse), x.p = e.f * x.value;
+    x.a = call.at_a[e.place] + (call.grad_weights ? call.grad_weights[e.place] : T(0));
+    x.gate_dot = at(call.gate_dot, T(0), e.edge, head);
+    x.scale_dot = at(call.score_scale_dot, T(0), e.edge, head);
+    x.s_dot = e.slope * call.at_z_dot[e.place] + call.scale * e.z * x.scale_dot + at(call.bias_dot, T(0), e.edge, head);
+    if (e.is_clipped) x.s_dot = T(0);
+    x.change = x.p * x.s_dot + x.value * at(call.envelope_dot, T(0), e.edge, head);
+    x.u = e.gate * e.drop * x.a;
+    x.r = e.drop * (x.gate_dot * x.a + e.gate * call.at_b[e.place]);
+    return x;
+  }
+
+  HAMFAST_INLINE void double_backward() const {
+    all_z();
+    all_a();
+    all_along();
+    const T lse = lse_before();
+    T mean_u = T(0), mean_s = T(0), mean_r = T(0), mean_su = T(0);
+    each([&](const Edge& e) {
+      const Second x = second(e, lse);
+      mean_u += x.p * x.u, mean_s += x.change, mean_r += x.p * x.r, mean_su += x.change * x.u;
+    });
+    mean_u = add_all(mean_u), mean_s = add_all(mean_s), mean_r = add_all(mean_r);
+    const T k = add_all(mean_su) - mean_u * mean_s;
+    each([&](const Edge& e) {
+      const Second x = second(e, lse);
+      const T moved = x.change - x.p * mean_s, centred = x.u - mean_u, rest = x.r - mean_r - k;
+      const T ds = e.is_clipped ? T(0) : moved * centred + x.p * rest;
+      const T ds_dot = e.is_clipped ? T(0) : x.p * centred;
+      const T w_dot = moved * e.gate * e.drop + x.p * x.gate_dot * e.drop;
+      if (call.d_bias) call.d_bias[e.place] = ds;
+      if (call.d_score_scale) call.d_score_scale[e.place] = call.scale * (e.z * ds + call.at_z_dot[e.place] * ds_dot);
+      if (call.d_envelope) call.d_envelope[e.place] = x.value * ((x.s_dot - mean_s) * centred + rest);
+      if (call.d_gate) call.d_gate[e.place] = e.drop * (moved * x.a + x.p * call.at_b[e.place]);
+      if (call.to_grad_weights) call.to_grad_weights[e.place] = w_dot;
+      call.d_score[e.place] = e.slope * ds + call.scale * x.scale_dot * ds_dot;
+      call.d_score_dot[e.place] = e.slope * ds_dot;
+      call.kept_weight[e.place] = w_dot;
+      call.at_a[e.place] = x.p * e.gate * e.drop;  // w
+    });
+  }
+};
+
+enum AttentionPass : int { pass_forward = 0, pass_backward = 1, pass_double = 2 };
+
+template <class T, int pass>
+__global__ void __launch_bounds__(kWarp* kAttentionWarps) attention_scores_kernel(AttentionCall<T> call) {
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int64_t items = call.num_receivers * call.heads;
+  for (int64_t item = static_cast<int64_t>(blockIdx.x) * kAttentionWarps + warp; item < items;
+       item += static_cast<int64_t>(gridDim.x) * kAttentionWarps) {
+    const ScoreWarp<T> at{call, item / call.heads, item % call.heads, static_cast<int>(threadIdx.x) % kWarp};
+    if constexpr (pass == pass_forward) at.forward();
+    if constexpr (pass == pass_backward) at.backward();
+    if constexpr (pass == pass_double) at.double_backward();
+  }
+}
+
+}  // namespace hamfast
+
+#endif
