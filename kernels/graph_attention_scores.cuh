@@ -160,10 +160,11 @@ struct ScoreWarp {
 
   HAMFAST_INLINE void forward() const {
     all_z();
-    T lse = T(0);
+    T top = T(0), inverse = T(1);
     if (call.softmax()) {
       const T log_epsilon = call.epsilon > T(0) ? T(log(call.epsilon)) : T(-HUGE_VAL);
-      T top = log_epsilon, total = T(0);
+      T total = T(0);
+      top = log_epsilon;
       each([&](const Edge& e) { top = e.f != T(0) && e.s > top ? e.s : top; });
       top = largest(top);
       if (top == T(-HUGE_VAL)) top = T(0);
@@ -171,13 +172,15 @@ struct ScoreWarp {
         if (e.f != T(0)) total += e.f * T(exp(e.s - top));
       });
       total = add_all(total) + T(exp(log_epsilon - top));
-      lse = top + T(log(total));
-      if (lane == 0) call.lse[receiver * call.heads + head] = lse;
+      inverse = total == T(0) ? T(0) : T(1) / total;
+      if (lane == 0) call.lse[receiver * call.heads + head] = top + T(log(total));
     } else if (lane == 0) {
       call.lse[receiver * call.heads + head] = T(0);
     }
     each([&](const Edge& e) {
-      call.kept_weight[e.place] = e.f == T(0) ? T(0) : e.f * plain(e, lse) * e.gate * e.drop;
+      // Not exp(s - lse): of large scores that would lose the digits of lse.
+      const T value = call.softmax() ? T(exp(e.s - top)) * inverse : HAMFAST_ISA::weight_value(call.weight, e.s);
+      call.kept_weight[e.place] = e.f == T(0) ? T(0) : e.f * value * e.gate * e.drop;
       if (call.logits) call.logits[e.place] = e.s;
     });
   }
