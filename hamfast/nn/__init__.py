@@ -1,5 +1,6 @@
 """Layers: parameters around the ops, with the names and ``state_dict`` of e3nn's and PyG's where those exist."""
 
+from hamfast.nn.attention import GATv2Conv, GraphTransformerConv
 from hamfast.nn.drop_in import AccelerateReport, accelerate, e3nn_backend, set_e3nn_backend
 from hamfast.nn.gate import Gate
 from hamfast.nn.irreps_layout import convert_layout
@@ -13,8 +14,10 @@ __all__ = [
     "EdgeTensorProduct",
     "EquivariantLayerNorm",
     "FullyConnectedTensorProduct",
+    "GATv2Conv",
     "Gate",
     "GaussianBasis",
+    "GraphTransformerConv",
     "Linear",
     "RadialMLP",
     "SpeciesLinear",

@@ -1,4 +1,4 @@
-"""hamfast under e3nn's own tensor products: no edit to a model's code, its classes or its ``state_dict``.
+"""hamfast under e3nn's own tensor products and PyG's attention layers: no edit to a model's code or its ``state_dict``.
 
 e3nn asks a list of code providers for the code of every ``o3.TensorProduct`` it builds. :func:`e3nn_backend` puts hamfast at the
 head of that list; :func:`accelerate` exchanges the code inside a model that exists already.
@@ -17,6 +17,7 @@ from e3nn.o3._tensor_product import _tensor_product as _e3nn
 from e3nn.o3._tensor_product._codegen import codegen_tensor_product_left_right
 from torch import Tensor, fx, nn
 
+from hamfast.nn.drop_in_pyg import is_pyg_attention, replacement_of
 from hamfast.ops.tensor_product import broadcast_tensor_product
 from hamfast.plan import Instruction, Plan
 from hamfast.plan.cost import choose_lowering
@@ -126,12 +127,12 @@ class Replacement:
     kind: str
     done: bool
     text: str
-    """The lowering that runs on a CPU, or why the module was left alone."""
+    """The lowering that runs on a CPU, hamfast's layer, or why the module was left alone."""
 
 
 @dataclass(frozen=True)
 class AccelerateReport:
-    """All tensor products of a model. ``print`` it."""
+    """All layers of a model that hamfast knows. ``print`` it."""
 
     replacements: tuple[Replacement, ...]
 
@@ -141,8 +142,8 @@ class AccelerateReport:
 
     def __str__(self) -> str:
         if not self.replacements:
-            return "hamfast.accelerate: found no tensor products of e3nn"
-        lines = [f"hamfast.accelerate: {len(self.replaced)} of {len(self.replacements)} tensor products run on hamfast"]
+            return "hamfast.accelerate: found no tensor products of e3nn and no attention layers of PyG"
+        lines = [f"hamfast.accelerate: {len(self.replaced)} of {len(self.replacements)} layers run on hamfast"]
         width = max(len(r.name) for r in self.replacements)
         for r in self.replacements:
             lines.append(f"  {r.name:<{width}}  {r.kind}: {'' if r.done else 'left alone, '}{r.text}")
@@ -150,18 +151,21 @@ class AccelerateReport:
 
 
 def accelerate(module: nn.Module) -> AccelerateReport:
-    """Makes every ``e3nn.o3.TensorProduct`` inside ``module`` (subclasses included) run on hamfast, in place.
+    """Makes every ``e3nn.o3.TensorProduct`` and every attention layer of PyG inside ``module`` run on hamfast, in place.
 
-    Classes, parameters, buffers, hooks and the ``state_dict`` stay as they are; only the generated code is exchanged.
+    Of e3nn's modules (subclasses included) only the generated code is exchanged: classes, parameters, buffers, hooks and the
+    ``state_dict`` stay. PyG's ``TransformerConv`` and ``GATv2Conv`` become :class:`hamfast.nn.GraphTransformerConv` and
+    :class:`hamfast.nn.GATv2Conv` around the same parameters, with the same ``state_dict``; optimizers keep working.
 
     Args:
         module: any model. Modules compiled to TorchScript are left alone.
 
     Returns:
-        A report that names each tensor product, and what was done with it.
+        A report that names each of these layers, and what was done with it.
     """
     found = []
-    for name, child in module.named_modules():
+    exchanged: dict[int, nn.Module] = {}
+    for name, child in list(module.named_modules(remove_duplicate=False)):
         label = name or "(the module itself)"
         if isinstance(child, torch.jit.ScriptModule):
             if getattr(child, "original_name", "").endswith("TensorProduct"):
@@ -169,8 +173,26 @@ def accelerate(module: nn.Module) -> AccelerateReport:
                     Replacement(label, child.original_name, False, "it is TorchScript; accelerate before scripting")
                 )
         elif isinstance(child, o3.TensorProduct):
-            found.append(_replace(label, child))
+            if id(child) not in exchanged:
+                exchanged[id(child)] = child
+                found.append(_replace(label, child))
+        elif is_pyg_attention(child):
+            found.append(_exchange(module, name, child, exchanged))
     return AccelerateReport(tuple(found))
+
+
+def _exchange(module: nn.Module, name: str, child: nn.Module, exchanged: dict[int, nn.Module]) -> Replacement:
+    """Puts hamfast's layer in the place of one of PyG's; a layer that stands in two places stays one."""
+    kind = type(child).__name__
+    if not name:
+        return Replacement("(the module itself)", kind, False, "a module cannot replace itself; wrap it in another")
+    made = exchanged.get(id(child)) or replacement_of(child)
+    if isinstance(made, str):
+        return Replacement(name, kind, False, made)
+    exchanged[id(child)] = made
+    parent, _, attribute = name.rpartition(".")
+    setattr(module.get_submodule(parent), attribute, made)
+    return Replacement(name, kind, True, f"hamfast.nn.{type(made).__name__}")
 
 
 def _replace(name: str, product: o3.TensorProduct) -> Replacement:

@@ -34,7 +34,7 @@ def test_accelerate_keeps_numbers_and_state():
     expected, state = model(*args), copy.deepcopy(model.state_dict())
     report = hamfast.accelerate(model)
     assert report.replaced == ["full", "gate"]
-    assert "2 of 2 tensor products run on hamfast" in str(report) and "mix" in str(report)
+    assert "2 of 2 layers run on hamfast" in str(report) and "mix" in str(report)
     for a, b in zip(model(*args), expected, strict=True):
         assert_close(a, b)
     assert model.state_dict().keys() == state.keys()
