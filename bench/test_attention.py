@@ -1,42 +1,156 @@
-"""Graph attention beside PyG's TransformerConv: 2,000 nodes, 40 neighbours, 8 heads x 32, edge features 64."""
+"""Graph attention beside PyG's TransformerConv, compiled scatter code and DGL: 2,000 nodes, 40 neighbours, 8 heads x 32, 64 edge features.
+
+`op`: from q, k, v and edge features to the sum, with the edge's projection. `layer`: with all linear layers. Results are compared before
+anything is timed. HAMFAST_BENCH_COMPILED=1 adds torch.compile'd scatter code.
+"""
+
+import os
+import sys
+import types
+from functools import cache
 
 import pytest
 import torch
 from cases import random_graph
-from test_products import MODES, step
+from test_products import MODES
 
-from hamfast import ops
+from hamfast import nn, ops
 
 HEADS, WIDTH, FEATURES, NODES, DEGREE = 8, 32, 64, 2000, 40
+COMPILED = ["compiled scatter"] if os.environ.get("HAMFAST_BENCH_COMPILED") == "1" else []
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("implementation", ["hamfast", "pyg"])
-def test_transformer_conv(measure, implementation, mode):
-    geometric = pytest.importorskip("torch_geometric.nn")
-    senders, receivers = random_graph(NODES, DEGREE)
-    conv = geometric.TransformerConv(HEADS * WIDTH, WIDTH, heads=HEADS, edge_dim=FEATURES, root_weight=False)
-    edges = ops.edge_index(senders, receivers, NODES)
-    leaves = [
-        torch.randn(NODES, HEADS * WIDTH, requires_grad=True),
-        torch.randn(NODES * DEGREE, FEATURES, requires_grad=True),
-    ]
+class Problem:
+    """The graph, the layer of PyG with its weights, and every implementation as a function of leaves."""
 
-    def pyg(x, e):
-        return conv(x, torch.stack([senders, receivers]), e)
+    def __init__(self):
+        geometric = pytest.importorskip("torch_geometric.nn")
+        torch.manual_seed(0)
+        # Senders near their receivers, as in a spatially ordered crystal.
+        _, self.receivers = random_graph(NODES, DEGREE)
+        self.senders = (self.receivers + torch.randint(-60, 60, (NODES * DEGREE,))) % NODES
+        self.edges, self.pairs = (
+            ops.edge_index(self.senders, self.receivers, NODES),
+            torch.stack([self.senders, self.receivers]),
+        )
+        self.pyg = geometric.TransformerConv(HEADS * WIDTH, WIDTH, heads=HEADS, edge_dim=FEATURES, root_weight=False)
+        self.ours = nn.GraphTransformerConv(HEADS * WIDTH, WIDTH, heads=HEADS, edge_dim=FEATURES, root_weight=False)
+        self.ours.load_state_dict(self.pyg.state_dict())
+        self.weight = self.pyg.lin_edge.weight.detach().clone().requires_grad_()
+        self.pyg.lin_edge.weight = torch.nn.Parameter(self.weight)
+        self.e = torch.randn(NODES * DEGREE, FEATURES, requires_grad=True)
+        self.x = torch.randn(NODES, HEADS * WIDTH, requires_grad=True)
+        self.qkv = [torch.randn(NODES, HEADS, WIDTH, requires_grad=True) for _ in range(3)]
 
-    def ours(x, e):
-        shape = (-1, HEADS, WIDTH)
-        edge = conv.lin_edge(e).view(shape)
+    def hamfast_op(self, q, k, v, e):
+        weight = self.pyg.lin_edge.weight.unflatten(0, (HEADS, WIDTH))
         return ops.graph_attention(
-            edges,
-            query_target=conv.lin_query(x).view(shape),
-            key_source=conv.lin_key(x).view(shape),
-            key_edge=edge,
-            value_source=conv.lin_value(x).view(shape),
-            value_edge=edge,
-        ).flatten(1)
+            self.edges, query_receiver=q, key_sender=k, value_sender=v, edge=e, edge_key_weight=weight,
+            edge_value_weight=weight,
+        )  # fmt: skip
 
-    torch.testing.assert_close(ours(*leaves), pyg(*leaves), atol=1e-4, rtol=1e-4)
-    function = ours if implementation == "hamfast" else pyg
-    measure(implementation, "transformer_conv A", mode, step(function, leaves, mode), rounds=5)
+    def pyg_op(self, q, k, v, e):
+        return self.pyg.propagate(self.pairs, query=q, key=k, value=v, edge_attr=e, size=None)
+
+    def scatter_op(self, q, k, v, e):
+        projected = torch.nn.functional.linear(e, self.pyg.lin_edge.weight).unflatten(-1, (HEADS, WIDTH))
+        score = (q[self.receivers] * (k[self.senders] + projected)).sum(-1) / WIDTH**0.5
+        index = self.receivers[:, None].expand_as(score)
+        top = torch.full((NODES, HEADS), -torch.inf).scatter_reduce(0, index, score.detach(), "amax")
+        weight = torch.exp(score - top[self.receivers])
+        weight = weight / weight.new_zeros(NODES, HEADS).index_add(0, self.receivers, weight)[self.receivers]
+        message = weight.unsqueeze(-1) * (v[self.senders] + projected)
+        return v.new_zeros(NODES, HEADS, WIDTH).index_add(0, self.receivers, message)
+
+    def dgl_op(self, q, k, v, e):
+        dgl, softmax, graph = load_dgl(self)
+        projected = torch.nn.functional.linear(e, self.pyg.lin_edge.weight).unflatten(-1, (HEADS, WIDTH))
+        score = (dgl.ops.u_dot_v(graph, k, q) + dgl.ops.e_dot_v(graph, projected, q)) / WIDTH**0.5
+        weight = softmax(graph, score)
+        return dgl.ops.u_mul_e_sum(graph, v, weight) + dgl.ops.copy_e_sum(graph, projected * weight)
+
+    def functions(self):
+        on_qkv, on_x = [*self.qkv, self.e], [self.x, self.e]
+        return {
+            ("op", "hamfast"): (self.hamfast_op, on_qkv),
+            ("op", "pyg"): (self.pyg_op, on_qkv),
+            ("op", "dgl"): (self.dgl_op, on_qkv),
+            ("op", "compiled scatter"): (compiled_scatter(self), on_qkv),
+            ("layer", "hamfast"): (lambda x, e: self.ours(x, self.edges, e), on_x),
+            ("layer", "pyg"): (lambda x, e: self.pyg(x, self.pairs, e), on_x),
+        }
+
+
+@cache
+def problem():
+    return Problem()
+
+
+@cache
+def compiled_scatter(case):
+    return torch.compile(case.scatter_op)
+
+
+@cache
+def load_dgl(case):
+    # Its data loaders are built for one version of torch and are not needed.
+    sys.modules.setdefault("dgl.graphbolt", types.ModuleType("dgl.graphbolt"))
+    dgl = pytest.importorskip("dgl")
+    from dgl.nn.functional import edge_softmax
+
+    return dgl, edge_softmax, dgl.graph((case.senders, case.receivers), num_nodes=NODES)
+
+
+def kept_for_backward(function, leaves, parameters):
+    """MB that autograd keeps, without leaves and parameters."""
+    given = {t.untyped_storage().data_ptr() for t in (*leaves, *parameters)}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if tensor.is_floating_point() and storage.data_ptr() not in given:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        function(*leaves)
+    return sum(kept.values()) / 1e6
+
+
+def step(function, leaves, parameters, mode):
+    def forward():
+        with torch.no_grad():
+            function(*leaves)
+
+    grad = torch.ones_like(function(*leaves))
+
+    def both():
+        torch.autograd.grad(function(*leaves), [*leaves, *parameters], grad)
+
+    def force():
+        first = torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
+        torch.autograd.grad(sum(g.square().sum() for g in first), [*leaves, *parameters], allow_unused=True)
+
+    return {"forward": forward, "forward+backward": both, "force step": force}[mode]
+
+
+CASES = [
+    *(("op", name, mode) for mode in MODES for name in ("hamfast", "pyg", "dgl", *COMPILED)),
+    *(("layer", name, mode) for mode in MODES for name in ("hamfast", "pyg")),
+    *((level, name, "force step") for level in ("op", "layer") for name in ("hamfast", "pyg")),
+]
+
+
+@pytest.mark.parametrize(("level", "implementation", "mode"), CASES)
+def test_attention(measure, level, implementation, mode):
+    case = problem()
+    function, leaves = case.functions()[level, implementation]
+    expected = case.functions()[level, "pyg"][0](*leaves)
+    torch.testing.assert_close(function(*leaves).reshape(expected.shape), expected, atol=1e-4, rtol=1e-4)
+    module = case.ours if (level, implementation) == ("layer", "hamfast") else case.pyg
+    parameters = list(module.parameters()) if level == "layer" else [case.pyg.lin_edge.weight]
+    parameters = [p for p in parameters if p is not module.lin_skip.weight and p is not module.lin_skip.bias]
+    kept = None if implementation == "compiled scatter" else kept_for_backward(function, leaves, parameters)
+    run = step(function, leaves, parameters, mode)
+    rounds = 5 if mode == "force step" else 10
+    measure(implementation, f"attention A {level}", mode, run, rounds=rounds, kept_MB=kept and round(kept, 1))

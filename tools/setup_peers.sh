@@ -11,6 +11,8 @@ if "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --no-co
   matscipy python-hostlist configargparse torch-ema torchmetrics prettytable lightning-utilities pandas python-dateutil pytz tzdata six \
   hydra-core omegaconf==2.3.0 antlr4-python3-runtime==4.9.3 lmdb orjson torch-runstats monty gitpython gitdb smmap \
   opt_einsum_fx 2>"$venv/peers.log"; then
+  # There are builds of DGL for some versions of Python only.
+  "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --no-compile --no-deps --target "$target" dgl==2.1.0 2>>"$venv/peers.log"
   touch "$target/.complete"
 else
   echo "peers: could not be installed (see $venv/peers.log); the comparisons with them will be skipped" >&2

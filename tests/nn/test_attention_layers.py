@@ -42,7 +42,11 @@ def make(theirs, ours, options):
     assert made.state_dict().keys() == layer.state_dict().keys()
     made.load_state_dict(layer.state_dict())
     x = torch.randn(NODES, IN, requires_grad=True)
-    x = (x, torch.randn(NODES - 1, 4, requires_grad=True)) if "in_channels" in options and options["in_channels"] != IN else x
+    x = (
+        (x, torch.randn(NODES - 1, 4, requires_grad=True))
+        if "in_channels" in options and options["in_channels"] != IN
+        else x
+    )
     edge_attr = torch.randn(EDGES, EDGE_DIM, requires_grad=True) if "edge_dim" in options else None
     return layer, made, x, edge_attr
 
