@@ -211,6 +211,8 @@ inline void accumulate(int count, int64_t heads, const T* const* weight, const T
   for_vectors<T>(width, [=](auto vectors) {
     int i = 0;
     for (; i + kTogether <= count; i += kTogether) {
+      for (int j = i + kTogether; stride > 0 && j < count && j < i + 2 * kTogether; ++j)
+        prefetch(rows[j], heads * width);
       if constexpr (vectors() > 0) {
         if (stride == 0) {
           accumulate_shared<T, vectors()>(heads, weight + i, rows + i, sum);
