@@ -1,6 +1,6 @@
 """Builds, tests and measures on the GPU of this machine, in one command: `python bench/gpu.py --machine "one H200"`.
 
-Works offline. Writes bench/results/gpu.csv: products, convolutions, edge products and the training step of stage 1, beside e3nn
+Works offline. Writes bench/results/gpu.csv: products, convolutions, edge products, attention and the training step of stage 1, beside e3nn, PyG
 and, where they are importable, cuEquivariance and OpenEquivariance; median of events, cold L2; peak memory; fraction of the bound of bench/roofline.py.
 `--device cpu --quick` runs the same code small, to try it where there is no GPU; it writes nothing.
 """
@@ -247,6 +247,33 @@ def measure_edge_product(run, case):
             run.measure(f"edge_tensor_product {case.name}", mode, implementation, make, bound)
 
 
+def measure_attention(run, case):
+    if not importlib.util.find_spec("torch_geometric"):
+        print("attention is not measured: torch_geometric is missing", flush=True)
+        return
+    from roofline import MODES, attention
+    from test_attention import Problem
+    from test_products import step
+
+    problem = Problem(run.device, case.nodes)
+    functions = problem.functions()
+    chosen = {name: functions["op", name] for name in ("hamfast", "pyg")}
+    if run.compiled:
+        chosen["compiled scatter"] = functions["op", "compiled scatter"]
+    expected = chosen["pyg"][0](*chosen["pyg"][1])
+    error = float(
+        (chosen["hamfast"][0](*chosen["hamfast"][1]).reshape(expected.shape) - expected).norm() / expected.norm()
+    )
+    if error > 1e-4:
+        sys.exit(f"attention {case.name}: hamfast is off PyG's result by {error:.1e}, relative")
+    for mode in MODES:
+        for name, (function, leaves) in chosen.items():
+            if name == "compiled scatter" and mode == "double backward":
+                continue
+            make = functools.partial(step, function, leaves, NAMES[mode])
+            run.measure(f"attention {case.name}", mode, name, make, bound_of(run, attention, case, mode))
+
+
 def measure_stage1(run):
     if not all(importlib.util.find_spec(name) for name in ("ase", "pydantic", "lightning")):
         print("stage 1 is not measured: ase, pydantic or lightning is missing", flush=True)
@@ -274,7 +301,7 @@ def measure_stage1(run):
 
 def measure_all(run):
     from cases import EDGE_PRODUCTS, GPU_PRODUCTS
-    from roofline import EDGE_PRODUCT_EDGES
+    from roofline import ATTENTION, EDGE_PRODUCT_EDGES
 
     for case in GPU_PRODUCTS:
         case = replace(case, edges=400) if run.quick else case
@@ -283,6 +310,8 @@ def measure_all(run):
         measure_convolution(run, case, torch.float32, True)
     for case in EDGE_PRODUCTS:
         measure_edge_product(run, replace(case, edges=400 if run.quick else EDGE_PRODUCT_EDGES))
+    for case in ATTENTION:
+        measure_attention(run, replace(case, nodes=40) if run.quick else case)
     measure_stage1(run)
 
 

@@ -22,10 +22,10 @@ def table(header, rows):
     return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
 
 
-def medians(threads):
+def medians(threads, name="cpu"):
     """(case, mode) -> {implementation: ms}, in the order of the run."""
     groups: dict[tuple[str, str], dict[str, float]] = {}
-    for row in read("cpu"):
+    for row in read(name):
         if row["threads"] == str(threads):
             groups.setdefault((row["case"], row["mode"]), {})[row["implementation"]] = float(row["median_ms"])
     return groups
@@ -38,11 +38,11 @@ def source(name, extra=""):
 
 def speed_table() -> str:
     """Hamfast beside the reference of each case; the rest is in docs/performance.md."""
-    two, one = medians(2), medians(1)
+    two, one = ({**medians(threads), **medians(threads, "attention")} for threads in (2, 1))
     rows = []
     for (case, mode), found in two.items():
-        peer = "pyg" if "pyg" in found else "e3nn"
-        if peer not in found:
+        peer = next((name for name in ("e3nn", "pyg", "plain torch") if name in found), None)
+        if peer is None:
             continue
         single = one.get((case, mode))
         alone = f"{single[peer] / single['hamfast']:.1f}x" if single else ""
@@ -58,7 +58,7 @@ def speed_table() -> str:
             ]
         )
     header = ["work (float32)", "step", "hamfast ms", "peer", "peer ms", "ratio, 2 threads", "1 thread"]
-    note = "; cases: `bench/cases.py`; made by `bench/`). What misses its target, and why: docs/performance.md. The CUDA kernels have not been timed"
+    note = ", attention: `attention.csv`; cases: `bench/cases.py`; made by `bench/`). What misses its target, and why: docs/performance.md. The CUDA kernels have not been timed"
     return table(header, rows) + source("cpu", note).replace(").).", ").").replace("timed).", "timed.")
 
 
@@ -81,6 +81,38 @@ def peers_table() -> str:
                 ]
             )
     return table(["work", "step", "against", "hamfast ms", "ms", "ratio", "compile s"], rows) + source("cpu")
+
+
+def attention_table() -> str:
+    """Every peer, with what autograd keeps for the backward pass."""
+    kept = {(r["case"], r["implementation"]): r["kept_MB"] for r in read("attention") if r["kept_MB"]}
+    one = medians(1, "attention")
+    rows = []
+    for (case, mode), found in medians(2, "attention").items():
+        for peer, ms in found.items():
+            if peer == "hamfast":
+                continue
+            alone = one.get((case, mode), {})
+            rows.append(
+                [
+                    case,
+                    mode,
+                    peer,
+                    f"{found['hamfast']:.1f}",
+                    f"{ms:.1f}",
+                    f"{ms / found['hamfast']:.1f}x",
+                    f"{alone[peer] / alone['hamfast']:.1f}x" if peer in alone else "",
+                    kept.get((case, "hamfast"), ""),
+                    kept.get((case, peer), ""),
+                ]
+            )
+    header = ["work", "step", "against", "hamfast ms", "ms", "ratio", "1 thread", "hamfast keeps MB", "keeps MB"]
+    growth = ", ".join(
+        f"{case.split()[1]}: {found['hamfast']:.0f} ms"
+        for (case, mode), found in medians(2, "attention").items()
+        if "edges" in case
+    )
+    return table(header, rows) + f"\n\nForward + backward by number of edges: {growth}." + source("attention")
 
 
 def bounds_table() -> str:
@@ -197,6 +229,7 @@ TABLES = {
     "docs/performance.md": {
         "bench": speed_table,
         "peers": peers_table,
+        "attention": attention_table,
         "bounds": bounds_table,
         "memory": memory_table,
         "lowerings": lowerings_table,

@@ -1,4 +1,4 @@
-"""What a GPU needs at least for a product: bytes, operations, and which of them bounds it: `python bench/roofline.py`.
+"""What a GPU needs at least for a product or for attention: bytes, operations, and which of them bounds it: `python bench/roofline.py`.
 
 Writes bench/results/roofline.csv from the plans alone; nothing runs. Rates are those of the vendor's data sheets.
 """
@@ -113,6 +113,36 @@ def edge_frame(case, mode, edges=EDGE_PRODUCT_EDGES, size=4) -> Work:
     return Work(size * edges * row * passes, edges * rotations * passes, 2 * edges * lowered.operations() * passes)
 
 
+@dataclass(frozen=True)
+class AttentionCase:
+    """The problem of bench/test_attention.py."""
+
+    name: str = "A"
+    nodes: int = 2000
+    heads: int = 8
+    width: int = 32
+    features: int = 64
+
+    @property
+    def edges(self) -> int:
+        return self.nodes * DEGREE
+
+
+ATTENTION = [AttentionCase(), AttentionCase("A x 10", 20_000)]
+
+
+def attention(case, mode, size=4) -> Work:
+    """q, k, v, the query on the edges' features and the edges' rows, each once; sums over edges, and the edge weight on rows of nodes."""
+    node = case.nodes * case.heads * (4 * case.width + 2 * case.features)
+    passes = {"forward": 1, "backward": 2, "double backward": 4}[mode]
+    edge = case.edges * case.features * {"forward": 1, "backward": 2, "double backward": 3}[mode]
+    per_edge = 2 * case.heads * (2 * case.width + 2 * case.features)
+    products = 2 * 2 * case.nodes * case.heads * case.width * case.features
+    sums = {"forward": 1, "backward": 3, "double backward": 6}[mode]
+    index = 8 * 3 * case.edges
+    return Work(size * (node * passes + edge) + index, sums * case.edges * per_edge, sums * products)
+
+
 def works():
     for case in GPU_PRODUCTS:
         for mode in MODES:
@@ -122,6 +152,9 @@ def works():
     for case in EDGE_PRODUCTS:
         for mode in MODES:
             yield f"edge_tensor_product {case.name}", mode, EDGE_PRODUCT_EDGES, edge_frame(case, mode)
+    for case in ATTENTION:
+        for mode in MODES:
+            yield f"attention {case.name}", mode, case.edges, attention(case, mode)
 
 
 def main():

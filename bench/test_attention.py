@@ -23,24 +23,26 @@ COMPILED = ["compiled scatter"] if os.environ.get("HAMFAST_BENCH_COMPILED") == "
 class Problem:
     """The graph, the layer of PyG with its weights, and every implementation as a function of leaves."""
 
-    def __init__(self):
+    def __init__(self, device="cpu", nodes=NODES):
         geometric = pytest.importorskip("torch_geometric.nn")
+        self.nodes = nodes
         torch.manual_seed(0)
         # Senders near their receivers, as in a spatially ordered crystal.
-        _, self.receivers = random_graph(NODES, DEGREE)
-        self.senders = (self.receivers + torch.randint(-60, 60, (NODES * DEGREE,))) % NODES
-        self.edges, self.pairs = (
-            ops.edge_index(self.senders, self.receivers, NODES),
-            torch.stack([self.senders, self.receivers]),
-        )
-        self.pyg = geometric.TransformerConv(HEADS * WIDTH, WIDTH, heads=HEADS, edge_dim=FEATURES, root_weight=False)
-        self.ours = nn.GraphTransformerConv(HEADS * WIDTH, WIDTH, heads=HEADS, edge_dim=FEATURES, root_weight=False)
+        _, receivers = random_graph(nodes, DEGREE)
+        senders = (receivers + torch.randint(-60, 60, (nodes * DEGREE,))) % nodes
+        self.senders, self.receivers = senders.to(device), receivers.to(device)
+        self.edges = ops.edge_index(self.senders, self.receivers, nodes)
+        self.pairs = torch.stack([self.senders, self.receivers])
+        sizes = {"heads": HEADS, "edge_dim": FEATURES, "root_weight": False}
+        self.pyg = geometric.TransformerConv(HEADS * WIDTH, WIDTH, **sizes).to(device)
+        self.ours = nn.GraphTransformerConv(HEADS * WIDTH, WIDTH, **sizes).to(device)
         self.ours.load_state_dict(self.pyg.state_dict())
-        self.weight = self.pyg.lin_edge.weight.detach().clone().requires_grad_()
-        self.pyg.lin_edge.weight = torch.nn.Parameter(self.weight)
-        self.e = torch.randn(NODES * DEGREE, FEATURES, requires_grad=True)
-        self.x = torch.randn(NODES, HEADS * WIDTH, requires_grad=True)
-        self.qkv = [torch.randn(NODES, HEADS, WIDTH, requires_grad=True) for _ in range(3)]
+
+        def leaf(*shape):
+            return torch.randn(*shape, device=device, requires_grad=True)
+
+        self.e, self.x = leaf(nodes * DEGREE, FEATURES), leaf(nodes, HEADS * WIDTH)
+        self.qkv = [leaf(nodes, HEADS, WIDTH) for _ in range(3)]
 
     def hamfast_op(self, q, k, v, e):
         weight = self.pyg.lin_edge.weight.unflatten(0, (HEADS, WIDTH))
@@ -56,11 +58,11 @@ class Problem:
         projected = torch.nn.functional.linear(e, self.pyg.lin_edge.weight).unflatten(-1, (HEADS, WIDTH))
         score = (q[self.receivers] * (k[self.senders] + projected)).sum(-1) / WIDTH**0.5
         index = self.receivers[:, None].expand_as(score)
-        top = torch.full((NODES, HEADS), -torch.inf).scatter_reduce(0, index, score.detach(), "amax")
+        top = score.new_full((self.nodes, HEADS), -torch.inf).scatter_reduce(0, index, score.detach(), "amax")
         weight = torch.exp(score - top[self.receivers])
-        weight = weight / weight.new_zeros(NODES, HEADS).index_add(0, self.receivers, weight)[self.receivers]
+        weight = weight / weight.new_zeros(self.nodes, HEADS).index_add(0, self.receivers, weight)[self.receivers]
         message = weight.unsqueeze(-1) * (v[self.senders] + projected)
-        return v.new_zeros(NODES, HEADS, WIDTH).index_add(0, self.receivers, message)
+        return v.new_zeros(self.nodes, HEADS, WIDTH).index_add(0, self.receivers, message)
 
     def dgl_op(self, q, k, v, e):
         dgl, softmax, graph = load_dgl(self)
@@ -98,7 +100,7 @@ def load_dgl(case):
     dgl = pytest.importorskip("dgl")
     from dgl.nn.functional import edge_softmax
 
-    return dgl, edge_softmax, dgl.graph((case.senders, case.receivers), num_nodes=NODES)
+    return dgl, edge_softmax, dgl.graph((case.senders, case.receivers), num_nodes=case.nodes)
 
 
 def kept_for_backward(function, leaves, parameters):
@@ -154,3 +156,11 @@ def test_attention(measure, level, implementation, mode):
     run = step(function, leaves, parameters, mode)
     rounds = 5 if mode == "force step" else 10
     measure(implementation, f"attention A {level}", mode, run, rounds=rounds, kept_MB=kept and round(kept, 1))
+
+
+@pytest.mark.parametrize("edges", [10_000, 100_000, 1_000_000])
+def test_growth(measure, edges):
+    case = Problem(nodes=edges // DEGREE)
+    function, leaves = case.functions()["op", "hamfast"]
+    run = step(function, leaves, [case.pyg.lin_edge.weight], "forward+backward")
+    measure("hamfast", f"attention {edges} edges", "forward+backward", run, rounds=5)

@@ -57,9 +57,11 @@ __global__ void edge_einsum_kernel(EdgeEinsumCall<T> call, int64_t rows) {
       T total = T(0);
       for (int64_t n = first; n < last; ++n) {
         const int64_t edge = call.order ? call.order[n] : n;
-        const T* data[3];
-        for (int i = 0; i < call.count; ++i)
-          data[i] = call.operand[i].data + call.row_of(call.operand[i].place, edge) * call.operand[i].row;
+        const T* data[3] = {};
+        HAMFAST_UNROLL
+        for (int i = 0; i < 3; ++i)  // known to the compiler, or the pointers would go through memory
+          if (i < call.count)
+            data[i] = call.operand[i].data + call.row_of(call.operand[i].place, edge) * call.operand[i].row;
         for (int64_t ih = 0; ih < inner_heads; ++ih)
           for (int64_t im = 0; im < inner_components; ++im) {
             const int64_t h = h0 + ih, m = m0 + im;
@@ -67,9 +69,10 @@ __global__ void edge_einsum_kernel(EdgeEinsumCall<T> call, int64_t rows) {
             const int64_t end = call.out_wide ? column + 1 : call.width;
             for (int64_t c = begin; c < end; c += warp.size()) {
               T product = T(1);
-              for (int i = 0; i < call.count; ++i) {
+              HAMFAST_UNROLL
+              for (int i = 0; i < 3; ++i) {
                 const EdgeOperand<T>& o = call.operand[i];
-                product *= data[i][h * o.head + m * o.component + (o.wide ? c : 0)];
+                if (i < call.count) product *= data[i][h * o.head + m * o.component + (o.wide ? c : 0)];
               }
               total += product;
             }
