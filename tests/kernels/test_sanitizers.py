@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from programs import compile_program, run_program, write_arrays
+from programs import compile_program, read_arrays, run_program, write_arrays
 
 from hamfast import ops, reference
 from hamfast.ops.multilinear import general_tables, make_tables
@@ -26,15 +26,15 @@ def supported(isa):
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
-    """build(isa, sanitizer) -> program, compiled once."""
+    """build(name, isa, sanitizer) -> program, compiled once."""
     folder, made = tmp_path_factory.mktemp("sanitizers"), {}
 
-    def build(isa, sanitizer):
-        if (isa, sanitizer) not in made:
+    def build(name, isa, sanitizer):
+        if (name, isa, sanitizer) not in made:
             options = [*ISAS[isa], f"-DHAMFAST_ISA={isa}", *["-DHAMFAST_X86"] * (isa != "baseline")]
-            program = folder / f"run_products_{isa}_{sanitizer}"
-            made[isa, sanitizer] = compile_program(program, "cpp/run_products.cpp", options, SANITIZERS[sanitizer])
-        return made[isa, sanitizer]
+            program = folder / f"{name}_{isa}_{sanitizer}"
+            made[name, isa, sanitizer] = compile_program(program, f"cpp/{name}.cpp", options, SANITIZERS[sanitizer])
+        return made[name, isa, sanitizer]
 
     return build
 
@@ -81,4 +81,63 @@ def test_kernels(build, tmp_path, isa, sanitizer, shared):
     if not supported(isa):
         pytest.skip(f"this processor has no {isa}")
     write_case(tmp_path / "case", shared)
-    run_program(build(isa, sanitizer), tmp_path / "case", 4)
+    run_program(build("run_products", isa, sanitizer), tmp_path / "case", 4)
+
+
+def write_attention_case(path):
+    """Widths that fill no vector, sums of parts, a clip, nodes without edges; truth: the reference's derivatives."""
+    torch.manual_seed(4)
+    heads, width, value, features, nodes, count = 3, 19, 5, 33, 6, 90
+    edges = ops.edge_index(torch.randint(nodes, (count,)), torch.randint(nodes - 1, (count,)), nodes)
+    shapes = {
+        "query_receiver": (nodes, heads, width),
+        "query_edge": (count, heads, width),
+        "key_sender": (nodes, heads, width),
+        "value_sender": (nodes, heads, value),
+        "value_edge": (count, heads, value),
+        "on_edge": (nodes, heads, features),
+        "edge": (count, features),
+        "bias": (count, heads),
+        "envelope": (count, heads),
+    }
+    leaves = {n: torch.rand(s) - 0.5 * (n != "envelope") for n, s in shapes.items()}
+    leaves = {n: t.requires_grad_() for n, t in leaves.items()}
+    given = {n: t for n, t in leaves.items() if n not in ("on_edge", "edge")}
+    # The term of the edges' features as a key of width `features`, beside the others; their sum as values of one head each.
+    given["query_edge"] = torch.cat([leaves["query_edge"], leaves["on_edge"][edges.receivers]], dim=-1)
+    nothing = torch.zeros(nodes, heads, features)
+    given["query_receiver"] = torch.cat([leaves["query_receiver"], nothing], dim=-1)
+    given["key_sender"] = torch.cat([leaves["key_sender"], nothing], dim=-1)
+    shared = leaves["edge"][:, None].expand(-1, heads, -1)
+    given["key_edge"] = torch.cat([torch.zeros(count, heads, width), shared], dim=-1)
+    given["value_sender"] = torch.cat([leaves["value_sender"], nothing], dim=-1)
+    given["value_edge"] = torch.cat([leaves["value_edge"], shared], dim=-1)
+    joined, _, _, lse = reference.graph_attention(edges.senders, edges.receivers, nodes, **given, scale=0.5, clip=2.0)
+    grad = torch.randn_like(joined).requires_grad_()
+    first = torch.autograd.grad(joined, list(leaves.values()), grad, create_graph=True)
+    directions = [torch.randn_like(t) for t in first]
+    second = torch.autograd.grad(first, [*leaves.values(), grad], directions)
+    numbers = np.array([heads, width, value, features, count, nodes])
+    graph = (*edges.by_sender, *edges.by_receiver)
+    arrays = [numbers, *(t.numpy() for t in graph), *(t.detach().numpy() for t in leaves.values())]
+    write_arrays(path, [*arrays, *(t.detach().numpy() for t in grad.split([value, features], -1)), *directions])
+    results = [
+        *joined.split([value, features], -1),
+        lse,
+        *first,
+        *second[:-1],
+        *second[-1].split([value, features], -1),
+    ]
+    return [t.detach().flatten() for t in results]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_attention_kernels(build, tmp_path, sanitizer):
+    """The widest vectors of this processor under the address sanitizer, the plainest under that of threads: compiling takes the time."""
+    isa = next(name for name in reversed(ISAS) if supported(name)) if sanitizer == "address" else "baseline"
+    expected = write_attention_case(tmp_path / "case")
+    run_program(build("run_attention", isa, sanitizer), tmp_path / "case", tmp_path / "results", 4)
+    for found, true in zip(read_arrays(tmp_path / "results"), expected, strict=True):
+        torch.testing.assert_close(torch.frombuffer(bytearray(found), dtype=torch.float64), true, atol=1e-10, rtol=1e-9)

@@ -1,0 +1,121 @@
+// Runs the CPU kernels of graph attention outside of torch, on buffers of exactly the right size, for the sanitizers.
+//   run_attention CASE RESULTS THREADS
+// CASE: arrays as tests/kernels/test_sanitizers.py writes them; RESULTS: those of all three passes, in its order.
+#include <functional>
+#include <thread>
+
+#include "common/scratch.h"
+#include "cpp/case_file.h"
+#include "graph_attention/graph_attention_double_isa.cpp"
+#include "graph_attention/graph_attention_isa.cpp"
+
+using namespace hamfast;
+using T = double;
+
+static AttentionCall<T> call{};
+
+// f(first row, last row, scratch) in threads; the scratch is as large as asked for, and NaN.
+static void in_threads(int threads, int64_t rows, const int64_t* ptr,
+                       const std::function<void(int64_t, int64_t, T*)>& f) {
+  std::vector<std::thread> pool;
+  for (int t = 0; t < threads; ++t)
+    pool.emplace_back([=] {
+      int64_t degree = 0;
+      for (int64_t r = 0; r < rows; ++r) degree = std::max(degree, ptr[r + 1] - ptr[r]);
+      const int64_t size = HAMFAST_ISA::attention_scratch(call, degree);
+      const Scratch<T> scratch(size);
+      for (int64_t i = 0; i < size; ++i) scratch.data()[i] = NAN;
+      f(rows * t / threads, rows * (t + 1) / threads, scratch.data());
+    });
+  for (auto& thread : pool) thread.join();
+}
+
+int main(int argc, char** argv) {
+  if (argc != 4) return 2;
+  const std::vector<Array> a = read_arrays(argv[1]);
+  const int threads = std::atoi(argv[3]);
+  // The order of the file.
+  enum {
+    kNumbers,
+    kGraph,
+    kQuery = kGraph + 6,
+    kQueryEdge,
+    kKey,
+    kValue,
+    kValueEdge,
+    kOnEdge,
+    kEdge,
+    kBias,
+    kEnvelope,
+    kGrad,
+    kGradOnEdge,
+    kDirections  // as from kQuery to kEnvelope
+  };
+  const int64_t* numbers = a[kNumbers].as<int64_t>();
+  call.heads = numbers[0], call.query.width = call.key.width = numbers[1], call.value.width = numbers[2];
+  call.features = numbers[3], call.edges = numbers[4], call.num_senders = call.num_receivers = numbers[5];
+  call.scale = 0.5, call.clip = 2.0;
+  const int64_t** graph[6] = {&call.senders,   &call.sender_order,   &call.sender_ptr,
+                              &call.receivers, &call.receiver_order, &call.receiver_ptr};
+  for (int n = 0; n < 6; ++n) *graph[n] = a[kGraph + n].as<int64_t>();
+  auto at = [&](int n) { return static_cast<const T*>(a[n].data); };
+  auto rows = [&](int n) { return NodeRows<T>{at(n), call.heads * call.features, call.features}; };
+  auto scalar = [&](int n) { return EdgeScalar<T>{at(n), call.heads, 1}; };
+  call.query.part[part_receiver] = at(kQuery), call.query.part[part_edge] = at(kQueryEdge);
+  call.key.part[part_sender] = at(kKey);
+  call.value.part[part_sender] = at(kValue), call.value.part[part_edge] = at(kValueEdge);
+  call.query_on_edge = rows(kOnEdge), call.edge = at(kEdge);
+  call.bias = scalar(kBias), call.envelope = scalar(kEnvelope);
+
+  std::vector<Array> results;
+  auto result = [&](int64_t n) {
+    results.push_back(poisoned(n * static_cast<int64_t>(sizeof(T))));
+    return results.back().as<T>();
+  };
+  const int64_t nodes = call.num_receivers * call.heads, scores = call.edges * call.heads;
+  call.out = result(nodes * call.value.width);
+  call.out_on_edge = result(nodes * call.features);
+  call.lse = result(nodes);
+  in_threads(threads, call.num_receivers, call.receiver_ptr,
+             [](int64_t begin, int64_t end, T* scratch) { HAMFAST_ISA::attention_forward(call, begin, end, scratch); });
+
+  call.lse_before = call.lse;
+  call.grad_out = at(kGrad), call.grad_on_edge = rows(kGradOnEdge);
+  const Array kept[3] = {poisoned(8 * scores), poisoned(8 * scores), poisoned(8 * scores)};
+  call.d_score = kept[0].as<T>(), call.kept_weight = kept[1].as<T>(), call.d_score_dot = kept[2].as<T>();
+  auto gradients = [&] {
+    call.d_query[part_receiver] = result(nodes * call.query.width);
+    call.d_query[part_edge] = result(scores * call.query.width);
+    call.d_key[part_sender] = result(nodes * call.query.width);
+    call.d_value[part_sender] = result(nodes * call.value.width);
+    call.d_value[part_edge] = result(scores * call.value.width);
+    call.d_query_on_edge = result(nodes * call.features);
+    call.d_edge = result(call.edges * call.features);
+    call.d_bias = result(scores), call.d_envelope = result(scores);
+  };
+  gradients();
+  in_threads(threads, call.num_receivers, call.receiver_ptr, [](int64_t begin, int64_t end, T* scratch) {
+    HAMFAST_ISA::attention_backward(call, begin, end, 0, scratch);
+  });
+  in_threads(threads, call.num_senders, call.sender_ptr, [](int64_t begin, int64_t end, T* scratch) {
+    HAMFAST_ISA::attention_backward_senders(call, begin, end, scratch);
+  });
+
+  auto direction = [&](int n) { return at(kDirections + n - kQuery); };
+  auto set_width = [](EdgeSum<T>& dot, const EdgeSum<T>& of) { dot.width = of.width; };
+  set_width(call.query_dot, call.query), set_width(call.key_dot, call.key), set_width(call.value_dot, call.value);
+  call.query_dot.part[part_receiver] = direction(kQuery), call.query_dot.part[part_edge] = direction(kQueryEdge);
+  call.key_dot.part[part_sender] = direction(kKey);
+  call.value_dot.part[part_sender] = direction(kValue), call.value_dot.part[part_edge] = direction(kValueEdge);
+  call.query_on_edge_dot = rows(kDirections + kOnEdge - kQuery), call.edge_dot = direction(kEdge);
+  call.bias_dot = scalar(kDirections + kBias - kQuery), call.envelope_dot = scalar(kDirections + kEnvelope - kQuery);
+  gradients();
+  call.to_grad_out = result(nodes * call.value.width), call.to_grad_on_edge = result(nodes * call.features);
+  in_threads(threads, call.num_receivers, call.receiver_ptr, [](int64_t begin, int64_t end, T* scratch) {
+    HAMFAST_ISA::attention_double_backward(call, begin, end, scratch);
+  });
+  in_threads(threads, call.num_senders, call.sender_ptr, [](int64_t begin, int64_t end, T* scratch) {
+    HAMFAST_ISA::attention_double_backward_senders(call, begin, end, scratch);
+  });
+  write_arrays(argv[2], results);
+}
