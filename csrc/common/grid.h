@@ -1,10 +1,20 @@
 // Sizes of launches, and sums of parts.
 #pragma once
 
+#include <vector>
+
 #include "common/cuda_launch.h"
 #include "sum_parts.cuh"
 
 namespace hamfast {
+
+// What launchers on a GPU share.
+struct OnCuda {
+  using Guard = LaunchGuard;
+  static Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes) {
+    return torch::stable::new_empty(like, sizes);
+  }
+};
 
 constexpr int64_t kMaxBlocks = 1 << 16;
 

@@ -15,4 +15,12 @@ namespace hamfast {
 // Uninitialised, on the CPU, contiguous, aligned to 64 bytes or more.
 Tensor pooled_empty(const std::vector<int64_t>& sizes, torch::headeronly::ScalarType type);
 
+// What launchers on the CPU share.
+struct OnCpu {
+  using Guard = NoGuard;
+  static Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes) {
+    return pooled_empty(sizes, like.scalar_type());
+  }
+};
+
 }  // namespace hamfast

@@ -37,7 +37,7 @@ struct EdgeEinsumOp {
                         " in an operand and ", shape[d], " in the result");
     const typename Launch::Guard guard(a.get_device_index());
     const std::vector<int64_t> sizes{count[places[0]], shape[0], shape[1], shape[2]};
-    Tensor out = Launch::new_output(a, sizes);
+    Tensor out = Launch::new_result(a, sizes);
     dispatch_real(a.scalar_type(), "edge_einsum", [&](auto zero) {
       using T = decltype(zero);
       EdgeEinsumCall<T> call{};

@@ -6,13 +6,7 @@
 
 namespace hamfast {
 
-struct EdgeEinsumOnCpu {
-  using Guard = NoGuard;
-
-  static Tensor new_output(const Tensor& like, const std::vector<int64_t>& sizes) {
-    return pooled_empty(sizes, like.scalar_type());
-  }
-
+struct EdgeEinsumOnCpu : OnCpu {
   template <class T>
   static void run(const EdgeEinsumCall<T>& call, int64_t rows, int32_t) {
     for_balanced_rows(call.ptr, rows, [&](int64_t begin, int64_t end, int64_t) {

@@ -5,13 +5,7 @@
 
 namespace hamfast {
 
-struct EdgeEinsumOnCuda {
-  using Guard = LaunchGuard;
-
-  static Tensor new_output(const Tensor& like, const std::vector<int64_t>& sizes) {
-    return torch::stable::new_empty(like, sizes);
-  }
-
+struct EdgeEinsumOnCuda : OnCuda {
   template <class T>
   static void run(const EdgeEinsumCall<T>& call, int64_t rows, int32_t device) {
     if (rows == 0) return;

@@ -6,13 +6,7 @@
 
 namespace hamfast {
 
-struct AttentionOnCpu {
-  using Guard = NoGuard;
-
-  static Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes) {
-    return pooled_empty(sizes, like.scalar_type());
-  }
-
+struct AttentionOnCpu : OnCpu {
   template <class T>
   static void forward(const AttentionCall<T>& call, const Tensor&) {
     for_rows(call, call.receiver_ptr, call.num_receivers, [&](int64_t begin, int64_t end, int64_t, T* scratch) {

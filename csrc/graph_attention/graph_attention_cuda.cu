@@ -131,13 +131,7 @@ class WeightedSums {
   const int32_t device_;
 };
 
-struct AttentionOnCuda {
-  using Guard = LaunchGuard;
-
-  static Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes) {
-    return torch::stable::new_empty(like, sizes);
-  }
-
+struct AttentionOnCuda : OnCuda {
   // Numbers per edge and head that one kernel leaves for the next, besides those the op has made already.
   template <class T>
   class Numbers {

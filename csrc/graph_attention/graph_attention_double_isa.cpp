@@ -28,19 +28,12 @@ class SecondPasses : public Node<T> {
     if (call_.kept_weight) write(w_dot, call_.kept_weight);
     if (call_.to_grad_weights) write(w_dot, call_.to_grad_weights);
 
-    const T* g = row(call_.grad_out, node, value_size_);
     T* d_query = zeroed(call_.d_query[part_receiver], node, size_);
     T* d_key = zeroed(call_.d_key[part_receiver], node, size_);
     T* d_on_edge = zeroed(call_.d_query_on_edge, node, heads * features);
     T* to_out = zeroed(call_.to_grad_out, node, value_size_);
     T* to_on_edge = zeroed(call_.to_grad_on_edge, node, heads * features);
-    if (T* d_value = zeroed(call_.d_value[part_receiver], node, value_size_)) {
-      T* total = head_[0];
-      set_zero(total, heads);
-      for (int64_t i = 0; i < degree_; ++i)
-        for (int64_t h = 0; h < heads; ++h) total[h] += w_dot[i * heads + h];
-      if (g) scale_heads(heads, total, g, call_.value.width, d_value);
-    }
+    if (T* d_value = row(call_.d_value[part_receiver], node, value_size_)) value_of_receiver(node, w_dot, d_value);
     const bool of_scores = d_query || d_key || call_.d_query[part_edge] || call_.d_key[part_edge];
     for (int64_t at = 0; at < degree_; at += kChunk) {
       const int n = load_chunk(at, dz);
@@ -61,12 +54,10 @@ class SecondPasses : public Node<T> {
       }
       if (d_on_edge) accumulate(n, heads, weight_, edge_, features, int64_t(0), d_on_edge);
       if (d_on_edge && call_.edge_dot) accumulate(n, heads, second_, edge_dot_, features, int64_t(0), d_on_edge);
-      if (call_.d_edge) edge_gradients(at, n, w_dot);
+      if (call_.d_edge) edge_gradients(at, w_dot, second_, query_on_edge_dot_);
       for (int i = 0; i < n; ++i) {
         weight_[i] = w_dot + (at + i) * heads, second_[i] = w + (at + i) * heads;
-        T* to = row(call_.d_value[part_edge], chunk_.edge[i], value_size_);
-        if (to && g) scale_heads(heads, weight_[i], g, call_.value.width, to);
-        if (to && !g) set_zero(to, value_size_);
+        if (T* to = row(call_.d_value[part_edge], chunk_.edge[i], value_size_)) value_of_edge(node, weight_[i], to);
       }
       if (to_out) {
         resolve(call_.value, value_size_, chunk_, buffer_[0], value_);
@@ -99,19 +90,11 @@ class SecondPasses : public Node<T> {
           if (d_key) accumulate(n, heads, weight_, for_key_, width, width, d_key);
         }
       }
-      if (d_value && call_.grad_out) {
-        for (int i = 0; i < n; ++i) {
-          weight_[i] = call_.kept_weight + chunk_.edge[i] * heads;
-          value_[i] = call_.grad_out + chunk_.receiver[i] * value_size_;
-        }
-        accumulate(n, heads, weight_, value_, call_.value.width, call_.value.width, d_value);
-      }
+      if (d_value && call_.grad_out) values_of_sender(d_value);
     }
   }
 
  private:
-  static const T* row(const T* rows, int64_t index, int64_t size) { return rows ? rows + index * size : nullptr; }
-  static T* row(T* rows, int64_t index, int64_t size) { return rows ? rows + index * size : nullptr; }
   static T* zeroed(T* rows, int64_t index, int64_t size) {
     T* found = row(rows, index, size);
     if (found) set_zero(found, size);
@@ -230,18 +213,6 @@ class SecondPasses : public Node<T> {
   // p s' + P f'
   static Vector<T> change_at(const T* p, const T* f, const T* f_dot, const T* s_dot, int64_t i) {
     return load(p + i) * (load(f + i) * load(s_dot + i) + load(f_dot + i));
-  }
-
-  // dedge = dz qe + dz' qe' + w' g_on_edge, summed over heads.
-  void edge_gradients(int64_t at, int n, const T* w_dot) {
-    const T* weight[kChunk];
-    T* to[kChunk];
-    for (int i = 0; i < n; ++i) {
-      weight[i] = w_dot + (at + i) * call_.heads;
-      to[i] = call_.d_edge + chunk_.edge[i] * call_.features;
-    }
-    spread_all(n, call_.heads, {{weight_, query_on_edge_}, {second_, query_on_edge_dot_}, {weight, grad_on_edge_}},
-               call_.features, to);
   }
 
   const T* query_on_edge_dot_ = nullptr;

@@ -63,16 +63,7 @@ class Passes : public Node<T> {
     if (d_query) set_zero(d_query, size_);
     if (d_key) set_zero(d_key, size_);
     if (d_on_edge) set_zero(d_on_edge, heads * call_.features);
-    if (d_value) {  // the same row for every edge: the sum of the weights
-      T* total = head_[0];
-      set_zero(total, heads);
-      for (int64_t i = 0; i < degree_; ++i)
-        for (int64_t h = 0; h < heads; ++h) total[h] += w[i * heads + h];
-      if (call_.grad_out)
-        scale_heads(heads, total, call_.grad_out + receiver * value_size_, call_.value.width, d_value);
-      else
-        set_zero(d_value, value_size_);
-    }
+    if (d_value) value_of_receiver(receiver, w, d_value);
     const bool of_scores = d_query || d_key || call_.d_query[part_edge] || call_.d_key[part_edge];
     for (int64_t at = 0; at < degree_; at += kChunk) {
       const int n = load_chunk(at, dz);
@@ -88,18 +79,13 @@ class Passes : public Node<T> {
         if (T* to = row(call_.d_query[part_edge], edge, size_))
           scale_heads(heads, weight_[i], for_query_[i], width, to);
         if (T* to = row(call_.d_key[part_edge], edge, size_)) scale_heads(heads, weight_[i], for_key_[i], width, to);
-        if (T* to = row(call_.d_value[part_edge], edge, value_size_)) {
-          if (call_.grad_out)
-            scale_heads(heads, w + (at + i) * heads, call_.grad_out + receiver * value_size_, call_.value.width, to);
-          else
-            set_zero(to, value_size_);
-        }
+        if (T* to = row(call_.d_value[part_edge], edge, value_size_)) value_of_edge(receiver, w + (at + i) * heads, to);
       }
       if (d_on_edge) {
         edge_rows();
         accumulate(n, heads, weight_, edge_, call_.features, int64_t(0), d_on_edge);
       }
-      if (call_.d_edge) edge_gradients(at, n, w);
+      if (call_.d_edge) edge_gradients(at, w, nullptr, nullptr);
     }
   }
 
@@ -120,13 +106,7 @@ class Passes : public Node<T> {
         if (d_query) accumulate(n, heads, weight_, for_query_, width, width, d_query);
         if (d_key) accumulate(n, heads, weight_, for_key_, width, width, d_key);
       }
-      if (d_value && call_.grad_out) {
-        for (int i = 0; i < n; ++i) {
-          weight_[i] = call_.kept_weight + chunk_.edge[i] * heads;
-          value_[i] = call_.grad_out + chunk_.receiver[i] * value_size_;
-        }
-        accumulate(n, heads, weight_, value_, call_.value.width, call_.value.width, d_value);
-      }
+      if (d_value && call_.grad_out) values_of_sender(d_value);
     }
   }
 
@@ -242,18 +222,6 @@ class Passes : public Node<T> {
     if (call_.d_gate) write(d_gate, call_.d_gate);
     if (call_.d_envelope) write(d_envelope, call_.d_envelope);
     if (call_.d_score_scale) write(d_scale, call_.d_score_scale);
-  }
-
-  // dedge = dz qe + w g_on_edge, summed over heads.
-  void edge_gradients(int64_t at, int n, const T* w) {
-    const T* weight[kChunk];
-    T* to[kChunk];
-    for (int i = 0; i < n; ++i) {
-      weight[i] = w + (at + i) * call_.heads;
-      to[i] = call_.d_edge + chunk_.edge[i] * call_.features;
-    }
-    spread_all(n, call_.heads, {{weight_, query_on_edge_}, {weight, grad_on_edge_}, {nullptr, nullptr}}, call_.features,
-               to);
   }
 };
 

@@ -33,6 +33,8 @@ class Node {
   // Marks the derivative of a clipped score: no product of scales is that.
   static constexpr T kClipped = T(HUGE_VAL);
 
+  // A row, or null without any.
+  static const T* row(const T* rows, int64_t index, int64_t size) { return rows ? rows + index * size : nullptr; }
   static T* row(T* rows, int64_t index, int64_t size) { return rows ? rows + index * size : nullptr; }
 
   T* take(int64_t n) {
@@ -194,6 +196,39 @@ class Node {
     exp_shifted(head_[0], score);
   }
 
+  // Gradients of v, given the weight of each edge and head: its edge's part, its receiver's (the same row of grad_out
+  // for every edge) and its sender's, for the edges of the chunk.
+  void value_of_edge(int64_t receiver, const T* weight, T* to) {
+    if (!call_.grad_out) return set_zero(to, value_size_);
+    scale_heads(call_.heads, weight, call_.grad_out + receiver * value_size_, call_.value.width, to);
+  }
+  void value_of_receiver(int64_t receiver, const T* weight, T* to) {
+    T* total = head_[0];
+    set_zero(total, call_.heads);
+    for (int64_t i = 0; i < degree_; ++i)
+      for (int64_t h = 0; h < call_.heads; ++h) total[h] += weight[i * call_.heads + h];
+    value_of_edge(receiver, total, to);
+  }
+  void values_of_sender(T* to) {
+    for (int i = 0; i < chunk_.count; ++i) {
+      weight_[i] = call_.kept_weight + chunk_.edge[i] * call_.heads;
+      value_[i] = call_.grad_out + chunk_.receiver[i] * value_size_;
+    }
+    accumulate(chunk_.count, call_.heads, weight_, value_, call_.value.width, call_.value.width, to);
+  }
+
+  // dedge = dz qe (+ more more_rows) + w g_on_edge, summed over heads, for the edges from `at`, whose dz are weight_.
+  void edge_gradients(int64_t at, const T* w, const T* const* more, const T* more_rows) {
+    const T* weight[kChunk];
+    T* to[kChunk];
+    for (int i = 0; i < chunk_.count; ++i) {
+      weight[i] = w + (at + i) * call_.heads;
+      to[i] = call_.d_edge + chunk_.edge[i] * call_.features;
+    }
+    spread_all(chunk_.count, call_.heads, {{weight_, query_on_edge_}, {weight, grad_on_edge_}, {more, more_rows}},
+               call_.features, to);
+  }
+
   const AttentionCall<T>& call_;
   const HeadPattern<T> pattern_;
   T* free_;
@@ -212,44 +247,48 @@ class Node {
 };
 
 // A template's base is not searched for names: a pass names what it uses.
-#define HAMFAST_NODE_MEMBERS     \
-  using Node<T>::call_;          \
-  using Node<T>::pattern_;       \
-  using Node<T>::buffer_;        \
-  using Node<T>::partial_;       \
-  using Node<T>::head_;          \
-  using Node<T>::repeated_;      \
-  using Node<T>::on_edge_;       \
-  using Node<T>::query_on_edge_; \
-  using Node<T>::grad_on_edge_;  \
-  using Node<T>::size_;          \
-  using Node<T>::value_size_;    \
-  using Node<T>::order_;         \
-  using Node<T>::degree_;        \
-  using Node<T>::chunk_;         \
-  using Node<T>::query_;         \
-  using Node<T>::key_;           \
-  using Node<T>::value_;         \
-  using Node<T>::edge_;          \
-  using Node<T>::weight_;        \
-  using Node<T>::for_query_;     \
-  using Node<T>::for_key_;       \
-  using Node<T>::kClipped;       \
-  using Node<T>::begin;          \
-  using Node<T>::collect;        \
-  using Node<T>::collected;      \
-  using Node<T>::scalars;        \
-  using Node<T>::load_chunk;     \
-  using Node<T>::edge_rows;      \
-  using Node<T>::score_rows;     \
-  using Node<T>::scores;         \
-  using Node<T>::dense;          \
-  using Node<T>::multiply;       \
-  using Node<T>::drop;           \
-  using Node<T>::write;          \
-  using Node<T>::incoming;       \
-  using Node<T>::plain_softmax;  \
-  using Node<T>::exp_shifted;    \
+#define HAMFAST_NODE_MEMBERS        \
+  using Node<T>::call_;             \
+  using Node<T>::pattern_;          \
+  using Node<T>::buffer_;           \
+  using Node<T>::partial_;          \
+  using Node<T>::head_;             \
+  using Node<T>::repeated_;         \
+  using Node<T>::on_edge_;          \
+  using Node<T>::query_on_edge_;    \
+  using Node<T>::grad_on_edge_;     \
+  using Node<T>::size_;             \
+  using Node<T>::value_size_;       \
+  using Node<T>::order_;            \
+  using Node<T>::degree_;           \
+  using Node<T>::chunk_;            \
+  using Node<T>::query_;            \
+  using Node<T>::key_;              \
+  using Node<T>::value_;            \
+  using Node<T>::edge_;             \
+  using Node<T>::weight_;           \
+  using Node<T>::for_query_;        \
+  using Node<T>::for_key_;          \
+  using Node<T>::kClipped;          \
+  using Node<T>::begin;             \
+  using Node<T>::collect;           \
+  using Node<T>::collected;         \
+  using Node<T>::scalars;           \
+  using Node<T>::load_chunk;        \
+  using Node<T>::edge_rows;         \
+  using Node<T>::score_rows;        \
+  using Node<T>::scores;            \
+  using Node<T>::dense;             \
+  using Node<T>::multiply;          \
+  using Node<T>::drop;              \
+  using Node<T>::write;             \
+  using Node<T>::incoming;          \
+  using Node<T>::value_of_edge;     \
+  using Node<T>::value_of_receiver; \
+  using Node<T>::values_of_sender;  \
+  using Node<T>::edge_gradients;    \
+  using Node<T>::plain_softmax;     \
+  using Node<T>::exp_shifted;       \
   using Node<T>::row;
 
 }  // namespace hamfast::HAMFAST_ISA
