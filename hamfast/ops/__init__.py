@@ -1,7 +1,7 @@
 """The ops: one file each, which states its shapes, checks its arguments and registers fake and autograd."""
 
 from hamfast.ops.edge_einsum import edge_einsum
-from hamfast.ops.edge_index import EdgeIndex, edge_index
+from hamfast.ops.edge_index import EdgeIndex, edge_index, reverse_edges
 from hamfast.ops.edge_tensor_product import EdgeFrames, EdgeSources, SeparateWeights, edge_frames, edge_tensor_product
 from hamfast.ops.graph_attention import AttentionOutput, graph_attention
 from hamfast.ops.radial import RadialWeights
@@ -20,6 +20,7 @@ __all__ = [
     "edge_index",
     "edge_tensor_product",
     "graph_attention",
+    "reverse_edges",
     "rotate_irreps",
     "rotation_from_euler",
     "tensor_product",

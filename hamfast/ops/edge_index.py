@@ -78,3 +78,38 @@ def edge_index(senders: Tensor, receivers: Tensor, num_senders: int, num_receive
     return EdgeIndex(
         senders, receivers, num_senders, num_receivers, *sort(senders, num_senders), *sort(receivers, num_receivers)
     )
+
+
+def reverse_edges(edges: EdgeIndex, shifts: Tensor | None = None) -> Tensor:
+    """For each edge s -> t its way back t -> s: ``[edges]`` int64, its own inverse. ``H_ji = H_ij^T`` and symmetric sums need it.
+
+    Args:
+        shifts: ``[edges, n]`` integers, what tells the edges of one pair apart: lattice vectors R of a crystal, which the way back has
+            negated. Of edges that are alike in all of that, the n-th goes with the n-th.
+
+    Raises:
+        ValueError: an edge has no way back; the message names one.
+    """
+    there, back = torch.stack([edges.senders, edges.receivers]), torch.stack([edges.receivers, edges.senders])
+    if shifts is not None:
+        if shifts.shape[:1] != edges.senders.shape or shifts.dim() != 2 or shifts.is_floating_point():
+            raise ValueError(
+                f"shifts: expected [{edges.num_edges}, n] integers, found {list(shifts.shape)} {shifts.dtype}"
+            )
+        there, back = torch.cat([there, shifts.T.long()]), torch.cat([back, -shifts.T.long()])
+    order = [torch.arange(edges.num_edges, device=there.device)] * 2
+    for n, keys in enumerate((there, back)):
+        for key in keys.flip(0):  # stable: the first key counts most
+            order[n] = order[n][torch.argsort(key[order[n]], stable=True)]
+    differ = (there[:, order[0]] != back[:, order[1]]).any(0)
+    if bool(differ.any()):
+        first = int(torch.nonzero(differ)[0])
+        one, other = int(order[0][first]), int(order[1][first])
+        # The smaller of the two stands in one list only.
+        edge = other if back[:, other].tolist() < there[:, one].tolist() else one
+        raise ValueError(
+            f"edge {edge}, {int(edges.senders[edge])} -> {int(edges.receivers[edge])}: expected a way back, found none"
+        )
+    reverse = torch.empty_like(order[0])
+    reverse[order[1]] = order[0]
+    return reverse
