@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "common/dispatch.h"
-#include "common/host_pool.h"
 #include "edge_einsum.cuh"
 
 namespace hamfast {

@@ -1,6 +1,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "common/balance.h"
+#include "common/host_pool.h"
 #include "edge_einsum/edge_einsum_call.h"
 #include "edge_einsum/edge_einsum_isa.h"
 

@@ -7,14 +7,13 @@
 #include <vector>
 
 #include "common/balance.h"
-#include "common/host_pool.h"
 #include "graph_attention.cuh"
 
 namespace hamfast {
 
 using Optional = std::optional<Tensor>;
 
-// What both ops take after their own arguments, in the order of the schema.
+// What every op takes after its own arguments, in the order of the schema.
 #define HAMFAST_ATTENTION_PARAMETERS                                                                                  \
   Optional query_edge, Optional query_sender, Optional query_receiver, Optional key_edge, Optional key_sender,        \
       Optional key_receiver, Optional value_edge, Optional value_sender, Optional value_receiver,                     \
@@ -112,8 +111,11 @@ struct AttentionArguments {
   // As the kernels read them.
   static void make_contiguous(std::array<Optional, count>& tensors) {
     for (int n = 0; n < bias; ++n)
-      if (tensors[n].has_value() && (n != on_edge || tensors[n]->stride(2) != 1))
-        tensors[n] = torch::stable::contiguous(*tensors[n]);
+      tensors[n] = n == on_edge ? with_contiguous_rows(tensors[n]) : contiguous(tensors[n]);
+  }
+  // NodeRows may lie anywhere, but not their elements.
+  static Optional with_contiguous_rows(const Optional& t) {
+    return t.has_value() && t->stride(2) == 1 ? t : contiguous(t);
   }
 
   template <class T>
@@ -177,8 +179,7 @@ struct AttentionOps {
     const Tensor lse = torch::stable::contiguous(lse_any);
     const Optional g = contiguous(grad_out), g_lse = contiguous(grad_lse), g_weights = contiguous(grad_weights),
                    g_logits = contiguous(grad_logits);
-    if (grad_on_edge.has_value() && grad_on_edge->stride(2) != 1)
-      grad_on_edge = torch::stable::contiguous(*grad_on_edge);
+    grad_on_edge = Args::with_contiguous_rows(grad_on_edge);
     std::vector<Tensor> gradient = new_gradients(args, like, wanted);
     dispatch_real(like.scalar_type(), "graph_attention_backward", [&](auto zero) {
       using T = decltype(zero);
@@ -215,8 +216,7 @@ struct AttentionOps {
     Args::make_contiguous(direction);
     const Tensor lse = torch::stable::contiguous(lse_any);
     const Optional g = contiguous(grad_out), g_weights = contiguous(grad_weights);
-    if (grad_on_edge.has_value() && grad_on_edge->stride(2) != 1)
-      grad_on_edge = torch::stable::contiguous(*grad_on_edge);
+    grad_on_edge = Args::with_contiguous_rows(grad_on_edge);
     const int64_t rows = args.num_receivers(), heads = args.heads();
     const std::vector<int64_t> shapes[3] = {
         {rows, heads, args.width(Args::value)}, {rows, heads, args.features()}, {args.edges(), heads}};

@@ -1,5 +1,6 @@
 #include <torch/csrc/stable/library.h>
 
+#include "common/host_pool.h"
 #include "common/scratch.h"
 #include "graph_attention/graph_attention_call.h"
 #include "graph_attention/graph_attention_isa.h"

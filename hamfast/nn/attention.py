@@ -13,14 +13,52 @@ def _pair(value) -> tuple:
     return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
 
-def _seed(module: nn.Module, x: Tensor) -> Tensor | None:
-    """From torch's generator; None where nothing is dropped."""
-    if not module.training or module.dropout == 0:
-        return None
-    return torch.randint(2**62, (), device=x.device)
+class _AttentionConv(nn.Module):
+    """What both layers have. Parameters are each layer's own, in PyG's order: optimizers count on it."""
+
+    lin_edge: nn.Linear | None
+
+    def __init__(self, in_channels, out_channels: int, heads: int, concat: bool, dropout: float, edge_dim: int | None):
+        super().__init__()
+        self.in_channels, self.out_channels, self.heads = in_channels, out_channels, heads
+        self.concat, self.dropout, self.edge_dim = concat, dropout, edge_dim
+
+    @property
+    def total_channels(self) -> int:
+        return self.heads * self.out_channels if self.concat else self.out_channels
+
+    def by_head(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, self.out_channels))
+
+    def joined(self, out: Tensor) -> Tensor:
+        return out.flatten(1) if self.concat else out.mean(1)
+
+    def edge_linear(self) -> nn.Linear | None:
+        return (
+            nn.Linear(self.edge_dim, self.heads * self.out_channels, bias=False) if self.edge_dim is not None else None
+        )
+
+    def edge_weight(self) -> Tensor:
+        """``[heads, out_channels, edge_dim]``"""
+        assert self.lin_edge is not None
+        return self.lin_edge.weight.unflatten(0, (self.heads, self.out_channels))
+
+    def edge_features(self, edge_attr: Tensor | None) -> Tensor:
+        if edge_attr is None:
+            raise ValueError(f"{type(self).__name__}: edge_attr: expected [edges, {self.edge_dim}], found None")
+        return edge_attr.unsqueeze(-1) if edge_attr.dim() == 1 else edge_attr
+
+    def seed(self, x: Tensor) -> Tensor | None:
+        """From torch's generator; None where nothing is dropped."""
+        if not self.training or self.dropout == 0:
+            return None
+        return torch.randint(2**62, (), device=x.device)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, heads={self.heads}"
 
 
-class GraphTransformerConv(nn.Module):
+class GraphTransformerConv(_AttentionConv):
     """``torch_geometric.nn.TransformerConv``: multi-head dot-product attention with edge features in key and value.
 
     Per head, with sender j and receiver i: ``softmax_j(<W_q x_i, W_k x_j + W_e e> / sqrt(C))`` weighs ``W_v x_j + W_e e``; then a skip
@@ -45,15 +83,14 @@ class GraphTransformerConv(nn.Module):
         bias: bool = True,
         root_weight: bool = True,
     ):
-        super().__init__()
-        self.in_channels, self.out_channels, self.heads, self.edge_dim = in_channels, out_channels, heads, edge_dim
-        self.concat, self.beta, self.dropout, self.root_weight = concat, beta and root_weight, dropout, root_weight
+        super().__init__(in_channels, out_channels, heads, concat, dropout, edge_dim)
+        self.beta, self.root_weight = beta and root_weight, root_weight
         senders, receivers = _pair(in_channels)
-        width, total = heads * out_channels, heads * out_channels if concat else out_channels
+        width, total = heads * out_channels, self.total_channels
         self.lin_key = nn.Linear(senders, width, bias=bias)
         self.lin_query = nn.Linear(receivers, width, bias=bias)
         self.lin_value = nn.Linear(senders, width, bias=bias)
-        self.lin_edge = nn.Linear(edge_dim, width, bias=False) if edge_dim is not None else None
+        self.lin_edge = self.edge_linear()
         self.lin_skip = nn.Linear(receivers, total, bias=bias)
         self.lin_beta = nn.Linear(3 * total, 1, bias=False) if self.beta else None
 
@@ -74,27 +111,23 @@ class GraphTransformerConv(nn.Module):
         """
         senders, receivers = _pair(x)
         graph = pair_graph(edge_index, senders.shape[0], receivers.shape[0])
-        heads = (self.heads, self.out_channels)
-        edges = {}
+        features, weight = None, None
         if self.lin_edge is not None:
-            weight = self.lin_edge.weight.unflatten(0, heads)
-            edges = {
-                "edge": _edge_features(self, edge_attr),
-                "edge_key_weight": weight,
-                "edge_value_weight": weight,
-            }
+            features, weight = self.edge_features(edge_attr), self.edge_weight()
         out, weights, _, _ = graph_attention(
             graph.edges,
-            query_receiver=self.lin_query(receivers).unflatten(-1, heads),
-            key_sender=self.lin_key(senders).unflatten(-1, heads),
-            value_sender=self.lin_value(senders).unflatten(-1, heads),
-            **edges,
+            query_receiver=self.by_head(self.lin_query(receivers)),
+            key_sender=self.by_head(self.lin_key(senders)),
+            value_sender=self.by_head(self.lin_value(senders)),
+            edge=features,
+            edge_key_weight=weight,
+            edge_value_weight=weight,
             dropout=self.dropout,
-            seed=_seed(self, senders),
+            seed=self.seed(senders),
             return_weights=return_attention_weights is not None,
             return_lse=True,
         )
-        out = out.flatten(1) if self.concat else out.mean(1)
+        out = self.joined(out)
         if self.root_weight:
             skip = self.lin_skip(receivers)
             if self.lin_beta is not None:
@@ -104,11 +137,8 @@ class GraphTransformerConv(nn.Module):
                 out = out + skip
         return out if return_attention_weights is None else (out, (graph.pairs, weights))
 
-    def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}, heads={self.heads}"
 
-
-class GATv2Conv(nn.Module):
+class GATv2Conv(_AttentionConv):
     """``torch_geometric.nn.GATv2Conv``: additive attention ``<att, LeakyReLU(W_l x_j + W_r x_i + W_e e)>`` over ``W_l x_j``.
 
     Arguments as in PyG; ``fill_value`` (for the edge features of added self-loops) is a number, a tensor ``[edge_dim]``, or ``mean``,
@@ -130,17 +160,15 @@ class GATv2Conv(nn.Module):
         share_weights: bool = False,
         residual: bool = False,
     ):
-        super().__init__()
-        self.in_channels, self.out_channels, self.heads, self.edge_dim = in_channels, out_channels, heads, edge_dim
-        self.concat, self.negative_slope, self.dropout = concat, negative_slope, dropout
-        self.add_self_loops, self.fill_value = add_self_loops, fill_value
+        super().__init__(in_channels, out_channels, heads, concat, dropout, edge_dim)
+        self.negative_slope, self.add_self_loops, self.fill_value = negative_slope, add_self_loops, fill_value
         self.share_weights, self.residual = share_weights, residual
         senders, receivers = _pair(in_channels)
-        width, total = heads * out_channels, heads * out_channels if concat else out_channels
+        width, total = heads * out_channels, self.total_channels
         self.lin_l = nn.Linear(senders, width, bias=bias)
         self.lin_r = self.lin_l if share_weights else nn.Linear(receivers, width, bias=bias)
         self.att = nn.Parameter(torch.empty(1, heads, out_channels))
-        self.lin_edge = nn.Linear(edge_dim, width, bias=False) if edge_dim is not None else None
+        self.lin_edge = self.edge_linear()
         self.res = nn.Linear(receivers, total, bias=False) if residual else None
         self.bias = nn.Parameter(torch.zeros(total)) if bias else None
         nn.init.xavier_uniform_(self.att)
@@ -155,60 +183,46 @@ class GATv2Conv(nn.Module):
         """As :meth:`GraphTransformerConv.forward`; the edges returned with the weights include the self-loops."""
         senders, receivers = _pair(x)
         graph = pair_graph(edge_index, senders.shape[0], receivers.shape[0], self.add_self_loops)
-        heads = (self.heads, self.out_channels)
-        left = self.lin_l(senders).unflatten(-1, heads)
-        right = (
-            left
-            if self.share_weights and not isinstance(x, (tuple, list))
-            else self.lin_r(receivers).unflatten(-1, heads)
-        )
-        edges = {}
+        left = self.by_head(self.lin_l(senders))
+        right = left if self.share_weights and not isinstance(x, (tuple, list)) else self.by_head(self.lin_r(receivers))
+        features, weight = None, None
         if self.lin_edge is not None:
-            features = _edge_features(self, edge_attr)
+            features, weight = self.edge_features(edge_attr), self.edge_weight()
             if graph.kept is not None:
                 features = _with_self_loops(features, graph, self.fill_value)
-            edges = {"edge": features, "edge_key_weight": self.lin_edge.weight.unflatten(0, heads)}
         out, weights, _, _ = graph_attention(
             graph.edges,
             query_receiver=right,
             key_sender=left,
             value_sender=left,
-            **edges,
+            edge=features,
+            edge_key_weight=weight,
             score="additive",
             vector=self.att[0],
             negative_slope=self.negative_slope,
             dropout=self.dropout,
-            seed=_seed(self, senders),
+            seed=self.seed(senders),
             return_weights=bool(return_attention_weights),
             return_lse=True,
         )
-        out = out.flatten(1) if self.concat else out.mean(1)
+        out = self.joined(out)
         if self.res is not None:
             out = out + self.res(receivers)
         if self.bias is not None:
             out = out + self.bias
         return (out, (graph.pairs, weights)) if return_attention_weights else out
 
-    def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}, heads={self.heads}"
-
-
-def _edge_features(layer: nn.Module, edge_attr: Tensor | None) -> Tensor:
-    if edge_attr is None:
-        raise ValueError(f"{type(layer).__name__}: edge_attr: expected [edges, {layer.edge_dim}], found None")
-    return edge_attr.unsqueeze(-1) if edge_attr.dim() == 1 else edge_attr
-
 
 def _with_self_loops(features: Tensor, graph: PairGraph, fill_value: float | Tensor | str) -> Tensor:
     """Features of the edges that are kept, then those of the added loops: one per node."""
     assert graph.kept is not None
-    loops = graph.pairs.shape[1] - int(graph.kept.sum())
     kept = features[graph.kept]
+    loops = graph.edges.num_edges - kept.shape[0]
     if isinstance(fill_value, str):
         names = {"mean": "mean", "add": "sum", "sum": "sum", "min": "amin", "max": "amax", "mul": "prod"}
         if fill_value not in names:
             raise ValueError(f"GATv2Conv: fill_value: expected one of {', '.join(names)}, found {fill_value!r}")
-        index = graph.pairs[1, : kept.shape[0]]
+        index = graph.edges.receivers[: kept.shape[0]]
         filled = features.new_zeros(loops, features.shape[1])
         inside = index < loops
         filled = filled.scatter_reduce(

@@ -12,11 +12,14 @@ from hamfast.ops import EdgeIndex, edge_index
 
 
 class PairGraph(NamedTuple):
-    pairs: Tensor
-    """``[2, edges]`` as the weights are returned for."""
     edges: EdgeIndex
     kept: Tensor | None
     """``[edges given]`` bool: those that are no self-loops, which come first; the added loops follow. None: edges as given."""
+
+    @property
+    def pairs(self) -> Tensor:
+        """``[2, edges]``, as the weights are returned for."""
+        return torch.stack([self.edges.senders, self.edges.receivers])
 
 
 class _Remembered(NamedTuple):
@@ -42,10 +45,10 @@ def pair_graph(
                 f"edge_index: expected {num_senders} senders and {num_receivers} receivers, "
                 f"found {edges.num_senders} and {edges.num_receivers}"
             )
-        pairs = torch.stack([edges.senders, edges.receivers])
+        given = PairGraph(edges, None)
         if not add_self_loops:
-            return PairGraph(pairs, edges, None)
-        edges = pairs
+            return given
+        edges = given.pairs
     if not isinstance(edges, Tensor) or edges.layout != torch.strided:
         raise ValueError(f"edge_index: expected a tensor [2, edges] or an EdgeIndex of hamfast, found {type(edges)}")
     if edges.dim() != 2 or edges.shape[0] != 2:
@@ -69,7 +72,6 @@ def _make(edges, num_senders, num_receivers, add_self_loops):
         kept = pairs[0] != pairs[1]
         loops = torch.arange(min(num_senders, num_receivers), device=pairs.device)
         pairs = torch.cat([pairs[:, kept], loops.expand(2, -1)], dim=1)
-    # The remembered graph must not keep the tensor alive that it is remembered for.
-    pairs = pairs.clone() if pairs is edges else pairs
-    senders, receivers = pairs[0].contiguous(), pairs[1].contiguous()
-    return PairGraph(pairs, edge_index(senders, receivers, num_senders, num_receivers), kept)
+    # Copies: views would keep the tensor alive that the graph is remembered for.
+    senders, receivers = pairs[0].clone(), pairs[1].clone()
+    return PairGraph(edge_index(senders, receivers, num_senders, num_receivers), kept)

@@ -29,6 +29,7 @@ _RECEIVER_QUERY, _ON_EDGE, _EDGE, _BIAS = (
     OPERANDS.index(n) for n in ("query_receiver", "query_on_edge", "edge", "bias")
 )
 _GRADIENTS = 5  # of out, out_on_edge, lse, weights, logits
+_REST = 10  # seed, six tensors of the graph, kinds, numbers, wanted: what follows the operands
 
 
 def run_kernel(
@@ -142,7 +143,7 @@ def _backward(ctx, gradients):
             before = found[_RECEIVER_QUERY]
             found[_RECEIVER_QUERY] = projected if before is None else before + projected
         found[_ON_EDGE] = None
-    return (to_weight, *found, *(None,) * (len(rest) + 3))
+    return (to_weight, *found, *(None,) * _REST)
 
 
 def _setup_backward(ctx, inputs, output):
@@ -170,7 +171,7 @@ def _double_backward(ctx, directions):
     ):
         found = _formula_double_backward(gradients, operands, given, needed, seed, tuple(graph), settings)
     else:
-        to_gradients = [(0, 16), (1, 17), (3, 18)]  # out, out_on_edge, weights, and their bits
+        to_gradients = [(0, _COUNT), (1, _COUNT + 1), (3, _COUNT + 2)]  # out, out_on_edge, weights, and their bits
         wanted = sum(1 << n for n in range(_COUNT) if needed[_GRADIENTS + n] and operands[n] is not None)
         wanted |= sum(1 << bit for n, bit in to_gradients if needed[n] and gradients[n] is not None)
         made = _op_double(
@@ -191,7 +192,7 @@ def _double_backward(ctx, directions):
         for (n, bit), gradient in zip(to_gradients, made[:3], strict=True):
             first[n] = gradient if wanted >> bit & 1 else None
         found = first + found
-    return (*found[:_GRADIENTS], None, *found[_GRADIENTS:], *(None,) * 10)
+    return (*found[:_GRADIENTS], None, *found[_GRADIENTS:], *(None,) * _REST)
 
 
 def _formula_double_backward(given_gradients, operands, directions, needed, seed, graph, settings):
