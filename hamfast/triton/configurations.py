@@ -1,0 +1,87 @@
+"""Sizes of tiles per architecture: chosen from a table, the same in every run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hamfast.triton.launch import power_of_two
+
+
+@dataclass(frozen=True)
+class ChannelConfiguration:
+    """Of kernels/channel.py."""
+
+    elements: int
+    """Of a tile: edges times channels."""
+    channels: int
+    """At most, of a unit."""
+    components: int
+    """At most, of the blocks of a unit."""
+    entries: int
+    """At most, of the couplings of a unit's tasks: what is unrolled in one kernel."""
+    tasks: int
+    """At most, of a unit that is cut."""
+    num_warps: int
+    least_channels: int = 1
+    least_edges: int = 1
+
+    def edges(self, channels: int) -> int:
+        return max(self.least_edges, self.elements // channels)
+
+
+# One thread holds elements / (32 num_warps) of each component's tile: one, where components are many.
+_FORWARD = ChannelConfiguration(elements=128, channels=128, components=32, entries=600, tasks=64, num_warps=4)
+_BACKWARD = ChannelConfiguration(elements=128, channels=128, components=16, entries=300, tasks=16, num_warps=4)
+# A matrix unit's product has no side shorter than 16. Backward, the sums for the matrix, [K, channels] per task, are kept, too.
+_RADIAL = ChannelConfiguration(512, 32, 16, 300, 16, num_warps=4, least_channels=16, least_edges=16)
+_RADIAL_BACKWARD = ChannelConfiguration(256, 16, 16, 100, 3, num_warps=4, least_channels=16, least_edges=16)
+
+CHANNEL = {
+    "cuda": {
+        (True, False): _FORWARD,
+        (False, False): _BACKWARD,
+        (True, True): _RADIAL,
+        (False, True): _RADIAL_BACKWARD,
+    },
+    # 64 lanes per wavefront: as many registers per lane with twice the elements.
+    "hip": {
+        (True, False): ChannelConfiguration(256, 128, 32, 600, 64, num_warps=4),
+        (False, False): ChannelConfiguration(256, 128, 16, 300, 16, num_warps=4),
+        (True, True): _RADIAL,
+        (False, True): _RADIAL_BACKWARD,
+    },
+}
+"""By (forward, weights made in the kernel)."""
+
+PRECISION = {"cuda": "tf32x3", "hip": "ieee"}
+"""How float32 products use the matrix units: three TF32 products carry float32's digits; AMD's take float32 itself."""
+
+
+def architecture() -> str:
+    """Which column of the tables: Intel's GPUs, and the interpreter, take the first."""
+    return "hip" if torch.version.hip else "cuda"
+
+
+def channel_configuration(like: Tensor, forward: bool, radial: bool) -> ChannelConfiguration:
+    return CHANNEL[architecture()][forward, radial]
+
+
+@dataclass(frozen=True)
+class RowConfiguration:
+    """Of kernels whose programs walk over rows: edges at a time, and columns."""
+
+    edges: int
+    columns: int
+    num_warps: int
+
+    def cut(self, columns: int) -> tuple[int, int]:
+        """(edges, columns) of a tile where a row has so many columns: as many elements in all."""
+        width = min(power_of_two(columns), self.columns)
+        return max(1, self.edges * self.columns // width), width
+
+
+FRAME = RowConfiguration(edges=4, columns=32, num_warps=4)
+EINSUM = RowConfiguration(edges=4, columns=64, num_warps=4)
