@@ -2,10 +2,11 @@
 
 from hamfast.version import __version__
 
-__all__ = ["__version__", "accelerate", "e3nn_backend", "set_e3nn_backend", "strict"]
+__all__ = ["__version__", "accelerate", "backend", "e3nn_backend", "set_e3nn_backend", "strict"]
 
 _WHERE = {
     "accelerate": "hamfast.nn.drop_in",
+    "backend": "hamfast.ops.backend",
     "e3nn_backend": "hamfast.nn.drop_in",
     "set_e3nn_backend": "hamfast.nn.drop_in",
     "strict": "hamfast.ops.notice",

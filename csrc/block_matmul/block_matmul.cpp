@@ -52,3 +52,4 @@ Tensor block_matmul(Tensor left_any, Tensor right_any, int64_t rows, std::vector
 
 STABLE_TORCH_LIBRARY_IMPL(hamfast, CPU, m) { m.impl("block_matmul", TORCH_BOX(&hamfast::block_matmul)); }
 STABLE_TORCH_LIBRARY_IMPL(hamfast, CUDA, m) { m.impl("block_matmul", TORCH_BOX(&hamfast::block_matmul)); }
+STABLE_TORCH_LIBRARY_IMPL(hamfast, XPU, m) { m.impl("block_matmul", TORCH_BOX(&hamfast::block_matmul)); }

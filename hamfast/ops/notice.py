@@ -42,6 +42,19 @@ def slow_path(op: str, plan: Plan, device: str, reason: str = "") -> None:
     _warn_once(op, plan, device, reason)
 
 
+def lower_backend(op: str, backend: str, reason: str, cause: Exception | None = None) -> None:
+    """Reports that an op on a GPU runs on a backend lower on the ladder of ``hamfast.ops.backend``."""
+    sentence = f"hamfast: {op} on a GPU runs on the {backend} backend, on copies of its tensors, which is right but slow: {reason}"
+    if _strict:
+        raise RuntimeError(sentence + "; strict mode forbids it") from cause
+    _warn_of_backend(sentence)
+
+
+@cache
+def _warn_of_backend(sentence: str) -> None:
+    warnings.warn(sentence, SlowPathWarning, stacklevel=4)
+
+
 @cache
 def _warn_once(op: str, plan: Plan, device: str, reason: str) -> None:
     warnings.warn(_sentence(op, plan, device, reason), SlowPathWarning, stacklevel=5)

@@ -116,10 +116,6 @@ def radial_in_blocks(x, y, h, matrix, g, *rest):
     return (rows, *(none,) * 4) if g is None else (none, rows, grad_y, grad_h, grad_matrix)
 
 
-_IMPLEMENTATIONS = torch.library.Library("hamfast", "IMPL")
-_IMPLEMENTATIONS.impl("radial_tensor_product", radial_in_blocks, "CUDA")
-
-
 @torch.library.register_fake("hamfast::radial_tensor_product")
 def _(x, y, h, matrix, g, *rest):
     *_, receiver_ptr, _, _, dims = rest

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hamfast.ops import run_time_compiler
+from hamfast.ops import backend, run_time_compiler
 from hamfast.ops.block_matmul import block_matmul
 from hamfast.ops.checks import check_rows, check_same
 from hamfast.ops.edge_index import EdgeIndex
@@ -119,7 +119,7 @@ def _chosen(plan: Plan, shared: bool, device: str, wanted: str | None) -> str:
 @torch.compiler.assume_constant_result
 def _problem(device: str) -> str:
     """Why only the general kernel can run."""
-    return run_time_compiler.problem() if device == "cuda" else ""
+    return run_time_compiler.problem() if device == "cuda" and backend.current() == "cuda" else ""
 
 
 @torch.compiler.assume_constant_result

@@ -24,8 +24,8 @@ TASK_OVERHEAD = 0.012
 HARMONICS = 0.02
 """Microseconds per row and number of Y, with its gradient's share."""
 
-TUNED = ("cpu", "cuda")
-"""Devices that have more than the general kernel. On CUDA the same rates choose: they were not measured there."""
+TUNED = ("cpu", "cuda", "xpu")
+"""Devices that have more than the general kernel. On GPUs the same rates choose: they were not measured there."""
 
 
 @dataclass(frozen=True)

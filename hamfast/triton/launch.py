@@ -62,7 +62,8 @@ def launch(
         return
     if _record is not None:
         _record[_describe(kernel, arguments, constants, num_warps)] = None
-    with torch.cuda.device(like.device) if like.device.type == "cuda" else nullcontext():
+    device = like.device
+    with nullcontext() if device.type == "cpu" else getattr(torch, device.type).device(device):
         # Fused multiply-add said aloud: Triton's default changes with its version, and numbers with it.
         options = {"num_warps": num_warps, "num_stages": 2, "enable_fp_fusion": True}
         kernel[tuple(grid)](*arguments, **constants, **options)

@@ -1,0 +1,342 @@
+"""Graph attention's ops on tensors, for the kernels of kernels/graph_attention.py: numbers per edge and head, then weighted sums."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import triton.language as tl
+from torch import Tensor
+
+from hamfast.kernels.graph_attention import (
+    attention_gradients,
+    attention_second_gradients,
+    attention_weights,
+    edge_dots,
+    weighted_sums,
+)
+from hamfast.triton.configurations import ATTENTION_DOTS, ATTENTION_NUMBERS, ATTENTION_SUMS
+from hamfast.triton.launch import REAL, launch, pieces
+
+# Operands in the order of the schema: csrc/library.cpp.
+QUERY, KEY, VALUE, ON_EDGE, EDGE, VECTOR, BIAS = 0, 3, 6, 9, 10, 11, 12
+COUNT = 16
+AT_EDGE, AT_SENDER, AT_RECEIVER = range(3)
+
+_DOT, _ADDITIVE, _GIVEN = range(3)
+_LINEAR, _ACTIVATION, _ACTIVATION_SLOPE = range(3)
+_VECTOR_PARTS = 64
+
+
+class _Rows(NamedTuple):
+    """Rows as kernels/graph_attention.py takes them."""
+
+    on_edge: Tensor | None
+    of_sender: Tensor | None
+    of_receiver: Tensor | None
+    row_stride: int
+    head_stride: int
+
+    def __bool__(self) -> bool:
+        return any(t is not None for t in self[:3])
+
+
+_NO_ROWS = _Rows(None, None, None, 0, 0)
+
+
+class _Attention:
+    """One call: operands, graph and settings of any of the three ops."""
+
+    def __init__(self, arguments: Sequence, directions: Sequence[Tensor | None] | None = None):
+        operands, seed, graph = arguments[:COUNT], arguments[COUNT], arguments[COUNT + 1 : COUNT + 7]
+        self.operands = [_readable(n, t) for n, t in enumerate(operands)]
+        self.directions = [_readable(n, t) for n, t in enumerate(directions or [None] * COUNT)]
+        self.seed = seed
+        self.senders, self.sender_order, self.sender_ptr, *rest = (t.contiguous() for t in graph)
+        self.receivers, self.receiver_order, self.receiver_ptr = rest
+        kinds, numbers, self.wanted = arguments[COUNT + 7 :]
+        self.heads, self.score, self.activation, self.weight = kinds
+        self.slope, self.scale, self.clip, self.epsilon, self.dropout = numbers
+        self.like = next(t for t in self.operands if t is not None)
+        self.edges = self.senders.shape[0]
+        self.rows = (self.edges, self.sender_ptr.shape[0] - 1, self.receiver_ptr.shape[0] - 1)
+        edge = self.operands[EDGE]
+        self.features = 0 if edge is None else edge.shape[1]
+
+    def width(self, first: int) -> int:
+        return next((t.shape[2] for t in self.operands[first : first + 3] if t is not None), 0)
+
+    def new(self, *shape: int) -> Tensor:
+        return self.like.new_empty(shape)
+
+    def numbers(self) -> Tensor:
+        return self.new(self.edges, self.heads)
+
+    def parts(self, first: int, of: Sequence[Tensor | None] | None = None) -> _Rows:
+        """The three parts of query, key or value, or of their directions."""
+        tensors = (self.operands if of is None else of)[first : first + 3]
+        width = self.width(first)
+        return _Rows(*tensors, self.heads * width, width) if any(t is not None for t in tensors) else _NO_ROWS
+
+    def edge_features(self, of: Sequence[Tensor | None] | None = None) -> _Rows:
+        edge = (self.operands if of is None else of)[EDGE]
+        return _NO_ROWS if edge is None else _Rows(edge, None, None, self.features, 0)
+
+    def _constants(self) -> dict:
+        return {"REAL": REAL.get(self.like.dtype, tl.float32)}
+
+    def dots(self, out: Tensor, a: _Rows, b: _Rows, width: int, c: _Rows, d: _Rows, additive: bool = False, add: bool = False) -> None:
+        """``out[edge, head] = <a, b> + <c, d>``; absent rows have no product."""
+        has_first = width > 0 and (bool(a or b) if additive else bool(a and b))
+        if not has_first:
+            a, b, width = _NO_ROWS, _NO_ROWS, 0
+        if not (c and d):
+            c, d = _NO_ROWS, _NO_ROWS
+        features = self.features if c else 0
+        edges, columns = ATTENTION_DOTS.cut(max(width, features))
+        constants = self._constants() | {
+            "SCORE": _ADDITIVE if additive else _DOT,
+            "ACTIVATION": self.activation if additive else 0,
+            "SLOPE": self.slope if additive else 0.0,
+            "ADD": add,
+            "EDGES": edges,
+            "COLUMNS": columns,
+        }
+        vector = self.operands[VECTOR] if additive else None
+        arguments = (out, self.senders, self.receivers, self.receiver_order, self.edges, self.heads, width, features)
+        arguments += (*a, *b, *c, *d, vector)
+        launch(edge_dots, (pieces(self.edges, edges),), arguments, constants, out, ATTENTION_DOTS.num_warps)
+
+    def sums(
+        self, out: Tensor, place: int, width: int, weight: Tensor, a: _Rows, more: Tensor | None = None, b: _Rows = _NO_ROWS,
+        kind: int = _LINEAR, over_heads: bool = False, add: bool = False, parts: int = 0,
+    ) -> None:  # fmt: skip
+        """Sums of ``weight a + more b`` over the edges of each row of ``out``, whose place is an edge, a sender or a receiver."""
+        order = (None, self.sender_order, self.receiver_order)[place]
+        ptr = (None, self.sender_ptr, self.receiver_ptr)[place]
+        elements = width if over_heads else self.heads * width
+        if elements == 0:
+            return
+        edges, columns = ATTENTION_SUMS.cut(elements)
+        constants = self._constants() | {
+            "KIND": kind,
+            "ACTIVATION": self.activation if kind else 0,
+            "SLOPE": self.slope if kind else 0.0,
+            "OVER_HEADS": over_heads,
+            "ADD": add,
+            "PARTS": parts,
+            "EDGES": edges,
+            "COLUMNS": columns,
+        }
+        turns = parts or (self.rows[place] if ptr is not None else pieces(self.edges, edges))
+        arguments = (out, self.senders, self.receivers, order, ptr, self.edges, self.heads, width)
+        arguments += (weight, *a, more, *b, self.operands[VECTOR] if kind == _ACTIVATION_SLOPE else None)
+        launch(weighted_sums, (turns, pieces(elements, columns)), arguments, constants, out, ATTENTION_SUMS.num_warps)
+
+    def per_receiver(self, kernel, arguments: tuple, constants: dict, with_directions: bool = False) -> None:
+        """A kernel of numbers per edge and head: what all of them take comes after ``arguments``."""
+        edges, heads = ATTENTION_NUMBERS.cut(self.heads)
+        scalars: list = []
+        for tensors in (self.operands, self.directions) if with_directions else (self.operands,):
+            for t in tensors[BIAS : BIAS + 4]:
+                scalars += [None, 0, 0] if t is None else [t, t.stride(0), t.stride(1)]
+        clip = None if math.isinf(self.clip) else self.clip
+        constants = self._constants() | constants | {"SCALE": self.scale, "CLIP": clip, "DROPOUT": self.dropout}
+        constants |= {"EDGES": edges, "HEADS": heads}
+        graph = (self.receiver_order, self.receiver_ptr, self.heads, self.seed)
+        grid = (self.rows[AT_RECEIVER], pieces(self.heads, heads))
+        launch(kernel, grid, (*arguments, *graph, *scalars), constants, self.like, ATTENTION_NUMBERS.num_warps)
+
+    def raw_scores(self) -> Tensor:
+        """z"""
+        z = self.numbers()
+        query, key = (_NO_ROWS, _NO_ROWS) if self.score == _GIVEN else (self.parts(QUERY), self.parts(KEY))
+        query_on_edge = _NO_ROWS if self.score == _GIVEN else _node_rows(self.operands[ON_EDGE])
+        additive = self.score == _ADDITIVE
+        self.dots(z, query, key, self.width(QUERY), query_on_edge, self.edge_features(), additive)
+        return z
+
+    def incoming(self, grad_out: Tensor | None, grad_on_edge: Tensor | None, of: Sequence[Tensor | None] | None = None) -> Tensor:
+        """a: the weights' gradients; along directions of the operands, b."""
+        a = self.numbers()
+        width = self.width(VALUE)
+        gradient = _NO_ROWS if grad_out is None else _Rows(None, None, grad_out, self.heads * width, width)
+        self.dots(a, gradient, self.parts(VALUE, of), width, _node_rows(grad_on_edge), self.edge_features(of))
+        return a
+
+    def gradients_of(self, n: int) -> Tensor:
+        """Room for an operand's gradient, empty if it is not wanted."""
+        if not self.wanted >> n & 1:
+            return self.new(0)
+        if n >= BIAS:
+            return self.numbers()
+        operand = self.operands[n]
+        assert operand is not None
+        return self.like.new_empty(operand.shape)
+
+    def optional(self, gradients: list[Tensor], n: int) -> Tensor | None:
+        return gradients[n] if self.wanted >> n & 1 else None
+
+    def add_up_gradients(
+        self, out: list[Tensor], d_score: Tensor, weight: Tensor, grad_out: Tensor | None, grad_on_edge: Tensor | None,
+        d_score_dot: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """The gradients of rows, from dz, w and, along directions, dz'."""
+        additive = self.score == _ADDITIVE
+        for first, other in ((QUERY, KEY), (KEY, QUERY)):
+            for place in range(3):
+                if not self.wanted >> first + place & 1:
+                    continue
+                to, width = out[first + place], self.width(QUERY)
+                if additive:
+                    both = self.parts(QUERY), self.parts(KEY)
+                    self.sums(to, place, width, d_score, both[0], None, both[1], _ACTIVATION_SLOPE)
+                else:
+                    along = self.parts(other, self.directions)
+                    more = d_score_dot if along else None
+                    self.sums(to, place, width, d_score, self.parts(other), more, along)
+        width = self.width(VALUE)
+        gradient = _NO_ROWS if grad_out is None else _Rows(None, None, grad_out, self.heads * width, width)
+        for place in range(3):
+            if self.wanted >> VALUE + place & 1:
+                self.sums(out[VALUE + place], place, width, weight, gradient)
+        if self.wanted >> ON_EDGE & 1:
+            along = self.edge_features(self.directions)
+            more = d_score_dot if along else None
+            self.sums(out[ON_EDGE], AT_RECEIVER, self.features, d_score, self.edge_features(), more, along)
+        if self.wanted >> EDGE & 1:
+            query, change = _node_rows(self.operands[ON_EDGE]), _node_rows(self.directions[ON_EDGE])
+            self._sums_of_nodes(out[EDGE], [(d_score, query), (d_score_dot, change), (weight, _node_rows(grad_on_edge))])
+        if self.wanted >> VECTOR & 1:
+            width = self.width(QUERY)
+            parts = self.new(_VECTOR_PARTS, self.heads, width)
+            both = self.parts(QUERY), self.parts(KEY)
+            self.sums(parts, AT_EDGE, width, d_score, both[0], None, both[1], _ACTIVATION, parts=_VECTOR_PARTS)
+            out[VECTOR] = parts.sum(0)
+
+    def _sums_of_nodes(self, out: Tensor, terms: list[tuple[Tensor | None, _Rows]]) -> None:
+        """The gradient of edges' features, summed over heads: rows of receivers times numbers per edge and head, which may
+        differ in their strides."""
+        given = [(weight, rows) for weight, rows in terms if weight is not None and rows]
+        if not given:
+            out.zero_()
+        for n, (weight, rows) in enumerate(given):
+            self.sums(out, AT_EDGE, self.features, weight, rows, over_heads=True, add=n > 0)
+
+    def aggregate(self, out: Tensor | None, on_edge: Tensor | None, weight: Tensor, more: Tensor | None = None) -> None:
+        """``sum weight v (+ more v')``, and the same of the edges' features."""
+        if out is not None:
+            along = self.parts(VALUE, self.directions) if more is not None else _NO_ROWS
+            self.sums(out, AT_RECEIVER, self.width(VALUE), weight, self.parts(VALUE), more if along else None, along)
+        if on_edge is not None:
+            along = self.edge_features(self.directions) if more is not None else _NO_ROWS
+            more = more if along else None
+            self.sums(on_edge, AT_RECEIVER, self.features, weight, self.edge_features(), more, along)
+
+
+def _readable(n: int, t: Tensor | None) -> Tensor | None:
+    """Rows contiguous; those of receivers (ON_EDGE) may lie anywhere, and numbers per edge have strides of their own."""
+    if t is None or n >= BIAS:
+        return t
+    return _with_contiguous_rows(t) if n == ON_EDGE else t.contiguous()
+
+
+def _with_contiguous_rows(t: Tensor | None) -> Tensor | None:
+    return t if t is None or t.stride(2) == 1 else t.contiguous()
+
+
+def _node_rows(t: Tensor | None) -> _Rows:
+    """``[receivers, heads, columns]``"""
+    return _NO_ROWS if t is None else _Rows(None, None, t, t.stride(0), t.stride(1))
+
+
+def _contiguous(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
+
+
+def graph_attention(edge_key_weight, *arguments):
+    """``hamfast::graph_attention``: see csrc/library.cpp. ``edge_key_weight`` is for the backward pass."""
+    call = _Attention(arguments)
+    receivers, heads = call.rows[AT_RECEIVER], call.heads
+    out, lse, weights = call.new(receivers, heads, call.width(VALUE)), call.new(receivers, heads), call.numbers()
+    on_edge = call.new(receivers, heads, call.features) if call.wanted & 4 else None
+    logits = call.numbers() if call.wanted & 2 else None
+    constants = {"WEIGHT": call.weight, "LOG_EPSILON": math.log(call.epsilon) if call.epsilon > 0 else -math.inf}
+    call.per_receiver(attention_weights, (call.raw_scores(), lse, weights, logits), constants)
+    call.aggregate(out, on_edge, weights)
+    none = call.new(0)
+    return [
+        out,
+        none if on_edge is None else on_edge,
+        lse,
+        weights if call.wanted & 1 else none,
+        none if logits is None else logits,
+    ]
+
+
+def graph_attention_backward(grad_out, grad_on_edge, grad_lse, grad_weights, grad_logits, lse, *arguments):
+    """``hamfast::graph_attention_backward``: see csrc/library.cpp."""
+    call = _Attention(arguments)
+    grad_out, grad_on_edge = _contiguous(grad_out), _with_contiguous_rows(grad_on_edge)
+    out = [call.gradients_of(n) for n in range(COUNT)]
+    d_score, weight = call.numbers(), call.numbers()
+    call.per_receiver(
+        attention_gradients,
+        (
+            call.raw_scores(),
+            call.incoming(grad_out, grad_on_edge),
+            lse.contiguous(),
+            *(_contiguous(t) for t in (grad_lse, grad_weights, grad_logits)),
+            d_score,
+            weight,
+            *(call.optional(out, BIAS + n) for n in range(4)),
+        ),
+        {"WEIGHT": call.weight},
+    )
+    call.add_up_gradients(out, d_score, weight, grad_out, grad_on_edge)
+    return out
+
+
+def graph_attention_double_backward(*arguments):
+    """``hamfast::graph_attention_double_backward``: see csrc/library.cpp."""
+    directions, (grad_out, grad_on_edge, grad_weights, lse) = arguments[:COUNT], arguments[COUNT : COUNT + 4]
+    call = _Attention(arguments[COUNT + 4 :], directions)
+    grad_out, grad_on_edge = _contiguous(grad_out), _with_contiguous_rows(grad_on_edge)
+    wanted = [call.wanted >> COUNT + n & 1 for n in range(3)]
+    rows = (call.rows[AT_RECEIVER], call.heads)
+    shapes = [(*rows, call.width(VALUE)), (*rows, call.features), (call.edges, call.heads)]
+    to_gradients = [call.new(*shape) if is_wanted else None for shape, is_wanted in zip(shapes, wanted, strict=True)]
+    out = [call.gradients_of(n) for n in range(COUNT)]
+    along = call.directions
+    z_dot = call.numbers()
+    query_on_edge, query_on_edge_dot = (_node_rows(t[ON_EDGE]) for t in (call.operands, along))
+    both = (QUERY, KEY)
+    (query, key), (query_dot, key_dot) = ([call.parts(n, of) for n in both] for of in (None, along))
+    width = call.width(QUERY)
+    call.dots(z_dot, query_dot, key, width, query_on_edge_dot, call.edge_features())
+    call.dots(z_dot, query, key_dot, width, query_on_edge, call.edge_features(along), add=True)
+    d_score, d_score_dot, changed_weight, weight = (call.numbers() for _ in range(4))
+    call.per_receiver(
+        attention_second_gradients,
+        (
+            call.raw_scores(),
+            call.incoming(grad_out, grad_on_edge),
+            z_dot,
+            call.incoming(grad_out, grad_on_edge, along),
+            lse.contiguous(),
+            _contiguous(grad_weights),
+            d_score,
+            d_score_dot,
+            changed_weight,
+            weight,
+            to_gradients[2],
+            *(call.optional(out, BIAS + n) for n in range(4)),
+        ),
+        {},
+        with_directions=True,
+    )
+    call.add_up_gradients(out, d_score, changed_weight, grad_out, grad_on_edge, d_score_dot)
+    call.aggregate(to_gradients[0], to_gradients[1], changed_weight, weight)
+    none = call.new(0)
+    return [none if t is None else t for t in to_gradients] + out
