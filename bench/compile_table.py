@@ -25,6 +25,7 @@ COLUMNS = ["kernel", "case", "architecture", "registers", "shared_bytes", "stack
 FIXED = """
 #include "edge_frame.cuh"
 #include "edge_einsum.cuh"
+#include "sparse_map.cuh"
 #include "sum_parts.cuh"
 #include "tensor_product.cuh"
 #include "weighted_sum.cuh"
@@ -38,6 +39,7 @@ namespace hamfast {
   template __global__ void attention_scores_kernel<T, pass_double>(AttentionCall<T>);   \\
   template __global__ void weighted_sum_kernel<T>(WeightedSum<T>);                  \\
   template __global__ void edge_einsum_kernel<T>(EdgeEinsumCall<T>, int64_t);       \\
+  template __global__ void sparse_map_kernel<T>(SparseMapCall<T>);                 \\
   template __global__ void tensor_product_kernel<T>(TensorProductCall<T>, int64_t, T*); \\
   template __global__ void add_rows_kernel<T>(const T*, int64_t, int64_t, T*);
 INSTANTIATE(float)

@@ -57,6 +57,12 @@ STABLE_TORCH_LIBRARY(hamfast, m) {
       "edge_einsum(Tensor a, Tensor? b, Tensor? c, int[] places, SymInt[] shape, Tensor senders, Tensor sender_order, "
       "Tensor sender_ptr, Tensor receivers, Tensor receiver_order, Tensor receiver_ptr) -> Tensor");
 
+  // out[r, i] = sum over n in ptr[i] ... ptr[i + 1] of value[n] x[r, column[n]]; the transposed matrix is for the
+  // derivative.
+  m.def(
+      "sparse_map(Tensor x, Tensor ptr, Tensor column, Tensor value, Tensor transposed_ptr, Tensor transposed_column, "
+      "Tensor transposed_value) -> Tensor");
+
   // Attention of each receiver over its incoming edges; hamfast/ops/graph_attention.py says what the operands are.
   // kinds: heads, score, activation, weight; numbers: slope, scale, clip, epsilon, dropout. Results: out, out_on_edge
   // (if wanted & 4), lse, weights (1), logits (2); gradients: of query_edge ... gate, one bit each.

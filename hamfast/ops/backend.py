@@ -39,6 +39,7 @@ OPS = {
     "rotate_from_edge": "edge_frame",
     "edge_frame_weights": "edge_frame",
     "edge_einsum": "edge_einsum",
+    "sparse_map": "sparse_map",
     "graph_attention": "graph_attention",
     "graph_attention_backward": "graph_attention",
     "graph_attention_double_backward": "graph_attention",

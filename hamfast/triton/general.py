@@ -59,7 +59,8 @@ def _add_path(call, path: _Path, tables, slot, operands, out) -> None:
     coupling[tuple(torch.as_tensor(index.T.copy()))] = torch.as_tensor(value, dtype=like.dtype)
     coupling = coupling.to(like.device)
     us, vs = _pairs(path, like.device)
-    channels = us * path.out_u + vs * path.out_v
+    first, second = (torch.arange(len(us), device=like.device), 0 * vs) if path.pairing == 2 else (us, vs)
+    channels = first * path.out_u + second * path.out_v
 
     def rows(t, ends, offset, count, d):
         t = t[:, offset : offset + count * d].unflatten(1, (count, d))

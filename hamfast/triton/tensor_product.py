@@ -162,7 +162,7 @@ def _backward(call: Call, wanted: tuple[bool, bool, bool, bool]) -> tuple[Tensor
     x, y, w, g = call.operands
     for group, turns in zip(units.groups, programs, strict=True):
         constants = _constants(call, group, configuration) | {"Y": group.shape.y}
-        per_program = pieces(turns, MOST_PARTS) if keeps_weights else 1
+        per_program = max(1, pieces(turns, MOST_PARTS)) if keeps_weights else 1
         arguments = (
             x, y, w, call.hidden, g, *call.directions, grad_x, y_parts, out_w, h_parts, index, call.receivers[0], order,
             ptr, group.table, turns, per_program, edges, call.scale(0), call.scale(1), call.dims[Y], call.dims[W], k,

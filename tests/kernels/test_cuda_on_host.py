@@ -21,6 +21,7 @@ SOURCES = [
     "csrc/edge_einsum/edge_einsum_cuda.cu",
     "csrc/edge_frame/edge_frame_cuda.cu",
     "csrc/graph_attention/graph_attention_cuda.cu",
+    "csrc/sparse_map/sparse_map_cuda.cu",
     "csrc/tensor_product/tensor_product_cuda.cu",
     "csrc/tensor_product/channel_source.cpp",
     "csrc/tensor_product/channel_source_op.cpp",
@@ -31,6 +32,7 @@ TESTS = {
     "test_edge_tensor_product.py": "value_and_derivatives or directions and ir_mul or separate and False or sources_are and ir_mul",
     "test_edge_einsum.py": "every_shape",
     "test_graph_attention.py": "cpu-transformer_conv-scaled_gated or cpu-additive-silu or cpu-all_parts_and_features or no_edges or stable",
+    "test_sparse_map.py": "derivatives",
     "test_tensor_product.py": "over_a_graph and True-True-per-sample or third_derivative or zero_stride or wrong_edges",
 }
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]

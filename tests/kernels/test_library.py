@@ -17,6 +17,7 @@ OPS = [
     "rotate_from_edge",
     "edge_frame_weights",
     "edge_einsum",
+    "sparse_map",
     "graph_attention",
     "graph_attention_backward",
     "graph_attention_double_backward",

@@ -1,0 +1,82 @@
+"""A constant sparse matrix times rows: the head of a network, whose Clebsch-Gordan sums have few terms each."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hamfast import _library  # noqa: F401  (loads the kernels)
+from hamfast.ops.checks import check_rows, check_same
+
+_op = torch.ops.hamfast.sparse_map.default
+
+
+class SparseMatrix(NamedTuple):
+    """A matrix and its transpose, row by row. Make one with :func:`sparse_matrix`."""
+
+    ptr: Tensor
+    """``[rows + 1]`` int64: where each row's entries begin."""
+    column: Tensor
+    value: Tensor
+    transposed_ptr: Tensor
+    transposed_column: Tensor
+    transposed_value: Tensor
+
+    def to(self, like: Tensor) -> SparseMatrix:
+        """On the device of ``like``, values in its dtype."""
+        return SparseMatrix(*(t.to(like) if t.is_floating_point() else t.to(like.device) for t in self))
+
+
+def sparse_matrix(dense: Tensor) -> SparseMatrix:
+    """Of the elements of ``dense``, ``[dim_out, dim_in]``, that are not 0."""
+
+    def by_rows(matrix):
+        row, column = torch.nonzero(matrix, as_tuple=True)
+        ptr = torch.zeros(matrix.shape[0] + 1, dtype=torch.int64, device=matrix.device)
+        ptr[1:] = torch.bincount(row, minlength=matrix.shape[0]).cumsum(0)
+        return ptr, column, matrix[row, column]
+
+    return SparseMatrix(*by_rows(dense), *by_rows(dense.T))
+
+
+def sparse_map(x: Tensor, matrix: SparseMatrix) -> Tensor:
+    """``out[r] = matrix @ x[r]`` for each row.
+
+    Args:
+        x: ``[rows, dim_in]``, float32 or float64.
+        matrix: from :func:`sparse_matrix`, on the device and in the dtype of ``x``.
+
+    Returns:
+        ``[rows, dim_out]``, contiguous. Differentiable in ``x`` to any order: its derivative is the transposed matrix.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit; the message names the argument.
+    """
+    check_rows("sparse_map", "x", x, x.shape[0], matrix.transposed_ptr.shape[0] - 1)
+    check_same("sparse_map", x=x, matrix=matrix.value)
+    return _op(x, *matrix)
+
+
+@torch.library.register_fake("hamfast::sparse_map")
+def _(x, ptr, *rest):
+    return x.new_empty(x.shape[0], ptr.shape[0] - 1)
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _backward(ctx, grad):
+    matrix = ctx.saved_tensors
+    return (_op(grad, *matrix[3:], *matrix[:3]), *(None,) * 6)
+
+
+torch.library.register_autograd("hamfast::sparse_map", _backward, setup_context=_setup_context)
+
+
+@torch.library.register_vmap("hamfast::sparse_map")
+def _vmap(info, in_dims, x, *matrix):
+    x = x.movedim(in_dims[0], 0)
+    return _op(x.flatten(0, 1), *matrix).unflatten(0, x.shape[:2]), 0
