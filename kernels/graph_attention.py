@@ -180,7 +180,8 @@ def dropout_tile(seed, place, DROPOUT: tl.constexpr, mask, REAL: tl.constexpr):
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB
     z = z ^ (z >> 31)
     uniform = (z >> 11).to(tl.float64) * (1.0 / 9007199254740992.0)  # float64: the same edges as elsewhere
-    return tl.where(uniform < DROPOUT, 0.0, 1.0 / (1.0 - DROPOUT)).to(REAL)
+    kept = tl.full(mask.shape, 1.0 / (1.0 - DROPOUT), dtype=REAL)
+    return tl.where(uniform < DROPOUT, 0.0, kept)
 
 
 @triton.jit
@@ -220,7 +221,10 @@ def weight_slope(KIND: tl.constexpr, s):
 def plain_weight(WEIGHT: tl.constexpr, s, lse):
     """exp(s - lse), or the activation."""
     if WEIGHT == 0:
-        return tl.where(lse == -float("inf"), 0.0, tl.exp(s - lse))
+        x = s - lse
+        # Finite also where an envelope of 0 took the edge out of lse: 0 times it is 0.
+        most = 700.0 if s.dtype == tl.float64 else 88.0
+        return tl.where(lse == -float("inf"), 0.0, tl.exp(tl.where(x > most, most, x)))
     else:
         return weight_value(WEIGHT, s)
 

@@ -8,6 +8,9 @@ os.environ.setdefault("HAMFAST_POISON", "1")  # before the library is loaded
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before any kernel is imported
+
 HERE = Path(__file__).parent
 
 

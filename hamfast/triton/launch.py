@@ -39,8 +39,8 @@ _record: dict[Launch, None] | None = None
 
 
 @contextmanager
-def recorded() -> Iterator[dict[Launch, None]]:
-    """Collects the specialisations that are launched inside, in order."""
+def collected() -> Iterator[dict[Launch, None]]:
+    """Collects the specialisations that ops ask for inside, in order. None is launched: results are not to be used."""
     global _record
     before, _record = _record, {}
     try:
@@ -62,6 +62,7 @@ def launch(
         return
     if _record is not None:
         _record[_describe(kernel, arguments, constants, num_warps)] = None
+        return
     device = like.device
     with nullcontext() if device.type == "cpu" else getattr(torch, device.type).device(device):
         # Fused multiply-add said aloud: Triton's default changes with its version, and numbers with it.

@@ -7,18 +7,44 @@ LAUNCHES: a list of ``hamfast.triton.launch.Launch``; ARCHITECTURE: 80, 90, 100 
 
 import importlib
 import json
+import os
 import pickle
 import re
+import subprocess
 import sys
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
-from hamfast.triton.configurations import PRECISION
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
+
+from hamfast.triton.configurations import PRECISION
 
 
 def target_of(name):
     return GPUTarget("hip", name, 64) if name.startswith("gfx") else GPUTarget("cuda", int(name), 32)
+
+
+def assemble(ptx):
+    """Registers and bytes spilled, as Triton's own assembler reports them."""
+    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    target = re.search(r"\.target (\w+)", ptx)[1]
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        for name in ("ptxas-blackwell", "ptxas"):  # some versions of Triton bring two, for different versions of PTX
+            command = [folder / name, "-v", f"--gpu-name={target}", file.name, "-o", os.devnull]
+            done = subprocess.run(command, capture_output=True, text=True) if command[0].exists() else None
+            if done and done.returncode == 0:
+                break
+        else:
+            sys.exit(f"no assembler of Triton takes its own PTX for {target}: {done and done.stderr}")
+    return {
+        "registers": int(re.search(r"Used (\d+) registers", done.stderr)[1]),
+        "spills": int(re.search(r"(\d+) bytes spill stores", done.stderr)[1]),
+    }
 
 
 def compile_one(job):
@@ -34,10 +60,12 @@ def compile_one(job):
     if architecture.startswith("gfx"):
         text = made.asm["amdgcn"]
         found["local"] = int(re.search(r"\.private_segment_fixed_size:\s*(\d+)", text)[1])
+        found["spills"] = int(re.search(r"\.vgpr_spill_count:\s*(\d+)", text)[1])
         found["registers"] = int(re.search(r"\.vgpr_count:\s*(\d+)", text)[1])
         found["matrix"] = sorted(set(re.findall(r"v_mfma\w+", text)))
     else:
         text = made.asm["ptx"]
+        found |= assemble(text)
         found["local"] = len(re.findall(r"\b(?:st|ld)\.local", text))
         found["matrix"] = sorted(set(re.findall(r"\b(?:wgmma|mma|tcgen05)\.[\w.:]*(?:mma|m\d+n\d+k\d+)[\w.:]*", text)))
         found["atomics"] = len(re.findall(r"\b(?:atom|red)\.", text))

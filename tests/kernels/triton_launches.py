@@ -1,0 +1,105 @@
+"""Every Triton kernel as the ops launch it on problems of real sizes, for the ahead-of-time compiler: ``python triton_launches.py FILE``.
+
+Interprets nothing: launches are only described.
+"""
+
+import pickle
+import sys
+
+import torch
+from cases import EDGE_PRODUCTS, GPU_PRODUCTS, RADIAL_WIDTH
+from e3nn import o3
+
+import hamfast
+from hamfast import ops
+from hamfast.plan import edge_frame_plan
+from hamfast.triton.launch import Launch, collected
+
+NODES, EDGES = 64, 640
+HEADS, WIDTH, FEATURES = 8, 32, 64
+
+
+def derivatives(function, *operands):
+    """The op, its gradients, and theirs."""
+    leaves = [t.requires_grad_() for t in operands]
+    out = function(*leaves)
+    grad = torch.zeros_like(out).requires_grad_()
+    first = torch.autograd.grad(out, leaves, grad, create_graph=True, allow_unused=True)
+    given = [g for g in first if g is not None and g.requires_grad]
+    torch.autograd.grad(given, (*leaves, grad), [torch.zeros_like(g) for g in given], allow_unused=True)
+
+
+def graph():
+    index = torch.randint(NODES, (2, EDGES))
+    return ops.edge_index(index[0], index[1], NODES)
+
+
+def products(edges, dtype):
+    for case in (GPU_PRODUCTS[0], GPU_PRODUCTS[-1]):
+        plan = case.plan()
+        x, y = torch.zeros(NODES, plan.dim_in1, dtype=dtype), torch.zeros(EDGES, plan.dim_in2, dtype=dtype)
+        w = torch.zeros(EDGES, plan.weight_numel, dtype=dtype)
+        derivatives(lambda x, y, w, plan=plan: ops.tensor_product(x, y, w, plan, edges, layout="ir_mul"), x, y, w)
+
+
+def radial(edges):
+    plan = GPU_PRODUCTS[-1].plan()
+    x, y = torch.zeros(NODES, plan.dim_in1), torch.zeros(EDGES, plan.dim_in2)
+    hidden, matrix = torch.zeros(EDGES, RADIAL_WIDTH), torch.zeros(RADIAL_WIDTH, plan.weight_numel)
+    leaves = [t.requires_grad_() for t in (x, y, hidden, matrix)]
+    out = ops.tensor_product(x, y, ops.RadialWeights(hidden, matrix), plan, edges, layout="ir_mul")
+    torch.autograd.grad(out, leaves, torch.zeros_like(out))
+
+
+def edge_frame(edges):
+    case = EDGE_PRODUCTS[0]
+    plan = edge_frame_plan(case.plan())
+    frames = ops.edge_frames(torch.randn(EDGES, 3), max(ir.l for irreps in case.irreps for _, ir in irreps))
+    x, w = torch.zeros(NODES, plan.plan.dim_in1), torch.zeros(plan.plan.weight_numel)
+    sources = lambda x: ops.EdgeSources((x,), ("sender",), edges)  # noqa: E731
+    derivatives(lambda x, w: ops.edge_tensor_product(sources(x), w, plan, frames, "ir_mul"), x, w)
+
+
+def attention(edges):
+    rows = lambda n, *shape: torch.zeros(n, HEADS, *shape)  # noqa: E731
+    names = ("query_receiver", "key_sender", "value_sender", "edge", "edge_key_weight", "edge_value_weight", "bias", "envelope")
+
+    def run(*tensors, **more):
+        return ops.graph_attention(edges, **dict(zip(names, tensors, strict=False)), **more)
+
+    operands = [rows(NODES, WIDTH), rows(NODES, WIDTH), rows(NODES, WIDTH), torch.zeros(EDGES, FEATURES)]
+    operands += [torch.zeros(HEADS, WIDTH, FEATURES), torch.zeros(HEADS, WIDTH, FEATURES)]
+    operands += [torch.zeros(EDGES, HEADS), torch.ones(EDGES)]
+    derivatives(run, *operands)
+    seed = torch.tensor(3)
+    query, key, value = operands[:3]
+    vector = torch.zeros(HEADS, WIDTH).requires_grad_()
+    out = ops.graph_attention(
+        edges, query_receiver=query, key_sender=key, value_sender=value, score="additive", vector=vector,
+        weight="silu", dropout=0.1, seed=seed, clip=5.0,
+    )  # fmt: skip
+    torch.autograd.grad(out, (query, key, value, vector), torch.zeros_like(out))
+
+
+def einsum_and_head(edges):
+    a, b = torch.zeros(NODES, HEADS, 3, WIDTH), torch.zeros(EDGES, HEADS, 1, 1)
+    derivatives(lambda a, b: ops.edge_einsum(edges, "receiver", (HEADS, 3, WIDTH), (a, "sender"), (b, "edge")), a, b)
+    matrix = ops.sparse_matrix((torch.rand(169, 169) < 0.05).float())
+    derivatives(lambda x: ops.sparse_map(x, matrix), torch.zeros(EDGES, 169))
+
+
+def collect() -> list[Launch]:
+    torch.manual_seed(0)
+    edges = graph()
+    with hamfast.backend("triton"), collected() as found:
+        products(edges, torch.float32)
+        radial(edges)
+        edge_frame(edges)
+        attention(edges)
+        einsum_and_head(edges)
+    return list(found)
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1], "wb") as file:
+        pickle.dump(collect(), file)
