@@ -56,10 +56,10 @@ def backends() -> list[Finding]:
         architectures = None
     found.append(_cuda(torch, architectures))
     found.append(_run_time_compiler())
-    triton = importlib.util.find_spec("triton") is not None
-    found.append(
-        Finding("triton", False, ("Triton is installed, but " if triton else "") + "hamfast has no Triton kernels yet")
-    )
+    found.append(_triton())
+    from hamfast.ops import backend
+
+    found.append(Finding("GPU tensors run on", True, backend.explain()))
     return found
 
 
@@ -74,10 +74,20 @@ def _run_time_compiler() -> Finding:
     return Finding("cuda, kernels per plan", True, f"{path}, cache {folder or 'nowhere'}")
 
 
+def _triton() -> Finding:
+    from hamfast.ops import backend
+
+    problem = backend.triton_problem()
+    if problem:
+        return Finding("triton", False, problem)
+    return Finding("triton", True, f"Triton {importlib.metadata.version('triton')}")
+
+
 def _cuda(torch, architectures: str | None) -> Finding:
-    compiled = torch._C._dispatch_has_kernel_for_dispatch_key("hamfast::tensor_product", "CUDA")
+    from hamfast.ops.backend import COMPILED
+
     names = "" if architectures is None else ", ".join(f"sm_{a}" for a in architectures.split(",") if a)
-    if not compiled:
+    if not COMPILED:
         nvcc = shutil.which("nvcc")
         why = "nvcc was not found" if nvcc is None else f"nvcc is at {nvcc}; reinstall with HAMFAST_CUDA=1"
         return Finding("cuda", False, f"the CUDA kernels were not compiled ({why})")

@@ -117,6 +117,19 @@ def current() -> str:
     return _current.backend
 
 
+def explain() -> str:
+    """The backend of GPU tensors, and why not those above it."""
+    passed = []
+    for rung in ladder():
+        if rung.backend == _current.backend:
+            break
+        passed.append(f"not {rung.backend}: {rung.problem or rung.drawback}")
+    if _wanted != "auto":
+        passed = ["as HAMFAST_BACKEND or hamfast.backend() asks"]
+    trouble = [_current.problem or _current.drawback] if _current.problem or _current.drawback else []
+    return "; ".join([_current.backend, *trouble, *passed])
+
+
 _wanted = "auto"
 _current = choose("auto")
 _installed: list[torch.library.Library] = []
