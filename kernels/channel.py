@@ -23,10 +23,14 @@ BLOCK = tl.constexpr(5)
 HEAD = tl.constexpr(3)
 # Then, for each task: the other block (of x forward, of g backward), y offset, weight offset and channel stride.
 FIELDS = tl.constexpr(8)
+# Of the hidden row, in a matrix product for weights: the shortest that matrix units take.
+STEP = tl.constexpr(16)
 
 
 @triton.jit
-def add_coupled(sums, a, b, ENTRIES: tl.constexpr, A: tl.constexpr, B: tl.constexpr, TO: tl.constexpr, PLACE: tl.constexpr):
+def add_coupled(
+    sums, a, b, ENTRIES: tl.constexpr, A: tl.constexpr, B: tl.constexpr, TO: tl.constexpr, PLACE: tl.constexpr
+):
     """Adds one contraction of the coupling: ``sums[PLACE + entry[TO]] += value a[entry[A]] b[entry[B]]``."""
     for n in tl.static_range(len(ENTRIES)):
         total = sums[PLACE + ENTRIES[n][TO]] + ENTRIES[n][3] * (a[ENTRIES[n][A]] * b[ENTRIES[n][B]])
@@ -64,15 +68,23 @@ def block_at(block, scale, row, u):
 
 
 @triton.jit
-def weights_of(w, task, edge, u, w_dim, edge_mask, mask, h, k, k_dim, SHARED: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, REAL: tl.constexpr):
+def weights_of(
+    w, task, edge, u, w_dim, edge_mask, mask, hidden, k_dim, SHARED: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+    REAL: tl.constexpr, EDGES: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
     """A task's weights of a tile of edges: read, or made of the hidden rows ``h`` by a matrix product."""
     at = tl.load(task + 6) + u * tl.load(task + 7)
     if K > 0:
-        matrix = matrix_tile(w, at, k, k_dim, w_dim, mask, REAL)
-        return tl.dot(h, matrix, input_precision=PRECISION, out_dtype=REAL)
-    if SHARED:
-        return tl.load(w + at, mask=mask, other=0.0).to(REAL)
-    return tl.load(w + edge * w_dim + at, mask=edge_mask & mask, other=0.0).to(REAL)
+        weights = tl.zeros((EDGES, CHANNELS), dtype=REAL)
+        for first in range(0, k_dim, STEP):  # a piece of the row at a time: all of it would take half of the registers
+            k = first + tl.arange(0, STEP)
+            h = hidden_tile(hidden, edge, edge_mask, k, k_dim, REAL)
+            weights = tl.dot(h, matrix_tile(w, at, k, k_dim, w_dim, mask, REAL), weights, input_precision=PRECISION)
+    elif SHARED:
+        weights = tl.load(w + at, mask=mask, other=0.0).to(REAL)
+    else:
+        weights = tl.load(w + edge * w_dim + at, mask=edge_mask & mask, other=0.0).to(REAL)
+    return weights
 
 
 @triton.jit
@@ -91,15 +103,12 @@ def hidden_tile(hidden, edge, edge_mask, k, k_dim, REAL: tl.constexpr):
 def forward_edges(
     sums, edge, edge_mask, u, live, x, y, w, hidden, dx, dy, dw, x_index, task, x_scale, y_dim, w_dim, k_dim,
     TASKS: tl.constexpr, SHARED: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, REAL: tl.constexpr,
+    EDGES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Adds a tile of edges: w x y of each task; along directions, (w dx + dw x) y + w x dy."""
     ALONG: tl.constexpr = dx is not None or dy is not None or dw is not None
     mask = edge_mask & live
     row = row_of(x_index, edge, edge_mask)
-    k = tl.arange(0, K if K > 0 else 1)
-    h = None
-    if K > 0:
-        h = hidden_tile(hidden, edge, edge_mask, k, k_dim, REAL)
     xs = None
     dxs = None
     for t in tl.static_range(len(TASKS)):
@@ -111,10 +120,14 @@ def forward_edges(
                 dxs = load_tiles(dx, at, tl.load(task + 2), TASKS[t][0], mask, REAL)
         weight = tl.full((1, 1), 1.0, dtype=REAL)
         if TASKS[t][4] and w is not None:
-            weight = weights_of(w, task, edge, u, w_dim, edge_mask, live, h, k, k_dim, SHARED, K, PRECISION, REAL)
+            weight = weights_of(
+                w, task, edge, u, w_dim, edge_mask, live, hidden, k_dim, SHARED, K, PRECISION, REAL, EDGES, CHANNELS
+            )
         dweight = None
         if TASKS[t][4] and dw is not None:
-            dweight = weights_of(dw, task, edge, u, w_dim, edge_mask, live, h, k, k_dim, SHARED, 0, PRECISION, REAL)
+            dweight = weights_of(
+                dw, task, edge, u, w_dim, edge_mask, live, hidden, k_dim, SHARED, 0, PRECISION, REAL, EDGES, CHANNELS
+            )
         y_at = edge * y_dim + tl.load(task + 5)
         if not ALONG:
             ys = load_tiles(y, y_at, 1, TASKS[t][1], edge_mask, REAL)
@@ -157,7 +170,7 @@ def channel_forward(
             edge = edges_of_slots(order, slot, edge_mask)
             sums = forward_edges(
                 sums, edge, edge_mask, u, live, x, y, w, hidden, dx, dy, dw, x_index, tasks, x_scale, y_dim, w_dim, k_dim,
-                TASKS, SHARED, K, PRECISION, REAL,
+                TASKS, SHARED, K, PRECISION, REAL, EDGES, CHANNELS,
             )  # fmt: skip
         store_blocks(out, unit + HEAD, out_scale, turn, u, OWN, sums, live, True, ADD)
     else:
@@ -165,7 +178,7 @@ def channel_forward(
         edge_mask = edge < rows
         sums = forward_edges(
             sums, edge, edge_mask, u, live, x, y, w, hidden, dx, dy, dw, x_index, tasks, x_scale, y_dim, w_dim, k_dim,
-            TASKS, SHARED, K, PRECISION, REAL,
+            TASKS, SHARED, K, PRECISION, REAL, EDGES, CHANNELS,
         )  # fmt: skip
         store_blocks(out, unit + HEAD, out_scale, edge, u, OWN, sums, edge_mask & live, False, ADD)
 
@@ -262,9 +275,6 @@ def backward_edges(
     row = row_of(x_index, edge, edge_mask)
     g_row = row_of(g_index, edge, edge_mask)
     k = tl.arange(0, K if K > 0 else 1)
-    h = None
-    if K > 0:
-        h = hidden_tile(hidden, edge, edge_mask, k, k_dim, REAL)
     x_at = block_at(unit + HEAD, x_scale, row, u)
     xs = None
     dxs = None
@@ -292,10 +302,14 @@ def backward_edges(
             dys = load_tiles(dy, y_at, 1, TASKS[t][1], edge_mask, REAL)
         weight = tl.full((1, 1), 1.0, dtype=REAL)
         if TASKS[t][4] and w is not None:
-            weight = weights_of(w, task, edge, u, w_dim, edge_mask, live, h, k, k_dim, SHARED, K, PRECISION, REAL)
+            weight = weights_of(
+                w, task, edge, u, w_dim, edge_mask, live, hidden, k_dim, SHARED, K, PRECISION, REAL, EDGES, CHANNELS
+            )
         dweight = None
         if TASKS[t][4] and dw is not None:
-            dweight = weights_of(dw, task, edge, u, w_dim, edge_mask, live, h, k, k_dim, SHARED, 0, PRECISION, REAL)
+            dweight = weights_of(
+                dw, task, edge, u, w_dim, edge_mask, live, hidden, k_dim, SHARED, 0, PRECISION, REAL, EDGES, CHANNELS
+            )
 
         if out_x is not None or (TO_WEIGHTS and TASKS[t][4]):
             plain = zero_tiles(D, EDGES, CHANNELS, REAL)  # C y g
@@ -329,6 +343,7 @@ def backward_edges(
                         matrix = matrix_tile(w, at, k, k_dim, w_dim, live, REAL)
                         h_sum = tl.dot(total, tl.trans(matrix), h_sum, input_precision=PRECISION, out_dtype=REAL)
                     if out_w is not None:
+                        h = hidden_tile(hidden, edge, edge_mask, k, k_dim, REAL)
                         more = tl.dot(tl.trans(h), total, weight_sums[t], input_precision=PRECISION, out_dtype=REAL)
                         weight_sums = weight_sums[:t] + (more,) + weight_sums[t + 1 :]
                 elif SHARED:

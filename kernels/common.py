@@ -33,14 +33,16 @@ def add_to(tiles, COUNT: tl.constexpr, PLACE: tl.constexpr, more):
 @triton.jit
 def edges_of_slots(order, slot, mask):
     """Which edges the places of a list hold; without a list, the places themselves."""
-    if order is None:
-        return slot
-    return tl.load(order + slot, mask=mask, other=0)
+    edge = slot
+    if order is not None:
+        edge = tl.load(order + slot, mask=mask, other=0)
+    return edge
 
 
 @triton.jit
 def row_of(index, edge, mask):
     """Which row of a tensor an edge reads."""
-    if index is None:
-        return edge
-    return tl.load(index + edge, mask=mask, other=0)
+    row = edge
+    if index is not None:
+        row = tl.load(index + edge, mask=mask, other=0)
+    return row

@@ -11,21 +11,37 @@ from hamfast.kernels.common import edges_of_slots
 
 
 @triton.jit
-def operand_tile(data, row, h, m, c, row_stride, head_stride, component_stride, edge_mask, mask, WIDE: tl.constexpr, REAL: tl.constexpr):
+def operand_tile(
+    data,
+    row,
+    h,
+    m,
+    c,
+    row_stride,
+    head_stride,
+    component_stride,
+    edge_mask,
+    mask,
+    WIDE: tl.constexpr,
+    REAL: tl.constexpr,
+):
     """``[EDGES, COLUMNS]``, or ``[EDGES, 1]`` of an operand without the last axis."""
     at = row * row_stride + h * head_stride + m * component_stride
     if WIDE:
-        return tl.load(data + at + c, mask=mask, other=0.0).to(REAL)
-    return tl.load(data + at, mask=edge_mask, other=0.0).to(REAL)
+        tile = tl.load(data + at + c, mask=mask, other=0.0).to(REAL)
+    else:
+        tile = tl.load(data + at, mask=edge_mask, other=0.0).to(REAL)
+    return tile
 
 
 @triton.jit
 def row_at(PLACE: tl.constexpr, edge, senders, receivers, mask):
+    row = edge
     if PLACE == 1:
-        return tl.load(senders + edge, mask=mask, other=0)
-    if PLACE == 2:
-        return tl.load(receivers + edge, mask=mask, other=0)
-    return edge
+        row = tl.load(senders + edge, mask=mask, other=0)
+    elif PLACE == 2:
+        row = tl.load(receivers + edge, mask=mask, other=0)
+    return row
 
 
 @triton.jit
@@ -45,7 +61,9 @@ def add_products(
                 product *= operand_tile(b, row, h, m, c, b_row, b_head, b_component, edge_mask, mask, WIDE[1], REAL)
             if c_operand is not None:
                 row = row_at(PLACES[2], edge, senders, receivers, edge_mask)
-                product *= operand_tile(c_operand, row, h, m, c, c_row, c_head, c_component, edge_mask, mask, WIDE[2], REAL)
+                product *= operand_tile(
+                    c_operand, row, h, m, c, c_row, c_head, c_component, edge_mask, mask, WIDE[2], REAL
+                )
             total += tl.where(mask, product, 0.0)
     return total
 

@@ -65,7 +65,9 @@ def add_turned_back(
     matrix = edge * wigner_dim + L * (4 * L * L - 1) // 3
     for a in tl.static_range(D):
         if STORED[a - L if a >= L else L - a]:
-            value = tl.load(frame + component_at(row + _HEAD, edges, edge, a, L, NATURAL) + u, mask=mask, other=0.0).to(REAL)
+            value = tl.load(frame + component_at(row + _HEAD, edges, edge, a, L, NATURAL) + u, mask=mask, other=0.0).to(
+                REAL
+            )
             if a > L and not NATURAL:
                 value = -value
             for b in tl.static_range(D):

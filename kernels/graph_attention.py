@@ -14,7 +14,9 @@ DOT, ADDITIVE = tl.constexpr(0), tl.constexpr(1)
 
 
 @triton.jit
-def rows_tile(on_edge, of_sender, of_receiver, row_stride, head_stride, edge, sender, receiver, at, mask, REAL: tl.constexpr):
+def rows_tile(
+    on_edge, of_sender, of_receiver, row_stride, head_stride, edge, sender, receiver, at, mask, REAL: tl.constexpr
+):
     """The sum of the parts at column ``at`` of their rows."""
     total = tl.zeros(mask.shape, dtype=REAL)
     if on_edge is not None:
@@ -166,22 +168,26 @@ def weighted_sums(
 def number_tile(data, edge_stride, head_stride, edge, h, mask, ABSENT: tl.constexpr, REAL: tl.constexpr):
     """A number per edge and head."""
     if data is None:
-        return tl.full(mask.shape, ABSENT, dtype=REAL)
-    return tl.load(data + edge * edge_stride + h * head_stride, mask=mask, other=0.0)
+        value = tl.full(mask.shape, ABSENT, dtype=REAL)
+    else:
+        value = tl.load(data + edge * edge_stride + h * head_stride, mask=mask, other=0.0)
+    return value
 
 
 @triton.jit
 def dropout_tile(seed, place, DROPOUT: tl.constexpr, mask, REAL: tl.constexpr):
     """0 or 1 / (1 - p), from a counter: SplitMix64 (Steele, Lea, Flood 2014)."""
     if seed is None:
-        return tl.full(mask.shape, 1.0, dtype=REAL)
-    z = tl.load(seed).to(tl.uint64) + (place + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
-    z = z ^ (z >> 31)
-    uniform = (z >> 11).to(tl.float64) * (1.0 / 9007199254740992.0)  # float64: the same edges as elsewhere
-    kept = tl.full(mask.shape, 1.0 / (1.0 - DROPOUT), dtype=REAL)
-    return tl.where(uniform < DROPOUT, 0.0, kept)
+        factor = tl.full(mask.shape, 1.0, dtype=REAL)
+    else:
+        z = tl.load(seed).to(tl.uint64) + (place + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+        z = z ^ (z >> 31)
+        uniform = (z >> 11).to(tl.float64) * (1.0 / 9007199254740992.0)  # float64: the same edges as elsewhere
+        kept = tl.full(mask.shape, 1.0 / (1.0 - DROPOUT), dtype=REAL)
+        factor = tl.where(uniform < DROPOUT, 0.0, kept)
+    return factor
 
 
 @triton.jit
@@ -221,12 +227,12 @@ def weight_slope(KIND: tl.constexpr, s):
 def plain_weight(WEIGHT: tl.constexpr, s, lse):
     """exp(s - lse), or the activation."""
     if WEIGHT == 0:
-        x = s - lse
         # Finite also where an envelope of 0 took the edge out of lse: 0 times it is 0.
-        most = 700.0 if s.dtype == tl.float64 else 88.0
-        return tl.where(lse == -float("inf"), 0.0, tl.exp(tl.where(x > most, most, x)))
+        x = tl.where(s - lse > 88.0, 88.0, s - lse)
+        value = tl.where(lse == -float("inf"), 0.0, tl.exp(x))
     else:
-        return weight_value(WEIGHT, s)
+        value = weight_value(WEIGHT, s)
+    return value
 
 
 @triton.jit
@@ -386,7 +392,9 @@ def second_numbers(
     s_dot = slope * along + SCALE * raw * c_dot
     s_dot += number_tile(bias_dot, bias_dot_edge, bias_dot_head, edge, h, mask, 0.0, REAL)
     s_dot = tl.where(clipped, 0.0, s_dot)
-    change = p * s_dot + value * number_tile(envelope_dot, envelope_dot_edge, envelope_dot_head, edge, h, mask, 0.0, REAL)
+    change = p * s_dot + value * number_tile(
+        envelope_dot, envelope_dot_edge, envelope_dot_head, edge, h, mask, 0.0, REAL
+    )
     along_b = tl.load(b + place, mask=mask, other=0.0)
     r = drop * (g_dot * incoming + g * along_b)
     return value, p, s_dot, tl.where(mask, change, 0.0), incoming, g * drop * incoming, r, g_dot, c_dot, along, along_b

@@ -155,7 +155,7 @@ struct ScoreWarp {
   HAMFAST_INLINE T plain(const Edge& e, T lse) const {
     if (!call.softmax()) return HAMFAST_ISA::weight_value(call.weight, e.s);
     // Finite also where an envelope of 0 took the edge out of lse: 0 times it is 0.
-    constexpr T kMost = sizeof(T) == 8 ? T(700) : T(88);
+    constexpr T kMost = T(88);
     const T x = e.s - lse;
     return lse == T(-HUGE_VAL) ? T(0) : T(exp(x > kMost ? kMost : x));
   }

@@ -6,7 +6,18 @@ import triton.language as tl
 
 @triton.jit
 def sparse_map(
-    x, ptr, column, value, out, rows, dim_in, dim_out, most, REAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    x,
+    ptr,
+    column,
+    value,
+    out,
+    rows,
+    dim_in,
+    dim_out,
+    most,
+    REAL: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """A program makes ROWS x COLUMNS elements. most: entries of the fullest row of the matrix."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None].to(tl.int64)

@@ -40,7 +40,9 @@ def check_derivatives(op, reference, args, atol=1e-11):
         b = torch.zeros_like(a) if b is None and a is not None else b
         if a is not None:
             assert_close(a, b, atol=atol)
-    if INTERPRETED:  # each of the checks' many evaluations would take seconds, and the reference has been met in all derivatives
+    if (
+        INTERPRETED
+    ):  # each of the checks' many evaluations would take seconds, and the reference has been met in all derivatives
         return
     assert torch.autograd.gradcheck(op, args, fast_mode=True)
     assert torch.autograd.gradgradcheck(op, args, fast_mode=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from hamfast.triton.launch import power_of_two
 
@@ -35,26 +34,22 @@ class ChannelConfiguration:
 # One thread holds elements / (32 num_warps) of each component's tile: one, where components are many.
 _FORWARD = ChannelConfiguration(elements=128, channels=128, components=32, entries=600, tasks=64, num_warps=4)
 _BACKWARD = ChannelConfiguration(elements=128, channels=128, components=16, entries=300, tasks=16, num_warps=4)
-# A matrix unit's product has no side shorter than 16. Backward, the sums for the matrix, [K, channels] per task, are kept, too.
-_RADIAL = ChannelConfiguration(512, 32, 16, 300, 16, num_warps=4, least_channels=16, least_edges=16)
-_RADIAL_BACKWARD = ChannelConfiguration(256, 16, 16, 100, 3, num_warps=4, least_channels=16, least_edges=16)
+# Weights made in the kernel: a matrix unit's product has no side shorter than 16. What spilled is in bench/triton_table.py.
+_RADIAL = {
+    "forward": ChannelConfiguration(512, 32, 9, 120, 16, num_warps=4, least_channels=16, least_edges=16),
+    "backward": ChannelConfiguration(256, 16, 16, 60, 3, num_warps=2, least_channels=16, least_edges=16),
+    "to weights": ChannelConfiguration(256, 16, 16, 60, 2, num_warps=4, least_channels=16, least_edges=16),
+}
 
-CHANNEL = {
-    "cuda": {
-        (True, False): _FORWARD,
-        (False, False): _BACKWARD,
-        (True, True): _RADIAL,
-        (False, True): _RADIAL_BACKWARD,
-    },
+# By architecture; by what is made, and whether weights are made in the kernel.
+_CHANNEL = {
+    "cuda": {"forward": _FORWARD, "backward": _BACKWARD},
     # 64 lanes per wavefront: as many registers per lane with twice the elements.
     "hip": {
-        (True, False): ChannelConfiguration(256, 128, 32, 600, 64, num_warps=4),
-        (False, False): ChannelConfiguration(256, 128, 16, 300, 16, num_warps=4),
-        (True, True): _RADIAL,
-        (False, True): _RADIAL_BACKWARD,
+        "forward": ChannelConfiguration(256, 128, 32, 600, 64, num_warps=4),
+        "backward": ChannelConfiguration(256, 128, 16, 300, 16, num_warps=4),
     },
 }
-"""By (forward, weights made in the kernel)."""
 
 PRECISION = {"cuda": "tf32x3", "hip": "ieee"}
 """How float32 products use the matrix units: three TF32 products carry float32's digits; AMD's take float32 itself."""
@@ -65,8 +60,9 @@ def architecture() -> str:
     return "hip" if torch.version.hip else "cuda"
 
 
-def channel_configuration(like: Tensor, forward: bool, radial: bool) -> ChannelConfiguration:
-    return CHANNEL[architecture()][forward, radial]
+def configuration_of(making: str, radial: bool) -> ChannelConfiguration:
+    """Of the channel-wise kernels, ``forward`` or ``backward``; with weights made in them ``to weights``, too."""
+    return (_RADIAL if radial else _CHANNEL[architecture()])[making]
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,9 @@ def _blocks_of(table: Tensor) -> list[_Blocks]:
     return _BLOCKS[table]
 
 
-def rotate_to_edge(x0, x1, x2, t0, t1, t2, i0, i1, i2, o0, o1, o2, p0, p1, p2, wigner, frame_dim, channels_fast, partial):
+def rotate_to_edge(
+    x0, x1, x2, t0, t1, t2, i0, i1, i2, o0, o1, o2, p0, p1, p2, wigner, frame_dim, channels_fast, partial
+):
     """``hamfast::rotate_to_edge``: see csrc/library.cpp. Orders and pointers are for the adjoint."""
     wigner = wigner.contiguous()
     edges = wigner.shape[0]

@@ -86,7 +86,9 @@ class _Attention:
     def _constants(self) -> dict:
         return {"REAL": REAL.get(self.like.dtype, tl.float32)}
 
-    def dots(self, out: Tensor, a: _Rows, b: _Rows, width: int, c: _Rows, d: _Rows, additive: bool = False, add: bool = False) -> None:
+    def dots(
+        self, out: Tensor, a: _Rows, b: _Rows, width: int, c: _Rows, d: _Rows, additive: bool = False, add: bool = False
+    ) -> None:
         """``out[edge, head] = <a, b> + <c, d>``; absent rows have no product."""
         has_first = width > 0 and (bool(a or b) if additive else bool(a and b))
         if not has_first:
@@ -157,7 +159,9 @@ class _Attention:
         self.dots(z, query, key, self.width(QUERY), query_on_edge, self.edge_features(), additive)
         return z
 
-    def incoming(self, grad_out: Tensor | None, grad_on_edge: Tensor | None, of: Sequence[Tensor | None] | None = None) -> Tensor:
+    def incoming(
+        self, grad_out: Tensor | None, grad_on_edge: Tensor | None, of: Sequence[Tensor | None] | None = None
+    ) -> Tensor:
         """a: the weights' gradients; along directions of the operands, b."""
         a = self.numbers()
         width = self.width(VALUE)
@@ -207,7 +211,9 @@ class _Attention:
             self.sums(out[ON_EDGE], AT_RECEIVER, self.features, d_score, self.edge_features(), more, along)
         if self.wanted >> EDGE & 1:
             query, change = _node_rows(self.operands[ON_EDGE]), _node_rows(self.directions[ON_EDGE])
-            self._sums_of_nodes(out[EDGE], [(d_score, query), (d_score_dot, change), (weight, _node_rows(grad_on_edge))])
+            self._sums_of_nodes(
+                out[EDGE], [(d_score, query), (d_score_dot, change), (weight, _node_rows(grad_on_edge))]
+            )
         if self.wanted >> VECTOR & 1:
             width = self.width(QUERY)
             parts = self.new(_VECTOR_PARTS, self.heads, width)

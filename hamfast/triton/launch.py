@@ -50,7 +50,12 @@ def collected() -> Iterator[dict[Launch, None]]:
 
 
 def launch(
-    kernel: Any, grid: Sequence[int], arguments: Sequence[Any], constants: dict[str, Any], like: Tensor, num_warps: int = 4
+    kernel: Any,
+    grid: Sequence[int],
+    arguments: Sequence[Any],
+    constants: dict[str, Any],
+    like: Tensor,
+    num_warps: int = 4,
 ) -> None:
     """Launches ``kernel`` on ``like``'s device and its current stream.
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hamfast.kernels.channel import channel_backward, channel_forward
-from hamfast.triton.configurations import PRECISION, architecture, channel_configuration
+from hamfast.triton.configurations import PRECISION, architecture, configuration_of
 from hamfast.triton.general import add_general
 from hamfast.triton.launch import REAL, launch, pieces, power_of_two
 from hamfast.triton.units import BLOCKS, make_units
@@ -93,7 +93,10 @@ def radial_tensor_product(x, y, h, matrix, g, *rest):
     none = x.new_empty(0)
     if g is None:
         return (_forward(call), none, none, none, none)
-    grad_x, grad_y, grad_matrix, grad_h = _backward(call, (True, True, True, True))
+    # One after the other: registers do not hold the sums of all.
+    grad_x, grad_y, *_ = _backward(call, (True, True, False, False))
+    *_, grad_matrix, _ = _backward(call, (False, False, True, False))
+    *_, grad_h = _backward(call, (False, False, False, True))
     return none, grad_x, grad_y, grad_h, grad_matrix
 
 
@@ -119,7 +122,7 @@ def _constants(call: Call, group, configuration) -> dict:
 
 
 def _forward(call: Call) -> Tensor:
-    configuration = channel_configuration(call.like, True, call.hidden is not None)
+    configuration = configuration_of("forward", call.hidden is not None)
     units = make_units(call.tables, call.dims, True, call.layouts, configuration)
     out = _new(call, G, torch.empty if units.covers else torch.zeros)
     x, y, w, _ = call.operands
@@ -140,7 +143,9 @@ def _forward(call: Call) -> Tensor:
 
 def _backward(call: Call, wanted: tuple[bool, bool, bool, bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients in x, y, the weights (or their matrix) and the hidden rows; empty where not wanted."""
-    configuration = channel_configuration(call.like, False, call.hidden is not None)
+    configuration = configuration_of(
+        "backward" if wanted[X] or call.hidden is None else "to weights", call.hidden is not None
+    )
     units = make_units(call.tables, call.dims, False, call.layouts, configuration)
     like, edges = call.like, call.edges
     index, order, ptr = call.senders
@@ -168,7 +173,8 @@ def _backward(call: Call, wanted: tuple[bool, bool, bool, bool]) -> tuple[Tensor
             ptr, group.table, turns, per_program, edges, call.scale(0), call.scale(1), call.dims[Y], call.dims[W], k,
             group.table.shape[1],
         )  # fmt: skip
-        launch(channel_backward, (pieces(turns, per_program), group.units), arguments, constants, like, configuration.num_warps)
+        grid = (pieces(turns, per_program), group.units)
+        launch(channel_backward, grid, arguments, constants, like, configuration.num_warps)
     none = like.new_empty(0)
     return (
         none if grad_x is None else grad_x,

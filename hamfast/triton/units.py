@@ -96,7 +96,8 @@ def _read_tasks(tables: Sequence[Tensor]) -> list[_Task]:
             values = tuple((i, 0, i, float(coupling[at])) for i in range(d1))
         else:
             values = tuple(
-                (int(p) % d1, int(j), int(p) // d1, float(coupling[at + where])) for j, p, where in entries[begin:end].tolist()
+                (int(p) % d1, int(j), int(p) // d1, float(coupling[at + where]))
+                for j, p, where in entries[begin:end].tolist()
             )
         first = int(g_at - g_blocks[g_block, 3])
         found.append(_Task(n, (d1, d2, d3), x_block, g_block, first, y_offset, (w_offset, w_stride), values))

@@ -58,13 +58,22 @@ def test_the_ladder_says_why(world):
 
 
 def test_wrong_names_and_unusable_backends_are_errors(world):
-    with pytest.raises(ValueError, match="backend: expected auto, cuda, triton or cpu, found 'fast'"), hamfast.backend("fast"):
+    with (
+        pytest.raises(ValueError, match="backend: expected auto, cuda, triton or cpu, found 'fast'"),
+        hamfast.backend("fast"),
+    ):
         pass
     world(compiled=False)
-    with pytest.raises(RuntimeError, match="'cuda' cannot be used: the CUDA kernels were not compiled"), hamfast.backend("cuda"):
+    with (
+        pytest.raises(RuntimeError, match="'cuda' cannot be used: the CUDA kernels were not compiled"),
+        hamfast.backend("cuda"),
+    ):
         pass
     done = subprocess.run(
-        [sys.executable, "-c", "import hamfast.ops"], env=os.environ | {"HAMFAST_BACKEND": "gpu"}, capture_output=True, text=True
+        [sys.executable, "-c", "import hamfast.ops"],
+        env=os.environ | {"HAMFAST_BACKEND": "gpu"},
+        capture_output=True,
+        text=True,
     )
     assert "HAMFAST_BACKEND: expected auto, cuda, triton or cpu, found 'gpu'" in done.stderr
 
@@ -106,9 +115,14 @@ def test_what_triton_cannot_compile_runs_lower_and_says_so(monkeypatch):
     monkeypatch.setattr(backends, "_failed", set())
     x, matrix = example()
     triton = next(rung for rung in backends.ladder() if rung.backend == "triton")
-    with strict(), pytest.raises(RuntimeError, match="sparse_map on a GPU runs on the cpu backend.*no such instruction.*strict"):
+    with (
+        strict(),
+        pytest.raises(RuntimeError, match="sparse_map on a GPU runs on the cpu backend.*no such instruction.*strict"),
+    ):
         backends._run("sparse_map", triton, x, *matrix)
-    with pytest.warns(SlowPathWarning, match="Triton did not compile its kernel: CompilationError: no such instruction"):
+    with pytest.warns(
+        SlowPathWarning, match="Triton did not compile its kernel: CompilationError: no such instruction"
+    ):
         found = backends._run("sparse_map", triton, x, *matrix)
     torch.testing.assert_close(found, ops.sparse_map(x, matrix))
     with warnings.catch_warnings():

@@ -43,7 +43,12 @@ def product(mode, lowering, shared, out="2x0e+3x1o"):
 
 def radial():
     plan = make_plan("2x0e+3x1o", "1x1o", "2x1o+3x0e", [(0, 0, 0, "uvu", True), (1, 0, 1, "uvu", True)])
-    leaves = [torch.randn(NODES, plan.dim_in1), torch.randn(EDGES, 3), torch.randn(EDGES, 4), torch.randn(4, plan.weight_numel)]
+    leaves = [
+        torch.randn(NODES, plan.dim_in1),
+        torch.randn(EDGES, 3),
+        torch.randn(EDGES, 4),
+        torch.randn(4, plan.weight_numel),
+    ]
     return (
         lambda edges, x, y, h, m: ops.tensor_product(x, y, ops.RadialWeights(h, m), plan, edges),
         lambda x, y, h, m: reference.tensor_product(x, y, h @ m, plan, *GRAPH),
@@ -79,7 +84,16 @@ def einsum():
 
 
 def attention(score):
-    names = ["query_receiver", "key_sender", "value_sender", "edge", "edge_key_weight", "edge_value_weight", "bias", "envelope"]
+    names = [
+        "query_receiver",
+        "key_sender",
+        "value_sender",
+        "edge",
+        "edge_key_weight",
+        "edge_value_weight",
+        "bias",
+        "envelope",
+    ]
     shapes = [(NODES, 2, 3), (NODES, 2, 3), (NODES, 2, 4), (EDGES, 5), (2, 3, 5), (2, 4, 5), (EDGES, 2), (EDGES,)]
     fixed = {}
     if score == "additive":

@@ -1,13 +1,17 @@
-"""Every Triton kernel as the ops launch it on problems of real sizes, for the ahead-of-time compiler: ``python triton_launches.py FILE``.
+"""Every Triton kernel as the ops launch it on problems of real sizes, for the ahead-of-time compiler.
 
-Interprets nothing: launches are only described.
+    TRITON_INTERPRET=1 python bench/triton_launches.py FILE [all]
+
+Writes a pickle of pairs (problem, ``hamfast.triton.launch.Launch``). Launches are described, not run. Without ``all``: one plan of
+products, enough for every kernel and every order of derivative.
 """
 
 import pickle
 import sys
+from functools import partial
 
 import torch
-from cases import EDGE_PRODUCTS, GPU_PRODUCTS, RADIAL_WIDTH
+from cases import EDGE_PRODUCTS, GPU_PRODUCTS, RADIAL_WIDTH, SH, ProductCase
 from e3nn import o3
 
 import hamfast
@@ -34,21 +38,32 @@ def graph():
     return ops.edge_index(index[0], index[1], NODES)
 
 
-def products(edges, dtype):
-    for case in (GPU_PRODUCTS[0], GPU_PRODUCTS[-1]):
-        plan = case.plan()
-        x, y = torch.zeros(NODES, plan.dim_in1, dtype=dtype), torch.zeros(EDGES, plan.dim_in2, dtype=dtype)
-        w = torch.zeros(EDGES, plan.weight_numel, dtype=dtype)
-        derivatives(lambda x, y, w, plan=plan: ops.tensor_product(x, y, w, plan, edges, layout="ir_mul"), x, y, w)
+UNEQUAL = ProductCase("unequal", "64x0e+32x1o+8x2e", SH[2], "64x0e+32x1o+8x2e", "uvu", 0)
 
 
-def radial(edges):
-    plan = GPU_PRODUCTS[-1].plan()
+def products(case, edges, dtype=torch.float32):
+    plan = case.plan()
+    x, y = torch.zeros(NODES, plan.dim_in1, dtype=dtype), torch.zeros(EDGES, plan.dim_in2, dtype=dtype)
+    w = torch.zeros(EDGES, plan.weight_numel, dtype=dtype)
+    derivatives(lambda x, y, w: ops.tensor_product(x, y, w, plan, edges, layout="ir_mul"), x, y, w)
+
+
+def radial(case, edges):
+    plan = case.plan()
     x, y = torch.zeros(NODES, plan.dim_in1), torch.zeros(EDGES, plan.dim_in2)
     hidden, matrix = torch.zeros(EDGES, RADIAL_WIDTH), torch.zeros(RADIAL_WIDTH, plan.weight_numel)
     leaves = [t.requires_grad_() for t in (x, y, hidden, matrix)]
     out = ops.tensor_product(x, y, ops.RadialWeights(hidden, matrix), plan, edges, layout="ir_mul")
     torch.autograd.grad(out, leaves, torch.zeros_like(out))
+
+
+def double_precision(edges):
+    plan = ProductCase("", "32x1o", "1x1o", "32x1e", "uvu", 0).plan()
+    x, y, w = (
+        torch.zeros(n, d, dtype=torch.float64)
+        for n, d in ((NODES, plan.dim_in1), (EDGES, 3), (EDGES, plan.weight_numel))
+    )
+    ops.tensor_product(x, y, w, plan, edges)
 
 
 def edge_frame(edges):
@@ -62,7 +77,16 @@ def edge_frame(edges):
 
 def attention(edges):
     rows = lambda n, *shape: torch.zeros(n, HEADS, *shape)  # noqa: E731
-    names = ("query_receiver", "key_sender", "value_sender", "edge", "edge_key_weight", "edge_value_weight", "bias", "envelope")
+    names = (
+        "query_receiver",
+        "key_sender",
+        "value_sender",
+        "edge",
+        "edge_key_weight",
+        "edge_value_weight",
+        "bias",
+        "envelope",
+    )
 
     def run(*tensors, **more):
         return ops.graph_attention(edges, **dict(zip(names, tensors, strict=False)), **more)
@@ -88,18 +112,27 @@ def einsum_and_head(edges):
     derivatives(lambda x: ops.sparse_map(x, matrix), torch.zeros(EDGES, 169))
 
 
-def collect() -> list[Launch]:
+def collect(everything: bool) -> list[tuple[str, Launch]]:
     torch.manual_seed(0)
     edges = graph()
-    with hamfast.backend("triton"), collected() as found:
-        products(edges, torch.float32)
-        radial(edges)
-        edge_frame(edges)
-        attention(edges)
-        einsum_and_head(edges)
+    problems = {
+        "edge frame": lambda: edge_frame(edges),
+        "attention": lambda: attention(edges),
+        "einsum and head": lambda: einsum_and_head(edges),
+        "float64": lambda: double_precision(edges),
+    }
+    for case in (GPU_PRODUCTS[0], GPU_PRODUCTS[-1]) if everything else (UNEQUAL,):
+        problems[f"{case.name} product"] = partial(products, case, edges)
+        problems[f"{case.name} radial"] = partial(radial, case, edges)
+    found: dict[tuple[str, Launch], None] = {}
+    with hamfast.backend("triton"):
+        for name, problem in problems.items():
+            with collected() as launches:
+                problem()
+            found |= dict.fromkeys((name, launch) for launch in launches)
     return list(found)
 
 
 if __name__ == "__main__":
     with open(sys.argv[1], "wb") as file:
-        pickle.dump(collect(), file)
+        pickle.dump(collect("all" in sys.argv[2:]), file)

@@ -1,0 +1,102 @@
+"""The Triton kernels, compiled ahead of time for NVIDIA's and AMD's GPUs, and run in Triton's interpreter by the tests of the ops.
+
+tests/ops/test_backends.py meets the reference op by op; here are more options, and what only a compiler shows. What this cannot show:
+how fast they are, and whether a GPU's memory agrees with the interpreter's, which runs one program after another.
+"""
+
+import os
+import struct
+import subprocess
+import sys
+
+import pytest
+import torch
+from programs import ROOT
+
+from hamfast.ops.backend import triton_problem
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(triton_problem()), reason=triton_problem())]
+
+OPTIONS = [
+    "identity_and_filters or scaled_gated or bias_envelope or dropout or additive-silu or outer-plain or no_edges or stable",
+    "without_envelope or separate_weights_are and False or sources_are and ir_mul or adversarial or unequal or third_derivative",
+    "zero_stride or paths_with_and_without",
+]
+FILES = ["test_graph_attention.py", "test_edge_tensor_product.py", "test_tensor_product.py"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: test_backends.py runs the kernels there")
+def test_options_of_the_ops_in_the_interpreter():
+    environment = os.environ | {"HAMFAST_BACKEND": "triton", "TRITON_INTERPRET": "1"}
+    files = [f"tests/ops/{name}" for name in FILES]
+    chosen = f"not functional and ({' or '.join(OPTIONS)})"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "--durations=5",
+        "-p",
+        "no:cacheprovider",
+        *files,
+        "-k",
+        chosen,
+    ]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
+    print(done.stdout)
+
+
+def test_every_kernel_compiles_for_every_architecture(tmp_path):
+    """Ahead of time, in a process without the interpreter."""
+    program = (
+        "import json, sys, triton_table as t\n"
+        "rows = t.compile_all(t.collect(sys.argv[1]))\n"
+        "json.dump(rows, open(sys.argv[2], 'w'))\n"
+    )
+    environment = os.environ | {
+        "TRITON_INTERPRET": "0",
+        "TRITON_CACHE_DIR": str(tmp_path / "cache"),
+        "PYTHONPATH": os.pathsep.join(str(p) for p in (ROOT, ROOT / "bench")),
+    }
+    command = [sys.executable, "-W", "ignore", "-c", program, str(tmp_path / "launches"), str(tmp_path / "rows.json")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-5000:]
+    import json
+
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row for row in rows if row["error"]] == []
+    kernels = {row["kernel"] for row in rows}
+    assert kernels == kernels_in_the_folder()
+    for row in rows:
+        name = f"{row['kernel']} of {row['problem']} for {row['architecture']}"
+        assert row["local_accesses"] == 0, f"{name}: local memory"
+        assert row["spill_bytes"] == 0, f"{name}: {row['spill_bytes']} bytes of registers are spilled"
+        assert row["atomics"] == 0, f"{name}: atomics, and with them an order that changes"
+        meant = row["problem"].endswith("radial")
+        expected = "mfma" if row["architecture"].startswith("gfx") else "tf32"
+        assert (expected in row["matrix"]) == meant, f"{name}: matrix instructions {row['matrix']!r}"
+    # 1 x 1 -> 1: the coupling is 1/sqrt(6), times the path's sqrt(3).
+    digits = "0d" + struct.pack(">d", (1 / 2) ** 0.5).hex().upper()
+    found = [row for row in rows if row["problem"] == "float64" and row["architecture"].startswith("sm")]
+    assert found and all(close_double(digits, row["doubles"]) for row in found)
+
+
+def close_double(digits, found):
+    """Is one of the constants this number, up to its last bits and sign? Of float32's digits it would be far."""
+    wanted = abs(struct.unpack(">d", bytes.fromhex(digits[2:]))[0])
+    values = [abs(struct.unpack(">d", bytes.fromhex(text[2:]))[0]) for text in found]
+    return any(abs(value - wanted) < 1e-15 for value in values)
+
+
+def kernels_in_the_folder():
+    """Names of what kernels/*.py launch: jitted functions that hamfast.triton imports."""
+    launchers = "\n".join(path.read_text() for path in (ROOT / "hamfast" / "triton").glob("*.py"))
+    names = set()
+    for path in (ROOT / "kernels").glob("*.py"):
+        for line in path.read_text().splitlines():
+            name = line.removeprefix("def ").split("(")[0]
+            if line.startswith("def ") and f"kernels.{path.stem} import" in launchers and f"launch({name}," in launchers.replace("kernel,", f"{name},", 1):  # fmt: skip
+                names.add(name)
+    return names
