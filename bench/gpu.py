@@ -1,7 +1,8 @@
 """Builds, tests and measures on the GPU of this machine, in one command: `python bench/gpu.py --machine "one H200"`.
 
-Works offline. Writes bench/results/gpu.csv: products, convolutions, edge products, attention and the training step of stage 1, beside e3nn, PyG
-and, where they are importable, cuEquivariance and OpenEquivariance; median of events, cold L2; peak memory; fraction of the bound of bench/roofline.py.
+Works offline. Writes bench/results/gpu.csv: products, convolutions, edge products, attention and the training step of stage 1, on the
+CUDA and the Triton kernels, beside e3nn, PyG and, where they are importable, cuEquivariance and OpenEquivariance; median of events, cold
+L2; peak memory; fraction of the bound of bench/roofline.py.
 `--device cpu --quick` runs the same code small, to try it where there is no GPU; it writes nothing.
 """
 
@@ -109,9 +110,24 @@ class Run:
         self.clock = Clock(self.device, 3 if self.quick else 20)
         self.deadline = time.perf_counter() + options.seconds
         self.rows = []
+        from hamfast.ops.backend import triton_problem
+
+        problem = triton_problem() if self.device == "cuda" else "there is no GPU"
+        self.has_triton = not problem
+        if problem:
+            print(f"the Triton kernels are not measured: {problem}", flush=True)
 
     def measure(self, case, mode, implementation, make, bound=None, dtype="float32"):
-        """``make()`` gives the function to time. What fails becomes a row that says why."""
+        """``make()`` gives the function to time; hamfast is timed on both of its backends."""
+        self.measure_one(case, mode, implementation, make, bound, dtype)
+        if implementation == "hamfast" and self.has_triton:
+            import hamfast
+
+            with hamfast.backend("triton"):
+                self.measure_one(case, mode, "hamfast triton", make, bound, dtype)
+
+    def measure_one(self, case, mode, implementation, make, bound, dtype):
+        """A row of the table. What fails becomes one that says why."""
         if time.perf_counter() > self.deadline:
             print(f"out of time: {case} {mode} {implementation} not measured", flush=True)
             return
@@ -323,7 +339,7 @@ def main():
     parser.add_argument("--compiled", action="store_true", help="add torch.compile'd e3nn: minutes of compiling")
     parser.add_argument("--no-build", action="store_true")
     parser.add_argument("--no-tests", action="store_true")
-    parser.add_argument("--seconds", type=int, default=240, help="for measuring")
+    parser.add_argument("--seconds", type=int, default=270, help="for measuring")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no GPU; --device cpu --quick tries the script without one")

@@ -12,7 +12,6 @@ from functools import partial
 
 import torch
 from cases import EDGE_PRODUCTS, GPU_PRODUCTS, RADIAL_WIDTH, SH, ProductCase
-from e3nn import o3
 
 import hamfast
 from hamfast import ops

@@ -22,7 +22,6 @@ from triton.compiler import ASTSource, compile
 
 from hamfast.triton.configurations import PRECISION
 
-
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "bench" / "results" / "triton_table.csv"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")

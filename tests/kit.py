@@ -9,7 +9,6 @@ from e3nn import o3
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.snapshot import Snapshot
 
-
 INTERPRETED = os.environ.get("HAMFAST_BACKEND") == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
 """Do CPU tensors run through Triton's interpreter?"""
 

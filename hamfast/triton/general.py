@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ def add_general(call, tables: list[Tensor], out: list[Tensor]) -> None:
                     _add_path(call, path, tables, slot, operands, out[slot])
 
 
-def _add_path(call, path: _Path, tables, slot, operands, out) -> None:
+def _add_path(call, path: _Path, tables: list[Tensor], slot: int, operands: list, out: Tensor) -> None:
     x, y, w, g = (None if n == slot else t for n, t in enumerate(operands))
     index, value = (on_host(t)[path.begin : path.end] for t in tables[1:])
     like = call.like
@@ -62,13 +63,13 @@ def _add_path(call, path: _Path, tables, slot, operands, out) -> None:
     first, second = (torch.arange(len(us), device=like.device), 0 * vs) if path.pairing == 2 else (us, vs)
     channels = first * path.out_u + second * path.out_v
 
-    def rows(t, ends, offset, count, d):
+    def rows(t, ends: Sequence[Tensor | None], offset: int, count: int, d: int):
         t = t[:, offset : offset + count * d].unflatten(1, (count, d))
         return t if ends[0] is None else t[ends[0]]
 
-    xs = None if x is None else rows(x, call.senders, path.x, path.n1, path.d1)[:, us]
-    ys = None if y is None else rows(y, (None,), path.y, path.n2, path.d2)[:, vs]
-    gs = None if g is None else rows(g, call.receivers, path.g, path.n3, path.d3)
+    xs: Any = None if x is None else rows(x, call.senders, path.x, path.n1, path.d1)[:, us]
+    ys: Any = None if y is None else rows(y, (None,), path.y, path.n2, path.d2)[:, vs]
+    gs: Any = None if g is None else rows(g, call.receivers, path.g, path.n3, path.d3)
     if path.weight < 0 or w is None:
         weight = like.new_ones(1, len(us))
     else:

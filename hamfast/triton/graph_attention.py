@@ -77,7 +77,9 @@ class _Attention:
         """The three parts of query, key or value, or of their directions."""
         tensors = (self.operands if of is None else of)[first : first + 3]
         width = self.width(first)
-        return _Rows(*tensors, self.heads * width, width) if any(t is not None for t in tensors) else _NO_ROWS
+        on_edge, of_sender, of_receiver = tensors
+        rows = _Rows(on_edge, of_sender, of_receiver, self.heads * width, width)
+        return rows or _NO_ROWS
 
     def edge_features(self, of: Sequence[Tensor | None] | None = None) -> _Rows:
         edge = (self.operands if of is None else of)[EDGE]
@@ -106,8 +108,8 @@ class _Attention:
             "COLUMNS": columns,
         }
         vector = self.operands[VECTOR] if additive else None
-        arguments = (out, self.senders, self.receivers, self.receiver_order, self.edges, self.heads, width, features)
-        arguments += (*a, *b, *c, *d, vector)
+        graph = (self.senders, self.receivers, self.receiver_order, self.edges)
+        arguments = (out, *graph, self.heads, width, features, *a, *b, *c, *d, vector)
         launch(edge_dots, (pieces(self.edges, edges),), arguments, constants, out, ATTENTION_DOTS.num_warps)
 
     def sums(
@@ -132,8 +134,9 @@ class _Attention:
             "COLUMNS": columns,
         }
         turns = parts or (self.rows[place] if ptr is not None else pieces(self.edges, edges))
-        arguments = (out, self.senders, self.receivers, order, ptr, self.edges, self.heads, width)
-        arguments += (weight, *a, more, *b, self.operands[VECTOR] if kind == _ACTIVATION_SLOPE else None)
+        graph = (self.senders, self.receivers, order, ptr, self.edges)
+        vector = self.operands[VECTOR] if kind == _ACTIVATION_SLOPE else None
+        arguments = (out, *graph, self.heads, width, weight, *a, more, *b, vector)
         launch(weighted_sums, (turns, pieces(elements, columns)), arguments, constants, out, ATTENTION_SUMS.num_warps)
 
     def per_receiver(self, kernel, arguments: tuple, constants: dict, with_directions: bool = False) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
@@ -49,9 +49,9 @@ class Call(NamedTuple):
         return self.rows(G if side else X) if self.layouts[side] == BLOCKS else 1
 
 
-def tensor_product(*arguments):
+def tensor_product(*arguments: Any) -> tuple[Tensor, ...]:
     """``hamfast::tensor_product``: see csrc/library.cpp."""
-    tensors = [t if t is None else t.contiguous() for t in arguments[:22]]
+    tensors: list[Any] = [t if t is None else t.contiguous() for t in arguments[:22]]
     wanted, edges, shared, x_layout, g_layout, dims = arguments[22:]
     graph = (tuple(tensors[16:19]), tuple(tensors[19:22]))
     call = Call(

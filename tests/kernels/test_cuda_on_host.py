@@ -64,9 +64,8 @@ def compile_all(folder: Path) -> Path:
     return library
 
 
-@pytest.mark.slow
-def test_ops_through_the_cuda_sources(tmp_path):
-    library = compile_all(tmp_path)
+def environment(library: Path) -> dict[str, str]:
+    """With which Python runs the CUDA sources in place of the CPU kernels; plans are compiled beside the library."""
     runtimes = [
         subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
         for name in ("libasan.so", "libubsan.so")
@@ -78,15 +77,20 @@ def test_ops_through_the_cuda_sources(tmp_path):
         f"-I{ROOT / 'kernels'}",
         str(ROOT / "tests" / "simt" / "channel_library.cpp"),
     ]
-    environment = os.environ | {
+    return os.environ | {
         "LD_PRELOAD": ":".join(runtimes),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
         "HAMFAST_LIBRARY": str(library),
-        "HAMFAST_SIMT_FOLDER": str(tmp_path / "plans"),
+        "HAMFAST_SIMT_FOLDER": str(library.parent / "plans"),
         "HAMFAST_SIMT_COMPILE": shlex.join(plan),
     }
+
+
+@pytest.mark.slow
+def test_ops_through_the_cuda_sources(tmp_path):
+    given = environment(compile_all(tmp_path))
     for file, chosen in TESTS.items():
         command = [sys.executable, "-m", "pytest", "-q", "-x", "--durations=3", f"tests/ops/{file}", "-k", chosen]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
         print(done.stdout)

@@ -18,8 +18,8 @@ from hamfast.ops.backend import triton_problem
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(triton_problem()), reason=triton_problem())]
 
 OPTIONS = [
-    "identity_and_filters or scaled_gated or bias_envelope or dropout or additive-silu or outer-plain or no_edges or stable",
-    "without_envelope or separate_weights_are and False or sources_are and ir_mul or adversarial or unequal or third_derivative",
+    "plain and not functional or bias_envelope or dropout or additive-silu or outer-plain or no_edges or stable",
+    "without_envelope or sources_are and ir_mul or adversarial or unequal or third_derivative",
     "zero_stride or paths_with_and_without",
 ]
 FILES = ["test_graph_attention.py", "test_edge_tensor_product.py", "test_tensor_product.py"]
