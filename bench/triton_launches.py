@@ -65,8 +65,7 @@ def double_precision(edges):
     ops.tensor_product(x, y, w, plan, edges)
 
 
-def edge_frame(edges):
-    case = EDGE_PRODUCTS[0]
+def edge_frame(case, edges):
     plan = edge_frame_plan(case.plan())
     frames = ops.edge_frames(torch.randn(EDGES, 3), max(ir.l for irreps in case.irreps for _, ir in irreps))
     x, w = torch.zeros(NODES, plan.plan.dim_in1), torch.zeros(plan.plan.weight_numel)
@@ -115,11 +114,12 @@ def collect(everything: bool) -> list[tuple[str, Launch]]:
     torch.manual_seed(0)
     edges = graph()
     problems = {
-        "edge frame": lambda: edge_frame(edges),
         "attention": lambda: attention(edges),
         "einsum and head": lambda: einsum_and_head(edges),
         "float64": lambda: double_precision(edges),
     }
+    case = EDGE_PRODUCTS[0] if everything else ProductCase("", "64x0e+16x1o", SH[2], "64x0e+16x1o", "uvw", 0)
+    problems["edge frame"] = partial(edge_frame, case, edges)
     for case in (GPU_PRODUCTS[0], GPU_PRODUCTS[-1]) if everything else (UNEQUAL,):
         problems[f"{case.name} product"] = partial(products, case, edges)
         problems[f"{case.name} radial"] = partial(radial, case, edges)

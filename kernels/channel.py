@@ -15,7 +15,7 @@ The formulas are those of kernels/channel.cuh; hamfast/triton/channel.py writes 
 import triton
 import triton.language as tl
 
-from hamfast.kernels.common import add_to, edges_of_slots, load_tiles, row_of, zero_tiles
+from hamfast.kernels.common import add_to, load_tiles, look_up, zero_tiles
 
 # A block of components in five numbers: offset, row stride, component stride, channel stride, first channel.
 BLOCK = tl.constexpr(5)
@@ -108,7 +108,7 @@ def forward_edges(
     """Adds a tile of edges: w x y of each task; along directions, (w dx + dw x) y + w x dy."""
     ALONG: tl.constexpr = dx is not None or dy is not None or dw is not None
     mask = edge_mask & live
-    row = row_of(x_index, edge, edge_mask)
+    row = look_up(x_index, edge, edge_mask)
     xs = None
     dxs = None
     for t in tl.static_range(len(TASKS)):
@@ -167,7 +167,7 @@ def channel_forward(
         for first in range(begin, end, EDGES):
             slot = first + lane
             edge_mask = slot < end
-            edge = edges_of_slots(order, slot, edge_mask)
+            edge = look_up(order, slot, edge_mask)
             sums = forward_edges(
                 sums, edge, edge_mask, u, live, x, y, w, hidden, dx, dy, dw, x_index, tasks, x_scale, y_dim, w_dim, k_dim,
                 TASKS, SHARED, K, PRECISION, REAL, EDGES, CHANNELS,
@@ -229,7 +229,7 @@ def channel_backward(
             for first in range(begin, end, EDGES):
                 slot = first + lane
                 edge_mask = slot < end
-                edge = edges_of_slots(order, slot, edge_mask)
+                edge = look_up(order, slot, edge_mask)
                 sums, weight_sums = backward_edges(
                     sums, weight_sums, edge, edge_mask, u, live, x, y, w, hidden, g, dx, dy, dw, dg, out_x, y_parts, out_w,
                     h_parts, x_index, g_index, unit, edges, x_scale, g_scale, y_dim, w_dim, k_dim,
@@ -272,8 +272,8 @@ def backward_edges(
     ALONG: tl.constexpr = dx is not None or dy is not None or dw is not None or dg is not None
     TO_WEIGHTS: tl.constexpr = out_w is not None or h_parts is not None
     mask = edge_mask & live
-    row = row_of(x_index, edge, edge_mask)
-    g_row = row_of(g_index, edge, edge_mask)
+    row = look_up(x_index, edge, edge_mask)
+    g_row = look_up(g_index, edge, edge_mask)
     k = tl.arange(0, K if K > 0 else 1)
     x_at = block_at(unit + HEAD, x_scale, row, u)
     xs = None

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: rows of components as tuples of tiles, and where a program's edges are."""
+"""What the Triton kernels share: components as tuples of tiles, and rows behind an index."""
 
 import triton
 import triton.language as tl
@@ -31,18 +31,9 @@ def add_to(tiles, COUNT: tl.constexpr, PLACE: tl.constexpr, more):
 
 
 @triton.jit
-def edges_of_slots(order, slot, mask):
-    """Which edges the places of a list hold; without a list, the places themselves."""
-    edge = slot
-    if order is not None:
-        edge = tl.load(order + slot, mask=mask, other=0)
-    return edge
-
-
-@triton.jit
-def row_of(index, edge, mask):
-    """Which row of a tensor an edge reads."""
-    row = edge
+def look_up(index, at, mask):
+    """``index[at]``; without an index, ``at`` itself."""
+    found = at
     if index is not None:
-        row = tl.load(index + edge, mask=mask, other=0)
-    return row
+        found = tl.load(index + at, mask=mask, other=0)
+    return found

@@ -7,7 +7,7 @@ each edge is a row.
 import triton
 import triton.language as tl
 
-from hamfast.kernels.common import edges_of_slots
+from hamfast.kernels.common import look_up
 
 
 @triton.jit
@@ -96,7 +96,7 @@ def edge_einsum(
         edge_mask = slot < edges
         if ptr is not None:
             edge_mask = slot < end
-        edge = edges_of_slots(order, slot, edge_mask)
+        edge = look_up(order, slot, edge_mask)
         for first_column in range(0, last_column, COLUMNS):
             total = add_products(
                 total, edge, edge_mask, column + first_column, width, a, b, c_operand, senders, receivers, h0, m0, heads,

@@ -7,7 +7,7 @@ one irreps block; blocks of one l share a compiled kernel, in which the componen
 import triton
 import triton.language as tl
 
-from hamfast.kernels.common import edges_of_slots, load_tiles, row_of, zero_tiles
+from hamfast.kernels.common import load_tiles, look_up, zero_tiles
 
 # Numbers of a table row before its places, and of one place: start, stride, width, column.
 _HEAD = tl.constexpr(4)
@@ -39,7 +39,7 @@ def rotate_into_edges(
     edge = tl.program_id(0).to(tl.int64) * EDGES + tl.arange(0, EDGES)[:, None].to(tl.int64)
     edge_mask = edge < edges
     mask = edge_mask & (u < mul)
-    at = row_of(index, edge, edge_mask) * x_dim + tl.load(row + 3)
+    at = look_up(index, edge, edge_mask) * x_dim + tl.load(row + 3)
     if CHANNELS_FAST:
         xs = load_tiles(x, at + u, mul, D, mask, REAL)
     else:
@@ -97,7 +97,7 @@ def rotate_from_edges(
         for first in range(begin, end, EDGES):
             slot = first + lane
             edge_mask = slot < end
-            edge = edges_of_slots(order, slot, edge_mask)
+            edge = look_up(order, slot, edge_mask)
             mask = edge_mask & (u < mul)
             sums = add_turned_back(
                 sums, frame, wigner, row, edges, edge, edge_mask, mask, u, wigner_dim, L, NATURAL, STORED, REAL
@@ -137,7 +137,7 @@ def add_matrix_terms(
     begin = tl.load(ptr + group)
     end = tl.load(ptr + group + 1)
     if begin < end:
-        first = terms + edges_of_slots(order, begin, begin < end) * 6
+        first = terms + look_up(order, begin, begin < end) * 6
         rows = tl.load(first + 4)
         columns = tl.load(first + 5)
         c = tl.program_id(2).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)[None, :].to(tl.int64)
@@ -148,7 +148,7 @@ def add_matrix_terms(
         if SLOT == 1:  # summed over all rows
             u_last = rows
         for p in range(begin, end):
-            n = edges_of_slots(order, p, p < end)
+            n = look_up(order, p, p < end)
             term = terms + n * 6
             factor = tl.load(factors + n).to(REAL)
             stride = tl.load(term + 3)

@@ -8,7 +8,7 @@ edge, sender and receiver, of which each may be absent and whose sum is meant, a
 import triton
 import triton.language as tl
 
-from hamfast.kernels.common import edges_of_slots
+from hamfast.kernels.common import look_up
 
 DOT, ADDITIVE = tl.constexpr(0), tl.constexpr(1)
 
@@ -69,7 +69,7 @@ def edge_dots(
     """
     slot = tl.program_id(0).to(tl.int64) * EDGES + tl.arange(0, EDGES)[:, None].to(tl.int64)
     edge_mask = slot < edges
-    edge = edges_of_slots(order, slot, edge_mask)
+    edge = look_up(order, slot, edge_mask)
     sender = tl.load(senders + edge, mask=edge_mask, other=0)
     receiver = tl.load(receivers + edge, mask=edge_mask, other=0)
     lane = tl.arange(0, COLUMNS)[None, :]
@@ -132,7 +132,7 @@ def weighted_sums(
     for first in range(begin, end, EDGES):
         slot = first + lane
         edge_mask = slot < end
-        edge = edges_of_slots(order, slot, edge_mask)
+        edge = look_up(order, slot, edge_mask)
         sender = tl.load(senders + edge, mask=edge_mask, other=0)
         receiver = tl.load(receivers + edge, mask=edge_mask, other=0)
         mask = edge_mask & inside
@@ -237,26 +237,28 @@ def plain_weight(WEIGHT: tl.constexpr, s, lse):
 
 @triton.jit
 def edge_numbers(
-    slot, end, h, h_mask, heads, order, z, seed,
-    bias, bias_edge, bias_head, score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head,
-    gate, gate_edge, gate_head, SCALE: tl.constexpr, CLIP: tl.constexpr, DROPOUT: tl.constexpr, REAL: tl.constexpr,
+    slot, end, h, h_mask, heads, order, z, seed, scalars, SCALE: tl.constexpr, CLIP: tl.constexpr, DROPOUT: tl.constexpr,
+    REAL: tl.constexpr,
 ):  # fmt: skip
-    """Of a tile of edges and heads: edge, place, mask, z, ds/dz (0 where clipped), s, clipped?, envelope, gate, dropout."""
+    """Of a tile of edges and heads: place, mask, z, ds/dz (0 where clipped), s, clipped?, envelope, gate, dropout.
+
+    scalars: bias, score scale, envelope and gate, with their strides.
+    """
     mask = (slot < end) & h_mask
-    edge = edges_of_slots(order, slot, slot < end)
+    edge = look_up(order, slot, slot < end)
     place = edge * heads + h
     raw = tl.load(z + place, mask=mask, other=0.0)
-    slope = SCALE * number_tile(score_scale, scale_edge, scale_head, edge, h, mask, 1.0, REAL)
-    s = slope * raw + number_tile(bias, bias_edge, bias_head, edge, h, mask, 0.0, REAL)
+    slope = SCALE * number_tile(scalars[3], scalars[4], scalars[5], edge, h, mask, 1.0, REAL)
+    s = slope * raw + number_tile(scalars[0], scalars[1], scalars[2], edge, h, mask, 0.0, REAL)
     clipped = slot < 0  # nowhere
     if CLIP is not None:
         clipped = (s > CLIP) | (s < -CLIP)
         s = tl.where(s > CLIP, CLIP, tl.where(s < -CLIP, -CLIP, s))
         slope = tl.where(clipped, 0.0, slope)
-    f = number_tile(envelope, envelope_edge, envelope_head, edge, h, mask, 1.0, REAL)
-    g = number_tile(gate, gate_edge, gate_head, edge, h, mask, 1.0, REAL)
+    f = number_tile(scalars[6], scalars[7], scalars[8], edge, h, mask, 1.0, REAL)
+    g = number_tile(scalars[9], scalars[10], scalars[11], edge, h, mask, 1.0, REAL)
     drop = dropout_tile(seed, place, DROPOUT, mask, REAL)
-    return edge, place, mask, raw, slope, s, clipped, tl.where(mask, f, 0.0), g, drop
+    return place, mask, raw, slope, s, clipped, tl.where(mask, f, 0.0), g, drop
 
 
 @triton.jit
@@ -268,6 +270,10 @@ def attention_weights(
     REAL: tl.constexpr, EDGES: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
     """From z to the weights, the log-sum-exp and (if not None) the logits; one program per receiver. LOG_EPSILON: -inf for none."""
+    scalars = (
+        bias, bias_edge, bias_head, score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head, gate,
+        gate_edge, gate_head,
+    )  # fmt: skip
     receiver = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :]
     h_mask = h < heads
@@ -279,20 +285,16 @@ def attention_weights(
     if WEIGHT == 0:
         top += LOG_EPSILON
         for first in range(begin, end, EDGES):
-            _, _, _, _, _, s, _, f, _, _ = edge_numbers(
-                first + lane, end, h, h_mask, heads, order, z, None, bias, bias_edge, bias_head,
-                score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head, None, 0, 0,
-                SCALE, CLIP, DROPOUT, REAL,
-            )  # fmt: skip
+            _, _, _, _, s, _, f, _, _ = edge_numbers(
+                first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
+            )
             top = tl.maximum(top, tl.max(tl.where(f != 0, s, -float("inf")), axis=0, keep_dims=True))
         top = tl.where(top == -float("inf"), 0.0, top)
         total = tl.zeros((1, HEADS), dtype=REAL)
         for first in range(begin, end, EDGES):
-            _, _, _, _, _, s, _, f, _, _ = edge_numbers(
-                first + lane, end, h, h_mask, heads, order, z, None, bias, bias_edge, bias_head,
-                score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head, None, 0, 0,
-                SCALE, CLIP, DROPOUT, REAL,
-            )  # fmt: skip
+            _, _, _, _, s, _, f, _, _ = edge_numbers(
+                first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
+            )
             total += tl.sum(tl.where(f != 0, f * tl.exp(s - top), 0.0), axis=0, keep_dims=True)
         total += tl.exp(LOG_EPSILON - top)
         inverse = tl.where(total == 0, 0.0, 1.0 / tl.where(total == 0, 1.0, total))
@@ -301,11 +303,9 @@ def attention_weights(
     else:
         tl.store(lse + receiver * heads + h, tl.zeros((1, HEADS), dtype=REAL), mask=h_mask)
     for first in range(begin, end, EDGES):
-        _, place, mask, _, _, s, _, f, g, drop = edge_numbers(
-            first + lane, end, h, h_mask, heads, order, z, seed, bias, bias_edge, bias_head,
-            score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head, gate, gate_edge, gate_head,
-            SCALE, CLIP, DROPOUT, REAL,
-        )  # fmt: skip
+        place, mask, _, _, s, _, f, g, drop = edge_numbers(
+            first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
+        )
         # Not exp(s - lse): of large scores that would lose the digits of lse.
         if WEIGHT == 0:
             value = tl.exp(s - top) * inverse
@@ -326,6 +326,10 @@ def attention_gradients(
     REAL: tl.constexpr, EDGES: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
     """From z and a to dz and w, and the gradients of the numbers per edge (those not None); one program per receiver."""
+    scalars = (
+        bias, bias_edge, bias_head, score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head, gate,
+        gate_edge, gate_head,
+    )  # fmt: skip
     receiver = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :]
     h_mask = h < heads
@@ -336,11 +340,9 @@ def attention_gradients(
     mean = tl.zeros((1, HEADS), dtype=REAL)
     if WEIGHT == 0:
         for first in range(begin, end, EDGES):
-            _, place, mask, _, _, s, _, f, g, drop = edge_numbers(
-                first + lane, end, h, h_mask, heads, order, z, seed, bias, bias_edge, bias_head,
-                score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head, gate, gate_edge, gate_head,
-                SCALE, CLIP, DROPOUT, REAL,
-            )  # fmt: skip
+            place, mask, _, _, s, _, f, g, drop = edge_numbers(
+                first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
+            )
             incoming = tl.load(a + place, mask=mask, other=0.0)
             incoming += number_tile(grad_weights, heads, 1, place // heads, h, mask, 0.0, REAL)
             value = plain_weight(WEIGHT, s, lse_row)
@@ -348,11 +350,9 @@ def attention_gradients(
         if grad_lse is not None:
             mean -= tl.load(grad_lse + receiver * heads + h, mask=h_mask, other=0.0)
     for first in range(begin, end, EDGES):
-        _, place, mask, raw, slope, s, clipped, f, g, drop = edge_numbers(
-            first + lane, end, h, h_mask, heads, order, z, seed, bias, bias_edge, bias_head,
-            score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head, gate, gate_edge, gate_head,
-            SCALE, CLIP, DROPOUT, REAL,
-        )  # fmt: skip
+        place, mask, raw, slope, s, clipped, f, g, drop = edge_numbers(
+            first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
+        )
         incoming = tl.load(a + place, mask=mask, other=0.0)
         incoming += number_tile(grad_weights, heads, 1, place // heads, h, mask, 0.0, REAL)
         value = plain_weight(WEIGHT, s, lse_row)
@@ -378,23 +378,21 @@ def attention_gradients(
 @triton.jit
 def second_numbers(
     place, mask, h, heads, raw, slope, s, clipped, f, g, drop, lse_row, a, z_dot, b, grad_weights,
-    bias_dot, bias_dot_edge, bias_dot_head, scale_dot, scale_dot_edge, scale_dot_head,
-    envelope_dot, envelope_dot_edge, envelope_dot_head, gate_dot, gate_dot_edge, gate_dot_head, SCALE: tl.constexpr, REAL: tl.constexpr,
+    directions, SCALE: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """What D is made of at one edge: value, p, s', change of p before it is centred, a, u, r, gate', scale', z', b."""
     edge = place // heads
     value = plain_weight(0, s, lse_row)
     p = f * value
     incoming = tl.load(a + place, mask=mask, other=0.0) + number_tile(grad_weights, heads, 1, edge, h, mask, 0.0, REAL)
-    g_dot = number_tile(gate_dot, gate_dot_edge, gate_dot_head, edge, h, mask, 0.0, REAL)
-    c_dot = number_tile(scale_dot, scale_dot_edge, scale_dot_head, edge, h, mask, 0.0, REAL)
+    g_dot = number_tile(directions[9], directions[10], directions[11], edge, h, mask, 0.0, REAL)
+    c_dot = number_tile(directions[3], directions[4], directions[5], edge, h, mask, 0.0, REAL)
     along = tl.load(z_dot + place, mask=mask, other=0.0)
     s_dot = slope * along + SCALE * raw * c_dot
-    s_dot += number_tile(bias_dot, bias_dot_edge, bias_dot_head, edge, h, mask, 0.0, REAL)
+    s_dot += number_tile(directions[0], directions[1], directions[2], edge, h, mask, 0.0, REAL)
     s_dot = tl.where(clipped, 0.0, s_dot)
-    change = p * s_dot + value * number_tile(
-        envelope_dot, envelope_dot_edge, envelope_dot_head, edge, h, mask, 0.0, REAL
-    )
+    f_dot = number_tile(directions[6], directions[7], directions[8], edge, h, mask, 0.0, REAL)
+    change = p * s_dot + value * f_dot
     along_b = tl.load(b + place, mask=mask, other=0.0)
     r = drop * (g_dot * incoming + g * along_b)
     return value, p, s_dot, tl.where(mask, change, 0.0), incoming, g * drop * incoming, r, g_dot, c_dot, along, along_b
@@ -412,6 +410,14 @@ def attention_second_gradients(
     REAL: tl.constexpr, EDGES: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
     """The double backward pass of softmax weights, from z, a and their changes z', b: see kernels/graph_attention.cuh."""
+    scalars = (
+        bias, bias_edge, bias_head, score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head, gate,
+        gate_edge, gate_head,
+    )  # fmt: skip
+    directions = (
+        bias_dot, bias_dot_edge, bias_dot_head, scale_dot, scale_dot_edge, scale_dot_head, envelope_dot,
+        envelope_dot_edge, envelope_dot_head, gate_dot, gate_dot_edge, gate_dot_head,
+    )  # fmt: skip
     receiver = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :]
     h_mask = h < heads
@@ -424,15 +430,12 @@ def attention_second_gradients(
     mean_r = tl.zeros((1, HEADS), dtype=REAL)
     mean_su = tl.zeros((1, HEADS), dtype=REAL)
     for first in range(begin, end, EDGES):
-        _, place, mask, raw, slope, s, clipped, f, g, drop = edge_numbers(
-            first + lane, end, h, h_mask, heads, order, z, seed, bias, bias_edge, bias_head,
-            score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head, gate, gate_edge, gate_head,
-            SCALE, CLIP, DROPOUT, REAL,
-        )  # fmt: skip
+        place, mask, raw, slope, s, clipped, f, g, drop = edge_numbers(
+            first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
+        )
         _, p, _, change, _, u, r, _, _, _, _ = second_numbers(
             place, mask, h, heads, raw, slope, s, clipped, f, g, drop, lse_row, a, z_dot, b, grad_weights,
-            bias_dot, bias_dot_edge, bias_dot_head, scale_dot, scale_dot_edge, scale_dot_head,
-            envelope_dot, envelope_dot_edge, envelope_dot_head, gate_dot, gate_dot_edge, gate_dot_head, SCALE, REAL,
+            directions, SCALE, REAL,
         )  # fmt: skip
         mean_u += tl.sum(tl.where(mask, p * u, 0.0), axis=0, keep_dims=True)
         mean_s += tl.sum(change, axis=0, keep_dims=True)
@@ -440,15 +443,12 @@ def attention_second_gradients(
         mean_su += tl.sum(tl.where(mask, change * u, 0.0), axis=0, keep_dims=True)
     mixed = mean_su - mean_u * mean_s
     for first in range(begin, end, EDGES):
-        _, place, mask, raw, slope, s, clipped, f, g, drop = edge_numbers(
-            first + lane, end, h, h_mask, heads, order, z, seed, bias, bias_edge, bias_head,
-            score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head, gate, gate_edge, gate_head,
-            SCALE, CLIP, DROPOUT, REAL,
-        )  # fmt: skip
+        place, mask, raw, slope, s, clipped, f, g, drop = edge_numbers(
+            first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
+        )
         value, p, s_dot, change, incoming, u, r, g_dot, c_dot, along, along_b = second_numbers(
             place, mask, h, heads, raw, slope, s, clipped, f, g, drop, lse_row, a, z_dot, b, grad_weights,
-            bias_dot, bias_dot_edge, bias_dot_head, scale_dot, scale_dot_edge, scale_dot_head,
-            envelope_dot, envelope_dot_edge, envelope_dot_head, gate_dot, gate_dot_edge, gate_dot_head, SCALE, REAL,
+            directions, SCALE, REAL,
         )  # fmt: skip
         moved = change - p * mean_s
         centred = u - mean_u
