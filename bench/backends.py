@@ -47,7 +47,9 @@ def run_executor():
     from test_cuda_on_host import compile_all, environment
 
     with tempfile.TemporaryDirectory() as folder:
-        found = run_tests(environment(compile_all(Path(folder))), "-k", "cpu and not radial")  # that one is the plain op, in blocks
+        found = run_tests(
+            environment(compile_all(Path(folder))), "-k", "cpu and not radial"
+        )  # that one is the plain op, in blocks
     return [(case, "cuda", dtype, order) for case, backend, dtype, order in found if backend == "cpu"]
 
 

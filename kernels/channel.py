@@ -5,7 +5,7 @@ tasks that lead there, one after another, so that Clebsch-Gordan sums are straig
 differ only in where their numbers lie share a compiled kernel: offsets come from a table. A row's edges are taken EDGES at a
 time, summed in registers in a fixed order, and stored once: no atomics.
 
-Constants: TASKS, a tuple per task of (d1, d2, d3, entries, weighted, new_x, y, to), entries (i, j, k, value) of
+Constants: TASKS, a tuple per task of (d1, d2, d3, first entry, last, weighted, new_x, y, to); ENTRIES, (i, j, k, value) of
 ``out[k] += value x[i] y[j]``; new_x: the task reads another block of x than the one before; y: its place among the components
 of y that the unit uses, Y of them; to: its block's place among the components of the result. OWN: (components, place) of each of
 the unit's own blocks. K: 0, or the padded length of the hidden row that weights are made of (``h @ matrix``).
@@ -29,10 +29,19 @@ STEP = tl.constexpr(16)
 
 @triton.jit
 def add_coupled(
-    sums, a, b, ENTRIES: tl.constexpr, A: tl.constexpr, B: tl.constexpr, TO: tl.constexpr, PLACE: tl.constexpr
+    sums,
+    a,
+    b,
+    ENTRIES: tl.constexpr,
+    BEGIN: tl.constexpr,
+    END: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    TO: tl.constexpr,
+    PLACE: tl.constexpr,
 ):
     """Adds one contraction of the coupling: ``sums[PLACE + entry[TO]] += value a[entry[A]] b[entry[B]]``."""
-    for n in tl.static_range(len(ENTRIES)):
+    for n in tl.static_range(BEGIN, END):
         total = sums[PLACE + ENTRIES[n][TO]] + ENTRIES[n][3] * (a[ENTRIES[n][A]] * b[ENTRIES[n][B]])
         sums = sums[: PLACE + ENTRIES[n][TO]] + (total,) + sums[PLACE + ENTRIES[n][TO] + 1 :]
     return sums
@@ -102,7 +111,7 @@ def hidden_tile(hidden, edge, edge_mask, k, k_dim, REAL: tl.constexpr):
 @triton.jit
 def forward_edges(
     sums, edge, edge_mask, u, live, x, y, w, hidden, dx, dy, dw, x_index, task, x_scale, y_dim, w_dim, k_dim,
-    TASKS: tl.constexpr, SHARED: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, REAL: tl.constexpr,
+    TASKS: tl.constexpr, ENTRIES: tl.constexpr, SHARED: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, REAL: tl.constexpr,
     EDGES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Adds a tile of edges: w x y of each task; along directions, (w dx + dw x) y + w x dy."""
@@ -112,34 +121,38 @@ def forward_edges(
     xs = None
     dxs = None
     for t in tl.static_range(len(TASKS)):
-        if TASKS[t][5]:
+        if TASKS[t][6]:
             at = block_at(task, x_scale, row, u)
             if x is not None:
                 xs = load_tiles(x, at, tl.load(task + 2), TASKS[t][0], mask, REAL)
             if dx is not None:
                 dxs = load_tiles(dx, at, tl.load(task + 2), TASKS[t][0], mask, REAL)
         weight = tl.full((1, 1), 1.0, dtype=REAL)
-        if TASKS[t][4] and w is not None:
+        if TASKS[t][5] and w is not None:
             weight = weights_of(
                 w, task, edge, u, w_dim, edge_mask, live, hidden, k_dim, SHARED, K, PRECISION, REAL, EDGES, CHANNELS
             )
         dweight = None
-        if TASKS[t][4] and dw is not None:
+        if TASKS[t][5] and dw is not None:
             dweight = weights_of(
                 dw, task, edge, u, w_dim, edge_mask, live, hidden, k_dim, SHARED, 0, PRECISION, REAL, EDGES, CHANNELS
             )
         y_at = edge * y_dim + tl.load(task + 5)
         if not ALONG:
             ys = load_tiles(y, y_at, 1, TASKS[t][1], edge_mask, REAL)
-            sums = add_coupled(sums, scaled(TASKS[t][0], weight, xs), ys, TASKS[t][3], 0, 1, 2, TASKS[t][7])
+            sums = add_coupled(
+                sums, scaled(TASKS[t][0], weight, xs), ys, ENTRIES, TASKS[t][3], TASKS[t][4], 0, 1, 2, TASKS[t][8]
+            )
         else:
             if dx is not None or dweight is not None:
                 ys = load_tiles(y, y_at, 1, TASKS[t][1], edge_mask, REAL)
                 along = mixed(TASKS[t][0], weight, dxs, dweight, xs)
-                sums = add_coupled(sums, along, ys, TASKS[t][3], 0, 1, 2, TASKS[t][7])
+                sums = add_coupled(sums, along, ys, ENTRIES, TASKS[t][3], TASKS[t][4], 0, 1, 2, TASKS[t][8])
             if dy is not None:
                 dys = load_tiles(dy, y_at, 1, TASKS[t][1], edge_mask, REAL)
-                sums = add_coupled(sums, scaled(TASKS[t][0], weight, xs), dys, TASKS[t][3], 0, 1, 2, TASKS[t][7])
+                sums = add_coupled(
+                    sums, scaled(TASKS[t][0], weight, xs), dys, ENTRIES, TASKS[t][3], TASKS[t][4], 0, 1, 2, TASKS[t][8]
+                )
         task += FIELDS
     return sums
 
@@ -147,7 +160,7 @@ def forward_edges(
 @triton.jit
 def channel_forward(
     x, y, w, hidden, dx, dy, dw, out, x_index, order, ptr, table, rows, x_scale, out_scale, y_dim, w_dim, k_dim, width,
-    TASKS: tl.constexpr, OWN: tl.constexpr, D: tl.constexpr, ADD: tl.constexpr, SHARED: tl.constexpr, K: tl.constexpr,
+    TASKS: tl.constexpr, ENTRIES: tl.constexpr, OWN: tl.constexpr, D: tl.constexpr, ADD: tl.constexpr, SHARED: tl.constexpr, K: tl.constexpr,
     PRECISION: tl.constexpr, REAL: tl.constexpr, EDGES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """The product: one program per row of the result (or per EDGES rows, where each is an edge's) and unit.
@@ -170,34 +183,41 @@ def channel_forward(
             edge = look_up(order, slot, edge_mask)
             sums = forward_edges(
                 sums, edge, edge_mask, u, live, x, y, w, hidden, dx, dy, dw, x_index, tasks, x_scale, y_dim, w_dim, k_dim,
-                TASKS, SHARED, K, PRECISION, REAL, EDGES, CHANNELS,
+                TASKS, ENTRIES, SHARED, K, PRECISION, REAL, EDGES, CHANNELS,
             )  # fmt: skip
-        store_blocks(out, unit + HEAD, out_scale, turn, u, OWN, sums, live, True, ADD)
+        store_blocks(out, unit + HEAD, out_scale, turn, u, OWN, sums, live, 0, ADD)
     else:
         edge = turn * EDGES + lane
         edge_mask = edge < rows
         sums = forward_edges(
             sums, edge, edge_mask, u, live, x, y, w, hidden, dx, dy, dw, x_index, tasks, x_scale, y_dim, w_dim, k_dim,
-            TASKS, SHARED, K, PRECISION, REAL, EDGES, CHANNELS,
+            TASKS, ENTRIES, SHARED, K, PRECISION, REAL, EDGES, CHANNELS,
         )  # fmt: skip
-        store_blocks(out, unit + HEAD, out_scale, edge, u, OWN, sums, edge_mask & live, False, ADD)
+        store_blocks(out, unit + HEAD, out_scale, edge, u, OWN, sums, edge_mask & live, None, ADD)
+
+
+@triton.jit
+def store_tiles(
+    out, at, step, COUNT: tl.constexpr, PLACE: tl.constexpr, sums, mask, SUM: tl.constexpr, ADD: tl.constexpr
+):
+    """Stores COUNT of the tiles, from PLACE on, summed along an axis (0: edges, 1: channels) or not (None)."""
+    for i in tl.static_range(COUNT):
+        value = sums[PLACE + i]
+        if SUM is not None:
+            value = tl.sum(value, axis=SUM, keep_dims=True)
+        if ADD:
+            value += tl.load(out + at + i * step, mask=mask, other=0.0).to(value.dtype)
+        tl.store(out + at + i * step, value, mask=mask)
 
 
 @triton.jit
 def store_blocks(
     out, block, scale, row, u, OWN: tl.constexpr, sums, mask, SUM: tl.constexpr, ADD: tl.constexpr
 ):  # fmt: skip
-    """Stores the unit's own blocks, summed over the edges of a tile or not."""
+    """Stores the unit's own blocks."""
     for b in tl.static_range(len(OWN)):
-        place = block_at(block, scale, row, u)
-        step = tl.load(block + 2)
-        for i in tl.static_range(OWN[b][0]):
-            value = sums[OWN[b][1] + i]
-            if SUM:
-                value = tl.sum(value, axis=0)[None, :]
-            if ADD:
-                value += tl.load(out + place + i * step, mask=mask, other=0.0).to(value.dtype)
-            tl.store(out + place + i * step, value, mask=mask)
+        at = block_at(block, scale, row, u)
+        store_tiles(out, at, tl.load(block + 2), OWN[b][0], OWN[b][1], sums, mask, SUM, ADD)
         block += BLOCK
 
 
@@ -205,7 +225,7 @@ def store_blocks(
 def channel_backward(
     x, y, w, hidden, g, dx, dy, dw, dg, out_x, y_parts, out_w, h_parts, x_index, g_index, order, ptr, table,
     turns, turns_per_program, edges, x_scale, g_scale, y_dim, w_dim, k_dim, width,
-    TASKS: tl.constexpr, OWN: tl.constexpr, D: tl.constexpr, Y: tl.constexpr, ADD: tl.constexpr, SHARED: tl.constexpr, K: tl.constexpr,
+    TASKS: tl.constexpr, ENTRIES: tl.constexpr, OWN: tl.constexpr, D: tl.constexpr, Y: tl.constexpr, ADD: tl.constexpr, SHARED: tl.constexpr, K: tl.constexpr,
     PRECISION: tl.constexpr, REAL: tl.constexpr, EDGES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """All gradients that are wanted (out_x, y_parts, out_w, h_parts not None) of one block of x, or those along directions.
@@ -233,24 +253,24 @@ def channel_backward(
                 sums, weight_sums = backward_edges(
                     sums, weight_sums, edge, edge_mask, u, live, x, y, w, hidden, g, dx, dy, dw, dg, out_x, y_parts, out_w,
                     h_parts, x_index, g_index, unit, edges, x_scale, g_scale, y_dim, w_dim, k_dim,
-                    TASKS, D, Y, SHARED, K, PRECISION, REAL, EDGES, CHANNELS,
+                    TASKS, ENTRIES, D, Y, SHARED, K, PRECISION, REAL, EDGES, CHANNELS,
                 )  # fmt: skip
             if out_x is not None:
-                store_blocks(out_x, unit + HEAD, x_scale, turn, u, OWN, sums, live, True, ADD)
+                store_blocks(out_x, unit + HEAD, x_scale, turn, u, OWN, sums, live, 0, ADD)
         else:
             edge = turn * EDGES + lane
             edge_mask = edge < edges
             sums, weight_sums = backward_edges(
                 sums, weight_sums, edge, edge_mask, u, live, x, y, w, hidden, g, dx, dy, dw, dg, out_x, y_parts, out_w,
                 h_parts, x_index, g_index, unit, edges, x_scale, g_scale, y_dim, w_dim, k_dim,
-                TASKS, D, Y, SHARED, K, PRECISION, REAL, EDGES, CHANNELS,
+                TASKS, ENTRIES, D, Y, SHARED, K, PRECISION, REAL, EDGES, CHANNELS,
             )  # fmt: skip
             if out_x is not None:
-                store_blocks(out_x, unit + HEAD, x_scale, edge, u, OWN, sums, edge_mask & live, False, ADD)
+                store_blocks(out_x, unit + HEAD, x_scale, edge, u, OWN, sums, edge_mask & live, None, ADD)
     if KEEPS_WEIGHTS:
         for t in tl.static_range(len(TASKS)):
             task = unit + HEAD + BLOCK + t * FIELDS
-            if TASKS[t][4]:
+            if TASKS[t][5]:
                 at = tl.load(task + 6) + u * tl.load(task + 7)
                 if K > 0:
                     k = tl.arange(0, K)
@@ -264,7 +284,7 @@ def channel_backward(
 def backward_edges(
     sums, weight_sums, edge, edge_mask, u, live, x, y, w, hidden, g, dx, dy, dw, dg, out_x, y_parts, out_w, h_parts,
     x_index, g_index, unit, edges, x_scale, g_scale, y_dim, w_dim, k_dim,
-    TASKS: tl.constexpr, D: tl.constexpr, Y: tl.constexpr, SHARED: tl.constexpr, K: tl.constexpr,
+    TASKS: tl.constexpr, ENTRIES: tl.constexpr, D: tl.constexpr, Y: tl.constexpr, SHARED: tl.constexpr, K: tl.constexpr,
     PRECISION: tl.constexpr, REAL: tl.constexpr, EDGES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """A tile of edges. With q = C y g: dx += w q, dw = <x, q>, dy += C (w x) g; along directions, with one operand after the
@@ -301,25 +321,25 @@ def backward_edges(
         if dy is not None:
             dys = load_tiles(dy, y_at, 1, TASKS[t][1], edge_mask, REAL)
         weight = tl.full((1, 1), 1.0, dtype=REAL)
-        if TASKS[t][4] and w is not None:
+        if TASKS[t][5] and w is not None:
             weight = weights_of(
                 w, task, edge, u, w_dim, edge_mask, live, hidden, k_dim, SHARED, K, PRECISION, REAL, EDGES, CHANNELS
             )
         dweight = None
-        if TASKS[t][4] and dw is not None:
+        if TASKS[t][5] and dw is not None:
             dweight = weights_of(
                 dw, task, edge, u, w_dim, edge_mask, live, hidden, k_dim, SHARED, 0, PRECISION, REAL, EDGES, CHANNELS
             )
 
-        if out_x is not None or (TO_WEIGHTS and TASKS[t][4]):
+        if out_x is not None or (TO_WEIGHTS and TASKS[t][5]):
             plain = zero_tiles(D, EDGES, CHANNELS, REAL)  # C y g
             if not ALONG or dx is not None or dweight is not None:
-                plain = add_coupled(plain, ys, gs, TASKS[t][3], 1, 2, 0, 0)
+                plain = add_coupled(plain, ys, gs, ENTRIES, TASKS[t][3], TASKS[t][4], 1, 2, 0, 0)
             along = zero_tiles(D, EDGES, CHANNELS, REAL)  # C dy g + C y dg
             if dy is not None:
-                along = add_coupled(along, dys, gs, TASKS[t][3], 1, 2, 0, 0)
+                along = add_coupled(along, dys, gs, ENTRIES, TASKS[t][3], TASKS[t][4], 1, 2, 0, 0)
             if dg is not None:
-                along = add_coupled(along, ys, dgs, TASKS[t][3], 1, 2, 0, 0)
+                along = add_coupled(along, ys, dgs, ENTRIES, TASKS[t][3], TASKS[t][4], 1, 2, 0, 0)
             if out_x is not None:
                 if not ALONG:
                     sums = add_to(sums, D, 0, scaled(D, weight, plain))
@@ -327,7 +347,7 @@ def backward_edges(
                     sums = add_to(sums, D, 0, mixed(D, weight, along, dweight, plain))
                 else:
                     sums = add_to(sums, D, 0, scaled(D, weight, along))
-            if TO_WEIGHTS and TASKS[t][4]:
+            if TO_WEIGHTS and TASKS[t][5]:
                 total = tl.zeros((EDGES, CHANNELS), dtype=REAL)
                 for i in tl.static_range(D):
                     if not ALONG:
@@ -353,20 +373,23 @@ def backward_edges(
                     tl.store(out_w + edge * w_dim + at, total, mask=mask)
         if y_parts is not None:
             if not ALONG:
-                y_sums = add_coupled(y_sums, scaled(D, weight, xs), gs, TASKS[t][3], 0, 2, 1, TASKS[t][6])
+                y_sums = add_coupled(
+                    y_sums, scaled(D, weight, xs), gs, ENTRIES, TASKS[t][3], TASKS[t][4], 0, 2, 1, TASKS[t][7]
+                )
             else:
                 if dg is not None:
-                    y_sums = add_coupled(y_sums, scaled(D, weight, xs), dgs, TASKS[t][3], 0, 2, 1, TASKS[t][6])
+                    y_sums = add_coupled(
+                        y_sums, scaled(D, weight, xs), dgs, ENTRIES, TASKS[t][3], TASKS[t][4], 0, 2, 1, TASKS[t][7]
+                    )
                 if dx is not None or dweight is not None:
                     with_g = mixed(D, weight, dxs, dweight, xs)
-                    y_sums = add_coupled(y_sums, with_g, gs, TASKS[t][3], 0, 2, 1, TASKS[t][6])
+                    y_sums = add_coupled(y_sums, with_g, gs, ENTRIES, TASKS[t][3], TASKS[t][4], 0, 2, 1, TASKS[t][7])
     unit_part = tl.load(unit + 2)
     if y_parts is not None:
         for t in tl.static_range(len(TASKS)):
-            if t == 0 or TASKS[t][6] > TASKS[t - 1 if t > 0 else 0][6]:  # tasks are in the order of y
+            if t == 0 or TASKS[t][7] > TASKS[t - 1 if t > 0 else 0][7]:  # tasks are in the order of y
                 y_at = (unit_part * edges + edge) * y_dim + tl.load(unit + HEAD + BLOCK + t * FIELDS + 5)
-                for j in tl.static_range(TASKS[t][1]):
-                    tl.store(y_parts + y_at + j, tl.sum(y_sums[TASKS[t][6] + j], axis=1)[:, None], mask=edge_mask)
+                store_tiles(y_parts, y_at, 1, TASKS[t][1], TASKS[t][7], y_sums, edge_mask, 1, False)
     if h_parts is not None:
         place = (unit_part * edges + edge) * k_dim + k[None, :]
         tl.store(h_parts + place, h_sum, mask=edge_mask & (k[None, :] < k_dim))

@@ -108,6 +108,7 @@ def _new(call: Call, slot: int, make) -> Tensor:
 def _constants(call: Call, group, configuration) -> dict:
     constants = {
         "TASKS": group.shape.tasks,
+        "ENTRIES": group.shape.entries,
         "OWN": group.shape.own,
         "D": group.shape.d,
         "ADD": group.shape.adds,

@@ -25,8 +25,9 @@ class Shape(NamedTuple):
     """Components of each of the unit's own blocks, and their place among all of them."""
     d: int
     """Of all."""
-    tasks: tuple[tuple[int, int, int, tuple[Entry, ...], bool, bool, int, int], ...]
-    """See kernels/channel.py."""
+    tasks: tuple[tuple[int, int, int, int, int, bool, bool, int, int], ...]
+    entries: tuple[Entry, ...]
+    """See kernels/channel.py. Tuples of tuples, no deeper: Triton 3.6 knows no more."""
     y: int
     """Components of y that the unit has a part in."""
     channels: int
@@ -190,9 +191,10 @@ def _size(tasks: list[_Task]) -> int:
     return sum(len(task.entries) for task in tasks)
 
 
-def _describe(tasks: list[_Task], place_of) -> tuple[tuple, int]:
-    """The constants of a unit's tasks, and how many components of y they read."""
+def _describe(tasks: list[_Task], place_of) -> tuple[tuple, tuple[Entry, ...], int]:
+    """The constants of a unit's tasks, their couplings, and how many components of y they read."""
     described: list[tuple] = []
+    entries: list[Entry] = []
     y_places: dict[int, int] = {}
     y, before = 0, None
     for task in tasks:
@@ -201,5 +203,7 @@ def _describe(tasks: list[_Task], place_of) -> tuple[tuple, int]:
             y += task.d[1]
         new_x, before = task.x_block != before, task.x_block
         y_place = y_places[task.y_offset]
-        described.append((*task.d, task.entries, task.weight[0] >= 0, new_x, y_place, place_of(task)))
-    return tuple(described), y
+        place = (len(entries), len(entries) + len(task.entries))
+        entries += task.entries
+        described.append((*task.d, *place, task.weight[0] >= 0, new_x, y_place, place_of(task)))
+    return tuple(described), tuple(entries), y
