@@ -2,13 +2,14 @@
 
     TRITON_INTERPRET=1 python bench/triton_launches.py FILE [all]
 
-Writes a pickle of pairs (problem, ``hamfast.triton.launch.Launch``). Launches are described, not run. Without ``all``: one plan of
+Writes a pickle of triples (problem, ``cuda`` or ``hip``, ``hamfast.triton.launch.Launch``). Launches are described, not run. Without ``all``: one plan of
 products, enough for every kernel and every order of derivative.
 """
 
 import pickle
 import sys
 from functools import partial
+from unittest.mock import patch
 
 import torch
 from cases import EDGE_PRODUCTS, GPU_PRODUCTS, RADIAL_WIDTH, SH, ProductCase
@@ -110,7 +111,7 @@ def einsum_and_head(edges):
     derivatives(lambda x: ops.sparse_map(x, matrix), torch.zeros(EDGES, 169))
 
 
-def collect(everything: bool) -> list[tuple[str, Launch]]:
+def collect(everything: bool) -> list[tuple[str, str, Launch]]:
     torch.manual_seed(0)
     edges = graph()
     problems = {
@@ -123,12 +124,13 @@ def collect(everything: bool) -> list[tuple[str, Launch]]:
     for case in (GPU_PRODUCTS[0], GPU_PRODUCTS[-1]) if everything else (UNEQUAL,):
         problems[f"{case.name} product"] = partial(products, case, edges)
         problems[f"{case.name} radial"] = partial(radial, case, edges)
-    found: dict[tuple[str, Launch], None] = {}
-    with hamfast.backend("triton"):
-        for name, problem in problems.items():
-            with collected() as launches:
-                problem()
-            found |= dict.fromkeys((name, launch) for launch in launches)
+    found: dict[tuple[str, str, Launch], None] = {}
+    for maker in ("cuda", "hip"):  # each with its own sizes of tiles
+        with hamfast.backend("triton"), patch("hamfast.triton.configurations.architecture", lambda maker=maker: maker):
+            for name, problem in problems.items():
+                with collected() as launches:
+                    problem()
+                found |= dict.fromkeys((name, maker, launch) for launch in launches)
     return list(found)
 
 

@@ -20,8 +20,6 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from hamfast.triton.configurations import PRECISION
-
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "bench" / "results" / "triton_table.csv"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -33,10 +31,7 @@ def compile_one(job):
     problem, launch, architecture = job
     is_amd = architecture.startswith("gfx")
     function = getattr(importlib.import_module(launch.module), launch.kernel)
-    constants = dict(launch.constants)
-    if "PRECISION" in constants:
-        constants["PRECISION"] = PRECISION["hip" if is_amd else "cuda"]
-    source = ASTSource(fn=function, signature=dict(launch.signature), constexprs=constants)
+    source = ASTSource(fn=function, signature=dict(launch.signature), constexprs=dict(launch.constants))
     target = GPUTarget("hip", architecture, 64) if is_amd else GPUTarget("cuda", int(architecture[3:]), 32)
     options = {"num_warps": launch.num_warps, "num_stages": 2, "enable_fp_fusion": True}
     row = dict.fromkeys(COLUMNS, 0) | {
@@ -102,7 +97,13 @@ def collect(path, *arguments):
 
 
 def compile_all(launches, architectures=ARCHITECTURES, workers=2):
-    jobs = [(*launch, architecture) for launch in launches for architecture in architectures]
+    makers = {name: "hip" if name.startswith("gfx") else "cuda" for name in architectures}
+    jobs = [
+        (problem, launch, architecture)
+        for problem, maker, launch in launches
+        for architecture in architectures
+        if makers[architecture] == maker
+    ]
     with ProcessPoolExecutor(workers) as pool:
         return list(pool.map(compile_one, jobs))
 

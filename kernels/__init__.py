@@ -1,1 +1,1 @@
-"""Device kernels, one ``<op>.cuh`` per op: plain pointers, no torch. Installed as ``hamfast.kernels``."""
+"""Device kernels, per op ``<op>.cuh`` (CUDA) and ``<op>.py`` (Triton): pointers, no torch. Installed as ``hamfast.kernels``."""

@@ -9,7 +9,7 @@ Constants: TASKS, a tuple per task of (d1, d2, d3, first entry, last, weighted, 
 ``out[k] += value x[i] y[j]``; new_x: the task reads another block of x than the one before; y: its place among the components
 of y that the unit uses, Y of them; to: its block's place among the components of the result. OWN: (components, place) of each of
 the unit's own blocks. K: 0, or the padded length of the hidden row that weights are made of (``h @ matrix``).
-The formulas are those of kernels/channel.cuh; hamfast/triton/channel.py writes the tables.
+The formulas are those of kernels/channel.cuh; hamfast/triton/units.py makes constants and tables.
 """
 
 import triton

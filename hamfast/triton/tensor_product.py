@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hamfast.kernels.channel import channel_backward, channel_forward
-from hamfast.triton.configurations import PRECISION, architecture, configuration_of
+from hamfast.triton import configurations
 from hamfast.triton.general import add_general
 from hamfast.triton.launch import REAL, launch, pieces, power_of_two
 from hamfast.triton.units import BLOCKS, make_units
@@ -114,7 +114,7 @@ def _constants(call: Call, group, configuration) -> dict:
         "ADD": group.shape.adds,
         "SHARED": call.shared,
         "K": 0 if call.hidden is None else max(16, power_of_two(call.hidden.shape[1])),
-        "PRECISION": PRECISION[architecture()],
+        "PRECISION": configurations.PRECISION[configurations.architecture()],
         "REAL": REAL.get(call.like.dtype, tl.float32),
         "EDGES": configuration.edges(group.shape.channels),
         "CHANNELS": group.shape.channels,
@@ -123,7 +123,7 @@ def _constants(call: Call, group, configuration) -> dict:
 
 
 def _forward(call: Call) -> Tensor:
-    configuration = configuration_of("forward", call.hidden is not None)
+    configuration = configurations.configuration_of("forward", call.hidden is not None)
     units = make_units(call.tables, call.dims, True, call.layouts, configuration)
     out = _new(call, G, torch.empty if units.covers else torch.zeros)
     x, y, w, _ = call.operands
@@ -144,7 +144,7 @@ def _forward(call: Call) -> Tensor:
 
 def _backward(call: Call, wanted: tuple[bool, bool, bool, bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients in x, y, the weights (or their matrix) and the hidden rows; empty where not wanted."""
-    configuration = configuration_of(
+    configuration = configurations.configuration_of(
         "backward" if wanted[X] or call.hidden is None else "to weights", call.hidden is not None
     )
     units = make_units(call.tables, call.dims, False, call.layouts, configuration)
