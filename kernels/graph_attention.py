@@ -73,7 +73,8 @@ def edge_dots(
     sender = tl.load(senders + edge, mask=edge_mask, other=0)
     receiver = tl.load(receivers + edge, mask=edge_mask, other=0)
     lane = tl.arange(0, COLUMNS)[None, :]
-    for h in range(0, heads):
+    for head in range(0, heads):
+        h = tl.zeros((1, 1), dtype=tl.int64) + head
         total = tl.zeros((EDGES, 1), dtype=REAL)
         for first in range(0, width, COLUMNS):
             column = first + lane
@@ -275,7 +276,7 @@ def attention_weights(
         gate_edge, gate_head,
     )  # fmt: skip
     receiver = tl.program_id(0).to(tl.int64)
-    h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :]
+    h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :].to(tl.int64)
     h_mask = h < heads
     lane = tl.arange(0, EDGES)[:, None].to(tl.int64)
     begin = tl.load(ptr + receiver)
@@ -331,7 +332,7 @@ def attention_gradients(
         gate_edge, gate_head,
     )  # fmt: skip
     receiver = tl.program_id(0).to(tl.int64)
-    h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :]
+    h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :].to(tl.int64)
     h_mask = h < heads
     lane = tl.arange(0, EDGES)[:, None].to(tl.int64)
     begin = tl.load(ptr + receiver)
@@ -419,7 +420,7 @@ def attention_second_gradients(
         envelope_dot_edge, envelope_dot_head, gate_dot, gate_dot_edge, gate_dot_head,
     )  # fmt: skip
     receiver = tl.program_id(0).to(tl.int64)
-    h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :]
+    h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :].to(tl.int64)
     h_mask = h < heads
     lane = tl.arange(0, EDGES)[:, None].to(tl.int64)
     begin = tl.load(ptr + receiver)
