@@ -51,7 +51,7 @@ def test_explain_names_lowerings_operations_bytes_and_reason():
     assert frame.operations == 96 * 96 + 2 * 32 * 32 + 2 * (64 + 32 * 9)
     mixed = make_plan("4x0e", "4x0e", "4x0e", [(0, 0, 0, "uvu", True), (0, 0, 0, "uuu", True)])
     assert "runs: channel, with the general kernel for its paths of mode uuu" in mixed.explain()
-    assert "the only one on xpu" in plan.explain(device="xpu")
+    assert "the only one on mps" in plan.explain(device="mps")
 
 
 @pytest.mark.parametrize("lowering", ["mix", "general", None])
