@@ -72,8 +72,9 @@ def test_every_kernel_compiles_for_every_architecture(tmp_path):
     for row in rows:
         name = f"{row['kernel']} of {row['problem']} for {row['architecture']}"
         assert row["local_accesses"] == 0, f"{name}: local memory"
-        # The sums for the radial network's matrix leave few registers: bench/results/triton_table.csv.
-        most = 128 if row["problem"].endswith("radial") else 16
+        # The sums for the radial network's matrix leave few registers (bench/results/triton_table.csv), and every version of
+        # Triton spills others; laid out badly, these kernels spill thousands of bytes.
+        most = 256 if row["problem"].endswith("radial") else 16
         assert row["spill_bytes"] <= most, f"{name}: {row['spill_bytes']} bytes of registers are spilled"
         assert row["atomics"] == 0, f"{name}: atomics, and with them an order that changes"
         meant = row["problem"].endswith("radial")
