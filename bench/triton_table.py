@@ -20,6 +20,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
+from hamfast.triton.launch import OPTIONS
+
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "bench" / "results" / "triton_table.csv"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -33,7 +35,7 @@ def compile_one(job):
     function = getattr(importlib.import_module(launch.module), launch.kernel)
     source = ASTSource(fn=function, signature=dict(launch.signature), constexprs=dict(launch.constants))
     target = GPUTarget("hip", architecture, 64) if is_amd else GPUTarget("cuda", int(architecture[3:]), 32)
-    options = {"num_warps": launch.num_warps, "num_stages": 2, "enable_fp_fusion": True}
+    options = {"num_warps": launch.num_warps, **OPTIONS}
     row = dict.fromkeys(COLUMNS, 0) | {
         "kernel": launch.kernel,
         "problem": problem,

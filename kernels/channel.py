@@ -232,7 +232,7 @@ def channel_backward(
 
     One program per group of rows of x and unit. out_w: a row per edge; of all edges (SHARED) or of the matrix (K > 0): a row, or
     a matrix, per program. y_parts ``[units, edges, y_dim]`` and h_parts ``[units, edges, k]`` are summed over units afterwards.
-    Y: the lengths of the unit's pieces of y.
+    Y: components of y that the unit uses.
     """
     unit = table + tl.program_id(1).to(tl.int64) * width
     u = tl.load(unit) + tl.arange(0, CHANNELS)[None, :].to(tl.int64)
@@ -342,11 +342,11 @@ def backward_edges(
                 along = add_coupled(along, ys, dgs, ENTRIES, TASKS[t][3], TASKS[t][4], 1, 2, 0, 0)
             if out_x is not None:
                 if not ALONG:
-                    sums = add_to(sums, D, 0, scaled(D, weight, plain))
+                    sums = add_to(sums, D, scaled(D, weight, plain))
                 elif dweight is not None:
-                    sums = add_to(sums, D, 0, mixed(D, weight, along, dweight, plain))
+                    sums = add_to(sums, D, mixed(D, weight, along, dweight, plain))
                 else:
-                    sums = add_to(sums, D, 0, scaled(D, weight, along))
+                    sums = add_to(sums, D, scaled(D, weight, along))
             if TO_WEIGHTS and TASKS[t][5]:
                 total = tl.zeros((EDGES, CHANNELS), dtype=REAL)
                 for i in tl.static_range(D):

@@ -23,11 +23,12 @@ def load_tiles(data, at, step, COUNT: tl.constexpr, mask, REAL: tl.constexpr):
 
 
 @triton.jit
-def add_to(tiles, COUNT: tl.constexpr, PLACE: tl.constexpr, more):
-    """``tiles`` with COUNT of them, from PLACE on, increased by ``more``."""
+def add_to(tiles, COUNT: tl.constexpr, more):
+    """The sums of two tuples' tiles."""
+    sums = ()
     for i in tl.static_range(COUNT):
-        tiles = tiles[: PLACE + i] + (tiles[PLACE + i] + more[i],) + tiles[PLACE + i + 1 :]
-    return tiles
+        sums = sums + (tiles[i] + more[i],)
+    return sums
 
 
 @triton.jit

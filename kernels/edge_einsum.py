@@ -52,17 +52,17 @@ def add_products(
 ):  # fmt: skip
     """Adds the products of a tile of edges and columns, over the heads and components that the result lacks."""
     mask = edge_mask & (c < width)
+    row_a = row_at(PLACES[0], edge, senders, receivers, edge_mask)
+    row_b = row_at(PLACES[1], edge, senders, receivers, edge_mask)
+    row_c = row_at(PLACES[2], edge, senders, receivers, edge_mask)
     for h in range(h0, h0 + heads):
         for m in range(m0, m0 + components):
-            row = row_at(PLACES[0], edge, senders, receivers, edge_mask)
-            product = operand_tile(a, row, h, m, c, a_row, a_head, a_component, edge_mask, mask, WIDE[0], REAL)
+            product = operand_tile(a, row_a, h, m, c, a_row, a_head, a_component, edge_mask, mask, WIDE[0], REAL)
             if b is not None:
-                row = row_at(PLACES[1], edge, senders, receivers, edge_mask)
-                product *= operand_tile(b, row, h, m, c, b_row, b_head, b_component, edge_mask, mask, WIDE[1], REAL)
+                product *= operand_tile(b, row_b, h, m, c, b_row, b_head, b_component, edge_mask, mask, WIDE[1], REAL)
             if c_operand is not None:
-                row = row_at(PLACES[2], edge, senders, receivers, edge_mask)
                 product *= operand_tile(
-                    c_operand, row, h, m, c, c_row, c_head, c_component, edge_mask, mask, WIDE[2], REAL
+                    c_operand, row_c, h, m, c, c_row, c_head, c_component, edge_mask, mask, WIDE[2], REAL
                 )
             total += tl.where(mask, product, 0.0)
     return total

@@ -193,9 +193,10 @@ def _run(op: str, rung: Rung, *arguments: Any) -> Any:
         raise RuntimeError(f"hamfast: {op}: backend {rung.backend!r} cannot be used: {rung.problem}")
     if rung.backend == "cuda":  # of another GPU than NVIDIA's
         raise RuntimeError(f"hamfast: {op}: backend 'cuda' is for NVIDIA's GPUs; HAMFAST_BACKEND=triton is for others")
-    if rung.backend == "cpu" or op in _failed:
-        if op not in _failed:
-            lower_backend(op, "cpu", "; ".join(f"{r.backend}: {r.problem}" for r in ladder() if r.problem))
+    if op in _failed:
+        return _on_copies(op, arguments)
+    if rung.backend == "cpu":
+        lower_backend(op, "cpu", "; ".join(f"{r.backend}: {r.problem}" for r in ladder() if r.problem))
         return _on_copies(op, arguments)
     try:
         return getattr(importlib.import_module(f"hamfast.triton.{OPS[op]}"), op)(*arguments)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import triton.language as tl
-
 from hamfast.kernels.edge_einsum import edge_einsum as kernel
 from hamfast.triton.configurations import EINSUM
-from hamfast.triton.launch import REAL, launch, pieces
+from hamfast.triton.launch import launch, pieces, real_of
 
 
 def edge_einsum(a, b, c, places, shape, senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr):
@@ -33,7 +31,7 @@ def edge_einsum(a, b, c, places, shape, senders, sender_order, sender_ptr, recei
         "PLACES": (*places[1:], *[0] * len(absent)),
         "WIDE": (*(t.shape[3] > 1 for t in given), *[False] * len(absent)),
         "OUT_WIDE": out_wide,
-        "REAL": REAL.get(a.dtype, tl.float32),
+        "REAL": real_of(a),
         "EDGES": tile_edges,
         "COLUMNS": columns,
     }

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import triton.language as tl
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from hamfast.kernels.edge_frame import add_matrix_terms, rotate_from_edges, rotate_into_edges
 from hamfast.triton.configurations import FRAME
-from hamfast.triton.launch import REAL, launch, on_host, pieces
+from hamfast.triton.launch import launch, on_host, pieces, real_of
 
 
 class _Blocks(NamedTuple):
@@ -55,7 +54,7 @@ def rotate_to_edge(
         x, index = x.contiguous(), None if index is None else index.contiguous()
         for constants, work in _blocks_of(table):
             arguments = (x, frame, wigner, index, table, work, edges, x.shape[1], wigner.shape[1], table.shape[1])
-            constants = constants | {"CHANNELS_FAST": channels_fast, "REAL": REAL.get(x.dtype, tl.float32)}
+            constants = constants | {"CHANNELS_FAST": channels_fast, "REAL": real_of(x)}
             grid = (pieces(edges, constants["EDGES"]), work.shape[0])
             launch(rotate_into_edges, grid, arguments, constants, x, FRAME.num_warps)
     return frame
@@ -69,7 +68,7 @@ def rotate_from_edge(frame, table, index, order, ptr, wigner, dim, channels_fast
     x = frame.new_empty(rows, dim)
     for constants, work in _blocks_of(table):
         arguments = (frame, x, wigner, order, ptr, table, work, edges, dim, wigner.shape[1], table.shape[1])
-        constants = constants | {"CHANNELS_FAST": channels_fast, "REAL": REAL.get(x.dtype, tl.float32)}
+        constants = constants | {"CHANNELS_FAST": channels_fast, "REAL": real_of(x)}
         grid = (rows if ptr is not None else pieces(edges, constants["EDGES"]), work.shape[0])
         launch(rotate_from_edges, grid, arguments, constants, x, FRAME.num_warps)
     return x
@@ -90,6 +89,6 @@ def edge_frame_weights(weight, scale, matrix, terms, factors, by_matrix, by_path
         return out
     most_rows, most_columns = on_host(terms)[:, 4:6].max(0).tolist()
     grid = (ptr.shape[0] - 1, 1 if slot == 1 else pieces(most_rows, _TILE[0]), pieces(most_columns, _TILE[1]))
-    constants = {"SLOT": slot, "REAL": REAL.get(like.dtype, tl.float32), "ROWS": _TILE[0], "COLUMNS": _TILE[1]}
+    constants = {"SLOT": slot, "REAL": real_of(like), "ROWS": _TILE[0], "COLUMNS": _TILE[1]}
     launch(add_matrix_terms, grid, (*operands, out, terms, factors, order, ptr), constants, like)
     return out

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import triton.language as tl
 from torch import Tensor
 
 from hamfast.kernels.graph_attention import (
@@ -17,7 +16,7 @@ from hamfast.kernels.graph_attention import (
     weighted_sums,
 )
 from hamfast.triton.configurations import ATTENTION_DOTS, ATTENTION_NUMBERS, ATTENTION_SUMS
-from hamfast.triton.launch import REAL, launch, pieces
+from hamfast.triton.launch import launch, pieces, real_of
 
 # Operands in the order of the schema: csrc/library.cpp.
 QUERY, KEY, VALUE, ON_EDGE, EDGE, VECTOR, BIAS = 0, 3, 6, 9, 10, 11, 12
@@ -86,7 +85,7 @@ class _Attention:
         return _NO_ROWS if edge is None else _Rows(edge, None, None, self.features, 0)
 
     def _constants(self) -> dict:
-        return {"REAL": REAL.get(self.like.dtype, tl.float32)}
+        return {"REAL": real_of(self.like)}
 
     def dots(
         self, out: Tensor, a: _Rows, b: _Rows, width: int, c: _Rows, d: _Rows, additive: bool = False, add: bool = False
@@ -167,9 +166,8 @@ class _Attention:
     ) -> Tensor:
         """a: the weights' gradients; along directions of the operands, b."""
         a = self.numbers()
-        width = self.width(VALUE)
-        gradient = _NO_ROWS if grad_out is None else _Rows(None, None, grad_out, self.heads * width, width)
-        self.dots(a, gradient, self.parts(VALUE, of), width, _node_rows(grad_on_edge), self.edge_features(of))
+        rows = _node_rows(grad_out), self.parts(VALUE, of)
+        self.dots(a, *rows, self.width(VALUE), _node_rows(grad_on_edge), self.edge_features(of))
         return a
 
     def gradients_of(self, n: int) -> Tensor:
@@ -203,11 +201,9 @@ class _Attention:
                     along = self.parts(other, self.directions)
                     more = d_score_dot if along else None
                     self.sums(to, place, width, d_score, self.parts(other), more, along)
-        width = self.width(VALUE)
-        gradient = _NO_ROWS if grad_out is None else _Rows(None, None, grad_out, self.heads * width, width)
         for place in range(3):
             if self.wanted >> VALUE + place & 1:
-                self.sums(out[VALUE + place], place, width, weight, gradient)
+                self.sums(out[VALUE + place], place, self.width(VALUE), weight, _node_rows(grad_out))
         if self.wanted >> ON_EDGE & 1:
             along = self.edge_features(self.directions)
             more = d_score_dot if along else None

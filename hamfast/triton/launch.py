@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-REAL = {torch.float64: tl.float64}
-"""The type a kernel computes in for a type of storage, where it is not float32."""
+OPTIONS = {"num_stages": 2, "enable_fp_fusion": True}
+"""Of every kernel. Fused multiply-add said aloud: Triton's default changes with its version, and numbers with it."""
 
 _TYPES = {
     torch.float64: "*fp64",
@@ -70,9 +70,7 @@ def launch(
         return
     device = like.device
     with nullcontext() if device.type == "cpu" else getattr(torch, device.type).device(device):
-        # Fused multiply-add said aloud: Triton's default changes with its version, and numbers with it.
-        options = {"num_warps": num_warps, "num_stages": 2, "enable_fp_fusion": True}
-        kernel[tuple(grid)](*arguments, **constants, **options)
+        kernel[tuple(grid)](*arguments, **constants, num_warps=num_warps, **OPTIONS)
 
 
 def _describe(kernel, arguments, constants, num_warps) -> Launch:
@@ -101,6 +99,11 @@ def on_host(table: Tensor) -> np.ndarray:
     if table not in _ON_HOST:
         _ON_HOST[table] = table.cpu().numpy()
     return _ON_HOST[table]
+
+
+def real_of(like: Tensor) -> Any:
+    """The type a kernel computes in for a tensor's type of storage."""
+    return tl.float64 if like.dtype == torch.float64 else tl.float32
 
 
 def power_of_two(n: int) -> int:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import triton.language as tl
 
 from hamfast.kernels.sparse_map import sparse_map as kernel
 from hamfast.triton.configurations import SPARSE_MAP
-from hamfast.triton.launch import REAL, launch, on_host, pieces
+from hamfast.triton.launch import launch, on_host, pieces, real_of
 
 
 def sparse_map(x, ptr, column, value, *transposed):
@@ -16,7 +15,7 @@ def sparse_map(x, ptr, column, value, *transposed):
     rows, dim_out = x.shape[0], ptr.shape[0] - 1
     out = x.new_empty(rows, dim_out)
     tile, columns = SPARSE_MAP.cut(dim_out)
-    constants = {"REAL": REAL.get(x.dtype, tl.float32), "ROWS": tile, "COLUMNS": columns}
+    constants = {"REAL": real_of(x), "ROWS": tile, "COLUMNS": columns}
     most = int(np.diff(on_host(ptr)).max(initial=0))
     arguments = (x, ptr, column, value, out, rows, x.shape[1], dim_out, most)
     launch(kernel, (pieces(rows, tile), pieces(dim_out, columns)), arguments, constants, out, SPARSE_MAP.num_warps)

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from hamfast.kernels.channel import channel_backward, channel_forward
 from hamfast.triton import configurations
 from hamfast.triton.general import add_general
-from hamfast.triton.launch import REAL, launch, pieces, power_of_two
+from hamfast.triton.launch import launch, pieces, power_of_two, real_of
 from hamfast.triton.units import BLOCKS, make_units
 
 X, Y, W, G = range(4)
@@ -115,7 +114,7 @@ def _constants(call: Call, group, configuration) -> dict:
         "SHARED": call.shared,
         "K": 0 if call.hidden is None else max(16, power_of_two(call.hidden.shape[1])),
         "PRECISION": configurations.PRECISION[configurations.architecture()],
-        "REAL": REAL.get(call.like.dtype, tl.float32),
+        "REAL": real_of(call.like),
         "EDGES": configuration.edges(group.shape.channels),
         "CHANNELS": group.shape.channels,
     }
