@@ -95,7 +95,7 @@ def registered():
         cuda = (
             "kernel"
             if f'm.impl("{op}"' in sources
-            else "by the plain op, in blocks"
+            else "kernel; float64 by the plain op"
             if op == "radial_tensor_product"
             else "torch's products"
         )

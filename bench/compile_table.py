@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from cases import EDGE_PRODUCTS, GPU_PRODUCTS
+from cases import EDGE_PRODUCTS, GPU_PRODUCTS, RADIAL_WIDTH
 
 from hamfast.ops.multilinear import LAYOUTS, make_tables
 
@@ -51,15 +51,15 @@ INSTANTIATE(double)
 CALLS = {"forward": (1, 0b0111, 0, 0b1000), "backward": (0, 0b1111, 0, 0b0111), "double": (0, 0b1111, 0b0111, 0b0111)}
 
 
-def channel_header(case, call, dtype=torch.float32):
-    """The plan header of a case: channel-wise, or the coupled pairs of its uvw paths."""
+def channel_header(case, call, dtype=torch.float32, hidden=0):
+    """The plan header of a case: channel-wise, or the coupled pairs of its uvw paths. ``hidden``: weights are made of as many numbers."""
     pairs = case.mode == "uvw"
     forward, operands, directions, wanted = CALLS[call]
     if pairs:  # no weights there
         operands, directions, wanted = operands & ~4, directions & ~4, wanted & ~4
     tables = make_tables(case.plan(), "pairs" if pairs else "channel", dtype, torch.device("cpu"))
     layouts = (LAYOUTS["ir_mul"], LAYOUTS["blocks" if pairs else "ir_mul"])
-    kind = [forward, operands, directions, wanted, int(dtype == torch.float64), *layouts, int(pairs)]
+    kind = [forward, operands, directions, wanted, int(dtype == torch.float64), *layouts, int(pairs), hidden, 3]
     text, _ = torch.ops.hamfast.channel_kernel_source(*tables.tensors[3:], tables.dims, kind)
     return bytes(text.numpy()).decode()
 
@@ -75,6 +75,9 @@ def jobs():
     ]
     for case, call in chosen:
         found.append((f"{case.name} {call} float32", '#include "channel.cuh"\n', channel_header(case, call)))
+    for case, call in [(alike, "forward"), (alike, "backward"), (unlike, "forward"), (unlike, "backward")]:
+        header = channel_header(case, call, hidden=RADIAL_WIDTH)
+        found.append((f"{case.name} {call} with radial layer float32", '#include "channel.cuh"\n', header))
     header = channel_header(alike, "backward", torch.float64)
     found.append((f"{alike.name} backward float64", '#include "channel.cuh"\n', header))
     return found

@@ -17,7 +17,8 @@ STABLE_TORCH_LIBRARY(hamfast, m) {
       "-> (Tensor, Tensor, Tensor, Tensor)");
 
   // The header kernels/channel.cuh is compiled with, as bytes, for tables and a kind of call (1 forward or 0 backward;
-  // bits of operands, directions, wanted; storage; layouts of x and g; shared weights), and its number of units.
+  // bits of operands, directions, wanted; storage; layouts of x and g; shared weights; numbers per edge that weights
+  // are made from, or 0, and passes of the tensor cores); its number of units and a block's bytes of shared memory.
   m.def(
       "channel_kernel_source(Tensor tasks, Tensor x_blocks, Tensor g_blocks, Tensor entries, Tensor coupling, "
       "int[] dims, int[] kind) -> (Tensor, Tensor)");
@@ -30,6 +31,15 @@ STABLE_TORCH_LIBRARY(hamfast, m) {
       "Tensor coupling, Tensor? senders, Tensor? sender_order, Tensor? sender_ptr, "
       "Tensor? receivers, Tensor? receiver_order, Tensor? receiver_ptr, int x_layout, int g_layout, int[] dims) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+
+  // The same with the weights' gradient in place of those of h and the matrix, for GPUs: weights are made in the
+  // kernel, by the tensor cores where there are some (TF32: in one pass, or in three that are as good as float32).
+  m.def(
+      "tensor_product_from_hidden(Tensor x, Tensor y, Tensor h, Tensor matrix, Tensor? g, "
+      "Tensor table, Tensor cg_index, Tensor cg_value, Tensor tasks, Tensor x_blocks, Tensor g_blocks, Tensor entries, "
+      "Tensor coupling, Tensor? senders, Tensor? sender_order, Tensor? sender_ptr, Tensor? receivers, "
+      "Tensor? receiver_order, Tensor? receiver_ptr, bool one_pass, int x_layout, int g_layout, int[] dims) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
 
   // Irreps rows into and out of the frames of their edges. Into: up to three sources, each read through an index or
   // not; `partial`: they do not fill the frames. Out: one source, its rows summed over edges by order and ptr. Each is

@@ -81,6 +81,11 @@ __device__ constexpr bool has(int kind, bool is_g, int b) {
   return block.group == kinds[kind].group && block.n > kinds[kind].first;
 }
 
+// Are the weights of task t among those that a block of this kind makes?
+__device__ constexpr bool in_tile(int kind, int t) {
+  return tasks[t].w_offset >= 0 && has(kind, kForward, kForward ? tasks[t].g_block : tasks[t].x_block);
+}
+
 // Does a warp of this kind read block b of x on its way to the result?
 __device__ constexpr bool reads(int kind, int b) {
   for (int t = 0; t < kTasks; ++t)
@@ -177,26 +182,29 @@ HAMFAST_INLINE void sum_slots(T* values, int width) {
 struct Held {
   int begin, held;
 };
-template <int N>
-HAMFAST_INLINE Held sum_lanes(T* values, int lane, int width) {
-  int held = N, begin = 0, step = width / 2;
-  HAMFAST_UNROLL
-  for (int half = N / 2; half > 0; half /= 2) {
+template <int kHalf>
+HAMFAST_INLINE void halve(T* values, int lane, int& step, Held& held) {
+  if constexpr (kHalf > 0) {
     if (step > 0) {
       const bool upper = lane & step;
-      HAMFAST_UNROLL
-      for (int i = 0; i < half; ++i) {
-        const T sent = upper ? values[i] : values[i + half];
-        const T kept = upper ? values[i + half] : values[i];
-        values[i] = kept + __shfl_xor_sync(0xffffffffu, sent, step);
-      }
-      held = half;
-      begin += upper ? half : 0;
+      for_each<kHalf>([&]<int i>() HAMFAST_ALWAYS_INLINE {
+        const T low = values[i], high = values[i + kHalf];
+        values[i] = (upper ? high : low) + __shfl_xor_sync(0xffffffffu, upper ? low : high, step);
+      });
+      held.held = kHalf;
+      held.begin += upper ? kHalf : 0;
       step /= 2;
     }
+    halve<kHalf / 2>(values, lane, step, held);
   }
+}
+template <int N>
+HAMFAST_INLINE Held sum_lanes(T* values, int lane, int width) {
+  Held held{0, N};
+  int step = width / 2;
+  halve<N / 2>(values, lane, step, held);
   for (; step > 0; step /= 2) values[0] += __shfl_xor_sync(0xffffffffu, values[0], step);
-  return {begin, held};
+  return held;
 }
 
 __host__ __device__ constexpr int next_power_of_two(int n) {
@@ -214,14 +222,31 @@ HAMFAST_INLINE Place place_of(const Unit& unit) {
   return {lane, unit.width, kWarp / unit.width, lane / unit.width, unit.first + lane % unit.width};
 }
 
+// The place of task t among those of a kind that have weights.
+template <int kKind>
+__device__ constexpr int tile_slot(int task) {
+  int slot = 0;
+  for (int t = 0; t < task; ++t) slot += in_tile(kKind, t);
+  return slot;
+}
+
+// Of task t: from memory, or from the weights `made` for this edge and channel.
+template <int kKind, int t>
+HAMFAST_INLINE T weight_of(const Arguments& a, int64_t e, int u, const T* made) {
+  if constexpr (kHidden > 0)
+    return made[tile_slot<kKind>(t) * kTileEdges * kTileRow];
+  else
+    return load_weight<t>(a.operand[W], e, u);
+}
+
 // One task of one edge. Along directions: (w dx + dw x) y + w x dy.
-template <int t>
-HAMFAST_INLINE void forward_task(const Arguments& a, int64_t e, int u, const T* x, const T* dx, T* out) {
+template <int kKind, int t>
+HAMFAST_INLINE void forward_task(const Arguments& a, int64_t e, int u, const T* made, const T* x, const T* dx, T* out) {
   constexpr Task task = tasks[t];
   constexpr bool weighted = task.w_offset >= 0;
   constexpr bool along_x = kDirections >> X & 1, along_w = weighted && (kDirections >> W & 1);
   T y[task.d2], with_y[task.d1], w = T(1), dw = T(0);
-  if constexpr (weighted && (kOperands >> W & 1)) w = load_weight<t>(a.operand[W], e, u);
+  if constexpr (weighted && (kOperands >> W & 1)) w = weight_of<kKind, t>(a, e, u, made);
   if constexpr (along_w) dw = load_weight<t>(a.direction[W], e, u);
   if constexpr (!kDirections || along_x || along_w) {
     HAMFAST_UNROLL
@@ -241,36 +266,46 @@ HAMFAST_INLINE void forward_task(const Arguments& a, int64_t e, int u, const T* 
 }
 
 template <int kKind>
+HAMFAST_INLINE void forward_edge(const Arguments& a, int64_t e, int u, const T* made, T* sum) {
+  const int64_t r = a.x_index ? a.x_index[e] : e;
+  for_each<kXBlocks>([&]<int b>() HAMFAST_ALWAYS_INLINE {
+    if constexpr (reads(kKind, b)) {
+      T x[x_blocks[b].d], dx[x_blocks[b].d];
+      if constexpr (kOperands >> X & 1) load_block<false, b>(a.operand[X], a.x_rows, r, u, x);
+      if constexpr (kDirections >> X & 1) load_block<false, b>(a.direction[X], a.x_rows, r, u, dx);
+      for_each<kTasks>([&]<int t>() HAMFAST_ALWAYS_INLINE {
+        if constexpr (tasks[t].x_block == b && has(kKind, true, tasks[t].g_block))
+          forward_task<kKind, t>(a, e, u, made, x, dx, sum + g_blocks[tasks[t].g_block].start);
+      });
+    }
+  });
+}
+
+template <int N>
+HAMFAST_INLINE void set_zero(T* values) {
+  HAMFAST_UNROLL
+  for (int i = 0; i < N; ++i) values[i] = T(0);
+}
+
+HAMFAST_INLINE int64_t edge_at(const Arguments& a, int64_t p) { return a.order ? a.order[p] : p; }
+
+template <int kKind>
 HAMFAST_INLINE void forward_row(const Arguments& a, const Place& at, int64_t row, bool active_row) {
   T sum[kGRegisters];
-  HAMFAST_UNROLL
-  for (int k = 0; k < kGRegisters; ++k) sum[k] = T(0);
+  set_zero<kGRegisters>(sum);
   const int64_t first = a.ptr ? a.ptr[row] + at.slot : row,
                 last = a.ptr ? a.ptr[row + 1] : (active_row ? row + 1 : row);
-  for (int64_t p = first; p < last; p += a.ptr ? at.slots : 1) {
-    const int64_t e = a.order ? a.order[p] : p;
-    const int64_t r = a.x_index ? a.x_index[e] : e;
-    for_each<kXBlocks>([&]<int b>() HAMFAST_ALWAYS_INLINE {
-      if constexpr (reads(kKind, b)) {
-        T x[x_blocks[b].d], dx[x_blocks[b].d];
-        if constexpr (kOperands >> X & 1) load_block<false, b>(a.operand[X], a.x_rows, r, at.u, x);
-        if constexpr (kDirections >> X & 1) load_block<false, b>(a.direction[X], a.x_rows, r, at.u, dx);
-        for_each<kTasks>([&]<int t>() HAMFAST_ALWAYS_INLINE {
-          if constexpr (tasks[t].x_block == b && has(kKind, true, tasks[t].g_block))
-            forward_task<t>(a, e, at.u, x, dx, sum + g_blocks[tasks[t].g_block].start);
-        });
-      }
-    });
-  }
+  for (int64_t p = first; p < last; p += a.ptr ? at.slots : 1)
+    forward_edge<kKind>(a, edge_at(a, p), at.u, nullptr, sum);
   if (a.ptr) sum_slots<kGRegisters>(sum, at.width);
   if (active_row && (!a.ptr || at.slot == 0)) store_row<kKind, true>(sum, a.out[G], a.g_rows, row, at.u);
 }
 
 // One task of one edge: its share of all gradients that are wanted. With q = C y g:  dx += w q,  dw = <x, q>,
 // dy += C (w x) g; along directions the same, with one operand after the other replaced by its direction.
-template <int t>
-HAMFAST_INLINE void backward_task(const Arguments& a, int64_t e, int64_t g_row, int u, bool active, const T* x,
-                                  const T* dx, T* sum_x, T* sum_y, T* sum_w) {
+template <int kKind, int t>
+HAMFAST_INLINE void backward_task(const Arguments& a, int64_t e, int64_t g_row, int u, bool active, const T* made,
+                                  const T* x, const T* dx, T* sum_x, T* sum_y, T* sum_w) {
   constexpr Task task = tasks[t];
   constexpr bool weighted = task.w_offset >= 0;
   constexpr bool to_x = kWanted >> X & 1, to_y = kWanted >> Y & 1, to_w = weighted && (kWanted >> W & 1);
@@ -281,7 +316,7 @@ HAMFAST_INLINE void backward_task(const Arguments& a, int64_t e, int64_t g_row, 
   if constexpr (along_g) load_block<true, task.g_block>(a.direction[G], a.g_rows, g_row, u, dg);
   if constexpr (kOperands >> Y & 1) load_y<t>(a.operand[Y], e, y);
   if constexpr (along_y) load_y<t>(a.direction[Y], e, dy);
-  if constexpr (weighted && (kOperands >> W & 1)) w = load_weight<t>(a.operand[W], e, u);
+  if constexpr (weighted && (kOperands >> W & 1)) w = weight_of<kKind, t>(a, e, u, made);
   if constexpr (along_w) dw = load_weight<t>(a.direction[W], e, u);
 
   if constexpr (to_x || to_w) {
@@ -322,53 +357,55 @@ HAMFAST_INLINE void backward_task(const Arguments& a, int64_t e, int64_t g_row, 
   }
 }
 
+// One edge per slot; `active`: does the slot have one? Its share of dx is added to sum_x.
+template <int kKind>
+HAMFAST_INLINE void backward_edge(const Arguments& a, const Place& at, int unit, int64_t e, bool active, const T* made,
+                                  const T* x, const T* dx, T* sum_x, T* sum_w) {
+  const int64_t g_row = a.g_index ? a.g_index[e] : e;
+  constexpr int kTotals = next_power_of_two(kYDim > 0 ? kYDim : 1);
+  T sum_y[kTotals], edge_x[kXRegisters];
+  set_zero<kTotals>(sum_y);
+  set_zero<kXRegisters>(edge_x);
+  for_each<kTasks>([&]<int t>() HAMFAST_ALWAYS_INLINE {
+    constexpr Block block = x_blocks[tasks[t].x_block];
+    if constexpr (has(kKind, false, tasks[t].x_block))
+      backward_task<kKind, t>(a, e, g_row, at.u, active, made, x + block.start, dx + block.start, edge_x + block.start,
+                              sum_y, sum_w + (kSharedWeights ? t : 0));
+  });
+  HAMFAST_UNROLL
+  for (int i = 0; i < kXRegisters; ++i) sum_x[i] += active ? edge_x[i] : T(0);
+  if (kWanted >> Y & 1) {
+    const Held held = sum_lanes<kTotals>(sum_y, at.lane % at.width, at.width);
+    // Lanes that share a total after fewer halvings than lanes hold the same: the first of them writes.
+    T* const to = static_cast<T*>(a.y_parts) + (unit * a.edges + e) * kYDim;
+    HAMFAST_UNROLL
+    for (int j = 0; j < kTotals; ++j)
+      if (active && j < held.held && held.begin + j < kYDim) to[held.begin + j] = sum_y[j];
+  }
+}
+
+// x and its direction of the row that edge e reads.
+template <int kKind>
+HAMFAST_INLINE void load_x(const Arguments& a, int64_t row, int u, T* x, T* dx) {
+  if (kOperands >> X & 1) load_row<kKind, false>(a.operand[X], a.x_rows, row, u, x);
+  if (kDirections >> X & 1) load_row<kKind, false>(a.direction[X], a.x_rows, row, u, dx);
+}
+
 template <int kKind>
 HAMFAST_INLINE void backward_row(const Arguments& a, const Place& at, int unit, int64_t row, bool active_row,
                                  T* sum_w) {
-  constexpr bool to_x = kWanted >> X & 1, to_y = kWanted >> Y & 1;
   T x[kXRegisters], dx[kXRegisters], sum_x[kXRegisters];
-  HAMFAST_UNROLL
-  for (int i = 0; i < kXRegisters; ++i) sum_x[i] = T(0);
+  set_zero<kXRegisters>(sum_x);
   const int64_t first = a.ptr ? a.ptr[row] : row, last = a.ptr ? a.ptr[row + 1] : row + 1;
   const bool row_is_x = a.ptr && a.x_index;  // rows are those of x: one load for all their edges
-  if (row_is_x) {
-    if (kOperands >> X & 1) load_row<kKind, false>(a.operand[X], a.x_rows, row, at.u, x);
-    if (kDirections >> X & 1) load_row<kKind, false>(a.direction[X], a.x_rows, row, at.u, dx);
-  }
+  if (row_is_x) load_x<kKind>(a, row, at.u, x, dx);
   for (int64_t step = first; step < last; step += a.ptr ? at.slots : 1) {
     const int64_t p = a.ptr ? step + at.slot : step;
-    const bool active = active_row && p < last;
-    const int64_t e = a.order ? a.order[p < last ? p : step] : (p < last ? p : step);
-    const int64_t g_row = a.g_index ? a.g_index[e] : e;
-    if (!row_is_x) {
-      const int64_t r = a.x_index ? a.x_index[e] : e;
-      if (kOperands >> X & 1) load_row<kKind, false>(a.operand[X], a.x_rows, r, at.u, x);
-      if (kDirections >> X & 1) load_row<kKind, false>(a.direction[X], a.x_rows, r, at.u, dx);
-    }
-    constexpr int kTotals = next_power_of_two(kYDim > 0 ? kYDim : 1);
-    T sum_y[kTotals], edge_x[kXRegisters];
-    HAMFAST_UNROLL
-    for (int j = 0; j < kTotals; ++j) sum_y[j] = T(0);
-    HAMFAST_UNROLL
-    for (int i = 0; i < kXRegisters; ++i) edge_x[i] = T(0);
-    for_each<kTasks>([&]<int t>() HAMFAST_ALWAYS_INLINE {
-      constexpr Block block = x_blocks[tasks[t].x_block];
-      if constexpr (has(kKind, false, tasks[t].x_block))
-        backward_task<t>(a, e, g_row, at.u, active, x + block.start, dx + block.start, edge_x + block.start, sum_y,
-                         sum_w + (kSharedWeights ? t : 0));
-    });
-    HAMFAST_UNROLL
-    for (int i = 0; i < kXRegisters; ++i) sum_x[i] += active ? edge_x[i] : T(0);
-    if (to_y) {
-      const Held held = sum_lanes<kTotals>(sum_y, at.lane % at.width, at.width);
-      // Lanes that share a total after fewer halvings than lanes hold the same: the first of them writes.
-      T* const to = static_cast<T*>(a.y_parts) + (unit * a.edges + e) * kYDim;
-      HAMFAST_UNROLL
-      for (int j = 0; j < kTotals; ++j)
-        if (active && j < held.held && held.begin + j < kYDim) to[held.begin + j] = sum_y[j];
-    }
+    const int64_t e = edge_at(a, p < last ? p : step);
+    if (!row_is_x) load_x<kKind>(a, a.x_index ? a.x_index[e] : e, at.u, x, dx);
+    backward_edge<kKind>(a, at, unit, e, active_row && p < last, nullptr, x, dx, sum_x, sum_w);
   }
-  if (to_x) {
+  if (kWanted >> X & 1) {
     if (a.ptr) sum_slots<kXRegisters>(sum_x, at.width);
     if (active_row && (!a.ptr || at.slot == 0)) store_row<kKind, false>(sum_x, a.out[X], a.x_rows, row, at.u);
   }
@@ -435,12 +472,26 @@ HAMFAST_INLINE void backward(const Arguments& a) {
   });
 }
 
+}  // namespace hamfast::channel
+
+#if HAMFAST_WEIGHTS_MADE
+#include "channel_radial.cuh"
+#endif
+
+namespace hamfast::channel {
+
+#if HAMFAST_WEIGHTS_MADE
+extern "C" __global__ void __launch_bounds__(kWarp* kWarpsPerBlock, kBlocksAtOnce) hamfast_channel(const Arguments a) {
+  with_weights_made(a);
+}
+#else
 extern "C" __global__ void __launch_bounds__(kWarp* kWarpsPerBlock) hamfast_channel(const Arguments a) {
   if constexpr (kForward)
     forward(a);
   else
     backward(a);
 }
+#endif
 
 }  // namespace hamfast::channel
 

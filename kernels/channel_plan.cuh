@@ -45,8 +45,9 @@ enum Slot { X = 0, Y = 1, W = 2, G = 3 };
 
 // One call. Absent operands and directions, and results that are not wanted, are null.
 struct Arguments {
-  const void* operand[4];
+  const void* operand[4];  // of w, where the kernel makes the weights: the matrix, [kHidden, w_dim]
   const void* direction[4];
+  const void* hidden;  // [edges, kHidden]: the weights are hidden @ matrix; or null
   void* out[4];
   const int64_t* x_index;  // row of x that edge e reads; null: e
   const int64_t* g_index;
@@ -61,6 +62,21 @@ struct Arguments {
 
 constexpr int kWarpsPerBlock = 4;
 constexpr int kRowsPerStep = 32;  // rows a warp takes at once where every edge is a row of its own
+
+// Where the kernel makes the weights, a block makes those of kTileEdges edges at a time, in shared memory. Rows are as
+// long as keeps the lanes that read together on different banks.
+constexpr int kTileEdges = 16, kTileRow = 36;
+HAMFAST_HD constexpr int padded_hidden(int hidden) { return (hidden + 15) / 16 * 16; }
+HAMFAST_HD constexpr int hidden_row(int hidden) {
+  return padded_hidden(hidden) + (padded_hidden(hidden) % 32 == 0 ? 16 : 0);
+}
+// Floats of shared memory: rows of `hidden` and the weights of `weighted` tasks; afterwards, the warps' sums of
+// `registers` numbers.
+HAMFAST_HD constexpr int shared_floats(int hidden, int weighted, int registers) {
+  const int tile = kTileEdges * (hidden_row(hidden) + weighted * kTileRow);
+  const int sums = (kWarpsPerBlock - 1) * registers * kWarp;
+  return tile > sums ? tile : sums;
+}
 
 // How often a unit's warps come by: a row of the result each time, or kRowsPerStep of them.
 HAMFAST_HD inline int64_t turns_of(const Arguments& a) {

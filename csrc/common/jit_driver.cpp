@@ -11,6 +11,8 @@ struct Driver {
   int (*error_string)(int, const char**);
   int (*load)(void**, const void*, void*, void**, unsigned, void*, void**, unsigned);
   int (*get_kernel)(void**, void*, const char*);
+  int (*current_device)(int*);
+  int (*set_attribute)(int, int, void*, int);
   int (*launch)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**);
 };
 
@@ -30,10 +32,12 @@ const Driver& driver() {
     find(f.error_string, "cuGetErrorString");
     find(f.load, "cuLibraryLoadData");
     find(f.get_kernel, "cuLibraryGetKernel");
+    find(f.current_device, "cuCtxGetDevice");
+    find(f.set_attribute, "cuKernelSetAttribute");
     find(f.launch, "cuLaunchKernel");
     int version = 0;
     if (f.version) f.version(&version);
-    if (!f.version || !f.error_string || !f.load || !f.get_kernel || !f.launch)
+    if (!f.version || !f.error_string || !f.load || !f.get_kernel || !f.set_attribute || !f.current_device || !f.launch)
       failure = "the NVIDIA driver is too old: it is for CUDA " + std::to_string(version / 1000) + "." +
                 std::to_string(version % 1000 / 10) +
                 ", and kernels compiled at run time need one for CUDA 12.0 or later";
@@ -71,6 +75,14 @@ Kernel::Kernel(const std::string& image, const char* name) : name_(name) {
 }
 
 void Kernel::launch(unsigned blocks, unsigned threads, unsigned shared_bytes, void* stream, void** parameters) const {
+  constexpr unsigned kWithoutAsking = 48 << 10;
+  constexpr int kMaxDynamicSharedSizeBytes = 8;
+  if (shared_bytes > kWithoutAsking) {
+    int device = 0;
+    check(driver().current_device(&device), name_ + " was not launched");
+    check(driver().set_attribute(kMaxDynamicSharedSizeBytes, static_cast<int>(shared_bytes), kernel_, device),
+          name_ + " was not launched");
+  }
   check(driver().launch(kernel_, blocks, 1, 1, threads, 1, 1, shared_bytes, stream, parameters, nullptr),
         name_ + " was not launched");
 }

@@ -3,6 +3,7 @@
 
 #include "channel_plan.cuh"
 #include "common/grid.h"
+#include "common/matmul.h"
 #include "tensor_product/channel_jit.h"
 #include "tensor_product/channel_source_op.h"
 #include "tensor_product/tensor_product_call.h"
@@ -18,6 +19,7 @@ class ChannelCuda {
       arguments_.operand[a] = data_of(args.operand[a]);
       arguments_.direction[a] = data_of(args.direction[a]);
     }
+    arguments_.hidden = data_of(args.hidden);
     arguments_.x_index = data_or_null<int64_t>(args.senders);
     arguments_.g_index = data_or_null<int64_t>(args.receivers);
     arguments_.edges = args.edges;
@@ -25,6 +27,7 @@ class ChannelCuda {
   }
 
   std::vector<Tensor> run() {
+    if (args_.hidden.has_value() && !can_make_weights()) store_weights();
     std::vector<Tensor> out;
     for (int slot = 0; slot < 4; ++slot) out.push_back(torch::stable::new_empty(args_.any_operand(), {0}));
     if (args_.wants(slot_g)) forward(out);
@@ -39,6 +42,7 @@ class ChannelCuda {
   int32_t device_;
   int capability_ = 0;
   channel::Arguments arguments_{};
+  Tensor stored_;  // weights, where the kernel does not make them
 
   static const void* data_of(const std::optional<Tensor>& t) { return t.has_value() ? t->const_data_ptr() : nullptr; }
 
@@ -48,6 +52,21 @@ class ChannelCuda {
   auto compute() const {
     using torch::headeronly::ScalarType;
     return args_.any_operand().scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  }
+
+  // Tensor cores with TF32, vector loads, and room for the weights of a few edges in shared memory.
+  bool can_make_weights() const {
+    constexpr int kFirstWithTf32 = 80;
+    constexpr uintptr_t kAlignment = 16;
+    const bool aligned = reinterpret_cast<uintptr_t>(arguments_.operand[slot_w]) % kAlignment == 0;
+    return capability_ >= kFirstWithTf32 && aligned && compute() == torch::headeronly::ScalarType::Float &&
+           kernel(args_.wants(slot_g)).kernel.has_value();
+  }
+  void store_weights() {
+    stored_ = torch::stable::new_empty(*args_.hidden, {args_.edges, args_.dims[slot_w]});
+    multiply_into(*args_.hidden, *args_.operand[slot_w], stored_);
+    arguments_.operand[slot_w] = stored_.const_data_ptr();
+    arguments_.hidden = nullptr;
   }
 
   const ChannelJit& kernel(bool forward) const {
@@ -62,6 +81,11 @@ class ChannelCuda {
     kind.storage = storage_of(args_.any_operand());
     kind.x_layout = static_cast<Layout>(args_.x_layout), kind.g_layout = static_cast<Layout>(args_.g_layout);
     kind.shared_weights = args_.shared_weights;
+    if (arguments_.hidden) {
+      kind.hidden = static_cast<int>(args_.hidden->size(1));
+      // Half-precision factors are TF32 already.
+      kind.passes = args_.one_pass || kind.storage != Storage::float32 ? 1 : 3;
+    }
     return channel_kernel(key, &tables, &args_);
   }
 
@@ -81,11 +105,15 @@ class ChannelCuda {
     arguments_.rows = ptr.has_value() ? ptr->numel() - 1 : args_.edges;
   }
   int64_t turns() const { return channel::turns_of(arguments_); }
-  static int64_t blocks_of(int64_t warps) { return (warps + kWarps - 1) / kWarps; }
-
+  // Blocks for `turns` of every unit; where weights are made, a block takes a turn, else each of its warps.
+  int64_t blocks_for(int64_t turns, const ChannelJit& jit) const {
+    const int64_t items = turns * jit.units;
+    return arguments_.hidden ? items : (items + kWarps - 1) / kWarps;
+  }
   void launch(const ChannelJit& jit, int64_t blocks) {
     void* parameters[] = {&arguments_};
-    jit.kernel.launch(static_cast<unsigned>(blocks), kWarps * kWarp, 0, current_stream(device_), parameters);
+    jit.kernel->launch(static_cast<unsigned>(blocks), kWarps * kWarp, static_cast<unsigned>(jit.shared_bytes),
+                       current_stream(device_), parameters);
   }
 
   void forward(std::vector<Tensor>& out) {
@@ -94,7 +122,7 @@ class ChannelCuda {
     if (turns() == 0) return;
     arguments_.out[slot_g] = out[slot_g].mutable_data_ptr();
     const ChannelJit& jit = kernel(true);
-    const int64_t blocks = blocks_of(turns() * jit.units);
+    const int64_t blocks = blocks_for(turns(), jit);
     launch(jit, blocks < kMostBlocks ? blocks : kMostBlocks);
   }
 
@@ -108,7 +136,7 @@ class ChannelCuda {
     if (turns() == 0) return;
     const ChannelJit& jit = kernel(false);
     const int64_t most = sums_weights ? kMostWeightParts : kMostParts;
-    const int64_t blocks = blocks_of((turns() < most ? turns() : most) * jit.units);
+    const int64_t blocks = blocks_for(turns() < most ? turns() : most, jit);
     const int64_t parts = blocks * kWarps / jit.units;
     Tensor y_parts, w_parts;
     if (args_.wants(slot_y)) {

@@ -1,6 +1,7 @@
 // The channel-wise kernel of one plan and kind of call, compiled at run time. No CUDA header: csrc/common/jit.h.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "common/jit.h"
@@ -13,9 +14,12 @@ inline constexpr const char* kChannelKernel = "hamfast_channel";
 // Machine code of kernels/channel.cuh for a header of channel_source(), from the cache if it is there.
 std::string compile_channel(const std::string& plan_header, int capability);
 
+// What a block may use on every GPU since sm_80.
+constexpr int64_t kMostShared = 96 << 10;
+
 struct ChannelJit {
-  jit::Kernel kernel;
-  int64_t units;
+  std::optional<jit::Kernel> kernel;  // absent: it would need more than kMostShared
+  int64_t units, shared_bytes;
 };
 
 // What identifies the kernel of a call: the plan's key (dims of the op), what it does, and for which GPUs.

@@ -5,7 +5,7 @@
 #include <set>
 #include <tuple>
 
-#include "common.cuh"
+#include "channel_plan.cuh"
 
 namespace hamfast {
 namespace {
@@ -95,6 +95,25 @@ int64_t registers_of(const std::vector<GpuBlock>& blocks) {
   return most;
 }
 
+// The block of x that a task reads.
+size_t block_of(const ChannelTask& task, const ChannelTables& tables) {
+  size_t block = 0;
+  while (block + 1 < tables.x_blocks.size() && tables.x_blocks[block].at != task.x_at) ++block;
+  return block;
+}
+
+// Tasks with weights of the kind of warp that has most: `block` is where a task's channels are cut.
+int most_weighted(const ChannelTables& tables, const std::vector<GpuBlock>& block, const std::vector<GpuKind>& kinds) {
+  int most = 0;
+  for (const GpuKind& kind : kinds) {
+    int count = 0;
+    for (size_t t = 0; t < tables.tasks.size(); ++t)
+      count += tables.tasks[t].w_offset >= 0 && block[t].group == kind.group && block[t].n > kind.first;
+    most = std::max(most, count);
+  }
+  return most;
+}
+
 }  // namespace
 
 ChannelSource channel_source(const ChannelTables& tables, const ChannelCallKind& kind) {
@@ -120,7 +139,8 @@ ChannelSource channel_source(const ChannelTables& tables, const ChannelCallKind&
     }
   const bool is_double = kind.storage == Storage::float64;
   // Registers that hold a row of one channel. Backward, x is held beside its gradient, and directions beside both.
-  const int64_t most = kind.forward ? (is_double ? 32 : 64) : (kind.directions ? 16 : 32) / (is_double ? 2 : 1);
+  const int64_t most =
+      kind.forward ? (is_double || kind.hidden ? 32 : 64) : (kind.directions ? 16 : 32) / (is_double ? 2 : 1);
   place_in_registers(x_blocks, most);
   place_in_registers(g_blocks, most);
   std::vector<GpuUnit> units;
@@ -130,7 +150,10 @@ ChannelSource channel_source(const ChannelTables& tables, const ChannelCallKind&
   Writer out;
   out.line("// Written by csrc/tensor_product/channel_source.cpp.");
   out.line("namespace hamfast::channel {");
+  out.line("#define HAMFAST_WEIGHTS_MADE %d", int(kind.hidden > 0));
   out.constant("kStorage", static_cast<int64_t>(kind.storage));
+  out.constant("kHidden", kind.hidden);
+  out.constant("kPasses", kind.passes);
   out.line("constexpr bool kForward = %s, kSharedWeights = %s;", kind.forward ? "true" : "false",
            kind.shared_weights ? "true" : "false");
   out.line("constexpr int kOperands = %d, kDirections = %d, kWanted = %d;  // bits x, y, w, g", kind.operands,
@@ -174,8 +197,7 @@ ChannelSource channel_source(const ChannelTables& tables, const ChannelCallKind&
   for (size_t t = 0; t < numbers.size(); ++t) numbers[t] = t;
   out.array("Task", "tasks", numbers, [&](size_t n) {
     const ChannelTask& t = tables.tasks[n];
-    size_t block = 0;
-    while (block + 1 < tables.x_blocks.size() && tables.x_blocks[block].at != t.x_at) ++block;
+    const size_t block = block_of(t, tables);
     out.line("    {%lld, %lld, %lld, %lld, %lld, %lld, %lld, %lld, %lld, %lld, %lld},", ll(t.n), ll(t.d1), ll(t.d2),
              ll(t.d3), ll(block), ll(task_block[n]), ll(t.y_offset), ll(t.w_offset), ll(t.w_stride),
              ll(std::get<0>(ranges[n])), ll(std::get<1>(ranges[n])));
@@ -183,7 +205,15 @@ ChannelSource channel_source(const ChannelTables& tables, const ChannelCallKind&
   out.array("Entry", "entries", values,
             [&](const Value& v) { out.line("    {%lld, %lld, %lld, %.17g},", ll(v.i), ll(v.j), ll(v.k), v.value); });
   out.line("}  // namespace hamfast::channel");
-  return {out.text, static_cast<int64_t>(units.size())};
+  int64_t shared_bytes = 0;
+  if (kind.hidden) {
+    std::vector<GpuBlock> cut_at;
+    for (size_t t = 0; t < tables.tasks.size(); ++t)
+      cut_at.push_back(kind.forward ? g_blocks[task_block[t]] : x_blocks[block_of(tables.tasks[t], tables)]);
+    const int registers = static_cast<int>(registers_of(kind.forward ? g_blocks : x_blocks));
+    shared_bytes = sizeof(float) * channel::shared_floats(kind.hidden, most_weighted(tables, cut_at, kinds), registers);
+  }
+  return {out.text, static_cast<int64_t>(units.size()), shared_bytes};
 }
 
 }  // namespace hamfast

@@ -25,11 +25,14 @@ struct ChannelCallKind {
   Storage storage;
   Layout x_layout, g_layout;
   bool shared_weights;
+  int hidden = 0;  // numbers per edge that the kernel makes the weights from; 0: it reads them
+  int passes = 3;  // of the tensor cores: see kernels/tensor_core.cuh
 };
 
 struct ChannelSource {
   std::string header;
-  int64_t units;  // warps' shares of a row: see kernels/channel_plan.cuh
+  int64_t units;         // warps' shares of a row: see kernels/channel_plan.cuh
+  int64_t shared_bytes;  // of a block's memory
 };
 
 ChannelSource channel_source(const ChannelTables& tables, const ChannelCallKind& kind);

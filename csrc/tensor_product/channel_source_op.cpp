@@ -40,21 +40,24 @@ ChannelCallKind channel_call_kind(const std::vector<int64_t>& kind) {
           static_cast<Storage>(kind[4]),
           static_cast<Layout>(kind[5]),
           static_cast<Layout>(kind[6]),
-          kind[7] != 0};
+          kind[7] != 0,
+          static_cast<int>(kind[8]),
+          static_cast<int>(kind[9])};
 }
 
 std::tuple<Tensor, Tensor> channel_kernel_source(Tensor tasks, Tensor x_blocks, Tensor g_blocks, Tensor entries,
                                                  Tensor coupling, std::vector<int64_t> dims,
                                                  std::vector<int64_t> kind) {
-  STD_TORCH_CHECK(kind.size() == 8, "channel_kernel_source: kind: expected 8 numbers, found ", kind.size());
+  STD_TORCH_CHECK(kind.size() == 10, "channel_kernel_source: kind: expected 10 numbers, found ", kind.size());
   const ChannelSource made =
       channel_source(channel_tables(tasks, x_blocks, g_blocks, entries, coupling, dims), channel_call_kind(kind));
   Tensor text =
       torch::stable::new_empty(tasks, {static_cast<int64_t>(made.header.size())}, torch::headeronly::ScalarType::Byte);
   std::memcpy(text.mutable_data_ptr(), made.header.data(), made.header.size());
-  Tensor units = torch::stable::new_empty(tasks, {1});
-  *units.mutable_data_ptr<int64_t>() = made.units;
-  return {text, units};
+  Tensor sizes = torch::stable::new_empty(tasks, {2});
+  sizes.mutable_data_ptr<int64_t>()[0] = made.units;
+  sizes.mutable_data_ptr<int64_t>()[1] = made.shared_bytes;
+  return {text, sizes};
 }
 
 }  // namespace hamfast

@@ -38,11 +38,13 @@ struct TensorProductArguments {
   int64_t x_layout, g_layout;
   std::vector<int64_t>
       dims;  // row length of x, y, w, g; scratch; padded x, padded g, largest coupling, covers weights, key
+  std::optional<Tensor> hidden = std::nullopt;  // weights are hidden @ operand[slot_w], made in the kernel
+  bool one_pass = false;                        // of the tensor cores
 
   void make_contiguous() {
     for (auto* group : {operand, direction})
       for (int a = 0; a < 4; ++a) group[a] = contiguous(group[a]);
-    for (auto* t : {&senders, &sender_order, &sender_ptr, &receivers, &receiver_order, &receiver_ptr})
+    for (auto* t : {&senders, &sender_order, &sender_ptr, &receivers, &receiver_order, &receiver_ptr, &hidden})
       *t = contiguous(*t);
   }
 

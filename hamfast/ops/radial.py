@@ -19,6 +19,7 @@ from hamfast.ops.multilinear import LAYOUTS, G, Tables, W, X, Y, graph_tensors, 
 
 _op = torch.ops.hamfast.radial_tensor_product.default
 _product = torch.ops.hamfast.tensor_product.default
+_from_hidden = torch.ops.hamfast.tensor_product_from_hidden.default
 
 
 class RadialWeights(NamedTuple):
@@ -72,18 +73,23 @@ MOST_BLOCKS = 16
 
 
 def radial_in_blocks(x, y, h, matrix, g, *rest):
-    """``radial_tensor_product`` from the plain op, on any device: weights, and their gradients, of one block of edges at a time.
+    """``radial_tensor_product`` on a GPU, from ops that know one block of edges: its weights, or their gradients, are stored.
 
-    Edges are taken in the order of the rows that are summed, so that a row ends in the block after the one it began in, if that.
-    No number leaves the device.
+    CUDA kernels make the weights themselves, so that only gradients go in blocks. Edges are taken in the order of the rows that are
+    summed, so that a row ends in the block after the one it began in, if that. No number leaves the device.
     """
     *tables, senders, s_order, s_ptr, receivers, r_order, r_ptr, x_layout, g_layout, dims = rest
+    none = x.new_empty(0)
+    product = _ProductOfBlock(x, matrix, tables, (x_layout, g_layout, dims))
+    if g is None and product.makes_weights:
+        return (product(x, y, h, None, (senders, s_order, s_ptr, receivers, r_order, r_ptr))[G], *(none,) * 4)
     order, ptr = (r_order, r_ptr) if g is None else (s_order, s_ptr)
     edges = h.shape[0]
     size = max(LEAST_BLOCK, -(-edges // MOST_BLOCKS))
     shape = (edges if ptr is None else ptr.shape[0] - 1, dims[3] if g is None else dims[0])
-    rows = x.new_zeros(shape)
-    grad_y, grad_h, grad_matrix = torch.empty_like(y), torch.empty_like(h), torch.zeros_like(matrix)
+    sums = torch.promote_types(x.dtype, torch.float32)
+    rows, grad_matrix = x.new_zeros(shape, dtype=sums), torch.zeros_like(matrix, dtype=sums)
+    grad_y, grad_h = torch.empty_like(y), torch.empty_like(h)
     for begin in range(0, edges, size):
         end = min(begin + size, edges)
         part = slice(begin, end) if order is None else order[begin:end]
@@ -94,26 +100,37 @@ def radial_in_blocks(x, y, h, matrix, g, *rest):
             return (t[part], None) if index is None else (t, index[part])
 
         hidden, (x_rows, x_index) = h[part], of_edges(x, senders)
-        fixed = (*(None,) * 4, *tables)
-        numbers = (end - begin, False, x_layout, g_layout, dims)
         if g is None:
-            graph = (x_index, None, None, None, None, own_ptr)
-            call = (x_rows, y[part], hidden @ matrix, None, *fixed, *graph, 1 << G, *numbers)
-            found = _product(*call)[G]
+            found = product(x_rows, y[part], hidden, None, (x_index, None, None, None, None, own_ptr))[G]
         else:
             g_rows, g_index = of_edges(g, receivers)
             graph = (x_index, None, own_ptr, g_index, None, None)
-            wanted = 1 << X | 1 << Y | 1 << W
-            call = (x_rows, y[part], hidden @ matrix, g_rows, *fixed, *graph, wanted, *numbers)
-            found, grad_y[part], grad_w, _ = _product(*call)
+            found, grad_y[part], grad_w, _ = product(x_rows, y[part], hidden, g_rows, graph)
             grad_h[part] = grad_w @ matrix.T
             grad_matrix += hidden.T @ grad_w
         if ptr is None:
             rows[part] = found
         else:
             rows += found
-    none = x.new_empty(0)
-    return (rows, *(none,) * 4) if g is None else (none, rows, grad_y, grad_h, grad_matrix)
+    rows = rows.to(x.dtype)
+    return (rows, *(none,) * 4) if g is None else (none, rows, grad_y, grad_h, grad_matrix.to(x.dtype))
+
+
+class _ProductOfBlock:
+    """The product of some edges, or its gradients in x, y and the weights, for weights ``h @ matrix``."""
+
+    def __init__(self, x, matrix, tables, numbers):
+        self.matrix, self.tables, self.numbers = matrix, tables, numbers
+        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(_from_hidden.name(), x.device.type.upper())
+        self.makes_weights = has_kernel and x.dtype != torch.float64
+        self.one_pass = torch.get_float32_matmul_precision() != "highest"
+
+    def __call__(self, x, y, h, g, graph):
+        if self.makes_weights:
+            return _from_hidden(x, y, h, self.matrix, g, *self.tables, *graph, self.one_pass, *self.numbers)
+        wanted = 1 << G if g is None else 1 << X | 1 << Y | 1 << W
+        fixed = (*(None,) * 4, *self.tables, *graph, wanted, h.shape[0], False)
+        return _product(x, y, h @ self.matrix, g, *fixed, *self.numbers)
 
 
 @torch.library.register_fake("hamfast::radial_tensor_product")

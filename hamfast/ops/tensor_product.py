@@ -92,7 +92,9 @@ def tensor_product(
 def _makes_weights(plan: Plan, x: Tensor) -> bool:
     """Can weights be made inside the kernel? Where not, they are stored: the result is the same."""
     device = x.device.type
-    return device in TUNED and not _problem(device) and x.dtype not in _HALF and _all_channel_wise(plan)
+    # The CUDA kernels make half-precision weights as well.
+    knows_dtype = x.dtype not in _HALF or (device == "cuda" and backend.current() == "cuda")
+    return device in TUNED and not _problem(device) and knows_dtype and _all_channel_wise(plan)
 
 
 @torch.compiler.assume_constant_result

@@ -54,6 +54,8 @@ class Case(NamedTuple):
     shared: bool = False
     graph: bool = True
     pairs: bool = False
+    hidden: int = 0
+    """Numbers per edge that the kernel makes the weights from; 0: it reads them."""
 
 
 CASES = [
@@ -69,6 +71,8 @@ CASES = [
     Case("backward-along-all", False, wanted="xyw", directions="xywg", layout="ir_mul"),
     Case("backward-along-w-g", False, wanted="xw", directions="wg"),
     Case("backward-pairs", False, wanted="xy", shared=True, pairs=True),
+    Case("forward-weights-made", True, dtype=torch.float32, hidden=20),
+    Case("backward-weights-made", False, wanted="xyw", dtype=torch.float32, layout="ir_mul", hidden=20),
 ]
 
 
@@ -97,15 +101,21 @@ class Problem:
             torch.randn(shape).to(case.dtype).double() if c in case.directions else None
             for c, shape in zip("xywg", shapes, strict=True)
         ]
+        self.hidden, self.matrix = None, self.operands[W]
+        if case.hidden:
+            made_of = [(EDGES, case.hidden), (case.hidden, weight)]
+            self.hidden, self.matrix = (torch.randn(shape).to(case.dtype).double() for shape in made_of)
+            self.operands[W] = self.hidden @ self.matrix
         self.tables = make_tables(plan, "pairs" if case.pairs else "channel", case.dtype, torch.device("cpu"))
         given = "xy" + "w" * (weight > 0) + "g" * (not case.forward)
         layouts = (LAYOUTS[case.layout], LAYOUTS["blocks" if case.pairs else case.layout])
         wanted = "g" if case.forward else case.wanted
         kind = [int(case.forward), bits(given), bits(case.directions), bits(wanted), STORAGE[case.dtype], *layouts]
-        text, units = torch.ops.hamfast.channel_kernel_source(
-            *self.tables.tensors[3:], self.tables.dims, [*kind, int(case.shared)]
+        text, sizes = torch.ops.hamfast.channel_kernel_source(
+            *self.tables.tensors[3:], self.tables.dims, [*kind, int(case.shared), case.hidden, 3]
         )
-        self.header, self.units = bytes(text.numpy()).decode(), int(units)
+        self.header = bytes(text.numpy()).decode()
+        self.units, self.shared_bytes = sizes.tolist()
 
     def product(self, x, y, w):
         """In ``mul_ir``; coupled pairs: block after block, [rows, 2 l + 1, pairs] each."""
@@ -178,11 +188,13 @@ class Problem:
             bytes_of[Y], bytes_of[4] = 0, self.units * shapes[Y].numel() * wide
         if W in wanted and case.shared:
             bytes_of[W], bytes_of[5] = 0, parts * plan.weight_numel * wide
-        numbers = np.array([rows, EDGES, shapes[X][0], shapes[G][0], blocks, *bytes_of])
-        operands = [self.stored(t, slot) for slot, t in enumerate(self.operands)]
+        numbers = np.array([rows, EDGES, shapes[X][0], shapes[G][0], blocks, *bytes_of, self.shared_bytes])
+        stored = [*self.operands[:W], self.matrix, self.operands[G]]
+        operands = [self.stored(t, slot) for slot, t in enumerate(stored)]
         if case.forward:
             operands[G] = None
         arrays = [numbers, *operands, *(self.stored(t, n) for n, t in enumerate(self.directions)), *graph]
+        arrays.append(self.stored(self.hidden, W))
         write_arrays(folder / "case", arrays)
         run_program(program, folder / "case", folder / "out", seed)
         found = read_arrays(folder / "out")

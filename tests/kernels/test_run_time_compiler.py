@@ -34,11 +34,15 @@ except RuntimeError as error:
 """
 
 
+def write_header(folder, **options):
+    path = folder / "hamfast_plan.h"
+    path.write_text(compile_table.channel_header(PRODUCTS[0], "forward", **options))
+    return path
+
+
 @pytest.fixture(scope="module")
 def header(tmp_path_factory):
-    path = tmp_path_factory.mktemp("plan") / "hamfast_plan.h"
-    path.write_text(compile_table.channel_header(PRODUCTS[0], "forward"))
-    return path
+    return write_header(tmp_path_factory.mktemp("plan"))
 
 
 def start(header, *arguments, **environment):
@@ -68,6 +72,11 @@ def test_compiles_for_every_architecture_into_the_cache(header, tmp_path):
     before = [file.stat().st_mtime_ns for file in kernels(tmp_path)]
     assert run(header, 90, HAMFAST_CACHE=str(tmp_path)) == ""
     assert [file.stat().st_mtime_ns for file in kernels(tmp_path)] == before
+
+
+def test_weights_made_on_tensor_cores(tmp_path):
+    header = write_header(tmp_path, hidden=64)
+    assert run(header, "80,100", HAMFAST_CACHE=str(tmp_path / "cache")) == ""
 
 
 def test_gpus_newer_than_the_compiler_get_ptx(header, tmp_path):

@@ -59,33 +59,80 @@ def test_many_edges_go_in_blocks():
         assert_close(ours, theirs, atol=1e-9)
 
 
-@pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
-@pytest.mark.parametrize("graph", ["rows", "gather", "scatter", "gather+scatter"])
-def test_block_by_block_from_the_plain_op(graph, layout, monkeypatch, device):
-    """What runs on CUDA, with blocks that end inside of rows."""
-    monkeypatch.setattr(radial, "LEAST_BLOCK", 3)
-    plan, y, h, matrix, _ = make_case(False, edges=11)
-    senders, receivers = torch.randint(4, (2, 11), device=device)
+def wide_plan():
+    """Channels for warps of 32, 16, 8, 2 and 1; weights that do not start where a vector may."""
+    instructions = [(0, 0, 0, "uvu", True), (0, 1, 1, "uvu", True), (1, 1, 2, "uvu", True), (1, 0, 3, "uvu", False)]
+    return make_plan("58x0e+33x1o", "1x0e+1x1o", "58x0e+58x1o+33x1e+33x1o", instructions)
+
+
+def on_blocks(plan, h, matrix, layout, graph, dtype, device, edges=11, start=0):
+    """Product and gradients in x, y, h and the matrix by ``radial_in_blocks``, and by the reference in float64; in ``mul_ir``.
+
+    ``start``: numbers that lie before the matrix.
+    """
+    senders, receivers = torch.randint(4, (2, edges), device=device)
     gather, scatter = "gather" in graph, "scatter" in graph
-    edges = ops.edge_index(senders, receivers, 4, 5)
-    leaves = [torch.randn(4 if gather else 11, plan.dim_in1), y, h, matrix]
-    leaves = [t.to(device).requires_grad_() for t in leaves]
+    prepared = ops.edge_index(senders, receivers, 4, 5)
+    leaves = [torch.randn(4 if gather else edges, plan.dim_in1), torch.randn(edges, plan.dim_in2), h, matrix]
+    leaves = [t.to(device, dtype).double().requires_grad_() for t in leaves]
     x, y, h, matrix = leaves
     index = (senders if gather else None, receivers if scatter else None)
     out = reference.tensor_product(x, y, h @ matrix, plan, *index, 5)
-    g = torch.randn_like(out)
-    expected = torch.autograd.grad(out, leaves, g)
-    tables = make_tables(plan, "channel", x.dtype, x.device)
-    numbers = (LAYOUTS[layout], LAYOUTS[layout], tables.dims)
-    rest = (*tables.tensors, *graph_tensors(edges, gather, scatter), *numbers)
-    x, y, h, matrix = (t.detach() for t in leaves)
-    x = convert_layout(x, plan.irreps_in1, "mul_ir", layout)
+    g = torch.randn_like(out).to(dtype).double()
+    expected = (out, *torch.autograd.grad(out, leaves, g))
+    tables = make_tables(plan, "channel", dtype, x.device)
+    rest = (*tables.tensors, *graph_tensors(prepared, gather, scatter), LAYOUTS[layout], LAYOUTS[layout], tables.dims)
+    x, y, h, matrix, g = (t.detach().to(dtype) for t in (*leaves, g))
+    x, g = (convert_layout(t, irreps, "mul_ir", layout) for t, irreps in ((x, plan.irreps_in1), (g, plan.irreps_out)))
+    matrix = torch.cat([matrix.new_zeros(start), matrix.flatten()])[start:].view_as(matrix)
     found = radial.radial_in_blocks(x, y, h, matrix, None, *rest)[0]
-    assert_close(convert_layout(found, plan.irreps_out, layout, "mul_ir"), out)
-    g = convert_layout(g, plan.irreps_out, "mul_ir", layout)
     grad_x, *grads = radial.radial_in_blocks(x, y, h, matrix, g, *rest)[1:]
-    for ours, theirs in zip((convert_layout(grad_x, plan.irreps_in1, layout, "mul_ir"), *grads), expected, strict=True):
+    found = convert_layout(found, plan.irreps_out, layout, "mul_ir")
+    return (found, convert_layout(grad_x, plan.irreps_in1, layout, "mul_ir"), *grads), expected
+
+
+@pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
+@pytest.mark.parametrize("graph", ["rows", "gather", "scatter", "gather+scatter"])
+def test_block_by_block_from_the_plain_op(graph, layout, monkeypatch, device):
+    """What runs on CUDA in float64, with blocks that end inside of rows."""
+    monkeypatch.setattr(radial, "LEAST_BLOCK", 3)
+    plan, _, h, matrix, _ = make_case(False, edges=11)
+    for ours, theirs in zip(*on_blocks(plan, h, matrix, layout, graph, torch.float64, device), strict=True):
         assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "tolerance"),
+    [(torch.float32, "highest", 2e-6), (torch.float32, "high", 1e-3), (torch.bfloat16, "highest", 1e-2)],
+    ids=["float32", "tf32", "bfloat16"],
+)
+@pytest.mark.parametrize(("graph", "layout"), [("rows", "mul_ir"), ("gather+scatter", "ir_mul")])
+@pytest.mark.parametrize("k", [5, 40])
+def test_weights_made_in_the_kernel(k, graph, layout, dtype, precision, tolerance, monkeypatch, device):
+    """What runs on CUDA in float32 and narrower (elsewhere, matrix products make the weights), rows longer than a tile of edges."""
+    monkeypatch.setattr(radial, "LEAST_BLOCK", 33)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    plan = wide_plan()
+    h, matrix = torch.randn(90, k), torch.randn(k, plan.weight_numel)
+    try:
+        pairs = list(zip(*on_blocks(plan, h, matrix, layout, graph, dtype, device, edges=90), strict=True))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    for ours, theirs in pairs:
+        error = (ours.double() - theirs).norm() / theirs.norm()
+        assert error < tolerance, error
+
+
+@pytest.mark.parametrize("reason", ["too many numbers for a block's memory", "not where a vector may start"])
+def test_weights_the_kernel_cannot_make_are_stored(reason, device):
+    plan = wide_plan()
+    k = 1600 if "many" in reason else 5
+    h, matrix = torch.randn(20, k), torch.randn(k, plan.weight_numel)
+    start = int("start" in reason)
+    found, expected = on_blocks(plan, h, matrix, "mul_ir", "gather+scatter", torch.float32, device, 20, start)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.double() - theirs).norm() < 2e-6 * theirs.norm()
 
 
 def test_plans_it_cannot_do_store_the_weights():

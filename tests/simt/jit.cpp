@@ -14,7 +14,7 @@ namespace hamfast {
 
 namespace jit {
 
-using Run = void (*)(unsigned blocks, void** parameters);
+using Run = void (*)(unsigned blocks, unsigned shared_bytes, void** parameters);
 
 Kernel::Kernel(const std::string& image, const char*) {
   void* library = dlopen(image.c_str(), RTLD_NOW | RTLD_LOCAL);
@@ -22,8 +22,8 @@ Kernel::Kernel(const std::string& image, const char*) {
   kernel_ = dlsym(library, "run_on_host");
 }
 
-void Kernel::launch(unsigned blocks, unsigned, unsigned, void*, void** parameters) const {
-  reinterpret_cast<Run>(kernel_)(blocks, parameters);
+void Kernel::launch(unsigned blocks, unsigned, unsigned shared_bytes, void*, void** parameters) const {
+  reinterpret_cast<Run>(kernel_)(blocks, shared_bytes, parameters);
 }
 
 }  // namespace jit

@@ -51,6 +51,7 @@ struct Fiber {
 struct Warp {
   uint32_t arrived = 0, expected = 0;
   uint64_t posted[kWarp];
+  uint32_t fragments[kWarp][6];  // of a matrix product: four numbers of the left matrix, two of the right
 };
 
 class Executor {
@@ -117,6 +118,30 @@ class Executor {
     const uint64_t found = warp.posted[source];
     warp_barrier(mask);
     return found;
+  }
+
+  // mma.m16n8k8 on TF32: lane 4 g + t holds a[g, t], a[g + 8, t], a[g, t + 4], a[g + 8, t + 4], b[t, g], b[t + 4, g]
+  // and d[g, 2 t], d[g, 2 t + 1], d[g + 8, 2 t], d[g + 8, 2 t + 1].
+  void multiply_add_m16n8k8(float* d, const uint32_t* a, const uint32_t* b) {
+    Warp& warp = warps_[thread / kWarp];
+    const unsigned lane = thread % kWarp, g = lane / 4, t = lane % 4;
+    for (int n = 0; n < 4; ++n) warp.fragments[lane][n] = a[n];
+    for (int n = 0; n < 2; ++n) warp.fragments[lane][4 + n] = b[n];
+    for (int n = 0; n < 6; ++n)
+      if (warp.fragments[lane][n] & 0x1fff) fail("a matrix product reads a number that is not TF32");
+    warp_barrier(0xffffffffu);
+    auto number = [&](unsigned from, int n) {
+      float value;
+      std::memcpy(&value, &warp.fragments[from][n], sizeof(value));
+      return value;
+    };
+    for (int n = 0; n < 4; ++n)
+      for (unsigned k = 0; k < 8; ++k) {
+        const float left = number(4 * g + k % 4, n / 2 + 2 * (k / 4));
+        const float right = number(4 * (2 * t + n % 2) + k % 4, 4 + k / 4);
+        d[n] += left * right;
+      }
+    warp_barrier(0xffffffffu);
   }
 
   [[noreturn]] void fail(const char* what) const {
@@ -234,6 +259,16 @@ T exchange(uint32_t mask, T value, int source) {
 inline uint64_t seed() {
   const char* text = std::getenv("HAMFAST_SIMT_SEED");
   return text ? std::strtoull(text, nullptr, 10) : 0;
+}
+
+inline uint32_t to_tf32(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  const bool is_number = (bits >> 23 & 0xff) != 0xff;
+  return (is_number ? bits + 0x1000 : bits) & ~0x1fffu;
+}
+inline void multiply_add_m16n8k8(float* d, const uint32_t* a, const uint32_t* b) {
+  Executor::get().multiply_add_m16n8k8(d, a, b);
 }
 
 inline int lane() { return static_cast<int>(Executor::get().thread % kWarp); }
