@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
+# A file's tests stay together: they share what they compile.
+PARALLEL ?= -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test lint bench clean
 
@@ -18,7 +20,7 @@ demo: $(VENV)/.hamfast-demo
 
 test: $(VENV)/.hamfast-test
 	tools/setup_peers.sh $(VENV)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(VENV)/.hamfast-lint
 	$(BIN)/ruff check .
