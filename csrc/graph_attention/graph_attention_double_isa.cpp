@@ -11,7 +11,7 @@ class SecondPasses : public Node<T> {
   HAMFAST_NODE_MEMBERS
 
   void receiver(int64_t node) {
-    begin(node, call_.receiver_order, call_.receiver_ptr);
+    begin_receiver(node);
     collect(node);
     query_on_edge_dot_ = collected(call_.query_on_edge_dot, node, on_edge_[2]);
     const int64_t heads = call_.heads, width = call_.query.width, features = call_.features;
@@ -73,7 +73,7 @@ class SecondPasses : public Node<T> {
   }
 
   void sender(int64_t node) {
-    begin(node, call_.sender_order, call_.sender_ptr);
+    begin_sender(node);
     const int64_t heads = call_.heads, width = call_.query.width;
     T* d_query = zeroed(call_.d_query[part_sender], node, size_);
     T* d_key = zeroed(call_.d_key[part_sender], node, size_);
@@ -223,6 +223,7 @@ class SecondPasses : public Node<T> {
   void attention_double_backward(const AttentionCall<T>& call, int64_t begin, int64_t end, T* scratch) {         \
     SecondPasses<T> node(call, scratch);                                                                         \
     for (int64_t r = begin; r < end; ++r) node.receiver(r);                                                      \
+    stream_fence();                                                                                              \
   }                                                                                                              \
   void attention_double_backward_senders(const AttentionCall<T>& call, int64_t begin, int64_t end, T* scratch) { \
     SecondPasses<T> node(call, scratch);                                                                         \

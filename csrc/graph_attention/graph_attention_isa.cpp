@@ -12,8 +12,12 @@ class Passes : public Node<T> {
   HAMFAST_NODE_MEMBERS
 
   void forward(int64_t receiver) {
-    begin(receiver, call_.receiver_order, call_.receiver_ptr);
+    begin_receiver(receiver);
     collect(receiver);
+    T* out = call_.out + receiver * value_size_;
+    T* on_edge = row(call_.out_on_edge, receiver, call_.heads * call_.features);
+    expect_row(out, value_size_);
+    expect_row(on_edge, call_.heads * call_.features);
     T* score = scalars(0);
     scores(score, scalars(1));
     if (call_.logits) write(score, call_.logits);
@@ -27,8 +31,6 @@ class Passes : public Node<T> {
     drop(score);
     const T* weight = score;
     if (call_.weights) write(weight, call_.weights);
-    T* out = call_.out + receiver * value_size_;
-    T* on_edge = row(call_.out_on_edge, receiver, call_.heads * call_.features);
     set_zero(out, value_size_);
     if (on_edge) set_zero(on_edge, call_.heads * call_.features);
     for (int64_t at = 0; at < degree_; at += kChunk) {
@@ -45,8 +47,16 @@ class Passes : public Node<T> {
   }
 
   void backward(int64_t receiver, int64_t part) {
-    begin(receiver, call_.receiver_order, call_.receiver_ptr);
+    begin_receiver(receiver);
     collect(receiver);
+    const int64_t heads = call_.heads, width = call_.query.width;
+    T* d_query = row(call_.d_query[part_receiver], receiver, size_);
+    T* d_key = row(call_.d_key[part_receiver], receiver, size_);
+    T* d_value = row(call_.d_value[part_receiver], receiver, value_size_);
+    T* d_on_edge = row(call_.d_query_on_edge, receiver, heads * call_.features);
+    T* d_vector = row(call_.d_vector, part, size_);
+    expect_row(d_query, size_);
+    expect_row(d_on_edge, heads * call_.features);
     T *raw = scalars(0), *p = scalars(1), *a = scalars(2), *slope = scalars(3);
     scores(p, raw, slope);
     incoming(receiver, a);
@@ -54,12 +64,6 @@ class Passes : public Node<T> {
     const T *dz = raw, *w = p;
     if (call_.d_score) write(dz, call_.d_score);
     if (call_.kept_weight) write(w, call_.kept_weight);
-    const int64_t heads = call_.heads, width = call_.query.width;
-    T* d_query = row(call_.d_query[part_receiver], receiver, size_);
-    T* d_key = row(call_.d_key[part_receiver], receiver, size_);
-    T* d_value = row(call_.d_value[part_receiver], receiver, value_size_);
-    T* d_on_edge = row(call_.d_query_on_edge, receiver, heads * call_.features);
-    T* d_vector = row(call_.d_vector, part, size_);
     if (d_query) set_zero(d_query, size_);
     if (d_key) set_zero(d_key, size_);
     if (d_on_edge) set_zero(d_on_edge, heads * call_.features);
@@ -90,7 +94,7 @@ class Passes : public Node<T> {
   }
 
   void backward_sender(int64_t sender) {
-    begin(sender, call_.sender_order, call_.sender_ptr);
+    begin_sender(sender);
     const int64_t heads = call_.heads, width = call_.query.width;
     T* d_query = row(call_.d_query[part_sender], sender, size_);
     T* d_key = row(call_.d_key[part_sender], sender, size_);
@@ -234,6 +238,7 @@ class Passes : public Node<T> {
   void attention_backward(const AttentionCall<T>& call, int64_t begin, int64_t end, int64_t part, T* scratch) {        \
     Passes<T> node(call, scratch);                                                                                     \
     for (int64_t r = begin; r < end; ++r) node.backward(r, part);                                                      \
+    stream_fence();                                                                                                    \
   }                                                                                                                    \
   void attention_backward_senders(const AttentionCall<T>& call, int64_t begin, int64_t end, T* scratch) {              \
     Passes<T> node(call, scratch);                                                                                     \

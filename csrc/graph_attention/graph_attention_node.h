@@ -2,6 +2,7 @@
 // head. For *_isa.cpp: compiled once per instruction set.
 #pragma once
 
+#include "common/streamed.h"
 #include "graph_attention/graph_attention_rows.h"
 
 namespace hamfast::HAMFAST_ISA {
@@ -9,7 +10,11 @@ namespace hamfast::HAMFAST_ISA {
 template <class T>
 class Node {
  public:
-  Node(const AttentionCall<T>& call, T* scratch) : call_(call), pattern_(call.heads), free_(scratch) {
+  Node(const AttentionCall<T>& call, T* scratch)
+      : call_(call),
+        pattern_(call.heads),
+        streams_edges_(is_streamed(call.edges * call.features, sizeof(T))),
+        free_(scratch) {
     size_ = call.heads * call.query.width;
     value_size_ = call.heads * call.value.width;
     for (T*& buffer : buffer_) buffer = take(kChunk * (size_ > value_size_ ? size_ : value_size_));
@@ -43,10 +48,8 @@ class Node {
     return taken;
   }
 
-  void begin(int64_t node, const int64_t* order, const int64_t* ptr) {
-    order_ = order + ptr[node];
-    degree_ = ptr[node + 1] - ptr[node];
-  }
+  void begin_receiver(int64_t node) { begin(node, call_.receiver_order, call_.receiver_ptr, true); }
+  void begin_sender(int64_t node) { begin(node, call_.sender_order, call_.sender_ptr, false); }
 
   // Rows per head may lie far apart, at distances that share one set of the cache: they are brought together.
   void collect(int64_t receiver) {
@@ -66,10 +69,13 @@ class Node {
   // Edges `at` and following, with their rows of `weight` ([degree, heads]).
   int load_chunk(int64_t at, const T* weight) {
     chunk_.count = static_cast<int>(degree_ - at < kChunk ? degree_ - at : kChunk);
+    // The end that all edges share need not be looked up.
+    int64_t* const same = by_receiver_ ? chunk_.receiver : chunk_.sender;
+    int64_t* const other = by_receiver_ ? chunk_.sender : chunk_.receiver;
+    const int64_t* const others = by_receiver_ ? call_.senders : call_.receivers;
     for (int i = 0; i < chunk_.count; ++i) {
-      chunk_.edge[i] = order_[at + i];
-      chunk_.sender[i] = call_.senders[order_[at + i]];
-      chunk_.receiver[i] = call_.receivers[order_[at + i]];
+      const int64_t edge = order_[at + i];
+      chunk_.edge[i] = edge, same[i] = node_, other[i] = others[edge];
       weight_[i] = weight ? weight + (at + i) * call_.heads : nullptr;
     }
     return chunk_.count;
@@ -226,7 +232,12 @@ class Node {
       to[i] = call_.d_edge + chunk_.edge[i] * call_.features;
     }
     spread_all(chunk_.count, call_.heads, {{weight_, query_on_edge_}, {weight, grad_on_edge_}, {more, more_rows}},
-               call_.features, to);
+               call_.features, streams_edges_, to);
+  }
+
+  // A row that will be written once the edges have been read: it may come meanwhile.
+  static void expect_row(T* row, int64_t n) {
+    for (int64_t c = 0; row && c < n; c += kAlign) __builtin_prefetch(row + c, 1);
   }
 
   const AttentionCall<T>& call_;
@@ -240,10 +251,19 @@ class Node {
   const T *query_on_edge_ = nullptr, *grad_on_edge_ = nullptr;
   int64_t size_, value_size_;
   const int64_t* order_ = nullptr;
-  int64_t degree_ = 0;
+  int64_t degree_ = 0, node_ = 0;
+  bool by_receiver_ = true;
   Chunk chunk_;
+  const bool streams_edges_;
   const T *query_[kChunk], *key_[kChunk], *value_[kChunk], *edge_[kChunk], *weight_[kChunk], *for_query_[kChunk],
       *for_key_[kChunk];
+
+ private:
+  void begin(int64_t node, const int64_t* order, const int64_t* ptr, bool by_receiver) {
+    order_ = order + ptr[node];
+    degree_ = ptr[node + 1] - ptr[node];
+    node_ = node, by_receiver_ = by_receiver;
+  }
 };
 
 // A template's base is not searched for names: a pass names what it uses.
@@ -270,7 +290,9 @@ class Node {
   using Node<T>::for_query_;        \
   using Node<T>::for_key_;          \
   using Node<T>::kClipped;          \
-  using Node<T>::begin;             \
+  using Node<T>::begin_receiver;    \
+  using Node<T>::begin_sender;      \
+  using Node<T>::expect_row;        \
   using Node<T>::collect;           \
   using Node<T>::collected;         \
   using Node<T>::scalars;           \

@@ -246,7 +246,7 @@ constexpr int kSpreadTerms = 3;
 // to_i[c ...] = the terms, for n edges and `vectors` vectors.
 template <class T, int n, int vectors>
 inline void spread_vectors(int64_t heads, const SpreadTerm<T> (&terms)[kSpreadTerms], int first, int64_t c,
-                           int64_t width, T* const* to) {
+                           int64_t width, bool streamed, T* const* to) {
   Vector<T> sum[n][vectors] = {};
   for (const SpreadTerm<T>& term : terms) {
     if (!term.row) continue;
@@ -263,17 +263,23 @@ inline void spread_vectors(int64_t heads, const SpreadTerm<T> (&terms)[kSpreadTe
   for (int j = 0; j < n; ++j)
     for (int i = 0; i < vectors; ++i) {
       T* at = to[first + j] + c + i * kLanes<T>;
-      vectors == 1 ? store_first(at, sum[j][i], width - c) : store(at, sum[j][i]);
+      if (vectors == 1)
+        store_first(at, sum[j][i], width - c);
+      else if (streamed && aligned(at))
+        stream(at, sum[j][i]);
+      else
+        store(at, sum[j][i]);
     }
 }
 
 template <class T>
 inline void spread_all(int count, int64_t heads, const SpreadTerm<T> (&terms)[kSpreadTerms], int64_t width,
-                       T* const* to) {
+                       bool streamed, T* const* to) {
   auto columns = [&](auto n, int first) {
     int64_t c = 0;
-    for (; c + 4 * kLanes<T> <= width; c += 4 * kLanes<T>) spread_vectors<T, n(), 4>(heads, terms, first, c, width, to);
-    for (; c < width; c += kLanes<T>) spread_vectors<T, n(), 1>(heads, terms, first, c, width, to);
+    for (; c + 4 * kLanes<T> <= width; c += 4 * kLanes<T>)
+      spread_vectors<T, n(), 4>(heads, terms, first, c, width, streamed, to);
+    for (; c < width; c += kLanes<T>) spread_vectors<T, n(), 1>(heads, terms, first, c, width, streamed, to);
   };
   int i = 0;
   for (; i + kTogether <= count; i += kTogether) columns(Size<kTogether>{}, i);

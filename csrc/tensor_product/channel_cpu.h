@@ -3,6 +3,7 @@
 
 #include "common/host_pool.h"
 #include "common/scratch.h"
+#include "common/streamed.h"
 #include "tensor_product/channel_kernel_isa.h"
 #include "tensor_product/tensor_product_call.h"
 
@@ -23,7 +24,6 @@ template <class T>
 class ChannelRun {
  public:
   static constexpr ScalarType kCompute = sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float;
-  static constexpr int64_t kStreamedBytes = int64_t(8) << 20;
 
   ChannelCall<T> call{};
 
@@ -56,8 +56,7 @@ class ChannelRun {
     const int64_t rows = args_.rows(slot), width = args_.dims[slot];
     Tensor out = pooled_empty({rows, width}, args_.any_operand().scalar_type());
     call.out[slot] = out.mutable_data_ptr();
-    // What does not fit into the caches need not pass through them.
-    call.stream[slot] = rows * width * static_cast<int64_t>(sizeof(T)) > kStreamedBytes;
+    call.stream[slot] = is_streamed(rows * width, sizeof(T));
     return out;
   }
 
