@@ -58,8 +58,9 @@ def speed_table() -> str:
             ]
         )
     header = ["work (float32)", "step", "hamfast ms", "peer", "peer ms", "ratio, 2 threads", "1 thread"]
-    note = ", attention: `attention.csv`; cases: `bench/cases.py`; made by `bench/`). What misses its target, and why: docs/performance.md. The CUDA kernels have not been timed"
-    return table(header, rows) + source("cpu", note).replace(").).", ").").replace("timed).", "timed.")
+    note = f"; attention and stage 2: `attention.csv`, {read('attention')[0]['date']}; cases: `bench/cases.py`"
+    closing = " What misses its target, and why: docs/performance.md. No kernel has been timed on a GPU."
+    return table(header, rows) + source("cpu", note) + closing
 
 
 def peers_table() -> str:

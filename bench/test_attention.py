@@ -129,9 +129,12 @@ def step(function, leaves, parameters, mode):
     def both():
         torch.autograd.grad(function(*leaves), [*leaves, *parameters], grad)
 
+    # Directions as a loss on forces gives them: its own arithmetic belongs to the positions, not to attention's operands.
+    directions = [torch.randn_like(t) for t in leaves]
+
     def force():
         first = torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
-        torch.autograd.grad(sum(g.square().sum() for g in first), [*leaves, *parameters], allow_unused=True)
+        torch.autograd.grad(first, [*leaves, *parameters], directions, allow_unused=True)
 
     return {"forward": forward, "forward+backward": both, "force step": force}[mode]
 
