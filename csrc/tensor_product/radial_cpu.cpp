@@ -122,31 +122,16 @@ std::vector<Tensor> radial_backward(RadialArguments& args) {
 }
 
 // g absent: the product. Else the gradients in x, y, h and the matrix.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> radial_tensor_product(
-    Tensor x, Tensor y, Tensor h, Tensor matrix, std::optional<Tensor> g, Tensor table, Tensor cg_index,
-    Tensor cg_value, Tensor tasks, Tensor x_blocks, Tensor g_blocks, Tensor entries, Tensor coupling,
-    std::optional<Tensor> senders, std::optional<Tensor> sender_order, std::optional<Tensor> sender_ptr,
-    std::optional<Tensor> receivers, std::optional<Tensor> receiver_order, std::optional<Tensor> receiver_ptr,
-    int64_t x_layout, int64_t g_layout, std::vector<int64_t> dims) {
-  const int64_t edges = h.size(0);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> radial_tensor_product(Tensor x, Tensor y, Tensor h, Tensor matrix,
+                                                                         std::optional<Tensor> g,
+                                                                         HAMFAST_PLAN_AND_GRAPH, int64_t x_layout,
+                                                                         int64_t g_layout, std::vector<int64_t> dims) {
+  const int64_t wanted = g.has_value() ? 1 << slot_x | 1 << slot_y | 1 << slot_w : 1 << slot_g;
   RadialArguments args{{{x, y, std::nullopt, g},
                         {},
-                        table,
-                        cg_index,
-                        cg_value,
-                        tasks,
-                        x_blocks,
-                        g_blocks,
-                        entries,
-                        coupling,
-                        senders,
-                        sender_order,
-                        sender_ptr,
-                        receivers,
-                        receiver_order,
-                        receiver_ptr,
-                        g.has_value() ? 7 : 8,
-                        edges,
+                        HAMFAST_PLAN_AND_GRAPH_ARGUMENTS,
+                        wanted,
+                        h.size(0),
                         false,
                         x_layout,
                         g_layout,

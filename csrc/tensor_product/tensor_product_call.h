@@ -28,6 +28,16 @@ inline Storage storage_of(const Tensor& t) {
   }
 }
 
+// What every op takes of a plan and a graph, in the order of the schema and of TensorProductArguments.
+#define HAMFAST_PLAN_AND_GRAPH                                                                                    \
+  Tensor table, Tensor cg_index, Tensor cg_value, Tensor tasks, Tensor x_blocks, Tensor g_blocks, Tensor entries, \
+      Tensor coupling, std::optional<Tensor> senders, std::optional<Tensor> sender_order,                         \
+      std::optional<Tensor> sender_ptr, std::optional<Tensor> receivers, std::optional<Tensor> receiver_order,    \
+      std::optional<Tensor> receiver_ptr
+#define HAMFAST_PLAN_AND_GRAPH_ARGUMENTS                                                                      \
+  table, cg_index, cg_value, tasks, x_blocks, g_blocks, entries, coupling, senders, sender_order, sender_ptr, \
+      receivers, receiver_order, receiver_ptr
+
 struct TensorProductArguments {
   std::optional<Tensor> operand[4], direction[4];       // x, y, w, g
   Tensor table, cg_index, cg_value;                     // paths of the general kernel
@@ -118,18 +128,22 @@ void add_paths(const TensorProductArguments& a, int slot, int replaced, Tensor& 
 }
 
 template <class Launch>
-std::tuple<Tensor, Tensor, Tensor, Tensor> tensor_product(
-    std::optional<Tensor> x, std::optional<Tensor> y, std::optional<Tensor> w, std::optional<Tensor> g,
-    std::optional<Tensor> dx, std::optional<Tensor> dy, std::optional<Tensor> dw, std::optional<Tensor> dg,
-    Tensor table, Tensor cg_index, Tensor cg_value, Tensor tasks, Tensor x_blocks, Tensor g_blocks, Tensor entries,
-    Tensor coupling, std::optional<Tensor> senders, std::optional<Tensor> sender_order,
-    std::optional<Tensor> sender_ptr, std::optional<Tensor> receivers, std::optional<Tensor> receiver_order,
-    std::optional<Tensor> receiver_ptr, int64_t wanted, int64_t edges, bool shared_weights, int64_t x_layout,
-    int64_t g_layout, std::vector<int64_t> dims) {
-  TensorProductArguments args{{x, y, w, g},   {dx, dy, dw, dg}, table,          cg_index,     cg_value, tasks,
-                              x_blocks,       g_blocks,         entries,        coupling,     senders,  sender_order,
-                              sender_ptr,     receivers,        receiver_order, receiver_ptr, wanted,   edges,
-                              shared_weights, x_layout,         g_layout,       dims};
+std::tuple<Tensor, Tensor, Tensor, Tensor> tensor_product(std::optional<Tensor> x, std::optional<Tensor> y,
+                                                          std::optional<Tensor> w, std::optional<Tensor> g,
+                                                          std::optional<Tensor> dx, std::optional<Tensor> dy,
+                                                          std::optional<Tensor> dw, std::optional<Tensor> dg,
+                                                          HAMFAST_PLAN_AND_GRAPH, int64_t wanted, int64_t edges,
+                                                          bool shared_weights, int64_t x_layout, int64_t g_layout,
+                                                          std::vector<int64_t> dims) {
+  TensorProductArguments args{{x, y, w, g},
+                              {dx, dy, dw, dg},
+                              HAMFAST_PLAN_AND_GRAPH_ARGUMENTS,
+                              wanted,
+                              edges,
+                              shared_weights,
+                              x_layout,
+                              g_layout,
+                              dims};
   args.make_contiguous();
   const Tensor& like = args.any_operand();
   const typename Launch::Guard guard(like.get_device_index());

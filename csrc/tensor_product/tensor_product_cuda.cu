@@ -33,29 +33,14 @@ struct TensorProductOnCuda {
 };
 
 // g absent: the product. Else its gradients in x, y and the weights.
-std::tuple<Tensor, Tensor, Tensor, Tensor> tensor_product_from_hidden(
-    Tensor x, Tensor y, Tensor hidden, Tensor matrix, std::optional<Tensor> g, Tensor table, Tensor cg_index,
-    Tensor cg_value, Tensor tasks, Tensor x_blocks, Tensor g_blocks, Tensor entries, Tensor coupling,
-    std::optional<Tensor> senders, std::optional<Tensor> sender_order, std::optional<Tensor> sender_ptr,
-    std::optional<Tensor> receivers, std::optional<Tensor> receiver_order, std::optional<Tensor> receiver_ptr,
-    bool one_pass, int64_t x_layout, int64_t g_layout, std::vector<int64_t> dims) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> tensor_product_from_hidden(Tensor x, Tensor y, Tensor hidden, Tensor matrix,
+                                                                      std::optional<Tensor> g, HAMFAST_PLAN_AND_GRAPH,
+                                                                      bool one_pass, int64_t x_layout, int64_t g_layout,
+                                                                      std::vector<int64_t> dims) {
   const int64_t wanted = g.has_value() ? 1 << slot_x | 1 << slot_y | 1 << slot_w : 1 << slot_g;
   TensorProductArguments args{{x, y, matrix, g},
                               {},
-                              table,
-                              cg_index,
-                              cg_value,
-                              tasks,
-                              x_blocks,
-                              g_blocks,
-                              entries,
-                              coupling,
-                              senders,
-                              sender_order,
-                              sender_ptr,
-                              receivers,
-                              receiver_order,
-                              receiver_ptr,
+                              HAMFAST_PLAN_AND_GRAPH_ARGUMENTS,
                               wanted,
                               hidden.size(0),
                               false,
