@@ -77,7 +77,8 @@ def run_tests(seconds, processes=8):
             return file, "left out, a package is missing", ""
         return file, {0: "passed", 5: "nothing chosen"}.get(done.returncode, "FAILED"), done.stdout
 
-    files = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py"))
+    files = [path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py")]
+    files.sort(key=lambda name: (not name.startswith("tests/ops/"), name))  # the kernels first
     passed = 0
     with ThreadPoolExecutor(processes) as pool:
         for file, verdict, output in pool.map(run, files):

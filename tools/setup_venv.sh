@@ -48,4 +48,5 @@ installed=$("$venv/bin/python" -c 'import torch; print(torch.__version__)' 2>/de
 echo "torch==$installed" >"$venv/constraints.txt"
 PATH="$(cd "$venv/bin" && pwd):$PATH" pip_install --no-build-isolation -c "$venv/constraints.txt" -e ".$extra"
 touch "$venv/.hamfast-$purpose"
+[ "$purpose" != lint ] || touch "$venv/.hamfast-test"  # the linters' environment has all that the tests want
 "$venv/bin/hamfast" doctor

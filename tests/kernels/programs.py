@@ -16,7 +16,7 @@ def compile_program(program: Path, source: str, options: list[str], sanitizers: 
     if compiler is None:
         pytest.skip("no C++ compiler")
     folders = [f"-I{ROOT / folder}" for folder in ("csrc", "kernels", "tests")]
-    command = [compiler, "-std=c++20", "-O1", "-g", "-fno-omit-frame-pointer", "-fopenmp-simd", "-pthread"]
+    command = [compiler, "-std=c++20", "-O1", "-g1", "-fno-omit-frame-pointer", "-fopenmp-simd", "-pthread"]
     command += [
         f"-fsanitize={sanitizers}",
         "-fno-sanitize-recover=all",

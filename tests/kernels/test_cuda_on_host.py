@@ -44,7 +44,7 @@ def compile_all(folder: Path) -> Path:
     if compiler is None:
         pytest.skip("no g++")
     torch_folder = Path(torch.__file__).parent
-    command = [compiler, "-std=c++20", "-O1", "-g", "-fPIC", "-w", "-fvisibility=hidden", "-DHAMFAST_SIMT", *SANITIZE]
+    command = [compiler, "-std=c++20", "-O1", "-g1", "-fPIC", "-w", "-fvisibility=hidden", "-DHAMFAST_SIMT", *SANITIZE]
     command += ["-DTORCH_TARGET_VERSION=0x020b000000000000", '-DHAMFAST_VERSION="tests"']
     command += [f"-I{ROOT / name}" for name in ("tests/simt", "csrc", "kernels")]
     command += ["-isystem", str(torch_folder / "include")]

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from hamfast import _library, _native
+from hamfast import _library, _native, ops  # noqa: F401  (ops: their fakes and autograd are registered)
 
 OPS = [
     "tensor_product",
