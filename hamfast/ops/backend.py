@@ -198,6 +198,8 @@ def _run(op: str, rung: Rung, *arguments: Any) -> Any:
     if rung.backend == "cpu":
         lower_backend(op, "cpu", "; ".join(f"{r.backend}: {r.problem}" for r in ladder() if r.problem))
         return _on_copies(op, arguments)
+    if op == "radial_tensor_product" and arguments[0].dtype == torch.float64:
+        return radial_in_blocks(*arguments)  # no such matrix products in all versions of Triton
     try:
         return getattr(importlib.import_module(f"hamfast.triton.{OPS[op]}"), op)(*arguments)
     except Exception as error:

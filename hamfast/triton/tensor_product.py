@@ -76,11 +76,7 @@ def channel_product(call: Call) -> list[Tensor]:
 
 
 def radial_tensor_product(x, y, h, matrix, g, *rest):
-    """``hamfast::radial_tensor_product``: see csrc/library.cpp. Weights are made in the kernel, by its matrix units."""
-    if x.dtype == torch.float64:  # no such products in all versions of Triton
-        from hamfast.ops.radial import radial_in_blocks
-
-        return radial_in_blocks(x, y, h, matrix, g, *rest)
+    """``hamfast::radial_tensor_product``: see csrc/library.cpp. Weights are made in the kernel, by its matrix units, in float32."""
     *tensors, x_layout, g_layout, dims = rest
     graph = [t if t is None else t.contiguous() for t in tensors[8:]]
     x, y, h, matrix = (t.contiguous() for t in (x, y, h, matrix))

@@ -7,7 +7,7 @@
 // A barrier or warp operation that some of its threads never reach ends the program with a message.
 //
 // What it cannot show: effects of the memory model (threads here see each other's writes at once), lanes of a warp that
-// run apart without a barrier on purpose, and time.
+// run apart without a barrier on purpose, how tensor cores round the sums inside of a product, and time.
 #pragma once
 
 #include <ucontext.h>
