@@ -265,9 +265,12 @@ HAMFAST_INLINE void forward_task(const Arguments& a, int64_t e, int u, const T* 
   }
 }
 
+HAMFAST_INLINE int64_t edge_at(const Arguments& a, int64_t p) { return a.order ? a.order[p] : p; }
+HAMFAST_INLINE int64_t x_row(const Arguments& a, int64_t e) { return a.x_index ? a.x_index[e] : e; }
+
 template <int kKind>
 HAMFAST_INLINE void forward_edge(const Arguments& a, int64_t e, int u, const T* made, T* sum) {
-  const int64_t r = a.x_index ? a.x_index[e] : e;
+  const int64_t r = x_row(a, e);
   for_each<kXBlocks>([&]<int b>() HAMFAST_ALWAYS_INLINE {
     if constexpr (reads(kKind, b)) {
       T x[x_blocks[b].d], dx[x_blocks[b].d];
@@ -286,8 +289,6 @@ HAMFAST_INLINE void set_zero(T* values) {
   HAMFAST_UNROLL
   for (int i = 0; i < N; ++i) values[i] = T(0);
 }
-
-HAMFAST_INLINE int64_t edge_at(const Arguments& a, int64_t p) { return a.order ? a.order[p] : p; }
 
 template <int kKind>
 HAMFAST_INLINE void forward_row(const Arguments& a, const Place& at, int64_t row, bool active_row) {
@@ -384,7 +385,7 @@ HAMFAST_INLINE void backward_edge(const Arguments& a, const Place& at, int unit,
   }
 }
 
-// x and its direction of the row that edge e reads.
+// A row of x, and of its direction.
 template <int kKind>
 HAMFAST_INLINE void load_x(const Arguments& a, int64_t row, int u, T* x, T* dx) {
   if (kOperands >> X & 1) load_row<kKind, false>(a.operand[X], a.x_rows, row, u, x);
@@ -402,7 +403,7 @@ HAMFAST_INLINE void backward_row(const Arguments& a, const Place& at, int unit, 
   for (int64_t step = first; step < last; step += a.ptr ? at.slots : 1) {
     const int64_t p = a.ptr ? step + at.slot : step;
     const int64_t e = edge_at(a, p < last ? p : step);
-    if (!row_is_x) load_x<kKind>(a, a.x_index ? a.x_index[e] : e, at.u, x, dx);
+    if (!row_is_x) load_x<kKind>(a, x_row(a, e), at.u, x, dx);
     backward_edge<kKind>(a, at, unit, e, active_row && p < last, nullptr, x, dx, sum_x, sum_w);
   }
   if (kWanted >> X & 1) {
@@ -476,23 +477,17 @@ HAMFAST_INLINE void backward(const Arguments& a) {
 
 #if HAMFAST_WEIGHTS_MADE
 #include "channel_radial.cuh"
-#endif
-
+#else
 namespace hamfast::channel {
 
-#if HAMFAST_WEIGHTS_MADE
-extern "C" __global__ void __launch_bounds__(kWarp* kWarpsPerBlock, kBlocksAtOnce) hamfast_channel(const Arguments a) {
-  with_weights_made(a);
-}
-#else
 extern "C" __global__ void __launch_bounds__(kWarp* kWarpsPerBlock) hamfast_channel(const Arguments a) {
   if constexpr (kForward)
     forward(a);
   else
     backward(a);
 }
-#endif
 
 }  // namespace hamfast::channel
+#endif
 
 #endif

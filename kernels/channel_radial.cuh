@@ -1,5 +1,5 @@
 // The channel-wise product with weights made in the kernel: w[e] = hidden[e] @ matrix, the last layer of a radial
-// network. Included by channel.cuh.
+// network. channel.cuh includes it in place of its own kernel.
 //
 // A block takes one row of the result (or kRowsPerStep rows of one edge each) and one unit of channels. For kTileEdges
 // of its edges at a time its warps make the weights of all tasks on the tensor cores, in shared memory; then each warp
@@ -129,12 +129,12 @@ HAMFAST_INLINE void row_with_weights_made(const Arguments& a, const Place& at, i
   float* const hidden = shared_memory();
   float* const tile = hidden + kTileEdges * hidden_row(kHidden);
   const float* const own = tile + at.lane % at.width;
-  T x[kXRegisters], sum[kSums];
+  T x[kXRegisters], dx[kXRegisters], sum[kSums];  // there are no directions: dx is nothing
   set_zero<kSums>(sum);
   int64_t first = turn * kRowsPerStep, last = first + kRowsPerStep < a.rows ? first + kRowsPerStep : a.rows;
   if (a.ptr) first = a.ptr[turn], last = a.ptr[turn + 1];
   const bool row_is_x = !kForward && a.ptr && a.x_index;
-  if (row_is_x) load_x<kKind>(a, turn, at.u, x, nullptr);
+  if (row_is_x) load_x<kKind>(a, turn, at.u, x, dx);
   auto write = [&](int64_t row) HAMFAST_ALWAYS_INLINE {
     if constexpr (kForward) store_row<kKind, true>(sum, a.out[G], a.g_rows, row, at.u);
     if constexpr (!kForward && writes_rows) store_row<kKind, false>(sum, a.out[X], a.x_rows, row, at.u);
@@ -151,8 +151,8 @@ HAMFAST_INLINE void row_with_weights_made(const Arguments& a, const Place& at, i
       if constexpr (kForward) {
         if (active) forward_edge<kKind>(a, e, at.u, own + i * kTileRow, sum);
       } else {
-        if (!row_is_x) load_x<kKind>(a, a.x_index ? a.x_index[e] : e, at.u, x, nullptr);
-        backward_edge<kKind>(a, at, number, e, active, own + i * kTileRow, x, nullptr, sum, nullptr);
+        if (!row_is_x) load_x<kKind>(a, x_row(a, e), at.u, x, dx);
+        backward_edge<kKind>(a, at, number, e, active, own + i * kTileRow, x, dx, sum, nullptr);
       }
       if (a.ptr) continue;
       if (active) write(begin + i);
@@ -176,6 +176,10 @@ HAMFAST_INLINE void with_weights_made(const Arguments& a) {
     with_kind(units[number].kind,
               [&]<int kKind>() HAMFAST_ALWAYS_INLINE { row_with_weights_made<kKind>(a, at, number, item % turns); });
   }
+}
+
+extern "C" __global__ void __launch_bounds__(kWarp* kWarpsPerBlock, kBlocksAtOnce) hamfast_channel(const Arguments a) {
+  with_weights_made(a);
 }
 
 }  // namespace hamfast::channel

@@ -16,8 +16,8 @@ class Passes : public Node<T> {
     collect(receiver);
     T* out = call_.out + receiver * value_size_;
     T* on_edge = row(call_.out_on_edge, receiver, call_.heads * call_.features);
-    expect_row(out, value_size_);
-    expect_row(on_edge, call_.heads * call_.features);
+    prefetch<to_write>(out, value_size_);  // comes while the edges are read
+    if (on_edge) prefetch<to_write>(on_edge, call_.heads * call_.features);
     T* score = scalars(0);
     scores(score, scalars(1));
     if (call_.logits) write(score, call_.logits);
@@ -55,8 +55,8 @@ class Passes : public Node<T> {
     T* d_value = row(call_.d_value[part_receiver], receiver, value_size_);
     T* d_on_edge = row(call_.d_query_on_edge, receiver, heads * call_.features);
     T* d_vector = row(call_.d_vector, part, size_);
-    expect_row(d_query, size_);
-    expect_row(d_on_edge, heads * call_.features);
+    if (d_query) prefetch<to_write>(d_query, size_);
+    if (d_on_edge) prefetch<to_write>(d_on_edge, heads * call_.features);
     T *raw = scalars(0), *p = scalars(1), *a = scalars(2), *slope = scalars(3);
     scores(p, raw, slope);
     incoming(receiver, a);

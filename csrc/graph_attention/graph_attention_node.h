@@ -235,11 +235,6 @@ class Node {
                call_.features, streams_edges_, to);
   }
 
-  // A row that will be written once the edges have been read: it may come meanwhile.
-  static void expect_row(T* row, int64_t n) {
-    for (int64_t c = 0; row && c < n; c += kAlign) __builtin_prefetch(row + c, 1);
-  }
-
   const AttentionCall<T>& call_;
   const HeadPattern<T> pattern_;
   T* free_;
@@ -292,7 +287,6 @@ class Node {
   using Node<T>::kClipped;          \
   using Node<T>::begin_receiver;    \
   using Node<T>::begin_sender;      \
-  using Node<T>::expect_row;        \
   using Node<T>::collect;           \
   using Node<T>::collected;         \
   using Node<T>::scalars;           \

@@ -50,10 +50,11 @@ inline void resolve(const EdgeSum<T>& sum, int64_t size, const Chunk& chunk, T* 
   }
 }
 
-// Rows that are gathered come late unless they are asked for some edges before.
-template <class T>
+// Rows that are gathered come late unless they are asked for some edges before; so do rows that will be written.
+enum Purpose { to_read = 0, to_write = 1 };
+template <Purpose purpose = to_read, class T>
 inline void prefetch(const T* row, int64_t n) {
-  for (int64_t c = 0; c < n; c += static_cast<int64_t>(64 / sizeof(T))) __builtin_prefetch(row + c);
+  for (int64_t c = 0; c < n; c += static_cast<int64_t>(64 / sizeof(T))) __builtin_prefetch(row + c, purpose);
 }
 
 // f(Size<n>{}) for n full vectors, or for 0: any number.

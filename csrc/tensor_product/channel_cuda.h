@@ -105,11 +105,13 @@ class ChannelCuda {
     arguments_.rows = ptr.has_value() ? ptr->numel() - 1 : args_.edges;
   }
   int64_t turns() const { return channel::turns_of(arguments_); }
+
   // Blocks for `turns` of every unit; where weights are made, a block takes a turn, else each of its warps.
   int64_t blocks_for(int64_t turns, const ChannelJit& jit) const {
     const int64_t items = turns * jit.units;
     return arguments_.hidden ? items : (items + kWarps - 1) / kWarps;
   }
+
   void launch(const ChannelJit& jit, int64_t blocks) {
     void* parameters[] = {&arguments_};
     jit.kernel->launch(static_cast<unsigned>(blocks), kWarps * kWarp, static_cast<unsigned>(jit.shared_bytes),
