@@ -65,7 +65,7 @@ def backends() -> list[Finding]:
 
 def _run_time_compiler() -> Finding:
     """What makes the CUDA kernels of single plans."""
-    from hamfast.ops import run_time_compiler
+    from hamfast import run_time_compiler
 
     problem, folder = run_time_compiler.problem(), run_time_compiler.cache_folder()
     if problem:

@@ -1,4 +1,4 @@
-// Run-time compilation for callers that are not C++: hamfast/ops/run_time_compiler.py. Errors are sentences, "" if
+// Run-time compilation for callers that are not C++: hamfast/run_time_compiler.py. Errors are sentences, "" if
 // none; they live until the thread's next call.
 #pragma once
 

@@ -24,8 +24,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hamfast import _library  # noqa: F401  (loads the kernels)
-from hamfast.ops import run_time_compiler
+from hamfast import (
+    _library,  # noqa: F401  (loads the kernels)
+    run_time_compiler,
+)
 from hamfast.ops.notice import lower_backend
 from hamfast.ops.radial import radial_in_blocks
 

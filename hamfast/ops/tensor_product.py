@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hamfast.ops import backend, run_time_compiler
+from hamfast import run_time_compiler
+from hamfast.ops import backend
 from hamfast.ops.block_matmul import block_matmul
 from hamfast.ops.checks import check_rows, check_same
 from hamfast.ops.edge_index import EdgeIndex

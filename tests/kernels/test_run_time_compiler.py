@@ -10,7 +10,7 @@ import compile_table
 import pytest
 from cases import PRODUCTS
 
-from hamfast.ops import run_time_compiler
+from hamfast import run_time_compiler
 
 pytestmark = pytest.mark.skipif(
     run_time_compiler.find_compiler() is None,
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 PROGRAM = """
 import sys
 from pathlib import Path
-from hamfast.ops import run_time_compiler as compiler
+from hamfast import run_time_compiler as compiler
 if "no-compiler" in sys.argv:
     compiler.find_compiler = lambda: None
 try:
