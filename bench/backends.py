@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "bench" / "results" / "backends.csv"
 PAGE = ROOT / "docs" / "backends.md"
 COLUMNS = ["case", "backend", "dtype", "order", "where", "date"]
-DTYPES = ("float64", "float32", "bfloat16")
+DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 def run_tests(environment, *chosen):

@@ -21,7 +21,7 @@ RESULT = ROOT / "bench" / "results" / "compile_table.csv"
 ARCHITECTURES = (80, 90, 100)
 COLUMNS = ["kernel", "case", "architecture", "registers", "shared_bytes", "stack_bytes", "spill_stores", "spill_loads"]
 
-# Kernels that need no plan, for float and double: csrc/*_cuda.cu launches these.
+# Kernels that need no plan: csrc/*_cuda.cu launches these.
 FIXED = """
 #include "edge_frame.cuh"
 #include "edge_einsum.cuh"
@@ -34,16 +34,21 @@ namespace hamfast {
   template __global__ void rotate_kernel<true, T>(FrameCall<T>, int64_t);          \\
   template __global__ void rotate_kernel<false, T>(FrameCall<T>, int64_t);         \\
   template __global__ void matrix_groups_kernel<T>(MatrixCall<T>);                 \\
-  template __global__ void attention_scores_kernel<T, pass_forward>(AttentionCall<T>);  \\
-  template __global__ void attention_scores_kernel<T, pass_backward>(AttentionCall<T>); \\
-  template __global__ void attention_scores_kernel<T, pass_double>(AttentionCall<T>);   \\
-  template __global__ void weighted_sum_kernel<T>(WeightedSum<T>);                  \\
   template __global__ void edge_einsum_kernel<T>(EdgeEinsumCall<T>, int64_t);       \\
   template __global__ void sparse_map_kernel<T>(SparseMapCall<T>);                 \\
   template __global__ void tensor_product_kernel<T>(TensorProductCall<T>, int64_t, T*); \\
   template __global__ void add_rows_kernel<T>(const T*, int64_t, int64_t, T*);
 INSTANTIATE(float)
 INSTANTIATE(double)
+#define INSTANTIATE_ATTENTION(T, Stored)                                                                  \\
+  template __global__ void attention_scores_kernel<T, Stored, pass_forward>(AttentionCall<T, Stored>);  \\
+  template __global__ void attention_scores_kernel<T, Stored, pass_backward>(AttentionCall<T, Stored>); \\
+  template __global__ void attention_scores_kernel<T, Stored, pass_double>(AttentionCall<T, Stored>);   \\
+  template __global__ void weighted_sum_kernel<T, Stored, Stored>(WeightedSum<T, Stored, Stored>);
+INSTANTIATE_ATTENTION(float, float)
+INSTANTIATE_ATTENTION(double, double)
+INSTANTIATE_ATTENTION(float, BFloat16)
+template __global__ void weighted_sum_kernel<float, BFloat16, float>(WeightedSum<float, BFloat16, float>);
 }
 """
 
@@ -99,8 +104,10 @@ def compile_one(case, source, header, architecture):
         symbol = entry.split("'")[0]
         names = re.findall(r"\d+([a-z][a-z_]*kernel|hamfast_channel)", symbol) or [symbol]
         dtype = "float64" if re.search(r"kernelI(Lb\dE)?d", symbol) else "float32"
+        if "BFloat16" in symbol:
+            dtype = "bfloat16 to float32" if re.search(r"BFloat16EfE", symbol) else "bfloat16"
         direction = {"ILb1": " into", "ILb0": " out of"}.get(symbol[symbol.find("kernel") + 6 :][:4], "")
-        attention = re.search(r"attention_scores_kernelI[fd]Li(\d)", symbol)
+        attention = re.search(r"attention_scores_kernelI(?:ff|dd|fNS_8BFloat16E)Li(\d)", symbol)
         if attention:
             direction = (" forward", " backward", " double")[int(attention[1])]
 

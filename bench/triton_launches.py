@@ -94,6 +94,7 @@ def attention(edges):
     operands += [torch.zeros(HEADS, WIDTH, FEATURES), torch.zeros(HEADS, WIDTH, FEATURES)]
     operands += [torch.zeros(EDGES, HEADS), torch.ones(EDGES)]
     derivatives(run, *operands)
+    derivatives(run, *(t.detach().bfloat16() for t in operands))
     seed = torch.tensor(3)
     query, key, value = operands[:3]
     vector = torch.zeros(HEADS, WIDTH).requires_grad_()

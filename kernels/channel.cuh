@@ -38,7 +38,7 @@ using T = Stored<kStorage == float64 ? float64 : float32>::Type;
 
 HAMFAST_INLINE T widen(Number stored) {
   if constexpr (kStorage == bfloat16)
-    return __uint_as_float(uint32_t(stored) << 16);
+    return bfloat16_to_float(stored);
   else if constexpr (kStorage == float16)
     return half_to_float(stored);
   else
@@ -46,15 +46,12 @@ HAMFAST_INLINE T widen(Number stored) {
 }
 
 HAMFAST_INLINE Number narrow(T value) {
-  if constexpr (kStorage == bfloat16) {  // to nearest, ties to even
-    if (value != value) return 0x7fc0;
-    const uint32_t bits = __float_as_uint(value);
-    return static_cast<Number>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-  } else if constexpr (kStorage == float16) {
+  if constexpr (kStorage == bfloat16)
+    return float_to_bfloat16(value);
+  else if constexpr (kStorage == float16)
     return float_to_half(value);
-  } else {
+  else
     return value;
-  }
 }
 
 HAMFAST_INLINE const Number* numbers(const void* p) { return static_cast<const Number*>(p); }

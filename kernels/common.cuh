@@ -38,7 +38,11 @@
 
 namespace hamfast {
 constexpr int kWarp = 32;
-}
+// As it lies in memory: it is computed in float.
+struct BFloat16 {
+  uint16_t bits;
+};
+}  // namespace hamfast
 
 namespace hamfast::HAMFAST_ISA {
 
@@ -65,7 +69,13 @@ struct Warp {
   }
 };
 
-// IEEE half precision, without cuda_fp16.h: run-time compilation has no headers but ours.
+// Half precision, without cuda_fp16.h and cuda_bf16.h: run-time compilation has no headers but ours.
+__device__ inline float bfloat16_to_float(uint16_t bits) { return __uint_as_float(uint32_t(bits) << 16); }
+__device__ inline uint16_t float_to_bfloat16(float value) {  // to nearest, ties to even
+  if (value != value) return 0x7fc0;
+  const uint32_t bits = __float_as_uint(value);
+  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
 __device__ inline float half_to_float(uint16_t bits) {
 #if defined(__CUDA_ARCH__)
   float value;
@@ -89,6 +99,17 @@ __device__ inline uint16_t float_to_half(float value) {
 #endif
   return bits;
 }
+
+template <class Real>
+__device__ inline Real widen(Real stored) {
+  return stored;
+}
+__device__ inline float widen(BFloat16 stored) { return bfloat16_to_float(stored.bits); }
+template <class Real>
+__device__ inline void narrow(Real value, Real* to) {
+  *to = value;
+}
+__device__ inline void narrow(float value, BFloat16* to) { to->bits = float_to_bfloat16(value); }
 #endif
 
 }  // namespace hamfast::HAMFAST_ISA

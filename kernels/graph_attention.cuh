@@ -61,11 +61,12 @@ struct NodeRows {
   HAMFAST_HD const T* row(int64_t node) const { return data ? data + node * node_stride : nullptr; }
 };
 
-template <class T>
+// T: of numbers, and what is computed in. Stored: of rows of q, k, v and the edges' features, and of their gradients.
+template <class T, class Stored = T>
 struct AttentionCall {
-  EdgeSum<T> query, key, value;
+  EdgeSum<Stored> query, key, value;
   NodeRows<T> query_on_edge;
-  const T* edge;  // [edges, features]
+  const Stored* edge;  // [edges, features]
   int64_t features;
   const T* vector;  // [heads, width], of additive scores
   EdgeScalar<T> bias, score_scale, envelope, gate;
@@ -78,27 +79,29 @@ struct AttentionCall {
   double dropout;
 
   // Results; those not wanted are null.
-  T* out;          // [receivers, heads, value width]
+  Stored* out;     // [receivers, heads, value width]
   T* out_on_edge;  // [receivers, heads, features]
   T* lse;          // [receivers, heads]: log(sum f exp(s) + epsilon)
   T* weights;      // [edges, heads]: w
   T* logits;       // [edges, heads]: s
 
   // Gradients of the results (null: zero), and those of the operands (null: not wanted).
-  const T *lse_before, *grad_out, *grad_lse, *grad_weights, *grad_logits;
+  const Stored* grad_out;
+  const T *lse_before, *grad_lse, *grad_weights, *grad_logits;
   NodeRows<T> grad_on_edge;
-  T *d_query[3], *d_key[3], *d_value[3];
-  T *d_query_on_edge, *d_edge, *d_vector;  // d_vector: [parts, heads, width]
+  Stored *d_query[3], *d_key[3], *d_value[3], *d_edge;
+  T *d_query_on_edge, *d_vector;  // d_vector: [parts, heads, width]
   T *d_bias, *d_score_scale, *d_envelope, *d_gate;
   T *d_score, *kept_weight;  // [edges, heads]: dz and w, from the first pass to the second
 
   // Double backward: directions of the operands (null: zero), and the gradients of the gradients of the results. There
   // kept_weight is w'.
-  EdgeSum<T> query_dot, key_dot, value_dot;
+  EdgeSum<Stored> query_dot, key_dot, value_dot;
   NodeRows<T> query_on_edge_dot;
-  const T* edge_dot;
+  const Stored* edge_dot;
   EdgeScalar<T> bias_dot, score_scale_dot, envelope_dot, gate_dot;
-  T *to_grad_out, *to_grad_on_edge, *to_grad_weights;
+  Stored* to_grad_out;
+  T *to_grad_on_edge, *to_grad_weights;
   T* d_score_dot;  // [edges, heads]: the gradient of z', from the first pass to the second
 
   // The GPU's numbers per edge and head between its kernels: z (then dz), a, z' and b.
@@ -111,8 +114,8 @@ struct AttentionCall {
 namespace HAMFAST_ISA {
 
 // 0 or 1 / (1 - p), from a counter: the mask is made again where it is needed. SplitMix64 (Steele, Lea, Flood 2014).
-template <class T>
-HAMFAST_HD inline T dropout_factor(const AttentionCall<T>& call, int64_t edge, int64_t head) {
+template <class T, class Stored>
+HAMFAST_HD inline T dropout_factor(const AttentionCall<T, Stored>& call, int64_t edge, int64_t head) {
   uint64_t z = static_cast<uint64_t>(*call.seed) +
                static_cast<uint64_t>(edge * call.heads + head + 1) * uint64_t(0x9E3779B97F4A7C15);
   z = (z ^ (z >> 30)) * uint64_t(0xBF58476D1CE4E5B9);

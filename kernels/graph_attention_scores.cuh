@@ -12,11 +12,11 @@ namespace hamfast {
 constexpr int kAttentionWarps = 4;  // per block
 constexpr int kGroup = 8;           // lanes per edge
 
-template <class T>
-HAMFAST_INLINE T row_element(const EdgeSum<T>& sum, int64_t heads, const int64_t (&row)[3], int64_t h, int64_t c) {
+template <class T, class Stored>
+HAMFAST_INLINE T row_element(const EdgeSum<Stored>& sum, int64_t heads, const int64_t (&row)[3], int64_t h, int64_t c) {
   T total = T(0);
   for (int p = 0; p < 3; ++p)
-    if (sum.part[p]) total += sum.part[p][(row[p] * heads + h) * sum.width + c];
+    if (sum.part[p]) total += HAMFAST_ISA::widen(sum.part[p][(row[p] * heads + h) * sum.width + c]);
   return total;
 }
 
@@ -34,9 +34,9 @@ HAMFAST_INLINE T score_activation_slope(int64_t kind, T slope, T x) {
 }
 
 // One warp at one receiver and head.
-template <class T>
+template <class T, class Stored>
 struct ScoreWarp {
-  const AttentionCall<T>& call;
+  const AttentionCall<T, Stored>& call;
   int64_t receiver, head;
   int lane;
 
@@ -72,25 +72,29 @@ struct ScoreWarp {
     __syncwarp();
   }
 
-  HAMFAST_INLINE T on_edge(const NodeRows<T>& nodes, const T* edges, const int64_t (&row)[3], int rank) const {
+  HAMFAST_INLINE T on_edge(const NodeRows<T>& nodes, const Stored* edges, const int64_t (&row)[3], int rank) const {
     T total = T(0);
     if (!nodes.data || !edges) return total;
     const T* at = nodes.row(receiver) + head * nodes.head_stride;
-    for (int64_t f = rank; f < call.features; f += kGroup) total += at[f] * edges[row[0] * call.features + f];
+    for (int64_t f = rank; f < call.features; f += kGroup)
+      total += at[f] * HAMFAST_ISA::widen(edges[row[0] * call.features + f]);
     return total;
   }
-  HAMFAST_INLINE T product(const EdgeSum<T>& a, const EdgeSum<T>& b, const int64_t (&row)[3], int rank) const {
+  HAMFAST_INLINE T element(const EdgeSum<Stored>& sum, const int64_t (&row)[3], int64_t c) const {
+    return row_element<T>(sum, call.heads, row, head, c);
+  }
+  HAMFAST_INLINE T product(const EdgeSum<Stored>& a, const EdgeSum<Stored>& b, const int64_t (&row)[3],
+                           int rank) const {
     T total = T(0);
     if (!a.any() || !b.any()) return total;
-    for (int64_t c = rank; c < a.width; c += kGroup)
-      total += row_element(a, call.heads, row, head, c) * row_element(b, call.heads, row, head, c);
+    for (int64_t c = rank; c < a.width; c += kGroup) total += element(a, row, c) * element(b, row, c);
     return total;
   }
-  HAMFAST_INLINE T with_gradient(const EdgeSum<T>& value, const int64_t (&row)[3], int rank) const {
+  HAMFAST_INLINE T with_gradient(const EdgeSum<Stored>& value, const int64_t (&row)[3], int rank) const {
     T total = T(0);
     if (!call.grad_out || !value.any()) return total;
-    const T* g = call.grad_out + (receiver * call.heads + head) * call.value.width;
-    for (int64_t c = rank; c < value.width; c += kGroup) total += g[c] * row_element(value, call.heads, row, head, c);
+    const Stored* g = call.grad_out + (receiver * call.heads + head) * call.value.width;
+    for (int64_t c = rank; c < value.width; c += kGroup) total += HAMFAST_ISA::widen(g[c]) * element(value, row, c);
     return total;
   }
 
@@ -100,7 +104,7 @@ struct ScoreWarp {
       T total = on_edge(call.query_on_edge, call.edge, row, rank);
       if (call.score == score_dot) return total + product(call.query, call.key, row, rank);
       for (int64_t c = rank; c < call.query.width; c += kGroup) {
-        const T x = row_element(call.query, call.heads, row, head, c) + row_element(call.key, call.heads, row, head, c);
+        const T x = element(call.query, row, c) + element(call.key, row, c);
         total += call.vector[head * call.query.width + c] * score_activation(call.activation, call.slope, x);
       }
       return total;
@@ -267,13 +271,13 @@ struct ScoreWarp {
 
 enum AttentionPass : int { pass_forward = 0, pass_backward = 1, pass_double = 2 };
 
-template <class T, int pass>
-__global__ void __launch_bounds__(kWarp* kAttentionWarps) attention_scores_kernel(AttentionCall<T> call) {
+template <class T, class Stored, int pass>
+__global__ void __launch_bounds__(kWarp* kAttentionWarps) attention_scores_kernel(AttentionCall<T, Stored> call) {
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int64_t items = call.num_receivers * call.heads;
   for (int64_t item = static_cast<int64_t>(blockIdx.x) * kAttentionWarps + warp; item < items;
        item += static_cast<int64_t>(gridDim.x) * kAttentionWarps) {
-    const ScoreWarp<T> at{call, item / call.heads, item % call.heads, static_cast<int>(threadIdx.x) % kWarp};
+    const ScoreWarp<T, Stored> at{call, item / call.heads, item % call.heads, static_cast<int>(threadIdx.x) % kWarp};
     if constexpr (pass == pass_forward) at.forward();
     if constexpr (pass == pass_backward) at.backward();
     if constexpr (pass == pass_double) at.double_backward();

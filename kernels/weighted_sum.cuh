@@ -16,20 +16,20 @@ enum RowKind : int64_t {
   rows_activation_slope = 4,  // vector act'(a + b)
 };
 
-template <class T>
+template <class T, class Stored>
 struct WeightedTerm {
   int64_t kind;
   const T* weight;  // [edges, heads]
-  EdgeSum<T> a, b;
-  const T* features;
+  EdgeSum<Stored> a, b;
+  const Stored* features;
   NodeRows<T> nodes;
 };
 
-template <class T>
+template <class T, class Stored, class Out>
 struct WeightedSum {
-  WeightedTerm<T> term[4];
+  WeightedTerm<T, Stored> term[4];
   int count;
-  T* out;  // [rows, heads, width], or [rows, width] if summed over heads
+  Out* out;  // [rows, heads, width], or [rows, width] if summed over heads
   int64_t rows, heads, width;
   bool over_heads;
   const int64_t *order, *ptr;  // null: a row is an edge
@@ -40,19 +40,19 @@ struct WeightedSum {
   T slope;
 };
 
-template <class T>
-HAMFAST_INLINE T weighted_element(const WeightedSum<T>& sum, const WeightedTerm<T>& term, const int64_t (&row)[3],
-                                  int64_t h, int64_t c) {
-  if (term.kind == rows_sum) return row_element(term.a, sum.heads, row, h, c);
-  if (term.kind == rows_features) return term.features[row[0] * sum.width + c];
+template <class T, class Stored, class Out>
+HAMFAST_INLINE T weighted_element(const WeightedSum<T, Stored, Out>& sum, const WeightedTerm<T, Stored>& term,
+                                  const int64_t (&row)[3], int64_t h, int64_t c) {
+  if (term.kind == rows_sum) return row_element<T>(term.a, sum.heads, row, h, c);
+  if (term.kind == rows_features) return HAMFAST_ISA::widen(term.features[row[0] * sum.width + c]);
   if (term.kind == rows_nodes) return term.nodes.row(row[2])[h * term.nodes.head_stride + c];
-  const T x = row_element(term.a, sum.heads, row, h, c) + row_element(term.b, sum.heads, row, h, c);
+  const T x = row_element<T>(term.a, sum.heads, row, h, c) + row_element<T>(term.b, sum.heads, row, h, c);
   if (term.kind == rows_activation) return score_activation(sum.activation, sum.slope, x);
   return sum.vector[h * sum.width + c] * score_activation_slope(sum.activation, sum.slope, x);
 }
 
-template <class T>
-__global__ void weighted_sum_kernel(WeightedSum<T> sum) {
+template <class T, class Stored, class Out>
+__global__ void weighted_sum_kernel(WeightedSum<T, Stored, Out> sum) {
   const int64_t heads_out = sum.over_heads ? 1 : sum.heads;
   const int64_t elements = sum.rows * heads_out * sum.width;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < elements;
@@ -69,7 +69,7 @@ __global__ void weighted_sum_kernel(WeightedSum<T> sum) {
         for (int t = 0; t < sum.count; ++t)
           total += sum.term[t].weight[edge * sum.heads + h] * weighted_element(sum, sum.term[t], row, h, c);
     }
-    sum.out[i] = total;
+    HAMFAST_ISA::narrow(total, sum.out + i);
   }
 }
 

@@ -8,12 +8,12 @@
 
 namespace hamfast {
 
+using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // Calls f(float{}) or f(double{}): the one place where the supported dtypes are listed.
 template <class F>
-void dispatch_real(torch::headeronly::ScalarType type, const char* op, F&& f) {
-  using torch::headeronly::ScalarType;
+void dispatch_real(ScalarType type, const char* op, F&& f) {
   if (type == ScalarType::Float) return f(float{});
   if (type == ScalarType::Double) return f(double{});
   STD_TORCH_CHECK(false, op, ": expected float32 or float64");

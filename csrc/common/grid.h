@@ -11,8 +11,8 @@ namespace hamfast {
 // What launchers on a GPU share.
 struct OnCuda {
   using Guard = LaunchGuard;
-  static Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes) {
-    return torch::stable::new_empty(like, sizes);
+  static Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes, std::optional<ScalarType> type = {}) {
+    return torch::stable::new_empty(like, sizes, type.value_or(like.scalar_type()));
   }
 };
 

@@ -83,10 +83,8 @@ HostPool& pool() {
 
 }  // namespace
 
-Tensor pooled_empty(const std::vector<int64_t>& sizes, torch::headeronly::ScalarType type) {
-  size_t bytes = type == torch::headeronly::ScalarType::Double  ? 8
-                 : type == torch::headeronly::ScalarType::Float ? 4
-                                                                : 2;
+Tensor pooled_empty(const std::vector<int64_t>& sizes, ScalarType type) {
+  size_t bytes = type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
   std::vector<int64_t> strides(sizes.size());
   int64_t numel = 1;
   for (size_t i = sizes.size(); i-- > 0;) {

@@ -13,13 +13,13 @@
 namespace hamfast {
 
 // Uninitialised, on the CPU, contiguous, aligned to 64 bytes or more.
-Tensor pooled_empty(const std::vector<int64_t>& sizes, torch::headeronly::ScalarType type);
+Tensor pooled_empty(const std::vector<int64_t>& sizes, ScalarType type);
 
 // What launchers on the CPU share.
 struct OnCpu {
   using Guard = NoGuard;
-  static Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes) {
-    return pooled_empty(sizes, like.scalar_type());
+  static Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes, std::optional<ScalarType> type = {}) {
+    return pooled_empty(sizes, type.value_or(like.scalar_type()));
   }
 };
 

@@ -1,9 +1,14 @@
 // The ops on tensors, for any launcher: Launch::forward, backward and double_backward (call, a tensor of the call's
-// device and dtype), and Launch::new_result.
+// device), Launch::new_result, and Launch::reads_bfloat16. Rows of half precision that a launcher does not read are
+// converted before it, and its results after it; numbers per edge and head, and rows that meet the edges' features,
+// are never of half precision.
 #pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
 
 #include <array>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "common/balance.h"
@@ -64,6 +69,30 @@ struct AttentionArguments {
       if (t.has_value()) return *t;
     STD_TORCH_CHECK(false, "graph_attention: expected at least one operand");
   }
+  // Is it made of rows that may be stored in half precision?
+  static bool is_stored(int n) { return n < on_edge || n == edge; }
+  ScalarType stored() const {
+    for (int n = 0; n < count; ++n)
+      if (is_stored(n) && operand[n].has_value()) return operand[n]->scalar_type();
+    return any().scalar_type();
+  }
+  // Of operand n, and of its gradient.
+  ScalarType type(int n) const { return is_stored(n) || !is_half(stored()) ? stored() : ScalarType::Float; }
+  ScalarType number_type() const { return type(bias); }
+  void widen() { widen_all(operand); }
+
+  static bool is_half(ScalarType type) { return type == ScalarType::BFloat16 || type == ScalarType::Half; }
+  static Tensor converted(const Tensor& t, ScalarType to) {
+    if (t.scalar_type() == to) return t;
+    Tensor made = torch::stable::new_empty(t, t.sizes(), to);
+    return torch::stable::copy_(made, t);
+  }
+  static void widen(Optional& t) {
+    if (t.has_value() && is_half(t->scalar_type())) t = converted(*t, ScalarType::Float);
+  }
+  static void widen_all(std::array<Optional, count>& tensors) {
+    for (Optional& t : tensors) widen(t);
+  }
   // Shape of an operand's gradient.
   std::vector<int64_t> shape(int n) const {
     const int64_t rows[3] = {edges(), num_senders(), num_receivers()};
@@ -74,12 +103,12 @@ struct AttentionArguments {
     return {edges(), heads()};
   }
 
-  template <class T>
-  AttentionCall<T> call() const {
-    AttentionCall<T> c{};
-    c.query = sum<T>(operand, query), c.key = sum<T>(operand, key), c.value = sum<T>(operand, value);
+  template <class T, class Stored>
+  AttentionCall<T, Stored> call() const {
+    AttentionCall<T, Stored> c{};
+    c.query = sum<Stored>(operand, query), c.key = sum<Stored>(operand, key), c.value = sum<Stored>(operand, value);
     c.query_on_edge = node_rows<T>(operand[on_edge]);
-    c.edge = data_or_null<T>(operand[edge]);
+    c.edge = rows<Stored>(operand[edge]);
     c.features = features();
     c.vector = data_or_null<T>(operand[vector]);
     c.bias = scalar<T>(operand[bias]), c.score_scale = scalar<T>(operand[bias + 1]);
@@ -98,12 +127,12 @@ struct AttentionArguments {
     return c;
   }
 
-  template <class T>
-  void set_directions(const std::array<Optional, count>& direction, AttentionCall<T>& c) const {
-    c.query_dot = sum<T>(direction, query), c.key_dot = sum<T>(direction, key);
-    c.value_dot = sum<T>(direction, value);
+  template <class T, class Stored>
+  void set_directions(const std::array<Optional, count>& direction, AttentionCall<T, Stored>& c) const {
+    c.query_dot = sum<Stored>(direction, query), c.key_dot = sum<Stored>(direction, key);
+    c.value_dot = sum<Stored>(direction, value);
     c.query_on_edge_dot = node_rows<T>(direction[on_edge]);
-    c.edge_dot = data_or_null<T>(direction[edge]);
+    c.edge_dot = rows<Stored>(direction[edge]);
     c.bias_dot = scalar<T>(direction[bias]), c.score_scale_dot = scalar<T>(direction[bias + 1]);
     c.envelope_dot = scalar<T>(direction[bias + 2]), c.gate_dot = scalar<T>(direction[bias + 3]);
   }
@@ -118,12 +147,23 @@ struct AttentionArguments {
     return t.has_value() && t->stride(2) == 1 ? t : contiguous(t);
   }
 
-  template <class T>
-  EdgeSum<T> sum(const std::array<Optional, count>& from, int first) const {
-    EdgeSum<T> s{};
-    for (int p = 0; p < 3; ++p) s.part[p] = data_or_null<T>(from[first + p]);
+  template <class Stored>
+  EdgeSum<Stored> sum(const std::array<Optional, count>& from, int first) const {
+    EdgeSum<Stored> s{};
+    for (int p = 0; p < 3; ++p) s.part[p] = rows<Stored>(from[first + p]);
     s.width = width(first);
     return s;
+  }
+  // What torch calls the type.
+  template <class Stored>
+  using Element = std::conditional_t<std::is_same_v<Stored, BFloat16>, torch::headeronly::BFloat16, Stored>;
+  template <class Stored>
+  static const Stored* rows(const Optional& t) {
+    return reinterpret_cast<const Stored*>(data_or_null<Element<Stored>>(t));
+  }
+  template <class Stored>
+  static Stored* new_rows(const Tensor& t) {
+    return reinterpret_cast<Stored*>(t.template mutable_data_ptr<Element<Stored>>());
   }
   template <class T>
   static EdgeScalar<T> scalar(const Optional& t) {
@@ -144,27 +184,32 @@ struct AttentionOps {
   // out, out_on_edge, lse, weights, logits; what is not wanted is empty. `edge_key_weight`: what the query on the
   // edges' features was made with; read by the backward pass alone.
   static std::vector<Tensor> forward(Optional edge_key_weight, HAMFAST_ATTENTION_PARAMETERS) {
-    const AttentionArguments args(HAMFAST_ATTENTION_ARGUMENTS);
-    const Tensor& like = args.any();
-    const typename Launch::Guard guard(like.get_device_index());
-    auto made = [&](bool is_wanted, std::vector<int64_t> sizes) {
-      return Launch::new_result(like, is_wanted ? sizes : std::vector<int64_t>{0});
+    Args args(HAMFAST_ATTENTION_ARGUMENTS);
+    const typename Launch::Guard guard(args.any().get_device_index());
+    const ScalarType stored = readable(args);
+    const Tensor like = args.any();
+    auto made = [&](bool is_wanted, std::vector<int64_t> sizes, ScalarType type) {
+      return Launch::new_result(like, is_wanted ? sizes : std::vector<int64_t>{0}, type);
     };
     const int64_t rows = args.num_receivers(), heads = args.heads();
-    std::vector<Tensor> out{made(true, {rows, heads, args.width(AttentionArguments::value)}),
-                            made(wanted & want_on_edge, {rows, heads, args.features()}), made(true, {rows, heads}),
-                            made(wanted & want_weights, {args.edges(), heads}),
-                            made(wanted & want_logits, {args.edges(), heads})};
-    dispatch_real(like.scalar_type(), "graph_attention", [&](auto zero) {
+    const ScalarType number = args.number_type();
+    std::vector<Tensor> out{made(true, {rows, heads, args.width(Args::value)}, args.stored()),
+                            made(wanted & want_on_edge, {rows, heads, args.features()}, number),
+                            made(true, {rows, heads}, number),
+                            made(wanted & want_weights, {args.edges(), heads}, number),
+                            made(wanted & want_logits, {args.edges(), heads}, number)};
+    dispatch(args, "graph_attention", [&](auto zero, auto of_rows) {
       using T = decltype(zero);
-      AttentionCall<T> call = args.call<T>();
-      call.out = out[0].mutable_data_ptr<T>();
+      using Stored = decltype(of_rows);
+      AttentionCall<T, Stored> call = args.template call<T, Stored>();
+      call.out = Args::new_rows<Stored>(out[0]);
       if (wanted & want_on_edge) call.out_on_edge = out[1].mutable_data_ptr<T>();
       call.lse = out[2].mutable_data_ptr<T>();
       if (wanted & want_weights) call.weights = out[3].mutable_data_ptr<T>();
       if (wanted & want_logits) call.logits = out[4].mutable_data_ptr<T>();
       Launch::forward(call, like);
     });
+    out[0] = Args::converted(out[0], stored);
     return out;
   }
 
@@ -172,20 +217,21 @@ struct AttentionOps {
   static std::vector<Tensor> backward(Optional grad_out, Optional grad_on_edge, Optional grad_lse,
                                       Optional grad_weights, Optional grad_logits, Tensor lse_any,
                                       HAMFAST_ATTENTION_PARAMETERS) {
-    using Args = AttentionArguments;
-    const Args args(HAMFAST_ATTENTION_ARGUMENTS);
-    const Tensor& like = args.any();
-    const typename Launch::Guard guard(like.get_device_index());
+    Args args(HAMFAST_ATTENTION_ARGUMENTS);
+    const typename Launch::Guard guard(args.any().get_device_index());
+    const ScalarType stored = readable(args, {&grad_out});
+    const Tensor like = args.any();
     const Tensor lse = torch::stable::contiguous(lse_any);
     const Optional g = contiguous(grad_out), g_lse = contiguous(grad_lse), g_weights = contiguous(grad_weights),
                    g_logits = contiguous(grad_logits);
     grad_on_edge = Args::with_contiguous_rows(grad_on_edge);
     std::vector<Tensor> gradient = new_gradients(args, like, wanted);
-    dispatch_real(like.scalar_type(), "graph_attention_backward", [&](auto zero) {
+    dispatch(args, "graph_attention_backward", [&](auto zero, auto of_rows) {
       using T = decltype(zero);
-      AttentionCall<T> call = args.call<T>();
+      using Stored = decltype(of_rows);
+      AttentionCall<T, Stored> call = args.template call<T, Stored>();
       call.lse_before = lse.const_data_ptr<T>();
-      call.grad_out = data_or_null<T>(g);
+      call.grad_out = Args::rows<Stored>(g);
       call.grad_on_edge = Args::node_rows<T>(grad_on_edge);
       call.grad_lse = data_or_null<T>(g_lse);
       call.grad_weights = data_or_null<T>(g_weights);
@@ -198,6 +244,8 @@ struct AttentionOps {
             torch::stable::sum(kept.back(), torch::headeronly::IntHeaderOnlyArrayRef(&parts_axis, 1));
       }
     });
+    for (int n = 0; n < Args::count; ++n)
+      if (Args::is_stored(n)) gradient[n] = Args::converted(gradient[n], stored);
     return gradient;
   }
 
@@ -205,15 +253,16 @@ struct AttentionOps {
   // the backward pass along directions of its results.
   static std::vector<Tensor> double_backward(HAMFAST_ATTENTION_DIRECTIONS, Optional grad_out, Optional grad_on_edge,
                                              Optional grad_weights, Tensor lse_any, HAMFAST_ATTENTION_PARAMETERS) {
-    using Args = AttentionArguments;
-    const Args args(HAMFAST_ATTENTION_ARGUMENTS);
-    const Tensor& like = args.any();
-    const typename Launch::Guard guard(like.get_device_index());
+    Args args(HAMFAST_ATTENTION_ARGUMENTS);
+    const typename Launch::Guard guard(args.any().get_device_index());
     std::array<Optional, Args::count> direction{
         dot_query_edge, dot_query_sender, dot_query_receiver, dot_key_edge,      dot_key_sender, dot_key_receiver,
         dot_value_edge, dot_value_sender, dot_value_receiver, dot_query_on_edge, dot_edge,       dot_vector,
         dot_bias,       dot_score_scale,  dot_envelope,       dot_gate};
     Args::make_contiguous(direction);
+    const ScalarType stored = readable(args, {&grad_out});
+    if (stored != args.stored()) Args::widen_all(direction);
+    const Tensor like = args.any();
     const Tensor lse = torch::stable::contiguous(lse_any);
     const Optional g = contiguous(grad_out), g_weights = contiguous(grad_weights);
     grad_on_edge = Args::with_contiguous_rows(grad_on_edge);
@@ -222,62 +271,89 @@ struct AttentionOps {
         {rows, heads, args.width(Args::value)}, {rows, heads, args.features()}, {args.edges(), heads}};
     std::vector<Tensor> result;
     for (int n = 0; n < 3; ++n)
-      result.push_back(Launch::new_result(like, wanted >> (Args::count + n) & 1 ? shapes[n] : std::vector<int64_t>{0}));
+      result.push_back(Launch::new_result(like, wanted >> (Args::count + n) & 1 ? shapes[n] : std::vector<int64_t>{0},
+                                          n == 0 ? args.stored() : args.number_type()));
     const std::vector<Tensor> gradient = new_gradients(args, like, wanted);
     result.insert(result.end(), gradient.begin(), gradient.end());
-    dispatch_real(like.scalar_type(), "graph_attention_double_backward", [&](auto zero) {
+    dispatch(args, "graph_attention_double_backward", [&](auto zero, auto of_rows) {
       using T = decltype(zero);
-      AttentionCall<T> call = args.call<T>();
-      args.set_directions<T>(direction, call);
+      using Stored = decltype(of_rows);
+      AttentionCall<T, Stored> call = args.template call<T, Stored>();
+      args.set_directions(direction, call);
       call.lse_before = lse.const_data_ptr<T>();
-      call.grad_out = data_or_null<T>(g);
+      call.grad_out = Args::rows<Stored>(g);
       call.grad_on_edge = Args::node_rows<T>(grad_on_edge);
       call.grad_weights = data_or_null<T>(g_weights);
-      T** to[3] = {&call.to_grad_out, &call.to_grad_on_edge, &call.to_grad_weights};
-      for (int n = 0; n < 3; ++n)
-        if (wanted >> (Args::count + n) & 1) *to[n] = result[n].mutable_data_ptr<T>();
+      auto is_wanted = [&](int n) { return wanted >> (Args::count + n) & 1; };
+      if (is_wanted(0)) call.to_grad_out = Args::new_rows<Stored>(result[0]);
+      if (is_wanted(1)) call.to_grad_on_edge = result[1].mutable_data_ptr<T>();
+      if (is_wanted(2)) call.to_grad_weights = result[2].mutable_data_ptr<T>();
       std::vector<Tensor> kept = set_gradients(args, like, wanted, gradient, call);
       if (call.d_score) {
-        kept.push_back(Launch::new_result(like, {args.edges(), heads}));
+        kept.push_back(Launch::new_result(like, {args.edges(), heads}, args.number_type()));
         call.d_score_dot = kept.back().mutable_data_ptr<T>();
       }
       Launch::double_backward(call, like);
     });
+    result[0] = Args::converted(result[0], stored);
+    for (int n = 0; n < Args::count; ++n)
+      if (Args::is_stored(n)) result[3 + n] = Args::converted(result[3 + n], stored);
     return result;
   }
 
  private:
-  static std::vector<Tensor> new_gradients(const AttentionArguments& args, const Tensor& like, int64_t wanted) {
+  using Args = AttentionArguments;
+
+  // Widens what the launcher does not read; the type that results are given in.
+  static ScalarType readable(Args& args, std::initializer_list<Optional*> more = {}) {
+    const ScalarType stored = args.stored();
+    if (Args::is_half(stored) && !(Launch::reads_bfloat16 && stored == ScalarType::BFloat16)) {
+      args.widen();
+      for (Optional* t : more) Args::widen(*t);
+    }
+    return stored;
+  }
+  // f(a number, an element of a row)
+  template <class F>
+  static void dispatch(const Args& args, const char* op, F&& f) {
+    if constexpr (Launch::reads_bfloat16)
+      if (args.stored() == ScalarType::BFloat16) return f(float{}, BFloat16{});
+    dispatch_real(args.stored(), op, [&](auto zero) { f(zero, zero); });
+  }
+
+  static std::vector<Tensor> new_gradients(const Args& args, const Tensor& like, int64_t wanted) {
     std::vector<Tensor> gradient;
-    for (int n = 0; n < AttentionArguments::count; ++n)
-      gradient.push_back(Launch::new_result(like, wanted >> n & 1 ? args.shape(n) : std::vector<int64_t>{0}));
+    for (int n = 0; n < Args::count; ++n)
+      gradient.push_back(
+          Launch::new_result(like, wanted >> n & 1 ? args.shape(n) : std::vector<int64_t>{0}, args.type(n)));
     return gradient;
   }
 
   // Where gradients go, and what the first pass leaves for the second: the tensors returned must live that long.
-  template <class T>
-  static std::vector<Tensor> set_gradients(const AttentionArguments& args, const Tensor& like, int64_t wanted,
-                                           const std::vector<Tensor>& gradient, AttentionCall<T>& call) {
-    using Args = AttentionArguments;
+  template <class T, class Stored>
+  static std::vector<Tensor> set_gradients(const Args& args, const Tensor& like, int64_t wanted,
+                                           const std::vector<Tensor>& gradient, AttentionCall<T, Stored>& call) {
     auto to = [&](int n) { return wanted >> n & 1 ? gradient[n].template mutable_data_ptr<T>() : nullptr; };
+    auto to_rows = [&](int n) { return wanted >> n & 1 ? Args::new_rows<Stored>(gradient[n]) : nullptr; };
     for (int p = 0; p < 3; ++p) {
-      call.d_query[p] = to(Args::query + p);
-      call.d_key[p] = to(Args::key + p);
-      call.d_value[p] = to(Args::value + p);
+      call.d_query[p] = to_rows(Args::query + p);
+      call.d_key[p] = to_rows(Args::key + p);
+      call.d_value[p] = to_rows(Args::value + p);
     }
     call.d_query_on_edge = to(Args::on_edge);
-    call.d_edge = to(Args::edge);
+    call.d_edge = to_rows(Args::edge);
     call.d_bias = to(Args::bias), call.d_score_scale = to(Args::bias + 1);
     call.d_envelope = to(Args::bias + 2), call.d_gate = to(Args::bias + 3);
     std::vector<Tensor> kept;
     auto numbers_per_edge = [&] {
-      kept.push_back(Launch::new_result(like, {args.edges(), args.heads()}));
+      kept.push_back(Launch::new_result(like, {args.edges(), args.heads()}, args.number_type()));
       return kept.back().template mutable_data_ptr<T>();
     };
     if (call.d_query[part_sender] || call.d_key[part_sender]) call.d_score = numbers_per_edge();
     if (call.d_value[part_sender]) call.kept_weight = numbers_per_edge();
     if (wanted >> Args::vector & 1) {
-      kept.push_back(torch::stable::new_zeros(like, {kParts, args.heads(), args.width(Args::query)}));
+      kept.push_back(
+          torch::stable::new_zeros(like, {kParts, args.heads(), args.width(Args::query)}, args.number_type()));
       call.d_vector = kept.back().template mutable_data_ptr<T>();
     }
     return kept;

@@ -8,6 +8,8 @@
 namespace hamfast {
 
 struct AttentionOnCpu : OnCpu {
+  static constexpr bool reads_bfloat16 = false;
+
   template <class T>
   static void forward(const AttentionCall<T>& call, const Tensor&) {
     for_rows(call, call.receiver_ptr, call.num_receivers, [&](int64_t begin, int64_t end, int64_t, T* scratch) {

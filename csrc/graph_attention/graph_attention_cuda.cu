@@ -9,21 +9,21 @@
 namespace hamfast {
 
 // Puts together and launches the sums of one call.
-template <class T>
+template <class T, class Stored>
 class WeightedSums {
  public:
-  WeightedSums(const AttentionCall<T>& call, int32_t device) : call_(call), device_(device) {}
+  WeightedSums(const AttentionCall<T, Stored>& call, int32_t device) : call_(call), device_(device) {}
 
   // Gradients of q and k (or of one, `of_query`): of every part, from dz and, along directions, dz'.
-  void of_scores(T* const (&to)[3], bool of_query) const {
+  void of_scores(Stored* const (&to)[3], bool of_query) const {
     for (int part = 0; part < 3; ++part) {
       if (!to[part]) continue;
-      WeightedSum<T> sum = new_sum(to[part], part, call_.query.width);
+      auto sum = new_sum(to[part], part, call_.query.width);
       if (call_.score == score_additive) {
         add(sum, rows_activation_slope, call_.d_score, call_.query, call_.key);
       } else {
         add(sum, rows_sum, call_.d_score, of_query ? call_.key : call_.query);
-        const EdgeSum<T>& along = of_query ? call_.key_dot : call_.query_dot;
+        const EdgeSum<Stored>& along = of_query ? call_.key_dot : call_.query_dot;
         if (along.any()) add(sum, rows_sum, call_.d_score_dot, along);
       }
       run(sum);
@@ -34,9 +34,9 @@ class WeightedSums {
   void of_value() const {
     for (int part = 0; part < 3; ++part) {
       if (!call_.d_value[part]) continue;
-      WeightedSum<T> sum = new_sum(call_.d_value[part], part, call_.value.width);
+      auto sum = new_sum(call_.d_value[part], part, call_.value.width);
       if (call_.grad_out) {
-        EdgeSum<T> grad{};
+        EdgeSum<Stored> grad{};
         grad.part[part_receiver] = call_.grad_out;
         grad.width = call_.value.width;
         add(sum, rows_sum, call_.kept_weight, grad);
@@ -47,7 +47,7 @@ class WeightedSums {
 
   void of_query_on_edge() const {
     if (!call_.d_query_on_edge) return;
-    WeightedSum<T> sum = new_sum(call_.d_query_on_edge, part_receiver, call_.features);
+    auto sum = new_sum(call_.d_query_on_edge, part_receiver, call_.features);
     add_features(sum, call_.d_score, call_.edge);
     if (call_.edge_dot) add_features(sum, call_.d_score_dot, call_.edge_dot);
     run(sum);
@@ -55,7 +55,7 @@ class WeightedSums {
 
   void of_edge() const {
     if (!call_.d_edge) return;
-    WeightedSum<T> sum = new_sum(call_.d_edge, part_edge, call_.features);
+    auto sum = new_sum(call_.d_edge, part_edge, call_.features);
     sum.over_heads = true;
     add_nodes(sum, call_.d_score, call_.query_on_edge);
     add_nodes(sum, call_.d_score_dot, call_.query_on_edge_dot);
@@ -65,22 +65,22 @@ class WeightedSums {
 
   void of_vector() const {
     if (!call_.d_vector) return;
-    WeightedSum<T> sum = new_sum(call_.d_vector, part_edge, call_.query.width);
+    auto sum = new_sum(call_.d_vector, part_edge, call_.query.width);
     sum.rows = sum.parts = kParts;
     add(sum, rows_activation, call_.d_score, call_.query, call_.key);
     run(sum);
   }
 
   // sum weight v (+ more v'), and the same of the edges' features.
-  void aggregate(T* out, T* on_edge, const T* weight, const T* more) const {
+  void aggregate(Stored* out, T* on_edge, const T* weight, const T* more) const {
     if (out && call_.value.width > 0) {
-      WeightedSum<T> sum = new_sum(out, part_receiver, call_.value.width);
+      auto sum = new_sum(out, part_receiver, call_.value.width);
       add(sum, rows_sum, weight, call_.value);
       if (more && call_.value_dot.any()) add(sum, rows_sum, more, call_.value_dot);
       run(sum);
     }
     if (on_edge) {
-      WeightedSum<T> sum = new_sum(on_edge, part_receiver, call_.features);
+      auto sum = new_sum(on_edge, part_receiver, call_.features);
       add_features(sum, weight, call_.edge);
       if (more && call_.edge_dot) add_features(sum, more, call_.edge_dot);
       run(sum);
@@ -99,8 +99,9 @@ class WeightedSums {
  private:
   static constexpr int kThreads = 256;
 
-  WeightedSum<T> new_sum(T* out, int part, int64_t width) const {
-    WeightedSum<T> sum{};
+  template <class Out>
+  WeightedSum<T, Stored, Out> new_sum(Out* out, int part, int64_t width) const {
+    WeightedSum<T, Stored, Out> sum{};
     sum.out = out;
     sum.heads = call_.heads, sum.width = width, sum.edges = call_.edges;
     sum.rows = part == part_edge ? call_.edges : part == part_sender ? call_.num_senders : call_.num_receivers;
@@ -110,36 +111,43 @@ class WeightedSums {
     sum.vector = call_.vector, sum.activation = call_.activation, sum.slope = call_.slope;
     return sum;
   }
-  static void add(WeightedSum<T>& sum, int64_t kind, const T* weight, const EdgeSum<T>& a,
-                  const EdgeSum<T>& b = EdgeSum<T>{}) {
-    sum.term[sum.count++] = WeightedTerm<T>{kind, weight, a, b, nullptr, {}};
+  template <class Out>
+  static void add(WeightedSum<T, Stored, Out>& sum, int64_t kind, const T* weight, const EdgeSum<Stored>& a,
+                  const EdgeSum<Stored>& b = EdgeSum<Stored>{}) {
+    sum.term[sum.count++] = {kind, weight, a, b, nullptr, {}};
   }
-  static void add_features(WeightedSum<T>& sum, const T* weight, const T* features) {
-    sum.term[sum.count++] = WeightedTerm<T>{rows_features, weight, {}, {}, features, {}};
+  template <class Out>
+  static void add_features(WeightedSum<T, Stored, Out>& sum, const T* weight, const Stored* features) {
+    sum.term[sum.count++] = {rows_features, weight, {}, {}, features, {}};
   }
-  static void add_nodes(WeightedSum<T>& sum, const T* weight, const NodeRows<T>& nodes) {
-    if (nodes.data) sum.term[sum.count++] = WeightedTerm<T>{rows_nodes, weight, {}, {}, nullptr, nodes};
+  template <class Out>
+  static void add_nodes(WeightedSum<T, Stored, Out>& sum, const T* weight, const NodeRows<T>& nodes) {
+    if (nodes.data) sum.term[sum.count++] = {rows_nodes, weight, {}, {}, nullptr, nodes};
   }
-  void run(const WeightedSum<T>& sum) const {
+  template <class Out>
+  void run(const WeightedSum<T, Stored, Out>& sum) const {
     const int64_t elements = sum.rows * (sum.over_heads ? 1 : sum.heads) * sum.width;
     if (elements == 0) return;
-    launch("graph_attention", weighted_sum_kernel<T>, Grid{blocks_for((elements + kThreads - 1) / kThreads)}, kThreads,
-           device_, sum);
+    launch("graph_attention", weighted_sum_kernel<T, Stored, Out>,
+           Grid{blocks_for((elements + kThreads - 1) / kThreads)}, kThreads, device_, sum);
   }
 
-  const AttentionCall<T>& call_;
+  const AttentionCall<T, Stored>& call_;
   const int32_t device_;
 };
 
 struct AttentionOnCuda : OnCuda {
+  static constexpr bool reads_bfloat16 = true;
+
   // Numbers per edge and head that one kernel leaves for the next, besides those the op has made already.
   template <class T>
   class Numbers {
    public:
-    Numbers(const Tensor& like, const AttentionCall<T>& call) : like_(like), sizes_{call.edges, call.heads} {}
+    template <class Stored>
+    Numbers(const Tensor& like, const AttentionCall<T, Stored>& call) : like_(like), sizes_{call.edges, call.heads} {}
     void make(T*& numbers) {
       if (numbers) return;
-      kept_.push_back(torch::stable::new_empty(like_, sizes_));
+      kept_.push_back(new_result(like_, sizes_, std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float));
       numbers = kept_.back().template mutable_data_ptr<T>();
     }
 
@@ -149,40 +157,41 @@ struct AttentionOnCuda : OnCuda {
     std::vector<Tensor> kept_;
   };
 
-  template <int pass, class T>
-  static void scores(const AttentionCall<T>& call, int32_t device) {
+  template <int pass, class T, class Stored>
+  static void scores(const AttentionCall<T, Stored>& call, int32_t device) {
     const int64_t items = call.num_receivers * call.heads;
     if (items == 0) return;
-    launch("graph_attention", attention_scores_kernel<T, pass>,
+    launch("graph_attention", attention_scores_kernel<T, Stored, pass>,
            Grid{blocks_for((items + kAttentionWarps - 1) / kAttentionWarps)}, kWarp * kAttentionWarps, device, call);
   }
 
-  template <class T>
-  static void forward(AttentionCall<T> call, const Tensor& like) {
+  template <class T, class Stored>
+  static void forward(AttentionCall<T, Stored> call, const Tensor& like) {
     Numbers<T> numbers(like, call);
     numbers.make(call.at_z);
     call.kept_weight = call.weights;
     numbers.make(call.kept_weight);
     scores<pass_forward>(call, like.get_device_index());
-    WeightedSums<T>(call, like.get_device_index()).aggregate(call.out, call.out_on_edge, call.kept_weight, nullptr);
+    WeightedSums<T, Stored>(call, like.get_device_index())
+        .aggregate(call.out, call.out_on_edge, call.kept_weight, nullptr);
   }
 
-  template <class T>
-  static void backward(AttentionCall<T> call, const Tensor& like) {
+  template <class T, class Stored>
+  static void backward(AttentionCall<T, Stored> call, const Tensor& like) {
     Numbers<T> numbers(like, call);
     for (T** kept : {&call.at_z, &call.at_a, &call.d_score, &call.kept_weight}) numbers.make(*kept);
     scores<pass_backward>(call, like.get_device_index());
-    WeightedSums<T>(call, like.get_device_index()).gradients();
+    WeightedSums<T, Stored>(call, like.get_device_index()).gradients();
   }
 
-  template <class T>
-  static void double_backward(AttentionCall<T> call, const Tensor& like) {
+  template <class T, class Stored>
+  static void double_backward(AttentionCall<T, Stored> call, const Tensor& like) {
     Numbers<T> numbers(like, call);
     for (T** kept :
          {&call.at_z, &call.at_a, &call.at_z_dot, &call.at_b, &call.d_score, &call.d_score_dot, &call.kept_weight})
       numbers.make(*kept);
     scores<pass_double>(call, like.get_device_index());
-    const WeightedSums<T> sums(call, like.get_device_index());
+    const WeightedSums<T, Stored> sums(call, like.get_device_index());
     sums.gradients();
     sums.aggregate(call.to_grad_out, call.to_grad_on_edge, call.kept_weight, call.at_a);
   }

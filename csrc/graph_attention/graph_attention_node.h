@@ -13,8 +13,8 @@ class Node {
   Node(const AttentionCall<T>& call, T* scratch)
       : call_(call),
         pattern_(call.heads),
-        streams_edges_(is_streamed(call.edges * call.features, sizeof(T))),
-        free_(scratch) {
+        free_(scratch),
+        streams_edges_(is_streamed(call.edges * call.features, sizeof(T))) {
     size_ = call.heads * call.query.width;
     value_size_ = call.heads * call.value.width;
     for (T*& buffer : buffer_) buffer = take(kChunk * (size_ > value_size_ ? size_ : value_size_));

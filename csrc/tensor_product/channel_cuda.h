@@ -50,7 +50,6 @@ class ChannelCuda {
     return torch::stable::new_empty(args_.any_operand(), {args_.rows(slot), args_.dims[slot]});
   }
   auto compute() const {
-    using torch::headeronly::ScalarType;
     return args_.any_operand().scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   }
 
@@ -59,7 +58,7 @@ class ChannelCuda {
     constexpr int kFirstWithTf32 = 80;
     constexpr uintptr_t kAlignment = 16;
     const bool aligned = reinterpret_cast<uintptr_t>(arguments_.operand[slot_w]) % kAlignment == 0;
-    return capability_ >= kFirstWithTf32 && aligned && compute() == torch::headeronly::ScalarType::Float &&
+    return capability_ >= kFirstWithTf32 && aligned && compute() == ScalarType::Float &&
            kernel(args_.wants(slot_g)).kernel.has_value();
   }
   void store_weights() {

@@ -11,8 +11,6 @@
 
 namespace hamfast {
 
-using torch::headeronly::ScalarType;
-
 inline Storage storage_of(const Tensor& t) {
   switch (t.scalar_type()) {
     case ScalarType::Double:

@@ -20,6 +20,8 @@ OPERANDS = (
     *("query_on_edge", "edge", "vector", "bias", "score_scale", "envelope", "gate"),
 )
 """What the kernel takes, in its order. query_on_edge ``[receivers, heads, features]`` meets the rows of edge."""
+STORED = (*OPERANDS[:9], "edge")
+"""Those that may be of half precision, as their gradients then are and the result; everything else is float32 then."""
 SCORES = ("dot", "additive", "given")
 ACTIVATIONS = ("leaky_relu", "smooth_leaky_relu", "silu")
 WEIGHTS = ("softmax", "identity", "silu", "sigmoid", "softplus")

@@ -13,6 +13,7 @@ from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.attention_formula import (
     OPERANDS,
     SCORES,
+    STORED,
     WEIGHTS,
     Graph,
     Results,
@@ -58,7 +59,7 @@ def run_kernel(
 
 def query_on_edge(query: Tensor, edge_key_weight: Tensor) -> Tensor:
     """``<q, W e> = <W^T q, e>``: ``[receivers, heads, width]``, ``[heads, width, features]`` -> ``[receivers, heads, features]``."""
-    return torch.matmul(query.transpose(0, 1), edge_key_weight).transpose(0, 1)
+    return torch.matmul(query.to(edge_key_weight).transpose(0, 1), edge_key_weight).transpose(0, 1)
 
 
 def _parse(args):
@@ -71,16 +72,24 @@ def _width(operands, first):
     return next((t.shape[2] for t in operands[first : first + 3] if t is not None), 0)
 
 
+def _types(operands):
+    """Of rows, and of numbers per edge and head and all that meets the edges' features."""
+    rows = [t for name, t in zip(OPERANDS, operands, strict=True) if name in STORED and t is not None]
+    stored = (rows or [t for t in operands if t is not None])[0].dtype
+    return stored, torch.float64 if stored == torch.float64 else torch.float32
+
+
 @torch.library.register_fake("hamfast::graph_attention")
 def _(edge_key_weight, *args):
     operands, _, graph, settings = _parse(args)
-    like = next(t for t in operands if t is not None)
+    like, (stored, number) = next(t for t in operands if t is not None), _types(operands)
     rows, edges, heads = graph[5].shape[0] - 1, graph[0].shape[0], settings.heads
     features = operands[_EDGE].shape[1] if operands[_EDGE] is not None else 0
     wanted = [args[-1] & bit != 0 for bit in (4, 1, 2)]
     shapes = [(rows, heads, features), (edges, heads), (edges, heads)]
-    on_edge, *scores = (like.new_empty(s if w else 0) for s, w in zip(shapes, wanted, strict=True))
-    return [like.new_empty(rows, heads, _width(operands, 6)), on_edge, like.new_empty(rows, heads), *scores]
+    on_edge, *scores = (like.new_empty(s if w else 0, dtype=number) for s, w in zip(shapes, wanted, strict=True))
+    out = like.new_empty((rows, heads, _width(operands, 6)), dtype=stored)
+    return [out, on_edge, like.new_empty((rows, heads), dtype=number), *scores]
 
 
 @torch.library.register_fake("hamfast::graph_attention_backward")
@@ -91,21 +100,26 @@ def _(*args):
 
 def _fake_gradients(operands, graph, settings, wanted):
     like, edges = next(t for t in operands if t is not None), graph[0].shape[0]
+    stored, number = _types(operands)
     made = []
-    for n, operand in enumerate(operands):
+    for n, (name, operand) in enumerate(zip(OPERANDS, operands, strict=True)):
+        dtype = stored if name in STORED else number
         if not wanted >> n & 1:
-            made.append(like.new_empty(0))
+            made.append(like.new_empty(0, dtype=dtype))
         else:
-            made.append(like.new_empty((edges, settings.heads) if n >= _BIAS else operand.shape))
+            made.append(like.new_empty((edges, settings.heads) if n >= _BIAS else operand.shape, dtype=dtype))
     return made
 
 
 @torch.library.register_fake("hamfast::graph_attention_double_backward")
 def _(*args):
     operands, _, graph, settings = _parse(args[_COUNT + 4 :])
-    like = next(t for t in operands if t is not None)
+    like, (stored, number) = next(t for t in operands if t is not None), _types(operands)
     shapes = [None if t is None else t.shape for t in args[_COUNT : _COUNT + 3]]
-    to_gradients = [like.new_empty(s if args[-1] >> _COUNT + n & 1 else 0) for n, s in enumerate(shapes)]
+    to_gradients = [
+        like.new_empty(s if args[-1] >> _COUNT + n & 1 else 0, dtype=number if n else stored)
+        for n, s in enumerate(shapes)
+    ]
     return to_gradients + _fake_gradients(operands, graph, settings, args[-1])
 
 
@@ -137,11 +151,11 @@ def _backward(ctx, gradients):
     if weight is not None and raw is not None:
         on_edge, query = raw.transpose(0, 1), operands[_RECEIVER_QUERY]
         if ctx.needs_input_grad[0]:
-            to_weight = torch.matmul(query.permute(1, 2, 0), on_edge)
+            to_weight = torch.matmul(query.to(weight).permute(1, 2, 0), on_edge)
         if needed[_RECEIVER_QUERY]:
             projected = torch.matmul(on_edge, weight.transpose(1, 2)).transpose(0, 1)
             before = found[_RECEIVER_QUERY]
-            found[_RECEIVER_QUERY] = projected if before is None else before + projected
+            found[_RECEIVER_QUERY] = (projected if before is None else before + projected).to(query)
         found[_ON_EDGE] = None
     return (to_weight, *found, *(None,) * _REST)
 
@@ -209,8 +223,10 @@ def _formula_double_backward(given_gradients, operands, directions, needed, seed
             else (t.view_as(t) if t.requires_grad else t.detach().requires_grad_())
             for n, t in enumerate(tensors)
         ]
-        results = attention_formula(aliases[_GRADIENTS:], seed, graph, settings)
-        used = [(r, g) for r, g in zip(results, aliases[:_GRADIENTS], strict=True) if g is not None and r.requires_grad]
+        number = _types(operands)[1]
+        wide = [t if t is None else t.to(number) for t in aliases]
+        results = attention_formula(wide[_GRADIENTS:], seed, graph, settings)
+        used = [(r, g) for r, g in zip(results, wide[:_GRADIENTS], strict=True) if g is not None and r.requires_grad]
         if not used or not first:
             return [None] * len(tensors)
         gradients = torch.autograd.grad(

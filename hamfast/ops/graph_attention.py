@@ -15,6 +15,7 @@ from hamfast.ops.attention_formula import (
     OPERANDS,
     PARTS,
     SCORES,
+    STORED,
     WEIGHTS,
     Results,
     Settings,
@@ -111,7 +112,8 @@ def graph_attention(
     Returns:
         Tensor ``[num_receivers, heads, (components,) value width]`` (or :class:`AttentionOutput`); zero for receivers without edges. Deterministic. The first derivative is
         a kernel; all further ones, forward mode and ``torch.func`` run on differentiable sums over edges.
-        bfloat16 and float16 operands are computed in float32.
+        bfloat16 and float16 operands are computed in float32: queries, keys, values and edges' features stay as they are stored,
+        in memory and for the backward pass, except with filters, rank-one values and ``torch.func``.
 
     Raises:
         ValueError: operands that exclude each other, or a shape, dtype or device that does not fit; the message names it.
@@ -146,7 +148,10 @@ def graph_attention(
     dtype = next(t.dtype for t in given.values() if t is not None)
     half = dtype in (torch.bfloat16, torch.float16)
     if half:
-        given = {name: None if t is None else t.float() for name, t in given.items()}
+        # The kernel reads rows as they are stored; all that is small, or that it does not know, is float32.
+        sums_outside = any(given[name] is not None for name in ("key_filter", "value_filter", "outer Y"))
+        stays = () if sums_outside or _is_transformed(given.values()) else STORED
+        given = {name: t if t is None or name in stays else t.float() for name, t in given.items()}
     place = outer[2] if outer else "edge"
     heads, width = check_operands(edges, given, place, score, score_activation, weight)
     check_numbers(negative_slope, clip, epsilon, dropout, seed)
@@ -247,7 +252,7 @@ def _plus(a: Tensor | None, b: Tensor) -> Tensor:
 
 def _project(edge: Tensor, weight: Tensor) -> Tensor:
     """``W e`` for every edge: ``[edges, heads, (components,) width]``."""
-    return (edge @ weight.flatten(0, -2).T).unflatten(1, weight.shape[:-1])
+    return (edge @ weight.flatten(0, -2).T.to(edge.dtype)).unflatten(1, weight.shape[:-1])
 
 
 def _is_transformed(tensors) -> bool:

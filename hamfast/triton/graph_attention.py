@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from hamfast.kernels.graph_attention import (
@@ -58,6 +59,9 @@ class _Attention:
         self.heads, self.score, self.activation, self.weight = kinds
         self.slope, self.scale, self.clip, self.epsilon, self.dropout = numbers
         self.like = next(t for t in self.operands if t is not None)
+        # Rows may be of half precision, numbers per edge and head are not: as csrc/graph_attention/graph_attention_call.h has it.
+        self.stored = next((t for n, t in enumerate(self.operands) if t is not None and _is_stored(n)), self.like).dtype
+        self.number = torch.float64 if self.stored == torch.float64 else torch.float32
         self.edges = self.senders.shape[0]
         self.rows = (self.edges, self.sender_ptr.shape[0] - 1, self.receiver_ptr.shape[0] - 1)
         edge = self.operands[EDGE]
@@ -67,7 +71,10 @@ class _Attention:
         return next((t.shape[2] for t in self.operands[first : first + 3] if t is not None), 0)
 
     def new(self, *shape: int) -> Tensor:
-        return self.like.new_empty(shape)
+        return self.like.new_empty(shape, dtype=self.number)
+
+    def new_rows(self, *shape: int) -> Tensor:
+        return self.like.new_empty(shape, dtype=self.stored)
 
     def numbers(self) -> Tensor:
         return self.new(self.edges, self.heads)
@@ -172,13 +179,14 @@ class _Attention:
 
     def gradients_of(self, n: int) -> Tensor:
         """Room for an operand's gradient, empty if it is not wanted."""
+        new = self.new_rows if _is_stored(n) else self.new
         if not self.wanted >> n & 1:
-            return self.new(0)
+            return new(0)
         if n >= BIAS:
             return self.numbers()
         operand = self.operands[n]
         assert operand is not None
-        return self.like.new_empty(operand.shape)
+        return new(*operand.shape)
 
     def optional(self, gradients: list[Tensor], n: int) -> Tensor | None:
         return gradients[n] if self.wanted >> n & 1 else None
@@ -221,13 +229,18 @@ class _Attention:
             out[VECTOR] = parts.sum(0)
 
     def _sums_of_nodes(self, out: Tensor, terms: list[tuple[Tensor | None, _Rows]]) -> None:
-        """The gradient of edges' features, summed over heads: rows of receivers times numbers per edge and head, which may
-        differ in their strides."""
+        """The gradient of edges' features, summed over heads: rows of receivers times numbers per edge and head."""
         given = [(weight, rows) for weight, rows in terms if weight is not None and rows]
         if not given:
             out.zero_()
-        for n, (weight, rows) in enumerate(given):
-            self.sums(out, AT_EDGE, self.features, weight, rows, over_heads=True, add=n > 0)
+        # What more than one launch adds up is not rounded in between.
+        total = out if len(given) <= 2 or out.dtype == self.number else self.new(*out.shape)
+        for n in range(0, len(given), 2):
+            (weight, rows), (more, others) = (*given[n : n + 2], (None, _NO_ROWS))[:2]
+            assert weight is not None
+            self.sums(total, AT_EDGE, self.features, weight, rows, more, others, over_heads=True, add=n > 0)
+        if total is not out:
+            out.copy_(total)
 
     def aggregate(self, out: Tensor | None, on_edge: Tensor | None, weight: Tensor, more: Tensor | None = None) -> None:
         """``sum weight v (+ more v')``, and the same of the edges' features."""
@@ -238,6 +251,10 @@ class _Attention:
             along = self.edge_features(self.directions) if more is not None else _NO_ROWS
             more = more if along else None
             self.sums(on_edge, AT_RECEIVER, self.features, weight, self.edge_features(), more, along)
+
+
+def _is_stored(n: int) -> bool:
+    return n < ON_EDGE or n == EDGE
 
 
 def _readable(n: int, t: Tensor | None) -> Tensor | None:
@@ -264,7 +281,7 @@ def graph_attention(edge_key_weight, *arguments):
     """``hamfast::graph_attention``: see csrc/library.cpp. ``edge_key_weight`` is for the backward pass."""
     call = _Attention(arguments)
     receivers, heads = call.rows[AT_RECEIVER], call.heads
-    out, lse, weights = call.new(receivers, heads, call.width(VALUE)), call.new(receivers, heads), call.numbers()
+    out, lse, weights = call.new_rows(receivers, heads, call.width(VALUE)), call.new(receivers, heads), call.numbers()
     on_edge = call.new(receivers, heads, call.features) if call.wanted & 4 else None
     logits = call.numbers() if call.wanted & 2 else None
     constants = {"WEIGHT": call.weight, "LOG_EPSILON": math.log(call.epsilon) if call.epsilon > 0 else -math.inf}
@@ -311,7 +328,10 @@ def graph_attention_double_backward(*arguments):
     wanted = [call.wanted >> COUNT + n & 1 for n in range(3)]
     rows = (call.rows[AT_RECEIVER], call.heads)
     shapes = [(*rows, call.width(VALUE)), (*rows, call.features), (call.edges, call.heads)]
-    to_gradients = [call.new(*shape) if is_wanted else None for shape, is_wanted in zip(shapes, wanted, strict=True)]
+    makers = (call.new_rows, call.new, call.new)
+    to_gradients = [
+        new(*(shape if is_wanted else (0,))) for new, shape, is_wanted in zip(makers, shapes, wanted, strict=True)
+    ]
     out = [call.gradients_of(n) for n in range(COUNT)]
     along = call.directions
     z_dot = call.numbers()
@@ -335,13 +355,14 @@ def graph_attention_double_backward(*arguments):
             d_score_dot,
             changed_weight,
             weight,
-            to_gradients[2],
+            to_gradients[2] if wanted[2] else None,
             *(call.optional(out, BIAS + n) for n in range(4)),
         ),
         {},
         with_directions=True,
     )
     call.add_up_gradients(out, d_score, changed_weight, grad_out, grad_on_edge, d_score_dot)
-    call.aggregate(to_gradients[0], to_gradients[1], changed_weight, weight)
-    none = call.new(0)
-    return [none if t is None else t for t in to_gradients] + out
+    call.aggregate(
+        to_gradients[0] if wanted[0] else None, to_gradients[1] if wanted[1] else None, changed_weight, weight
+    )
+    return to_gradients + out
