@@ -83,9 +83,7 @@ struct AttentionArguments {
 
   static bool is_half(ScalarType type) { return type == ScalarType::BFloat16 || type == ScalarType::Half; }
   static Tensor converted(const Tensor& t, ScalarType to) {
-    if (t.scalar_type() == to) return t;
-    Tensor made = torch::stable::new_empty(t, t.sizes(), to);
-    return torch::stable::copy_(made, t);
+    return t.scalar_type() == to ? t : torch::stable::to(t, to);
   }
   static void widen(Optional& t) {
     if (t.has_value() && is_half(t->scalar_type())) t = converted(*t, ScalarType::Float);

@@ -4,6 +4,7 @@ The Triton kernels run on a GPU, or in Triton's interpreter where there is none.
 """
 
 import contextlib
+import functools
 
 import pytest
 import torch
@@ -64,9 +65,13 @@ def edge_frame():
     vectors = torch.randn(EDGES, 3)
     y = o3.spherical_harmonics([0, 1, 2], vectors, normalize=True, normalization="component")
 
+    @functools.cache
+    def frames(device, dtype):
+        return ops.edge_frames(vectors.to(device, dtype), 2)
+
     def run(edges, x, w):
-        frames = ops.edge_frames(vectors.to(x), 2)
-        return ops.edge_tensor_product(ops.EdgeSources((x,), ("sender",), edges), w, plan, frames)
+        sources = ops.EdgeSources((x,), ("sender",), edges)
+        return ops.edge_tensor_product(sources, w, plan, frames(x.device, x.dtype))
 
     leaves = [torch.randn(NODES, irreps.dim), torch.randn(plan.plan.weight_numel)]
     return run, lambda x, w: reference.tensor_product(x[SENDERS], y, w, plan.plan), leaves
@@ -109,8 +114,11 @@ def attention(score):
 
 def sparse_map():
     dense = torch.randn(7, 5) * (torch.rand(7, 5) < 0.5)
+    matrix = functools.cache(
+        lambda device, dtype: ops.sparse_matrix(dense).to(torch.empty(0, device=device, dtype=dtype))
+    )
     return (
-        lambda edges, x: ops.sparse_map(x, ops.sparse_matrix(dense).to(x)),
+        lambda edges, x: ops.sparse_map(x, matrix(x.device, x.dtype)),
         lambda x: x @ dense.T,
         [torch.randn(4, 5)],
     )
