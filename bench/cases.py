@@ -1,12 +1,15 @@
 """Named problems, shared by all benchmarks. Sizes are those of real graphs; numbers are random."""
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from e3nn import o3
 
+from hamfast.graph import CrystalGraph
 from hamfast.nn.tensor_product import fully_connected
 from hamfast.plan import Plan, make_plan
+from hamfast.targets import TargetSpec
 
 
 def separate_paths(a, b, allowed):
@@ -86,6 +89,45 @@ def random_graph(nodes: int, degree: int):
     """Receivers in order, each with ``degree`` random senders."""
     receivers = torch.arange(nodes).repeat_interleave(degree)
     return torch.randint(nodes, (nodes * degree,)), receivers
+
+
+# Settings of stage 1: the demo's, and DeepH-E3's for graphene.
+NETWORKS = {
+    "demo": {"irreps_mid": "32x0e+16x1o+8x2e+4x3o+4x4e", "l_max": 4, "embed_dim": 32, "num_basis": 64},
+    "published": {"irreps_mid": "64x0e+32x1o+16x2e+8x3o+8x4e+4x5o", "l_max": 5},
+}
+CARBON = TargetSpec(((6, (0, 0, 1, 1, 2)),))
+
+
+def graphene(cells: int, cutoff: float = 7.2) -> CrystalGraph:
+    """A sheet of ``cells`` x ``cells`` cells with displaced atoms, all pairs within the cutoff (angstrom), and random targets."""
+    a = 2.46
+    lattice = torch.tensor([[a, 0.0, 0.0], [a / 2, a * 3**0.5 / 2, 0.0]])
+    atoms = torch.tensor([[n, m, 0.0] for n, m in product(range(cells), repeat=2)])
+    basis = torch.tensor([[1 / 3, 1 / 3, 0.0], [2 / 3, 2 / 3, 0.0]])
+    places = (atoms[:, None, :] + basis).reshape(-1, 3)[:, :2] @ lattice
+    places = places + 0.05 * torch.randn_like(places)
+    count, reach = len(places), 1 + int(cutoff / (cells * a * 3**0.5 / 2))
+    shifts = torch.tensor(list(product(range(-reach, reach + 1), repeat=2)))
+    images = places + (shifts.to(places) @ lattice * cells)[:, None, None, :]
+    vectors = images - places[:, None, :]  # [shifts, i, j, 3]
+    shift, i, j = (vectors.norm(dim=-1) <= cutoff).nonzero().T
+    order = i.argsort(stable=True)
+    shift, i, j = shift[order], i[order], j[order]
+    # Shifts are listed so that R and -R are as far from the two ends.
+    key, reversed_key = (shift * count + i) * count + j, ((len(shifts) - 1 - shift) * count + j) * count + i
+    reverse = key.argsort()[torch.searchsorted(key.sort().values, reversed_key)]
+    return CrystalGraph(
+        species=torch.zeros(count, dtype=torch.int64),
+        i=i,
+        j=j,
+        shift=torch.nn.functional.pad(shifts[shift], (0, 1)),
+        vector=vectors[shift, i, j],
+        reverse=reverse,
+        atom_graph=torch.zeros(count, dtype=torch.int64),
+        edge_graph=torch.zeros(len(i), dtype=torch.int64),
+        target=torch.randn(len(i), CARBON.dim),
+    )
 
 
 # Channel-wise convolutions on a GPU: networks that are in use. Multiplicities alike, then not alike.

@@ -1,7 +1,7 @@
 """Builds, tests and measures on the GPU of this machine, in one command: `python bench/gpu.py --machine "one H200"`.
 
-Works offline. Writes bench/results/gpu.csv: products, convolutions, edge products, attention and the training step of stage 1, on the
-CUDA and the Triton kernels, beside e3nn, PyG and, where they are importable, cuEquivariance and OpenEquivariance; median of events, cold
+Works offline. Writes bench/results/gpu.csv: products, convolutions, edge products, attention and training steps of both stages, on the
+CUDA and the Triton kernels, beside e3nn, PyG, plain torch and, where they are importable, cuEquivariance and OpenEquivariance; median of events, cold
 L2; peak memory; fraction of the bound of bench/roofline.py.
 `--device cpu --quick` runs the same code small, to try it where there is no GPU; it writes nothing.
 """
@@ -295,10 +295,9 @@ def measure_attention(run, case):
     chosen = {name: functions["op", name] for name in ("hamfast", "pyg")}
     if run.compiled:
         chosen["compiled scatter"] = functions["op", "compiled scatter"]
-    expected = chosen["pyg"][0](*chosen["pyg"][1])
-    error = float(
-        (chosen["hamfast"][0](*chosen["hamfast"][1]).reshape(expected.shape) - expected).norm() / expected.norm()
-    )
+    with torch.no_grad():
+        found, expected = (function(*leaves).flatten(1) for function, leaves in (chosen["hamfast"], chosen["pyg"]))
+        error = float((found - expected).norm() / expected.norm())
     if error > 1e-4:
         sys.exit(f"attention {case.name}: hamfast is off PyG's result by {error:.1e}, relative")
     for mode in MODES:
@@ -307,31 +306,49 @@ def measure_attention(run, case):
                 continue
             make = functools.partial(step, function, leaves, NAMES[mode])
             run.measure(f"attention {case.name}", mode, name, make, bound_of(run, attention, case, mode))
+    half = [t.detach().bfloat16().requires_grad_() for t in functions["op", "hamfast"][1]]
+    for mode in MODES[:2]:
+        make = functools.partial(step, problem.hamfast_op, half, NAMES[mode])
+        run.measure(f"attention {case.name}", mode, "hamfast", make, None, "bfloat16")
 
 
-def measure_stage1(run):
-    if not all(importlib.util.find_spec(name) for name in ("ase", "pydantic", "lightning")):
-        print("stage 1 is not measured: ase, pydantic or lightning is missing", flush=True)
-        return
-    from test_stage1 import FOLDER, SIZES
+def measure_networks(run):
+    """Training steps of stage 1, of stage 2 on its features, and of both together."""
+    from cases import CARBON, NETWORKS, graphene
+    from plain_transformer import PlainBlock, choose_blocks
 
-    from hamfast.data import GraphDataset, dataset_spec
-    from hamfast.models import CovariantConfig, CovariantNetwork
+    from hamfast.models import Cascade, CovariantConfig, CovariantNetwork, RefinementTransformer, TransformerConfig
     from hamfast.reference import E3nnNetwork
 
-    spec = dataset_spec([FOLDER])
-    graph = GraphDataset([FOLDER], spec, None)[0].to(run.device)
-    for size in SIZES:
-        network = CovariantNetwork(CovariantConfig(**SIZES[size]), spec)
-        for implementation, model in (("hamfast", network), ("e3nn", E3nnNetwork(network))):
-            model = model.to(run.device)
+    graph = graphene(2 if run.quick else 8).to(run.device)
 
-            def training_step(model=model):
-                out = model(graph)
-                out = out[0] if isinstance(out, tuple) else out
-                (out - graph.target).square().sum().backward()
+    def measure(case, implementation, predictions):
+        def step():
+            sum((out - graph.target).square().sum() for out in predictions()).backward()
 
-            run.measure(f"stage1 {size}", "training step", implementation, lambda f=training_step: f)
+        run.measure(case, "training step", implementation, lambda: step)
+
+    for size, settings in NETWORKS.items():
+        network = CovariantNetwork(CovariantConfig(**settings), CARBON).to(run.device)
+        theirs = E3nnNetwork(network).to(run.device)
+        measure(f"stage1 {size}", "hamfast", lambda network=network: [network(graph)[0]])
+        measure(f"stage1 {size}", "e3nn", lambda theirs=theirs: [theirs(graph)])
+
+    first = CovariantNetwork(CovariantConfig(**NETWORKS["demo"]), CARBON).to(run.device)
+    second = RefinementTransformer(TransformerConfig(), CARBON, first.irreps_node, first.irreps_edge).to(run.device)
+    torch.nn.init.normal_(second.output.weight, std=0.1)
+    with torch.no_grad():
+        given = first(graph)
+    ours = list(second.blocks)
+    for implementation, blocks in (("hamfast", ours), ("plain torch", [PlainBlock(block) for block in ours])):
+
+        def refined(blocks=blocks):
+            choose_blocks(second, blocks)
+            return [given[0] + second(graph, *given)]
+
+        measure("stage2", implementation, refined)
+    both = Cascade(CARBON, CovariantConfig(**NETWORKS["demo"]), TransformerConfig(), freeze_stage1=False).to(run.device)
+    measure("cascade demo", "hamfast", lambda: both(graph))
 
 
 def measure_all(run):
@@ -347,7 +364,7 @@ def measure_all(run):
         measure_edge_product(run, replace(case, edges=400 if run.quick else EDGE_PRODUCT_EDGES))
     for case in ATTENTION:
         measure_attention(run, replace(case, nodes=40) if run.quick else case)
-    measure_stage1(run)
+    measure_networks(run)
 
 
 def main():

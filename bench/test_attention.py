@@ -45,7 +45,7 @@ class Problem:
         self.qkv = [leaf(nodes, HEADS, WIDTH) for _ in range(3)]
 
     def hamfast_op(self, q, k, v, e):
-        weight = self.pyg.lin_edge.weight.unflatten(0, (HEADS, WIDTH))
+        weight = self.pyg.lin_edge.weight.to(e.dtype).unflatten(0, (HEADS, WIDTH))
         return ops.graph_attention(
             self.edges, query_receiver=q, key_sender=k, value_sender=v, edge=e, edge_key_weight=weight,
             edge_value_weight=weight,

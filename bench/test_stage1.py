@@ -4,24 +4,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import NETWORKS
 
 from hamfast.data import GraphDataset, dataset_spec
 from hamfast.models import CovariantConfig, CovariantNetwork
 from hamfast.reference import E3nnNetwork
 
 FOLDER = Path(__file__).parent.parent / "examples" / "graphene" / "dft" / "3x3_000"
-SIZES = {
-    "demo": {"irreps_mid": "32x0e+16x1o+8x2e+4x3o+4x4e", "l_max": 4, "embed_dim": 32, "num_basis": 64},
-    "published": {"irreps_mid": "64x0e+32x1o+16x2e+8x3o+8x4e+4x5o", "l_max": 5},
-}
 
 
 @pytest.mark.parametrize("implementation", ["hamfast", "e3nn"])
-@pytest.mark.parametrize("size", list(SIZES))
+@pytest.mark.parametrize("size", list(NETWORKS))
 def test_training_step(measure, size, implementation):
     spec = dataset_spec([FOLDER])
     graph = GraphDataset([FOLDER], spec, None)[0]
-    network = CovariantNetwork(CovariantConfig(**SIZES[size]), spec)
+    network = CovariantNetwork(CovariantConfig(**NETWORKS[size]), spec)
     theirs = E3nnNetwork(network)
     for update in (*theirs.node_updates, *theirs.edge_updates):
         update.weight.requires_grad_()

@@ -1,0 +1,64 @@
+"""The blocks of the cascade's second stage as one writes them without kernels, and what no kernel can take away from them."""
+
+import torch
+
+from hamfast.models import transformer as stage2
+
+
+class PlainBlock(torch.nn.Module):
+    """A block as one writes it without kernels: every operand concatenated per edge, softmax by scatter."""
+
+    def __init__(self, block: stage2.TransformerBlock):
+        super().__init__()
+        self.block = block
+
+    def linear(self, split, x):
+        weight = torch.cat([split.source.weight, split.edge.weight, split.target.weight], dim=1)
+        return torch.nn.functional.linear(x, weight, split.edge.bias)
+
+    def forward(self, node, edge, harmonics, gaussians, edges):
+        block, config = self.block, self.block.config
+        parts = (block.merge_edge(edge), block.merge_harmonics(harmonics), block.merge_length(gaussians))
+        merged = block.merge(torch.cat(parts, dim=-1))
+        target, count = edges.receivers, edges.num_receivers
+        if node is None:
+            degree = torch.bincount(target, minlength=count).clamp(min=1).to(merged).unsqueeze(-1)
+            node = merged.new_zeros(count, merged.shape[1]).index_add(0, target, merged) / degree
+        x = torch.cat([node[edges.senders], merged, node[target]], dim=-1)
+        heads = (config.num_heads, config.hidden // config.num_heads)
+        q, k, v = (self.linear(split, x).unflatten(-1, heads) for split in (block.query, block.key, block.value))
+        score = ((q * k).sum(-1) / heads[1] ** 0.5).clamp(-config.score_clip, config.score_clip)
+        weight = torch.exp(score)
+        total = weight.new_zeros(count, heads[0]).index_add(0, target, weight)
+        weight = weight / total[target]
+        attended = v.new_zeros(count, *heads).index_add(0, target, weight.unsqueeze(-1) * v).flatten(1)
+        node = block.attention_norm(block.attention_out(attended) + node)
+        node = node + block.ffn(node)
+        x = torch.cat([node[edges.senders], merged, node[target]], dim=-1)
+        return node, edge + block.edge_out(self.linear(block.edge_in, x))
+
+
+def dense_products(network, run):
+    """A function that does the matrix products of the linear layers of one step."""
+    operands = []
+
+    def note(layer, inputs, output):
+        x = inputs[0].detach()
+        operands.append((x, layer.weight.detach(), torch.randn(*x.shape[:-1], layer.out_features)))
+
+    hooks = [m.register_forward_hook(note) for m in network.modules() if isinstance(m, torch.nn.Linear)]
+    with torch.no_grad():
+        run()
+    for hook in hooks:
+        hook.remove()
+
+    def products():
+        for x, weight, grad in operands:
+            torch.mm(x, weight.T), torch.mm(grad, weight), torch.mm(grad.T, x)
+
+    return products
+
+
+def choose_blocks(network, blocks):
+    """Makes ``network`` run on these: its own, or plain ones around them."""
+    network.blocks._modules = {str(n): block for n, block in enumerate(blocks)}
