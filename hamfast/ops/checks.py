@@ -14,7 +14,7 @@ def check_rows(op: str, name: str, tensor: Tensor, rows: int | None, *shape: int
 
 def check_same(op: str, half: bool = False, /, **tensors: Tensor | None) -> None:
     """All tensors must have one dtype, float32 or float64 (or, if ``half``, bfloat16 or float16), on one device."""
-    first_name, first = next((n, t) for n, t in tensors.items() if t is not None)
+    first_name, first = _first(tensors)
     allowed = [torch.float32, torch.float64] + [torch.bfloat16, torch.float16] * half
     if first.dtype not in allowed:
         names = [str(dtype).removeprefix("torch.") for dtype in allowed]
@@ -25,5 +25,16 @@ def check_same(op: str, half: bool = False, /, **tensors: Tensor | None) -> None
             continue
         if tensor.dtype != first.dtype:
             raise ValueError(f"{op}: {name}: expected {first.dtype} as {first_name}, found {tensor.dtype}")
-        if tensor.device != first.device:
+    check_device(op, **tensors)
+
+
+def check_device(op: str, **tensors: Tensor | None) -> None:
+    """All tensors must be on one device."""
+    first_name, first = _first(tensors)
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != first.device:
             raise ValueError(f"{op}: {name}: expected device {first.device} as {first_name}, found {tensor.device}")
+
+
+def _first(tensors: dict[str, Tensor | None]) -> tuple[str, Tensor]:
+    return next((name, tensor) for name, tensor in tensors.items() if tensor is not None)

@@ -24,10 +24,11 @@ from hamfast.ops.attention_formula import (
     weighted_sum,
 )
 from hamfast.ops.attention_kernel import query_on_edge, run_kernel
-from hamfast.ops.checks import check_same
+from hamfast.ops.checks import check_device, check_same
 from hamfast.ops.edge_index import EdgeIndex
 
 _NAME = "graph_attention"
+HALF = {torch.bfloat16, torch.float16}
 
 
 class AttentionOutput(NamedTuple):
@@ -113,7 +114,7 @@ def graph_attention(
         Tensor ``[num_receivers, heads, (components,) value width]`` (or :class:`AttentionOutput`); zero for receivers without edges. Deterministic. The first derivative is
         a kernel; all further ones, forward mode and ``torch.func`` run on differentiable sums over edges.
         bfloat16 and float16 operands are computed in float32: queries, keys, values and edges' features stay as they are stored,
-        in memory and for the backward pass, except with filters, rank-one values and ``torch.func``.
+        in memory and for the backward pass, except with filters, rank-one values and ``torch.func``. Under autocast these may be of half precision and all else float32.
 
     Raises:
         ValueError: operands that exclude each other, or a shape, dtype or device that does not fit; the message names it.
@@ -143,10 +144,16 @@ def graph_attention(
     }
     autocast = torch.is_autocast_enabled(edges.senders.device.type)
     if autocast and len({t.dtype for t in given.values() if t is not None}) > 1:
-        given = {name: None if t is None else t.float() for name, t in given.items()}
-    check_same(_NAME, True, **given)
-    dtype = next(t.dtype for t in given.values() if t is not None)
-    half = dtype in (torch.bfloat16, torch.float16)
+        # Weights and numbers are float32 then; rows stay as they are stored if they all are so.
+        kinds = {t.dtype for name, t in given.items() if name in STORED and t is not None}
+        stays = STORED if len(kinds) == 1 and kinds <= HALF else ()
+        given = {name: t if t is None or name in stays else t.float() for name, t in given.items()}
+        check_device(_NAME, **given)
+    else:
+        check_same(_NAME, True, **given)
+    found_types = [(name in STORED, t.dtype) for name, t in given.items() if t is not None]
+    dtype = next((dtype for is_stored, dtype in found_types if is_stored), found_types[0][1])
+    half = dtype in HALF
     if half:
         # The kernel reads rows as they are stored; all that is small, or that it does not know, is float32.
         sums_outside = any(given[name] is not None for name in ("key_filter", "value_filter", "outer Y"))

@@ -456,11 +456,18 @@ def test_half_precision_is_what_is_kept():
     assert wide.isdisjoint(tuple(arguments[n].shape) for n in ("query_receiver", "key_sender", "value_sender", "edge"))
 
 
-def test_under_autocast_what_differs_is_float32():
+def test_under_autocast_rows_stay_half_if_all_are():
     arguments, edges = make("transformer_conv"), graph()
-    mixed = {n: t.float() if n == "edge" else t.to(torch.bfloat16) for n, t in arguments.items()}
+    weights = ("edge_key_weight", "edge_value_weight")
+    mixed = {n: t.float() if n in weights else t.to(torch.bfloat16) for n, t in arguments.items()}
+    with pytest.raises(ValueError, match="expected torch.bfloat16 as query_receiver, found torch.float32"):
+        ops.graph_attention(edges, **mixed)
     with torch.autocast("cpu", torch.bfloat16):
-        assert ops.graph_attention(edges, **mixed).dtype == torch.float32
+        out = ops.graph_attention(edges, **mixed)
+        assert out.dtype == torch.bfloat16
+        assert ops.graph_attention(edges, **(mixed | {"edge": mixed["edge"].float()})).dtype == torch.float32
+    expected = truth({n: t.double() for n, t in mixed.items()})[0]
+    assert (out.double() - expected).abs().max() < 2e-2 * expected.abs().max()
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "permuted"])
