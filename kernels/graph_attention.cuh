@@ -104,8 +104,10 @@ struct AttentionCall {
   T *to_grad_on_edge, *to_grad_weights;
   T* d_score_dot;  // [edges, heads]: the gradient of z', from the first pass to the second
 
-  // The GPU's numbers per edge and head between its kernels: z (then dz), a, z' and b.
+  // The GPU's numbers per edge and head between its kernels: z (then dz), a, z' and b; and whether all rows of q, k, v
+  // and features consist of whole, aligned vectors (attention_rows.cuh).
   T *at_z, *at_a, *at_z_dot, *at_b;
+  bool packed;
 
   HAMFAST_HD bool softmax() const { return weight == weight_softmax; }
   HAMFAST_HD bool by_sender() const { return d_query[part_sender] || d_key[part_sender] || d_value[part_sender]; }

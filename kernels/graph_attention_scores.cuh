@@ -3,22 +3,14 @@
 // sectors. What follows: a lane per edge.
 #pragma once
 
-#include "graph_attention.cuh"
+#include "attention_rows.cuh"
 
 #if defined(__CUDACC__) || defined(HAMFAST_SIMT)
 
 namespace hamfast {
 
-constexpr int kAttentionWarps = 4;  // per block
+constexpr int kAttentionWarps = 4;  // per block; how many blocks a multiprocessor is to hold sets the registers
 constexpr int kGroup = 8;           // lanes per edge
-
-template <class T, class Stored>
-HAMFAST_INLINE T row_element(const EdgeSum<Stored>& sum, int64_t heads, const int64_t (&row)[3], int64_t h, int64_t c) {
-  T total = T(0);
-  for (int p = 0; p < 3; ++p)
-    if (sum.part[p]) total += HAMFAST_ISA::widen(sum.part[p][(row[p] * heads + h) * sum.width + c]);
-  return total;
-}
 
 template <class T>
 HAMFAST_INLINE T score_activation(int64_t kind, T slope, T x) {
@@ -53,76 +45,87 @@ struct ScoreWarp {
     return x;
   }
 
-  // term(rows of the edge, first column, step) -> to[edge, head], summed over the lanes of a group.
+  // term(rows of the edge) -> to[edge, head], summed over the lanes of a group. Where 32 edges lead is read at once.
   template <class F>
   HAMFAST_INLINE void dots(T* to, F&& term) const {
-    const int rank = lane % kGroup;
-    for (int64_t begin = first(); begin < last(); begin += kWarp / kGroup) {
-      const int64_t n = begin + lane / kGroup;
-      T total = T(0);
-      int64_t edge = 0;
-      if (n < last()) {
-        edge = call.receiver_order[n];
-        const int64_t row[3] = {edge, call.senders[edge], receiver};
-        total = term(row, rank);
+    for (int64_t begin = first(); begin < last(); begin += kWarp) {
+      const int64_t left = last() - begin;
+      const int64_t own_edge = call.receiver_order[lane < left ? begin + lane : begin];
+      const int64_t own_sender = call.senders[own_edge];
+      for (int at = 0; at < kWarp && at < left; at += kWarp / kGroup) {
+        const int n = at + lane / kGroup;
+        const int64_t edge = __shfl_sync(0xffffffffu, own_edge, n), sender = __shfl_sync(0xffffffffu, own_sender, n);
+        T total = T(0);
+        if (n < left) {
+          const int64_t row[3] = {edge, sender, receiver};
+          total = term(row);
+        }
+        for (int step = kGroup / 2; step > 0; step /= 2) total += __shfl_xor_sync(0xffffffffu, total, step);
+        if (n < left && lane % kGroup == 0) to[place(edge)] = total;
       }
-      for (int step = kGroup / 2; step > 0; step /= 2) total += __shfl_xor_sync(0xffffffffu, total, step);
-      if (n < last() && rank == 0) to[place(edge)] = total;
     }
     __syncwarp();
   }
 
-  HAMFAST_INLINE T on_edge(const NodeRows<T>& nodes, const Stored* edges, const int64_t (&row)[3], int rank) const {
+  // The sum of f(first column) over the lane's share of a row.
+  template <class F>
+  HAMFAST_INLINE T over_columns(int64_t width, F&& f) const {
     T total = T(0);
-    if (!nodes.data || !edges) return total;
-    const T* at = nodes.row(receiver) + head * nodes.head_stride;
-    for (int64_t f = rank; f < call.features; f += kGroup)
-      total += at[f] * HAMFAST_ISA::widen(edges[row[0] * call.features + f]);
+    for (int64_t c = lane % kGroup * kColumns; c < width; c += kGroup * kColumns) total += f(c);
     return total;
   }
-  HAMFAST_INLINE T element(const EdgeSum<Stored>& sum, const int64_t (&row)[3], int64_t c) const {
-    return row_element<T>(sum, call.heads, row, head, c);
+  HAMFAST_INLINE Columns<T> columns(const EdgeSum<Stored>& sum, const int64_t (&row)[3], int64_t c) const {
+    return row_columns<T>(sum, call.heads, row, head, c, call.packed);
   }
-  HAMFAST_INLINE T product(const EdgeSum<Stored>& a, const EdgeSum<Stored>& b, const int64_t (&row)[3],
-                           int rank) const {
-    T total = T(0);
-    if (!a.any() || !b.any()) return total;
-    for (int64_t c = rank; c < a.width; c += kGroup) total += element(a, row, c) * element(b, row, c);
-    return total;
+
+  HAMFAST_INLINE T on_edge(const NodeRows<T>& nodes, const Stored* edges, const int64_t (&row)[3]) const {
+    if (!nodes.data || !edges) return T(0);
+    const T* node = nodes.row(receiver) + head * nodes.head_stride;
+    const Stored* edge = edges + row[0] * call.features;
+    return over_columns(call.features, [&](int64_t f) {
+      return dot_columns(load_columns<T>(node + f, call.features - f, call.packed),
+                         load_columns<T>(edge + f, call.features - f, call.packed));
+    });
   }
-  HAMFAST_INLINE T with_gradient(const EdgeSum<Stored>& value, const int64_t (&row)[3], int rank) const {
-    T total = T(0);
-    if (!call.grad_out || !value.any()) return total;
-    const Stored* g = call.grad_out + (receiver * call.heads + head) * call.value.width;
-    for (int64_t c = rank; c < value.width; c += kGroup) total += HAMFAST_ISA::widen(g[c]) * element(value, row, c);
-    return total;
+  HAMFAST_INLINE T product(const EdgeSum<Stored>& a, const EdgeSum<Stored>& b, const int64_t (&row)[3]) const {
+    if (!a.any() || !b.any()) return T(0);
+    return over_columns(a.width, [&](int64_t c) { return dot_columns(columns(a, row, c), columns(b, row, c)); });
+  }
+  HAMFAST_INLINE T with_gradient(const EdgeSum<Stored>& value, const int64_t (&row)[3]) const {
+    if (!call.grad_out || !value.any()) return T(0);
+    const Stored* g = call.grad_out + (receiver * call.heads + head) * value.width;
+    return over_columns(value.width, [&](int64_t c) {
+      return dot_columns(load_columns<T>(g + c, value.width - c, call.packed), columns(value, row, c));
+    });
   }
 
   HAMFAST_INLINE void all_z() const {
-    dots(call.at_z, [&](const int64_t (&row)[3], int rank) {
+    dots(call.at_z, [&](const int64_t (&row)[3]) {
       if (call.score == score_given) return T(0);
-      T total = on_edge(call.query_on_edge, call.edge, row, rank);
-      if (call.score == score_dot) return total + product(call.query, call.key, row, rank);
-      for (int64_t c = rank; c < call.query.width; c += kGroup) {
-        const T x = element(call.query, row, c) + element(call.key, row, c);
-        total += call.vector[head * call.query.width + c] * score_activation(call.activation, call.slope, x);
-      }
-      return total;
+      const T total = on_edge(call.query_on_edge, call.edge, row);
+      if (call.score == score_dot) return total + product(call.query, call.key, row);
+      const int64_t width = call.query.width;
+      return total + over_columns(width, [&](int64_t c) {
+               Columns<T> x = columns(call.query, row, c);
+               add_columns(T(1), columns(call.key, row, c), x);
+               HAMFAST_UNROLL
+               for (int i = 0; i < kColumns; ++i) x.at[i] = score_activation(call.activation, call.slope, x.at[i]);
+               return dot_columns(load_columns<T>(call.vector + head * width + c, width - c, call.packed), x);
+             });
     });
   }
   HAMFAST_INLINE void all_a() const {
-    dots(call.at_a, [&](const int64_t (&row)[3], int rank) {
-      return with_gradient(call.value, row, rank) + on_edge(call.grad_on_edge, call.edge, row, rank);
+    dots(call.at_a, [&](const int64_t (&row)[3]) {
+      return with_gradient(call.value, row) + on_edge(call.grad_on_edge, call.edge, row);
     });
   }
   HAMFAST_INLINE void all_along() const {
-    dots(call.at_z_dot, [&](const int64_t (&row)[3], int rank) {
-      return product(call.query_dot, call.key, row, rank) + product(call.query, call.key_dot, row, rank) +
-             on_edge(call.query_on_edge_dot, call.edge, row, rank) +
-             on_edge(call.query_on_edge, call.edge_dot, row, rank);
+    dots(call.at_z_dot, [&](const int64_t (&row)[3]) {
+      return product(call.query_dot, call.key, row) + product(call.query, call.key_dot, row) +
+             on_edge(call.query_on_edge_dot, call.edge, row) + on_edge(call.query_on_edge, call.edge_dot, row);
     });
-    dots(call.at_b, [&](const int64_t (&row)[3], int rank) {
-      return with_gradient(call.value_dot, row, rank) + on_edge(call.grad_on_edge, call.edge_dot, row, rank);
+    dots(call.at_b, [&](const int64_t (&row)[3]) {
+      return with_gradient(call.value_dot, row) + on_edge(call.grad_on_edge, call.edge_dot, row);
     });
   }
 
@@ -272,7 +275,8 @@ struct ScoreWarp {
 enum AttentionPass : int { pass_forward = 0, pass_backward = 1, pass_double = 2 };
 
 template <class T, class Stored, int pass>
-__global__ void __launch_bounds__(kWarp* kAttentionWarps) attention_scores_kernel(AttentionCall<T, Stored> call) {
+__global__ void __launch_bounds__(kWarp* kAttentionWarps, sizeof(T) == 4 ? 6 : 4)
+    attention_scores_kernel(AttentionCall<T, Stored> call) {
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int64_t items = call.num_receivers * call.heads;
   for (int64_t item = static_cast<int64_t>(blockIdx.x) * kAttentionWarps + warp; item < items;

@@ -1,5 +1,6 @@
-// Attention on the GPU, second half: sums over edges (or over heads) of numbers per edge and head times rows. One
-// thread per element of the result, which adds in the order of the list: no atomics.
+// Attention on the GPU, second half: sums over edges (or over heads) of numbers per edge and head times rows. A lane
+// owns a few columns of the result. Where a row has fewer columns than a warp, its edges are dealt to groups of lanes,
+// whose sums are added in a fixed order: no atomics.
 #pragma once
 
 #include "graph_attention_scores.cuh"
@@ -38,38 +39,108 @@ struct WeightedSum {
   const T* vector;
   int64_t activation;
   T slope;
+  bool packed;
+
+  // How a warp is cut: the lanes that share a row's columns, `units` of them, and groups of as many lanes. A group has
+  // edges of one row, or, where a row is an edge, a row of its own.
+  struct Cut {
+    int64_t chunks, units, tiles, items;
+    int lanes, groups;
+  };
+  HAMFAST_HD bool lists() const { return ptr || parts > 0; }
+  HAMFAST_HD Cut cut() const {
+    Cut c;
+    c.chunks = (width + kColumns - 1) / kColumns;
+    c.units = (over_heads ? 1 : heads) * c.chunks;
+    c.lanes = kWarp;
+    while (c.lanes / 2 >= c.units && c.lanes > 1) c.lanes /= 2;
+    c.groups = kWarp / c.lanes;
+    c.tiles = (c.units + c.lanes - 1) / c.lanes;
+    c.items = (lists() ? rows : (rows + c.groups - 1) / c.groups) * c.tiles;
+    return c;
+  }
 };
 
+// total += the terms of one edge, in the columns of head h from c.
 template <class T, class Stored, class Out>
-HAMFAST_INLINE T weighted_element(const WeightedSum<T, Stored, Out>& sum, const WeightedTerm<T, Stored>& term,
-                                  const int64_t (&row)[3], int64_t h, int64_t c) {
-  if (term.kind == rows_sum) return row_element<T>(term.a, sum.heads, row, h, c);
-  if (term.kind == rows_features) return HAMFAST_ISA::widen(term.features[row[0] * sum.width + c]);
-  if (term.kind == rows_nodes) return term.nodes.row(row[2])[h * term.nodes.head_stride + c];
-  const T x = row_element<T>(term.a, sum.heads, row, h, c) + row_element<T>(term.b, sum.heads, row, h, c);
-  if (term.kind == rows_activation) return score_activation(sum.activation, sum.slope, x);
-  return sum.vector[h * sum.width + c] * score_activation_slope(sum.activation, sum.slope, x);
+HAMFAST_INLINE void add_edge(const WeightedSum<T, Stored, Out>& sum, const int64_t (&row)[3], int64_t h, int64_t c,
+                             Columns<T>& total) {
+  const bool packed = sum.packed;
+  const int64_t heads = sum.heads, width = sum.width, last = sum.over_heads ? heads : h + 1;
+  for (; h < last; ++h)
+    for (int t = 0; t < sum.count; ++t) {
+      const WeightedTerm<T, Stored>& term = sum.term[t];
+      const T weight = term.weight[row[0] * heads + h];
+      if (term.kind == rows_sum) {
+        add_columns(weight, row_columns<T>(term.a, heads, row, h, c, packed), total);
+      } else if (term.kind == rows_features) {
+        add_columns(weight, load_columns<T>(term.features + row[0] * width + c, width - c, packed), total);
+      } else if (term.kind == rows_nodes) {
+        const T* node = term.nodes.row(row[2]) + h * term.nodes.head_stride + c;
+        add_columns(weight, load_columns<T>(node, width - c, packed), total);
+      } else {
+        Columns<T> x = row_columns<T>(term.a, heads, row, h, c, packed);
+        add_columns(T(1), row_columns<T>(term.b, heads, row, h, c, packed), x);
+        const bool slopes = term.kind == rows_activation_slope;
+        Columns<T> factor{};
+        if (slopes) factor = load_columns<T>(sum.vector + h * width + c, width - c, packed);
+        HAMFAST_UNROLL
+        for (int i = 0; i < kColumns; ++i)
+          x.at[i] = slopes ? factor.at[i] * score_activation_slope(sum.activation, sum.slope, x.at[i])
+                           : score_activation(sum.activation, sum.slope, x.at[i]);
+        add_columns(weight, x, total);
+      }
+    }
 }
 
+// Edges first ... last of a list, dealt to the groups of the warp; afterwards every group has the whole sum.
 template <class T, class Stored, class Out>
-__global__ void weighted_sum_kernel(WeightedSum<T, Stored, Out> sum) {
-  const int64_t heads_out = sum.over_heads ? 1 : sum.heads;
-  const int64_t elements = sum.rows * heads_out * sum.width;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < elements;
-       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    const int64_t c = i % sum.width, h_out = i / sum.width % heads_out, r = i / sum.width / heads_out;
-    int64_t first = r, last = r + 1;
-    if (sum.ptr) first = sum.ptr[r], last = sum.ptr[r + 1];
-    if (sum.parts > 0) first = sum.edges * r / sum.parts, last = sum.edges * (r + 1) / sum.parts;
-    T total = T(0);
-    for (int64_t n = first; n < last; ++n) {
-      const int64_t edge = sum.order ? sum.order[n] : n;
-      const int64_t row[3] = {edge, sum.senders[edge], sum.receivers[edge]};
-      for (int64_t h = h_out; h < (sum.over_heads ? sum.heads : h_out + 1); ++h)
-        for (int t = 0; t < sum.count; ++t)
-          total += sum.term[t].weight[edge * sum.heads + h] * weighted_element(sum, sum.term[t], row, h, c);
+HAMFAST_INLINE void add_list(const WeightedSum<T, Stored, Out>& sum, int64_t first, int64_t last, int lanes, int lane,
+                             bool is_active, int64_t h, int64_t c, Columns<T>& total) {
+  const int groups = kWarp / lanes;
+  for (int64_t begin = first; begin < last; begin += kWarp) {
+    const int64_t left = last - begin, own = lane < left ? begin + lane : begin;
+    const int64_t own_edge = sum.order ? sum.order[own] : own;
+    const int64_t own_sender = sum.senders[own_edge], own_receiver = sum.receivers[own_edge];
+    for (int at = 0; at < kWarp && at < left; at += groups) {
+      const int n = at + lane / lanes;
+      const int64_t row[3] = {__shfl_sync(0xffffffffu, own_edge, n), __shfl_sync(0xffffffffu, own_sender, n),
+                              __shfl_sync(0xffffffffu, own_receiver, n)};
+      if (is_active && n < left) add_edge(sum, row, h, c, total);
     }
-    HAMFAST_ISA::narrow(total, sum.out + i);
+  }
+  for (int step = lanes; step < kWarp; step *= 2) {
+    HAMFAST_UNROLL
+    for (int i = 0; i < kColumns; ++i) total.at[i] += __shfl_xor_sync(0xffffffffu, total.at[i], step);
+  }
+}
+
+constexpr int kSumWarps = 8;  // per block, of which a multiprocessor holds two at least
+
+template <class T, class Stored, class Out>
+__global__ void __launch_bounds__(kWarp* kSumWarps, 2) weighted_sum_kernel(WeightedSum<T, Stored, Out> sum) {
+  const auto cut = sum.cut();
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, group = lane / cut.lanes;
+  for (int64_t item = static_cast<int64_t>(blockIdx.x) * kSumWarps + static_cast<int>(threadIdx.x) / kWarp;
+       item < cut.items; item += static_cast<int64_t>(gridDim.x) * kSumWarps) {
+    const int64_t unit = item % cut.tiles * cut.lanes + lane % cut.lanes;
+    const int64_t h = unit / cut.chunks, c = unit % cut.chunks * kColumns;
+    const bool lists = sum.lists();
+    const int64_t r = lists ? item / cut.tiles : item / cut.tiles * cut.groups + group;
+    const bool is_active = unit < cut.units && r < sum.rows;
+    Columns<T> total{};
+    if (lists) {
+      const int64_t first = sum.ptr ? sum.ptr[r] : sum.edges * r / sum.parts;
+      const int64_t last = sum.ptr ? sum.ptr[r + 1] : sum.edges * (r + 1) / sum.parts;
+      add_list(sum, first, last, cut.lanes, lane, is_active, h, c, total);
+    } else if (is_active) {
+      const int64_t row[3] = {r, sum.senders[r], sum.receivers[r]};
+      add_edge(sum, row, h, c, total);
+    }
+    if (is_active && (!lists || group == 0)) {
+      const int64_t head_rows = sum.over_heads ? r : r * sum.heads + h;
+      store_columns(total, sum.out + head_rows * sum.width + c, sum.width - c, sum.packed);
+    }
   }
 }
 

@@ -97,8 +97,6 @@ class WeightedSums {
   }
 
  private:
-  static constexpr int kThreads = 256;
-
   template <class Out>
   WeightedSum<T, Stored, Out> new_sum(Out* out, int part, int64_t width) const {
     WeightedSum<T, Stored, Out> sum{};
@@ -109,6 +107,7 @@ class WeightedSums {
     sum.ptr = part == part_edge ? nullptr : part == part_sender ? call_.sender_ptr : call_.receiver_ptr;
     sum.senders = call_.senders, sum.receivers = call_.receivers;
     sum.vector = call_.vector, sum.activation = call_.activation, sum.slope = call_.slope;
+    sum.packed = call_.packed;
     return sum;
   }
   template <class Out>
@@ -126,15 +125,38 @@ class WeightedSums {
   }
   template <class Out>
   void run(const WeightedSum<T, Stored, Out>& sum) const {
-    const int64_t elements = sum.rows * (sum.over_heads ? 1 : sum.heads) * sum.width;
-    if (elements == 0) return;
+    const int64_t items = sum.cut().items;
+    if (items == 0) return;
     launch("graph_attention", weighted_sum_kernel<T, Stored, Out>,
-           Grid{blocks_for((elements + kThreads - 1) / kThreads)}, kThreads, device_, sum);
+           Grid{blocks_for((items + kSumWarps - 1) / kSumWarps)}, kWarp * kSumWarps, device_, sum);
   }
 
   const AttentionCall<T, Stored>& call_;
   const int32_t device_;
 };
+
+// Do all rows of q, k, v and features, and of their gradients, consist of whole, aligned vectors?
+template <class T, class Stored>
+bool is_packed(const AttentionCall<T, Stored>& call) {
+  bool packed = call.query.width % kColumns == 0 && call.value.width % kColumns == 0 && call.features % kColumns == 0;
+  auto look_at = [&](const auto* rows) {
+    using Element = std::remove_cv_t<std::remove_pointer_t<decltype(rows)>>;
+    packed = packed && reinterpret_cast<uintptr_t>(rows) % alignof(Columns<Element>) == 0;
+  };
+  for (const auto* sum : {&call.query, &call.key, &call.value, &call.query_dot, &call.key_dot, &call.value_dot})
+    for (const Stored* part : sum->part) look_at(part);
+  for (const auto* nodes : {&call.query_on_edge, &call.query_on_edge_dot, &call.grad_on_edge}) {
+    look_at(nodes->data);
+    packed = packed && nodes->node_stride % kColumns == 0 && nodes->head_stride % kColumns == 0;
+  }
+  for (const auto* rows : {call.edge, call.edge_dot, call.grad_out}) look_at(rows);
+  for (const auto* gradients : {call.d_query, call.d_key, call.d_value})
+    for (int part = 0; part < 3; ++part) look_at(gradients[part]);
+  for (const auto* rows : {call.d_edge, call.out, call.to_grad_out}) look_at(rows);
+  for (const auto* rows : {call.out_on_edge, call.d_query_on_edge, call.d_vector, call.to_grad_on_edge}) look_at(rows);
+  look_at(call.vector);
+  return packed;
+}
 
 struct AttentionOnCuda : OnCuda {
   static constexpr bool reads_bfloat16 = true;
@@ -167,6 +189,7 @@ struct AttentionOnCuda : OnCuda {
 
   template <class T, class Stored>
   static void forward(AttentionCall<T, Stored> call, const Tensor& like) {
+    call.packed = is_packed(call);
     Numbers<T> numbers(like, call);
     numbers.make(call.at_z);
     call.kept_weight = call.weights;
@@ -178,6 +201,7 @@ struct AttentionOnCuda : OnCuda {
 
   template <class T, class Stored>
   static void backward(AttentionCall<T, Stored> call, const Tensor& like) {
+    call.packed = is_packed(call);
     Numbers<T> numbers(like, call);
     for (T** kept : {&call.at_z, &call.at_a, &call.d_score, &call.kept_weight}) numbers.make(*kept);
     scores<pass_backward>(call, like.get_device_index());
@@ -186,6 +210,7 @@ struct AttentionOnCuda : OnCuda {
 
   template <class T, class Stored>
   static void double_backward(AttentionCall<T, Stored> call, const Tensor& like) {
+    call.packed = is_packed(call);
     Numbers<T> numbers(like, call);
     for (T** kept :
          {&call.at_z, &call.at_a, &call.at_z_dot, &call.at_b, &call.d_score, &call.d_score_dot, &call.kept_weight})

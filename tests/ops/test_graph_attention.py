@@ -298,6 +298,56 @@ def test_any_graph_and_width(seed, nodes, edges, heads, widths, dtype):
             assert error < (1e-12 if dtype == torch.float64 else 1e-4)
 
 
+@pytest.mark.parametrize("place", ["aligned", "shifted"])
+@pytest.mark.parametrize("heads", [1, 3, 40])
+@pytest.mark.parametrize("score", ["dot", "additive"])
+def test_rows_of_whole_vectors(score, heads, place, device):
+    """Widths that kernels read as vectors, at addresses where they may and where they may not; rows of more edges than a warp has lanes."""
+    width, value, features, nodes, edges = 8, 4, 12, 3, 60
+    senders, receivers = torch.randint(nodes, (2, edges))
+    receivers[:40] = 1
+    shapes = {
+        "query_receiver": (nodes, heads, width),
+        "key_sender": (nodes, heads, width),
+        "value_sender": (nodes, heads, value),
+    }
+    if score == "dot":
+        shapes |= {
+            "value_edge": (edges, heads, value),
+            "edge": (edges, features),
+            "edge_key_weight": (heads, width, features),
+            "edge_value_weight": (heads, value, features),
+        }
+    else:
+        shapes["vector"] = (heads, width)
+    leaves = [torch.randn(shape, requires_grad=True) for shape in shapes.values()]
+    index = ops.edge_index(senders, receivers, nodes).to(device)
+
+    def placed(t):
+        if place == "aligned":
+            return t
+        return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
+
+    def found(*values):
+        given = dict(zip(shapes, (placed(t.to(device)) for t in values), strict=True))
+        return ops.graph_attention(index, score=score, **given).cpu()
+
+    def expected(*values):
+        given = dict(zip(shapes, values, strict=True))
+        return reference.graph_attention(senders, receivers, nodes, score=score, **given)[0]
+
+    out, true = found(*leaves), expected(*leaves)
+    assert_close(out, true, atol=1e-11)
+    grad = torch.randn_like(true)
+    first, first_true = (torch.autograd.grad(o, leaves, grad, create_graph=True) for o in (out, true))
+    for a, b in zip(first, first_true, strict=True):
+        assert_close(a, b, atol=1e-10)
+    directions = [torch.randn_like(t) for t in leaves]
+    second, second_true = (torch.autograd.grad(f, leaves, directions) for f in (first, first_true))
+    for a, b in zip(second, second_true, strict=True):
+        assert_close(a, b, atol=1e-9)
+
+
 def test_many_edges_of_one_node_and_many_heads():
     edges, heads = 1000, 128
     senders, receivers = torch.randint(3, (edges,)), torch.zeros(edges, dtype=torch.int64)

@@ -1,0 +1,77 @@
+// Rows of attention's operands on the GPU, a few columns per lane, which are read and written as one vector where every
+// row starts at such a vector (AttentionCall::packed).
+#pragma once
+
+#include "graph_attention.cuh"
+
+#if defined(__CUDACC__) || defined(HAMFAST_SIMT)
+
+namespace hamfast {
+
+constexpr int kColumns = 4;
+
+template <class T>
+struct alignas(sizeof(T) * kColumns < 16 ? sizeof(T) * kColumns : 16) Columns {
+  T at[kColumns];
+};
+
+// The first `count` columns; 0 for the rest.
+template <class T, class Stored>
+HAMFAST_INLINE Columns<T> load_columns(const Stored* from, int64_t count, bool packed) {
+  Columns<T> x;
+  if (packed) {
+    const Columns<Stored> stored = *reinterpret_cast<const Columns<Stored>*>(from);
+    HAMFAST_UNROLL
+    for (int i = 0; i < kColumns; ++i) x.at[i] = HAMFAST_ISA::widen(stored.at[i]);
+  } else {
+    HAMFAST_UNROLL
+    for (int i = 0; i < kColumns; ++i) x.at[i] = i < count ? HAMFAST_ISA::widen(from[i]) : T(0);
+  }
+  return x;
+}
+
+template <class T, class Stored>
+HAMFAST_INLINE void store_columns(const Columns<T>& x, Stored* to, int64_t count, bool packed) {
+  Columns<Stored> stored;
+  HAMFAST_UNROLL
+  for (int i = 0; i < kColumns; ++i) HAMFAST_ISA::narrow(x.at[i], stored.at + i);
+  if (packed) {
+    *reinterpret_cast<Columns<Stored>*>(to) = stored;
+  } else {
+    HAMFAST_UNROLL
+    for (int i = 0; i < kColumns; ++i)
+      if (i < count) to[i] = stored.at[i];
+  }
+}
+
+// total += factor x
+template <class T>
+HAMFAST_INLINE void add_columns(T factor, const Columns<T>& x, Columns<T>& total) {
+  HAMFAST_UNROLL
+  for (int i = 0; i < kColumns; ++i) total.at[i] += factor * x.at[i];
+}
+
+template <class T>
+HAMFAST_INLINE T dot_columns(const Columns<T>& a, const Columns<T>& b) {
+  T total = T(0);
+  HAMFAST_UNROLL
+  for (int i = 0; i < kColumns; ++i) total += a.at[i] * b.at[i];
+  return total;
+}
+
+// Of q, k or v, from column c.
+template <class T, class Stored>
+HAMFAST_INLINE Columns<T> row_columns(const EdgeSum<Stored>& sum, int64_t heads, const int64_t (&row)[3], int64_t h,
+                                      int64_t c, bool packed) {
+  Columns<T> total{};
+  HAMFAST_UNROLL
+  for (int p = 0; p < 3; ++p)
+    if (sum.part[p])
+      add_columns(T(1), load_columns<T>(sum.part[p] + (row[p] * heads + h) * sum.width + c, sum.width - c, packed),
+                  total);
+  return total;
+}
+
+}  // namespace hamfast
+
+#endif
