@@ -135,27 +135,27 @@ class WeightedSums {
   const int32_t device_;
 };
 
+// Does each start where a vector may?
+template <class... Rows>
+bool are_aligned(const Rows*... rows) {
+  return (... && (reinterpret_cast<uintptr_t>(rows) % alignof(Columns<Rows>) == 0));
+}
+template <class T>
+bool are_aligned(const NodeRows<T>& nodes) {
+  return are_aligned(nodes.data) && nodes.node_stride % kColumns == 0 && nodes.head_stride % kColumns == 0;
+}
+
 // Do all rows of q, k, v and features, and of their gradients, consist of whole, aligned vectors?
 template <class T, class Stored>
-bool is_packed(const AttentionCall<T, Stored>& call) {
-  bool packed = call.query.width % kColumns == 0 && call.value.width % kColumns == 0 && call.features % kColumns == 0;
-  auto look_at = [&](const auto* rows) {
-    using Element = std::remove_cv_t<std::remove_pointer_t<decltype(rows)>>;
-    packed = packed && reinterpret_cast<uintptr_t>(rows) % alignof(Columns<Element>) == 0;
-  };
-  for (const auto* sum : {&call.query, &call.key, &call.value, &call.query_dot, &call.key_dot, &call.value_dot})
-    for (const Stored* part : sum->part) look_at(part);
-  for (const auto* nodes : {&call.query_on_edge, &call.query_on_edge_dot, &call.grad_on_edge}) {
-    look_at(nodes->data);
-    packed = packed && nodes->node_stride % kColumns == 0 && nodes->head_stride % kColumns == 0;
-  }
-  for (const auto* rows : {call.edge, call.edge_dot, call.grad_out}) look_at(rows);
-  for (const auto* gradients : {call.d_query, call.d_key, call.d_value})
-    for (int part = 0; part < 3; ++part) look_at(gradients[part]);
-  for (const auto* rows : {call.d_edge, call.out, call.to_grad_out}) look_at(rows);
-  for (const auto* rows : {call.out_on_edge, call.d_query_on_edge, call.d_vector, call.to_grad_on_edge}) look_at(rows);
-  look_at(call.vector);
-  return packed;
+bool is_packed(const AttentionCall<T, Stored>& c) {
+  bool packed = c.query.width % kColumns == 0 && c.value.width % kColumns == 0 && c.features % kColumns == 0;
+  for (int p = 0; p < 3; ++p)
+    packed = packed &&
+             are_aligned(c.query.part[p], c.key.part[p], c.value.part[p], c.d_query[p], c.d_key[p], c.d_value[p]) &&
+             are_aligned(c.query_dot.part[p], c.key_dot.part[p], c.value_dot.part[p]);
+  return packed && are_aligned(c.query_on_edge) && are_aligned(c.query_on_edge_dot) && are_aligned(c.grad_on_edge) &&
+         are_aligned(c.edge, c.edge_dot, c.d_edge, c.grad_out, c.to_grad_out, c.out) &&
+         are_aligned(c.vector, c.d_vector, c.out_on_edge, c.d_query_on_edge, c.to_grad_on_edge);
 }
 
 struct AttentionOnCuda : OnCuda {
