@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+HALF = (torch.bfloat16, torch.float16)
+
 
 def check_rows(op: str, name: str, tensor: Tensor, rows: int | None, *shape: int) -> None:
     """``tensor`` must be ``[rows, *shape]``; ``rows=None`` allows any number."""
@@ -15,7 +17,7 @@ def check_rows(op: str, name: str, tensor: Tensor, rows: int | None, *shape: int
 def check_same(op: str, half: bool = False, /, **tensors: Tensor | None) -> None:
     """All tensors must have one dtype, float32 or float64 (or, if ``half``, bfloat16 or float16), on one device."""
     first_name, first = _first(tensors)
-    allowed = [torch.float32, torch.float64] + [torch.bfloat16, torch.float16] * half
+    allowed = [torch.float32, torch.float64, *(HALF if half else ())]
     if first.dtype not in allowed:
         names = [str(dtype).removeprefix("torch.") for dtype in allowed]
         expected = ", ".join(names[:-1]) + f" or {names[-1]}"

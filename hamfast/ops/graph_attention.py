@@ -24,11 +24,10 @@ from hamfast.ops.attention_formula import (
     weighted_sum,
 )
 from hamfast.ops.attention_kernel import query_on_edge, run_kernel
-from hamfast.ops.checks import check_device, check_same
+from hamfast.ops.checks import HALF, check_device, check_same
 from hamfast.ops.edge_index import EdgeIndex
 
 _NAME = "graph_attention"
-HALF = {torch.bfloat16, torch.float16}
 
 
 class AttentionOutput(NamedTuple):
@@ -146,7 +145,7 @@ def graph_attention(
     if autocast and len({t.dtype for t in given.values() if t is not None}) > 1:
         # Weights and numbers are float32 then; rows stay as they are stored if they all are so.
         kinds = {t.dtype for name, t in given.items() if name in STORED and t is not None}
-        stays = STORED if len(kinds) == 1 and kinds <= HALF else ()
+        stays = STORED if len(kinds) == 1 and kinds <= {*HALF} else ()
         given = {name: t if t is None or name in stays else t.float() for name, t in given.items()}
         check_device(_NAME, **given)
     else:

@@ -12,7 +12,7 @@ from torch import Tensor
 from hamfast import run_time_compiler
 from hamfast.ops import backend
 from hamfast.ops.block_matmul import block_matmul
-from hamfast.ops.checks import check_rows, check_same
+from hamfast.ops.checks import HALF, check_rows, check_same
 from hamfast.ops.edge_index import EdgeIndex
 from hamfast.ops.layout import check_layout, convert_layout
 from hamfast.ops.multilinear import make_tables, mix_blocks, multilinear
@@ -21,8 +21,6 @@ from hamfast.ops.radial import RadialWeights, radial_product
 from hamfast.plan import Plan
 from hamfast.plan.channel import is_channel_wise, is_mixing, live_paths
 from hamfast.plan.cost import TUNED, choose_lowering, estimates
-
-_HALF = (torch.bfloat16, torch.float16)
 
 
 def tensor_product(
@@ -94,7 +92,7 @@ def _makes_weights(plan: Plan, x: Tensor) -> bool:
     """Can weights be made inside the kernel? Where not, they are stored: the result is the same."""
     device = x.device.type
     # The CUDA kernels make half-precision weights as well.
-    knows_dtype = x.dtype not in _HALF or (device == "cuda" and backend.current() == "cuda")
+    knows_dtype = x.dtype not in HALF or (device == "cuda" and backend.current() == "cuda")
     return device in TUNED and not _problem(device) and knows_dtype and _all_channel_wise(plan)
 
 
@@ -175,7 +173,7 @@ def _general(x, y, weight, plan, tables, edges, gather, scatter, layout):
     """Plans with paths that only the general kernel knows: it works in ``mul_ir``, in float32 or float64."""
     slow_path("tensor_product", plan, x.device.type, _problem(x.device.type))
     dtype = x.dtype
-    if dtype in _HALF:
+    if dtype in HALF:
         x, y, weight = x.float(), y.float(), None if weight is None else weight.float()
     x = convert_layout(x, plan.irreps_in1, layout, "mul_ir")
     out = multilinear(x, y, weight, tables, edges, gather, scatter, ("mul_ir", "mul_ir"))
