@@ -25,6 +25,7 @@ COLUMNS = ["kernel", "case", "architecture", "registers", "shared_bytes", "stack
 FIXED = """
 #include "edge_frame.cuh"
 #include "edge_einsum.cuh"
+#include "edge_update.cuh"
 #include "sparse_map.cuh"
 #include "sum_parts.cuh"
 #include "tensor_product.cuh"
@@ -40,14 +41,16 @@ namespace hamfast {
   template __global__ void add_rows_kernel<T>(const T*, int64_t, int64_t, T*);
 INSTANTIATE(float)
 INSTANTIATE(double)
-#define INSTANTIATE_ATTENTION(T, Stored)                                                                  \\
+#define INSTANTIATE_STORED(T, Stored)                                                                  \\
   template __global__ void attention_scores_kernel<T, Stored, pass_forward>(AttentionCall<T, Stored>);  \\
   template __global__ void attention_scores_kernel<T, Stored, pass_backward>(AttentionCall<T, Stored>); \\
   template __global__ void attention_scores_kernel<T, Stored, pass_double>(AttentionCall<T, Stored>);   \\
-  template __global__ void weighted_sum_kernel<T, Stored, Stored>(WeightedSum<T, Stored, Stored>);
-INSTANTIATE_ATTENTION(float, float)
-INSTANTIATE_ATTENTION(double, double)
-INSTANTIATE_ATTENTION(float, BFloat16)
+  template __global__ void weighted_sum_kernel<T, Stored, Stored>(WeightedSum<T, Stored, Stored>);       \\
+  template __global__ void edge_update_kernel<T, Stored>(EdgeUpdateCall<T, Stored>);                    \\
+  template __global__ void edge_update_backward_kernel<T, Stored>(EdgeUpdateCall<T, Stored>);
+INSTANTIATE_STORED(float, float)
+INSTANTIATE_STORED(double, double)
+INSTANTIATE_STORED(float, BFloat16)
 template __global__ void weighted_sum_kernel<float, BFloat16, float>(WeightedSum<float, BFloat16, float>);
 }
 """

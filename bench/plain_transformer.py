@@ -16,10 +16,13 @@ class PlainBlock(torch.nn.Module):
         weight = torch.cat([split.source.weight, split.edge.weight, split.target.weight], dim=1)
         return torch.nn.functional.linear(x, weight, split.edge.bias)
 
+    def norm_act(self, layer, x):
+        return torch.nn.functional.silu(layer.norm(layer.linear(x)))
+
     def forward(self, node, edge, harmonics, gaussians, edges):
         block, config = self.block, self.block.config
-        parts = (block.merge_edge(edge), block.merge_harmonics(harmonics), block.merge_length(gaussians))
-        merged = block.merge(torch.cat(parts, dim=-1))
+        parts = ((block.merge_edge, edge), (block.merge_harmonics, harmonics), (block.merge_length, gaussians))
+        merged = self.norm_act(block.merge, torch.cat([self.norm_act(layer, x) for layer, x in parts], dim=-1))
         target, count = edges.receivers, edges.num_receivers
         if node is None:
             degree = torch.bincount(target, minlength=count).clamp(min=1).to(merged).unsqueeze(-1)
@@ -35,7 +38,8 @@ class PlainBlock(torch.nn.Module):
         node = block.attention_norm(block.attention_out(attended) + node)
         node = node + block.ffn(node)
         x = torch.cat([node[edges.senders], merged, node[target]], dim=-1)
-        return node, edge + block.edge_out(self.linear(block.edge_in, x))
+        update = torch.nn.functional.silu(block.edge_norm(self.linear(block.edge_in, x)))
+        return node, edge + block.edge_out(update)
 
 
 def dense_products(network, run):

@@ -105,6 +105,14 @@ def attention(edges):
     torch.autograd.grad(out, (query, key, value, vector), torch.zeros_like(out))
 
 
+def edge_update(edges):
+    rows = [torch.zeros(n, HEADS * WIDTH) for n in (EDGES, NODES, NODES)]
+    norm = [torch.zeros(HEADS * WIDTH), torch.zeros(HEADS * WIDTH)]
+    derivatives(lambda *t: ops.edge_update(edges, *t), *rows, *norm)
+    derivatives(lambda *t: ops.edge_update(edges, *t), *(t.bfloat16() for t in rows), *norm)
+    derivatives(lambda *t: ops.edge_update(edges, *t, activation="identity"), *rows)
+
+
 def einsum_and_head(edges):
     a, b = torch.zeros(NODES, HEADS, 3, WIDTH), torch.zeros(EDGES, HEADS, 1, 1)
     derivatives(lambda a, b: ops.edge_einsum(edges, "receiver", (HEADS, 3, WIDTH), (a, "sender"), (b, "edge")), a, b)
@@ -117,6 +125,7 @@ def collect(everything: bool) -> list[tuple[str, str, Launch]]:
     edges = graph()
     problems = {
         "attention": lambda: attention(edges),
+        "edge update": lambda: edge_update(edges),
         "einsum and head": lambda: einsum_and_head(edges),
         "float64": lambda: double_precision(edges),
     }

@@ -18,11 +18,8 @@
 // and the operands' gradients follow from those of z, z', a, b. The gradient in g is sum w' v + w v'.
 #pragma once
 
-#if !defined(__CUDACC__)
-#include <cmath>
-#endif
-
-#include "common.cuh"
+#include "activations.cuh"
+#include "edge_sum.cuh"
 
 namespace hamfast {
 
@@ -35,15 +32,6 @@ enum WeightKind : int64_t {
   weight_softplus = 4
 };
 enum ScoreActivation : int64_t { act_leaky_relu = 0, act_smooth_leaky_relu = 1, act_silu = 2 };
-
-// q, k or v: rows [rows, heads, width]. An absent part is null.
-enum Part { part_edge = 0, part_sender = 1, part_receiver = 2 };
-template <class T>
-struct EdgeSum {
-  const T* part[3];
-  int64_t width;
-  HAMFAST_HD bool any() const { return part[0] || part[1] || part[2]; }
-};
 
 // A number per edge and head, or null.
 template <class T>
@@ -105,7 +93,7 @@ struct AttentionCall {
   T* d_score_dot;  // [edges, heads]: the gradient of z', from the first pass to the second
 
   // The GPU's numbers per edge and head between its kernels: z (then dz), a, z' and b; and whether all rows of q, k, v
-  // and features consist of whole, aligned vectors (attention_rows.cuh).
+  // and features consist of whole, aligned vectors (columns.cuh).
   T *at_z, *at_a, *at_z_dot, *at_b;
   bool packed;
 
@@ -127,15 +115,10 @@ HAMFAST_HD inline T dropout_factor(const AttentionCall<T, Stored>& call, int64_t
   return uniform < call.dropout ? T(0) : static_cast<T>(1.0 / (1.0 - call.dropout));
 }
 
-template <class T>
-HAMFAST_HD inline T sigmoid(T x) {
-  return T(1) / (T(1) + exp(-x));
-}
-
 // The weight's activation and its derivative.
 template <class T>
 HAMFAST_HD inline T weight_value(int64_t kind, T s) {
-  if (kind == weight_silu) return s * sigmoid(s);
+  if (kind == weight_silu) return silu(s);
   if (kind == weight_sigmoid) return sigmoid(s);
   if (kind == weight_softplus) return s > T(0) ? s + log1p(exp(-s)) : log1p(exp(s));
   return s;
@@ -143,7 +126,7 @@ HAMFAST_HD inline T weight_value(int64_t kind, T s) {
 template <class T>
 HAMFAST_HD inline T weight_slope(int64_t kind, T s) {
   const T y = sigmoid(s);
-  if (kind == weight_silu) return y * (T(1) + s * (T(1) - y));
+  if (kind == weight_silu) return silu_slope(s);
   if (kind == weight_sigmoid) return y * (T(1) - y);
   if (kind == weight_softplus) return y;
   return T(1);

@@ -3,7 +3,8 @@
 // sectors. What follows: a lane per edge.
 #pragma once
 
-#include "attention_rows.cuh"
+#include "columns.cuh"
+#include "graph_attention.cuh"
 
 #if defined(__CUDACC__) || defined(HAMFAST_SIMT)
 
@@ -21,7 +22,7 @@ HAMFAST_INLINE T score_activation(int64_t kind, T slope, T x) {
 template <class T>
 HAMFAST_INLINE T score_activation_slope(int64_t kind, T slope, T x) {
   if (kind == act_leaky_relu) return x > T(0) ? T(1) : slope;
-  const T y = HAMFAST_ISA::sigmoid(x), silu = y * (T(1) + x * (T(1) - y));
+  const T silu = HAMFAST_ISA::silu_slope(x);
   return kind == act_silu ? silu : slope + (T(1) - slope) * silu;
 }
 
@@ -45,25 +46,20 @@ struct ScoreWarp {
     return x;
   }
 
-  // term(rows of the edge) -> to[edge, head], summed over the lanes of a group. Where 32 edges lead is read at once.
+  // term(rows of the edge) -> to[edge, head], summed over the lanes of a group.
   template <class F>
   HAMFAST_INLINE void dots(T* to, F&& term) const {
-    for (int64_t begin = first(); begin < last(); begin += kWarp) {
-      const int64_t left = last() - begin;
-      const int64_t own_edge = call.receiver_order[lane < left ? begin + lane : begin];
-      const int64_t own_sender = call.senders[own_edge];
-      for (int at = 0; at < kWarp && at < left; at += kWarp / kGroup) {
-        const int n = at + lane / kGroup;
-        const int64_t edge = __shfl_sync(0xffffffffu, own_edge, n), sender = __shfl_sync(0xffffffffu, own_sender, n);
-        T total = T(0);
-        if (n < left) {
-          const int64_t row[3] = {edge, sender, receiver};
-          total = term(row);
-        }
-        for (int step = kGroup / 2; step > 0; step /= 2) total += __shfl_xor_sync(0xffffffffu, total, step);
-        if (n < left && lane % kGroup == 0) to[place(edge)] = total;
-      }
-    }
+    const int64_t* no_receivers = nullptr;  // there is one
+    walk_edges(call.receiver_order, call.senders, no_receivers, first(), last(), lane, kGroup,
+               [&](const int64_t (&at)[3], bool is_edge) {
+                 T total = T(0);
+                 if (is_edge) {
+                   const int64_t row[3] = {at[0], at[1], receiver};
+                   total = term(row);
+                 }
+                 for (int step = kGroup / 2; step > 0; step /= 2) total += __shfl_xor_sync(0xffffffffu, total, step);
+                 if (is_edge && lane % kGroup == 0) to[place(at[0])] = total;
+               });
     __syncwarp();
   }
 

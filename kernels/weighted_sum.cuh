@@ -97,18 +97,10 @@ HAMFAST_INLINE void add_edge(const WeightedSum<T, Stored, Out>& sum, const int64
 template <class T, class Stored, class Out>
 HAMFAST_INLINE void add_list(const WeightedSum<T, Stored, Out>& sum, int64_t first, int64_t last, int lanes, int lane,
                              bool is_active, int64_t h, int64_t c, Columns<T>& total) {
-  const int groups = kWarp / lanes;
-  for (int64_t begin = first; begin < last; begin += kWarp) {
-    const int64_t left = last - begin, own = lane < left ? begin + lane : begin;
-    const int64_t own_edge = sum.order ? sum.order[own] : own;
-    const int64_t own_sender = sum.senders[own_edge], own_receiver = sum.receivers[own_edge];
-    for (int at = 0; at < kWarp && at < left; at += groups) {
-      const int n = at + lane / lanes;
-      const int64_t row[3] = {__shfl_sync(0xffffffffu, own_edge, n), __shfl_sync(0xffffffffu, own_sender, n),
-                              __shfl_sync(0xffffffffu, own_receiver, n)};
-      if (is_active && n < left) add_edge(sum, row, h, c, total);
-    }
-  }
+  walk_edges(sum.order, sum.senders, sum.receivers, first, last, lane, lanes,
+             [&](const int64_t (&row)[3], bool is_edge) {
+               if (is_active && is_edge) add_edge(sum, row, h, c, total);
+             });
   for (int step = lanes; step < kWarp; step *= 2) {
     HAMFAST_UNROLL
     for (int i = 0; i < kColumns; ++i) total.at[i] += __shfl_xor_sync(0xffffffffu, total.at[i], step);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "common/dispatch.h"
 
@@ -34,6 +35,23 @@ void for_balanced_rows(const int64_t* ptr, int64_t rows, F&& f) {
       if (first < last) f(first, last, part);
     }
   });
+}
+
+// [parts, n, m] -> [n, m], in the order of the parts: of few numbers.
+inline Tensor added_parts(const Tensor& parts) {
+  const int64_t n = parts.size(1), m = parts.size(2);
+  const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+  Tensor total = torch::stable::empty(std::vector<int64_t>{n, m}, parts.scalar_type(), std::nullopt, cpu);
+  dispatch_real(parts.scalar_type(), "sum of parts", [&](auto zero) {
+    using T = decltype(zero);
+    T* to = total.mutable_data_ptr<T>();
+    std::fill(to, to + n * m, zero);
+    for (int64_t part = 0; part < parts.size(0); ++part) {
+      const T* from = parts.const_data_ptr<T>() + part * n * m;
+      for (int64_t i = 0; i < n * m; ++i) to[i] += from[i];
+    }
+  });
+  return total;
 }
 
 }  // namespace hamfast

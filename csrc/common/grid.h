@@ -14,6 +14,11 @@ struct OnCuda {
   static Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes, std::optional<ScalarType> type = {}) {
     return torch::stable::new_empty(like, sizes, type.value_or(like.scalar_type()));
   }
+  // [parts, ...] -> [...], in an order of its own that is always the same.
+  static Tensor sum_parts(const Tensor& parts) {
+    const int64_t axis = 0;
+    return torch::stable::sum(parts, torch::headeronly::IntHeaderOnlyArrayRef(&axis, 1));
+  }
 };
 
 constexpr int64_t kMaxBlocks = 1 << 16;

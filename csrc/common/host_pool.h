@@ -8,7 +8,7 @@
 
 #include <vector>
 
-#include "common/dispatch.h"
+#include "common/balance.h"
 
 namespace hamfast {
 
@@ -21,6 +21,7 @@ struct OnCpu {
   static Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes, std::optional<ScalarType> type = {}) {
     return pooled_empty(sizes, type.value_or(like.scalar_type()));
   }
+  static Tensor sum_parts(const Tensor& parts) { return added_parts(parts); }
 };
 
 }  // namespace hamfast

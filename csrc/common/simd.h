@@ -163,8 +163,7 @@ inline Vector<T> sum_lanes(const T* rows) {
 // Selects a where the mask's lanes are -1, else b.
 template <class T>
 inline Vector<T> select(typename VectorOf<T>::mask mask, Vector<T> a, Vector<T> b) {
-  typedef typename VectorOf<T>::mask Mask;
-  return (Vector<T>)((mask & (Mask)a) | (~mask & (Mask)b));
+  return mask ? a : b;
 }
 
 // exp by 2^n times the Taylor series of the rest, |rest| <= log(2) / 2: within 2 units in the last place (float and
@@ -185,12 +184,53 @@ inline Vector<T> exp_of(Vector<T> x) {
   const Vector<T> shifted = select<T>(under, zero, x) * T(1.44269504088896340736) + shifter;
   const Vector<T> n = shifted - shifter;
   const Vector<T> r = (x - n * log2_high) - n * log2_low;
-  Vector<T> sum = zero + T(1);
-  for (int i = single ? 7 : 13; i >= 1; --i) sum = sum * (r * T(1.0 / i)) + T(1);
+  // 1 / i!
+  constexpr T series[] = {T(1),
+                          T(1),
+                          T(1.0 / 2),
+                          T(1.0 / 6),
+                          T(1.0 / 24),
+                          T(1.0 / 120),
+                          T(1.0 / 720),
+                          T(1.0 / 5040),
+                          T(1.0 / 40320),
+                          T(1.0 / 362880),
+                          T(1.0 / 3628800),
+                          T(1.0 / 39916800),
+                          T(1.0 / 479001600),
+                          T(1.0 / 6227020800)};
+  constexpr int last = single ? 7 : 13;
+  Vector<T> sum = zero + series[last];
+  for (int i = last - 1; i >= 0; --i) sum = sum * r + series[i];
   constexpr int digits = single ? 23 : 52;
   const Mask exponent = ((Mask)shifted - (Mask)(zero + shifter)) << digits;
   const Vector<T> result = (Vector<T>)((Mask)sum + exponent);
   return select<T>(under, zero, select<T>(x != x, x, result));
+}
+
+template <class T>
+inline Vector<T> sigmoid_of(Vector<T> x) {
+  return T(1) / (T(1) + exp_of<T>(Vector<T>{} - x));
+}
+template <class T>
+inline Vector<T> silu_slope_of(Vector<T> x) {
+  const Vector<T> y = sigmoid_of<T>(x);
+  return y * (T(1) + x * (T(1) - y));
+}
+
+// Of all lanes, by halves.
+template <class T, int half, int... i>
+inline Vector<T> add_halves(Vector<T> v, std::integer_sequence<int, i...>) {
+  return v + pick<T, (i < half ? i + half : i)...>(v, v);
+}
+template <class T>
+inline T sum_of(Vector<T> v) {
+  constexpr int n = kLanes<T>;
+  using Lanes = std::make_integer_sequence<int, n>;
+  if constexpr (n >= 16) v = add_halves<T, 8>(v, Lanes{});
+  if constexpr (n >= 8) v = add_halves<T, 4>(v, Lanes{});
+  if constexpr (n >= 4) v = add_halves<T, 2>(v, Lanes{});
+  return v[0] + v[1];
 }
 
 // A number as a type, and f called with the size 2 l + 1 of an irrep as such a type: l up to 6, else 0.

@@ -1,17 +1,15 @@
 // The ops on tensors, for any launcher: Launch::forward, backward and double_backward (call, a tensor of the call's
-// device), Launch::new_result, and Launch::reads_bfloat16. Rows of half precision that a launcher does not read are
-// converted before it, and its results after it; numbers per edge and head, and rows that meet the edges' features,
-// are never of half precision.
+// device), Launch::new_result and sum_parts, and Launch::reads_bfloat16. Rows of half precision that a launcher does
+// not read are converted before it, and its results after it; numbers per edge and head, and rows that meet the edges'
+// features, are never of half precision.
 #pragma once
-
-#include <torch/headeronly/util/BFloat16.h>
 
 #include <array>
 #include <cmath>
-#include <type_traits>
 #include <vector>
 
 #include "common/balance.h"
+#include "common/stored_rows.h"
 #include "graph_attention.cuh"
 
 namespace hamfast {
@@ -79,15 +77,6 @@ struct AttentionArguments {
   // Of operand n, and of its gradient.
   ScalarType type(int n) const { return is_stored(n) || !is_half(stored()) ? stored() : ScalarType::Float; }
   ScalarType number_type() const { return type(bias); }
-  void widen() { widen_all(operand); }
-
-  static bool is_half(ScalarType type) { return type == ScalarType::BFloat16 || type == ScalarType::Half; }
-  static Tensor converted(const Tensor& t, ScalarType to) {
-    return t.scalar_type() == to ? t : torch::stable::to(t, to);
-  }
-  static void widen(Optional& t) {
-    if (t.has_value() && is_half(t->scalar_type())) t = converted(*t, ScalarType::Float);
-  }
   static void widen_all(std::array<Optional, count>& tensors) {
     for (Optional& t : tensors) widen(t);
   }
@@ -106,7 +95,7 @@ struct AttentionArguments {
     AttentionCall<T, Stored> c{};
     c.query = sum<Stored>(operand, query), c.key = sum<Stored>(operand, key), c.value = sum<Stored>(operand, value);
     c.query_on_edge = node_rows<T>(operand[on_edge]);
-    c.edge = rows<Stored>(operand[edge]);
+    c.edge = rows_or_null<Stored>(operand[edge]);
     c.features = features();
     c.vector = data_or_null<T>(operand[vector]);
     c.bias = scalar<T>(operand[bias]), c.score_scale = scalar<T>(operand[bias + 1]);
@@ -130,7 +119,7 @@ struct AttentionArguments {
     c.query_dot = sum<Stored>(direction, query), c.key_dot = sum<Stored>(direction, key);
     c.value_dot = sum<Stored>(direction, value);
     c.query_on_edge_dot = node_rows<T>(direction[on_edge]);
-    c.edge_dot = rows<Stored>(direction[edge]);
+    c.edge_dot = rows_or_null<Stored>(direction[edge]);
     c.bias_dot = scalar<T>(direction[bias]), c.score_scale_dot = scalar<T>(direction[bias + 1]);
     c.envelope_dot = scalar<T>(direction[bias + 2]), c.gate_dot = scalar<T>(direction[bias + 3]);
   }
@@ -148,20 +137,9 @@ struct AttentionArguments {
   template <class Stored>
   EdgeSum<Stored> sum(const std::array<Optional, count>& from, int first) const {
     EdgeSum<Stored> s{};
-    for (int p = 0; p < 3; ++p) s.part[p] = rows<Stored>(from[first + p]);
+    for (int p = 0; p < 3; ++p) s.part[p] = rows_or_null<Stored>(from[first + p]);
     s.width = width(first);
     return s;
-  }
-  // What torch calls the type.
-  template <class Stored>
-  using Element = std::conditional_t<std::is_same_v<Stored, BFloat16>, torch::headeronly::BFloat16, Stored>;
-  template <class Stored>
-  static const Stored* rows(const Optional& t) {
-    return reinterpret_cast<const Stored*>(data_or_null<Element<Stored>>(t));
-  }
-  template <class Stored>
-  static Stored* new_rows(const Tensor& t) {
-    return reinterpret_cast<Stored*>(t.template mutable_data_ptr<Element<Stored>>());
   }
   template <class T>
   static EdgeScalar<T> scalar(const Optional& t) {
@@ -200,14 +178,14 @@ struct AttentionOps {
       using T = decltype(zero);
       using Stored = decltype(of_rows);
       AttentionCall<T, Stored> call = args.template call<T, Stored>();
-      call.out = Args::new_rows<Stored>(out[0]);
+      call.out = new_rows<Stored>(out[0]);
       if (wanted & want_on_edge) call.out_on_edge = out[1].mutable_data_ptr<T>();
       call.lse = out[2].mutable_data_ptr<T>();
       if (wanted & want_weights) call.weights = out[3].mutable_data_ptr<T>();
       if (wanted & want_logits) call.logits = out[4].mutable_data_ptr<T>();
       Launch::forward(call, like);
     });
-    out[0] = Args::converted(out[0], stored);
+    out[0] = converted(out[0], stored);
     return out;
   }
 
@@ -229,21 +207,17 @@ struct AttentionOps {
       using Stored = decltype(of_rows);
       AttentionCall<T, Stored> call = args.template call<T, Stored>();
       call.lse_before = lse.const_data_ptr<T>();
-      call.grad_out = Args::rows<Stored>(g);
+      call.grad_out = rows_or_null<Stored>(g);
       call.grad_on_edge = Args::node_rows<T>(grad_on_edge);
       call.grad_lse = data_or_null<T>(g_lse);
       call.grad_weights = data_or_null<T>(g_weights);
       call.grad_logits = data_or_null<T>(g_logits);
       std::vector<Tensor> kept = set_gradients(args, like, wanted, gradient, call);
       Launch::backward(call, like);
-      if (wanted >> Args::vector & 1) {
-        const int64_t parts_axis = 0;
-        gradient[Args::vector] =
-            torch::stable::sum(kept.back(), torch::headeronly::IntHeaderOnlyArrayRef(&parts_axis, 1));
-      }
+      if (wanted >> Args::vector & 1) gradient[Args::vector] = Launch::sum_parts(kept.back());
     });
     for (int n = 0; n < Args::count; ++n)
-      if (Args::is_stored(n)) gradient[n] = Args::converted(gradient[n], stored);
+      if (Args::is_stored(n)) gradient[n] = converted(gradient[n], stored);
     return gradient;
   }
 
@@ -279,11 +253,11 @@ struct AttentionOps {
       AttentionCall<T, Stored> call = args.template call<T, Stored>();
       args.set_directions(direction, call);
       call.lse_before = lse.const_data_ptr<T>();
-      call.grad_out = Args::rows<Stored>(g);
+      call.grad_out = rows_or_null<Stored>(g);
       call.grad_on_edge = Args::node_rows<T>(grad_on_edge);
       call.grad_weights = data_or_null<T>(g_weights);
       auto is_wanted = [&](int n) { return wanted >> (Args::count + n) & 1; };
-      if (is_wanted(0)) call.to_grad_out = Args::new_rows<Stored>(result[0]);
+      if (is_wanted(0)) call.to_grad_out = new_rows<Stored>(result[0]);
       if (is_wanted(1)) call.to_grad_on_edge = result[1].mutable_data_ptr<T>();
       if (is_wanted(2)) call.to_grad_weights = result[2].mutable_data_ptr<T>();
       std::vector<Tensor> kept = set_gradients(args, like, wanted, gradient, call);
@@ -293,9 +267,9 @@ struct AttentionOps {
       }
       Launch::double_backward(call, like);
     });
-    result[0] = Args::converted(result[0], stored);
+    result[0] = converted(result[0], stored);
     for (int n = 0; n < Args::count; ++n)
-      if (Args::is_stored(n)) result[3 + n] = Args::converted(result[3 + n], stored);
+      if (Args::is_stored(n)) result[3 + n] = converted(result[3 + n], stored);
     return result;
   }
 
@@ -305,18 +279,15 @@ struct AttentionOps {
   // Widens what the launcher does not read; the type that results are given in.
   static ScalarType readable(Args& args, std::initializer_list<Optional*> more = {}) {
     const ScalarType stored = args.stored();
-    if (Args::is_half(stored) && !(Launch::reads_bfloat16 && stored == ScalarType::BFloat16)) {
-      args.widen();
-      for (Optional* t : more) Args::widen(*t);
+    if (!reads<Launch>(stored)) {
+      Args::widen_all(args.operand);
+      for (Optional* t : more) widen(*t);
     }
     return stored;
   }
-  // f(a number, an element of a row)
   template <class F>
   static void dispatch(const Args& args, const char* op, F&& f) {
-    if constexpr (Launch::reads_bfloat16)
-      if (args.stored() == ScalarType::BFloat16) return f(float{}, BFloat16{});
-    dispatch_real(args.stored(), op, [&](auto zero) { f(zero, zero); });
+    dispatch_stored<Launch>(args.stored(), op, f);
   }
 
   static std::vector<Tensor> new_gradients(const Args& args, const Tensor& like, int64_t wanted) {
@@ -332,7 +303,7 @@ struct AttentionOps {
   static std::vector<Tensor> set_gradients(const Args& args, const Tensor& like, int64_t wanted,
                                            const std::vector<Tensor>& gradient, AttentionCall<T, Stored>& call) {
     auto to = [&](int n) { return wanted >> n & 1 ? gradient[n].template mutable_data_ptr<T>() : nullptr; };
-    auto to_rows = [&](int n) { return wanted >> n & 1 ? Args::new_rows<Stored>(gradient[n]) : nullptr; };
+    auto to_rows = [&](int n) { return wanted >> n & 1 ? new_rows<Stored>(gradient[n]) : nullptr; };
     for (int p = 0; p < 3; ++p) {
       call.d_query[p] = to_rows(Args::query + p);
       call.d_key[p] = to_rows(Args::key + p);

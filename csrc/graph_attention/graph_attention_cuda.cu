@@ -135,11 +135,6 @@ class WeightedSums {
   const int32_t device_;
 };
 
-// Does each start where a vector may?
-template <class... Rows>
-bool are_aligned(const Rows*... rows) {
-  return (... && (reinterpret_cast<uintptr_t>(rows) % alignof(Columns<Rows>) == 0));
-}
 template <class T>
 bool are_aligned(const NodeRows<T>& nodes) {
   return are_aligned(nodes.data) && nodes.node_stride % kColumns == 0 && nodes.head_stride % kColumns == 0;

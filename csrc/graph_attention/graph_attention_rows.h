@@ -290,9 +290,8 @@ inline void spread_all(int count, int64_t heads, const SpreadTerm<T> (&terms)[kS
 // The activation of additive scores, and its derivative.
 template <class T>
 inline Vector<T> score_activation(int64_t kind, T slope, Vector<T> x) {
-  const Vector<T> zero{};
   if (kind == act_leaky_relu) return select<T>(x > T(0), x, slope * x);
-  const Vector<T> y = T(1) / (T(1) + exp_of<T>(zero - x));
+  const Vector<T> y = sigmoid_of<T>(x);
   if (kind == act_silu) return x * y;
   // Equiformer's smooth leaky ReLU: (1 + a) / 2 x + (1 - a) / 2 x (2 sigmoid(x) - 1)
   return x * (slope + (T(1) - slope) * y);
@@ -301,8 +300,7 @@ template <class T>
 inline Vector<T> score_activation_slope(int64_t kind, T slope, Vector<T> x) {
   const Vector<T> zero{};
   if (kind == act_leaky_relu) return select<T>(x > T(0), zero + T(1), zero + slope);
-  const Vector<T> y = T(1) / (T(1) + exp_of<T>(zero - x));
-  const Vector<T> silu_slope = y * (T(1) + x * (T(1) - y));
+  const Vector<T> silu_slope = silu_slope_of<T>(x);
   if (kind == act_silu) return silu_slope;
   return slope + (T(1) - slope) * silu_slope;
 }

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hamfast.graph import CrystalGraph
 from hamfast.nn import GaussianBasis
-from hamfast.ops import EdgeIndex, edge_index, graph_attention
+from hamfast.ops import EdgeIndex, edge_einsum, edge_index, edge_update, graph_attention
 from hamfast.targets import TargetSpec
 
 
@@ -40,9 +40,16 @@ class TransformerConfig:
     score_clip: float = 5.0
 
 
-def norm_act(width_in: int, width_out: int) -> nn.Sequential:
-    """SiLU LN W."""
-    return nn.Sequential(nn.Linear(width_in, width_out), nn.LayerNorm(width_out), nn.SiLU())
+class NormAct(nn.Module):
+    """``SiLU LN W`` for rows of edges."""
+
+    def __init__(self, width_in: int, width_out: int):
+        super().__init__()
+        self.linear = nn.Linear(width_in, width_out)
+        self.norm = nn.LayerNorm(width_out)
+
+    def forward(self, x: Tensor, edges: EdgeIndex) -> Tensor:
+        return edge_update(edges, self.linear(x), weight=self.norm.weight, bias=self.norm.bias, epsilon=self.norm.eps)
 
 
 class EdgeSplitLinear(nn.Module):
@@ -54,13 +61,9 @@ class EdgeSplitLinear(nn.Module):
         self.edge = nn.Linear(hidden, width_out)
         self.target = nn.Linear(hidden, width_out, bias=False)
 
-    def parts(self, node: Tensor, edge: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, node: Tensor, edge: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(edge, sender, receiver) parts, before they are gathered and added."""
         return self.edge(edge), self.source(node), self.target(node)
-
-    def forward(self, node: Tensor, edge: Tensor, edges: EdgeIndex) -> Tensor:
-        e, source, target = self.parts(node, edge)
-        return e + source.index_select(0, edges.senders) + target.index_select(0, edges.receivers)
 
 
 class TransformerBlock(nn.Module):
@@ -70,10 +73,10 @@ class TransformerBlock(nn.Module):
         super().__init__()
         h = config.hidden
         self.config = config
-        self.merge_edge = norm_act(h, h)
-        self.merge_harmonics = norm_act((config.l_max + 1) ** 2, h)
-        self.merge_length = norm_act(config.num_basis, h)
-        self.merge = norm_act(3 * h, h)
+        self.merge_edge = NormAct(h, h)
+        self.merge_harmonics = NormAct((config.l_max + 1) ** 2, h)
+        self.merge_length = NormAct(config.num_basis, h)
+        self.merge = NormAct(3 * h, h)
         self.query, self.key, self.value = (EdgeSplitLinear(h, h) for _ in range(3))
         self.attention_out = nn.Linear(h, h)
         self.attention_norm = nn.LayerNorm(h)
@@ -84,19 +87,24 @@ class TransformerBlock(nn.Module):
             nn.Linear(config.ffn_factor * h, h),
         )
         self.edge_in = EdgeSplitLinear(h, h)
-        self.edge_out = nn.Sequential(nn.LayerNorm(h), nn.SiLU(), nn.Linear(h, h))
+        self.edge_norm = nn.LayerNorm(h)
+        self.edge_out = nn.Linear(h, h)
 
     def forward(self, node, edge, harmonics, gaussians, edges: EdgeIndex) -> tuple[Tensor, Tensor]:
-        parts = (self.merge_edge(edge), self.merge_harmonics(harmonics), self.merge_length(gaussians))
-        merged = self.merge(torch.cat(parts, dim=-1))
+        parts = (
+            self.merge_edge(edge, edges),
+            self.merge_harmonics(harmonics, edges),
+            self.merge_length(gaussians, edges),
+        )
+        merged = self.merge(torch.cat(parts, dim=-1), edges)
         if node is None:  # first block: nodes start as the mean of their edges
             degree = (edges.receiver_ptr[1:] - edges.receiver_ptr[:-1]).clamp(min=1).to(merged).unsqueeze(-1)
-            total = merged.new_zeros(edges.num_receivers, merged.shape[1]).index_add(0, edges.receivers, merged)
-            node = total / degree
+            shape = (1, 1, merged.shape[1])
+            node = edge_einsum(edges, "receiver", shape, (merged[:, None, None], "edge"))[:, 0, 0] / degree
         heads = (self.config.num_heads, self.config.hidden // self.config.num_heads)
         operands = {}
         for name, linear in (("query", self.query), ("key", self.key)):
-            for part, tensor in zip(("edge", "sender", "receiver"), linear.parts(node, merged), strict=True):
+            for part, tensor in zip(("edge", "sender", "receiver"), linear(node, merged), strict=True):
                 operands[f"{name}_{part}"] = tensor.unflatten(-1, heads)
         # The weights of a receiver add up to 1: what all its edges share goes with the receiver.
         operands["value_sender"] = self.value.source(node).unflatten(-1, heads)
@@ -105,7 +113,10 @@ class TransformerBlock(nn.Module):
         attended = graph_attention(edges, **operands, clip=self.config.score_clip).flatten(1)
         node = self.attention_norm(self.attention_out(attended) + node)
         node = node + self.ffn(node)
-        return node, edge + self.edge_out(self.edge_in(node, merged, edges))
+        own, source, target = self.edge_in(node, merged)
+        norm = self.edge_norm
+        update = edge_update(edges, own, source, target, norm.weight, norm.bias, epsilon=norm.eps)
+        return node, edge + self.edge_out(update)
 
 
 class RefinementTransformer(nn.Module):
@@ -141,8 +152,7 @@ class RefinementTransformer(nn.Module):
         gaussians = self.gaussians(graph.length)
         edge = self.edge_in(torch.cat([self.feature_norm(edge_features), baseline], dim=-1))
         normed = self.node_norm(node_features)
-        edge = edge + self.source_in(normed).index_select(0, edges.senders)
-        edge = edge + self.target_in(normed).index_select(0, edges.receivers)
+        edge = edge_update(edges, edge, self.source_in(normed), self.target_in(normed), activation="identity")
         edge = edge + self.pair_embedding(graph.pair_species(self.spec.num_species))
         node = None
         for block in self.blocks:

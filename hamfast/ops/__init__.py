@@ -3,6 +3,7 @@
 from hamfast.ops.edge_einsum import edge_einsum
 from hamfast.ops.edge_index import EdgeIndex, edge_index, reverse_edges
 from hamfast.ops.edge_tensor_product import EdgeFrames, EdgeSources, SeparateWeights, edge_frames, edge_tensor_product
+from hamfast.ops.edge_update import edge_update
 from hamfast.ops.graph_attention import AttentionOutput, graph_attention
 from hamfast.ops.radial import RadialWeights
 from hamfast.ops.sparse_map import SparseMatrix, sparse_map, sparse_matrix
@@ -21,6 +22,7 @@ __all__ = [
     "edge_frames",
     "edge_index",
     "edge_tensor_product",
+    "edge_update",
     "graph_attention",
     "reverse_edges",
     "rotate_irreps",

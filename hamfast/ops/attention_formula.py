@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hamfast.ops.edge_einsum import PLACES, run
+from hamfast.ops.edge_einsum import PLACES, run, sum_over_edges, to_edges
 
 PARTS = ("edge", "sender", "receiver")
 OPERANDS = (
@@ -160,20 +160,11 @@ def _weights(logits: Tensor, envelope: Tensor | None, graph: Graph, settings: Se
     live = logits if envelope is None else logits.masked_fill(envelope == 0, -torch.inf)
     # The result does not depend on the shift, so neither do derivatives.
     shift = _ReceiverMaximum.apply(live, graph[3], rows, settings.epsilon)
-    plain = torch.exp(logits - _to_edges(shift, graph))
+    plain = torch.exp(logits - to_edges(shift, "receiver", graph))
     weights = plain if envelope is None else plain * envelope
-    total = _to_receivers(weights, graph) + settings.epsilon * torch.exp(-shift)
+    total = sum_over_edges(weights, "receiver", graph) + settings.epsilon * torch.exp(-shift)
     inverse = 1 / torch.where(total == 0, torch.ones_like(total), total)
-    return weights * _to_edges(inverse, graph), shift + torch.log(total)
-
-
-def _to_edges(x: Tensor, graph: Graph) -> Tensor:
-    """``[receivers, heads]`` -> ``[edges, heads]``; its derivative sums in a fixed order, that of torch's gather does not."""
-    return run([x[:, None, None, :]], [PLACES["edge"], PLACES["receiver"]], [1, 1, x.shape[1]], graph)[:, 0, 0]
-
-
-def _to_receivers(x: Tensor, graph: Graph) -> Tensor:
-    return run([x[:, None, None, :]], [PLACES["receiver"], PLACES["edge"]], [1, 1, x.shape[1]], graph)[:, 0, 0]
+    return weights * to_edges(inverse, "receiver", graph), shift + torch.log(total)
 
 
 class _ReceiverMaximum(torch.autograd.Function):

@@ -20,6 +20,7 @@ from hamfast.ops.attention_formula import (
     Settings,
     attention_formula,
 )
+from hamfast.ops.transforms import by_sample
 
 _op = torch.ops.hamfast.graph_attention.default
 _op_backward = torch.ops.hamfast.graph_attention_backward.default
@@ -255,19 +256,6 @@ torch.library.register_autograd("hamfast::graph_attention", _backward, setup_con
 torch.library.register_autograd("hamfast::graph_attention_backward", _double_backward, setup_context=_setup_backward)
 
 
-def _by_sample(op):
-    """vmap as one call per sample: a batch of graphs is one graph, so nothing is gained by more."""
-
-    def rule(info, in_dims, *args):
-        each = []
-        for n in range(info.batch_size):
-            sample = [a if d is None else a.select(d, n) for a, d in zip(args, in_dims, strict=True)]
-            each.append(op(*sample))
-        return [torch.stack(parts) for parts in zip(*each, strict=True)], [0] * len(each[0])
-
-    return rule
-
-
-torch.library.register_vmap("hamfast::graph_attention", _by_sample(_op))
-torch.library.register_vmap("hamfast::graph_attention_backward", _by_sample(_op_backward))
-torch.library.register_vmap("hamfast::graph_attention_double_backward", _by_sample(_op_double))
+torch.library.register_vmap("hamfast::graph_attention", by_sample(_op))
+torch.library.register_vmap("hamfast::graph_attention_backward", by_sample(_op_backward))
+torch.library.register_vmap("hamfast::graph_attention_double_backward", by_sample(_op_double))

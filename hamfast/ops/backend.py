@@ -41,6 +41,8 @@ OPS = {
     "rotate_from_edge": "edge_frame",
     "edge_frame_weights": "edge_frame",
     "edge_einsum": "edge_einsum",
+    "edge_update": "edge_update",
+    "edge_update_backward": "edge_update",
     "sparse_map": "sparse_map",
     "graph_attention": "graph_attention",
     "graph_attention_backward": "graph_attention",

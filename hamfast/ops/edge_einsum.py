@@ -81,6 +81,16 @@ def run(operands: list[Tensor], places: list[int], shape: list[int], graph: tupl
     return _EdgeEinsum.apply(_Call(places, shape, graph), *operands)
 
 
+def to_edges(x: Tensor, place: str, graph: tuple[Tensor, ...]) -> Tensor:
+    """``[senders | receivers, width]`` -> ``[edges, width]``; its derivative sums in a fixed order, that of torch's gather does not."""
+    return run([x[:, None, None, :]], [PLACES["edge"], PLACES[place]], [1, 1, x.shape[1]], graph)[:, 0, 0]
+
+
+def sum_over_edges(x: Tensor, place: str, graph: tuple[Tensor, ...]) -> Tensor:
+    """``[edges, width]`` -> ``[senders | receivers, width]``: of each node's edges."""
+    return run([x[:, None, None, :]], [PLACES[place], PLACES["edge"]], [1, 1, x.shape[1]], graph)[:, 0, 0]
+
+
 def _padded(operands):
     return (*operands, *(None,) * (3 - len(operands)))
 

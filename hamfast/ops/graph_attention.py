@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from hamfast.ops.attention_checks import check_numbers, check_operands
 from hamfast.ops.attention_formula import (
@@ -26,6 +25,7 @@ from hamfast.ops.attention_formula import (
 from hamfast.ops.attention_kernel import query_on_edge, run_kernel
 from hamfast.ops.checks import HALF, check_device, check_same
 from hamfast.ops.edge_index import EdgeIndex
+from hamfast.ops.transforms import is_transformed
 
 _NAME = "graph_attention"
 
@@ -156,7 +156,7 @@ def graph_attention(
     if half:
         # The kernel reads rows as they are stored; all that is small, or that it does not know, is float32.
         sums_outside = any(given[name] is not None for name in ("key_filter", "value_filter", "outer Y"))
-        stays = () if sums_outside or _is_transformed(given.values()) else STORED
+        stays = () if sums_outside or is_transformed(given.values()) else STORED
         given = {name: t if t is None or name in stays else t.float() for name, t in given.items()}
     place = outer[2] if outer else "edge"
     heads, width = check_operands(edges, given, place, score, score_activation, weight)
@@ -195,7 +195,7 @@ def _attend(given, outer_place, seed, graph, settings, want_weights, want_logits
         tensor = operands[name]
         if tensor is not None:
             operands[name] = (tensor if tensor.dim() == 2 else tensor.unsqueeze(-1)).expand(-1, settings.heads)
-    transformed = _is_transformed(given.values())
+    transformed = is_transformed(given.values())
     edge, key_weight, value_weight = given["edge"], given["edge_key_weight"], given["edge_value_weight"]
 
     scores_before = given["key_filter"] is not None
@@ -259,14 +259,3 @@ def _plus(a: Tensor | None, b: Tensor) -> Tensor:
 def _project(edge: Tensor, weight: Tensor) -> Tensor:
     """``W e`` for every edge: ``[edges, heads, (components,) width]``."""
     return (edge @ weight.flatten(0, -2).T.to(edge.dtype)).unflatten(1, weight.shape[:-1])
-
-
-def _is_transformed(tensors) -> bool:
-    """Is torch.func, or forward mode, at work? Ops of torch.library know neither."""
-    if torch.compiler.is_compiling():
-        return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return True
-    if forward_ad._current_level < 0:
-        return False
-    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)

@@ -20,6 +20,7 @@ SOURCES = [
     "csrc/common/host_pool.cpp",
     "csrc/edge_einsum/edge_einsum_cuda.cu",
     "csrc/edge_frame/edge_frame_cuda.cu",
+    "csrc/edge_update/edge_update_cuda.cu",
     "csrc/graph_attention/graph_attention_cuda.cu",
     "csrc/sparse_map/sparse_map_cuda.cu",
     "csrc/tensor_product/tensor_product_cuda.cu",
@@ -32,6 +33,7 @@ SOURCES = [
 TESTS = {
     "test_edge_tensor_product.py": "value_and_derivatives or directions and ir_mul or separate and False or sources_are and ir_mul",
     "test_edge_einsum.py": "every_shape",
+    "test_edge_update.py": "derivatives or any_width or no_edges or half",
     "test_graph_attention.py": "cpu-transformer_conv-scaled_gated or cpu-additive-silu or cpu-all_parts_and_features or no_edges or stable or without_envelope or half or whole_vectors and cpu and not (additive and 40)",
     "test_radial_weights.py": "in_the_kernel and (40 or rows-mul_ir-tf32) or cannot_make or by_block and gather+scatter-mul_ir",
     "test_sparse_map.py": "derivatives",

@@ -17,6 +17,8 @@ OPS = [
     "rotate_from_edge",
     "edge_frame_weights",
     "edge_einsum",
+    "edge_update",
+    "edge_update_backward",
     "sparse_map",
     "graph_attention",
     "graph_attention_backward",

@@ -141,3 +141,31 @@ def test_attention_kernels(build, tmp_path, sanitizer):
     run_program(build("run_attention", isa, sanitizer), tmp_path / "case", tmp_path / "results", 4)
     for found, true in zip(read_arrays(tmp_path / "results"), expected, strict=True):
         torch.testing.assert_close(torch.frombuffer(bytearray(found), dtype=torch.float64), true, atol=1e-10, rtol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("width", [5, 16, 37])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_edge_update_kernels(build, tmp_path, isa, width):
+    """Rows of less than a vector, of whole vectors, and with a rest; with and without a norm, some parts absent."""
+    if not supported(isa):
+        pytest.skip(f"this processor has no {isa}")
+    torch.manual_seed(5)
+    nodes, count, threads = 4, 27, 3
+    senders, receivers = torch.randint(nodes, (2, count))
+    for present in ((1, 1, 1, 1), (1, 0, 0, 1), (0, 1, 1, 0)):
+        rows = [torch.randn(n, width) if p else None for n, p in zip((count, nodes, nodes), present, strict=False)]
+        norm = [torch.randn(width).requires_grad_() for _ in range(2)] if present[3] else [None, None]
+        total = reference.edge_update(senders, receivers, *rows, activation="identity").requires_grad_()
+        out = reference.edge_update(senders, receivers, total, None, None, *norm)
+        grad = torch.randn_like(out)
+        leaves = [t for t in (total, *norm) if t is not None]
+        expected = [out, *torch.autograd.grad(out, leaves, grad)]
+        arrays = [np.array([count, width]), senders, receivers, *rows, *norm, grad]
+        write_arrays(tmp_path / "case", [t.detach().numpy() if isinstance(t, torch.Tensor) else t for t in arrays])
+        run_program(build("run_edge_update", isa, "address"), tmp_path / "case", tmp_path / "results", threads)
+        *found, of_norm = (np.frombuffer(x) for x in read_arrays(tmp_path / "results"))
+        found += [*of_norm.reshape(threads, 2, -1).sum(0)] if present[3] else []
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b.detach().numpy().ravel(), atol=1e-10)

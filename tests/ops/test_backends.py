@@ -88,6 +88,15 @@ def einsum():
     return run, truth, [torch.randn(NODES, 2, 3, 5), torch.randn(EDGES, 1, 3, 1)]
 
 
+def edge_update():
+    shapes = [(EDGES, 5), (NODES, 5), (NODES, 5), (5,), (5,)]
+    return (
+        lambda edges, *t: ops.edge_update(edges, *t),
+        lambda *t: reference.edge_update(SENDERS, RECEIVERS, *t),
+        [torch.randn(s) for s in shapes],
+    )
+
+
 def attention(score):
     names = [
         "query_receiver",
@@ -131,12 +140,13 @@ CASES = {
     "tensor_product, radial weights": radial,
     "edge_tensor_product": edge_frame,
     "edge_einsum": einsum,
+    "edge_update": edge_update,
     "graph_attention, dot": lambda: attention("dot"),
     "graph_attention, additive": lambda: attention("additive"),
     "sparse_map": sparse_map,
 }
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 5e-3}
-HALF = [name for name in CASES if name.startswith(("tensor_product", "graph_attention"))]
+HALF = [name for name in CASES if name.startswith(("tensor_product", "graph_attention", "edge_update"))]
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
-// Rows of attention's operands on the GPU, a few columns per lane, which are read and written as one vector where every
-// row starts at such a vector (AttentionCall::packed).
+// Rows on the GPU, a few columns per lane, which are read and written as one vector where every row starts at such a
+// vector (`packed`).
 #pragma once
 
-#include "graph_attention.cuh"
+#include "edge_sum.cuh"
 
 #if defined(__CUDACC__) || defined(HAMFAST_SIMT)
 
@@ -14,6 +14,12 @@ template <class T>
 struct alignas(sizeof(T) * kColumns < 16 ? sizeof(T) * kColumns : 16) Columns {
   T at[kColumns];
 };
+
+// Does each start where a vector may? For launchers.
+template <class... Rows>
+bool are_aligned(const Rows*... rows) {
+  return (... && (reinterpret_cast<uintptr_t>(rows) % alignof(Columns<Rows>) == 0));
+}
 
 // The first `count` columns; 0 for the rest.
 template <class T, class Stored>
@@ -59,7 +65,7 @@ HAMFAST_INLINE T dot_columns(const Columns<T>& a, const Columns<T>& b) {
   return total;
 }
 
-// Of q, k or v, from column c.
+// Of the sum of an edge's rows, from column c of head h.
 template <class T, class Stored>
 HAMFAST_INLINE Columns<T> row_columns(const EdgeSum<Stored>& sum, int64_t heads, const int64_t (&row)[3], int64_t h,
                                       int64_t c, bool packed) {
@@ -70,6 +76,25 @@ HAMFAST_INLINE Columns<T> row_columns(const EdgeSum<Stored>& sum, int64_t heads,
       add_columns(T(1), load_columns<T>(sum.part[p] + (row[p] * heads + h) * sum.width + c, sum.width - c, packed),
                   total);
   return total;
+}
+
+// f(row, is there one) for the edges first ... last of a list (order; null: the edges themselves), by groups of `lanes`
+// lanes: row is the edge, its sender and its receiver (or 0 without receivers). Where 32 edges lead is read at once,
+// and handed to their groups by shuffles. All lanes of the warp take every step, those without an edge too.
+template <class F>
+HAMFAST_INLINE void walk_edges(const int64_t* order, const int64_t* senders, const int64_t* receivers, int64_t first,
+                               int64_t last, int lane, int lanes, F&& f) {
+  for (int64_t begin = first; begin < last; begin += kWarp) {
+    const int64_t left = last - begin, own = lane < left ? begin + lane : begin;
+    const int64_t own_edge = order ? order[own] : own;
+    const int64_t own_sender = senders[own_edge], own_receiver = receivers ? receivers[own_edge] : 0;
+    for (int at = 0; at < kWarp && at < left; at += kWarp / lanes) {
+      const int n = at + lane / lanes;
+      const int64_t row[3] = {__shfl_sync(0xffffffffu, own_edge, n), __shfl_sync(0xffffffffu, own_sender, n),
+                              receivers ? __shfl_sync(0xffffffffu, own_receiver, n) : 0};
+      f(row, n < left);
+    }
+  }
 }
 
 }  // namespace hamfast

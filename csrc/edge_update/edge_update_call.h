@@ -1,0 +1,100 @@
+// The ops on tensors, for any launcher: Launch::forward and backward (call, device), Launch::parts(edges),
+// Launch::new_result and sum_parts, and Launch::reads_bfloat16.
+#pragma once
+
+#include <vector>
+
+#include "common/stored_rows.h"
+#include "edge_update.cuh"
+
+namespace hamfast {
+
+template <class Launch>
+struct EdgeUpdateOps {
+  using Optional = std::optional<Tensor>;
+
+  // The lists by node are for the derivative.
+  static Tensor forward(Optional edge, Optional sender, Optional receiver, Optional weight, Optional bias,
+                        Tensor senders, Tensor, Tensor, Tensor receivers, Tensor, Tensor, double epsilon, bool silu) {
+    Operands operands(edge, sender, receiver, weight, bias, senders, receivers);
+    const typename Launch::Guard guard(operands.device());
+    Tensor out = Launch::new_result(operands.any(), operands.sizes(), operands.read_as);
+    dispatch_stored<Launch>(operands.read_as, "edge_update", [&](auto zero, auto of_rows) {
+      using T = decltype(zero);
+      using Stored = decltype(of_rows);
+      EdgeUpdateCall<T, Stored> call = operands.template call<T, Stored>(epsilon, silu);
+      call.out = new_rows<Stored>(out);
+      Launch::forward(call, operands.device());
+    });
+    return converted(out, operands.stored);
+  }
+
+  // Gradients of x, [edges, width], and of weight and bias, [2, width].
+  static std::vector<Tensor> backward(Tensor grad_any, Optional edge, Optional sender, Optional receiver,
+                                      Optional weight, Optional bias, Tensor senders, Tensor, Tensor, Tensor receivers,
+                                      Tensor, Tensor, double epsilon, bool silu) {
+    Operands operands(edge, sender, receiver, weight, bias, senders, receivers);
+    const typename Launch::Guard guard(operands.device());
+    const Tensor grad = converted(torch::stable::contiguous(grad_any), operands.read_as);
+    Tensor d_sum = Launch::new_result(operands.any(), operands.sizes(), operands.read_as);
+    const int64_t parts = Launch::parts(operands.edges());
+    const bool half = is_half(operands.read_as);
+    Tensor d_norm = torch::stable::new_zeros(operands.any(), {parts, 2, weight.has_value() ? operands.width() : 0},
+                                             half ? ScalarType::Float : operands.read_as);
+    dispatch_stored<Launch>(operands.read_as, "edge_update_backward", [&](auto zero, auto of_rows) {
+      using T = decltype(zero);
+      using Stored = decltype(of_rows);
+      EdgeUpdateCall<T, Stored> call = operands.template call<T, Stored>(epsilon, silu);
+      call.grad = rows_or_null<Stored>(grad);
+      call.d_sum = new_rows<Stored>(d_sum);
+      call.d_norm = d_norm.mutable_data_ptr<T>();
+      call.parts = parts;
+      Launch::backward(call, operands.device());
+    });
+    return {converted(d_sum, operands.stored), Launch::sum_parts(d_norm)};
+  }
+
+ private:
+  // Contiguous, and of a type that the launcher reads.
+  struct Operands {
+    Optional part[3], weight, bias;
+    Tensor senders, receivers;
+    ScalarType stored, read_as;
+
+    Operands(Optional edge, Optional sender, Optional receiver, Optional weight_, Optional bias_, Tensor senders_,
+             Tensor receivers_)
+        : part{contiguous(edge), contiguous(sender), contiguous(receiver)},
+          weight(contiguous(weight_)),
+          bias(contiguous(bias_)),
+          senders(torch::stable::contiguous(senders_)),
+          receivers(torch::stable::contiguous(receivers_)) {
+      stored = any().scalar_type();
+      if (!reads<Launch>(stored))
+        for (Optional& t : part) widen(t);
+      read_as = any().scalar_type();
+    }
+    const Tensor& any() const {
+      for (const Optional& t : part)
+        if (t.has_value()) return *t;
+      STD_TORCH_CHECK(false, "edge_update: expected at least one of edge, sender and receiver");
+    }
+    int32_t device() const { return any().get_device_index(); }
+    int64_t edges() const { return senders.numel(); }
+    int64_t width() const { return any().size(1); }
+    std::vector<int64_t> sizes() const { return {edges(), width()}; }
+
+    template <class T, class Stored>
+    EdgeUpdateCall<T, Stored> call(double epsilon, bool silu) const {
+      EdgeUpdateCall<T, Stored> c{};
+      for (int p = 0; p < 3; ++p) c.sum.part[p] = rows_or_null<Stored>(part[p]);
+      c.sum.width = width();
+      c.weight = data_or_null<T>(weight), c.bias = data_or_null<T>(bias);
+      c.epsilon = static_cast<T>(epsilon), c.silu = silu;
+      c.senders = senders.const_data_ptr<int64_t>(), c.receivers = receivers.const_data_ptr<int64_t>();
+      c.edges = edges();
+      return c;
+    }
+  };
+};
+
+}  // namespace hamfast

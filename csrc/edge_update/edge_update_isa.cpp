@@ -1,0 +1,168 @@
+// Compiled once per instruction set. Only <cmath> of the standard library: see kernels/common.cuh.
+#include "edge_update/edge_update_isa.h"
+
+#include <cmath>
+
+#include "common/simd.h"
+
+namespace hamfast::HAMFAST_ISA {
+
+constexpr int kTogether = 4;  // edges, whose sums over lanes then overlap
+
+// A few edges' rows at a time, a step for all of them after the other.
+template <class T>
+class UpdatedRows {
+ public:
+  UpdatedRows(const EdgeUpdateCall<T>& call, T* scratch)
+      : call_(call), width_(call.width()), padded_(padded(call)), scratch_(scratch) {}
+
+  static int64_t padded(const EdgeUpdateCall<T>& call) {
+    return (call.width() + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+  }
+  static int64_t scratch(const EdgeUpdateCall<T>& call) { return 2 * kTogether * padded(call); }
+
+  void forward(int64_t first, int count) {
+    read(first, count);
+    for (int r = 0; r < count; ++r) {
+      const Norm norm = norm_[r];
+      const T* x = x_[r];
+      T* out = call_.out + (first + r) * width_;
+      each([&](int64_t c, int64_t n) {
+        const Vector<T> u = affine(normal(x, c, n, norm), c, n);
+        store_first(out + c, call_.silu ? u * sigmoid_of<T>(u) : u, n);
+      });
+    }
+  }
+
+  void backward(int64_t first, int count, T* d_weight, T* d_bias) {
+    read(first, count);
+    T of_v[kTogether], of_vn[kTogether];
+    for (int r = 0; r < count; ++r) {
+      const Norm norm = norm_[r];
+      const T* x = x_[r];
+      const T* grad = call_.grad + (first + r) * width_;
+      T* to = call_.weight ? buffer(kTogether + r) : call_.d_sum + (first + r) * width_;
+      Vector<T> sum_v{}, sum_vn{};
+      each([&](int64_t c, int64_t n) {
+        const Vector<T> value = normal(x, c, n, norm);
+        Vector<T> g = load_first(grad + c, n);
+        if (call_.silu) g *= silu_slope_of<T>(affine(value, c, n));
+        if (call_.weight) {
+          store_first(d_weight + c, load_first(d_weight + c, n) + g * value, n);
+          store_first(d_bias + c, load_first(d_bias + c, n) + g, n);
+          g *= load_first(call_.weight + c, n);
+          sum_v += g, sum_vn += g * value;  // g is 0 beyond the row
+        }
+        store_first(to + c, g, n);
+      });
+      of_v[r] = sum_of<T>(sum_v) / T(width_), of_vn[r] = sum_of<T>(sum_vn) / T(width_);
+    }
+    if (!call_.weight) return;
+    for (int r = 0; r < count; ++r) {
+      const Norm norm = norm_[r];
+      const T *x = x_[r], *v = buffer(kTogether + r), mean = of_v[r], slope = of_vn[r];
+      T* out = call_.d_sum + (first + r) * width_;
+      each([&](int64_t c, int64_t n) {
+        store_first(out + c, (load_first(v + c, n) - mean - normal(x, c, n, norm) * slope) * norm.scale, n);
+      });
+    }
+  }
+
+ private:
+  struct Norm {
+    T mean, scale;
+  };
+
+  // f(c, n): the vector from column c on, of which n lanes are of the row; those behind are read as 0.
+  template <class F>
+  void each(F&& f) const {
+    int64_t c = 0;
+    for (; c + kLanes<T> <= width_; c += kLanes<T>) f(c, int64_t(kLanes<T>));
+    if (c < width_) f(c, width_ - c);
+  }
+  T* buffer(int n) const { return scratch_ + n * padded_; }
+
+  // x, and what the norm takes from it.
+  void read(int64_t first, int count) {
+    for (int r = 0; r < count; ++r) {
+      x_[r] = sum_parts(first + r, buffer(r));
+      norm_[r] = {T(0), T(1)};
+    }
+    if (!call_.weight) return;
+    for (int r = 0; r < count; ++r) {
+      const T* x = x_[r];
+      Vector<T> sum{};
+      each([&](int64_t c, int64_t n) { sum += load_first(x + c, n); });
+      norm_[r].mean = sum_of<T>(sum) / T(width_);
+    }
+    for (int r = 0; r < count; ++r) {
+      const T *x = x_[r], mean = norm_[r].mean;
+      Vector<T> squares{};
+      each([&](int64_t c, int64_t n) {
+        const Vector<T> rest = first_of(load_first(x + c, n) - mean, n);
+        squares += rest * rest;
+      });
+      norm_[r].scale = T(1) / std::sqrt(sum_of<T>(squares) / T(width_) + call_.epsilon);
+    }
+  }
+
+  const T* sum_parts(int64_t edge, T* x) const {
+    const int64_t row[3] = {edge, call_.senders[edge], call_.receivers[edge]};
+    const T* part[3] = {};
+    int parts = 0;
+    for (int p = 0; p < 3; ++p)
+      if (call_.sum.part[p]) part[parts++] = call_.sum.part[p] + row[p] * width_;
+    if (parts == 1) return part[0];
+    each([&](int64_t c, int64_t n) {
+      Vector<T> sum = load_first(part[0] + c, n) + load_first(part[1] + c, n);
+      if (parts > 2) sum += load_first(part[2] + c, n);
+      store(x + c, sum);
+    });
+    return x;
+  }
+
+  static Vector<T> first_of(Vector<T> v, int64_t n) {
+    if (n == kLanes<T>) return v;
+    T lanes[kLanes<T>];
+    store(lanes, v);
+    return load_first(lanes, n);
+  }
+
+  static Vector<T> normal(const T* x, int64_t c, int64_t n, Norm norm) {
+    return (load_first(x + c, n) - norm.mean) * norm.scale;
+  }
+  Vector<T> affine(Vector<T> x, int64_t c, int64_t n) const {
+    return call_.weight ? x * load_first(call_.weight + c, n) + load_first(call_.bias + c, n) : x;
+  }
+
+  const EdgeUpdateCall<T>& call_;
+  const int64_t width_, padded_;
+  T* const scratch_;
+  const T* x_[kTogether];
+  Norm norm_[kTogether];
+};
+
+// f(first edge, how many)
+template <class F>
+static void in_batches(int64_t begin, int64_t end, F&& f) {
+  for (int64_t edge = begin; edge < end; edge += kTogether)
+    f(edge, static_cast<int>(end - edge < kTogether ? end - edge : kTogether));
+}
+
+#define HAMFAST_UPDATE_FOR(T)                                                                                    \
+  int64_t edge_update_scratch(const EdgeUpdateCall<T>& call) { return UpdatedRows<T>::scratch(call); }           \
+  void edge_update_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, T* scratch) {                 \
+    UpdatedRows<T> rows(call, scratch);                                                                          \
+    in_batches(begin, end, [&](int64_t first, int count) { rows.forward(first, count); });                       \
+  }                                                                                                              \
+  void edge_update_backward_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, int64_t part,        \
+                                 T* scratch) {                                                                   \
+    UpdatedRows<T> rows(call, scratch);                                                                          \
+    T* to = call.d_norm_of(part);                                                                                \
+    in_batches(begin, end,                                                                                       \
+               [&](int64_t first, int count) { rows.backward(first, count, to, to ? to + call.width() : to); }); \
+  }
+HAMFAST_UPDATE_FOR(float)
+HAMFAST_UPDATE_FOR(double)
+
+}  // namespace hamfast::HAMFAST_ISA

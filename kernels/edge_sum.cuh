@@ -1,0 +1,18 @@
+// Rows that each edge adds up: one of its own, its sender's and its receiver's.
+#pragma once
+
+#include "common.cuh"
+
+namespace hamfast {
+
+enum Part { part_edge = 0, part_sender = 1, part_receiver = 2 };
+
+// Rows [rows, heads, width]. An absent part is null.
+template <class T>
+struct EdgeSum {
+  const T* part[3];
+  int64_t width;
+  HAMFAST_HD bool any() const { return part[0] || part[1] || part[2]; }
+};
+
+}  // namespace hamfast

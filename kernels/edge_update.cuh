@@ -1,0 +1,237 @@
+// The update of an edge's features from those of the nodes it joins:
+//   x[e] = edge[e] + sender[s] + receiver[t],  n = (x - mean) / sqrt(variance + epsilon),  u = weight n + bias,
+//   y[e] = act(u);   mean and variance are a row's own (layer normalisation: Ba, Kiros, Hinton 2016).
+// Backward, with g the gradient of y, v = weight g act'(u) and <> the mean over a row:
+//   dx = (v - <v> - n <v n>) / sqrt(variance + epsilon),  dweight = sum over edges of n g act'(u),  dbias of g act'(u).
+// x, mean and variance are made again: nothing but the operands is kept. Sums over the edges of a node are
+// edge_einsum's.
+#pragma once
+
+#include "activations.cuh"
+#include "edge_sum.cuh"
+
+namespace hamfast {
+
+// T: what is computed in, and of weight and bias. Stored: of rows, and of their gradients.
+template <class T, class Stored = T>
+struct EdgeUpdateCall {
+  EdgeSum<Stored> sum;
+  const T *weight, *bias;  // [width]; null: x is not normalised
+  T epsilon;
+  bool silu;  // or the identity
+  const int64_t *senders, *receivers;
+  int64_t edges;
+  bool packed;  // columns.cuh
+
+  Stored* out;  // [edges, width]
+
+  const Stored* grad;
+  Stored* d_sum;  // [edges, width]: of x
+  T* d_norm;      // [parts, 2, width]: of weight and bias, summed over a part of the edges
+  int64_t parts;
+
+  HAMFAST_HD int64_t width() const { return sum.width; }
+  HAMFAST_HD T* d_norm_of(int64_t part) const { return weight ? d_norm + part * 2 * sum.width : nullptr; }
+};
+
+}  // namespace hamfast
+
+#if defined(__CUDACC__) || defined(HAMFAST_SIMT)
+
+#include "columns.cuh"
+
+namespace hamfast {
+
+constexpr int kUpdateWarps = 8;  // per block
+
+// Of a group: the fewest, a power of 2, that have a row's columns once.
+HAMFAST_HD inline int update_lanes(int64_t width) {
+  int lanes = kWarp;
+  while (lanes > 1 && lanes / 2 * kColumns >= width) lanes /= 2;
+  return lanes;
+}
+
+// A group of lanes at the row of one edge. All lanes of the warp take every step; those without an edge add nothing.
+template <class T, class Stored>
+struct UpdateRow {
+  // What a lane holds of a row. Rows that are longer are read again from there on.
+  static constexpr int kHeld = 2;
+
+  const EdgeUpdateCall<T, Stored>& call;
+  int lanes, lane;  // of the group
+  bool is_active;
+  int64_t row[3];
+  Columns<T> held[kHeld];
+  T mean, scale;
+
+  HAMFAST_INLINE UpdateRow(const EdgeUpdateCall<T, Stored>& call_)
+      : call(call_), lanes(update_lanes(call_.width())), lane(static_cast<int>(threadIdx.x) % lanes) {}
+
+  HAMFAST_INLINE int64_t left(int64_t c) const { return call.width() - c; }
+  HAMFAST_INLINE int64_t column(int k) const { return (static_cast<int64_t>(k) * lanes + lane) * kColumns; }
+  HAMFAST_INLINE Columns<T> read(int64_t c) const { return row_columns<T>(call.sum, 1, row, 0, c, call.packed); }
+  HAMFAST_INLINE Columns<T> factors(const T* from, int64_t c) const {
+    return load_columns<T>(from + c, left(c), call.packed);
+  }
+
+  // f(k, c, x) for the lane's columns from c on: the k-th that are held, or, k = kHeld, any of the others.
+  template <class F>
+  HAMFAST_INLINE void each(F&& f) const {
+    if (!is_active) return;
+    HAMFAST_UNROLL
+    for (int k = 0; k < kHeld; ++k)
+      if (column(k) < call.width()) f(k, column(k), held[k]);
+    for (int64_t c = column(kHeld); c < call.width(); c += lanes * kColumns) f(kHeld, c, read(c));
+  }
+  HAMFAST_INLINE void add_in_memory(const Columns<T>& x, T* to, int64_t c) const {
+    Columns<T> total = load_columns<T>(to, left(c), call.packed);
+    add_columns(T(1), x, total);
+    store_columns(total, to, left(c), call.packed);
+  }
+  HAMFAST_INLINE T over_group(T x) const {
+    for (int step = lanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+    return x;
+  }
+
+  HAMFAST_INLINE void start(int64_t edge) {
+    is_active = edge < call.edges;
+    mean = T(0), scale = T(1);
+    if (is_active) {
+      row[0] = edge, row[1] = call.senders[edge], row[2] = call.receivers[edge];
+      HAMFAST_UNROLL
+      for (int k = 0; k < kHeld; ++k)
+        if (column(k) < call.width()) held[k] = read(column(k));
+    }
+    if (!call.weight) return;
+    T total = T(0);
+    each([&](int, int64_t, const Columns<T>& x) {
+      HAMFAST_UNROLL
+      for (int i = 0; i < kColumns; ++i) total += x.at[i];
+    });
+    mean = over_group(total) / static_cast<T>(call.width());
+    total = T(0);
+    each([&](int, int64_t c, const Columns<T>& x) {
+      HAMFAST_UNROLL
+      for (int i = 0; i < kColumns; ++i)
+        if (i < left(c)) total += (x.at[i] - mean) * (x.at[i] - mean);
+    });
+    scale = T(1) / sqrt(over_group(total) / static_cast<T>(call.width()) + call.epsilon);
+  }
+
+  // n and u.
+  HAMFAST_INLINE void normalise(int64_t c, const Columns<T>& x, Columns<T>& n, Columns<T>& u) const {
+    n = u = x;
+    if (!call.weight) return;
+    const Columns<T> weight = factors(call.weight, c), bias = factors(call.bias, c);
+    HAMFAST_UNROLL
+    for (int i = 0; i < kColumns; ++i) {
+      n.at[i] = (x.at[i] - mean) * scale;
+      u.at[i] = n.at[i] * weight.at[i] + bias.at[i];
+    }
+  }
+
+  HAMFAST_INLINE void forward() const {
+    each([&](int, int64_t c, const Columns<T>& x) {
+      Columns<T> n, u;
+      normalise(c, x, n, u);
+      if (call.silu) {
+        HAMFAST_UNROLL
+        for (int i = 0; i < kColumns; ++i) u.at[i] = HAMFAST_ISA::silu(u.at[i]);
+      }
+      store_columns(u, call.out + row[0] * call.width() + c, left(c), call.packed);
+    });
+  }
+
+  // n and g act'(u).
+  HAMFAST_INLINE void incoming(int64_t c, const Columns<T>& x, Columns<T>& n, Columns<T>& grad) const {
+    Columns<T> u;
+    normalise(c, x, n, u);
+    grad = load_columns<T>(call.grad + row[0] * call.width() + c, left(c), call.packed);
+    if (!call.silu) return;
+    HAMFAST_UNROLL
+    for (int i = 0; i < kColumns; ++i) grad.at[i] *= HAMFAST_ISA::silu_slope(u.at[i]);
+  }
+
+  // add(k, c, n, g act'(u)): for the gradients of weight and bias.
+  template <class F>
+  HAMFAST_INLINE void backward(F&& add) const {
+    T of_v = T(0), of_vn = T(0);
+    if (call.weight) {
+      each([&](int, int64_t c, const Columns<T>& x) {
+        Columns<T> n, grad;
+        incoming(c, x, n, grad);
+        const Columns<T> weight = factors(call.weight, c);
+        HAMFAST_UNROLL
+        for (int i = 0; i < kColumns; ++i) {  // beyond the row the weight is 0
+          of_v += weight.at[i] * grad.at[i];
+          of_vn += weight.at[i] * grad.at[i] * n.at[i];
+        }
+      });
+      of_v = over_group(of_v) / static_cast<T>(call.width());
+      of_vn = over_group(of_vn) / static_cast<T>(call.width());
+    }
+    each([&](int k, int64_t c, const Columns<T>& x) {
+      Columns<T> n, grad;
+      incoming(c, x, n, grad);
+      if (call.weight) {
+        add(k, c, n, grad);
+        const Columns<T> weight = factors(call.weight, c);
+        HAMFAST_UNROLL
+        for (int i = 0; i < kColumns; ++i) grad.at[i] = (weight.at[i] * grad.at[i] - of_v - n.at[i] * of_vn) * scale;
+      }
+      store_columns(grad, call.d_sum + row[0] * call.width() + c, left(c), call.packed);
+    });
+  }
+};
+
+// Groups of lanes walk over edges.
+template <class T, class Stored>
+__global__ void __launch_bounds__(kWarp* kUpdateWarps) edge_update_kernel(EdgeUpdateCall<T, Stored> call) {
+  UpdateRow<T, Stored> row(call);
+  const int64_t groups = static_cast<int64_t>(gridDim.x) * blockDim.x / row.lanes;
+  const int64_t own = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / row.lanes;
+  for (int64_t first = own - own % (kWarp / row.lanes); first < call.edges; first += groups) {
+    row.start(first + own % (kWarp / row.lanes));
+    row.forward();
+  }
+}
+
+// A group of lanes has a part of the edges, and sums the gradients of weight and bias over it.
+template <class T, class Stored>
+__global__ void __launch_bounds__(kWarp* kUpdateWarps, 2) edge_update_backward_kernel(EdgeUpdateCall<T, Stored> call) {
+  using Row = UpdateRow<T, Stored>;
+  Row row(call);
+  const int64_t part = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / row.lanes;
+  const int64_t first = part < call.parts ? call.edges * part / call.parts : call.edges;
+  const int64_t last = part < call.parts ? call.edges * (part + 1) / call.parts : call.edges;
+  const int64_t longest = (call.edges + call.parts - 1) / call.parts;  // the same for all lanes of a warp
+  T* const to_weight = part < call.parts ? call.d_norm_of(part) : nullptr;
+  Columns<T> weight[Row::kHeld] = {}, bias[Row::kHeld] = {};
+  for (int64_t n = 0; n < longest; ++n) {
+    row.start(first + n < last ? first + n : call.edges);
+    row.backward([&](int k, int64_t c, const Columns<T>& normal, const Columns<T>& grad) {
+      Columns<T> product;
+      HAMFAST_UNROLL
+      for (int i = 0; i < kColumns; ++i) product.at[i] = normal.at[i] * grad.at[i];
+      if (k < Row::kHeld) {
+        add_columns(T(1), product, weight[k]);
+        add_columns(T(1), grad, bias[k]);
+      } else {
+        row.add_in_memory(product, to_weight + c, c);
+        row.add_in_memory(grad, to_weight + call.width() + c, c);
+      }
+    });
+  }
+  if (!to_weight) return;
+  HAMFAST_UNROLL
+  for (int k = 0; k < Row::kHeld; ++k) {
+    const int64_t c = row.column(k);
+    if (c >= call.width()) break;
+    store_columns(weight[k], to_weight + c, row.left(c), call.packed);
+    store_columns(bias[k], to_weight + call.width() + c, row.left(c), call.packed);
+  }
+}
+
+}  // namespace hamfast
+
+#endif

@@ -1,0 +1,47 @@
+// Runs the CPU kernels of edge_update outside of torch, on buffers of exactly the right size, for the sanitizers.
+//   run_edge_update CASE RESULTS THREADS
+// CASE: arrays as tests/kernels/test_sanitizers.py writes them; RESULTS: out, the gradient of the sum, those of weight
+// and bias, a part for each thread.
+#include <functional>
+#include <thread>
+
+#include "common/scratch.h"
+#include "cpp/case_file.h"
+#include "edge_update/edge_update_isa.cpp"
+
+using namespace hamfast;
+using T = double;
+
+int main(int argc, char** argv) {
+  if (argc != 4) return 2;
+  const std::vector<Array> a = read_arrays(argv[1]);
+  const int threads = std::atoi(argv[3]);
+  // The order of the file.
+  enum { kNumbers, kSenders, kReceivers, kEdge, kSender, kReceiver, kWeight, kBias, kGrad };
+  auto at = [&](int n) { return a[n].size<T>() ? a[n].as<T>() : nullptr; };
+  const int64_t* numbers = a[kNumbers].as<int64_t>();
+  EdgeUpdateCall<T> call{};
+  call.edges = numbers[0], call.sum.width = numbers[1];
+  for (int p = 0; p < 3; ++p) call.sum.part[p] = at(kEdge + p);
+  call.weight = at(kWeight), call.bias = at(kBias), call.grad = at(kGrad);
+  call.epsilon = 1e-5, call.silu = true;
+  call.senders = a[kSenders].as<int64_t>(), call.receivers = a[kReceivers].as<int64_t>();
+  const int64_t size = call.edges * call.width() * static_cast<int64_t>(sizeof(T));
+  const Array out = poisoned(size), d_sum = poisoned(size);
+  Array d_norm = poisoned(call.weight ? threads * 2 * call.width() * static_cast<int64_t>(sizeof(T)) : 0);
+  if (d_norm.bytes) std::memset(d_norm.data, 0, d_norm.bytes);
+  call.out = out.as<T>(), call.d_sum = d_sum.as<T>(), call.d_norm = d_norm.as<T>();
+
+  std::vector<std::thread> pool;
+  for (int t = 0; t < threads; ++t)
+    pool.emplace_back([&call, t, threads] {
+      const int64_t begin = call.edges * t / threads, end = call.edges * (t + 1) / threads;
+      const int64_t n = HAMFAST_ISA::edge_update_scratch(call);
+      const Scratch<T> scratch(n);
+      for (int64_t i = 0; i < n; ++i) scratch.data()[i] = NAN;
+      HAMFAST_ISA::edge_update_rows(call, begin, end, scratch.data());
+      HAMFAST_ISA::edge_update_backward_rows(call, begin, end, t, scratch.data());
+    });
+  for (auto& thread : pool) thread.join();
+  write_arrays(argv[2], {out, d_sum, d_norm});
+}
