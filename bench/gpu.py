@@ -312,6 +312,22 @@ def measure_attention(run, case):
         run.measure(f"attention {case.name}", mode, "hamfast", make, None, "bfloat16")
 
 
+def measure_edge_update(run, case):
+    from roofline import MODES, edge_update
+    from test_edge_update import UpdateProblem
+    from test_products import step
+
+    problem = UpdateProblem(run.device, case.nodes)
+    for mode in MODES[:2]:
+        bound = bound_of(run, edge_update, case, mode)
+        for name, function in problem.functions(run.compiled).items():
+            make = functools.partial(step, function, problem.leaves, NAMES[mode])
+            run.measure(f"edge_update {case.name}", mode, name, make, bound)
+        half = [t.detach().bfloat16().requires_grad_() for t in problem.leaves[:3]] + problem.leaves[3:]
+        make = functools.partial(step, problem.hamfast, half, NAMES[mode])
+        run.measure(f"edge_update {case.name}", mode, "hamfast", make, None, "bfloat16")
+
+
 def measure_networks(run):
     """Training steps of stage 1, of stage 2 on its features, and of both together."""
     from cases import CARBON, NETWORKS, graphene
@@ -363,7 +379,9 @@ def measure_all(run):
     for case in EDGE_PRODUCTS:
         measure_edge_product(run, replace(case, edges=400 if run.quick else EDGE_PRODUCT_EDGES))
     for case in ATTENTION:
-        measure_attention(run, replace(case, nodes=40) if run.quick else case)
+        case = replace(case, nodes=40) if run.quick else case
+        measure_attention(run, case)
+        measure_edge_update(run, case)
     measure_networks(run)
 
 

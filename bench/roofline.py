@@ -143,6 +143,14 @@ def attention(case, mode, size=4) -> Work:
     return Work(size * (node * passes + edge) + index, sums * case.edges * per_edge, sums * products)
 
 
+def edge_update(case, mode, width=128, size=4) -> Work:
+    """The problem of bench/test_edge_update.py: rows of edges and of nodes, each once; an exponential counts as ten operations."""
+    edge = case.edges * width * {"forward": 2, "backward": 3}[mode]  # x and y; x, g and dx
+    node = case.nodes * width * {"forward": 2, "backward": 4}[mode]
+    index = 8 * case.edges * {"forward": 2, "backward": 6}[mode]
+    return Work(size * (edge + node) + index, case.edges * width * {"forward": 25, "backward": 45}[mode])
+
+
 def works():
     for case in GPU_PRODUCTS:
         for mode in MODES:
@@ -155,6 +163,8 @@ def works():
     for case in ATTENTION:
         for mode in MODES:
             yield f"attention {case.name}", mode, case.edges, attention(case, mode)
+        for mode in MODES[:2]:
+            yield f"edge_update {case.name}", mode, case.edges, edge_update(case, mode)
 
 
 def main():

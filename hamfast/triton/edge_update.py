@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from hamfast.kernels import edge_update as kernels
+from hamfast.kernels.edge_update import edge_update as forward_kernel
+from hamfast.kernels.edge_update import edge_update_backward as backward_kernel
 from hamfast.triton.configurations import UPDATE
 from hamfast.triton.launch import launch, pieces, power_of_two, real_of
 
@@ -29,7 +30,7 @@ def edge_update(edge, sender, receiver, weight, bias, senders, *rest):
     out = like.new_empty(edges, width)
     arguments = (*rows, weight, bias, senders, receivers, out, edges, width)
     grid = (pieces(edges, constants["EDGES"]) if width else 0,)
-    launch(kernels.edge_update, grid, arguments, constants, out, UPDATE.num_warps)
+    launch(forward_kernel, grid, arguments, constants, out, UPDATE.num_warps)
     return out
 
 
@@ -45,5 +46,5 @@ def edge_update_backward(grad, edge, sender, receiver, weight, bias, senders, *r
     arguments = (
         grad.contiguous(), *rows, weight, bias, senders, receivers, of_sum, of_norm, edges, width, parts
     )  # fmt: skip
-    launch(kernels.edge_update_backward, (parts if width else 0,), arguments, constants, of_sum, UPDATE.num_warps)
+    launch(backward_kernel, (parts if width else 0,), arguments, constants, of_sum, UPDATE.num_warps)
     return [of_sum, of_norm.sum(0)]

@@ -1,0 +1,47 @@
+"""The update of edges' features beside torch's own layers: 2,000 nodes, 40 neighbours, rows of 128 numbers.
+
+Gather, sum, layer normalisation and SiLU. HAMFAST_BENCH_COMPILED=1 adds torch.compile'd code.
+"""
+
+import pytest
+import torch
+from cases import random_graph
+from test_attention import COMPILED, DEGREE, NODES, kept_for_backward, step
+
+from hamfast import ops, reference
+
+WIDTH = 128
+
+
+class UpdateProblem:
+    """The graph, the leaves, and every implementation as a function of them."""
+
+    def __init__(self, device="cpu", nodes=NODES):
+        torch.manual_seed(0)
+        _, receivers = random_graph(nodes, DEGREE)
+        senders = (receivers + torch.randint(-60, 60, (nodes * DEGREE,))) % nodes
+        self.senders, self.receivers = senders.to(device), receivers.to(device)
+        self.edges = ops.edge_index(self.senders, self.receivers, nodes)
+        rows = [torch.randn(n, WIDTH) for n in (nodes * DEGREE, nodes, nodes)]
+        self.leaves = [t.to(device).requires_grad_() for t in (*rows, *torch.rand(2, WIDTH))]
+
+    def hamfast(self, *leaves):
+        return ops.edge_update(self.edges, *leaves)
+
+    def plain_torch(self, *leaves):
+        return reference.edge_update(self.senders, self.receivers, *leaves)
+
+    def functions(self, compiled):
+        functions = {"hamfast": self.hamfast, "plain torch": self.plain_torch}
+        return functions | ({"compiled torch": torch.compile(self.plain_torch)} if compiled else {})
+
+
+@pytest.mark.parametrize("mode", ["forward", "forward+backward"])
+@pytest.mark.parametrize("implementation", ["hamfast", "plain torch", *(["compiled torch"] if COMPILED else [])])
+def test_edge_update(measure, implementation, mode):
+    problem = UpdateProblem()
+    function = problem.functions(bool(COMPILED))[implementation]
+    torch.testing.assert_close(function(*problem.leaves), problem.plain_torch(*problem.leaves), atol=1e-4, rtol=1e-4)
+    kept = None if implementation == "compiled torch" else round(kept_for_backward(function, problem.leaves, []), 1)
+    run = step(function, problem.leaves, [], mode)
+    measure(implementation, "edge_update", mode, run, kept_MB=kept)
