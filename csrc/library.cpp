@@ -74,7 +74,7 @@ STABLE_TORCH_LIBRARY(hamfast, m) {
   "Tensor sender_order, Tensor sender_ptr, Tensor receivers, Tensor receiver_order, Tensor receiver_ptr, " \
   "float epsilon, bool silu) -> "
   m.def("edge_update(" HAMFAST_UPDATE_SCHEMA "Tensor");
-  m.def("edge_update_backward(Tensor grad, " HAMFAST_UPDATE_SCHEMA "Tensor[]");
+  m.def("edge_update_backward(Tensor grad, " HAMFAST_UPDATE_SCHEMA "(Tensor, Tensor)");
 
   // out[r, i] = sum over n in ptr[i] ... ptr[i + 1] of value[n] x[r, column[n]]; the transposed matrix is for the
   // derivative.

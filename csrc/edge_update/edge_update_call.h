@@ -2,6 +2,7 @@
 // Launch::new_result and sum_parts, and Launch::reads_bfloat16.
 #pragma once
 
+#include <tuple>
 #include <vector>
 
 #include "common/stored_rows.h"
@@ -30,9 +31,9 @@ struct EdgeUpdateOps {
   }
 
   // Gradients of x, [edges, width], and of weight and bias, [2, width].
-  static std::vector<Tensor> backward(Tensor grad_any, Optional edge, Optional sender, Optional receiver,
-                                      Optional weight, Optional bias, Tensor senders, Tensor, Tensor, Tensor receivers,
-                                      Tensor, Tensor, double epsilon, bool silu) {
+  static std::tuple<Tensor, Tensor> backward(Tensor grad_any, Optional edge, Optional sender, Optional receiver,
+                                             Optional weight, Optional bias, Tensor senders, Tensor, Tensor,
+                                             Tensor receivers, Tensor, Tensor, double epsilon, bool silu) {
     Operands operands(edge, sender, receiver, weight, bias, senders, receivers);
     const typename Launch::Guard guard(operands.device());
     const Tensor grad = converted(torch::stable::contiguous(grad_any), operands.read_as);

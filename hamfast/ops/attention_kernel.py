@@ -20,10 +20,8 @@ from hamfast.ops.attention_formula import (
     Settings,
     attention_formula,
 )
-from hamfast.ops.transforms import by_sample
+from hamfast.ops.transforms import by_sample, differentiable
 
-_op = torch.ops.hamfast.graph_attention.default
-_op_backward = torch.ops.hamfast.graph_attention_backward.default
 _op_double = torch.ops.hamfast.graph_attention_double_backward.default
 
 _COUNT = len(OPERANDS)
@@ -252,8 +250,8 @@ def _formula_double_backward(given_gradients, operands, directions, needed, seed
     return [found.get(n) for n in range(len(tensors))]
 
 
-torch.library.register_autograd("hamfast::graph_attention", _backward, setup_context=_setup)
-torch.library.register_autograd("hamfast::graph_attention_backward", _double_backward, setup_context=_setup_backward)
+_op = differentiable("graph_attention", _backward, _setup)
+_op_backward = differentiable("graph_attention_backward", _double_backward, _setup_backward)
 
 
 torch.library.register_vmap("hamfast::graph_attention", by_sample(_op))

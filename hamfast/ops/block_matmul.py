@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
-
-_op = torch.ops.hamfast.block_matmul.default
+from hamfast.ops.transforms import differentiable
 
 _C, _A, _B = range(3)  # which matrix of C = A B comes out; A and B from C and the other one
 
@@ -55,7 +54,7 @@ def _backward(ctx, grad):
     return (*grads, None, None, None)
 
 
-torch.library.register_autograd("hamfast::block_matmul", _backward, setup_context=_setup_context)
+_op = differentiable("block_matmul", _backward, _setup_context)
 
 
 @torch.library.register_vmap("hamfast::block_matmul")

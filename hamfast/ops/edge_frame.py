@@ -13,13 +13,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
+from hamfast.ops.transforms import differentiable
 from hamfast.plan import EdgeFramePlan
 from hamfast.plan.edge_frame import Coupling, is_natural
 from hamfast.plan.plan import format_irreps
-
-to_edge = torch.ops.hamfast.rotate_to_edge.default
-from_edge = torch.ops.hamfast.rotate_from_edge.default
-_weights = torch.ops.hamfast.edge_frame_weights.default
 
 WEIGHT, SCALE, MATRIX = range(3)
 
@@ -207,6 +204,6 @@ def _weights_backward(ctx, grad):
     return (*found, *(None,) * 7)
 
 
-torch.library.register_autograd("hamfast::rotate_to_edge", _to_edge_backward, setup_context=_save_to_edge)
-torch.library.register_autograd("hamfast::rotate_from_edge", _from_edge_backward, setup_context=_save_from_edge)
-torch.library.register_autograd("hamfast::edge_frame_weights", _weights_backward, setup_context=_save_weights)
+to_edge = differentiable("rotate_to_edge", _to_edge_backward, _save_to_edge)
+from_edge = differentiable("rotate_from_edge", _from_edge_backward, _save_from_edge)
+_weights = differentiable("edge_frame_weights", _weights_backward, _save_weights)

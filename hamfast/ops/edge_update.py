@@ -12,10 +12,7 @@ from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.checks import HALF, check_device, check_rows, check_same
 from hamfast.ops.edge_einsum import sum_over_edges, to_edges
 from hamfast.ops.edge_index import EdgeIndex
-from hamfast.ops.transforms import by_sample, is_transformed
-
-_op = torch.ops.hamfast.edge_update.default
-_op_backward = torch.ops.hamfast.edge_update_backward.default
+from hamfast.ops.transforms import by_sample, differentiable, is_transformed
 
 _NAME = "edge_update"
 _ACTIVATIONS = ("silu", "identity")
@@ -110,25 +107,9 @@ class _Call(NamedTuple):
 
 
 def _run(operands: tuple[Tensor | None, ...], call: _Call) -> Tensor:
-    if torch.compiler.is_compiling():
-        return _op(*operands, *call.arguments)
     if is_transformed(operands):
         return _formula(operands, call).to(next(t.dtype for t in operands if t is not None))
-    return _EdgeUpdate.apply(call, *operands)
-
-
-class _EdgeUpdate(torch.autograd.Function):
-    """In eager mode: a fraction of the time that torch.library takes to call what is registered with it."""
-
-    @staticmethod
-    def forward(ctx, call, *operands):
-        ctx.call = call
-        ctx.save_for_backward(*operands)
-        return _op(*operands, *call.arguments)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None, *_gradients(grad, ctx.saved_tensors, ctx.call, ctx.needs_input_grad[1:])
+    return _op(*operands, *call.arguments)
 
 
 def _formula(operands, call: _Call) -> Tensor:
@@ -157,21 +138,7 @@ def _(grad, edge, sender, receiver, weight, bias, senders, *rest):
     number = torch.float32 if like.dtype in HALF else like.dtype
     width = like.shape[1]
     d_norm = like.new_empty(2, 0 if weight is None else width, dtype=number)
-    return [like.new_empty(senders.shape[0], width), d_norm]
-
-
-def _gradients(grad, operands, call: _Call, needed) -> list[Tensor | None]:
-    of_sum, of_norm = _op_backward(grad, *operands, *call.arguments)
-    found: list[Tensor | None] = [of_sum if needed[0] else None, None, None, None, None]
-    if needed[1] or needed[2]:
-        wide = of_sum.float() if of_sum.dtype in HALF else of_sum
-        for n in (1, 2):
-            if needed[n]:
-                found[n] = sum_over_edges(wide, _PLACES[n], call.graph).to(of_sum.dtype)
-    for n in (3, 4):
-        if needed[n]:
-            found[n] = of_norm[n - 3]
-    return found
+    return like.new_empty(senders.shape[0], width), d_norm
 
 
 def _setup_context(ctx, inputs, output):
@@ -180,9 +147,15 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    saved = ctx.saved_tensors
-    call = _Call(saved[_OPERANDS:], *ctx.settings)
-    return (*_gradients(grad, saved[:_OPERANDS], call, ctx.needs_input_grad), *(None,) * (_GRAPH + 2))
+    saved, needed = ctx.saved_tensors, ctx.needs_input_grad
+    graph = saved[_OPERANDS:]
+    of_sum, of_norm = _op_backward(grad, *saved, *ctx.settings)
+    found: list[Tensor | None] = [of_sum if needed[0] else None]
+    wide = of_sum.float() if of_sum.dtype in HALF else of_sum
+    for n in (1, 2):
+        found.append(sum_over_edges(wide, _PLACES[n], graph).to(of_sum.dtype) if needed[n] else None)
+    found += [of_norm[n] if needed[3 + n] else None for n in (0, 1)]
+    return (*found, *(None,) * (_GRAPH + 2))
 
 
 def _setup_backward(ctx, inputs, output):
@@ -190,7 +163,7 @@ def _setup_backward(ctx, inputs, output):
     ctx.save_for_backward(*inputs[: 1 + _OPERANDS + _GRAPH])
 
 
-def _double_backward(ctx, directions):
+def _double_backward(ctx, *directions):
     """Derivatives of the formula's derivatives, along directions of those in the sum, the weight and the bias."""
     keep = torch.is_grad_enabled()
     grad, *operands = ctx.saved_tensors[: 1 + _OPERANDS]
@@ -225,7 +198,7 @@ def _double_backward(ctx, directions):
     return (*(found.get(n) for n in range(1 + _OPERANDS)), *(None,) * (_GRAPH + 2))
 
 
-torch.library.register_autograd("hamfast::edge_update", _backward, setup_context=_setup_context)
-torch.library.register_autograd("hamfast::edge_update_backward", _double_backward, setup_context=_setup_backward)
+_op = differentiable("edge_update", _backward, _setup_context)
+_op_backward = differentiable("edge_update_backward", _double_backward, _setup_backward)
 torch.library.register_vmap("hamfast::edge_update", by_sample(_op))
 torch.library.register_vmap("hamfast::edge_update_backward", by_sample(_op_backward))

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.edge_index import EdgeIndex
+from hamfast.ops.transforms import differentiable
 from hamfast.plan import Plan
 from hamfast.plan.channel import (
     ChannelTables,
@@ -29,8 +30,6 @@ from hamfast.plan.channel import (
 )
 from hamfast.plan.coupling import wigner_3j
 from hamfast.plan.plan import Instruction, pair_count
-
-_op = torch.ops.hamfast.tensor_product.default
 
 X, Y, W, G = range(4)
 LAYOUTS = {"mul_ir": 0, "ir_mul": 1, "blocks": 2}
@@ -260,7 +259,7 @@ def _backward(ctx, *grads):
     )
 
 
-torch.library.register_autograd("hamfast::tensor_product", _backward, setup_context=_setup_context)
+_op = differentiable("tensor_product", _backward, _setup_context)
 
 
 @torch.library.register_vmap("hamfast::tensor_product")

@@ -16,8 +16,8 @@ from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.checks import check_rows
 from hamfast.ops.edge_index import EdgeIndex
 from hamfast.ops.multilinear import LAYOUTS, G, Tables, W, X, Y, graph_tensors, product_gradients
+from hamfast.ops.transforms import differentiable
 
-_op = torch.ops.hamfast.radial_tensor_product.default
 _product = torch.ops.hamfast.tensor_product.default
 _from_hidden = torch.ops.hamfast.tensor_product_from_hidden.default
 
@@ -190,4 +190,4 @@ def _backward_of_gradients(ctx, inputs, rest, grads):
     return tuple(found)
 
 
-torch.library.register_autograd("hamfast::radial_tensor_product", _backward, setup_context=_setup_context)
+_op = differentiable("radial_tensor_product", _backward, _setup_context)

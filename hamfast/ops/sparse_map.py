@@ -9,8 +9,7 @@ from torch import Tensor
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.checks import check_rows, check_same
-
-_op = torch.ops.hamfast.sparse_map.default
+from hamfast.ops.transforms import differentiable
 
 
 class SparseMatrix(NamedTuple):
@@ -73,7 +72,7 @@ def _backward(ctx, grad):
     return (_op(grad, *matrix[3:], *matrix[:3]), *(None,) * 6)
 
 
-torch.library.register_autograd("hamfast::sparse_map", _backward, setup_context=_setup_context)
+_op = differentiable("sparse_map", _backward, _setup_context)
 
 
 @torch.library.register_vmap("hamfast::sparse_map")

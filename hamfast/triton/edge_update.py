@@ -47,4 +47,4 @@ def edge_update_backward(grad, edge, sender, receiver, weight, bias, senders, *r
         grad.contiguous(), *rows, weight, bias, senders, receivers, of_sum, of_norm, edges, width, parts
     )  # fmt: skip
     launch(backward_kernel, (parts if width else 0,), arguments, constants, of_sum, UPDATE.num_warps)
-    return [of_sum, of_norm.sum(0)]
+    return of_sum, of_norm.sum(0)

@@ -140,8 +140,12 @@ def test_third_derivative_forward_mode_and_func():
     assert_close(torch.func.jacrev(found, 4)(*plain), torch.func.jacrev(truth, 4)(*plain))
     out = found(*tensors)
     grads = torch.randn(3, *out.shape)
-    one = lambda g: torch.autograd.grad(out, tensors[1], g, retain_graph=True)[0]  # noqa: E731
-    assert_close(torch.vmap(one)(grads), torch.stack([one(g) for g in grads]))
+    for leaf in tensors[:2]:
+        one = lambda g, leaf=leaf: torch.autograd.grad(out, leaf, g, retain_graph=True)[0]  # noqa: E731
+        expected = torch.stack([one(g) for g in grads])
+        assert_close(torch.vmap(one)(grads), expected)
+        (batched,) = torch.autograd.grad(out, leaf, grads, is_grads_batched=True, retain_graph=True)
+        assert_close(batched, expected)
 
 
 def test_opcheck_and_compile():
