@@ -21,6 +21,7 @@ from e3nn.o3._wigner import so3_generators
 from torch import Tensor
 
 from hamfast.ops.wigner import float64_default
+from hamfast.plan.constants import real_tensors
 from hamfast.plan.plan import IrrepBlock
 
 G, W, X = range(3)
@@ -124,6 +125,7 @@ def _pairing(a: Tensor, b: Tensor, irreps: Irreps, layout: str) -> Tensor:
 
 
 @cache
+@real_tensors()
 def _generators(l: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``[(2 l + 1)^2, 3]``, e3nn's axes."""
     with float64_default():

@@ -15,6 +15,7 @@ from torch import Tensor
 from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.checks import check_same
 from hamfast.ops.edge_index import EdgeIndex
+from hamfast.ops.transforms import under_torch_func
 
 _op = torch.ops.hamfast.edge_einsum.default
 
@@ -78,6 +79,7 @@ def run(operands: list[Tensor], places: list[int], shape: list[int], graph: tupl
     """:func:`edge_einsum` without its checks. places: of out, then of the operands; graph: senders, order and pointers, receivers' alike."""
     if torch.compiler.is_compiling():
         return _op(*_padded(operands), places, shape, *graph)
+    under_torch_func()
     return _EdgeEinsum.apply(_Call(places, shape, graph), *operands)
 
 

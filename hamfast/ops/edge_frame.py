@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.transforms import differentiable
 from hamfast.plan import EdgeFramePlan
+from hamfast.plan.constants import real_tensors
 from hamfast.plan.edge_frame import Coupling, is_natural
 from hamfast.plan.plan import format_irreps
 
@@ -42,7 +42,7 @@ _CACHE: dict[tuple[EdgeFramePlan, torch.device, tuple[int, ...]], FrameTables] =
 @torch.compiler.assume_constant_result
 def frame_tables(plan: EdgeFramePlan, device: torch.device, widths: tuple[int, ...]) -> FrameTables:
     if (plan, device, widths) not in _CACHE:
-        with _disable_current_modes():  # real tensors, also while a tracer runs on fake ones
+        with real_tensors():
             _CACHE[plan, device, widths] = _make_tables(plan, device, widths)
     return _CACHE[plan, device, widths]
 

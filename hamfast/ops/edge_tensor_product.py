@@ -12,9 +12,11 @@ from torch import Tensor
 from hamfast.ops.block_matmul import block_matmul
 from hamfast.ops.checks import check_rows, check_same
 from hamfast.ops.edge_direction import Turns, product_with_direction
+from hamfast.ops.edge_einsum import to_edges
 from hamfast.ops.edge_frame import MOST_SOURCES, frame_matrices, frame_tables, from_edge, to_edge
 from hamfast.ops.edge_index import EdgeIndex
 from hamfast.ops.tensor_product import tensor_product
+from hamfast.ops.transforms import is_transformed
 from hamfast.ops.wigner import edge_wigner
 from hamfast.plan import EdgeFramePlan
 from hamfast.plan.cost import choose_lowering
@@ -88,7 +90,8 @@ def edge_tensor_product(
 
     Returns:
         ``[edges, dim_out]``. Differentiable to any order in ``x``, ``weight`` and the vectors the frames were made of, at every
-        direction; on edges of length zero the derivative in the vector is 0.
+        direction; on edges of length zero the derivative in the vector is 0. Forward mode and ``torch.func`` take the product with
+        the harmonics themselves.
 
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.
@@ -112,6 +115,13 @@ def edge_tensor_product(
             raise ValueError(f"edge_tensor_product: lowering: expected edge_frame for {only[0]}, found {lowering!r}")
         return tensor_product(tensors[0], _harmonics(plan, frames), left, plan.plan, layout=layout, lowering=chosen)
 
+    if is_transformed((*tensors, left, right, frames.vector)):
+        rows = list(tensors)
+        if isinstance(x, EdgeSources):
+            graph = (*x.edges.by_sender, *x.edges.by_receiver)
+            rows = [t if end == "edge" else to_edges(t, end, graph) for t, end in zip(tensors, x.ends, strict=True)]
+        full = left if right is None else _full_weight(left, right, plan)
+        return tensor_product(torch.cat(rows, dim=1), _harmonics(plan, frames), full, plan.plan, layout=layout)
     tables = frame_tables(plan, left.device, tuple(t.shape[1] for t in tensors))
     matrices = frame_matrices(left, right, tables)
     if not (frames.vector.requires_grad and torch.is_grad_enabled()):
@@ -127,6 +137,14 @@ def edge_tensor_product(
     return product_with_direction(rows, matrices, frames.vector, turns)
 
 
+def _full_weight(left: Tensor, right: Tensor, plan: EdgeFramePlan) -> Tensor:
+    """``[weight_numel]``: ``left[u, w] right[w]`` of each path."""
+    paths = plan.plan.instructions
+    columns = [ins.weight_shape[-1] for ins in paths]
+    parts = zip(left.split([ins.weight_numel for ins in paths]), right.split(columns), columns, strict=True)
+    return torch.cat([(a.view(-1, n) * b).flatten() for a, b, n in parts])
+
+
 @torch.compiler.assume_constant_result
 def _chosen(plan: EdgeFramePlan, device: str) -> str:
     return choose_lowering(plan.plan, True, device, harmonics=True)
@@ -135,7 +153,10 @@ def _chosen(plan: EdgeFramePlan, device: str) -> str:
 def _harmonics(plan: EdgeFramePlan, frames: EdgeFrames) -> Tensor:
     """Y of every edge, ``[edges, dim_in2]``, zero for l > 0 on edges of length zero."""
     degrees = [l for _, l, _ in plan.plan.irreps_in2]
-    y = o3.spherical_harmonics(degrees, frames.vector, normalize=True, normalization="component")
+    # No direction, no derivative: not that of a division by zero either.
+    some = frames.vector.new_ones(frames.onsite.numel(), 3)
+    vector = frames.vector.index_copy(0, frames.onsite, some)
+    y = o3.spherical_harmonics(degrees, vector, normalize=True, normalization="component")
     scalar = torch.cat([torch.full((2 * l + 1,), float(l == 0)) for l in degrees])
     return y.index_copy(0, frames.onsite, scalar.to(y).expand(frames.onsite.numel(), -1))
 

@@ -8,12 +8,12 @@ same, with arguments exchanged. So one op is closed under differentiation, and e
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.edge_index import EdgeIndex
@@ -28,6 +28,7 @@ from hamfast.plan.channel import (
     live_paths,
     mix_tables,
 )
+from hamfast.plan.constants import real_tensors
 from hamfast.plan.coupling import wigner_3j
 from hamfast.plan.plan import Instruction, pair_count
 
@@ -103,7 +104,7 @@ def make_tables(plan: Plan, part: str, dtype: torch.dtype, device: torch.device)
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     key = (plan, part, compute, device)
     if key not in _TABLES:
-        with _disable_current_modes():  # real tensors, also while a tracer runs on fake ones
+        with real_tensors():
             _TABLES[key] = _make_tables(plan, part, compute, device)
     return _TABLES[key]
 
@@ -185,24 +186,21 @@ def general_tables(plan: Plan, instructions: list[Instruction]) -> tuple[np.ndar
     return rows, np.concatenate(index), np.concatenate(value), scratch
 
 
-def _row_count(slot, edges, s_ptr, r_ptr):
+def _shape_of(slot, wanted, edges, shared, s_ptr, r_ptr, dims):
+    """Of a result; one that is not wanted is empty."""
+    if not wanted >> slot & 1:
+        return (0,)
+    if slot == W and shared:
+        return (dims[W],)
     ptr = s_ptr if slot == X else r_ptr if slot == G else None
-    return edges if ptr is None else ptr.shape[0] - 1
+    return (edges if ptr is None else ptr.shape[0] - 1, dims[slot])
 
 
 @torch.library.register_fake("hamfast::tensor_product")
 def _(x, y, w, g, dx, dy, dw, dg, *rest):
     *_, s_ptr, _, _, r_ptr, wanted, edges, shared, _, _, dims = rest
     like = next(t for t in (x, y, w, g) if t is not None)
-    out = []
-    for slot in range(4):
-        if not wanted >> slot & 1:
-            out.append(like.new_empty(0))
-        elif slot == W and shared:
-            out.append(like.new_empty(dims[W]))
-        else:
-            out.append(like.new_empty(_row_count(slot, edges, s_ptr, r_ptr), dims[slot]))
-    return tuple(out)
+    return tuple(like.new_empty(_shape_of(slot, wanted, edges, shared, s_ptr, r_ptr, dims)) for slot in range(4))
 
 
 def _setup_context(ctx, inputs, output):
@@ -212,14 +210,14 @@ def _setup_context(ctx, inputs, output):
     ctx.wanted, ctx.numbers = wanted, (edges, shared, x_layout, g_layout, dims)
 
 
-def _backward(ctx, *grads):
-    saved = ctx.saved_tensors
-    operands, directions, rest = list(saved[:4]), list(saved[4:8]), saved[8:]
-    incoming = [grad if ctx.wanted >> slot & 1 else None for slot, grad in enumerate(grads)]
-    needed = [slot for slot in range(4) if ctx.needs_input_grad[slot]]
-    needed_directions = [slot for slot in range(4) if ctx.needs_input_grad[4 + slot]]
+class _Form(NamedTuple):
+    """F of one call, whatever its operands are."""
 
-    def call(operands, directions, slots) -> dict[int, Tensor]:
+    rest: tuple[Any, ...]
+    """Tables and graph."""
+    numbers: tuple[Any, ...]
+
+    def along(self, operands: list, directions: Sequence, slots: Sequence[int]) -> dict[int, Tensor]:
         """Derivatives of F, or of its derivative along the directions, in the slots."""
         along = [n for n in range(4) if directions[n] is not None]
         # Linear: the direction takes the operand's place. Not that of the weights, in which paths without weights are constant.
@@ -232,26 +230,44 @@ def _backward(ctx, *grads):
         if len(slots) == 1 and not any(d is not None for d in directions):
             operands = [None if n == slots[0] else t for n, t in enumerate(operands)]
         wanted = sum(1 << slot for slot in slots)
-        results = _op(*operands, *directions, *rest, wanted, *ctx.numbers)
+        results = _op(*operands, *directions, *self.rest, wanted, *self.numbers)
         return {slot: results[slot] for slot in slots}
 
+    def along_both(self, operands: list, first: Sequence, second: Sequence, slots: Sequence[int]) -> dict[int, Tensor]:
+        """Derivatives in the slots of F's second derivative along both: one operand exchanged for a direction of each."""
+        total: dict[int, Tensor] = {}
+        for i in range(4):
+            for j in range(4):
+                if i == j or first[i] is None or second[j] is None:
+                    continue
+                exchanged, along = list(operands), [None] * 4
+                exchanged[i], exchanged[j] = first[i], second[j]
+                if W in (i, j):
+                    along[W] = exchanged[W]
+                _add(total, self.along(exchanged, along, [s for s in slots if s not in (i, j)]))
+        return total
+
+
+def _add(total: dict[int, Tensor], more: dict[int, Tensor]) -> None:
+    for slot, term in more.items():
+        total[slot] = total[slot] + term if slot in total else term
+
+
+def _backward(ctx, *grads):
+    saved = ctx.saved_tensors
+    operands, directions, rest = list(saved[:4]), list(saved[4:8]), saved[8:]
+    form = _Form(rest, ctx.numbers)
+    incoming = [grad if ctx.wanted >> slot & 1 else None for slot, grad in enumerate(grads)]
+    needed = [slot for slot in range(4) if ctx.needs_input_grad[slot]]
+    needed_directions = [slot for slot in range(4) if ctx.needs_input_grad[4 + slot]]
     to_operands: dict[int, Tensor] = {}
     to_directions: dict[int, Tensor] = {}
     if any(grad is not None for grad in incoming):
         if all(d is None for d in directions):
-            to_operands = call(operands, incoming, needed)
+            to_operands = form.along(operands, incoming, needed)
         else:
-            to_directions = call(operands, incoming, needed_directions)
-            for i in range(4):
-                for j in range(4):
-                    if i == j or incoming[i] is None or directions[j] is None:
-                        continue
-                    exchanged, along = list(operands), [None] * 4
-                    exchanged[i], exchanged[j] = incoming[i], directions[j]
-                    if W in (i, j):
-                        along[W] = exchanged[W]
-                    for slot, term in call(exchanged, along, [s for s in needed if s not in (i, j)]).items():
-                        to_operands[slot] = to_operands[slot] + term if slot in to_operands else term
+            to_directions = form.along(operands, incoming, needed_directions)
+            to_operands = form.along_both(operands, incoming, directions, needed)
     return (
         *(to_operands.get(slot) for slot in range(4)),
         *(to_directions.get(slot) for slot in range(4)),
@@ -259,10 +275,25 @@ def _backward(ctx, *grads):
     )
 
 
-_op = differentiable("tensor_product", _backward, _setup_context)
+def _jvp(inputs, tangents):
+    operands, directions = list(inputs[:4]), inputs[4:8]
+    *rest, wanted, rows, shared, x_layout, g_layout, dims = inputs[8:]
+    form = _Form(tuple(rest), (rows, shared, x_layout, g_layout, dims))
+    slots = [slot for slot in range(4) if wanted >> slot & 1]
+    if all(d is None for d in directions):
+        found = form.along(operands, tangents[:4], slots)
+    else:
+        found = form.along_both(operands, tangents[:4], directions, slots)
+        if any(t is not None for t in tangents[4:8]):
+            _add(found, form.along(operands, tangents[4:8], slots))
+    like = next(t for t in operands if t is not None)
+    s_ptr, r_ptr = rest[10], rest[13]
+    return tuple(
+        found[slot] if slot in found else like.new_zeros(_shape_of(slot, wanted, rows, shared, s_ptr, r_ptr, dims))
+        for slot in range(4)
+    )
 
 
-@torch.library.register_vmap("hamfast::tensor_product")
 def _vmap(info, in_dims, *args):
     """Without a graph the batch becomes rows; with one, or with a batch of shared weights, one call per sample."""
     size = info.batch_size
@@ -289,3 +320,6 @@ def _vmap(info, in_dims, *args):
     out = _op(*flat, *args[8:22], wanted, size * rows, shared, x_layout, g_layout, dims)
     shaped = [t.view(size, rows, -1) if wanted >> n & 1 else t.new_empty(size, 0) for n, t in enumerate(out)]
     return tuple(shaped), (0,) * 4
+
+
+_op = differentiable("tensor_product", _backward, _setup_context, _jvp, _vmap)

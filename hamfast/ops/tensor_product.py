@@ -18,6 +18,7 @@ from hamfast.ops.layout import check_layout, convert_layout
 from hamfast.ops.multilinear import make_tables, mix_blocks, multilinear
 from hamfast.ops.notice import slow_path
 from hamfast.ops.radial import RadialWeights, radial_product
+from hamfast.ops.transforms import is_transformed
 from hamfast.plan import Plan
 from hamfast.plan.channel import is_channel_wise, is_mixing, live_paths
 from hamfast.plan.cost import TUNED, choose_lowering, estimates
@@ -67,7 +68,7 @@ def tensor_product(
     check_rows("tensor_product", "x", x, edges.num_senders if gather and edges is not None else rows, plan.dim_in1)
     check_rows("tensor_product", "y", y, rows, plan.dim_in2)
     _check_weight(x, y, weight, rows, plan.weight_numel)
-    if isinstance(weight, RadialWeights) and not _makes_weights(plan, x):
+    if isinstance(weight, RadialWeights) and (not _makes_weights(plan, x) or is_transformed((x, y, *weight))):
         weight = weight.weights()
     if isinstance(weight, RadialWeights):
         tables = make_tables(plan, "channel", x.dtype, x.device)

@@ -10,42 +10,95 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 
-def differentiable(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> Callable[..., Any]:
+def differentiable(
+    name: str,
+    backward: Callable[..., Any],
+    setup_context: Callable[..., None],
+    jvp: Callable[[list[Any], tuple[Any, ...]], Any] | None = None,
+    vmap: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
     """Registers the derivative of ``hamfast::name``, and returns the op as Python calls it.
 
-    What torch.library makes of the two functions takes 60 to 200 microseconds a call in eager mode, more than a small kernel. There they
-    run in a plain ``autograd.Function``; graphs (compile, export, tracing) and ``torch.func`` see the op itself.
+    What torch.library makes of the two functions takes 60 to 200 microseconds a call in eager mode, more than a small kernel, and knows
+    neither forward mode nor ``torch.func``. There they run in a plain ``autograd.Function``; graphs (compile, export, tracing) see the op.
+
+    Args:
+        jvp: ``(inputs, tangents) -> tangents of the outputs``, for forward mode.
+        vmap: the rule of :func:`torch.library.register_vmap`. With it the op works under ``torch.func``, without it whoever calls it
+            takes care of that (:func:`is_transformed`).
     """
     op = getattr(torch.ops.hamfast, name).default
     torch.library.register_autograd(f"hamfast::{name}", backward, setup_context=setup_context)
+    if vmap is not None:
+        torch.library.register_vmap(f"hamfast::{name}", vmap)
     is_list = isinstance(op._schema.returns[0].type, torch.ListType)
 
-    def forward(ctx, *inputs):
+    def run(*inputs):
         output = op(*inputs)
-        setup_context(ctx, inputs, output)
         return tuple(output) if is_list else output
 
-    def eager_backward(ctx, *gradients):
+    def note(ctx, inputs, output):
+        setup_context(ctx, inputs, output)
+        if jvp is not None:
+            ctx.save_for_forward(*(t for t in inputs if isinstance(t, Tensor)))
+            ctx.fixed = [None if isinstance(t, Tensor) else (t,) for t in inputs]
+
+    def run_and_note(ctx, *inputs):
+        output = run(*inputs)
+        note(ctx, inputs, output)
+        return output
+
+    def reverse(ctx, *gradients):
         return backward(ctx, gradients) if is_list else backward(ctx, *gradients)
 
-    methods = {"forward": staticmethod(forward), "backward": staticmethod(eager_backward)}
-    function: Any = type(name, (torch.autograd.Function,), methods)
+    def forward_mode(ctx, *tangents):
+        tensors = iter(ctx.saved_tensors)
+        assert jvp is not None
+        return jvp([next(tensors) if fixed is None else fixed[0] for fixed in ctx.fixed], tangents)
+
+    methods = {"backward": reverse} | ({"jvp": forward_mode} if jvp is not None else {})
+    # Two, because with setup_context, which torch.func wants, every call inspects its signature.
+    eager = _function(name, forward=run_and_note, **methods)
+    transformed = _function(name, forward=run, setup_context=note, vmap=vmap, **methods)
 
     def call(*inputs: Any) -> Any:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return op(*inputs)
-        if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None:
-            return op(*inputs)
-        return function.apply(*inputs)
+        if under_torch_func():
+            return op(*inputs) if vmap is None else transformed.apply(*inputs)
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+            return eager.apply(*inputs)
+        return op(*inputs)
 
     return call
+
+
+def _function(name: str, **methods: Any) -> Any:
+    return type(name, (torch.autograd.Function,), {key: staticmethod(f) for key, f in methods.items()})
+
+
+def under_torch_func() -> bool:
+    """Is a transformation of ``torch.func`` at work?
+
+    Raises:
+        NotImplementedError: forward mode within forward mode.
+    """
+    stack = torch._C._functorch.get_interpreter_stack()
+    if stack is None:
+        return False
+    if sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1:
+        raise NotImplementedError(
+            "hamfast: forward mode within forward mode (jvp of jvp, jacfwd of jacfwd): torch gives wrong numbers for any "
+            "autograd.Function there (pytorch#197867); take reverse mode for one of them (jacfwd of jacrev, hessian)"
+        )
+    return True
 
 
 def is_transformed(tensors: Iterable[Tensor | None]) -> bool:
     """Is torch.func, or forward mode, at work? Ops of torch.library know neither."""
     if torch.compiler.is_compiling():
         return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if under_torch_func():
         return True
     if forward_ad._current_level < 0:
         return False

@@ -8,6 +8,8 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
+from hamfast.plan.constants import real_tensors
+
 
 def wigner_dim(l_max: int) -> int:
     """Numbers per edge: ``sum over l <= l_max of (2 l + 1)^2``."""
@@ -67,6 +69,7 @@ def _wigner_D(l: int, alpha: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
 
 
 @cache
+@real_tensors()
 def _turn_sign(l: int) -> float:
     """The sign convention of e3nn's rotation about the polar axis: exp(-alpha X_1)[-1, +1] = sign sin(alpha)."""
     if l == 0:
@@ -77,6 +80,7 @@ def _turn_sign(l: int) -> float:
 
 
 @cache
+@real_tensors()
 def _tilt(l: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``exp(-beta X_0)`` as a Fourier series in beta: ``[1 + 2 l, (2 l + 1)^2]`` for 1, cos(m beta), sin(m beta)."""
     angles = torch.arange(2 * l + 1, dtype=torch.float64) * (2 * torch.pi / (2 * l + 1)) + 0.1

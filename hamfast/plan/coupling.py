@@ -5,13 +5,16 @@ from functools import cache
 import numpy as np
 from e3nn import o3
 
+from hamfast.plan.constants import real_tensors
+
 
 @cache
 def wigner_3j(l1: int, l2: int, l3: int) -> np.ndarray:
     """Real Wigner 3j symbol of e3nn, ``[2 l1 + 1, 2 l2 + 1, 2 l3 + 1]``, float64, sum of squares 1."""
     import torch  # only to name the dtype in which e3nn computes
 
-    table = o3.wigner_3j(l1, l2, l3, dtype=torch.float64).numpy().copy()
+    with real_tensors():
+        table = o3.wigner_3j(l1, l2, l3, dtype=torch.float64).numpy().copy()
     # e3nn's change of basis leaves entries of 1e-17 where the exact value is 0.
     table[np.abs(table) < 1e-14] = 0.0
     table.setflags(write=False)

@@ -1,5 +1,7 @@
 """Normalisation, stage 2, and the options of the cascade."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_covariant import CARBON, HEAVY, small
@@ -114,3 +116,23 @@ def test_gradients_reach_every_trained_parameter(mos2):
     torch.nn.init.normal_(frozen.stage2.output.weight)
     frozen(graph).refined.square().sum().backward()
     assert all(p.grad is None for p in frozen.stage1.parameters())
+
+
+def test_derivative_along_a_displacement_in_forward_mode(mos2):
+    """dH/dR for electron-phonon coupling, through both stages, against a central difference."""
+    spec, graph = mos2
+    model = small(spec)
+    torch.nn.init.normal_(model.stage2.output.weight)
+    atoms = torch.randn(graph.num_atoms, 3)
+    direction = atoms[graph.j] - atoms[graph.i]
+
+    def hamiltonian(vector):
+        return model(replace(graph, vector=vector)).refined
+
+    _, tangent = torch.func.jvp(hamiltonian, (graph.vector,), (direction,))
+    step = 1e-6
+    with torch.no_grad():
+        ahead, behind = (hamiltonian(graph.vector + sign * step * direction) for sign in (1, -1))
+    difference = (ahead - behind) / (2 * step)
+    assert difference.abs().max() > 1.0
+    torch.testing.assert_close(tangent, difference, atol=1e-6 * difference.abs().max().item(), rtol=0)
