@@ -47,6 +47,7 @@ HEADLINES = {
     ("attention A op", "forward+backward"): "graph attention with edge features",
     ("attention A op", "force step"): "its force step: gradient of a gradient",
     ("attention A layer", "forward+backward"): "the whole layer, PyG's `TransformerConv`",
+    ("edge_update", "forward+backward"): "edges' features from their nodes': gather, sum, norm, SiLU",
     ("stage2", "training step"): "training step of the cascade's graph Transformer",
 }
 
@@ -195,6 +196,11 @@ def csv_table(name, columns, note="") -> str:
     return table(columns, [[row[c] for c in columns] for row in read(name)]) + note
 
 
+def latency_note() -> str:
+    first = read("latency")[0]
+    return f"\n\n{first['machine']}, torch {first['torch']}, e3nn {first['e3nn']}, {first['date']} (`bench/latency.py`)."
+
+
 def lowerings_table() -> str:
     groups: dict[tuple, dict[str, str]] = {}
     for row in read("lowerings"):
@@ -258,6 +264,7 @@ TABLES = {
         "bounds": bounds_table,
         "memory": memory_table,
         "lowerings": lowerings_table,
+        "latency": lambda: csv_table("latency", ["call", "mode", "median_us", "min_us"]) + latency_note(),
         "harmonics": lambda: csv_table(
             "harmonics",
             ["l_max", "mode", "implementation", "median_ms"],

@@ -44,7 +44,8 @@ def differentiable(
             ctx.fixed = [None if isinstance(t, Tensor) else (t,) for t in inputs]
 
     def run_and_note(ctx, *inputs):
-        output = run(*inputs)
+        with torch._C._AutoDispatchBelowAutograd():
+            output = run(*inputs)
         note(ctx, inputs, output)
         return output
 
@@ -66,9 +67,11 @@ def differentiable(
             return op(*inputs)
         if under_torch_func():
             return op(*inputs) if vmap is None else transformed.apply(*inputs)
-        if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+        has_gradients = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs)
+        if has_gradients or forward_ad._current_level >= 0:
             return eager.apply(*inputs)
-        return op(*inputs)
+        with torch._C._AutoDispatchBelowAutograd():  # past torch.library's own, which would find nothing to do
+            return op(*inputs)
 
     return call
 
