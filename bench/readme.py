@@ -198,7 +198,9 @@ def csv_table(name, columns, note="") -> str:
 
 def latency_note() -> str:
     first = read("latency")[0]
-    return f"\n\n{first['machine']}, torch {first['torch']}, e3nn {first['e3nn']}, {first['date']} (`bench/latency.py`)."
+    return (
+        f"\n\n{first['machine']}, torch {first['torch']}, e3nn {first['e3nn']}, {first['date']} (`bench/latency.py`)."
+    )
 
 
 def lowerings_table() -> str:

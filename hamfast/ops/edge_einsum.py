@@ -7,7 +7,6 @@ mixtures of both with further factors. Differentiable to any order, in reverse a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +14,7 @@ from torch import Tensor
 from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.checks import check_same
 from hamfast.ops.edge_index import EdgeIndex
-from hamfast.ops.transforms import under_torch_func
-
-_op = torch.ops.hamfast.edge_einsum.default
+from hamfast.ops.transforms import by_sample, differentiable
 
 PLACES = {"edge": 0, "sender": 1, "receiver": 2}
 
@@ -67,20 +64,9 @@ def edge_einsum(
     return run([tensor for tensor, _ in operands], places, list(shape), graph)
 
 
-class _Call(NamedTuple):
-    """All of a call but its operands."""
-
-    places: list[int]
-    shape: list[int]
-    graph: tuple[Tensor, ...]
-
-
 def run(operands: list[Tensor], places: list[int], shape: list[int], graph: tuple[Tensor, ...]) -> Tensor:
     """:func:`edge_einsum` without its checks. places: of out, then of the operands; graph: senders, order and pointers, receivers' alike."""
-    if torch.compiler.is_compiling():
-        return _op(*_padded(operands), places, shape, *graph)
-    under_torch_func()
-    return _EdgeEinsum.apply(_Call(places, shape, graph), *operands)
+    return _op(*_padded(operands), places, shape, *graph)
 
 
 def to_edges(x: Tensor, place: str, graph: tuple[Tensor, ...]) -> Tensor:
@@ -108,47 +94,6 @@ def _gradient(slot: int, grad: Tensor, operands, places, graph) -> Tensor:
     )
 
 
-class _EdgeEinsum(torch.autograd.Function):
-    """In eager mode: what torch.library registers has no forward mode and no ``torch.func``."""
-
-    @staticmethod
-    def forward(call, *operands):
-        return _op(*_padded(operands), call.places, call.shape, *call.graph)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.call, *operands = inputs
-        ctx.save_for_backward(*operands)
-        ctx.save_for_forward(*operands)
-
-    @staticmethod
-    def backward(ctx, grad):
-        operands, call = ctx.saved_tensors, ctx.call
-        needed = ctx.needs_input_grad[1:]
-        found = [
-            _gradient(n, grad, operands, call.places, call.graph) if needed[n] else None for n in range(len(operands))
-        ]
-        return None, *found
-
-    @staticmethod
-    def jvp(ctx, _, *tangents):
-        operands, call = ctx.saved_tensors, ctx.call
-        terms = []
-        for n, tangent in enumerate(tangents):
-            if tangent is not None:
-                exchanged = [tangent if i == n else t for i, t in enumerate(operands)]
-                terms.append(run(exchanged, *call))
-        return sum(terms[1:], terms[0])
-
-    @staticmethod
-    def vmap(info, in_dims, call, *operands):
-        samples = [
-            [t if d is None else t.select(d, n) for t, d in zip(operands, in_dims[1:], strict=True)]
-            for n in range(info.batch_size)
-        ]
-        return torch.stack([run(sample, *call) for sample in samples]), 0
-
-
 @torch.library.register_fake("hamfast::edge_einsum")
 def _(a, b, c, places, shape, senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr):
     rows = (senders.shape[0], sender_ptr.shape[0] - 1, receiver_ptr.shape[0] - 1)
@@ -170,4 +115,18 @@ def _backward(ctx, grad):
     return (*_padded(found), *(None,) * 8)
 
 
-torch.library.register_autograd("hamfast::edge_einsum", _backward, setup_context=_setup_context)
+def _jvp(inputs, tangents):
+    """Linear in each operand: the sum of calls, each with a tangent in place of its operand."""
+    terms = [
+        _op(*(tangent if i == n else t for i, t in enumerate(inputs[:3])), *inputs[3:])
+        for n, tangent in enumerate(tangents[:3])
+        if tangent is not None
+    ]
+    return sum(terms[1:], terms[0])
+
+
+def _vmap(info, in_dims, *inputs):
+    return by_sample(_op)(info, in_dims, *inputs)
+
+
+_op = differentiable("edge_einsum", _backward, _setup_context, _jvp, _vmap)

@@ -114,7 +114,7 @@ def by_sample(op: Callable[..., Any]) -> Callable[..., Any]:
     def rule(info, in_dims, *args):
         each = []
         for n in range(info.batch_size):
-            sample = [a if d is None else a.select(d, n) for a, d in zip(args, in_dims, strict=True)]
+            sample = [a.select(d, n) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)]
             each.append(op(*sample))
         if isinstance(each[0], Tensor):
             return torch.stack(each), 0
