@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from e3nn.o3._wigner import so3_generators
@@ -28,45 +29,59 @@ G, W, X = range(3)
 
 Irreps = tuple[IrrepBlock, ...]
 
-Product = Callable[[Sequence[Tensor], Tensor], Tensor]
-"""``(x, weight) -> M x``, the directions fixed; x in one or more parts, each of some of its irreps blocks."""
+Product = Callable[[Sequence[Tensor], Tensor, Tensor, Tensor], Tensor]
+"""``(x, weight, wigner, onsite) -> M x``, the directions fixed; x in one or more parts, each of some of its irreps blocks."""
 
 
-class Turns:
-    """What the formula needs to know of a product: its irreps (one list per part of x), and which edges have no direction."""
+class Turns(NamedTuple):
+    """What the formula needs to know of a product: its irreps, one list per part of x, and their layout."""
 
-    def __init__(self, irreps_in: Sequence[Irreps], irreps_out: Irreps, layout: str, onsite: Tensor, product: Product):
-        self.irreps_in, self.irreps_out, self.layout = irreps_in, irreps_out, layout
-        self.onsite, self.product = onsite, product
+    irreps_in: Sequence[Irreps]
+    irreps_out: Irreps
+    layout: str
+    product: Product
 
     def gradient(
-        self, x: Sequence[Tensor], g: Tensor, out: Tensor, adjoint: Sequence[Tensor], vector: Tensor
+        self, x: Sequence[Tensor], g: Tensor, out: Tensor, adjoint: Sequence[Tensor], vector: Tensor, onsite: Tensor
     ) -> Tensor:
         """dT/dr, ``[edges, 3]``, for ``out = M x`` and ``adjoint = M^T g``. Zero on edges of length zero."""
         torque = _pairing(g, out, self.irreps_out, self.layout)
         for part, other, irreps in zip(x, adjoint, self.irreps_in, strict=True):
             torque = torque - _pairing(other, part, irreps, self.layout)
-        square = vector.square().sum(-1, keepdim=True).index_fill(0, self.onsite, 1.0)
-        return (torch.linalg.cross(torque, vector) / square).index_fill(0, self.onsite, 0.0)
+        return _per_square(torch.linalg.cross(torque, vector), vector, onsite)
+
+    def turned(self, angle: Tensor, x: Sequence[Tensor]) -> list[Tensor]:
+        """``sum over a of angle_a J_a x``, part by part."""
+        return [_turn(angle, part, irreps, self.layout) for part, irreps in zip(x, self.irreps_in, strict=True)]
+
+    def turned_out(self, angle: Tensor, g: Tensor) -> Tensor:
+        return _turn(angle, g, self.irreps_out, self.layout)
 
 
-def product_with_direction(x: Sequence[Tensor], weight: Tensor, vector: Tensor, turns: Turns) -> Tensor:
-    """``turns.product(x, weight)``, differentiable in ``vector`` as well. Parts of x: one row per edge."""
-    return _Trilinear.apply(x[0].new_empty(0), weight, vector, (G,), turns, *x)[G]
+def product_with_direction(
+    x: Sequence[Tensor], weight: Tensor, vector: Tensor, wigner: Tensor, onsite: Tensor, turns: Turns
+) -> Tensor:
+    """``turns.product(x, weight, wigner, onsite)``, differentiable in ``vector`` as well; also in forward mode and under ``torch.func``.
+
+    Args:
+        x: parts, one row per edge each.
+        wigner, onsite: the frames of the vectors, and the edges of length zero.
+    """
+    return _Trilinear.apply(x[0].new_empty(0), weight, vector, wigner, onsite, (G,), turns, *x)[G]
 
 
 class _Trilinear(torch.autograd.Function):
     """The wanted derivatives of T(g, weight, x): M x (slot G), dT/dweight (slot W), M^T g (slot X, all parts)."""
 
     @staticmethod
-    def forward(g, weight, vector, wanted, turns, *x):
+    def forward(g, weight, vector, wigner, onsite, wanted, turns, *x):
         out = [x[0].new_empty(0) for _ in range(2 + len(x))]
         if wanted == (G,):
-            out[G] = turns.product(x, weight)
+            out[G] = turns.product(x, weight, wigner, onsite)
             return tuple(out)
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_() for t in (weight, *x)]
-            value = turns.product(leaves[1:], leaves[0])
+            value = turns.product(leaves[1:], leaves[0], wigner, onsite)
             slots = [n for n in range(len(leaves)) if (W if n == 0 else X) in wanted]
             found = torch.autograd.grad(value, [leaves[n] for n in slots], g)
         for n, gradient in zip(slots, found, strict=True):
@@ -77,14 +92,16 @@ class _Trilinear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        g, weight, vector, ctx.wanted, ctx.turns, *x = inputs
+        g, weight, vector, wigner, onsite, ctx.wanted, ctx.turns, *x = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(g, weight, vector, *x)
+        ctx.save_for_backward(g, weight, vector, wigner, onsite, *x)
+        ctx.save_for_forward(g, weight, vector, wigner, onsite, *x, *output)
 
     @staticmethod
     def backward(ctx, *grads):
-        g, weight, vector, *x = ctx.saved_tensors
-        to_x, to_vector = any(ctx.needs_input_grad[5:]), ctx.needs_input_grad[2]
+        g, weight, vector, wigner, onsite, *x = ctx.saved_tensors
+        fixed = (vector, wigner, onsite)
+        to_x, to_vector = any(ctx.needs_input_grad[_FIRST_PART:]), ctx.needs_input_grad[2]
         needs = (ctx.needs_input_grad[0] and ctx.wanted != (G,), ctx.needs_input_grad[1], to_x)
         needed = {slot for slot in (G, W, X) if needs[slot]}
         total: list[Tensor | None] = [None] * (2 + len(x))
@@ -99,14 +116,92 @@ class _Trilinear(torch.autograd.Function):
             wanted = needed - {slot} | ({X, G} if to_vector else set())
             if not wanted:
                 continue
-            found = _Trilinear.apply(*operands[:2], vector, tuple(sorted(wanted)), ctx.turns, *operands[2:])
+            found = _Trilinear.apply(*operands[:2], *fixed, tuple(sorted(wanted)), ctx.turns, *operands[2:])
             for other in needed - {slot}:
                 for n in range(X, len(total)) if other == X else (other,):
                     total[n] = found[n] if total[n] is None else total[n] + found[n]
             if to_vector:
-                term = ctx.turns.gradient(operands[X:], operands[G], found[G], found[X:], vector)
+                term = ctx.turns.gradient(operands[X:], operands[G], found[G], found[X:], vector, onsite)
                 vector_grad = term if vector_grad is None else vector_grad + term
-        return total[G], total[W], vector_grad, None, None, *total[X:]
+        return total[G], total[W], vector_grad, None, None, None, None, *total[X:]
+
+    @staticmethod
+    def jvp(ctx, dot_g, dot_weight, dot_vector, *dots):
+        turns, dot_x = ctx.turns, dots[_FIRST_PART - 3 :]
+        g, weight, vector, wigner, onsite, *rest = ctx.saved_tensors
+        x, results = rest[: len(dot_x)], rest[len(dot_x) :]
+        total: list[Tensor | None] = [None] * (2 + len(x))
+
+        def add(g, weight, x, wanted, sign=1.0):
+            if not wanted:
+                return
+            found = _Trilinear.apply(g, weight, vector, wigner, onsite, tuple(sorted(wanted)), turns, *x)
+            for slot in wanted:
+                for n in range(X, len(total)) if slot == X else (slot,):
+                    term = sign * found[n]
+                    total[n] = term if total[n] is None else total[n] + term
+
+        every = set(ctx.wanted)
+        if dot_g is not None and every != {G}:
+            add(dot_g, weight, x, every - {G})
+        if dot_weight is not None:
+            add(g, dot_weight, x, every - {W})
+        if any(t is not None for t in dot_x):
+            zeros = [torch.zeros_like(t) if d is None else d for t, d in zip(x, dot_x, strict=True)]
+            add(g, weight, zeros, every - {X})
+        if dot_vector is not None:
+            # M turns with the edge: d(M x) = J M x - M J x, and the same for the other two.
+            angle = _per_square(torch.linalg.cross(vector, dot_vector), vector, onsite)
+            turned_x = turns.turned(angle, x)
+            maps = every - {W}
+            if maps:
+                now = _Trilinear.apply(g, weight, vector, wigner, onsite, tuple(sorted(maps)), turns, *x)
+                if G in maps:
+                    term = turns.turned_out(angle, now[G])
+                    total[G] = term if total[G] is None else total[G] + term
+                if X in maps:
+                    for n, term in enumerate(turns.turned(angle, now[X:]), X):
+                        total[n] = term if total[n] is None else total[n] + term
+            turned_g = g if every == {G} else turns.turned_out(angle, g)
+            add(turned_g, weight, turned_x, maps, -1.0)
+            add(turned_g, weight, x, every & {W}, -1.0)
+            add(g, weight, turned_x, every & {W}, -1.0)
+        # What did not change, and what is not wanted and empty.
+        return tuple(torch.zeros_like(t) if dot is None else dot for t, dot in zip(results, total, strict=True))
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        each = []
+        for n in range(info.batch_size):
+            chosen = zip(args, in_dims, strict=True)
+            each.append(_Trilinear.apply(*(a.select(d, n) if isinstance(d, int) else a for a, d in chosen)))
+        return tuple(torch.stack(parts) for parts in zip(*each, strict=True)), (0,) * len(each[0])
+
+
+_FIRST_PART = 7  # where x begins among the arguments
+
+
+def _per_square(x: Tensor, vector: Tensor, onsite: Tensor) -> Tensor:
+    """``x / |r|^2``, 0 on edges of length zero."""
+    square = vector.square().sum(-1, keepdim=True).index_fill(0, onsite, 1.0)
+    return (x / square).index_fill(0, onsite, 0.0)
+
+
+def _turn(angle: Tensor, x: Tensor, irreps: Irreps, layout: str) -> Tensor:
+    """``sum over k of angle_k J_k x`` per edge; angle ``[edges, 3]``."""
+    parts = []
+    for block, (mul, l, _) in zip(x.split([mul * (2 * l + 1) for mul, l, _ in irreps], 1), irreps, strict=True):
+        if l == 0 or mul == 0:
+            parts.append(torch.zeros_like(block))
+            continue
+        # J_k x for the three axes by one product with a constant matrix, then their sum.
+        d, ir_mul = 2 * l + 1, layout == "ir_mul"
+        rows = block.unflatten(1, (d, mul)).transpose(1, 2) if ir_mul else block.unflatten(1, (mul, d))
+        generators = _generators(l, x.dtype, x.device).T.reshape(3 * d, d)
+        turned = (rows.reshape(-1, d) @ generators.T).view(-1, mul, 3, d)
+        turned = (turned * angle[:, None, :, None]).sum(2)
+        parts.append((turned.transpose(1, 2) if ir_mul else turned).flatten(1))
+    return torch.cat(parts, dim=1)
 
 
 def _pairing(a: Tensor, b: Tensor, irreps: Irreps, layout: str) -> Tensor:

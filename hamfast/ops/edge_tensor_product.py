@@ -90,8 +90,7 @@ def edge_tensor_product(
 
     Returns:
         ``[edges, dim_out]``. Differentiable to any order in ``x``, ``weight`` and the vectors the frames were made of, at every
-        direction; on edges of length zero the derivative in the vector is 0. Forward mode and ``torch.func`` take the product with
-        the harmonics themselves.
+        direction; on edges of length zero the derivative in the vector is 0.
 
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.
@@ -115,34 +114,23 @@ def edge_tensor_product(
             raise ValueError(f"edge_tensor_product: lowering: expected edge_frame for {only[0]}, found {lowering!r}")
         return tensor_product(tensors[0], _harmonics(plan, frames), left, plan.plan, layout=layout, lowering=chosen)
 
-    if is_transformed((*tensors, left, right, frames.vector)):
-        rows = list(tensors)
-        if isinstance(x, EdgeSources):
-            graph = (*x.edges.by_sender, *x.edges.by_receiver)
-            rows = [t if end == "edge" else to_edges(t, end, graph) for t, end in zip(tensors, x.ends, strict=True)]
-        full = left if right is None else _full_weight(left, right, plan)
-        return tensor_product(torch.cat(rows, dim=1), _harmonics(plan, frames), full, plan.plan, layout=layout)
     tables = frame_tables(plan, left.device, tuple(t.shape[1] for t in tensors))
     matrices = frame_matrices(left, right, tables)
-    if not (frames.vector.requires_grad and torch.is_grad_enabled()):
-        return _in_fixed_frames(tensors, ends, matrices, plan, frames, layout)
+    with_vector = frames.vector.requires_grad and torch.is_grad_enabled()
+    if not with_vector and not is_transformed((*tensors, left, right, frames.vector)):
+        return _in_fixed_frames(tensors, ends, matrices, plan, frames.wigner, frames.onsite, layout)
     # The formula for the direction wants the operand of each edge.
-    rows = [t if index is None else t[index] for t, (index, _, _) in zip(tensors, ends, strict=True)]
+    rows = list(tensors)
+    if isinstance(x, EdgeSources):
+        graph = (*x.edges.by_sender, *x.edges.by_receiver)
+        rows = [t if end == "edge" else to_edges(t, end, graph) for t, end in zip(tensors, x.ends, strict=True)]
 
-    def product(x: Sequence[Tensor], matrices: Tensor) -> Tensor:
-        return _in_fixed_frames(x, [_OWN] * len(x), matrices, plan, frames, layout)
+    def product(x: Sequence[Tensor], matrices: Tensor, wigner: Tensor, onsite: Tensor) -> Tensor:
+        return _in_fixed_frames(x, [_OWN] * len(x), matrices, plan, wigner, onsite, layout)
 
     irreps = _split_irreps(plan, [t.shape[1] for t in tensors])
-    turns = Turns(irreps, plan.plan.irreps_out, layout, frames.onsite, product)
-    return product_with_direction(rows, matrices, frames.vector, turns)
-
-
-def _full_weight(left: Tensor, right: Tensor, plan: EdgeFramePlan) -> Tensor:
-    """``[weight_numel]``: ``left[u, w] right[w]`` of each path."""
-    paths = plan.plan.instructions
-    columns = [ins.weight_shape[-1] for ins in paths]
-    parts = zip(left.split([ins.weight_numel for ins in paths]), right.split(columns), columns, strict=True)
-    return torch.cat([(a.view(-1, n) * b).flatten() for a, b, n in parts])
+    turns = Turns(irreps, plan.plan.irreps_out, layout, product)
+    return product_with_direction(rows, matrices, frames.vector, frames.wigner, frames.onsite, turns)
 
 
 @torch.compiler.assume_constant_result
@@ -154,8 +142,7 @@ def _harmonics(plan: EdgeFramePlan, frames: EdgeFrames) -> Tensor:
     """Y of every edge, ``[edges, dim_in2]``, zero for l > 0 on edges of length zero."""
     degrees = [l for _, l, _ in plan.plan.irreps_in2]
     # No direction, no derivative: not that of a division by zero either.
-    some = frames.vector.new_ones(frames.onsite.numel(), 3)
-    vector = frames.vector.index_copy(0, frames.onsite, some)
+    vector = frames.vector.index_fill(0, frames.onsite, 1.0)
     y = o3.spherical_harmonics(degrees, vector, normalize=True, normalization="component")
     scalar = torch.cat([torch.full((2 * l + 1,), float(l == 0)) for l in degrees])
     return y.index_copy(0, frames.onsite, scalar.to(y).expand(frames.onsite.numel(), -1))
@@ -215,11 +202,11 @@ def _in_fixed_frames(
     ends: Sequence[_End],
     matrices: Tensor,
     plan: EdgeFramePlan,
-    frames: EdgeFrames,
+    wigner: Tensor,
+    onsite: Tensor,
     layout: str,
 ) -> Tensor:
     fast = layout == "ir_mul"
-    wigner = frames.wigner
     edges = wigner.shape[0]
     tables = frame_tables(plan, wigner.device, tuple(t.shape[1] for t in sources))
     missing = [None] * (MOST_SOURCES - len(sources))
@@ -229,12 +216,12 @@ def _in_fixed_frames(
     )
     shapes = [(1 if block.m == 0 else 2, block.width_in, block.width_out) for block in plan.blocks]
     onsite_sizes = [matrices.shape[0] - sum(tables.onsite_sizes), *tables.onsite_sizes]
-    between, *onsite = torch.split(matrices, onsite_sizes)
+    between, *own = torch.split(matrices, onsite_sizes)
     joined = block_matmul(frame, between, edges, shapes)
     out = from_edge(joined, tables.table_out, None, None, None, wigner, plan.plan.dim_out, fast, False)
-    if frames.onsite.numel():
-        rows = [t[frames.onsite if i is None else i[frames.onsite]] for t, (i, _, _) in zip(sources, ends, strict=True)]
-        out = out.index_copy(0, frames.onsite, _onsite(torch.cat(rows, dim=1), onsite, plan, fast))
+    if onsite.numel():
+        rows = [t[onsite if i is None else i[onsite]] for t, (i, _, _) in zip(sources, ends, strict=True)]
+        out = out.index_copy(0, onsite, _onsite(torch.cat(rows, dim=1), own, plan, fast))
     return out
 
 
