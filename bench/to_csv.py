@@ -3,11 +3,15 @@
 HAMFAST_BENCH_THREADS=2 python -m pytest bench --benchmark-only --benchmark-json=two.json
 HAMFAST_BENCH_THREADS=1 python -m pytest bench --benchmark-only --benchmark-json=one.json
 python bench/to_csv.py two.json one.json bench/results/NAME.csv --machine "2 CPU cores (AVX-512)"
+
+Several files of as many threads are passes of one run: their rounds are pooled, so that what else the machine did for a while meets hamfast
+and its peers alike.
 """
 
 import argparse
 import csv
 import json
+import statistics
 from collections import defaultdict
 from pathlib import Path
 
@@ -27,25 +31,29 @@ FIELDS = [
 ]
 
 
-def rows_of(path, machine):
-    content = json.loads(path.read_text())
-    info = content["machine_info"]
-    for entry in content["benchmarks"]:
-        label, stats = entry["extra_info"], entry["stats"]
-        yield {
-            "case": label["case"],
-            "mode": label["mode"],
-            "implementation": label["implementation"],
-            "median_ms": f"{stats['median'] * 1e3:.3f}",
-            "min_ms": f"{stats['min'] * 1e3:.3f}",
-            "compile_s": label.get("compile_s", ""),
-            "kept_MB": label.get("kept_MB", ""),
-            "machine": machine,
-            "threads": info["threads"],
-            "torch": info["torch"],
-            "e3nn": info["e3nn"],
-            "date": content["datetime"][:10],
-        }
+def rows_of(paths, machine):
+    pooled = {}
+    for path in paths:
+        content = json.loads(path.read_text())
+        info = content["machine_info"]
+        for entry in content["benchmarks"]:
+            label = entry["extra_info"]
+            row = {
+                "case": label["case"],
+                "mode": label["mode"],
+                "implementation": label["implementation"],
+                "compile_s": label.get("compile_s", ""),
+                "kept_MB": label.get("kept_MB", ""),
+                "machine": machine,
+                "threads": info["threads"],
+                "torch": info["torch"],
+                "e3nn": info["e3nn"],
+                "date": content["datetime"][:10],
+            }
+            key = tuple(row[name] for name in ("threads", "case", "mode", "implementation", "torch"))
+            pooled.setdefault(key, (row, []))[1].extend(entry["stats"]["data"])
+    for row, times in pooled.values():
+        yield row | {"median_ms": f"{statistics.median(times) * 1e3:.3f}", "min_ms": f"{min(times) * 1e3:.3f}"}
 
 
 def main():
@@ -54,7 +62,7 @@ def main():
     parser.add_argument("csv", type=Path)
     parser.add_argument("--machine", required=True, help="what ran it, in words")
     options = parser.parse_args()
-    rows = [row for path in options.results for row in rows_of(path, options.machine)]
+    rows = list(rows_of(options.results, options.machine))
     options.csv.parent.mkdir(parents=True, exist_ok=True)
     with options.csv.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
