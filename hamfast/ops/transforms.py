@@ -63,7 +63,14 @@ def differentiable(
     transformed = _function(name, forward=run, setup_context=note, vmap=vmap, **methods)
 
     def call(*inputs: Any) -> Any:
-        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        if torch.compiler.is_compiling():
+            if _derivative_in_graph():
+                raise NotImplementedError(
+                    f"hamfast: {name}: torch.func.grad and jvp cannot be compiled: a graph has the op without its forward mode; "
+                    "compile what is inside them, or without fullgraph"
+                )
+            return op(*inputs)
+        if torch._C._get_tracing_state() is not None:
             return op(*inputs)
         if under_torch_func():
             return op(*inputs) if vmap is None else transformed.apply(*inputs)
@@ -78,6 +85,13 @@ def differentiable(
 
 def _function(name: str, **methods: Any) -> Any:
     return type(name, (torch.autograd.Function,), {key: staticmethod(f) for key, f in methods.items()})
+
+
+@torch.compiler.assume_constant_result
+def _derivative_in_graph() -> bool:
+    """Is torch.func.grad or jvp being compiled? A tangent would be lost there without a word."""
+    derivatives = (torch._C._functorch.TransformType.Jvp, torch._C._functorch.TransformType.Grad)
+    return any(level.key() in derivatives for level in torch._C._functorch.get_interpreter_stack() or ())
 
 
 def under_torch_func() -> bool:

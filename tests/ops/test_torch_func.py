@@ -199,3 +199,28 @@ def test_what_is_kept_for_a_plan_is_made_outside():
     inside = torch.func.jvp(lambda x: ops.tensor_product(x, y, w, plan), (x,), (x,))[1]
     assert_close(ops.tensor_product(x, y, w, plan), inside)
     assert_close(inside, reference.tensor_product(x, y, w, plan))
+
+
+@pytest.mark.parametrize("transformed", ["grad", "jvp"])
+@pytest.mark.parametrize("op", ["product", "edge_update", "graph_attention"])
+def test_compiled_derivatives_are_not_lost(op, transformed):
+    """A graph has the op without its forward mode: compiled, the function breaks there and is right."""
+    run, _, (x, *rest) = product("channel")
+    edges = ops.edge_index(*torch.randint(NODES, (2, EDGES)), NODES)
+    query = torch.randn(NODES, 2, 4)
+    function = {
+        "product": lambda x: run(x, *rest),
+        "edge_update": lambda x: ops.edge_update(edges, sender=x),
+        "graph_attention": lambda x: ops.graph_attention(
+            edges, query_receiver=query, key_sender=query, value_sender=x[:, :8].reshape(-1, 2, 4)
+        ),
+    }[op]
+    derivative = {
+        "grad": lambda x: torch.func.grad(lambda x: function(x).pow(3).sum())(x),
+        "jvp": lambda x: torch.func.jvp(function, (x,), (x,))[1],
+    }[transformed]
+    torch._dynamo.reset()
+    assert_close(torch.compile(derivative, backend="aot_eager")(x), derivative(x))
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="cannot be compiled"):
+        torch.compile(derivative, backend="aot_eager", fullgraph=True)(x)
