@@ -4,7 +4,7 @@
 #include "edge_update.cuh"
 
 // Edges [begin, end), one thread; part: where the gradients of weight and bias are summed. `scratch`: of
-// edge_update_scratch(width) elements.
+// edge_update_scratch(call) elements.
 #define HAMFAST_DECLARE_FOR(T)                                                                  \
   int64_t edge_update_scratch(const EdgeUpdateCall<T>& call);                                   \
   void edge_update_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, T* scratch); \

@@ -20,7 +20,7 @@ from hamfast.ops.attention_formula import (
     Settings,
     attention_formula,
 )
-from hamfast.ops.transforms import by_sample, differentiable
+from hamfast.ops.transforms import by_sample, differentiable, gradients_along
 
 _op_double = torch.ops.hamfast.graph_attention_double_backward.default
 
@@ -235,25 +235,17 @@ def _formula_double_backward(given_gradients, operands, directions, needed, seed
             create_graph=True,
             allow_unused=True,
         )
-        pairs = [(g, directions[n]) for g, n in zip(gradients, first, strict=True) if g is not None and g.requires_grad]
+        pairs = [
+            (g, directions[n].reshape(g.shape))
+            for g, n in zip(gradients, first, strict=True)
+            if g is not None and g.requires_grad
+        ]
         targets = [n for n, t in enumerate(aliases) if needed[n] and t is not None]
-        found: dict[int, Tensor | None] = {}
-        if pairs and targets:
-            second = torch.autograd.grad(
-                [g for g, _ in pairs],
-                [aliases[n] for n in targets],
-                [d.reshape(g.shape) for g, d in pairs],
-                create_graph=keep,
-                allow_unused=True,
-            )
-            found = dict(zip(targets, second, strict=True))
-    return [found.get(n) for n in range(len(tensors))]
+        return gradients_along(pairs, aliases, targets, keep)
 
 
 _op = differentiable("graph_attention", _backward, _setup)
 _op_backward = differentiable("graph_attention_backward", _double_backward, _setup_backward)
 
 
-torch.library.register_vmap("hamfast::graph_attention", by_sample(_op))
-torch.library.register_vmap("hamfast::graph_attention_backward", by_sample(_op_backward))
 torch.library.register_vmap("hamfast::graph_attention_double_backward", by_sample(_op_double))

@@ -54,22 +54,4 @@ def _backward(ctx, grad):
     return (*grads, None, None, None)
 
 
-def _jvp(inputs, tangents):
-    """Of a product: the sum of two, each with a tangent in place of its factor."""
-    terms = [
-        _op(*(tangent if i == n else t for i, t in enumerate(inputs[:2])), *inputs[2:])
-        for n, tangent in enumerate(tangents[:2])
-        if tangent is not None
-    ]
-    return sum(terms[1:], terms[0])
-
-
-def _vmap(info, in_dims, left, right, rows, shapes, which):
-    def each(t, dim):
-        return t.unbind(dim) if dim is not None else [t] * info.batch_size
-
-    pairs = zip(each(left, in_dims[0]), each(right, in_dims[1]), strict=True)
-    return torch.stack([_op(a, b, rows, shapes, which) for a, b in pairs]), 0
-
-
-_op = differentiable("block_matmul", _backward, _setup_context, _jvp, _vmap)
+_op = differentiable("block_matmul", _backward, _setup_context, linear_in=2)

@@ -21,6 +21,7 @@ import torch
 from e3nn.o3._wigner import so3_generators
 from torch import Tensor
 
+from hamfast.ops.transforms import by_sample
 from hamfast.ops.wigner import float64_default
 from hamfast.plan.constants import real_tensors
 from hamfast.plan.plan import IrrepBlock
@@ -132,14 +133,17 @@ class _Trilinear(torch.autograd.Function):
         x, results = rest[: len(dot_x)], rest[len(dot_x) :]
         total: list[Tensor | None] = [None] * (2 + len(x))
 
+        def add_term(n, term):
+            before = total[n]
+            total[n] = term if before is None else before + term
+
         def add(g, weight, x, wanted, sign=1.0):
             if not wanted:
                 return
             found = _Trilinear.apply(g, weight, vector, wigner, onsite, tuple(sorted(wanted)), turns, *x)
             for slot in wanted:
                 for n in range(X, len(total)) if slot == X else (slot,):
-                    term = sign * found[n]
-                    total[n] = term if total[n] is None else total[n] + term
+                    add_term(n, sign * found[n])
 
         every = set(ctx.wanted)
         if dot_g is not None and every != {G}:
@@ -157,11 +161,10 @@ class _Trilinear(torch.autograd.Function):
             if maps:
                 now = _Trilinear.apply(g, weight, vector, wigner, onsite, tuple(sorted(maps)), turns, *x)
                 if G in maps:
-                    term = turns.turned_out(angle, now[G])
-                    total[G] = term if total[G] is None else total[G] + term
+                    add_term(G, turns.turned_out(angle, now[G]))
                 if X in maps:
                     for n, term in enumerate(turns.turned(angle, now[X:]), X):
-                        total[n] = term if total[n] is None else total[n] + term
+                        add_term(n, term)
             turned_g = g if every == {G} else turns.turned_out(angle, g)
             add(turned_g, weight, turned_x, maps, -1.0)
             add(turned_g, weight, x, every & {W}, -1.0)
@@ -171,11 +174,7 @@ class _Trilinear(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        each = []
-        for n in range(info.batch_size):
-            chosen = zip(args, in_dims, strict=True)
-            each.append(_Trilinear.apply(*(a.select(d, n) if isinstance(d, int) else a for a, d in chosen)))
-        return tuple(torch.stack(parts) for parts in zip(*each, strict=True)), (0,) * len(each[0])
+        return by_sample(_Trilinear.apply)(info, in_dims, *args)
 
 
 _FIRST_PART = 7  # where x begins among the arguments

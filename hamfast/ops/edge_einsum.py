@@ -14,7 +14,7 @@ from torch import Tensor
 from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.checks import check_same
 from hamfast.ops.edge_index import EdgeIndex
-from hamfast.ops.transforms import by_sample, differentiable
+from hamfast.ops.transforms import differentiable
 
 PLACES = {"edge": 0, "sender": 1, "receiver": 2}
 
@@ -115,18 +115,4 @@ def _backward(ctx, grad):
     return (*_padded(found), *(None,) * 8)
 
 
-def _jvp(inputs, tangents):
-    """Linear in each operand: the sum of calls, each with a tangent in place of its operand."""
-    terms = [
-        _op(*(tangent if i == n else t for i, t in enumerate(inputs[:3])), *inputs[3:])
-        for n, tangent in enumerate(tangents[:3])
-        if tangent is not None
-    ]
-    return sum(terms[1:], terms[0])
-
-
-def _vmap(info, in_dims, *inputs):
-    return by_sample(_op)(info, in_dims, *inputs)
-
-
-_op = differentiable("edge_einsum", _backward, _setup_context, _jvp, _vmap)
+_op = differentiable("edge_einsum", _backward, _setup_context, linear_in=3)

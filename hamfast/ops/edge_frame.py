@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
-from hamfast.ops.transforms import by_sample, differentiable
+from hamfast.ops.transforms import differentiable
 from hamfast.plan import EdgeFramePlan
 from hamfast.plan.constants import real_tensors
 from hamfast.plan.edge_frame import Coupling, is_natural
@@ -204,20 +204,6 @@ def _weights_backward(ctx, grad):
     return (*found, *(None,) * 7)
 
 
-def _weights_jvp(inputs, tangents):
-    """Linear in each operand: the sum of calls, each with a tangent in place of its operand."""
-    terms = [
-        _weights(*(tangent if i == n else t for i, t in enumerate(inputs[:3])), *inputs[3:])
-        for n, tangent in enumerate(tangents[:3])
-        if tangent is not None
-    ]
-    return sum(terms[1:], terms[0])
-
-
-def _weights_of_samples(info, in_dims, *inputs):
-    return by_sample(_weights)(info, in_dims, *inputs)
-
-
 to_edge = differentiable("rotate_to_edge", _to_edge_backward, _save_to_edge)
 from_edge = differentiable("rotate_from_edge", _from_edge_backward, _save_from_edge)
-_weights = differentiable("edge_frame_weights", _weights_backward, _save_weights, _weights_jvp, _weights_of_samples)
+_weights = differentiable("edge_frame_weights", _weights_backward, _save_weights, linear_in=3)

@@ -12,7 +12,7 @@ from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.checks import HALF, check_device, check_rows, check_same
 from hamfast.ops.edge_einsum import sum_over_edges, to_edges
 from hamfast.ops.edge_index import EdgeIndex
-from hamfast.ops.transforms import by_sample, differentiable, is_transformed
+from hamfast.ops.transforms import differentiable, gradients_along, is_transformed
 
 _NAME = "edge_update"
 _ACTIVATIONS = ("silu", "identity")
@@ -185,20 +185,9 @@ def _double_backward(ctx, *directions):
         pairs = [(f, d.to(f.dtype)) for f, d in zip(first, along, strict=True) if d is not None and f.requires_grad]
         tensors = (grad, *operands)
         targets = [n for n, t in enumerate(tensors) if needed[n] and t is not None]
-        found: dict[int, Tensor | None] = {}
-        if pairs and targets:
-            second = torch.autograd.grad(
-                [f for f, _ in pairs],
-                [tensors[n] for n in targets],
-                [d for _, d in pairs],
-                create_graph=keep,
-                allow_unused=True,
-            )
-            found = dict(zip(targets, second, strict=True))
-    return (*(found.get(n) for n in range(1 + _OPERANDS)), *(None,) * (_GRAPH + 2))
+        found = gradients_along(pairs, tensors, targets, keep)
+    return (*found, *(None,) * (_GRAPH + 2))
 
 
 _op = differentiable("edge_update", _backward, _setup_context)
 _op_backward = differentiable("edge_update_backward", _double_backward, _setup_backward)
-torch.library.register_vmap("hamfast::edge_update", by_sample(_op))
-torch.library.register_vmap("hamfast::edge_update_backward", by_sample(_op_backward))

@@ -16,7 +16,7 @@ from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.checks import check_rows
 from hamfast.ops.edge_index import EdgeIndex
 from hamfast.ops.multilinear import LAYOUTS, G, Tables, W, X, Y, graph_tensors, product_gradients
-from hamfast.ops.transforms import differentiable
+from hamfast.ops.transforms import differentiable, gradients_along
 
 _product = torch.ops.hamfast.tensor_product.default
 _from_hidden = torch.ops.hamfast.tensor_product_from_hidden.default
@@ -176,18 +176,7 @@ def _backward_of_gradients(ctx, inputs, rest, grads):
         outputs = (gx, gy, gw @ matrix.T, h.T @ gw)
     chosen = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None and out.requires_grad]
     wanted = [n for n, needed in enumerate(ctx.needs_input_grad[:5]) if needed]
-    found: list[Tensor | None] = [None] * 5
-    if chosen and wanted:
-        results = torch.autograd.grad(
-            [out for out, _ in chosen],
-            [inputs[n] for n in wanted],
-            [grad for _, grad in chosen],
-            allow_unused=True,
-            create_graph=torch.is_grad_enabled(),
-        )
-        for n, result in zip(wanted, results, strict=True):
-            found[n] = result
-    return tuple(found)
+    return tuple(gradients_along(chosen, inputs, wanted, torch.is_grad_enabled()))
 
 
 _op = differentiable("radial_tensor_product", _backward, _setup_context)

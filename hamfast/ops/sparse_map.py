@@ -72,10 +72,6 @@ def _backward(ctx, grad):
     return (_op(grad, *matrix[3:], *matrix[:3]), *(None,) * 6)
 
 
-def _jvp(inputs, tangents):
-    return _op(tangents[0], *inputs[1:])
-
-
 def _vmap(info, in_dims, x, *matrix):
     if in_dims[0] is None:
         return _op(x, *matrix), None
@@ -83,4 +79,4 @@ def _vmap(info, in_dims, x, *matrix):
     return _op(x.flatten(0, 1), *matrix).unflatten(0, x.shape[:2]), 0
 
 
-_op = differentiable("sparse_map", _backward, _setup_context, _jvp, _vmap)
+_op = differentiable("sparse_map", _backward, _setup_context, vmap=_vmap, linear_in=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ def differentiable(
     setup_context: Callable[..., None],
     jvp: Callable[[list[Any], tuple[Any, ...]], Any] | None = None,
     vmap: Callable[..., Any] | None = None,
+    linear_in: int = 0,
 ) -> Callable[..., Any]:
     """Registers the derivative of ``hamfast::name``, and returns the op as Python calls it.
 
@@ -23,14 +24,13 @@ def differentiable(
     neither forward mode nor ``torch.func``. There they run in a plain ``autograd.Function``; graphs (compile, export, tracing) see the op.
 
     Args:
-        jvp: ``(inputs, tangents) -> tangents of the outputs``, for forward mode.
-        vmap: the rule of :func:`torch.library.register_vmap`. With it the op works under ``torch.func``, without it whoever calls it
-            takes care of that (:func:`is_transformed`).
+        jvp: ``(inputs, tangents) -> tangents of the outputs``. With it the op works in forward mode and under ``torch.func``, without it
+            whoever calls it takes care of that (:func:`is_transformed`).
+        vmap: the rule of :func:`torch.library.register_vmap`; by default a call per sample.
+        linear_in: the op is linear in each of so many first inputs, from which jvp follows.
     """
     op = getattr(torch.ops.hamfast, name).default
     torch.library.register_autograd(f"hamfast::{name}", backward, setup_context=setup_context)
-    if vmap is not None:
-        torch.library.register_vmap(f"hamfast::{name}", vmap)
     is_list = isinstance(op._schema.returns[0].type, torch.ListType)
 
     def run(*inputs):
@@ -57,10 +57,18 @@ def differentiable(
         assert jvp is not None
         return jvp([next(tensors) if fixed is None else fixed[0] for fixed in ctx.fixed], tangents)
 
+    def of_linear(inputs, tangents):
+        """The sum of calls, each with a tangent in place of its operand."""
+        terms = [
+            call(*inputs[:n], tangent, *inputs[n + 1 :])
+            for n, tangent in enumerate(tangents[:linear_in])
+            if tangent is not None
+        ]
+        return sum(terms[1:], terms[0])
+
+    if linear_in:
+        jvp = of_linear
     methods = {"backward": reverse} | ({"jvp": forward_mode} if jvp is not None else {})
-    # Two, because with setup_context, which torch.func wants, every call inspects its signature.
-    eager = _function(name, forward=run_and_note, **methods)
-    transformed = _function(name, forward=run, setup_context=note, vmap=vmap, **methods)
 
     def call(*inputs: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -73,13 +81,18 @@ def differentiable(
         if torch._C._get_tracing_state() is not None:
             return op(*inputs)
         if under_torch_func():
-            return op(*inputs) if vmap is None else transformed.apply(*inputs)
+            return op(*inputs) if jvp is None else transformed.apply(*inputs)
         has_gradients = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs)
         if has_gradients or forward_ad._current_level >= 0:
             return eager.apply(*inputs)
         with torch._C._AutoDispatchBelowAutograd():  # past torch.library's own, which would find nothing to do
             return op(*inputs)
 
+    rule = vmap or by_sample(call)
+    torch.library.register_vmap(f"hamfast::{name}", rule)
+    # Two, because with setup_context, which torch.func wants, every call inspects its signature.
+    eager = _function(name, forward=run_and_note, **methods)
+    transformed = _function(name, forward=run, setup_context=note, vmap=rule, **methods)
     return call
 
 
@@ -122,6 +135,20 @@ def is_transformed(tensors: Iterable[Tensor | None]) -> bool:
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
+def gradients_along(
+    pairs: Sequence[tuple[Tensor, Tensor]], tensors: Sequence[Any], wanted: Sequence[int], create_graph: bool
+) -> list[Tensor | None]:
+    """Gradients of ``sum <output, direction>`` over the pairs, in those of the tensors that are wanted; None for the others."""
+    found: list[Tensor | None] = [None] * len(tensors)
+    if pairs and wanted:
+        outputs, directions = zip(*pairs, strict=True)
+        targets = [tensors[n] for n in wanted]
+        results = torch.autograd.grad(outputs, targets, directions, allow_unused=True, create_graph=create_graph)
+        for n, result in zip(wanted, results, strict=True):
+            found[n] = result
+    return found
+
+
 def by_sample(op: Callable[..., Any]) -> Callable[..., Any]:
     """vmap as one call per sample: a batch of graphs is one graph, so nothing is gained by more."""
 
@@ -132,6 +159,7 @@ def by_sample(op: Callable[..., Any]) -> Callable[..., Any]:
             each.append(op(*sample))
         if isinstance(each[0], Tensor):
             return torch.stack(each), 0
-        return [torch.stack(parts) for parts in zip(*each, strict=True)], [0] * len(each[0])
+        kind = type(each[0])
+        return kind(torch.stack(parts) for parts in zip(*each, strict=True)), kind([0] * len(each[0]))
 
     return rule
