@@ -51,7 +51,9 @@ INSTANTIATE(double)
 INSTANTIATE_STORED(float, float)
 INSTANTIATE_STORED(double, double)
 INSTANTIATE_STORED(float, BFloat16)
+INSTANTIATE_STORED(float, Float16)
 template __global__ void weighted_sum_kernel<float, BFloat16, float>(WeightedSum<float, BFloat16, float>);
+template __global__ void weighted_sum_kernel<float, Float16, float>(WeightedSum<float, Float16, float>);
 }
 """
 
@@ -107,10 +109,11 @@ def compile_one(case, source, header, architecture):
         symbol = entry.split("'")[0]
         names = re.findall(r"\d+([a-z][a-z_]*kernel|hamfast_channel)", symbol) or [symbol]
         dtype = "float64" if re.search(r"kernelI(Lb\dE)?d", symbol) else "float32"
-        if "BFloat16" in symbol:
-            dtype = "bfloat16 to float32" if re.search(r"BFloat16EfE", symbol) else "bfloat16"
+        stored = re.search(r"\d(B?Float16)E(fE)?", symbol)
+        if stored:
+            dtype = stored[1].lower() + (" to float32" if stored[2] else "")
         direction = {"ILb1": " into", "ILb0": " out of"}.get(symbol[symbol.find("kernel") + 6 :][:4], "")
-        attention = re.search(r"attention_scores_kernelI(?:ff|dd|fNS_8BFloat16E)Li(\d)", symbol)
+        attention = re.search(r"attention_scores_kernelI(?:ff|dd|fNS_\dB?Float16E)Li(\d)", symbol)
         if attention:
             direction = (" forward", " backward", " double")[int(attention[1])]
 

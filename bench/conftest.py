@@ -1,11 +1,36 @@
-"""Every benchmark notes what it ran: implementation, case, mode, and the versions and machine of the run."""
+"""Every benchmark notes what it ran: implementation, case, mode, and the versions and machine of the run.
 
+The implementations of one case and mode take turns (HAMFAST_BENCH_TURNS, 3), each with its share of the rounds: what else the machine does
+for a while meets them alike. bench/to_csv.py puts the turns together.
+"""
+
+import math
 import os
 import platform
 
 import e3nn
 import pytest
 import torch
+
+TURNS = int(os.environ.get("HAMFAST_BENCH_TURNS", "3"))
+
+
+def pytest_generate_tests(metafunc):
+    if "turn" in metafunc.fixturenames:
+        metafunc.parametrize("turn", range(TURNS))
+
+
+def pytest_collection_modifyitems(items):
+    """All of one comparison, turn by turn, where its first test stands."""
+    places = {}
+
+    def key(place, item):
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        compared = {name: value for name, value in parameters.items() if name not in ("implementation", "turn")}
+        group = (item.path, item.originalname, str(compared))
+        return places.setdefault(group, place), parameters.get("turn", 0), place
+
+    items[:] = [item for _, item in sorted(enumerate(items), key=lambda entry: key(*entry))]
 
 
 def pytest_configure(config):
@@ -22,12 +47,12 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 
 
 @pytest.fixture
-def measure(benchmark):
-    """``measure(implementation, case, mode, function)``: times it after a warm-up and labels the row."""
+def measure(benchmark, turn):
+    """``measure(implementation, case, mode, function)``: times its share of the rounds after a warm-up and labels the row."""
 
     def run(implementation, case, mode, function, rounds=10, **note):
         benchmark.group = f"{case} {mode}"
         benchmark.extra_info |= {"implementation": implementation, "case": case, "mode": mode, **note}
-        benchmark.pedantic(function, rounds=rounds, iterations=1, warmup_rounds=2)
+        benchmark.pedantic(function, rounds=math.ceil(rounds / TURNS), iterations=1, warmup_rounds=1)
 
     return run

@@ -1,5 +1,6 @@
 """A training step of stage 1 on the bundled graphene set, beside the same network from e3nn modules on the same weights."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,22 @@ from hamfast.reference import E3nnNetwork
 FOLDER = Path(__file__).parent.parent / "examples" / "graphene" / "dft" / "3x3_000"
 
 
-@pytest.mark.parametrize("implementation", ["hamfast", "e3nn"])
-@pytest.mark.parametrize("size", list(NETWORKS))
-def test_training_step(measure, size, implementation):
+@cache
+def problem(size):
+    """The structure, hamfast's network and the same from e3nn's modules."""
     spec = dataset_spec([FOLDER])
     graph = GraphDataset([FOLDER], spec, None)[0]
     network = CovariantNetwork(CovariantConfig(**NETWORKS[size]), spec)
     theirs = E3nnNetwork(network)
     for update in (*theirs.node_updates, *theirs.edge_updates):
         update.weight.requires_grad_()
+    return graph, network, theirs
+
+
+@pytest.mark.parametrize("implementation", ["hamfast", "e3nn"])
+@pytest.mark.parametrize("size", list(NETWORKS))
+def test_training_step(measure, size, implementation):
+    graph, network, theirs = problem(size)
     with torch.no_grad():
         ours_out, theirs_out = network(graph)[0], theirs(graph)
     assert float((ours_out - theirs_out).norm() / theirs_out.norm()) < 1e-4

@@ -4,8 +4,7 @@ HAMFAST_BENCH_THREADS=2 python -m pytest bench --benchmark-only --benchmark-json
 HAMFAST_BENCH_THREADS=1 python -m pytest bench --benchmark-only --benchmark-json=one.json
 python bench/to_csv.py two.json one.json bench/results/NAME.csv --machine "2 CPU cores (AVX-512)"
 
-Several files of as many threads are passes of one run: their rounds are pooled, so that what else the machine did for a while meets hamfast
-and its peers alike.
+The turns that implementations take (bench/conftest.py), and several files of as many threads, are one run: their rounds are pooled.
 """
 
 import argparse

@@ -1,6 +1,15 @@
 // Every op of hamfast. Kernels register themselves beside their code; fakes and autograd live in hamfast/ops/.
 #include <torch/csrc/stable/library.h>
 
+#include <string>
+
+// So many tensors as a result.
+static std::string tensors(int count) {
+  std::string types = "(Tensor";
+  for (int n = 1; n < count; ++n) types += ", Tensor";
+  return types + ")";
+}
+
 STABLE_TORCH_LIBRARY(hamfast, m) {
   // Partial derivatives of F = sum_e <g[receiver e], TP(x[sender e], y[e], w[e])> in the wanted slots (bits x = 1, y =
   // 2, w = 4, g = 8); with directions, those of the derivative of F along them. See hamfast/ops/tensor_product.py.
@@ -90,15 +99,18 @@ STABLE_TORCH_LIBRARY(hamfast, m) {
   "Tensor? key_receiver, Tensor? value_edge, Tensor? value_sender, Tensor? value_receiver, Tensor? query_on_edge, " \
   "Tensor? edge, Tensor? vector, Tensor? bias, Tensor? score_scale, Tensor? envelope, Tensor? gate, Tensor? seed, " \
   "Tensor senders, Tensor sender_order, Tensor sender_ptr, Tensor receivers, Tensor receiver_order, "               \
-  "Tensor receiver_ptr, int[] kinds, float[] numbers, int wanted) -> Tensor[]"
-  m.def("graph_attention(Tensor? edge_key_weight, " HAMFAST_ATTENTION_SCHEMA);
+  "Tensor receiver_ptr, int[] kinds, float[] numbers, int wanted) -> "
+  m.def(("graph_attention(Tensor? edge_key_weight, " HAMFAST_ATTENTION_SCHEMA + tensors(5)).c_str());
+  m.def(("graph_attention_backward(Tensor? grad_out, Tensor? grad_on_edge, Tensor? grad_lse, Tensor? grad_weights, "
+         "Tensor? grad_logits, Tensor lse, " HAMFAST_ATTENTION_SCHEMA +
+         tensors(16))
+            .c_str());
   m.def(
-      "graph_attention_backward(Tensor? grad_out, Tensor? grad_on_edge, Tensor? grad_lse, Tensor? grad_weights, "
-      "Tensor? grad_logits, Tensor lse, " HAMFAST_ATTENTION_SCHEMA);
-  m.def(
-      "graph_attention_double_backward(Tensor? dot_query_edge, Tensor? dot_query_sender, Tensor? dot_query_receiver, "
-      "Tensor? dot_key_edge, Tensor? dot_key_sender, Tensor? dot_key_receiver, Tensor? dot_value_edge, "
-      "Tensor? dot_value_sender, Tensor? dot_value_receiver, Tensor? dot_query_on_edge, Tensor? dot_edge, "
-      "Tensor? dot_vector, Tensor? dot_bias, Tensor? dot_score_scale, Tensor? dot_envelope, Tensor? dot_gate, "
-      "Tensor? grad_out, Tensor? grad_on_edge, Tensor? grad_weights, Tensor lse, " HAMFAST_ATTENTION_SCHEMA);
+      ("graph_attention_double_backward(Tensor? dot_query_edge, Tensor? dot_query_sender, Tensor? dot_query_receiver, "
+       "Tensor? dot_key_edge, Tensor? dot_key_sender, Tensor? dot_key_receiver, Tensor? dot_value_edge, "
+       "Tensor? dot_value_sender, Tensor? dot_value_receiver, Tensor? dot_query_on_edge, Tensor? dot_edge, "
+       "Tensor? dot_vector, Tensor? dot_bias, Tensor? dot_score_scale, Tensor? dot_envelope, Tensor? dot_gate, "
+       "Tensor? grad_out, Tensor? grad_on_edge, Tensor? grad_weights, Tensor lse, " HAMFAST_ATTENTION_SCHEMA +
+       tensors(19))
+          .c_str());
 }

@@ -38,8 +38,11 @@
 
 namespace hamfast {
 constexpr int kWarp = 32;
-// As it lies in memory: it is computed in float.
+// As they lie in memory: they are computed in float.
 struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
   uint16_t bits;
 };
 }  // namespace hamfast
@@ -105,11 +108,13 @@ __device__ inline Real widen(Real stored) {
   return stored;
 }
 __device__ inline float widen(BFloat16 stored) { return bfloat16_to_float(stored.bits); }
+__device__ inline float widen(Float16 stored) { return half_to_float(stored.bits); }
 template <class Real>
 __device__ inline void narrow(Real value, Real* to) {
   *to = value;
 }
 __device__ inline void narrow(float value, BFloat16* to) { to->bits = float_to_bfloat16(value); }
+__device__ inline void narrow(float value, Float16* to) { to->bits = float_to_half(value); }
 #endif
 
 }  // namespace hamfast::HAMFAST_ISA

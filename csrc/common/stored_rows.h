@@ -1,10 +1,9 @@
-// Rows that may be stored in half precision, for launchers with `reads_bfloat16`. What a launcher does not read is
-// converted before it, and its results after it.
+// Rows that may be stored in half precision, for launchers with `reads_half`. For those without,
+// operands are converted before and results after them.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
-
-#include <type_traits>
+#include <torch/headeronly/util/Half.h>
 
 #include "common.cuh"
 #include "common/dispatch.h"
@@ -23,7 +22,19 @@ inline void widen(std::optional<Tensor>& t) {
 
 // What torch calls the type.
 template <class Stored>
-using Element = std::conditional_t<std::is_same_v<Stored, BFloat16>, torch::headeronly::BFloat16, Stored>;
+struct ElementOf {
+  using type = Stored;
+};
+template <>
+struct ElementOf<BFloat16> {
+  using type = torch::headeronly::BFloat16;
+};
+template <>
+struct ElementOf<Float16> {
+  using type = torch::headeronly::Half;
+};
+template <class Stored>
+using Element = typename ElementOf<Stored>::type;
 template <class Stored>
 const Stored* rows_or_null(const std::optional<Tensor>& t) {
   return reinterpret_cast<const Stored*>(data_or_null<Element<Stored>>(t));
@@ -35,14 +46,16 @@ Stored* new_rows(const Tensor& t) {
 
 template <class Launch>
 bool reads(ScalarType stored) {
-  return !is_half(stored) || (Launch::reads_bfloat16 && stored == ScalarType::BFloat16);
+  return !is_half(stored) || Launch::reads_half;
 }
 
 // f(a number, an element of a row)
 template <class Launch, class F>
 void dispatch_stored(ScalarType stored, const char* op, F&& f) {
-  if constexpr (Launch::reads_bfloat16)
+  if constexpr (Launch::reads_half) {
     if (stored == ScalarType::BFloat16) return f(float{}, BFloat16{});
+    if (stored == ScalarType::Half) return f(float{}, Float16{});
+  }
   dispatch_real(stored, op, [&](auto zero) { f(zero, zero); });
 }
 

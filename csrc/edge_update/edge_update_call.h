@@ -1,5 +1,5 @@
 // The ops on tensors, for any launcher: Launch::forward and backward (call, device), Launch::parts(edges),
-// Launch::new_result and sum_parts, and Launch::reads_bfloat16.
+// Launch::new_result and sum_parts, and Launch::reads_half.
 #pragma once
 
 #include <tuple>

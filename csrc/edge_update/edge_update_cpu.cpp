@@ -9,7 +9,7 @@
 namespace hamfast {
 
 struct EdgeUpdateOnCpu : OnCpu {
-  static constexpr bool reads_bfloat16 = false;
+  static constexpr bool reads_half = false;
   static int64_t parts(int64_t) { return kParts; }
 
   template <class T>

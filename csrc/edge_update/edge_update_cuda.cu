@@ -7,7 +7,7 @@
 namespace hamfast {
 
 struct EdgeUpdateOnCuda : OnCuda {
-  static constexpr bool reads_bfloat16 = true;
+  static constexpr bool reads_half = true;
   // Of which each group of lanes sums one: as many as fill a GPU, of 16 edges at least.
   static int64_t parts(int64_t edges) { return edges < 16 * kMaxParts ? (edges + 15) / 16 : kMaxParts; }
 

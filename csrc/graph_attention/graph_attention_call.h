@@ -1,11 +1,13 @@
 // The ops on tensors, for any launcher: Launch::forward, backward and double_backward (call, a tensor of the call's
-// device), Launch::new_result and sum_parts, and Launch::reads_bfloat16. Rows of half precision that a launcher does
+// device), Launch::new_result and sum_parts, and Launch::reads_half. Rows of half precision that a launcher does
 // not read are converted before it, and its results after it; numbers per edge and head, and rows that meet the edges'
 // features, are never of half precision.
 #pragma once
 
 #include <array>
 #include <cmath>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "common/balance.h"
@@ -153,13 +155,25 @@ struct AttentionArguments {
   }
 };
 
+// Not a list: torch's batched gradients take ops apart that return so many tensors, but none that returns a list.
+template <size_t count>
+using Tensors = decltype(std::tuple_cat(std::declval<std::array<Tensor, count>>()));
+
+template <size_t count>
+Tensors<count> as_tuple(const std::vector<Tensor>& tensors) {
+  return [&]<size_t... n>(std::index_sequence<n...>) {
+    return Tensors<count>(tensors[n]...);
+  }(std::make_index_sequence<count>{});
+}
+
 template <class Launch>
 struct AttentionOps {
+  using Args = AttentionArguments;
   enum { want_weights = 1, want_logits = 2, want_on_edge = 4 };
 
   // out, out_on_edge, lse, weights, logits; what is not wanted is empty. `edge_key_weight`: what the query on the
   // edges' features was made with; read by the backward pass alone.
-  static std::vector<Tensor> forward(Optional edge_key_weight, HAMFAST_ATTENTION_PARAMETERS) {
+  static Tensors<5> forward(Optional edge_key_weight, HAMFAST_ATTENTION_PARAMETERS) {
     Args args(HAMFAST_ATTENTION_ARGUMENTS);
     const typename Launch::Guard guard(args.any().get_device_index());
     const ScalarType stored = readable(args);
@@ -186,13 +200,13 @@ struct AttentionOps {
       Launch::forward(call, like);
     });
     out[0] = converted(out[0], stored);
-    return out;
+    return as_tuple<5>(out);
   }
 
   // Gradients of the operands in the order of the schema, those whose bit is set in `wanted`; the others are empty.
-  static std::vector<Tensor> backward(Optional grad_out, Optional grad_on_edge, Optional grad_lse,
-                                      Optional grad_weights, Optional grad_logits, Tensor lse_any,
-                                      HAMFAST_ATTENTION_PARAMETERS) {
+  static Tensors<Args::count> backward(Optional grad_out, Optional grad_on_edge, Optional grad_lse,
+                                       Optional grad_weights, Optional grad_logits, Tensor lse_any,
+                                       HAMFAST_ATTENTION_PARAMETERS) {
     Args args(HAMFAST_ATTENTION_ARGUMENTS);
     const typename Launch::Guard guard(args.any().get_device_index());
     const ScalarType stored = readable(args, {&grad_out});
@@ -218,13 +232,14 @@ struct AttentionOps {
     });
     for (int n = 0; n < Args::count; ++n)
       if (Args::is_stored(n)) gradient[n] = converted(gradient[n], stored);
-    return gradient;
+    return as_tuple<Args::count>(gradient);
   }
 
   // Gradients of grad_out, grad_on_edge and grad_weights (bits 16 to 18 of `wanted`), then those of the operands, of
   // the backward pass along directions of its results.
-  static std::vector<Tensor> double_backward(HAMFAST_ATTENTION_DIRECTIONS, Optional grad_out, Optional grad_on_edge,
-                                             Optional grad_weights, Tensor lse_any, HAMFAST_ATTENTION_PARAMETERS) {
+  static Tensors<3 + Args::count> double_backward(HAMFAST_ATTENTION_DIRECTIONS, Optional grad_out,
+                                                  Optional grad_on_edge, Optional grad_weights, Tensor lse_any,
+                                                  HAMFAST_ATTENTION_PARAMETERS) {
     Args args(HAMFAST_ATTENTION_ARGUMENTS);
     const typename Launch::Guard guard(args.any().get_device_index());
     std::array<Optional, Args::count> direction{
@@ -270,12 +285,10 @@ struct AttentionOps {
     result[0] = converted(result[0], stored);
     for (int n = 0; n < Args::count; ++n)
       if (Args::is_stored(n)) result[3 + n] = converted(result[3 + n], stored);
-    return result;
+    return as_tuple<3 + Args::count>(result);
   }
 
  private:
-  using Args = AttentionArguments;
-
   // Widens what the launcher does not read; the type that results are given in.
   static ScalarType readable(Args& args, std::initializer_list<Optional*> more = {}) {
     const ScalarType stored = args.stored();

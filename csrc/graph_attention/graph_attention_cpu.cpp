@@ -8,7 +8,7 @@
 namespace hamfast {
 
 struct AttentionOnCpu : OnCpu {
-  static constexpr bool reads_bfloat16 = false;
+  static constexpr bool reads_half = false;
 
   template <class T>
   static void forward(const AttentionCall<T>& call, const Tensor&) {

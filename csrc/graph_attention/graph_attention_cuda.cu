@@ -154,7 +154,7 @@ bool is_packed(const AttentionCall<T, Stored>& c) {
 }
 
 struct AttentionOnCuda : OnCuda {
-  static constexpr bool reads_bfloat16 = true;
+  static constexpr bool reads_half = true;
 
   // Numbers per edge and head that one kernel leaves for the next, besides those the op has made already.
   template <class T>

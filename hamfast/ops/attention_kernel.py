@@ -20,7 +20,7 @@ from hamfast.ops.attention_formula import (
     Settings,
     attention_formula,
 )
-from hamfast.ops.transforms import by_sample, differentiable, gradients_along
+from hamfast.ops.transforms import by_sample, differentiable, second_derivative
 
 _op_double = torch.ops.hamfast.graph_attention_double_backward.default
 
@@ -88,7 +88,7 @@ def _(edge_key_weight, *args):
     shapes = [(rows, heads, features), (edges, heads), (edges, heads)]
     on_edge, *scores = (like.new_empty(s if w else 0, dtype=number) for s, w in zip(shapes, wanted, strict=True))
     out = like.new_empty((rows, heads, _width(operands, 6)), dtype=stored)
-    return [out, on_edge, like.new_empty((rows, heads), dtype=number), *scores]
+    return out, on_edge, like.new_empty((rows, heads), dtype=number), *scores
 
 
 @torch.library.register_fake("hamfast::graph_attention_backward")
@@ -107,7 +107,7 @@ def _fake_gradients(operands, graph, settings, wanted):
             made.append(like.new_empty(0, dtype=dtype))
         else:
             made.append(like.new_empty((edges, settings.heads) if n >= _BIAS else operand.shape, dtype=dtype))
-    return made
+    return tuple(made)
 
 
 @torch.library.register_fake("hamfast::graph_attention_double_backward")
@@ -115,11 +115,11 @@ def _(*args):
     operands, _, graph, settings = _parse(args[_COUNT + 4 :])
     like, (stored, number) = next(t for t in operands if t is not None), _types(operands)
     shapes = [None if t is None else t.shape for t in args[_COUNT : _COUNT + 3]]
-    to_gradients = [
+    to_gradients = (
         like.new_empty(s if args[-1] >> _COUNT + n & 1 else 0, dtype=number if n else stored)
         for n, s in enumerate(shapes)
-    ]
-    return to_gradients + _fake_gradients(operands, graph, settings, args[-1])
+    )
+    return *to_gradients, *_fake_gradients(operands, graph, settings, args[-1])
 
 
 def _setup(ctx, inputs, output):
@@ -131,7 +131,7 @@ def _setup(ctx, inputs, output):
     ctx.save_for_backward(edge_key_weight, output[2], *operands, seed, *graph)
 
 
-def _backward(ctx, gradients):
+def _backward(ctx, *gradients):
     weight, lse, *args = ctx.saved_tensors
     operands, rest = args[:_COUNT], args[_COUNT:]
     needed = list(ctx.needs_input_grad[1 : _COUNT + 1])
@@ -166,7 +166,7 @@ def _setup_backward(ctx, inputs, output):
     ctx.save_for_backward(*inputs[: _GRADIENTS + 1], *operands, seed, *graph)
 
 
-def _double_backward(ctx, directions):
+def _double_backward(ctx, *directions):
     """Along directions of the gradients."""
     saved = ctx.saved_tensors
     needed = [*ctx.needs_input_grad[:_GRADIENTS], *ctx.needs_input_grad[_GRADIENTS + 1 :][:_COUNT]]
@@ -182,7 +182,12 @@ def _double_backward(ctx, directions):
         or of_lse is not None
         or of_logits is not None
     ):
-        found = _formula_double_backward(gradients, operands, given, needed, seed, tuple(graph), settings)
+        number = _types(operands)[1]
+
+        def formula(wide):
+            return attention_formula([t if t is None else t.to(number) for t in wide], seed, tuple(graph), settings)
+
+        found = second_derivative(formula, operands, gradients, given, needed)
     else:
         to_gradients = [(0, _COUNT), (1, _COUNT + 1), (3, _COUNT + 2)]  # out, out_on_edge, weights, and their bits
         wanted = sum(1 << n for n in range(_COUNT) if needed[_GRADIENTS + n] and operands[n] is not None)
@@ -206,42 +211,6 @@ def _double_backward(ctx, directions):
             first[n] = gradient if wanted >> bit & 1 else None
         found = first + found
     return (*found[:_GRADIENTS], None, *found[_GRADIENTS:], *(None,) * _REST)
-
-
-def _formula_double_backward(given_gradients, operands, directions, needed, seed, graph, settings):
-    """By derivatives of the formula's derivatives: of the results' gradients, then of the operands."""
-    tensors = [*given_gradients, *operands]
-    keep = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Aliases: derivatives in one operand must not run on into another that was made from it.
-        first = [n for n in range(_COUNT) if directions[n] is not None]
-        for_first = {_GRADIENTS + n for n in first}
-        aliases = [
-            t
-            if t is None or not (needed[n] or n in for_first)
-            else (t.view_as(t) if t.requires_grad else t.detach().requires_grad_())
-            for n, t in enumerate(tensors)
-        ]
-        number = _types(operands)[1]
-        wide = [t if t is None else t.to(number) for t in aliases]
-        results = attention_formula(wide[_GRADIENTS:], seed, graph, settings)
-        used = [(r, g) for r, g in zip(results, wide[:_GRADIENTS], strict=True) if g is not None and r.requires_grad]
-        if not used or not first:
-            return [None] * len(tensors)
-        gradients = torch.autograd.grad(
-            [r for r, _ in used],
-            [aliases[_GRADIENTS + n] for n in first],
-            [g for _, g in used],
-            create_graph=True,
-            allow_unused=True,
-        )
-        pairs = [
-            (g, directions[n].reshape(g.shape))
-            for g, n in zip(gradients, first, strict=True)
-            if g is not None and g.requires_grad
-        ]
-        targets = [n for n, t in enumerate(aliases) if needed[n] and t is not None]
-        return gradients_along(pairs, aliases, targets, keep)
 
 
 _op = differentiable("graph_attention", _backward, _setup)

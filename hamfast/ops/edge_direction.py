@@ -194,13 +194,18 @@ def _turn(angle: Tensor, x: Tensor, irreps: Irreps, layout: str) -> Tensor:
             parts.append(torch.zeros_like(block))
             continue
         # J_k x for the three axes by one product with a constant matrix, then their sum.
-        d, ir_mul = 2 * l + 1, layout == "ir_mul"
-        rows = block.unflatten(1, (d, mul)).transpose(1, 2) if ir_mul else block.unflatten(1, (mul, d))
+        d = 2 * l + 1
         generators = _generators(l, x.dtype, x.device).T.reshape(3 * d, d)
-        turned = (rows.reshape(-1, d) @ generators.T).view(-1, mul, 3, d)
+        turned = (_components(block, mul, d, layout).reshape(-1, d) @ generators.T).view(-1, mul, 3, d)
         turned = (turned * angle[:, None, :, None]).sum(2)
-        parts.append((turned.transpose(1, 2) if ir_mul else turned).flatten(1))
+        parts.append((turned.transpose(1, 2) if layout == "ir_mul" else turned).reshape(block.shape))
     return torch.cat(parts, dim=1)
+
+
+def _components(block: Tensor, mul: int, d: int, layout: str) -> Tensor:
+    """``[edges, mul, d]``; reshape: torch's batched gradients know neither flatten nor unflatten."""
+    rows = block.shape[0]
+    return block.reshape(rows, d, mul).transpose(1, 2) if layout == "ir_mul" else block.reshape(rows, mul, d)
 
 
 def _pairing(a: Tensor, b: Tensor, irreps: Irreps, layout: str) -> Tensor:
@@ -210,11 +215,9 @@ def _pairing(a: Tensor, b: Tensor, irreps: Irreps, layout: str) -> Tensor:
     for x, y, (mul, l, _) in zip(a.split(sizes, 1), b.split(sizes, 1), irreps, strict=True):
         if l == 0 or mul == 0:
             continue
-        if layout == "mul_ir":
-            products = x.unflatten(1, (mul, 2 * l + 1)).transpose(1, 2) @ y.unflatten(1, (mul, 2 * l + 1))
-        else:
-            products = x.unflatten(1, (2 * l + 1, mul)) @ y.unflatten(1, (2 * l + 1, mul)).transpose(1, 2)
-        total = total + products.flatten(1) @ _generators(l, a.dtype, a.device)
+        left, right = (_components(block, mul, 2 * l + 1, layout) for block in (x, y))
+        products = left.transpose(1, 2) @ right
+        total = total + products.reshape(-1, (2 * l + 1) ** 2) @ _generators(l, a.dtype, a.device)
     return total
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial, reduce
+from typing import Any, NamedTuple
 
 import torch
 from e3nn import o3
 from torch import Tensor
 
 from hamfast.ops.block_matmul import block_matmul
-from hamfast.ops.checks import check_rows, check_same
+from hamfast.ops.checks import HALF, check_rows, check_same
 from hamfast.ops.edge_direction import Turns, product_with_direction
 from hamfast.ops.edge_einsum import to_edges
 from hamfast.ops.edge_frame import MOST_SOURCES, frame_matrices, frame_tables, from_edge, to_edge
@@ -80,8 +81,10 @@ def edge_tensor_product(
     zero every Y with l > 0 is 0. See ``hamfast/plan/edge_frame.py`` for the mathematics.
 
     Args:
-        x: ``[edges, dim_in1]``, float32 or float64; or its parts as :class:`EdgeSources`, which split the irreps between blocks.
-        weight: ``[weight_numel]``, shared by all edges, in e3nn's order; or :class:`SeparateWeights`.
+        x: ``[edges, dim_in1]``; or its parts as :class:`EdgeSources`, which split the irreps between blocks.
+        weight: ``[weight_numel]``, shared by all edges, in e3nn's order; or :class:`SeparateWeights`. All operands have one dtype:
+            float32 or float64; or bfloat16 or float16, and the frames float32: all arithmetic is float32 then. Under autocast each
+            operand may have another, and the result is as wide as the widest of x.
         plan: from :func:`hamfast.plan.edge_frame_plan`.
         frames: from :func:`edge_frames`.
         layout: of input and output, ``mul_ir`` or ``ir_mul``.
@@ -97,13 +100,26 @@ def edge_tensor_product(
     """
     edges = frames.wigner.shape[0]
     if isinstance(x, EdgeSources):
-        tensors, ends = _check_sources(x, plan, edges), _ends(x)
+        tensors = _check_sources(x, plan, edges)
     else:
         check_rows("edge_tensor_product", "x", x, edges, plan.plan.dim_in1)
-        tensors, ends = (x,), [_OWN]
+        tensors = (x,)
     left, right = _check_weight(weight, plan)
-    same = {f"x{n}": t for n, t in enumerate(tensors)} | {"weight": left, "frames": frames.wigner}
-    check_same("edge_tensor_product", **same, **({} if right is None else {"weight.right": right}))
+    operands: dict[str, Any] = {f"x{n}": t for n, t in enumerate(tensors)} | {"weight": left, "weight.right": right}
+    dtype = reduce(torch.promote_types, (t.dtype for t in tensors))
+    autocast = torch.is_autocast_enabled(left.device.type)
+    if autocast:
+        number = torch.promote_types(dtype, frames.wigner.dtype)
+        operands = {name: t if t is None else t.to(number) for name, t in operands.items()}
+    if frames.wigner.dtype in HALF:
+        raise ValueError(
+            f"edge_tensor_product: frames: expected torch.float32 or torch.float64, found {frames.wigner.dtype}"
+        )
+    check_same("edge_tensor_product", True, **operands)
+    if dtype in HALF:
+        operands = {name: t if t is None else t.float() for name, t in operands.items()}
+    check_same("edge_tensor_product", **operands, frames=frames.wigner)
+    *rows, weights, factors = operands.values()
     needed = max(l for _, l, _ in plan.plan.irreps_in1 + plan.plan.irreps_out)
     if needed > frames.l_max:
         raise ValueError(f"edge_tensor_product: frames: expected l_max of at least {needed}, found {frames.l_max}")
@@ -112,8 +128,34 @@ def edge_tensor_product(
     if chosen != "edge_frame":
         if only:
             raise ValueError(f"edge_tensor_product: lowering: expected edge_frame for {only[0]}, found {lowering!r}")
-        return tensor_product(tensors[0], _harmonics(plan, frames), left, plan.plan, layout=layout, lowering=chosen)
+        run = partial(_by_harmonics, rows[0], weights, plan, frames, layout, chosen)
+    else:
+        run = partial(
+            _in_frames, rows, weights, factors, x if isinstance(x, EdgeSources) else None, plan, frames, layout
+        )
+    if not autocast:
+        return run().to(dtype)
+    with torch.autocast(left.device.type, enabled=False):
+        return run().to(dtype)
 
+
+def _by_harmonics(
+    x: Tensor, weight: Tensor, plan: EdgeFramePlan, frames: EdgeFrames, layout: str, lowering: str
+) -> Tensor:
+    return tensor_product(x, _harmonics(plan, frames), weight, plan.plan, layout=layout, lowering=lowering)
+
+
+def _in_frames(
+    tensors: Sequence[Tensor],
+    left: Tensor,
+    right: Tensor | None,
+    sources: EdgeSources | None,
+    plan: EdgeFramePlan,
+    frames: EdgeFrames,
+    layout: str,
+) -> Tensor:
+    """The edge-frame lowering; ``sources`` says which rows the tensors are, by default the edges' own."""
+    ends = [_OWN] if sources is None else _ends(sources)
     tables = frame_tables(plan, left.device, tuple(t.shape[1] for t in tensors))
     matrices = frame_matrices(left, right, tables)
     with_vector = frames.vector.requires_grad and torch.is_grad_enabled()
@@ -121,9 +163,9 @@ def edge_tensor_product(
         return _in_fixed_frames(tensors, ends, matrices, plan, frames.wigner, frames.onsite, layout)
     # The formula for the direction wants the operand of each edge.
     rows = list(tensors)
-    if isinstance(x, EdgeSources):
-        graph = (*x.edges.by_sender, *x.edges.by_receiver)
-        rows = [t if end == "edge" else to_edges(t, end, graph) for t, end in zip(tensors, x.ends, strict=True)]
+    if sources is not None:
+        graph = (*sources.edges.by_sender, *sources.edges.by_receiver)
+        rows = [t if end == "edge" else to_edges(t, end, graph) for t, end in zip(tensors, sources.ends, strict=True)]
 
     def product(x: Sequence[Tensor], matrices: Tensor, wigner: Tensor, onsite: Tensor) -> Tensor:
         return _in_fixed_frames(x, [_OWN] * len(x), matrices, plan, wigner, onsite, layout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.checks import HALF, check_device, check_rows, check_same
 from hamfast.ops.edge_einsum import sum_over_edges, to_edges
 from hamfast.ops.edge_index import EdgeIndex
-from hamfast.ops.transforms import differentiable, gradients_along, is_transformed
+from hamfast.ops.transforms import differentiable, is_transformed, second_derivative
 
 _NAME = "edge_update"
 _ACTIVATIONS = ("silu", "identity")
@@ -150,12 +151,8 @@ def _backward(ctx, grad):
     saved, needed = ctx.saved_tensors, ctx.needs_input_grad
     graph = saved[_OPERANDS:]
     of_sum, of_norm = _op_backward(grad, *saved, *ctx.settings)
-    found: list[Tensor | None] = [of_sum if needed[0] else None]
-    wide = of_sum.float() if of_sum.dtype in HALF else of_sum
-    for n in (1, 2):
-        found.append(sum_over_edges(wide, _PLACES[n], graph).to(of_sum.dtype) if needed[n] else None)
-    found += [of_norm[n] if needed[3 + n] else None for n in (0, 1)]
-    return (*found, *(None,) * (_GRAPH + 2))
+    to_norm = [of_norm[n] if needed[3 + n] else None for n in (0, 1)]
+    return (*_to_rows(of_sum, of_sum.dtype, needed[:3], graph), *to_norm, *(None,) * (_GRAPH + 2))
 
 
 def _setup_backward(ctx, inputs, output):
@@ -163,30 +160,35 @@ def _setup_backward(ctx, inputs, output):
     ctx.save_for_backward(*inputs[: 1 + _OPERANDS + _GRAPH])
 
 
-def _double_backward(ctx, *directions):
-    """Derivatives of the formula's derivatives, along directions of those in the sum, the weight and the bias."""
-    keep = torch.is_grad_enabled()
+def _double_backward(ctx, of_sum, of_norm):
+    """Along directions of the derivatives in the sum, the weight and the bias."""
     grad, *operands = ctx.saved_tensors[: 1 + _OPERANDS]
     call = _Call(ctx.saved_tensors[1 + _OPERANDS :], *ctx.settings)
     needed = ctx.needs_input_grad[: 1 + _OPERANDS]
-    with torch.enable_grad():
-        # Aliases: derivatives must not run on into what the operands were made from.
-        alias = lambda t: t.view_as(t) if t.requires_grad else t.detach().requires_grad_()  # noqa: E731
-        grad, operands = alias(grad), [t if t is None else alias(t) for t in operands]
-        weight, bias = operands[3:]
-        number = torch.float32 if grad.dtype in HALF else grad.dtype
-        total = _formula((*operands[:3], None, None), call._replace(silu=False))
-        out = _formula((total, None, None, weight, bias), call)
-        leaves = [total] if weight is None else [total, weight, bias]
-        first = torch.autograd.grad(out, leaves, grad.to(number), create_graph=True)
-        along = [directions[0]]
-        if weight is not None:
-            along += [None, None] if directions[1] is None else [directions[1][0], directions[1][1]]
-        pairs = [(f, d.to(f.dtype)) for f, d in zip(first, along, strict=True) if d is not None and f.requires_grad]
-        tensors = (grad, *operands)
-        targets = [n for n, t in enumerate(tensors) if needed[n] and t is not None]
-        found = gradients_along(pairs, tensors, targets, keep)
-    return (*found, *(None,) * (_GRAPH + 2))
+    total = _formula((*operands[:3], None, None), call._replace(silu=False))
+    along = (of_sum, *((None, None) if operands[3] is None or of_norm is None else of_norm))
+    to_grad, to_sum, *to_norm = second_derivative(
+        lambda given: (_formula((given[0], None, None, *given[1:]), call),),
+        (total, *operands[3:]),
+        (grad,),
+        along,
+        (needed[0], any(needed[1:4]), *needed[4:]),
+    )
+    to_rows = _to_rows(to_sum, grad.dtype, needed[1:4], call.graph)
+    return (to_grad, *to_rows, *to_norm, *(None,) * (_GRAPH + 2))
+
+
+def _to_rows(
+    of_sum: Tensor | None, dtype: torch.dtype, needed: Sequence[bool], graph: tuple[Tensor, ...]
+) -> list[Tensor | None]:
+    """Gradients of the edges', the senders' and the receivers' rows from that of their sum."""
+    if of_sum is None:
+        return [None] * 3
+    wide = of_sum.float() if of_sum.dtype in HALF else of_sum
+    found: list[Tensor | None] = [of_sum.to(dtype) if needed[0] else None]
+    for n in (1, 2):
+        found.append(sum_over_edges(wide, _PLACES[n], graph).to(dtype) if needed[n] else None)
+    return found
 
 
 _op = differentiable("edge_update", _backward, _setup_context)

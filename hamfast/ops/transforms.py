@@ -31,11 +31,6 @@ def differentiable(
     """
     op = getattr(torch.ops.hamfast, name).default
     torch.library.register_autograd(f"hamfast::{name}", backward, setup_context=setup_context)
-    is_list = isinstance(op._schema.returns[0].type, torch.ListType)
-
-    def run(*inputs):
-        output = op(*inputs)
-        return tuple(output) if is_list else output
 
     def note(ctx, inputs, output):
         setup_context(ctx, inputs, output)
@@ -45,12 +40,9 @@ def differentiable(
 
     def run_and_note(ctx, *inputs):
         with torch._C._AutoDispatchBelowAutograd():
-            output = run(*inputs)
+            output = op(*inputs)
         note(ctx, inputs, output)
         return output
-
-    def reverse(ctx, *gradients):
-        return backward(ctx, gradients) if is_list else backward(ctx, *gradients)
 
     def forward_mode(ctx, *tangents):
         tensors = iter(ctx.saved_tensors)
@@ -68,7 +60,7 @@ def differentiable(
 
     if linear_in:
         jvp = of_linear
-    methods = {"backward": reverse} | ({"jvp": forward_mode} if jvp is not None else {})
+    methods = {"backward": backward} | ({"jvp": forward_mode} if jvp is not None else {})
 
     def call(*inputs: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -92,7 +84,7 @@ def differentiable(
     torch.library.register_vmap(f"hamfast::{name}", rule)
     # Two, because with setup_context, which torch.func wants, every call inspects its signature.
     eager = _function(name, forward=run_and_note, **methods)
-    transformed = _function(name, forward=run, setup_context=note, vmap=rule, **methods)
+    transformed = _function(name, forward=op, setup_context=note, vmap=rule, **methods)
     return call
 
 
@@ -147,6 +139,77 @@ def gradients_along(
         for n, result in zip(wanted, results, strict=True):
             found[n] = result
     return found
+
+
+def second_derivative(
+    function: Callable[[list[Any]], Sequence[Tensor]],
+    operands: Sequence[Tensor | None],
+    gradients: Sequence[Tensor | None],
+    directions: Sequence[Tensor | None],
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients of ``sum_n <d/d operand_n of sum_k <result_k, gradient_k>, direction_n>``, by torch's derivatives of ``function``.
+
+    Args:
+        function: from the operands to the results, of operations that torch can differentiate often enough.
+        gradients: one for each result or None.
+        directions: one for each operand or None.
+        needed: whether that in each of the gradients, then each of the operands is.
+
+    Returns:
+        Those in the gradients, then in the operands; None where not needed, or where nothing depends on it.
+    """
+    tensors: list[Any] = [*gradients, *operands]
+    count = len(gradients)
+    along = [count + n for n, direction in enumerate(directions) if direction is not None]
+    wanted = [n for n, t in enumerate(tensors) if needed[n] and t is not None]
+    nothing: list[Tensor | None] = [None] * len(tensors)
+    if not along or not wanted or all(g is None for g in gradients):
+        return nothing
+    free = sorted({*along, *wanted})
+
+    def with_values(places, values, all_of):
+        given = dict(zip(places, values, strict=True))
+        return [given.get(n, t) for n, t in enumerate(all_of)]
+
+    def results(given):
+        """Those that have a gradient."""
+        made = function(given[count:])
+        return tuple(r for r, g in zip(made, gradients, strict=True) if g is not None)
+
+    def gradients_like(made, given):
+        present = [g for g in given[:count] if g is not None]
+        return tuple(g.to(r.dtype) for r, g in zip(made, present, strict=True))
+
+    def directions_like(found):
+        given: list[Any] = [directions[n - count] for n in along]
+        return tuple(d if f is None else d.reshape(f.shape).to(f.dtype) for d, f in zip(given, found, strict=True))
+
+    if under_torch_func():  # where no tensor may be made to require a gradient
+        vjp: Any = torch.func.vjp
+
+        def first(*values):
+            given = with_values(free, values, tensors)
+            made, pull = vjp(lambda *at: results(with_values(along, at, given)), *(given[n] for n in along))
+            return pull(gradients_like(made, given))
+
+        found, pull = vjp(first, *(tensors[n] for n in free))
+        second = dict(zip(free, pull(directions_like(found)), strict=True))
+        return [second[n] if n in wanted else None for n in range(len(tensors))]
+
+    keep = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases: derivatives in one operand must not run on into another, or into what it was made from.
+        aliases = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in (tensors[n] for n in free)]
+        given = with_values(free, aliases, tensors)
+        made = results(given)
+        used = [(r, g) for r, g in zip(made, gradients_like(made, given), strict=True) if r.requires_grad]
+        found = gradients_along(used, given, along, create_graph=True)
+        found = [found[n] for n in along]
+        pairs = [
+            (f, d) for f, d in zip(found, directions_like(found), strict=True) if f is not None and f.requires_grad
+        ]
+        return gradients_along(pairs, given, wanted, keep)
 
 
 def by_sample(op: Callable[..., Any]) -> Callable[..., Any]:

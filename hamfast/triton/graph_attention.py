@@ -288,13 +288,13 @@ def graph_attention(edge_key_weight, *arguments):
     call.per_receiver(attention_weights, (call.raw_scores(), lse, weights, logits), constants)
     call.aggregate(out, on_edge, weights)
     none = call.new(0)
-    return [
+    return (
         out,
         none if on_edge is None else on_edge,
         lse,
         weights if call.wanted & 1 else none,
         none if logits is None else logits,
-    ]
+    )
 
 
 def graph_attention_backward(grad_out, grad_on_edge, grad_lse, grad_weights, grad_logits, lse, *arguments):
@@ -317,7 +317,7 @@ def graph_attention_backward(grad_out, grad_on_edge, grad_lse, grad_weights, gra
         {"WEIGHT": call.weight},
     )
     call.add_up_gradients(out, d_score, weight, grad_out, grad_on_edge)
-    return out
+    return tuple(out)
 
 
 def graph_attention_double_backward(*arguments):
@@ -365,4 +365,4 @@ def graph_attention_double_backward(*arguments):
     call.aggregate(
         to_gradients[0] if wanted[0] else None, to_gradients[1] if wanted[1] else None, changed_weight, weight
     )
-    return to_gradients + out
+    return *to_gradients, *out

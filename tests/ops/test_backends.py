@@ -71,7 +71,9 @@ def edge_frame():
 
     def run(edges, x, w):
         sources = ops.EdgeSources((x,), ("sender",), edges)
-        return ops.edge_tensor_product(sources, w, plan, frames(x.device, x.dtype))
+        return ops.edge_tensor_product(
+            sources, w, plan, frames(x.device, torch.float32 if x.dtype.itemsize == 2 else x.dtype)
+        )
 
     leaves = [torch.randn(NODES, irreps.dim), torch.randn(plan.plan.weight_numel)]
     return run, lambda x, w: reference.tensor_product(x[SENDERS], y, w, plan.plan), leaves
@@ -146,7 +148,11 @@ CASES = {
     "sparse_map": sparse_map,
 }
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 5e-3}
-HALF = [name for name in CASES if name.startswith(("tensor_product", "graph_attention", "edge_update"))]
+HALF = [
+    name
+    for name in CASES
+    if name.startswith(("tensor_product", "edge_tensor_product", "graph_attention", "edge_update"))
+]
 
 
 @contextlib.contextmanager

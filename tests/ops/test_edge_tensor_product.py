@@ -206,6 +206,26 @@ def test_compiles_in_one_graph():
     assert_close(compiled(x, w), ops.edge_tensor_product(x, w, lowered, frames))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_autocast_takes_mixed_operands(dtype, device):
+    """One edge of length zero, whose product is torch's and would be cast."""
+    _, plan, vectors, x, w = make_case()
+    lowered, frames = edge_frame_plan(plan), ops.edge_frames(vectors.float().to(device), 5)
+    expected = reference.edge_tensor_product(x.to(dtype).double(), w, plan, vectors)
+    half = x.to(device, dtype).requires_grad_()
+    with pytest.raises(ValueError, match=f"weight: expected {dtype} as x0, found torch.float32"):
+        ops.edge_tensor_product(half, w.float().to(device), lowered, frames)
+    with torch.autocast(device, dtype=dtype):
+        out = ops.edge_tensor_product(half, w.float().to(device), lowered, frames)
+        wide = ops.edge_tensor_product(half.float(), w.to(device, dtype), lowered, frames)
+    assert out.dtype == dtype and wide.dtype == torch.float32
+    assert torch.autograd.grad(out.sum(), half)[0].dtype == dtype
+    scale = expected.abs().max().item()
+    assert_close(out.double().cpu(), expected, atol=torch.finfo(dtype).eps * scale, rtol=0.0)
+    with pytest.raises(ValueError, match="frames: expected torch.float32 or torch.float64, found"):
+        ops.edge_tensor_product(half, w.to(half), lowered, ops.EdgeFrames(frames.wigner.to(dtype), *frames[1:]))
+
+
 def test_errors_name_the_argument():
     _, plan, vectors, x, w = make_case()
     lowered = edge_frame_plan(plan)

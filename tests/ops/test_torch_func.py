@@ -178,6 +178,80 @@ def test_forward_over_reverse_with_dual_numbers(case):
     assert_same([*found_by(run)], [*found_by(truth)])
 
 
+def attention(**more):
+    def make():
+        edges = ops.edge_index(*torch.randint(NODES, (2, EDGES)), NODES)
+        names = ["query_receiver", "key_sender", "value_sender", "edge", "edge_key_weight"]
+        shapes = [(NODES, 2, 4)] * 3 + [(EDGES, 3), (2, 4, 3)]
+        if more.get("score") == "additive":
+            names, shapes, more["vector"] = names[:3], shapes[:3], torch.randn(2, 4)
+
+        def named(operands):
+            return dict(zip(names, operands, strict=True)) | more
+
+        return (
+            lambda *t: ops.graph_attention(edges, **named(t)),
+            lambda *t: reference.graph_attention(edges.senders, edges.receivers, NODES, **named(t))[0],
+            tuple(torch.randn(shape) for shape in shapes),
+        )
+
+    return make
+
+
+def update():
+    edges = ops.edge_index(*torch.randint(NODES, (2, EDGES)), NODES)
+    graph = edges.senders, edges.receivers
+    operands = (torch.randn(EDGES, 4), torch.randn(NODES, 4), torch.randn(NODES, 4), torch.randn(4), torch.randn(4))
+    return lambda *t: ops.edge_update(edges, *t), lambda *t: reference.edge_update(*graph, *t), operands
+
+
+BATCHED = CASES | {
+    "attention": attention(),
+    "additive attention": attention(score="additive"),
+    "attention without softmax": attention(weight="silu"),
+    "edge_update": update,
+}
+
+
+@pytest.mark.parametrize("name", list(BATCHED))
+def test_batched_gradients(name):
+    """Many gradients of one result, and of its gradient (rows of a Hessian): by ``vmap`` and by ``is_grads_batched``."""
+    run, truth, operands = BATCHED[name]()
+    given = [t.clone().requires_grad_() for t in operands]
+    every = torch.randn(2, *run(*operands).shape)
+    one = torch.randn(2, *operands[0].shape)
+
+    def found_by(function, batched, of_gradient=True):
+        result = function(*given)
+        found = [batched(result, every)]
+        if of_gradient:
+            (gradient,) = torch.autograd.grad(result.pow(3).sum(), given[:1], create_graph=True)
+            found.append(batched(gradient, one))
+        return found
+
+    def by_vmap(output, gradients):
+        return torch.vmap(lambda g: torch.autograd.grad(output, given, g, retain_graph=True, materialize_grads=True))(
+            gradients
+        )
+
+    def at_once(output, gradients):
+        return torch.autograd.grad(
+            output, given, gradients, retain_graph=True, is_grads_batched=True, materialize_grads=True
+        )
+
+    def in_turn(output, gradients):
+        each = [torch.autograd.grad(output, given, g, retain_graph=True, materialize_grads=True) for g in gradients]
+        return [torch.stack(parts) for parts in zip(*each, strict=True)]
+
+    expected = found_by(truth, in_turn)
+    assert_same(found_by(run, by_vmap), expected)
+    # An edge frame's second derivatives are more than the older batching of is_grads_batched can follow.
+    if name == "edge_frame":
+        assert_same(found_by(run, at_once, of_gradient=False), expected[:1])
+    else:
+        assert_same(found_by(run, at_once), expected)
+
+
 def test_forward_mode_within_forward_mode_is_refused():
     """There torch is silently wrong."""
     run, _, operands = product("channel")
