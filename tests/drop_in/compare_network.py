@@ -1,4 +1,4 @@
-"""python compare_network.py mace|nequip: energies, forces and the gradient of a force loss, before and after accelerate().
+"""python compare_network.py mace|nequip: energies, forces, the gradient of a force loss and MACE's Hessian, before and after accelerate().
 
 In a process of its own, because both packages change torch's global state. Prints what differed; fails if it is too much.
 """
@@ -22,22 +22,31 @@ def force_loss_gradients(module, model, data):
     return torch.cat([g.flatten() for g in grads if g is not None])
 
 
+def results(module, model, data, dtype):
+    energy, forces = module.evaluate(model, data)
+    found = {"energy": energy, "forces": forces, "gradient of a force loss": force_loss_gradients(module, model, data)}
+    if hasattr(module, "hessian") and dtype == torch.float64:
+        found["hessian"] = module.hessian(model, dtype)
+    return {what: t.detach() for what, t in found.items()}
+
+
 def main(name):
     module = importlib.import_module(f"{name}_network")
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         model, data = module.network(dtype), module.graph(dtype)
         keys = list(model.state_dict())
-        before = [t.detach() for t in (*module.evaluate(model, data), force_loss_gradients(module, model, data))]
+        before = results(module, model, data, dtype)
         report = hamfast.accelerate(model)
         if not report.replaced:
             sys.exit(f"nothing was replaced: {report}")
         if list(model.state_dict()) != keys:
             sys.exit("the keys of the state_dict changed")
-        after = [t.detach() for t in (*module.evaluate(model, data), force_loss_gradients(module, model, data))]
-        for what, a, b in zip(("energy", "forces", "gradient of a force loss"), before, after, strict=True):
+        after = results(module, model, data, dtype)
+        for what, a in before.items():
+            b = after[what]
             error = float((a - b).abs().max() / a.abs().max())
             print(f"{name} {dtype} {what}: relative difference {error:.1e}, {len(report.replaced)} products replaced")
-            if not error <= tolerance * (10 if what.startswith("gradient") else 1):
+            if not error <= tolerance * (10 if what in ("gradient of a force loss", "hessian") else 1):
                 sys.exit(f"{what}: expected at most {tolerance}, found {error}")
 
 

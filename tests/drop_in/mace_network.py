@@ -1,4 +1,4 @@
-"""A network of mace-torch: ``network(dtype)`` and ``graph(dtype)``, energies and forces by ``evaluate``."""
+"""A network of mace-torch: ``network(dtype)`` and ``graph(dtype)``, energies and forces by ``evaluate``, second derivatives by ``hessian``."""
 
 import numpy as np
 import peers
@@ -37,10 +37,10 @@ def network(dtype):
     )
 
 
-def graph(dtype):
+def graph(dtype, cells=2):
     torch.set_default_dtype(dtype)
     table = tools.AtomicNumberTable([6, 14])
-    config = data.config_from_atoms(peers.crystal())
+    config = data.config_from_atoms(peers.crystal(cells))
     sample = data.AtomicData.from_config(config, z_table=table, cutoff=5.0)
     return torch_geometric.Batch.from_data_list([sample]).to_dict()
 
@@ -48,3 +48,8 @@ def graph(dtype):
 def evaluate(model, batch, training=False):
     out = model(batch, training=training)
     return out["energy"], out["forces"]
+
+
+def hessian(model, dtype):
+    """Of 8 atoms: MACE takes its rows by ``torch.vmap`` over ``autograd.grad``."""
+    return model(graph(dtype, cells=1), compute_hessian=True)["hessian"]

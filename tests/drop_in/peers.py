@@ -16,10 +16,10 @@ def use() -> None:
     sys.path.insert(0, str(PEERS))
 
 
-def crystal():
-    """Rattled silicon carbide, 64 atoms."""
+def crystal(cells=2):
+    """Rattled silicon carbide, 8 ``cells^3`` atoms."""
     from ase.build import bulk
 
-    atoms = bulk("SiC", "zincblende", a=4.36, cubic=True) * (2, 2, 2)
+    atoms = bulk("SiC", "zincblende", a=4.36, cubic=True) * (cells, cells, cells)
     atoms.rattle(0.1, seed=1)
     return atoms
