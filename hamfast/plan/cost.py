@@ -11,7 +11,7 @@ from functools import cache
 
 from hamfast.plan.channel import channel_tables, is_channel_wise, is_mixing, live_paths, mix_tables
 from hamfast.plan.edge_frame import edge_frame_plan
-from hamfast.plan.plan import Plan
+from hamfast.plan.plan import Plan, format_irreps
 
 # Multiply-adds per microsecond and bytes per microsecond, one core.
 GENERAL_RATE = 700.0
@@ -120,10 +120,26 @@ def choose_lowering(plan: Plan, shared_weights: bool, device: str, harmonics: bo
 
 
 def explain(plan: Plan, shared_weights: bool = True, device: str = "cpu", harmonics: bool = False) -> str:
-    """A table of the lowerings, what each costs, which one runs, and why."""
+    """A table of the paths with shapes, normalisation and multiply-adds per row; then the lowerings, what each costs, which one runs, and why.
+
+    Args:
+        shared_weights: one weight for all rows.
+        device: ``cpu``, ``cuda``, ...
+        harmonics: the second operand is spherical harmonics of each row's direction.
+    """
+    lines = [
+        f"{format_irreps(plan.irreps_in1)} x {format_irreps(plan.irreps_in2)} -> {format_irreps(plan.irreps_out)}",
+        f"{len(plan.instructions)} paths, {plan.weight_numel:,} weights, {plan.operations():,} multiply-adds per row",
+        f"{'path':<24}{'mode':<8}{'weight':<16}{'coefficient':>12}{'CG':>10}{'mix':>12}",
+    ]
+    for ins, cg, mix in plan.path_costs():
+        blocks = (plan.irreps_in1[ins.i_in1], plan.irreps_in2[ins.i_in2], plan.irreps_out[ins.i_out])
+        name = "{} x {} -> {}".format(*(format_irreps((b,)) for b in blocks))
+        shape = "x".join(map(str, ins.weight_shape)) if ins.has_weight else "-"
+        lines.append(f"{name:<24}{ins.mode:<8}{shape:<16}{ins.coefficient:>12.6f}{cg:>10,}{mix:>12,}")
     table = estimates(plan, shared_weights, device, harmonics)
     chosen = choose_lowering(plan, shared_weights, device, harmonics)
-    lines = [f"{'lowering':<12}{'multiply-adds':>15}{'bytes':>12}{'relative time':>15}"]
+    lines += [f"{'lowering':<12}{'multiply-adds':>15}{'bytes':>12}{'relative time':>15}"]
     for e in table:
         lines.append(
             f"{e.lowering:<12}{e.operations:>15,}{e.bytes:>12,}{e.microseconds / table[0].microseconds:>15.1f}"

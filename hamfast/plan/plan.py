@@ -96,28 +96,6 @@ class Plan:
         """Multiply-adds per row of the forward pass: CG contraction plus weights, path by path."""
         return sum(cg + mix for _, cg, mix in self.path_costs())
 
-    def explain(self, shared_weights: bool = True, device: str = "cpu", harmonics: bool = False) -> str:
-        """A table of the paths with shapes, normalisation and multiply-adds per row; then the lowerings, and which one runs.
-
-        Args:
-            shared_weights: one weight for all rows.
-            harmonics: the second operand is spherical harmonics of each row's direction.
-        """
-        from hamfast.plan.cost import explain  # the lowerings know plans, not the other way round
-
-        lines = [
-            f"{format_irreps(self.irreps_in1)} x {format_irreps(self.irreps_in2)} -> {format_irreps(self.irreps_out)}",
-            f"{len(self.instructions)} paths, {self.weight_numel:,} weights, "
-            f"{self.operations():,} multiply-adds per row",
-            f"{'path':<24}{'mode':<8}{'weight':<16}{'coefficient':>12}{'CG':>10}{'mix':>12}",
-        ]
-        for ins, cg, mix in self.path_costs():
-            blocks = (self.irreps_in1[ins.i_in1], self.irreps_in2[ins.i_in2], self.irreps_out[ins.i_out])
-            name = "{} x {} -> {}".format(*(format_irreps((b,)) for b in blocks))
-            shape = "x".join(map(str, ins.weight_shape)) if ins.has_weight else "-"
-            lines.append(f"{name:<24}{ins.mode:<8}{shape:<16}{ins.coefficient:>12.6f}{cg:>10,}{mix:>12,}")
-        return "\n".join([*lines, explain(self, shared_weights, device, harmonics)])
-
     def path_costs(self) -> list[tuple[Instruction, int, int]]:
         """Of each path: multiply-adds per row of the CG contraction, and of the weights."""
         costs = []

@@ -11,7 +11,7 @@ from e3nn.o3 import Irreps
 from kit import assert_close, fully_connected
 
 from hamfast import ops
-from hamfast.plan import edge_frame_plan, make_plan
+from hamfast.plan import edge_frame_plan, explain, make_plan
 from hamfast.plan.cost import choose_lowering, estimates
 
 BENCH = Path(__file__).parents[2] / "bench"
@@ -43,15 +43,15 @@ def test_choice_is_within_1_3_of_the_fastest_measured():
 def test_explain_names_lowerings_operations_bytes_and_reason():
     irreps = [Irreps(i) for i in ("64x0e+32x1o", "0e+1o+2e", "64x0e+32x1o")]
     plan = make_plan(*irreps, fully_connected(*irreps))
-    text = plan.explain(harmonics=True)
+    text = explain(plan, harmonics=True)
     for word in ("edge_frame", "mix", "general", "multiply-adds", "bytes", "runs: edge_frame, estimated"):
         assert word in text
     # m = 0: all 96 channels in, all 96 out; m = 1: the 32 vectors, twice. Rotations: 9 numbers per vector, in and out.
     frame = next(e for e in estimates(plan, True, "cpu", True) if e.lowering == "edge_frame")
     assert frame.operations == 96 * 96 + 2 * 32 * 32 + 2 * (64 + 32 * 9)
     mixed = make_plan("4x0e", "4x0e", "4x0e", [(0, 0, 0, "uvu", True), (0, 0, 0, "uuu", True)])
-    assert "runs: channel, with the general kernel for its paths of mode uuu" in mixed.explain()
-    assert "the only one on mps" in plan.explain(device="mps")
+    assert "runs: channel, with the general kernel for its paths of mode uuu" in explain(mixed)
+    assert "the only one on mps" in explain(plan, device="mps")
 
 
 @pytest.mark.parametrize("lowering", ["mix", "general", None])
