@@ -118,8 +118,8 @@ def edge_tensor_product(
     check_same("edge_tensor_product", True, **operands)
     if dtype in HALF:
         operands = {name: t if t is None else t.float() for name, t in operands.items()}
-    check_same("edge_tensor_product", **operands, frames=frames.wigner)
     *rows, weights, factors = operands.values()
+    check_same("edge_tensor_product", x0=rows[0], frames=frames.wigner)
     needed = max(l for _, l, _ in plan.plan.irreps_in1 + plan.plan.irreps_out)
     if needed > frames.l_max:
         raise ValueError(f"edge_tensor_product: frames: expected l_max of at least {needed}, found {frames.l_max}")

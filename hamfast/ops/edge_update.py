@@ -156,6 +156,7 @@ def _backward(ctx, grad):
 
 
 def _setup_backward(ctx, inputs, output):
+    ctx.set_materialize_grads(False)  # nothing is derived along directions of zeros
     ctx.settings = inputs[1 + _OPERANDS + _GRAPH :]
     ctx.save_for_backward(*inputs[: 1 + _OPERANDS + _GRAPH])
 

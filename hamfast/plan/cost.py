@@ -139,7 +139,7 @@ def explain(plan: Plan, shared_weights: bool = True, device: str = "cpu", harmon
         lines.append(f"{name:<24}{ins.mode:<8}{shape:<16}{ins.coefficient:>12.6f}{cg:>10,}{mix:>12,}")
     table = estimates(plan, shared_weights, device, harmonics)
     chosen = choose_lowering(plan, shared_weights, device, harmonics)
-    lines += [f"{'lowering':<12}{'multiply-adds':>15}{'bytes':>12}{'relative time':>15}"]
+    lines.append(f"{'lowering':<12}{'multiply-adds':>15}{'bytes':>12}{'relative time':>15}")
     for e in table:
         lines.append(
             f"{e.lowering:<12}{e.operations:>15,}{e.bytes:>12,}{e.microseconds / table[0].microseconds:>15.1f}"
