@@ -134,30 +134,41 @@ inline Vector<T> pick(Vector<T> a, Vector<T> b) {
 #endif
 }
 
-// Adds the two halves of every block of 2 x group lanes of a (-> first half) and of b (-> second half).
+// Adds the two halves of every block of 2 x group lanes: a's sums into the block's first half, b's into its second.
+// What stays in its lane is a blend, so that one shuffle is enough.
 template <class T, int group, int... i>
 inline Vector<T> add_blocks(Vector<T> a, Vector<T> b, std::integer_sequence<int, i...>) {
   constexpr int n = kLanes<T>;
-  constexpr auto low = [](int lane) { return (lane / group) % 2 == 0 ? lane : n + lane - group; };
-  constexpr auto high = [](int lane) { return (lane / group) % 2 == 0 ? lane + group : n + lane; };
-  return pick<T, low(i)...>(a, b) + pick<T, high(i)...>(a, b);
+  constexpr auto stays = [](int lane) { return (lane / group) % 2 == 0 ? lane : n + lane; };
+  constexpr auto moves = [](int lane) { return (lane / group) % 2 == 0 ? lane + group : n + lane - group; };
+  return pick<T, stays(i)...>(a, b) + pick<T, moves(i)...>(a, b);
 }
 
-// Lane i of the result is the sum of the lanes of row i: kLanes - 1 additions of vectors in place of as many sums of
-// lanes.
+// Two vectors folded into one, and as many of those as make a vector of sums: lane 2 i is the sum of the lanes of the
+// i-th pair's first, lane 2 i + 1 of its second. kLanes - 1 additions of vectors in place of as many sums of lanes.
+template <class T>
+inline Vector<T> fold_pair(Vector<T> a, Vector<T> b) {
+  return add_blocks<T, 1>(a, b, std::make_integer_sequence<int, kLanes<T>>{});
+}
+template <class T>
+inline Vector<T> sum_pairs(Vector<T> (&pair)[kLanes<T> / 2]) {
+  constexpr int n = kLanes<T>;
+  using Lanes = std::make_integer_sequence<int, n>;
+  if constexpr (n >= 4)
+    for (int i = 0; i < n / 4; ++i) pair[i] = add_blocks<T, 2>(pair[2 * i], pair[2 * i + 1], Lanes{});
+  if constexpr (n >= 8)
+    for (int i = 0; i < n / 8; ++i) pair[i] = add_blocks<T, 4>(pair[2 * i], pair[2 * i + 1], Lanes{});
+  if constexpr (n >= 16) pair[0] = add_blocks<T, 8>(pair[0], pair[1], Lanes{});
+  return pair[0];
+}
+
+// Lane i of the result is the sum of the lanes of row i.
 template <class T>
 inline Vector<T> sum_lanes(const T* rows) {
   constexpr int n = kLanes<T>;
-  using Lanes = std::make_integer_sequence<int, n>;
-  Vector<T> part[n];
-  for (int i = 0; i < n; ++i) part[i] = load(rows + i * n);
-  for (int i = 0; i < n / 2; ++i) part[i] = add_blocks<T, 1>(part[2 * i], part[2 * i + 1], Lanes{});
-  if constexpr (n >= 4)
-    for (int i = 0; i < n / 4; ++i) part[i] = add_blocks<T, 2>(part[2 * i], part[2 * i + 1], Lanes{});
-  if constexpr (n >= 8)
-    for (int i = 0; i < n / 8; ++i) part[i] = add_blocks<T, 4>(part[2 * i], part[2 * i + 1], Lanes{});
-  if constexpr (n >= 16) part[0] = add_blocks<T, 8>(part[0], part[1], Lanes{});
-  return part[0];
+  Vector<T> pair[n / 2];
+  for (int i = 0; i < n / 2; ++i) pair[i] = fold_pair<T>(load(rows + 2 * i * n), load(rows + (2 * i + 1) * n));
+  return sum_pairs<T>(pair);
 }
 
 // Selects a where the mask's lanes are -1, else b.

@@ -104,6 +104,11 @@ class Passes : public Node<T> {
     if (d_value) set_zero(d_value, value_size_);
     for (int64_t at = 0; at < degree_; at += kChunk) {
       const int n = load_chunk(at, nullptr);
+      for (int i = 0; i < n; ++i) {
+        const int64_t later = edge_after(at + i, kChunk) * heads;
+        if (d_query || d_key) prefetch(call_.d_score + later, heads);
+        if (d_value && call_.grad_out) prefetch(call_.kept_weight + later, heads);
+      }
       if (d_query || d_key) {
         for (int i = 0; i < n; ++i) weight_[i] = call_.d_score + chunk_.edge[i] * heads;
         score_rows();
@@ -127,11 +132,10 @@ class Passes : public Node<T> {
           top[h] = call_.envelope.at(order_[i], h) != T(0) && s > top[h] ? s : top[h];
         }
     } else {
-      pattern_.fill(T(-HUGE_VAL), repeated_[0]);
       pattern_.pad(degree_, T(-HUGE_VAL), score);
-      pattern_.each(degree_, [&](int64_t i, int64_t at) {
-        const Vector<T> s = load(score + i), before = load(repeated_[0] + at);
-        store(repeated_[0] + at, select<T>(s > before, s, before));
+      pattern_.reduce(degree_, T(-HUGE_VAL), repeated_[0], [&](Vector<T> top_so_far, int64_t i) {
+        const Vector<T> s = load(score + i);
+        return select<T>(s > top_so_far, s, top_so_far);
       });
       pattern_.fold(repeated_[0], top, [](T a, T b) { return a > b ? a : b; });
     }
@@ -141,18 +145,16 @@ class Passes : public Node<T> {
       if (std::isinf(top[h])) top[h] = T(0);
     }
     exp_shifted(top, score);
-    pattern_.fill(T(0), repeated_[0]);
     if (call_.envelope.data) {
       for (int64_t h = 0; h < heads; ++h) total[h] = T(0);
       for (int64_t i = 0; i < degree_; ++i)
         for (int64_t h = 0; h < heads; ++h) total[h] += score[i * heads + h] * call_.envelope.at(order_[i], h);
     } else {
-      pattern_.each(
-          degree_, [&](int64_t i, int64_t at) { store(repeated_[0] + at, load(repeated_[0] + at) + load(score + i)); });
+      pattern_.reduce(degree_, T(0), repeated_[0], [&](Vector<T> sum, int64_t i) { return sum + load(score + i); });
       pattern_.fold(repeated_[0], total, [](T a, T b) { return a + b; });
     }
     for (int64_t h = 0; h < heads; ++h) {
-      total[h] += std::exp(log_epsilon - top[h]);
+      if (call_.epsilon > T(0)) total[h] += std::exp(log_epsilon - top[h]);
       lse[h] = top[h] + std::log(total[h]);
       total[h] = total[h] == T(0) ? T(0) : T(1) / total[h];
     }
@@ -186,13 +188,10 @@ class Passes : public Node<T> {
     for (T* padded : {raw, p, a, slope, f, gate, drops, act_slope}) pattern_.pad(degree_, T(0), padded);
     T* mean = head_[0];
     if (softmax) {
-      T* sum = repeated_[0];
-      pattern_.fill(T(0), sum);
-      pattern_.each(degree_, [&](int64_t i, int64_t at) {
-        const Vector<T> u = load(gate + i) * load(drops + i) * load(a + i);
-        store(sum + at, load(sum + at) + load(f + i) * load(p + i) * u);
+      pattern_.reduce(degree_, T(0), repeated_[0], [&](Vector<T> sum, int64_t i) {
+        return sum + load(f + i) * load(p + i) * (load(gate + i) * load(drops + i) * load(a + i));
       });
-      pattern_.fold(sum, mean, [](T x, T y) { return x + y; });
+      pattern_.fold(repeated_[0], mean, [](T x, T y) { return x + y; });
     } else {
       set_zero(mean, heads);
     }

@@ -35,6 +35,8 @@ class Node {
  protected:
   static constexpr int kBuffers = 4, kScalars = 13, kHeadNumbers = 4, kOnEdge = 3;
   static constexpr int64_t kAlign = 64 / sizeof(T);
+  // Edges from the asking for a row to its use.
+  static constexpr int64_t kAhead = 16;
   // Marks the derivative of a clipped score: no product of scales is that.
   static constexpr T kClipped = T(HUGE_VAL);
 
@@ -51,15 +53,19 @@ class Node {
   void begin_receiver(int64_t node) { begin(node, call_.receiver_order, call_.receiver_ptr, true); }
   void begin_sender(int64_t node) { begin(node, call_.sender_order, call_.sender_ptr, false); }
 
-  // Rows per head may lie far apart, at distances that share one set of the cache: they are brought together.
+  // Rows per head may lie far apart, at distances that share one set of the cache: they are brought together. The next
+  // receiver's are asked for.
   void collect(int64_t receiver) {
     query_on_edge_ = collected(call_.query_on_edge, receiver, on_edge_[0]);
     grad_on_edge_ = collected(call_.grad_on_edge, receiver, on_edge_[1]);
   }
   const T* collected(const NodeRows<T>& rows, int64_t receiver, T* to) {
     if (!rows.data) return nullptr;
-    for (int64_t h = 0; h < call_.heads; ++h)
+    const int64_t next = receiver + 1 < call_.num_receivers ? receiver + 1 : receiver;
+    for (int64_t h = 0; h < call_.heads; ++h) {
       copy_row(rows.row(receiver) + h * rows.head_stride, call_.features, to + h * call_.features, false);
+      prefetch(rows.row(next) + h * rows.head_stride, call_.features);
+    }
     return to;
   }
 
@@ -80,6 +86,9 @@ class Node {
     }
     return chunk_.count;
   }
+
+  // The edge that follows the n-th one by `by`, of this node or of the ones after it.
+  int64_t edge_after(int64_t n, int64_t by) const { return order_[n + by < left_ ? n + by : left_ - 1]; }
 
   void edge_rows() {
     for (int i = 0; i < chunk_.count; ++i) edge_[i] = call_.edge + chunk_.edge[i] * call_.features;
@@ -112,8 +121,11 @@ class Node {
           for (int i = 0; i < count; ++i) query_[i] = buffer_[2] + i * size_, key_[i] = call_.vector;
         }
         edge_rows();
+        const T* later[kChunk];  // edges' features are read here for the first time
+        for (int i = 0; query_on_edge_ && i < count; ++i)
+          later[i] = call_.edge + edge_after(at + i, kAhead) * call_.features;
         head_dots(count, heads, query_, key_, call_.query.width, query_on_edge_, edge_, call_.features, partial_,
-                  raw + at * heads);
+                  raw + at * heads, query_on_edge_ ? later : nullptr);
       }
     }
     if (call_.score_scale.data) {
@@ -247,6 +259,7 @@ class Node {
   int64_t size_, value_size_;
   const int64_t* order_ = nullptr;
   int64_t degree_ = 0, node_ = 0;
+  int64_t left_ = 0;  // edges from order_ to the end of the list
   bool by_receiver_ = true;
   Chunk chunk_;
   const bool streams_edges_;
@@ -257,6 +270,7 @@ class Node {
   void begin(int64_t node, const int64_t* order, const int64_t* ptr, bool by_receiver) {
     order_ = order + ptr[node];
     degree_ = ptr[node + 1] - ptr[node];
+    left_ = call_.edges - ptr[node];
     node_ = node, by_receiver_ = by_receiver;
   }
 };
@@ -291,6 +305,7 @@ class Node {
   using Node<T>::collected;         \
   using Node<T>::scalars;           \
   using Node<T>::load_chunk;        \
+  using Node<T>::edge_after;        \
   using Node<T>::edge_rows;         \
   using Node<T>::score_rows;        \
   using Node<T>::scores;            \

@@ -37,11 +37,11 @@ inline void resolve(const EdgeSum<T>& sum, int64_t size, const Chunk& chunk, T* 
   int parts = 0, last = 0;
   for (int p = 0; p < 3; ++p)
     if (sum.part[p]) ++parts, last = p;
+  if (parts == 1 || size == 0) {
+    for (int i = 0; i < chunk.count; ++i) rows[i] = parts ? sum.part[last] + index[last][i] * size : buffer;
+    return;
+  }
   for (int i = 0; i < chunk.count; ++i) {
-    if (parts == 1) {
-      rows[i] = sum.part[last] + index[last][i] * size;
-      continue;
-    }
     T* row = buffer + i * size;
     set_zero(row, size);
     for (int p = 0; p < 3; ++p)
@@ -50,11 +50,16 @@ inline void resolve(const EdgeSum<T>& sum, int64_t size, const Chunk& chunk, T* 
   }
 }
 
-// Rows that are gathered come late unless they are asked for some edges before; so do rows that will be written.
+// For rows that come from memory in bursts (edges' features), and rows that will be written. Not for rows that are
+// gathered out of the caches: the processor itself is quicker there (measured). The empty assembly is an effect: GCC
+// drops loops without any, and a prefetch is none to it.
 enum Purpose { to_read = 0, to_write = 1 };
 template <Purpose purpose = to_read, class T>
 inline void prefetch(const T* row, int64_t n) {
-  for (int64_t c = 0; c < n; c += static_cast<int64_t>(64 / sizeof(T))) __builtin_prefetch(row + c, purpose);
+  for (int64_t c = 0; c < n; c += static_cast<int64_t>(64 / sizeof(T))) {
+    __builtin_prefetch(row + c, purpose);
+    asm volatile("");
+  }
 }
 
 // f(Size<n>{}) for n full vectors, or for 0: any number.
@@ -84,9 +89,9 @@ inline Vector<T> add_dot(const T* a, const T* b, int64_t n, Vector<T> sum) {
   return sum;
 }
 
-// sum_j[h] = <a_j[h], b_j[h]> + <node[h], edge_j> for n edges, as vectors whose lanes are still to be summed:
-// partial[j, h]. `wide`, `featured`: numbers of full vectors, 0 for any; same: all edges have one a.
-// Pointers are copied: the compiler must take every store for a change of what it reaches through memory.
+// sum_j[h] = <a_j[h], b_j[h]> + <node[h], edge_j> for n edges, as vectors whose lanes are still to be summed, two heads
+// folded into one: partial[j, h / 2]. `wide`, `featured`: numbers of full vectors, 0 for any; same: all edges have one
+// a. Pointers are copied: the compiler must take every store for a change of what it reaches through memory.
 template <class T, int n, int wide, int featured, bool same>
 inline void partial_dots(int64_t heads, const T* const* a_rows, const T* const* b_rows, int64_t width, const T* node,
                          const T* const* edge_rows, int64_t features, T* partial) {
@@ -95,8 +100,7 @@ inline void partial_dots(int64_t heads, const T* const* a_rows, const T* const* 
   Vector<T> shared[n][featured > 0 ? featured : 1];
   for (int j = 0; j < n; ++j)
     for (int i = 0; i < featured; ++i) shared[j][i] = load(edge[j] + i * kLanes<T>);
-  for (int64_t h = 0; h < heads; ++h) {
-    Vector<T> sum[n] = {};
+  auto add_head = [&](int64_t h, Vector<T>(&sum)[n]) {
     if (width) {
       if constexpr (wide > 0 && same) {
         for (int i = 0; i < wide; ++i) {
@@ -115,41 +119,50 @@ inline void partial_dots(int64_t heads, const T* const* a_rows, const T* const* 
     } else if (node) {
       for (int j = 0; j < n; ++j) sum[j] = add_dot<T, 0>(node + h * features, edge[j], features, sum[j]);
     }
-    for (int j = 0; j < n; ++j) store(partial + (j * heads + h) * kLanes<T>, sum[j]);
+  };
+  const int64_t pairs = (heads + 1) / 2;
+  for (int64_t p = 0; p < pairs; ++p) {
+    Vector<T> first[n] = {}, second[n] = {};
+    add_head(2 * p, first);
+    if (2 * p + 1 < heads) add_head(2 * p + 1, second);
+    for (int j = 0; j < n; ++j) store(partial + (j * pairs + p) * kLanes<T>, fold_pair<T>(first[j], second[j]));
   }
 }
 
-// to[i] = the sum of the lanes of row i.
+// The sums of n edges, in `partial` to begin with: to[j, h].
 template <class T>
-inline void sum_partial(T* partial, int64_t rows, T* to) {
-  for (int64_t i = 0; i < rows; i += kLanes<T>) {
-    for (int64_t j = rows; j < i + kLanes<T>; ++j) store(partial + j * kLanes<T>, Vector<T>{});
-    store_first(to + i, sum_lanes(partial + i * kLanes<T>), rows - i);
+inline void sum_partial(int n, int64_t heads, T* partial, T* to) {
+  constexpr int at_once = kLanes<T> / 2;
+  const int64_t pairs = (heads + 1) / 2, rows = n * pairs;
+  T* sums = heads % 2 ? partial : to;  // with a gap after an odd number of heads; row i is read before sum i is written
+  for (int64_t i = 0; i < rows; i += at_once) {
+    Vector<T> pair[at_once];
+    for (int j = 0; j < at_once; ++j) pair[j] = i + j < rows ? load(partial + (i + j) * kLanes<T>) : Vector<T>{};
+    store_first(sums + 2 * i, sum_pairs<T>(pair), 2 * (rows - i));
   }
+  for (int j = 0; heads % 2 && j < n; ++j)
+    for (int64_t h = 0; h < heads; ++h) to[j * heads + h] = sums[j * 2 * pairs + h];
 }
 
 // to[i, h] = <a_i[h], b_i[h]> + <node[h], edge_i>; a width of 0 or a null node leaves a term out. partial: working
-// memory of partial_size() elements.
+// memory of partial_size() elements. later: as many rows of features that will be needed soon, or null.
 template <class T>
 inline void head_dots(int count, int64_t heads, const T* const* a, const T* const* b, int64_t width, const T* node,
-                      const T* const* edge, int64_t features, T* partial, T* to) {
+                      const T* const* edge, int64_t features, T* partial, T* to, const T* const* later = nullptr) {
   bool same = true;
   for (int i = 1; i < count; ++i) same = same && a[i] == a[0];
   auto run = [=](auto wide, auto featured, auto one) mutable {
     int i = 0;
-    for (; i + kTogether <= count; i += kTogether) {
-      for (int j = i + kTogether; j < count && j < i + 2 * kTogether; ++j) {
-        if (width) prefetch(b[j], heads * width);
-        if (node) prefetch(edge[j], features);
-      }
-      partial_dots<T, kTogether, wide(), featured(), one()>(heads, a + i, b + i, width, node, edge + i, features,
-                                                            partial);
-      sum_partial(partial, kTogether * heads, to + i * heads);
+    auto dots = [&](auto n) {
+      partial_dots<T, n(), wide(), featured(), one()>(heads, a + i, b + i, width, node, edge + i, features, partial);
+      sum_partial(n(), heads, partial, to + i * heads);
+      i += n();
+    };
+    while (i + kTogether <= count) {
+      for (int j = i; later && j < i + kTogether; ++j) prefetch(later[j], features);
+      dots(Size<kTogether>{});
     }
-    for (; i < count; ++i) {
-      partial_dots<T, 1, wide(), featured(), one()>(heads, a + i, b + i, width, node, edge + i, features, partial);
-      sum_partial(partial, heads, to + i * heads);
-    }
+    while (i < count) dots(Size<1>{});
   };
   for_vectors<T>(width, [&](auto wide) {
     for_vectors<T>(node ? features : 0,
@@ -158,7 +171,7 @@ inline void head_dots(int count, int64_t heads, const T* const* a, const T* cons
 }
 template <class T>
 inline int64_t partial_size(int64_t heads) {
-  return (kTogether * heads + kLanes<T>)*kLanes<T>;
+  return kTogether * (heads + 1) / 2 * kLanes<T>;
 }
 
 // sum[h] += sum_j weight_j[h] row_j[h] for n rows.
@@ -212,8 +225,6 @@ inline void accumulate(int count, int64_t heads, const T* const* weight, const T
   for_vectors<T>(width, [=](auto vectors) {
     int i = 0;
     for (; i + kTogether <= count; i += kTogether) {
-      for (int j = i + kTogether; stride > 0 && j < count && j < i + 2 * kTogether; ++j)
-        prefetch(rows[j], heads * width);
       if constexpr (vectors() > 0) {
         if (stride == 0) {
           accumulate_shared<T, vectors()>(heads, weight + i, rows + i, sum);
@@ -334,7 +345,8 @@ class HeadPattern {
   int64_t size() const { return period_ * kLanes<T>; }
 
   void repeat(const T* head, T* pattern) const {
-    for (int64_t i = 0; i < size(); ++i) pattern[i] = head[i % heads_];
+    for (int64_t i = 0; i < size(); i += heads_)
+      for (int64_t h = 0; h < heads_; ++h) pattern[i + h] = head[h];
   }
   void fill(T value, T* pattern) const {
     for (int64_t i = 0; i < size(); ++i) pattern[i] = value;
@@ -342,15 +354,23 @@ class HeadPattern {
   template <class F>
   void fold(const T* pattern, T* head, F&& join) const {
     for (int64_t h = 0; h < heads_; ++h) head[h] = pattern[h];
-    for (int64_t i = heads_; i < size(); ++i) head[i % heads_] = join(head[i % heads_], pattern[i]);
+    for (int64_t i = heads_; i < size(); i += heads_)
+      for (int64_t h = 0; h < heads_; ++h) head[h] = join(head[h], pattern[i + h]);
   }
-  // f(place in the row, place in the pattern) for every vector.
+  // f(place in the row, place in the pattern) for every vector; what belongs to a place of the pattern stays in
+  // registers.
   template <class F>
   void each(int64_t count, F&& f) const {
-    int64_t at = 0;
-    for (int64_t i = 0; i < count * heads_; i += kLanes<T>) {
-      f(i, at);
-      at = at + kLanes<T> == size() ? 0 : at + kLanes<T>;
+    for (int64_t at = 0; at < size(); at += kLanes<T>)
+      for (int64_t i = at; i < count * heads_; i += size()) f(i, at);
+  }
+  // pattern = join(... join(start, place in the row) ...)
+  template <class F>
+  void reduce(int64_t count, T start, T* pattern, F&& join) const {
+    for (int64_t at = 0; at < size(); at += kLanes<T>) {
+      Vector<T> so_far = Vector<T>{} + start;
+      for (int64_t i = at; i < count * heads_; i += size()) so_far = join(so_far, i);
+      store(pattern + at, so_far);
     }
   }
   void pad(int64_t count, T value, T* row) const {
