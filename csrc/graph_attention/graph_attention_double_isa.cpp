@@ -80,6 +80,7 @@ class SecondPasses : public Node<T> {
     T* d_value = zeroed(call_.d_value[part_sender], node, value_size_);
     for (int64_t at = 0; at < degree_; at += kChunk) {
       const int n = load_chunk(at, nullptr);
+      ask_for(at, call_.d_score, call_.d_score_dot, call_.kept_weight);
       if (d_query || d_key) {
         score_rows();
         for (bool along_direction : {false, true}) {
@@ -137,7 +138,8 @@ class SecondPasses : public Node<T> {
                 z_dot + at * heads);
       if (of_key) resolve(call_.key_dot, size_, chunk_, buffer_[3], for_query_);
       head_dots(n, heads, query_, for_query_, of_key ? width : 0, call_.edge_dot ? query_on_edge_ : nullptr, edge_dot_,
-                features, partial_, more + at * heads);
+                features, partial_, more + at * heads,
+                call_.edge_dot && query_on_edge_ ? later_rows(at, call_.edge_dot) : nullptr);
       if (of_value) resolve(call_.value_dot, value_size_, chunk_, buffer_[0], value_);
       for (int i = 0; i < n; ++i) query_[i] = g;
       head_dots(n, heads, query_, value_, of_value ? call_.value.width : 0, call_.edge_dot ? grad_on_edge_ : nullptr,

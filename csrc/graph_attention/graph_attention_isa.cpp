@@ -104,11 +104,7 @@ class Passes : public Node<T> {
     if (d_value) set_zero(d_value, value_size_);
     for (int64_t at = 0; at < degree_; at += kChunk) {
       const int n = load_chunk(at, nullptr);
-      for (int i = 0; i < n; ++i) {
-        const int64_t later = edge_after(at + i, kChunk) * heads;
-        if (d_query || d_key) prefetch(call_.d_score + later, heads);
-        if (d_value && call_.grad_out) prefetch(call_.kept_weight + later, heads);
-      }
+      ask_for(at, call_.d_score, call_.kept_weight);
       if (d_query || d_key) {
         for (int i = 0; i < n; ++i) weight_[i] = call_.d_score + chunk_.edge[i] * heads;
         score_rows();

@@ -87,8 +87,19 @@ class Node {
     return chunk_.count;
   }
 
-  // The edge that follows the n-th one by `by`, of this node or of the ones after it.
-  int64_t edge_after(int64_t n, int64_t by) const { return order_[n + by < left_ ? n + by : left_ - 1]; }
+  // What the edges after a chunk's need, of this node or of the ones that follow: rows of features that are read for
+  // the first time, for head_dots to ask for; and numbers per edge and head (or null), which a sender finds anywhere.
+  const T* const* later_rows(int64_t at, const T* features) {
+    for (int i = 0; i < chunk_.count; ++i) later_[i] = features + edge_after(at + i, kAhead) * call_.features;
+    return later_;
+  }
+  template <class... Numbers>
+  void ask_for(int64_t at, Numbers... numbers) {
+    for (int i = 0; i < chunk_.count; ++i) {
+      const int64_t first = edge_after(at + i, kChunk) * call_.heads;
+      ((numbers ? prefetch(numbers + first, call_.heads) : void()), ...);
+    }
+  }
 
   void edge_rows() {
     for (int i = 0; i < chunk_.count; ++i) edge_[i] = call_.edge + chunk_.edge[i] * call_.features;
@@ -121,11 +132,8 @@ class Node {
           for (int i = 0; i < count; ++i) query_[i] = buffer_[2] + i * size_, key_[i] = call_.vector;
         }
         edge_rows();
-        const T* later[kChunk];  // edges' features are read here for the first time
-        for (int i = 0; query_on_edge_ && i < count; ++i)
-          later[i] = call_.edge + edge_after(at + i, kAhead) * call_.features;
         head_dots(count, heads, query_, key_, call_.query.width, query_on_edge_, edge_, call_.features, partial_,
-                  raw + at * heads, query_on_edge_ ? later : nullptr);
+                  raw + at * heads, query_on_edge_ ? later_rows(at, call_.edge) : nullptr);
       }
     }
     if (call_.score_scale.data) {
@@ -264,9 +272,10 @@ class Node {
   Chunk chunk_;
   const bool streams_edges_;
   const T *query_[kChunk], *key_[kChunk], *value_[kChunk], *edge_[kChunk], *weight_[kChunk], *for_query_[kChunk],
-      *for_key_[kChunk];
+      *for_key_[kChunk], *later_[kChunk];
 
  private:
+  int64_t edge_after(int64_t n, int64_t by) const { return order_[n + by < left_ ? n + by : left_ - 1]; }
   void begin(int64_t node, const int64_t* order, const int64_t* ptr, bool by_receiver) {
     order_ = order + ptr[node];
     degree_ = ptr[node + 1] - ptr[node];
@@ -305,7 +314,8 @@ class Node {
   using Node<T>::collected;         \
   using Node<T>::scalars;           \
   using Node<T>::load_chunk;        \
-  using Node<T>::edge_after;        \
+  using Node<T>::later_rows;        \
+  using Node<T>::ask_for;           \
   using Node<T>::edge_rows;         \
   using Node<T>::score_rows;        \
   using Node<T>::scores;            \
