@@ -50,18 +50,6 @@ inline void resolve(const EdgeSum<T>& sum, int64_t size, const Chunk& chunk, T* 
   }
 }
 
-// For rows that come from memory in bursts (edges' features), and rows that will be written. Not for rows that are
-// gathered out of the caches: the processor itself is quicker there (measured). The empty assembly is an effect: GCC
-// drops loops without any, and a prefetch is none to it.
-enum Purpose { to_read = 0, to_write = 1 };
-template <Purpose purpose = to_read, class T>
-inline void prefetch(const T* row, int64_t n) {
-  for (int64_t c = 0; c < n; c += static_cast<int64_t>(64 / sizeof(T))) {
-    __builtin_prefetch(row + c, purpose);
-    asm volatile("");
-  }
-}
-
 // f(Size<n>{}) for n full vectors, or for 0: any number.
 template <class T, class F>
 inline void for_vectors(int64_t width, F&& f) {

@@ -143,6 +143,9 @@ struct Thread {
   T *sum_x, *sum_g, *sum_w, *row, *y_sums, *m[2], *matrix;
   T *task_w[2], *task_gw;  // weights of one task, where they are not contiguous
   const T *in_x[2] = {}, *in_y[2] = {}, *in_w[2] = {}, *in_g[2] = {};
+  const char* next[6];
+  int64_t next_bytes[6];
+  int ahead = 0;
 
   Thread(const ChannelCall<T>& c, T* scratch) : call(c) {
     auto take = [&](int64_t n) {
@@ -191,6 +194,32 @@ struct Thread {
     }
   }
 
+  // Which rows the edge after the p-th will read from memory: not those that are gathered, nor those laid out by block.
+  void look_ahead(int64_t p, int64_t end, bool with_g) {
+    ahead = 0;
+    if (p + 1 >= end) return;
+    const int64_t e = call.order ? call.order[p + 1] : p + 1;
+    const int64_t size = converts(call.storage) ? 2 : sizeof(T);
+    auto add = [&](const Rows& rows, int64_t row, int64_t dim) {
+      if (!rows.data || rows.index || rows.prepared || rows.dim == 0) return;
+      next[ahead] = static_cast<const char*>(rows.data) + row * dim * size;
+      next_bytes[ahead++] = dim * size;
+    };
+    for (int n = 0; n < (call.derivative ? 2 : 1); ++n) {
+      const Rows* rows = n == 0 ? call.operand : call.direction;
+      if (call.x_layout != Layout::blocks) add(rows[slot_x], e, call.x_dim);
+      add(rows[slot_w], weight_row(e, p + 1), call.w_dim);
+      if (with_g && call.g_layout != Layout::blocks) add(rows[slot_g], e, call.g_dim);
+    }
+  }
+  // The n-th task's share of them.
+  void ask_for_share(int64_t n) const {
+    for (int i = 0; i < ahead; ++i) {
+      const int64_t first = next_bytes[i] * n / call.num_tasks, last = next_bytes[i] * (n + 1) / call.num_tasks;
+      prefetch(next[i] + first, last - first);
+    }
+  }
+
   int64_t weight_row(int64_t e, int64_t p) const { return call.w_begin < 0 ? e : p - call.w_begin; }
 
   // The weights of one task, contiguous.
@@ -218,7 +247,9 @@ static void forward(const ChannelCall<T>& call, int64_t begin, int64_t end, T* s
     const int64_t first = call.ptr ? call.ptr[r] : r, last = call.ptr ? call.ptr[r + 1] : r + 1;
     for (int64_t p = first; p < last; ++p) {
       t.read(call.order ? call.order[p] : p, p, false);
+      if (!call.ptr) t.look_ahead(p, end, false);  // weights alone come in time by themselves
       for (int64_t n = 0; n < call.num_tasks; ++n) {
+        t.ask_for_share(n);
         const ChannelTask& task = call.tasks[n];
         if (t.in_y[0]) small_matrix(task, call.coupling, t.in_y[0], t.m[0]);
         if (t.in_y[1]) small_matrix(task, call.coupling, t.in_y[1], t.m[1]);
@@ -252,6 +283,7 @@ static void backward(const ChannelCall<T>& call, int64_t begin, int64_t end, int
     for (int64_t p = first; p < last; ++p) {
       const int64_t e = call.order ? call.order[p] : p;
       t.read(e, p, true);
+      t.look_ahead(p, call.ptr ? call.ptr[end] : end, true);
       T* const gw = shared_w ? shared_w + chunk * call.w_dim : call.out[slot_w] ? t.sum_w : nullptr;
       // Tasks write their own weights' gradients; what no task writes, or none of these terms, is 0.
       if (gw && !shared_w && (call.derivative || !call.covers_weights))
@@ -259,6 +291,7 @@ static void backward(const ChannelCall<T>& call, int64_t begin, int64_t end, int
       if (call.out[slot_y])
         for (int64_t j = 0; j < call.y_dim; ++j) store(t.y_sums + j * lanes, Vector<T>{});
       for (int64_t n = 0; n < call.num_tasks; ++n) {
+        t.ask_for_share(n);
         const ChannelTask& task = call.tasks[n];
         const bool has_weight = task.w_offset >= 0;
         if (t.in_y[0]) small_matrix(task, call.coupling, t.in_y[0], t.m[0]);
