@@ -143,9 +143,9 @@ struct Thread {
   T *sum_x, *sum_g, *sum_w, *row, *y_sums, *m[2], *matrix;
   T *task_w[2], *task_gw;  // weights of one task, where they are not contiguous
   const T *in_x[2] = {}, *in_y[2] = {}, *in_w[2] = {}, *in_g[2] = {};
-  const char* next[6];
+  const char* next[6];  // rows of the next edge, of x, w and g and their directions: see look_ahead
   int64_t next_bytes[6];
-  int ahead = 0;
+  int ahead = 0;  // how many
 
   Thread(const ChannelCall<T>& c, T* scratch) : call(c) {
     auto take = [&](int64_t n) {
@@ -200,16 +200,16 @@ struct Thread {
     if (p + 1 >= end) return;
     const int64_t e = call.order ? call.order[p + 1] : p + 1;
     const int64_t size = converts(call.storage) ? 2 : sizeof(T);
-    auto add = [&](const Rows& rows, int64_t row, int64_t dim) {
-      if (!rows.data || rows.index || rows.prepared || rows.dim == 0) return;
-      next[ahead] = static_cast<const char*>(rows.data) + row * dim * size;
-      next_bytes[ahead++] = dim * size;
+    auto add = [&](const Rows& rows, int64_t row) {
+      if (!rows.data || rows.index || rows.dim == 0) return;
+      next[ahead] = static_cast<const char*>(rows.data) + row * rows.dim * size;
+      next_bytes[ahead++] = rows.dim * size;
     };
     for (int n = 0; n < (call.derivative ? 2 : 1); ++n) {
       const Rows* rows = n == 0 ? call.operand : call.direction;
-      if (call.x_layout != Layout::blocks) add(rows[slot_x], e, call.x_dim);
-      add(rows[slot_w], weight_row(e, p + 1), call.w_dim);
-      if (with_g && call.g_layout != Layout::blocks) add(rows[slot_g], e, call.g_dim);
+      if (call.x_layout != Layout::blocks) add(rows[slot_x], e);
+      add(rows[slot_w], weight_row(e, p + 1));
+      if (with_g && call.g_layout != Layout::blocks) add(rows[slot_g], e);
     }
   }
   // The n-th task's share of them.
