@@ -110,7 +110,8 @@ STABLE_TORCH_LIBRARY(hamfast, m) {
        "Tensor? dot_key_edge, Tensor? dot_key_sender, Tensor? dot_key_receiver, Tensor? dot_value_edge, "
        "Tensor? dot_value_sender, Tensor? dot_value_receiver, Tensor? dot_query_on_edge, Tensor? dot_edge, "
        "Tensor? dot_vector, Tensor? dot_bias, Tensor? dot_score_scale, Tensor? dot_envelope, Tensor? dot_gate, "
-       "Tensor? grad_out, Tensor? grad_on_edge, Tensor? grad_weights, Tensor lse, " HAMFAST_ATTENTION_SCHEMA +
-       tensors(19))
+       "Tensor? grad_out, Tensor? grad_on_edge, Tensor? grad_lse, Tensor? grad_weights, Tensor? grad_logits, "
+       "Tensor lse, " HAMFAST_ATTENTION_SCHEMA +
+       tensors(21))
           .c_str());
 }

@@ -23,5 +23,10 @@ HAMFAST_HD inline T silu_slope(T x) {
   const T y = sigmoid(x);
   return y * (T(1) + x * (T(1) - y));
 }
+template <class T>
+HAMFAST_HD inline T silu_curvature(T x) {
+  const T y = sigmoid(x);
+  return y * (T(1) - y) * (T(2) + x * (T(1) - T(2) * y));
+}
 
 }  // namespace hamfast::HAMFAST_ISA

@@ -9,13 +9,18 @@
 //   ds = p (u - A),  df = (u - A) p / f,  dgate = dropout p a,  dz = scale score_scale ds,
 //   dq = dz k,  dk = dz q,  dv = w g,  dqe = dz edge,  dedge = dz qe + w g_on_edge.
 // Sums over a receiver's and over a sender's edges are two passes, each in the order of a list: no atomics.
-// Double backward (softmax, dot or given scores): along directions x' of the operands, D = <g, derivative of out>, with
-//   z' = <q', k> + <q, k'> + ...,  s' = ds/dz z' + scale z score_scale' + bias',  b = <g, v'> + <g_on_edge, edge'>,
-//   r = (gate' a + gate b) dropout,  P = exp(s) / (sum ...), p = f P,  m = sum (p s' + P f'),  p' = p s' + P f' - p m,
-//   K = sum (p s' + P f') (u - A),  R = sum p r:
-//   dD/ds = p' (u - A) - p K + p (r - R),  dD/ds' = p (u - A),  dD/df = P ((s' - m)(u - A) - K + r - R),
-//   dD/dgate = dropout (p' a + p b),  dD/da = w' = p' gate dropout + p gate' dropout,  dD/db = w,
-// and the operands' gradients follow from those of z, z', a, b. The gradient in g is sum w' v + w v'.
+// Double backward: along directions x' of the operands, D = <gradients of the results, change of the results>, with
+//   z' = <q', k> + <q, k'> + ...   or   <vector', act(q + k)> + <vector, act'(q + k) (q' + k')>,
+//   s' = ds/dz z' + scale z score_scale' + bias' (0 where clipped),  b = <g, v'> + <g_on_edge, edge'>,
+//   r = (gate' a + gate b) dropout,
+//   P = exp(s) / (sum ...) or act(s), P1 and P2 its derivatives in s as if the sum were fixed (softmax: P itself),
+//   p = f P,  t = f P1 s' + P f',  and for softmax (else 0)
+//   m = sum t,  B = sum p u,  A = B - g_lse,  K = sum t u - m B,  R = sum p r:
+//   dD/ds = (f P2 s' + P1 f' - p m) (u - A) + f P1 (r - R - K),   dD/ds' = f P1 (u - A) + g_logits,
+//   dD/df = (P1 s' - P m) (u - A) + P (r - R - K),   dD/dgate = dropout ((t - p m) a + p b),
+//   dD/da = w' = (t - p m) gate dropout + p gate' dropout,   dD/db = w,
+// and the operands' gradients follow from those of z, z', a, b. The gradients in g, g_lse and g_logits are
+// sum w' v + w v', m and s'.
 #pragma once
 
 #include "activations.cuh"
@@ -87,9 +92,10 @@ struct AttentionCall {
   EdgeSum<Stored> query_dot, key_dot, value_dot;
   NodeRows<T> query_on_edge_dot;
   const Stored* edge_dot;
+  const T* vector_dot;
   EdgeScalar<T> bias_dot, score_scale_dot, envelope_dot, gate_dot;
   Stored* to_grad_out;
-  T *to_grad_on_edge, *to_grad_weights;
+  T *to_grad_on_edge, *to_grad_lse, *to_grad_weights, *to_grad_logits;
   T* d_score_dot;  // [edges, heads]: the gradient of z', from the first pass to the second
 
   // The GPU's numbers per edge and head between its kernels: z (then dz), a, z' and b; and whether all rows of q, k, v
@@ -98,6 +104,7 @@ struct AttentionCall {
   bool packed;
 
   HAMFAST_HD bool softmax() const { return weight == weight_softmax; }
+  HAMFAST_HD bool additive() const { return score == score_additive; }
   HAMFAST_HD bool by_sender() const { return d_query[part_sender] || d_key[part_sender] || d_value[part_sender]; }
 };
 
@@ -115,7 +122,7 @@ HAMFAST_HD inline T dropout_factor(const AttentionCall<T, Stored>& call, int64_t
   return uniform < call.dropout ? T(0) : static_cast<T>(1.0 / (1.0 - call.dropout));
 }
 
-// The weight's activation and its derivative.
+// The weight's activation and its derivatives.
 template <class T>
 HAMFAST_HD inline T weight_value(int64_t kind, T s) {
   if (kind == weight_silu) return silu(s);
@@ -130,6 +137,14 @@ HAMFAST_HD inline T weight_slope(int64_t kind, T s) {
   if (kind == weight_sigmoid) return y * (T(1) - y);
   if (kind == weight_softplus) return y;
   return T(1);
+}
+template <class T>
+HAMFAST_HD inline T weight_curvature(int64_t kind, T s) {
+  const T y = sigmoid(s), bell = y * (T(1) - y);
+  if (kind == weight_silu) return silu_curvature(s);
+  if (kind == weight_sigmoid) return bell * (T(1) - T(2) * y);
+  if (kind == weight_softplus) return bell;
+  return T(0);
 }
 
 template <class T>

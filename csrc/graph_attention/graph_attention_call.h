@@ -121,6 +121,7 @@ struct AttentionArguments {
     c.query_dot = sum<Stored>(direction, query), c.key_dot = sum<Stored>(direction, key);
     c.value_dot = sum<Stored>(direction, value);
     c.query_on_edge_dot = node_rows<T>(direction[on_edge]);
+    c.vector_dot = data_or_null<T>(direction[vector]);
     c.edge_dot = rows_or_null<Stored>(direction[edge]);
     c.bias_dot = scalar<T>(direction[bias]), c.score_scale_dot = scalar<T>(direction[bias + 1]);
     c.envelope_dot = scalar<T>(direction[bias + 2]), c.gate_dot = scalar<T>(direction[bias + 3]);
@@ -235,11 +236,11 @@ struct AttentionOps {
     return as_tuple<Args::count>(gradient);
   }
 
-  // Gradients of grad_out, grad_on_edge and grad_weights (bits 16 to 18 of `wanted`), then those of the operands, of
-  // the backward pass along directions of its results.
-  static Tensors<3 + Args::count> double_backward(HAMFAST_ATTENTION_DIRECTIONS, Optional grad_out,
-                                                  Optional grad_on_edge, Optional grad_weights, Tensor lse_any,
-                                                  HAMFAST_ATTENTION_PARAMETERS) {
+  // Gradients of the five gradients (from bit 16 of `wanted`), then those of the operands, of the backward pass along
+  // directions of its results.
+  static Tensors<5 + Args::count> double_backward(HAMFAST_ATTENTION_DIRECTIONS, Optional grad_out,
+                                                  Optional grad_on_edge, Optional grad_lse, Optional grad_weights,
+                                                  Optional grad_logits, Tensor lse_any, HAMFAST_ATTENTION_PARAMETERS) {
     Args args(HAMFAST_ATTENTION_ARGUMENTS);
     const typename Launch::Guard guard(args.any().get_device_index());
     std::array<Optional, Args::count> direction{
@@ -251,13 +252,17 @@ struct AttentionOps {
     if (stored != args.stored()) Args::widen_all(direction);
     const Tensor like = args.any();
     const Tensor lse = torch::stable::contiguous(lse_any);
-    const Optional g = contiguous(grad_out), g_weights = contiguous(grad_weights);
+    const Optional g = contiguous(grad_out), g_lse = contiguous(grad_lse), g_weights = contiguous(grad_weights),
+                   g_logits = contiguous(grad_logits);
     grad_on_edge = Args::with_contiguous_rows(grad_on_edge);
     const int64_t rows = args.num_receivers(), heads = args.heads();
-    const std::vector<int64_t> shapes[3] = {
-        {rows, heads, args.width(Args::value)}, {rows, heads, args.features()}, {args.edges(), heads}};
+    const std::vector<int64_t> shapes[5] = {{rows, heads, args.width(Args::value)},
+                                            {rows, heads, args.features()},
+                                            {rows, heads},
+                                            {args.edges(), heads},
+                                            {args.edges(), heads}};
     std::vector<Tensor> result;
-    for (int n = 0; n < 3; ++n)
+    for (int n = 0; n < 5; ++n)
       result.push_back(Launch::new_result(like, wanted >> (Args::count + n) & 1 ? shapes[n] : std::vector<int64_t>{0},
                                           n == 0 ? args.stored() : args.number_type()));
     const std::vector<Tensor> gradient = new_gradients(args, like, wanted);
@@ -270,22 +275,28 @@ struct AttentionOps {
       call.lse_before = lse.const_data_ptr<T>();
       call.grad_out = rows_or_null<Stored>(g);
       call.grad_on_edge = Args::node_rows<T>(grad_on_edge);
+      call.grad_lse = data_or_null<T>(g_lse);
       call.grad_weights = data_or_null<T>(g_weights);
+      call.grad_logits = data_or_null<T>(g_logits);
       auto is_wanted = [&](int n) { return wanted >> (Args::count + n) & 1; };
       if (is_wanted(0)) call.to_grad_out = new_rows<Stored>(result[0]);
       if (is_wanted(1)) call.to_grad_on_edge = result[1].mutable_data_ptr<T>();
-      if (is_wanted(2)) call.to_grad_weights = result[2].mutable_data_ptr<T>();
+      if (is_wanted(2)) call.to_grad_lse = result[2].mutable_data_ptr<T>();
+      if (is_wanted(3)) call.to_grad_weights = result[3].mutable_data_ptr<T>();
+      if (is_wanted(4)) call.to_grad_logits = result[4].mutable_data_ptr<T>();
       std::vector<Tensor> kept = set_gradients(args, like, wanted, gradient, call);
+      Tensor along;
       if (call.d_score) {
-        kept.push_back(Launch::new_result(like, {args.edges(), heads}, args.number_type()));
-        call.d_score_dot = kept.back().mutable_data_ptr<T>();
+        along = Launch::new_result(like, {args.edges(), heads}, args.number_type());
+        call.d_score_dot = along.mutable_data_ptr<T>();
       }
       Launch::double_backward(call, like);
+      if (wanted >> Args::vector & 1) result[5 + Args::vector] = Launch::sum_parts(kept.back());
     });
     result[0] = converted(result[0], stored);
     for (int n = 0; n < Args::count; ++n)
-      if (Args::is_stored(n)) result[3 + n] = converted(result[3 + n], stored);
-    return as_tuple<3 + Args::count>(result);
+      if (Args::is_stored(n)) result[5 + n] = converted(result[5 + n], stored);
+    return as_tuple<5 + Args::count>(result);
   }
 
  private:

@@ -30,8 +30,8 @@ struct AttentionOnCpu : OnCpu {
 
   template <class T>
   static void double_backward(const AttentionCall<T>& call, const Tensor&) {
-    for_rows(call, call.receiver_ptr, call.num_receivers, [&](int64_t begin, int64_t end, int64_t, T* scratch) {
-      HAMFAST_ISA_CALL(attention_double_backward, call, begin, end, scratch);
+    for_rows(call, call.receiver_ptr, call.num_receivers, [&](int64_t begin, int64_t end, int64_t part, T* scratch) {
+      HAMFAST_ISA_CALL(attention_double_backward, call, begin, end, part, scratch);
     });
     if (!call.by_sender()) return;
     for_rows(call, call.sender_ptr, call.num_senders, [&](int64_t begin, int64_t end, int64_t, T* scratch) {

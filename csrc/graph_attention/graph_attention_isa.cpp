@@ -71,13 +71,10 @@ class Passes : public Node<T> {
     const bool of_scores = d_query || d_key || call_.d_query[part_edge] || call_.d_key[part_edge];
     for (int64_t at = 0; at < degree_; at += kChunk) {
       const int n = load_chunk(at, dz);
-      if (of_scores || d_vector) score_rows();
+      if (of_scores || d_vector) score_rows(d_vector);
       if (d_query) accumulate(n, heads, weight_, for_query_, width, width, d_query);
       if (d_key) accumulate(n, heads, weight_, for_key_, width, width, d_key);
-      if (d_vector) {
-        for (int i = 0; i < n; ++i) value_[i] = buffer_[3] + i * size_;
-        accumulate(n, heads, weight_, value_, width, width, d_vector);
-      }
+      if (d_vector) accumulate(n, heads, weight_, for_vector_, width, width, d_vector);
       for (int i = 0; i < n; ++i) {
         const int64_t edge = chunk_.edge[i];
         if (T* to = row(call_.d_query[part_edge], edge, size_))
@@ -107,7 +104,7 @@ class Passes : public Node<T> {
       ask_for(at, call_.d_score, call_.kept_weight);
       if (d_query || d_key) {
         for (int i = 0; i < n; ++i) weight_[i] = call_.d_score + chunk_.edge[i] * heads;
-        score_rows();
+        score_rows(false);
         if (d_query) accumulate(n, heads, weight_, for_query_, width, width, d_query);
         if (d_key) accumulate(n, heads, weight_, for_key_, width, width, d_key);
       }
@@ -173,14 +170,7 @@ class Passes : public Node<T> {
     dense(call_.gate, T(1), gate);
     dense({}, T(1), drops);
     drop(drops);
-    if (softmax) {
-      plain_softmax(receiver, p);
-    } else {
-      for (int64_t i = 0; i < degree_ * heads; ++i) {
-        act_slope[i] = weight_slope(call_.weight, p[i]);
-        p[i] = weight_value(call_.weight, p[i]);
-      }
-    }
+    plain_weights(receiver, p, act_slope, nullptr);
     for (T* padded : {raw, p, a, slope, f, gate, drops, act_slope}) pattern_.pad(degree_, T(0), padded);
     T* mean = head_[0];
     if (softmax) {

@@ -33,7 +33,7 @@ class Node {
   }
 
  protected:
-  static constexpr int kBuffers = 4, kScalars = 13, kHeadNumbers = 4, kOnEdge = 3;
+  static constexpr int kBuffers = 6, kScalars = 16, kHeadNumbers = 4, kOnEdge = 3;
   static constexpr int64_t kAlign = 64 / sizeof(T);
   // Edges from the asking for a row to its use.
   static constexpr int64_t kAhead = 16;
@@ -105,15 +105,15 @@ class Node {
     for (int i = 0; i < chunk_.count; ++i) edge_[i] = call_.edge + chunk_.edge[i] * call_.features;
   }
 
-  // What dz is multiplied with for the gradients of q and of k (and, in buffer 3, of the vector).
-  void score_rows() {
+  // What dz is multiplied with for the gradients of q and of k and, if wanted, of the vector.
+  void score_rows(bool of_vector) {
     resolve(call_.query, size_, chunk_, buffer_[0], query_);
     resolve(call_.key, size_, chunk_, buffer_[1], key_);
-    const bool additive = call_.score == score_additive;
-    if (additive) activate(call_, chunk_.count, query_, key_, call_.d_vector ? buffer_[3] : nullptr, buffer_[2]);
+    if (call_.additive()) activate(call_, chunk_.count, query_, key_, of_vector ? buffer_[3] : nullptr, buffer_[2]);
     for (int i = 0; i < chunk_.count; ++i) {
-      for_query_[i] = additive ? buffer_[2] + i * size_ : key_[i];
-      for_key_[i] = additive ? for_query_[i] : query_[i];
+      for_query_[i] = call_.additive() ? buffer_[2] + i * size_ : key_[i];
+      for_key_[i] = call_.additive() ? for_query_[i] : query_[i];
+      for_vector_[i] = buffer_[3] + i * size_;
     }
   }
 
@@ -127,7 +127,7 @@ class Node {
         const int count = load_chunk(at, nullptr);
         resolve(call_.query, size_, chunk_, buffer_[0], query_);
         resolve(call_.key, size_, chunk_, buffer_[1], key_);
-        if (call_.score == score_additive) {
+        if (call_.additive()) {
           activate(call_, count, query_, key_, buffer_[2], static_cast<T*>(nullptr));
           for (int i = 0; i < count; ++i) query_[i] = buffer_[2] + i * size_, key_[i] = call_.vector;
         }
@@ -214,7 +214,16 @@ class Node {
       for (int64_t h = 0; h < heads; ++h) a[i * heads + h] += call_.grad_weights[order_[i] * heads + h];
   }
 
-  // exp(s - lse), the softmax without its envelope, from the scores.
+  // P, from the scores; of what is no softmax also its derivatives, those wanted.
+  void plain_weights(int64_t receiver, T* score, T* slope, T* curvature) {
+    if (call_.softmax()) return plain_softmax(receiver, score);
+    for (int64_t i = 0; i < degree_ * call_.heads; ++i) {
+      slope[i] = weight_slope(call_.weight, score[i]);
+      if (curvature) curvature[i] = weight_curvature(call_.weight, score[i]);
+      score[i] = weight_value(call_.weight, score[i]);
+    }
+  }
+  // exp(s - lse), the softmax without its envelope.
   void plain_softmax(int64_t receiver, T* score) {
     const T* lse = call_.lse_before + receiver * call_.heads;
     // A sum of nothing: every weight is 0, and stays so.
@@ -272,7 +281,7 @@ class Node {
   Chunk chunk_;
   const bool streams_edges_;
   const T *query_[kChunk], *key_[kChunk], *value_[kChunk], *edge_[kChunk], *weight_[kChunk], *for_query_[kChunk],
-      *for_key_[kChunk], *later_[kChunk];
+      *for_key_[kChunk], *for_vector_[kChunk], *later_[kChunk];
 
  private:
   int64_t edge_after(int64_t n, int64_t by) const { return order_[n + by < left_ ? n + by : left_ - 1]; }
@@ -307,6 +316,7 @@ class Node {
   using Node<T>::weight_;           \
   using Node<T>::for_query_;        \
   using Node<T>::for_key_;          \
+  using Node<T>::for_vector_;       \
   using Node<T>::kClipped;          \
   using Node<T>::begin_receiver;    \
   using Node<T>::begin_sender;      \
@@ -328,7 +338,7 @@ class Node {
   using Node<T>::value_of_receiver; \
   using Node<T>::values_of_sender;  \
   using Node<T>::edge_gradients;    \
-  using Node<T>::plain_softmax;     \
+  using Node<T>::plain_weights;     \
   using Node<T>::exp_shifted;       \
   using Node<T>::row;
 

@@ -303,6 +303,13 @@ inline Vector<T> score_activation_slope(int64_t kind, T slope, Vector<T> x) {
   if (kind == act_silu) return silu_slope;
   return slope + (T(1) - slope) * silu_slope;
 }
+template <class T>
+inline Vector<T> score_activation_curvature(int64_t kind, T slope, Vector<T> x) {
+  const Vector<T> zero{}, y = sigmoid_of<T>(x);
+  if (kind == act_leaky_relu) return zero;
+  const Vector<T> silu_curvature = y * (T(1) - y) * (T(2) + x * (T(1) - T(2) * y));
+  return kind == act_silu ? silu_curvature : (T(1) - slope) * silu_curvature;
+}
 
 // value_i = act(q_i + k_i) and slope_i = vector act'(q_i + k_i), into buffers; either may be null.
 template <class T>
@@ -317,6 +324,25 @@ inline void activate(const AttentionCall<T>& call, int count, const T* const* q,
         store_first(slope + i * size + c,
                     load_first(call.vector + c, size - c) * score_activation_slope(call.activation, call.slope, z),
                     size - c);
+    }
+}
+
+// Their change along directions q', k' and vector': act' (q' + k') and vector' act' + vector act'' (q' + k').
+template <class T>
+inline void activate_along(const AttentionCall<T>& call, int count, const T* const* q, const T* const* k,
+                           const T* const* q_dot, const T* const* k_dot, T* value, T* slope) {
+  const int64_t size = call.heads * call.query.width;
+  for (int i = 0; i < count; ++i)
+    for (int64_t c = 0; c < size; c += kLanes<T>) {
+      const int64_t n = size - c;
+      const Vector<T> z = load_first(q[i] + c, n) + load_first(k[i] + c, n);
+      const Vector<T> z_dot = load_first(q_dot[i] + c, n) + load_first(k_dot[i] + c, n);
+      const Vector<T> first = score_activation_slope(call.activation, call.slope, z);
+      Vector<T> change =
+          load_first(call.vector + c, n) * score_activation_curvature(call.activation, call.slope, z) * z_dot;
+      if (call.vector_dot) change += load_first(call.vector_dot + c, n) * first;
+      store_first(value + i * size + c, first * z_dot, n);
+      store_first(slope + i * size + c, change, n);
     }
 }
 

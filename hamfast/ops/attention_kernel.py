@@ -1,7 +1,7 @@
 """The fused attention ops: fakes and autograd.
 
-The first derivative is a kernel of its own, and so is the second where softmax weighs the values and scores are not additive. All else
-differentiates :mod:`hamfast.ops.attention_formula`, so every order exists.
+The first two derivatives are kernels of their own. Further ones differentiate :mod:`hamfast.ops.attention_formula`, so every order
+exists.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from torch import Tensor
 from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.attention_formula import (
     OPERANDS,
-    SCORES,
     STORED,
-    WEIGHTS,
     Graph,
     Results,
     Settings,
@@ -112,9 +110,9 @@ def _fake_gradients(operands, graph, settings, wanted):
 
 @torch.library.register_fake("hamfast::graph_attention_double_backward")
 def _(*args):
-    operands, _, graph, settings = _parse(args[_COUNT + 4 :])
+    operands, _, graph, settings = _parse(args[_COUNT + _GRADIENTS + 1 :])
     like, (stored, number) = next(t for t in operands if t is not None), _types(operands)
-    shapes = [None if t is None else t.shape for t in args[_COUNT : _COUNT + 3]]
+    shapes = [None if t is None else t.shape for t in args[_COUNT : _COUNT + _GRADIENTS]]
     to_gradients = (
         like.new_empty(s if args[-1] >> _COUNT + n & 1 else 0, dtype=number if n else stored)
         for n, s in enumerate(shapes)
@@ -174,14 +172,7 @@ def _double_backward(ctx, *directions):
     seed, *graph = saved[_GRADIENTS + 1 + _COUNT :]
     given = [d if ctx.wanted >> n & 1 else None for n, d in enumerate(directions)]
     settings = ctx.settings
-    of_lse, of_logits = gradients[2], gradients[4]
-    if (
-        torch.is_grad_enabled()  # a third derivative may follow
-        or SCORES[settings.score] == "additive"
-        or WEIGHTS[settings.weight] != "softmax"
-        or of_lse is not None
-        or of_logits is not None
-    ):
+    if torch.is_grad_enabled():  # a third derivative may follow
         number = _types(operands)[1]
 
         def formula(wide):
@@ -189,27 +180,12 @@ def _double_backward(ctx, *directions):
 
         found = second_derivative(formula, operands, gradients, given, needed)
     else:
-        to_gradients = [(0, _COUNT), (1, _COUNT + 1), (3, _COUNT + 2)]  # out, out_on_edge, weights, and their bits
         wanted = sum(1 << n for n in range(_COUNT) if needed[_GRADIENTS + n] and operands[n] is not None)
-        wanted |= sum(1 << bit for n, bit in to_gradients if needed[n] and gradients[n] is not None)
-        made = _op_double(
-            *given,
-            gradients[0],
-            gradients[1],
-            gradients[3],
-            lse,
-            *operands,
-            seed,
-            *graph,
-            settings.kinds,
-            settings.numbers,
-            wanted,
-        )
-        found = [made[3 + n] if wanted >> n & 1 else None for n in range(_COUNT)]
-        first: list[Tensor | None] = [None] * _GRADIENTS
-        for (n, bit), gradient in zip(to_gradients, made[:3], strict=True):
-            first[n] = gradient if wanted >> bit & 1 else None
-        found = first + found
+        wanted |= sum(1 << _COUNT + n for n, g in enumerate(gradients) if needed[n] and g is not None)
+        rest = (seed, *graph, settings.kinds, settings.numbers, wanted)
+        made = _op_double(*given, *gradients, lse, *operands, *rest)
+        bits = (*range(_COUNT, _COUNT + _GRADIENTS), *range(_COUNT))  # in the order of the results
+        found = [t if wanted >> bit & 1 else None for t, bit in zip(made, bits, strict=True)]
     return (*found[:_GRADIENTS], None, *found[_GRADIENTS:], *(None,) * _REST)
 
 

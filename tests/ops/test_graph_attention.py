@@ -541,7 +541,8 @@ def test_opcheck(layout):
     torch.library.opcheck(namespace.graph_attention_backward.default, backward)
     plain = [None if t is None else t.detach() for t in operands]
     directions = [None if t is None or n == 16 else change(torch.randn(t.shape)) for n, t in enumerate(plain)][:16]
-    double = (*directions, grads[0].detach(), grads[1].detach(), None, lse.detach(), *plain, *rest, wanted | 3 << 16)
+    first = (grads[0].detach(), grads[1].detach(), None, None, None, lse.detach())
+    double = (*directions, *first, *plain, *rest, wanted | 3 << 16)
     torch.library.opcheck(namespace.graph_attention_double_backward.default, double)
 
 
