@@ -41,19 +41,22 @@ namespace hamfast {
   template __global__ void add_rows_kernel<T>(const T*, int64_t, int64_t, T*);
 INSTANTIATE(float)
 INSTANTIATE(double)
+#define INSTANTIATE_SUM(T, Stored, Out)                                                                    \\
+  template __global__ void weighted_sum_kernel<T, Stored, Out, false>(WeightedSum<T, Stored, Out>);         \\
+  template __global__ void weighted_sum_kernel<T, Stored, Out, true>(WeightedSum<T, Stored, Out>);
 #define INSTANTIATE_STORED(T, Stored)                                                                  \\
   template __global__ void attention_scores_kernel<T, Stored, pass_forward>(AttentionCall<T, Stored>);  \\
   template __global__ void attention_scores_kernel<T, Stored, pass_backward>(AttentionCall<T, Stored>); \\
   template __global__ void attention_scores_kernel<T, Stored, pass_double>(AttentionCall<T, Stored>);   \\
-  template __global__ void weighted_sum_kernel<T, Stored, Stored>(WeightedSum<T, Stored, Stored>);       \\
+  INSTANTIATE_SUM(T, Stored, Stored)                                                                     \\
   template __global__ void edge_update_kernel<T, Stored>(EdgeUpdateCall<T, Stored>);                    \\
   template __global__ void edge_update_backward_kernel<T, Stored>(EdgeUpdateCall<T, Stored>);
 INSTANTIATE_STORED(float, float)
 INSTANTIATE_STORED(double, double)
 INSTANTIATE_STORED(float, BFloat16)
 INSTANTIATE_STORED(float, Float16)
-template __global__ void weighted_sum_kernel<float, BFloat16, float>(WeightedSum<float, BFloat16, float>);
-template __global__ void weighted_sum_kernel<float, Float16, float>(WeightedSum<float, Float16, float>);
+INSTANTIATE_SUM(float, BFloat16, float)
+INSTANTIATE_SUM(float, Float16, float)
 }
 """
 
@@ -109,11 +112,13 @@ def compile_one(case, source, header, architecture):
         symbol = entry.split("'")[0]
         names = re.findall(r"\d+([a-z][a-z_]*kernel|hamfast_channel)", symbol) or [symbol]
         dtype = "float64" if re.search(r"kernelI(Lb\dE)?d", symbol) else "float32"
-        stored = re.search(r"\d(B?Float16)E(fE)?", symbol)
+        stored = re.search(r"\d(B?Float16)E(f)?", symbol)
         if stored:
             dtype = stored[1].lower() + (" to float32" if stored[2] else "")
         direction = {"ILb1": " into", "ILb0": " out of"}.get(symbol[symbol.find("kernel") + 6 :][:4], "")
         attention = re.search(r"attention_scores_kernelI(?:ff|dd|fNS_\dB?Float16E)Li(\d)", symbol)
+        if "weighted_sum_kernel" in symbol and "Lb1E" in symbol:
+            direction = " of activations"
         if attention:
             direction = (" forward", " backward", " double")[int(attention[1])]
 

@@ -78,6 +78,14 @@ HAMFAST_INLINE Columns<T> row_columns(const EdgeSum<Stored>& sum, int64_t heads,
   return total;
 }
 
+template <class T, class Stored>
+HAMFAST_INLINE Columns<T> row_columns(const EdgeSum<Stored>& a, const EdgeSum<Stored>& b, int64_t heads,
+                                      const int64_t (&row)[3], int64_t h, int64_t c, bool packed) {
+  Columns<T> total = row_columns<T>(a, heads, row, h, c, packed);
+  add_columns(T(1), row_columns<T>(b, heads, row, h, c, packed), total);
+  return total;
+}
+
 // f(row, is there one) for the edges first ... last of a list (order; null: the edges themselves), by groups of `lanes`
 // lanes: row is the edge, its sender and its receiver (or 0 without receivers). Where 32 edges lead is read at once,
 // and handed to their groups by shuffles. All lanes of the warp take every step, those without an edge too.

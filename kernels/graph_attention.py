@@ -10,7 +10,7 @@ import triton.language as tl
 
 from hamfast.kernels.common import look_up
 
-DOT, ADDITIVE = tl.constexpr(0), tl.constexpr(1)
+DOT, ADDITIVE, ADDITIVE_ALONG = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
@@ -57,13 +57,30 @@ def score_activation_slope(KIND: tl.constexpr, SLOPE: tl.constexpr, x):
 
 
 @triton.jit
+def silu_curvature(x):
+    y = sigmoid(x)
+    return y * (1.0 - y) * (2.0 + x * (1.0 - 2.0 * y))
+
+
+@triton.jit
+def score_activation_curvature(KIND: tl.constexpr, SLOPE: tl.constexpr, x):
+    if KIND == 0:
+        return tl.zeros(x.shape, dtype=x.dtype)
+    elif KIND == 2:
+        return silu_curvature(x)
+    else:
+        return (1.0 - SLOPE) * silu_curvature(x)
+
+
+@triton.jit
 def edge_dots(
     out, senders, receivers, order, edges, heads, width, features,
     a0, a1, a2, a_row, a_head, b0, b1, b2, b_row, b_head, c0, c1, c2, c_row, c_head, d0, d1, d2, d_row, d_head, vector,
-    SCORE: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, ADD: tl.constexpr,
+    vector_dot, SCORE: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, ADD: tl.constexpr,
     REAL: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """``out[edge, head] = <a, b> + <c, d>``, of lengths width and features; with SCORE additive ``<vector, act(a + b)> + <c, d>``.
+    """``out[edge, head] = <a, b> + <c, d>``, of lengths width and features; with SCORE additive ``<vector, act(a + b)> + <c, d>``,
+    and along directions ``<vector_dot, act(a + b)> + <vector, act'(a + b) (c + d)>``, all of length width.
 
     Edges are taken in the receivers' order, in which neighbours share rows. ADD: to what is there.
     """
@@ -81,11 +98,21 @@ def edge_dots(
             mask = edge_mask & (column < width)
             a = rows_tile(a0, a1, a2, a_row, a_head, edge, sender, receiver, h * a_head + column, mask, REAL)
             b = rows_tile(b0, b1, b2, b_row, b_head, edge, sender, receiver, h * b_head + column, mask, REAL)
-            if SCORE == ADDITIVE:
-                v = tl.load(vector + h * width + column, mask=column < width, other=0.0)
-                product = v * score_activation(ACTIVATION, SLOPE, a + b)
-            else:
+            if SCORE == DOT:
                 product = a * b
+            else:
+                at = h * width + column
+                product = tl.zeros(mask.shape, dtype=REAL)
+                factor = vector
+                if SCORE == ADDITIVE_ALONG:
+                    c = rows_tile(c0, c1, c2, c_row, c_head, edge, sender, receiver, h * c_head + column, mask, REAL)
+                    d = rows_tile(d0, d1, d2, d_row, d_head, edge, sender, receiver, h * d_head + column, mask, REAL)
+                    v = tl.load(vector + at, mask=column < width, other=0.0)
+                    product += v * score_activation_slope(ACTIVATION, SLOPE, a + b) * (c + d)
+                    factor = vector_dot
+                if factor is not None:
+                    v = tl.load(factor + at, mask=column < width, other=0.0)
+                    product += v * score_activation(ACTIVATION, SLOPE, a + b)
             total += tl.sum(product, axis=1, keep_dims=True)
         for first in range(0, features, COLUMNS):
             column = first + lane
@@ -102,11 +129,13 @@ def edge_dots(
 def weighted_sums(
     out, senders, receivers, order, ptr, edges, heads, width,
     weight, a0, a1, a2, a_row, a_head, more, b0, b1, b2, b_row, b_head, vector,
+    c0, c1, c2, c_row, c_head, d0, d1, d2, d_row, d_head, vector_dot,
     KIND: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, OVER_HEADS: tl.constexpr, ADD: tl.constexpr,
     PARTS: tl.constexpr, REAL: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Sums over a row's edges of ``weight a + more b`` (KIND 0), ``weight act(a + b)`` (1) or ``weight vector act'(a + b)`` (2).
 
+    With more, that times the change of 1 and 2 along directions c of a, d of b and vector_dot is added to them.
     weight, more: ``[edges, heads]``. A row of the result is a list of ``ptr``, or one of PARTS equal parts of all edges, or an
     edge. It has heads x width elements, or width of them, summed over heads.
     """
@@ -119,7 +148,7 @@ def weighted_sums(
         elements = heads * width
         last_head = 1
     inside = place < elements
-    c = place % width
+    at = place % width
     if ptr is not None:
         begin = tl.load(ptr + turn)
         end = tl.load(ptr + turn + 1)
@@ -139,20 +168,31 @@ def weighted_sums(
         mask = edge_mask & inside
         for head in range(0, last_head):
             h = place // width + head
-            a = rows_tile(a0, a1, a2, a_row, a_head, edge, sender, receiver, h * a_head + c, mask, REAL)
+            a = rows_tile(a0, a1, a2, a_row, a_head, edge, sender, receiver, h * a_head + at, mask, REAL)
             w = tl.load(weight + edge * heads + h, mask=mask, other=0.0)
             if KIND == 0:
                 total += w * a
                 if more is not None:
-                    b = rows_tile(b0, b1, b2, b_row, b_head, edge, sender, receiver, h * b_head + c, mask, REAL)
+                    b = rows_tile(b0, b1, b2, b_row, b_head, edge, sender, receiver, h * b_head + at, mask, REAL)
                     total += tl.load(more + edge * heads + h, mask=mask, other=0.0) * b
             else:
-                b = rows_tile(b0, b1, b2, b_row, b_head, edge, sender, receiver, h * b_head + c, mask, REAL)
+                b = rows_tile(b0, b1, b2, b_row, b_head, edge, sender, receiver, h * b_head + at, mask, REAL)
                 if KIND == 1:
                     total += w * score_activation(ACTIVATION, SLOPE, a + b)
                 else:
                     v = tl.load(vector + place, mask=inside, other=0.0)
                     total += w * v * score_activation_slope(ACTIVATION, SLOPE, a + b)
+                if more is not None:
+                    c = rows_tile(c0, c1, c2, c_row, c_head, edge, sender, receiver, h * c_head + at, mask, REAL)
+                    d = rows_tile(d0, d1, d2, d_row, d_head, edge, sender, receiver, h * d_head + at, mask, REAL)
+                    slope = score_activation_slope(ACTIVATION, SLOPE, a + b)
+                    if KIND == 1:
+                        change = slope * (c + d)
+                    else:
+                        change = v * score_activation_curvature(ACTIVATION, SLOPE, a + b) * (c + d)
+                        if vector_dot is not None:
+                            change += tl.load(vector_dot + place, mask=inside, other=0.0) * slope
+                    total += tl.load(more + edge * heads + h, mask=mask, other=0.0) * change
     if ptr is not None or PARTS > 0:
         row = turn
         mask = inside
@@ -222,6 +262,19 @@ def weight_slope(KIND: tl.constexpr, s):
         return y
     else:
         return tl.full(s.shape, 1.0, dtype=s.dtype)
+
+
+@triton.jit
+def weight_curvature(KIND: tl.constexpr, s):
+    y = sigmoid(s)
+    if KIND == 2:
+        return silu_curvature(s)
+    elif KIND == 3:
+        return y * (1.0 - y) * (1.0 - 2.0 * y)
+    elif KIND == 4:
+        return y * (1.0 - y)
+    else:
+        return tl.zeros(s.shape, dtype=s.dtype)
 
 
 @triton.jit
@@ -379,11 +432,14 @@ def attention_gradients(
 @triton.jit
 def second_numbers(
     place, mask, h, heads, raw, slope, s, clipped, f, g, drop, lse_row, a, z_dot, b, grad_weights,
-    directions, SCALE: tl.constexpr, REAL: tl.constexpr,
+    directions, WEIGHT: tl.constexpr, SCALE: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    """What D is made of at one edge: value, p, s', change of p before it is centred, a, u, r, gate', scale', z', b."""
+    """What D is made of at one edge: P, P1, p, s', f', t, a, u, r, gate', scale', z', b."""
     edge = place // heads
-    value = plain_weight(0, s, lse_row)
+    value = plain_weight(WEIGHT, s, lse_row)
+    value_slope = value
+    if WEIGHT != 0:
+        value_slope = weight_slope(WEIGHT, s)
     p = f * value
     incoming = tl.load(a + place, mask=mask, other=0.0) + number_tile(grad_weights, heads, 1, edge, h, mask, 0.0, REAL)
     g_dot = number_tile(directions[9], directions[10], directions[11], edge, h, mask, 0.0, REAL)
@@ -393,24 +449,25 @@ def second_numbers(
     s_dot += number_tile(directions[0], directions[1], directions[2], edge, h, mask, 0.0, REAL)
     s_dot = tl.where(clipped, 0.0, s_dot)
     f_dot = number_tile(directions[6], directions[7], directions[8], edge, h, mask, 0.0, REAL)
-    change = p * s_dot + value * f_dot
+    change = tl.where(mask, f * value_slope * s_dot + value * f_dot, 0.0)
     along_b = tl.load(b + place, mask=mask, other=0.0)
     r = drop * (g_dot * incoming + g * along_b)
-    return value, p, s_dot, tl.where(mask, change, 0.0), incoming, g * drop * incoming, r, g_dot, c_dot, along, along_b
+    u = g * drop * incoming
+    return value, value_slope, p, s_dot, f_dot, change, incoming, u, r, g_dot, c_dot, along, along_b
 
 
 @triton.jit
 def attention_second_gradients(
-    z, a, z_dot, b, lse, grad_weights, d_score, d_score_dot, kept_weight, plain_weights, to_grad_weights,
-    d_bias, d_score_scale, d_envelope, d_gate, order, ptr, heads, seed,
+    z, a, z_dot, b, lse, grad_lse, grad_weights, grad_logits, d_score, d_score_dot, kept_weight, plain_weights,
+    to_grad_lse, to_grad_weights, to_grad_logits, d_bias, d_score_scale, d_envelope, d_gate, order, ptr, heads, seed,
     bias, bias_edge, bias_head, score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head,
     gate, gate_edge, gate_head,
     bias_dot, bias_dot_edge, bias_dot_head, scale_dot, scale_dot_edge, scale_dot_head,
     envelope_dot, envelope_dot_edge, envelope_dot_head, gate_dot, gate_dot_edge, gate_dot_head,
-    SCALE: tl.constexpr, CLIP: tl.constexpr, DROPOUT: tl.constexpr,
+    WEIGHT: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, DROPOUT: tl.constexpr,
     REAL: tl.constexpr, EDGES: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """The double backward pass of softmax weights, from z, a and their changes z', b: see kernels/graph_attention.cuh."""
+    """The double backward pass, from z, a and their changes z', b: see kernels/graph_attention.cuh."""
     scalars = (
         bias, bias_edge, bias_head, score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head, gate,
         gate_edge, gate_head,
@@ -429,44 +486,56 @@ def attention_second_gradients(
     mean_u = tl.zeros((1, HEADS), dtype=REAL)
     mean_s = tl.zeros((1, HEADS), dtype=REAL)
     mean_r = tl.zeros((1, HEADS), dtype=REAL)
-    mean_su = tl.zeros((1, HEADS), dtype=REAL)
+    mixed = tl.zeros((1, HEADS), dtype=REAL)
+    if WEIGHT == 0:
+        for first in range(begin, end, EDGES):
+            place, mask, raw, slope, s, clipped, f, g, drop = edge_numbers(
+                first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
+            )
+            _, _, p, _, _, change, _, u, r, _, _, _, _ = second_numbers(
+                place, mask, h, heads, raw, slope, s, clipped, f, g, drop, lse_row, a, z_dot, b, grad_weights,
+                directions, WEIGHT, SCALE, REAL,
+            )  # fmt: skip
+            mean_u += tl.sum(tl.where(mask, p * u, 0.0), axis=0, keep_dims=True)
+            mean_s += tl.sum(change, axis=0, keep_dims=True)
+            mean_r += tl.sum(tl.where(mask, p * r, 0.0), axis=0, keep_dims=True)
+            mixed += tl.sum(tl.where(mask, change * u, 0.0), axis=0, keep_dims=True)
+        mixed -= mean_u * mean_s
+        if grad_lse is not None:
+            mean_u -= tl.load(grad_lse + receiver * heads + h, mask=h_mask, other=0.0)
+    if to_grad_lse is not None:
+        tl.store(to_grad_lse + receiver * heads + h, mean_s, mask=h_mask)
     for first in range(begin, end, EDGES):
         place, mask, raw, slope, s, clipped, f, g, drop = edge_numbers(
             first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
         )
-        _, p, _, change, _, u, r, _, _, _, _ = second_numbers(
+        value, value_slope, p, s_dot, f_dot, change, incoming, u, r, g_dot, c_dot, along, along_b = second_numbers(
             place, mask, h, heads, raw, slope, s, clipped, f, g, drop, lse_row, a, z_dot, b, grad_weights,
-            directions, SCALE, REAL,
+            directions, WEIGHT, SCALE, REAL,
         )  # fmt: skip
-        mean_u += tl.sum(tl.where(mask, p * u, 0.0), axis=0, keep_dims=True)
-        mean_s += tl.sum(change, axis=0, keep_dims=True)
-        mean_r += tl.sum(tl.where(mask, p * r, 0.0), axis=0, keep_dims=True)
-        mean_su += tl.sum(tl.where(mask, change * u, 0.0), axis=0, keep_dims=True)
-    mixed = mean_su - mean_u * mean_s
-    for first in range(begin, end, EDGES):
-        place, mask, raw, slope, s, clipped, f, g, drop = edge_numbers(
-            first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
-        )
-        value, p, s_dot, change, incoming, u, r, g_dot, c_dot, along, along_b = second_numbers(
-            place, mask, h, heads, raw, slope, s, clipped, f, g, drop, lse_row, a, z_dot, b, grad_weights,
-            directions, SCALE, REAL,
-        )  # fmt: skip
+        curvature = value
+        if WEIGHT != 0:
+            curvature = weight_curvature(WEIGHT, s)
         moved = change - p * mean_s
         centred = u - mean_u
         rest = r - mean_r - mixed
-        ds = tl.where(clipped, 0.0, moved * centred + p * rest)
-        ds_dot = tl.where(clipped, 0.0, p * centred)
+        ds = (f * curvature * s_dot + value_slope * f_dot - p * mean_s) * centred + f * value_slope * rest
+        ds = tl.where(clipped, 0.0, ds)
+        ds_dot = f * value_slope * centred + number_tile(grad_logits, heads, 1, place // heads, h, mask, 0.0, REAL)
+        ds_dot = tl.where(clipped, 0.0, ds_dot)
         w_dot = moved * g * drop + p * g_dot * drop
         if d_bias is not None:
             tl.store(d_bias + place, ds, mask=mask)
         if d_score_scale is not None:
             tl.store(d_score_scale + place, SCALE * (raw * ds + along * ds_dot), mask=mask)
         if d_envelope is not None:
-            tl.store(d_envelope + place, value * ((s_dot - mean_s) * centred + rest), mask=mask)
+            tl.store(d_envelope + place, (value_slope * s_dot - value * mean_s) * centred + value * rest, mask=mask)
         if d_gate is not None:
             tl.store(d_gate + place, drop * (moved * incoming + p * along_b), mask=mask)
         if to_grad_weights is not None:
             tl.store(to_grad_weights + place, w_dot, mask=mask)
+        if to_grad_logits is not None:
+            tl.store(to_grad_logits + place, s_dot, mask=mask)
         tl.store(d_score + place, slope * ds + SCALE * c_dot * ds_dot, mask=mask)
         tl.store(d_score_dot + place, slope * ds_dot, mask=mask)
         tl.store(kept_weight + place, w_dot, mask=mask)

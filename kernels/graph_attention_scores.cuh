@@ -26,6 +26,13 @@ HAMFAST_INLINE T score_activation_slope(int64_t kind, T slope, T x) {
   return kind == act_silu ? silu : slope + (T(1) - slope) * silu;
 }
 
+template <class T>
+HAMFAST_INLINE T score_activation_curvature(int64_t kind, T slope, T x) {
+  if (kind == act_leaky_relu) return T(0);
+  const T silu = HAMFAST_ISA::silu_curvature(x);
+  return kind == act_silu ? silu : (T(1) - slope) * silu;
+}
+
 // One warp at one receiver and head.
 template <class T, class Stored>
 struct ScoreWarp {
@@ -74,6 +81,15 @@ struct ScoreWarp {
     return row_columns<T>(sum, call.heads, row, head, c, call.packed);
   }
 
+  HAMFAST_INLINE Columns<T> both(const EdgeSum<Stored>& a, const EdgeSum<Stored>& b, const int64_t (&row)[3],
+                                 int64_t c) const {
+    return row_columns<T>(a, b, call.heads, row, head, c, call.packed);
+  }
+  HAMFAST_INLINE Columns<T> of_vector(const T* vector, int64_t c) const {
+    const int64_t width = call.query.width;
+    return vector ? load_columns<T>(vector + head * width + c, width - c, call.packed) : Columns<T>{};
+  }
+
   HAMFAST_INLINE T on_edge(const NodeRows<T>& nodes, const Stored* edges, const int64_t (&row)[3]) const {
     if (!nodes.data || !edges) return T(0);
     const T* node = nodes.row(receiver) + head * nodes.head_stride;
@@ -100,13 +116,11 @@ struct ScoreWarp {
       if (call.score == score_given) return T(0);
       const T total = on_edge(call.query_on_edge, call.edge, row);
       if (call.score == score_dot) return total + product(call.query, call.key, row);
-      const int64_t width = call.query.width;
-      return total + over_columns(width, [&](int64_t c) {
-               Columns<T> x = columns(call.query, row, c);
-               add_columns(T(1), columns(call.key, row, c), x);
+      return total + over_columns(call.query.width, [&](int64_t c) {
+               Columns<T> x = both(call.query, call.key, row, c);
                HAMFAST_UNROLL
                for (int i = 0; i < kColumns; ++i) x.at[i] = score_activation(call.activation, call.slope, x.at[i]);
-               return dot_columns(load_columns<T>(call.vector + head * width + c, width - c, call.packed), x);
+               return dot_columns(of_vector(call.vector, c), x);
              });
     });
   }
@@ -115,10 +129,25 @@ struct ScoreWarp {
       return with_gradient(call.value, row) + on_edge(call.grad_on_edge, call.edge, row);
     });
   }
+  // <vector', act(q + k)> + <vector, act'(q + k) (q' + k')>
+  HAMFAST_INLINE T activation_along(const int64_t (&row)[3]) const {
+    return over_columns(call.query.width, [&](int64_t c) {
+      Columns<T> x = both(call.query, call.key, row, c), x_dot = both(call.query_dot, call.key_dot, row, c);
+      HAMFAST_UNROLL
+      for (int i = 0; i < kColumns; ++i) {
+        x_dot.at[i] *= score_activation_slope(call.activation, call.slope, x.at[i]);
+        x.at[i] = score_activation(call.activation, call.slope, x.at[i]);
+      }
+      return dot_columns(of_vector(call.vector_dot, c), x) + dot_columns(of_vector(call.vector, c), x_dot);
+    });
+  }
   HAMFAST_INLINE void all_along() const {
     dots(call.at_z_dot, [&](const int64_t (&row)[3]) {
-      return product(call.query_dot, call.key, row) + product(call.query, call.key_dot, row) +
-             on_edge(call.query_on_edge_dot, call.edge, row) + on_edge(call.query_on_edge, call.edge_dot, row);
+      const T of_rows = call.additive()
+                            ? activation_along(row)
+                            : product(call.query_dot, call.key, row) + product(call.query, call.key_dot, row);
+      return of_rows + on_edge(call.query_on_edge_dot, call.edge, row) +
+             on_edge(call.query_on_edge, call.edge_dot, row);
     });
     dots(call.at_b, [&](const int64_t (&row)[3]) {
       return with_gradient(call.value_dot, row) + on_edge(call.grad_on_edge, call.edge_dot, row);
@@ -221,17 +250,19 @@ struct ScoreWarp {
 
   // What D is made of at one edge; see graph_attention.cuh.
   struct Second {
-    T value, p, s_dot, change, a, u, r, gate_dot, scale_dot;
+    T value, slope, p, s_dot, f_dot, change, a, u, r, gate_dot, scale_dot;
   };
   HAMFAST_INLINE Second second(const Edge& e, T lse) const {
     Second x;
     x.value = plain(e, lse), x.p = e.f * x.value;
+    x.slope = call.softmax() ? x.value : HAMFAST_ISA::weight_slope(call.weight, e.s);
     x.a = call.at_a[e.place] + (call.grad_weights ? call.grad_weights[e.place] : T(0));
     x.gate_dot = at(call.gate_dot, T(0), e.edge, head);
     x.scale_dot = at(call.score_scale_dot, T(0), e.edge, head);
     x.s_dot = e.slope * call.at_z_dot[e.place] + call.scale * e.z * x.scale_dot + at(call.bias_dot, T(0), e.edge, head);
     if (e.is_clipped) x.s_dot = T(0);
-    x.change = x.p * x.s_dot + x.value * at(call.envelope_dot, T(0), e.edge, head);
+    x.f_dot = at(call.envelope_dot, T(0), e.edge, head);
+    x.change = e.f * x.slope * x.s_dot + x.value * x.f_dot;
     x.u = e.gate * e.drop * x.a;
     x.r = e.drop * (x.gate_dot * x.a + e.gate * call.at_b[e.place]);
     return x;
@@ -242,24 +273,33 @@ struct ScoreWarp {
     all_a();
     all_along();
     const T lse = lse_before();
-    T mean_u = T(0), mean_s = T(0), mean_r = T(0), mean_su = T(0);
+    const int64_t at_head = receiver * call.heads + head;
+    T mean_u = T(0), mean_s = T(0), mean_r = T(0), k = T(0);
+    if (call.softmax()) {
+      each([&](const Edge& e) {
+        const Second x = second(e, lse);
+        mean_u += x.p * x.u, mean_s += x.change, mean_r += x.p * x.r, k += x.change * x.u;
+      });
+      mean_u = add_all(mean_u), mean_s = add_all(mean_s), mean_r = add_all(mean_r);
+      k = add_all(k) - mean_u * mean_s;
+      if (call.grad_lse) mean_u -= call.grad_lse[at_head];
+    }
+    if (call.to_grad_lse && lane == 0) call.to_grad_lse[at_head] = mean_s;
     each([&](const Edge& e) {
       const Second x = second(e, lse);
-      mean_u += x.p * x.u, mean_s += x.change, mean_r += x.p * x.r, mean_su += x.change * x.u;
-    });
-    mean_u = add_all(mean_u), mean_s = add_all(mean_s), mean_r = add_all(mean_r);
-    const T k = add_all(mean_su) - mean_u * mean_s;
-    each([&](const Edge& e) {
-      const Second x = second(e, lse);
+      const T curvature = call.softmax() ? x.value : HAMFAST_ISA::weight_curvature(call.weight, e.s);
       const T moved = x.change - x.p * mean_s, centred = x.u - mean_u, rest = x.r - mean_r - k;
-      const T ds = e.is_clipped ? T(0) : moved * centred + x.p * rest;
-      const T ds_dot = e.is_clipped ? T(0) : x.p * centred;
+      T ds = (e.f * curvature * x.s_dot + x.slope * x.f_dot - x.p * mean_s) * centred + e.f * x.slope * rest;
+      T ds_dot = e.f * x.slope * centred;
+      if (call.grad_logits) ds_dot += call.grad_logits[e.place];
+      if (e.is_clipped) ds = ds_dot = T(0);
       const T w_dot = moved * e.gate * e.drop + x.p * x.gate_dot * e.drop;
       if (call.d_bias) call.d_bias[e.place] = ds;
       if (call.d_score_scale) call.d_score_scale[e.place] = call.scale * (e.z * ds + call.at_z_dot[e.place] * ds_dot);
-      if (call.d_envelope) call.d_envelope[e.place] = x.value * ((x.s_dot - mean_s) * centred + rest);
+      if (call.d_envelope) call.d_envelope[e.place] = (x.slope * x.s_dot - x.value * mean_s) * centred + x.value * rest;
       if (call.d_gate) call.d_gate[e.place] = e.drop * (moved * x.a + x.p * call.at_b[e.place]);
       if (call.to_grad_weights) call.to_grad_weights[e.place] = w_dot;
+      if (call.to_grad_logits) call.to_grad_logits[e.place] = x.s_dot;
       call.d_score[e.place] = e.slope * ds + call.scale * x.scale_dot * ds_dot;
       call.d_score_dot[e.place] = e.slope * ds_dot;
       call.kept_weight[e.place] = w_dot;
@@ -271,7 +311,9 @@ struct ScoreWarp {
 enum AttentionPass : int { pass_forward = 0, pass_backward = 1, pass_double = 2 };
 
 template <class T, class Stored, int pass>
-__global__ void __launch_bounds__(kWarp* kAttentionWarps, sizeof(T) == 4 ? 6 : 4)
+__global__ void __launch_bounds__(kWarp* kAttentionWarps, sizeof(T) == 8        ? 4
+                                                          : pass == pass_double ? 5
+                                                                                : 6)
     attention_scores_kernel(AttentionCall<T, Stored> call) {
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int64_t items = call.num_receivers * call.heads;

@@ -15,6 +15,9 @@ enum RowKind : int64_t {
   rows_nodes = 2,             // rows of the receiver
   rows_activation = 3,        // act(a + b)
   rows_activation_slope = 4,  // vector act'(a + b)
+  // The change of these two along directions a', b' and vector'.
+  rows_activation_along = 5,
+  rows_activation_slope_along = 6,
 };
 
 template <class T, class Stored>
@@ -36,7 +39,8 @@ struct WeightedSum {
   const int64_t *order, *ptr;  // null: a row is an edge
   int64_t parts, edges;        // parts > 0: a row is that part of all edges
   const int64_t *senders, *receivers;
-  const T* vector;
+  EdgeSum<Stored> a_dot, b_dot;
+  const T *vector, *vector_dot;
   int64_t activation;
   T slope;
   bool packed;
@@ -47,6 +51,7 @@ struct WeightedSum {
     int64_t chunks, units, tiles, items;
     int lanes, groups;
   };
+  HAMFAST_HD bool activations() const { return count > 0 && term[0].kind >= rows_activation; }
   HAMFAST_HD bool lists() const { return ptr || parts > 0; }
   HAMFAST_HD Cut cut() const {
     Cut c;
@@ -61,8 +66,40 @@ struct WeightedSum {
   }
 };
 
-// total += the terms of one edge, in the columns of head h from c.
+// Rows of additive scores: the kinds from rows_activation.
 template <class T, class Stored, class Out>
+HAMFAST_INLINE Columns<T> activation_columns(const WeightedSum<T, Stored, Out>& sum,
+                                             const WeightedTerm<T, Stored>& term, const int64_t (&row)[3], int64_t h,
+                                             int64_t c) {
+  const int64_t kind = term.kind, place = h * sum.width + c, left = sum.width - c;
+  Columns<T> x = row_columns<T>(term.a, term.b, sum.heads, row, h, c, sum.packed), x_dot{}, vector{}, vector_dot{};
+  if (kind == rows_activation_along || kind == rows_activation_slope_along)
+    x_dot = row_columns<T>(sum.a_dot, sum.b_dot, sum.heads, row, h, c, sum.packed);
+  if (kind == rows_activation_slope || kind == rows_activation_slope_along)
+    vector = load_columns<T>(sum.vector + place, left, sum.packed);
+  if (kind == rows_activation_slope_along && sum.vector_dot)
+    vector_dot = load_columns<T>(sum.vector_dot + place, left, sum.packed);
+  HAMFAST_UNROLL
+  for (int i = 0; i < kColumns; ++i) {
+    const T at = x.at[i];
+    if (kind == rows_activation) {
+      x.at[i] = score_activation(sum.activation, sum.slope, at);
+      continue;
+    }
+    const T slope = score_activation_slope(sum.activation, sum.slope, at);
+    if (kind == rows_activation_slope)
+      x.at[i] = vector.at[i] * slope;
+    else if (kind == rows_activation_along)
+      x.at[i] = slope * x_dot.at[i];
+    else
+      x.at[i] = vector_dot.at[i] * slope +
+                vector.at[i] * score_activation_curvature(sum.activation, sum.slope, at) * x_dot.at[i];
+  }
+  return x;
+}
+
+// total += the terms of one edge, in the columns of head h from c. activations: all terms are of those kinds.
+template <bool activations, class T, class Stored, class Out>
 HAMFAST_INLINE void add_edge(const WeightedSum<T, Stored, Out>& sum, const int64_t (&row)[3], int64_t h, int64_t c,
                              Columns<T>& total) {
   const bool packed = sum.packed;
@@ -71,35 +108,26 @@ HAMFAST_INLINE void add_edge(const WeightedSum<T, Stored, Out>& sum, const int64
     for (int t = 0; t < sum.count; ++t) {
       const WeightedTerm<T, Stored>& term = sum.term[t];
       const T weight = term.weight[row[0] * heads + h];
-      if (term.kind == rows_sum) {
+      if constexpr (activations) {
+        add_columns(weight, activation_columns(sum, term, row, h, c), total);
+      } else if (term.kind == rows_sum) {
         add_columns(weight, row_columns<T>(term.a, heads, row, h, c, packed), total);
       } else if (term.kind == rows_features) {
         add_columns(weight, load_columns<T>(term.features + row[0] * width + c, width - c, packed), total);
-      } else if (term.kind == rows_nodes) {
+      } else {
         const T* node = term.nodes.row(row[2]) + h * term.nodes.head_stride + c;
         add_columns(weight, load_columns<T>(node, width - c, packed), total);
-      } else {
-        Columns<T> x = row_columns<T>(term.a, heads, row, h, c, packed);
-        add_columns(T(1), row_columns<T>(term.b, heads, row, h, c, packed), x);
-        const bool slopes = term.kind == rows_activation_slope;
-        Columns<T> factor{};
-        if (slopes) factor = load_columns<T>(sum.vector + h * width + c, width - c, packed);
-        HAMFAST_UNROLL
-        for (int i = 0; i < kColumns; ++i)
-          x.at[i] = slopes ? factor.at[i] * score_activation_slope(sum.activation, sum.slope, x.at[i])
-                           : score_activation(sum.activation, sum.slope, x.at[i]);
-        add_columns(weight, x, total);
       }
     }
 }
 
 // Edges first ... last of a list, dealt to the groups of the warp; afterwards every group has the whole sum.
-template <class T, class Stored, class Out>
+template <bool activations, class T, class Stored, class Out>
 HAMFAST_INLINE void add_list(const WeightedSum<T, Stored, Out>& sum, int64_t first, int64_t last, int lanes, int lane,
                              bool is_active, int64_t h, int64_t c, Columns<T>& total) {
   walk_edges(sum.order, sum.senders, sum.receivers, first, last, lane, lanes,
              [&](const int64_t (&row)[3], bool is_edge) {
-               if (is_active && is_edge) add_edge(sum, row, h, c, total);
+               if (is_active && is_edge) add_edge<activations>(sum, row, h, c, total);
              });
   for (int step = lanes; step < kWarp; step *= 2) {
     HAMFAST_UNROLL
@@ -107,10 +135,13 @@ HAMFAST_INLINE void add_list(const WeightedSum<T, Stored, Out>& sum, int64_t fir
   }
 }
 
-constexpr int kSumWarps = 8;  // per block, of which a multiprocessor holds two at least
+constexpr int kSumWarps = 8;  // per block
+// Blocks that a multiprocessor is to hold: as many as the registers of a sum allow.
+constexpr int sum_blocks(bool activations, size_t real) { return (real == 8 ? 2 : 3) - (activations ? 1 : 0); }
 
-template <class T, class Stored, class Out>
-__global__ void __launch_bounds__(kWarp* kSumWarps, 2) weighted_sum_kernel(WeightedSum<T, Stored, Out> sum) {
+template <class T, class Stored, class Out, bool activations>
+__global__ void __launch_bounds__(kWarp* kSumWarps, sum_blocks(activations, sizeof(T)))
+    weighted_sum_kernel(WeightedSum<T, Stored, Out> sum) {
   const auto cut = sum.cut();
   const int lane = static_cast<int>(threadIdx.x) % kWarp, group = lane / cut.lanes;
   for (int64_t item = static_cast<int64_t>(blockIdx.x) * kSumWarps + static_cast<int>(threadIdx.x) / kWarp;
@@ -124,10 +155,10 @@ __global__ void __launch_bounds__(kWarp* kSumWarps, 2) weighted_sum_kernel(Weigh
     if (lists) {
       const int64_t first = sum.ptr ? sum.ptr[r] : sum.edges * r / sum.parts;
       const int64_t last = sum.ptr ? sum.ptr[r + 1] : sum.edges * (r + 1) / sum.parts;
-      add_list(sum, first, last, cut.lanes, lane, is_active, h, c, total);
+      add_list<activations>(sum, first, last, cut.lanes, lane, is_active, h, c, total);
     } else if (is_active) {
       const int64_t row[3] = {r, sum.senders[r], sum.receivers[r]};
-      add_edge(sum, row, h, c, total);
+      add_edge<activations>(sum, row, h, c, total);
     }
     if (is_active && (!lists || group == 0)) {
       const int64_t head_rows = sum.over_heads ? r : r * sum.heads + h;

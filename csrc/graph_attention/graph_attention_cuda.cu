@@ -19,8 +19,9 @@ class WeightedSums {
     for (int part = 0; part < 3; ++part) {
       if (!to[part]) continue;
       auto sum = new_sum(to[part], part, call_.query.width);
-      if (call_.score == score_additive) {
+      if (call_.additive()) {
         add(sum, rows_activation_slope, call_.d_score, call_.query, call_.key);
+        if (along_activation()) add(sum, rows_activation_slope_along, call_.d_score_dot, call_.query, call_.key);
       } else {
         add(sum, rows_sum, call_.d_score, of_query ? call_.key : call_.query);
         const EdgeSum<Stored>& along = of_query ? call_.key_dot : call_.query_dot;
@@ -68,6 +69,7 @@ class WeightedSums {
     auto sum = new_sum(call_.d_vector, part_edge, call_.query.width);
     sum.rows = sum.parts = kParts;
     add(sum, rows_activation, call_.d_score, call_.query, call_.key);
+    if (along_activation()) add(sum, rows_activation_along, call_.d_score_dot, call_.query, call_.key);
     run(sum);
   }
 
@@ -97,6 +99,8 @@ class WeightedSums {
   }
 
  private:
+  bool along_activation() const { return call_.query_dot.any() || call_.key_dot.any() || call_.vector_dot; }
+
   template <class Out>
   WeightedSum<T, Stored, Out> new_sum(Out* out, int part, int64_t width) const {
     WeightedSum<T, Stored, Out> sum{};
@@ -106,7 +110,9 @@ class WeightedSums {
     sum.order = part == part_edge ? nullptr : part == part_sender ? call_.sender_order : call_.receiver_order;
     sum.ptr = part == part_edge ? nullptr : part == part_sender ? call_.sender_ptr : call_.receiver_ptr;
     sum.senders = call_.senders, sum.receivers = call_.receivers;
-    sum.vector = call_.vector, sum.activation = call_.activation, sum.slope = call_.slope;
+    sum.a_dot = call_.query_dot, sum.b_dot = call_.key_dot;
+    sum.vector = call_.vector, sum.vector_dot = call_.vector_dot, sum.activation = call_.activation,
+    sum.slope = call_.slope;
     sum.packed = call_.packed;
     return sum;
   }
@@ -127,7 +133,8 @@ class WeightedSums {
   void run(const WeightedSum<T, Stored, Out>& sum) const {
     const int64_t items = sum.cut().items;
     if (items == 0) return;
-    launch("graph_attention", weighted_sum_kernel<T, Stored, Out>,
+    launch("graph_attention",
+           sum.activations() ? weighted_sum_kernel<T, Stored, Out, true> : weighted_sum_kernel<T, Stored, Out, false>,
            Grid{blocks_for((items + kSumWarps - 1) / kSumWarps)}, kWarp * kSumWarps, device_, sum);
   }
 
@@ -150,7 +157,7 @@ bool is_packed(const AttentionCall<T, Stored>& c) {
              are_aligned(c.query_dot.part[p], c.key_dot.part[p], c.value_dot.part[p]);
   return packed && are_aligned(c.query_on_edge) && are_aligned(c.query_on_edge_dot) && are_aligned(c.grad_on_edge) &&
          are_aligned(c.edge, c.edge_dot, c.d_edge, c.grad_out, c.to_grad_out, c.out) &&
-         are_aligned(c.vector, c.d_vector, c.out_on_edge, c.d_query_on_edge, c.to_grad_on_edge);
+         are_aligned(c.vector, c.vector_dot, c.d_vector, c.out_on_edge, c.d_query_on_edge, c.to_grad_on_edge);
 }
 
 struct AttentionOnCuda : OnCuda {

@@ -25,6 +25,8 @@ COUNT = 16
 AT_EDGE, AT_SENDER, AT_RECEIVER = range(3)
 
 _DOT, _ADDITIVE, _GIVEN = range(3)
+_ALONG = 2
+"""The change of additive scores, for edge_dots."""
 _LINEAR, _ACTIVATION, _ACTIVATION_SLOPE = range(3)
 _VECTOR_PARTS = 64
 
@@ -104,18 +106,28 @@ class _Attention:
         if not (c and d):
             c, d = _NO_ROWS, _NO_ROWS
         features = self.features if c else 0
+        if not (add and width == features == 0):
+            self._dots(out, _ADDITIVE if additive else _DOT, width, features, (*a, *b, *c, *d), add)
+
+    def dots_along(self, out: Tensor) -> None:
+        """The change of additive scores along directions of query, key and vector."""
+        rows = (self.parts(n, of) for of in (None, self.directions) for n in (QUERY, KEY))
+        self._dots(out, _ALONG, self.width(QUERY), 0, [argument for part in rows for argument in part], False)
+
+    def _dots(self, out: Tensor, score: int, width: int, features: int, rows: Sequence, add: bool) -> None:
         edges, columns = ATTENTION_DOTS.cut(max(width, features))
+        additive = score != _DOT
         constants = self._constants() | {
-            "SCORE": _ADDITIVE if additive else _DOT,
+            "SCORE": score,
             "ACTIVATION": self.activation if additive else 0,
             "SLOPE": self.slope if additive else 0.0,
             "ADD": add,
             "EDGES": edges,
             "COLUMNS": columns,
         }
-        vector = self.operands[VECTOR] if additive else None
+        vectors = (self.operands[VECTOR] if additive else None, self.directions[VECTOR] if score == _ALONG else None)
         graph = (self.senders, self.receivers, self.receiver_order, self.edges)
-        arguments = (out, *graph, self.heads, width, features, *a, *b, *c, *d, vector)
+        arguments = (out, *graph, self.heads, width, features, *rows, *vectors)
         launch(edge_dots, (pieces(self.edges, edges),), arguments, constants, out, ATTENTION_DOTS.num_warps)
 
     def sums(
@@ -141,8 +153,12 @@ class _Attention:
         }
         turns = parts or (self.rows[place] if ptr is not None else pieces(self.edges, edges))
         graph = (self.senders, self.receivers, order, ptr, self.edges)
-        vector = self.operands[VECTOR] if kind == _ACTIVATION_SLOPE else None
-        arguments = (out, *graph, self.heads, width, weight, *a, more, *b, vector)
+        vector, vector_dot, along = None, None, (_NO_ROWS, _NO_ROWS)
+        if kind == _ACTIVATION_SLOPE:
+            vector, vector_dot = self.operands[VECTOR], self.directions[VECTOR]
+        if kind != _LINEAR:
+            along = self.parts(QUERY, self.directions), self.parts(KEY, self.directions)
+        arguments = (out, *graph, self.heads, width, weight, *a, more, *b, vector, *along[0], *along[1], vector_dot)
         launch(weighted_sums, (turns, pieces(elements, columns)), arguments, constants, out, ATTENTION_SUMS.num_warps)
 
     def per_receiver(self, kernel, arguments: tuple, constants: dict, with_directions: bool = False) -> None:
@@ -197,14 +213,16 @@ class _Attention:
     ) -> None:  # fmt: skip
         """The gradients of rows, from dz, w and, along directions, dz'."""
         additive = self.score == _ADDITIVE
+        both = self.parts(QUERY), self.parts(KEY)
+        is_along = any(self.directions[n] is not None for n in (*range(VALUE), VECTOR))
+        of_activation = d_score_dot if is_along else None
         for first, other in ((QUERY, KEY), (KEY, QUERY)):
             for place in range(3):
                 if not self.wanted >> first + place & 1:
                     continue
                 to, width = out[first + place], self.width(QUERY)
                 if additive:
-                    both = self.parts(QUERY), self.parts(KEY)
-                    self.sums(to, place, width, d_score, both[0], None, both[1], _ACTIVATION_SLOPE)
+                    self.sums(to, place, width, d_score, both[0], of_activation, both[1], _ACTIVATION_SLOPE)
                 else:
                     along = self.parts(other, self.directions)
                     more = d_score_dot if along else None
@@ -224,8 +242,7 @@ class _Attention:
         if self.wanted >> VECTOR & 1:
             width = self.width(QUERY)
             parts = self.new(_VECTOR_PARTS, self.heads, width)
-            both = self.parts(QUERY), self.parts(KEY)
-            self.sums(parts, AT_EDGE, width, d_score, both[0], None, both[1], _ACTIVATION, parts=_VECTOR_PARTS)
+            self.sums(parts, AT_EDGE, width, d_score, both[0], of_activation, both[1], _ACTIVATION, parts=_VECTOR_PARTS)
             out[VECTOR] = parts.sum(0)
 
     def _sums_of_nodes(self, out: Tensor, terms: list[tuple[Tensor | None, _Rows]]) -> None:
@@ -287,13 +304,12 @@ def graph_attention(edge_key_weight, *arguments):
     constants = {"WEIGHT": call.weight, "LOG_EPSILON": math.log(call.epsilon) if call.epsilon > 0 else -math.inf}
     call.per_receiver(attention_weights, (call.raw_scores(), lse, weights, logits), constants)
     call.aggregate(out, on_edge, weights)
-    none = call.new(0)
     return (
         out,
-        none if on_edge is None else on_edge,
+        call.new(0) if on_edge is None else on_edge,
         lse,
-        weights if call.wanted & 1 else none,
-        none if logits is None else logits,
+        weights if call.wanted & 1 else call.new(0),
+        call.new(0) if logits is None else logits,
     )
 
 
@@ -322,24 +338,30 @@ def graph_attention_backward(grad_out, grad_on_edge, grad_lse, grad_weights, gra
 
 def graph_attention_double_backward(*arguments):
     """``hamfast::graph_attention_double_backward``: see csrc/library.cpp."""
-    directions, (grad_out, grad_on_edge, grad_weights, lse) = arguments[:COUNT], arguments[COUNT : COUNT + 4]
-    call = _Attention(arguments[COUNT + 4 :], directions)
-    grad_out, grad_on_edge = _contiguous(grad_out), _with_contiguous_rows(grad_on_edge)
-    wanted = [call.wanted >> COUNT + n & 1 for n in range(3)]
-    rows = (call.rows[AT_RECEIVER], call.heads)
-    shapes = [(*rows, call.width(VALUE)), (*rows, call.features), (call.edges, call.heads)]
-    makers = (call.new_rows, call.new, call.new)
+    directions, gradients, lse = arguments[:COUNT], arguments[COUNT : COUNT + 5], arguments[COUNT + 5]
+    call = _Attention(arguments[COUNT + 6 :], directions)
+    grad_out, grad_on_edge = _contiguous(gradients[0]), _with_contiguous_rows(gradients[1])
+    wanted = [call.wanted >> COUNT + n & 1 for n in range(5)]
+    rows, numbers = (call.rows[AT_RECEIVER], call.heads), (call.edges, call.heads)
+    shapes = [(*rows, call.width(VALUE)), (*rows, call.features), rows, numbers, numbers]
     to_gradients = [
-        new(*(shape if is_wanted else (0,))) for new, shape, is_wanted in zip(makers, shapes, wanted, strict=True)
+        (call.new if n else call.new_rows)(*(shape if is_wanted else (0,)))
+        for n, (shape, is_wanted) in enumerate(zip(shapes, wanted, strict=True))
     ]
+    to_out, to_on_edge, *to_numbers = (
+        t if is_wanted else None for t, is_wanted in zip(to_gradients, wanted, strict=True)
+    )
     out = [call.gradients_of(n) for n in range(COUNT)]
     along = call.directions
     z_dot = call.numbers()
     query_on_edge, query_on_edge_dot = (_node_rows(t[ON_EDGE]) for t in (call.operands, along))
     both = (QUERY, KEY)
     (query, key), (query_dot, key_dot) = ([call.parts(n, of) for n in both] for of in (None, along))
-    width = call.width(QUERY)
-    call.dots(z_dot, query_dot, key, width, query_on_edge_dot, call.edge_features())
+    width, additive = call.width(QUERY), call.score == _ADDITIVE
+    if additive:
+        call.dots_along(z_dot)
+        query_dot = key_dot = _NO_ROWS
+    call.dots(z_dot, query_dot, key, width, query_on_edge_dot, call.edge_features(), add=additive)
     call.dots(z_dot, query, key_dot, width, query_on_edge, call.edge_features(along), add=True)
     d_score, d_score_dot, changed_weight, weight = (call.numbers() for _ in range(4))
     call.per_receiver(
@@ -350,19 +372,17 @@ def graph_attention_double_backward(*arguments):
             z_dot,
             call.incoming(grad_out, grad_on_edge, along),
             lse.contiguous(),
-            _contiguous(grad_weights),
+            *(_contiguous(t) for t in gradients[2:]),
             d_score,
             d_score_dot,
             changed_weight,
             weight,
-            to_gradients[2] if wanted[2] else None,
+            *to_numbers,
             *(call.optional(out, BIAS + n) for n in range(4)),
         ),
-        {},
+        {"WEIGHT": call.weight},
         with_directions=True,
     )
     call.add_up_gradients(out, d_score, changed_weight, grad_out, grad_on_edge, d_score_dot)
-    call.aggregate(
-        to_gradients[0] if wanted[0] else None, to_gradients[1] if wanted[1] else None, changed_weight, weight
-    )
+    call.aggregate(to_out, to_on_edge, changed_weight, weight)
     return *to_gradients, *out

@@ -14,9 +14,9 @@ using T = double;
 
 static AttentionCall<T> call{};
 
-// f(first row, last row, scratch) in threads; the scratch is as large as asked for, and NaN.
+// f(first row, last row, thread, scratch) in threads; the scratch is as large as asked for, and NaN.
 static void in_threads(int threads, int64_t rows, const int64_t* ptr,
-                       const std::function<void(int64_t, int64_t, T*)>& f) {
+                       const std::function<void(int64_t, int64_t, int64_t, T*)>& f) {
   std::vector<std::thread> pool;
   for (int t = 0; t < threads; ++t)
     pool.emplace_back([=] {
@@ -25,7 +25,7 @@ static void in_threads(int threads, int64_t rows, const int64_t* ptr,
       const int64_t size = HAMFAST_ISA::attention_scratch(call, degree);
       const Scratch<T> scratch(size);
       for (int64_t i = 0; i < size; ++i) scratch.data()[i] = NAN;
-      f(rows * t / threads, rows * (t + 1) / threads, scratch.data());
+      f(rows * t / threads, rows * (t + 1) / threads, t, scratch.data());
     });
   for (auto& thread : pool) thread.join();
 }
@@ -45,16 +45,20 @@ int main(int argc, char** argv) {
     kValueEdge,
     kOnEdge,
     kEdge,
+    kVector,
     kBias,
     kEnvelope,
     kGrad,
     kGradOnEdge,
+    kGradLse,
+    kGradLogits,
     kDirections  // as from kQuery to kEnvelope
   };
   const int64_t* numbers = a[kNumbers].as<int64_t>();
   call.heads = numbers[0], call.query.width = call.key.width = numbers[1], call.value.width = numbers[2];
   call.features = numbers[3], call.edges = numbers[4], call.num_senders = call.num_receivers = numbers[5];
-  call.scale = 0.5, call.clip = 2.0;
+  call.score = numbers[6], call.activation = numbers[7], call.weight = numbers[8];
+  call.scale = 0.5, call.clip = 2.0, call.slope = 0.2;
   const int64_t** graph[6] = {&call.senders,   &call.sender_order,   &call.sender_ptr,
                               &call.receivers, &call.receiver_order, &call.receiver_ptr};
   for (int n = 0; n < 6; ++n) *graph[n] = a[kGraph + n].as<int64_t>();
@@ -64,7 +68,7 @@ int main(int argc, char** argv) {
   call.query.part[part_receiver] = at(kQuery), call.query.part[part_edge] = at(kQueryEdge);
   call.key.part[part_sender] = at(kKey);
   call.value.part[part_sender] = at(kValue), call.value.part[part_edge] = at(kValueEdge);
-  call.query_on_edge = rows(kOnEdge), call.edge = at(kEdge);
+  call.query_on_edge = rows(kOnEdge), call.edge = at(kEdge), call.vector = at(kVector);
   call.bias = scalar(kBias), call.envelope = scalar(kEnvelope);
 
   std::vector<Array> results;
@@ -73,14 +77,17 @@ int main(int argc, char** argv) {
     return results.back().as<T>();
   };
   const int64_t nodes = call.num_receivers * call.heads, scores = call.edges * call.heads;
+  const int64_t size = call.heads * call.query.width;
   call.out = result(nodes * call.value.width);
   call.out_on_edge = result(nodes * call.features);
-  call.lse = result(nodes);
-  in_threads(threads, call.num_receivers, call.receiver_ptr,
-             [](int64_t begin, int64_t end, T* scratch) { HAMFAST_ISA::attention_forward(call, begin, end, scratch); });
+  call.lse = result(nodes), call.logits = result(scores);
+  in_threads(threads, call.num_receivers, call.receiver_ptr, [](int64_t begin, int64_t end, int64_t, T* scratch) {
+    HAMFAST_ISA::attention_forward(call, begin, end, scratch);
+  });
 
   call.lse_before = call.lse;
   call.grad_out = at(kGrad), call.grad_on_edge = rows(kGradOnEdge);
+  call.grad_lse = at(kGradLse), call.grad_logits = at(kGradLogits);
   const Array kept[3] = {poisoned(8 * scores), poisoned(8 * scores), poisoned(8 * scores)};
   call.d_score = kept[0].as<T>(), call.kept_weight = kept[1].as<T>(), call.d_score_dot = kept[2].as<T>();
   auto gradients = [&] {
@@ -91,13 +98,16 @@ int main(int argc, char** argv) {
     call.d_value[part_edge] = result(scores * call.value.width);
     call.d_query_on_edge = result(nodes * call.features);
     call.d_edge = result(call.edges * call.features);
+    // A part for each thread, to be added up.
+    call.d_vector = call.additive() ? result(threads * size) : nullptr;
+    for (int64_t i = 0; call.d_vector && i < threads * size; ++i) call.d_vector[i] = 0;
     call.d_bias = result(scores), call.d_envelope = result(scores);
   };
   gradients();
-  in_threads(threads, call.num_receivers, call.receiver_ptr, [](int64_t begin, int64_t end, T* scratch) {
-    HAMFAST_ISA::attention_backward(call, begin, end, 0, scratch);
+  in_threads(threads, call.num_receivers, call.receiver_ptr, [](int64_t begin, int64_t end, int64_t part, T* scratch) {
+    HAMFAST_ISA::attention_backward(call, begin, end, part, scratch);
   });
-  in_threads(threads, call.num_senders, call.sender_ptr, [](int64_t begin, int64_t end, T* scratch) {
+  in_threads(threads, call.num_senders, call.sender_ptr, [](int64_t begin, int64_t end, int64_t, T* scratch) {
     HAMFAST_ISA::attention_backward_senders(call, begin, end, scratch);
   });
 
@@ -108,13 +118,15 @@ int main(int argc, char** argv) {
   call.key_dot.part[part_sender] = direction(kKey);
   call.value_dot.part[part_sender] = direction(kValue), call.value_dot.part[part_edge] = direction(kValueEdge);
   call.query_on_edge_dot = rows(kDirections + kOnEdge - kQuery), call.edge_dot = direction(kEdge);
+  call.vector_dot = direction(kVector);
   call.bias_dot = scalar(kDirections + kBias - kQuery), call.envelope_dot = scalar(kDirections + kEnvelope - kQuery);
   gradients();
   call.to_grad_out = result(nodes * call.value.width), call.to_grad_on_edge = result(nodes * call.features);
-  in_threads(threads, call.num_receivers, call.receiver_ptr, [](int64_t begin, int64_t end, T* scratch) {
-    HAMFAST_ISA::attention_double_backward(call, begin, end, scratch);
+  call.to_grad_lse = result(nodes), call.to_grad_logits = result(scores);
+  in_threads(threads, call.num_receivers, call.receiver_ptr, [](int64_t begin, int64_t end, int64_t part, T* scratch) {
+    HAMFAST_ISA::attention_double_backward(call, begin, end, part, scratch);
   });
-  in_threads(threads, call.num_senders, call.sender_ptr, [](int64_t begin, int64_t end, T* scratch) {
+  in_threads(threads, call.num_senders, call.sender_ptr, [](int64_t begin, int64_t end, int64_t, T* scratch) {
     HAMFAST_ISA::attention_double_backward_senders(call, begin, end, scratch);
   });
   write_arrays(argv[2], results);

@@ -84,9 +84,17 @@ def test_kernels(build, tmp_path, isa, sanitizer, shared):
     run_program(build("run_products", isa, sanitizer), tmp_path / "case", 4)
 
 
-def write_attention_case(path):
+# Of csrc/graph_attention: score, its activation and weight, and how the reference calls them.
+ATTENTION = {
+    "dot-softmax": ((0, 0, 0), {}),
+    "additive-silu": ((1, 1, 2), {"score": "additive", "score_activation": "smooth_leaky_relu", "weight": "silu"}),
+}
+
+
+def write_attention_case(path, form):
     """Widths that fill no vector, sums of parts, a clip, nodes without edges; truth: the reference's derivatives."""
     torch.manual_seed(4)
+    kinds, chosen = ATTENTION[form]
     heads, width, value, features, nodes, count = 3, 19, 5, 33, 6, 90
     edges = ops.edge_index(torch.randint(nodes, (count,)), torch.randint(nodes - 1, (count,)), nodes)
     shapes = {
@@ -97,50 +105,58 @@ def write_attention_case(path):
         "value_edge": (count, heads, value),
         "on_edge": (nodes, heads, features),
         "edge": (count, features),
+        "vector": (heads, width),
         "bias": (count, heads),
         "envelope": (count, heads),
     }
-    leaves = {n: torch.rand(s) - 0.5 * (n != "envelope") for n, s in shapes.items()}
-    leaves = {n: t.requires_grad_() for n, t in leaves.items()}
+    if chosen.get("score") != "additive":
+        del shapes["vector"]
+    leaves = {n: (torch.rand(s) - 0.5 * (n != "envelope")).requires_grad_() for n, s in shapes.items()}
     given = {n: t for n, t in leaves.items() if n not in ("on_edge", "edge")}
-    # The term of the edges' features as a key of width `features`, beside the others; their sum as values of one head each.
-    given["query_edge"] = torch.cat([leaves["query_edge"], leaves["on_edge"][edges.receivers]], dim=-1)
+    # The term of the edges' features as a bias; their sum as values.
+    features_term = (leaves["on_edge"][edges.receivers] * leaves["edge"][:, None]).sum(-1)
+    given["bias"] = leaves["bias"] + 0.5 * features_term
     nothing = torch.zeros(nodes, heads, features)
-    given["query_receiver"] = torch.cat([leaves["query_receiver"], nothing], dim=-1)
-    given["key_sender"] = torch.cat([leaves["key_sender"], nothing], dim=-1)
     shared = leaves["edge"][:, None].expand(-1, heads, -1)
-    given["key_edge"] = torch.cat([torch.zeros(count, heads, width), shared], dim=-1)
     given["value_sender"] = torch.cat([leaves["value_sender"], nothing], dim=-1)
     given["value_edge"] = torch.cat([leaves["value_edge"], shared], dim=-1)
-    joined, _, _, lse = reference.graph_attention(edges.senders, edges.receivers, nodes, **given, scale=0.5, clip=2.0)
-    grad = torch.randn_like(joined).requires_grad_()
-    first = torch.autograd.grad(joined, list(leaves.values()), grad, create_graph=True)
+    settings = {"scale": 0.5, "clip": 2.0, **chosen}
+    joined, _, logits, lse = reference.graph_attention(edges.senders, edges.receivers, nodes, **given, **settings)
+    found = lse if kinds[2] == 0 else torch.zeros(nodes, heads)  # there is no sum without softmax
+    finite = torch.where(torch.isinf(found), torch.zeros_like(found), found) + 0 * joined[..., 0]
+    outs = [*joined.split([value, features], -1), finite, logits]
+    grads = [torch.randn_like(t).requires_grad_() for t in outs]
+    first = torch.autograd.grad(outs, list(leaves.values()), grads, create_graph=True)
     directions = [torch.randn_like(t) for t in first]
-    second = torch.autograd.grad(first, [*leaves.values(), grad], directions)
-    numbers = np.array([heads, width, value, features, count, nodes])
+    second = torch.autograd.grad(first, [*leaves.values(), *grads], directions)
+    numbers = np.array([heads, width, value, features, count, nodes, *kinds])
     graph = (*edges.by_sender, *edges.by_receiver)
-    arrays = [numbers, *(t.numpy() for t in graph), *(t.detach().numpy() for t in leaves.values())]
-    write_arrays(path, [*arrays, *(t.detach().numpy() for t in grad.split([value, features], -1)), *directions])
-    results = [
-        *joined.split([value, features], -1),
-        lse,
-        *first,
-        *second[:-1],
-        *second[-1].split([value, features], -1),
-    ]
-    return [t.detach().flatten() for t in results]
+    none = [] if "vector" in shapes else [np.zeros(0)]
+
+    def in_order(tensors):
+        """An empty array in the vector's place where there is none."""
+        arrays = [t.detach().numpy() for t in tensors]
+        return [*arrays[:7], *none, *arrays[7:]]
+
+    arrays = [numbers, *(t.numpy() for t in graph), *in_order(leaves.values())]
+    write_arrays(path, [*arrays, *(t.detach().numpy() for t in grads), *in_order(directions)])
+    return [t.detach().flatten() for t in (*outs[:2], found, logits, *first, *second)]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("form", list(ATTENTION))
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
-def test_attention_kernels(build, tmp_path, sanitizer):
+def test_attention_kernels(build, tmp_path, sanitizer, form):
     """The widest vectors of this processor under the address sanitizer, the plainest under that of threads: compiling takes the time."""
     isa = next(name for name in reversed(ISAS) if supported(name)) if sanitizer == "address" else "baseline"
-    expected = write_attention_case(tmp_path / "case")
-    run_program(build("run_attention", isa, sanitizer), tmp_path / "case", tmp_path / "results", 4)
+    expected, threads = write_attention_case(tmp_path / "case", form), 4
+    run_program(build("run_attention", isa, sanitizer), tmp_path / "case", tmp_path / "results", threads)
     for found, true in zip(read_arrays(tmp_path / "results"), expected, strict=True):
-        torch.testing.assert_close(torch.frombuffer(bytearray(found), dtype=torch.float64), true, atol=1e-10, rtol=1e-9)
+        result = torch.frombuffer(bytearray(found), dtype=torch.float64)
+        if result.numel() > true.numel():  # the vector's gradient: a part of every thread
+            result = result.view(threads, -1).sum(0)
+        torch.testing.assert_close(result, true, atol=1e-10, rtol=1e-9)
 
 
 @pytest.mark.slow
