@@ -1,7 +1,8 @@
 """Graph attention beside PyG's TransformerConv, compiled scatter code and DGL: 2,000 nodes, 40 neighbours, 8 heads x 32, 64 edge features.
 
-`op`: from q, k, v and edge features to the sum, with the edge's projection. `layer`: with all linear layers. Results are compared before
-anything is timed. HAMFAST_BENCH_COMPILED=1 adds torch.compile'd scatter code.
+`op`: from q, k, v and edge features to the sum, with the edge's projection. `layer`: with all linear layers. `GATv2 layer`: additive scores,
+PyG's GATv2Conv, whose edge features are not linear in the score and so are projected for every edge. Results are compared before anything
+is timed. HAMFAST_BENCH_COMPILED=1 adds torch.compile'd scatter code.
 """
 
 import os
@@ -37,6 +38,10 @@ class Problem:
         self.pyg = geometric.TransformerConv(HEADS * WIDTH, WIDTH, **sizes).to(device)
         self.ours = nn.GraphTransformerConv(HEADS * WIDTH, WIDTH, **sizes).to(device)
         self.ours.load_state_dict(self.pyg.state_dict())
+        sizes = {"heads": HEADS, "edge_dim": FEATURES, "add_self_loops": False}
+        self.pyg_gatv2 = geometric.GATv2Conv(HEADS * WIDTH, WIDTH, **sizes).to(device)
+        self.gatv2 = nn.GATv2Conv(HEADS * WIDTH, WIDTH, **sizes).to(device)
+        self.gatv2.load_state_dict(self.pyg_gatv2.state_dict())
 
         def leaf(*shape):
             return torch.randn(*shape, device=device, requires_grad=True)
@@ -80,7 +85,22 @@ class Problem:
             ("op", "compiled scatter"): (compiled_scatter(self), on_qkv),
             ("layer", "hamfast"): (lambda x, e: self.ours(x, self.edges, e), on_x),
             ("layer", "pyg"): (lambda x, e: self.pyg(x, self.pairs, e), on_x),
+            ("GATv2 layer", "hamfast"): (lambda x, e: self.gatv2(x, self.edges, e), on_x),
+            ("GATv2 layer", "pyg"): (lambda x, e: self.pyg_gatv2(x, self.pairs, e), on_x),
         }
+
+    def parameters(self, level, implementation):
+        """Those that a step differentiates in."""
+        if level == "op":
+            return [self.pyg.lin_edge.weight]
+        modules = {
+            ("layer", "hamfast"): self.ours,
+            ("layer", "pyg"): self.pyg,
+            ("GATv2 layer", "hamfast"): self.gatv2,
+            ("GATv2 layer", "pyg"): self.pyg_gatv2,
+        }
+        named = modules[level, implementation].named_parameters()
+        return [parameter for name, parameter in named if not name.startswith("lin_skip")]  # of the root, left out
 
 
 @cache
@@ -141,8 +161,8 @@ def step(function, leaves, parameters, mode):
 
 CASES = [
     *(("op", name, mode) for mode in MODES for name in ("hamfast", "pyg", "dgl", *COMPILED)),
-    *(("layer", name, mode) for mode in MODES for name in ("hamfast", "pyg")),
-    *((level, name, "force step") for level in ("op", "layer") for name in ("hamfast", "pyg")),
+    *((level, name, mode) for level in ("layer", "GATv2 layer") for mode in MODES for name in ("hamfast", "pyg")),
+    *((level, name, "force step") for level in ("op", "layer", "GATv2 layer") for name in ("hamfast", "pyg")),
 ]
 
 
@@ -152,9 +172,7 @@ def test_attention(measure, level, implementation, mode):
     function, leaves = case.functions()[level, implementation]
     expected = case.functions()[level, "pyg"][0](*leaves)
     torch.testing.assert_close(function(*leaves).reshape(expected.shape), expected, atol=1e-4, rtol=1e-4)
-    module = case.ours if (level, implementation) == ("layer", "hamfast") else case.pyg
-    parameters = list(module.parameters()) if level == "layer" else [case.pyg.lin_edge.weight]
-    parameters = [p for p in parameters if p is not module.lin_skip.weight and p is not module.lin_skip.bias]
+    parameters = case.parameters(level, implementation)
     kept = None if implementation == "compiled scatter" else kept_for_backward(function, leaves, parameters)
     run = step(function, leaves, parameters, mode)
     rounds = 5 if mode == "force step" else 10

@@ -96,13 +96,20 @@ def attention(edges):
     derivatives(run, *operands)
     derivatives(run, *(t.detach().bfloat16() for t in operands))
     seed = torch.tensor(3)
-    query, key, value = operands[:3]
-    vector = torch.zeros(HEADS, WIDTH).requires_grad_()
-    out = ops.graph_attention(
-        edges, query_receiver=query, key_sender=key, value_sender=value, score="additive", vector=vector,
-        weight="silu", dropout=0.1, seed=seed, clip=5.0,
-    )  # fmt: skip
-    torch.autograd.grad(out, (query, key, value, vector), torch.zeros_like(out))
+    more = {
+        "score": "additive",
+        "score_activation": "silu",
+        "weight": "silu",
+        "dropout": 0.1,
+        "seed": seed,
+        "clip": 5.0,
+    }
+
+    def additive(query, key, value, vector):
+        rows = {"query_receiver": query, "key_sender": key, "value_sender": value}
+        return ops.graph_attention(edges, **rows, vector=vector, **more)
+
+    derivatives(additive, *operands[:3], torch.zeros(HEADS, WIDTH))
 
 
 def edge_update(edges):

@@ -1,9 +1,10 @@
 // Attention of graph nodes over their incoming edges: what a call is, for the CPU's and the GPU's kernels.
 //
 // Per head and edge e = (sender -> receiver), with q, k, v each a sum of an edge, a sender and a receiver part:
-//   z = <q, k> + <qe, edge>   or   <vector, act(q + k)>   or   0,      qe: the query on the edge's features, per
-//   receiver s = clip(scale score_scale z + bias) p = f exp(s) / (sum f exp(s) + epsilon)   or   f act(s),           f:
-//   envelope;   w = gate dropout p out = sum w v,   out_on_edge = sum w edge.
+//   z = <q, k> + <qe, edge>   or   <vector, act(q + k)>   or   0       qe: the query on edges' features, per receiver
+//   s = clip(scale score_scale z + bias)
+//   p = f exp(s) / (sum f exp(s) + epsilon)   or   f act(s)            f: envelope
+//   w = gate dropout p,   out = sum w v,   out_on_edge = sum w edge,   lse = log(sum f exp(s) + epsilon)
 // Both terms of the edge's features are linear in them, so their weights are applied to rows of nodes, outside.
 // Backward, with g the gradient of out: a = <g, v> + <g_on_edge, edge>, u = gate dropout a, A = sum p u:
 //   ds = p (u - A),  df = (u - A) p / f,  dgate = dropout p a,  dz = scale score_scale ds,

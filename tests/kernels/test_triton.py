@@ -23,7 +23,7 @@ OPTIONS = [
     "plain and not functional or bias_envelope or dropout or additive-silu or outer-plain or no_edges or stable",
     "without_envelope or sources_are and ir_mul or adversarial or unequal or third_derivative",
     "zero_stride or paths_with_and_without",
-    "any_width or differentiable_results and scaled_gated-transformer_conv",
+    "any_width or differentiable_results and not filters",
 ]
 FILES = ["test_graph_attention.py", "test_edge_tensor_product.py", "test_edge_update.py", "test_tensor_product.py"]
 
