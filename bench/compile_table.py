@@ -35,7 +35,7 @@ namespace hamfast {
   template __global__ void rotate_kernel<true, T>(FrameCall<T>, int64_t);          \\
   template __global__ void rotate_kernel<false, T>(FrameCall<T>, int64_t);         \\
   template __global__ void matrix_groups_kernel<T>(MatrixCall<T>);                 \\
-  template __global__ void edge_einsum_kernel<T>(EdgeEinsumCall<T>, int64_t);       \\
+  template __global__ void edge_einsum_kernel<T>(EdgeEinsumCall<T>);                \\
   template __global__ void sparse_map_kernel<T>(SparseMapCall<T>);                 \\
   template __global__ void tensor_product_kernel<T>(TensorProductCall<T>, int64_t, T*); \\
   template __global__ void add_rows_kernel<T>(const T*, int64_t, int64_t, T*);

@@ -26,6 +26,7 @@ struct EdgeEinsumCall {
   int64_t out_row, out_head, out_component;
   bool out_wide;
   int64_t heads, components, width;
+  int64_t rows;  // of out
   const int64_t* senders;
   const int64_t* receivers;
   const int64_t* order;  // edges by out's row; null: out has a row per edge
@@ -41,14 +42,14 @@ struct EdgeEinsumCall {
 // One warp per row of out. Lanes are elements of the row; where out lacks the last axis they are its elements, and are
 // summed.
 template <class T>
-__global__ void edge_einsum_kernel(EdgeEinsumCall<T> call, int64_t rows) {
+__global__ void edge_einsum_kernel(EdgeEinsumCall<T> call) {
   const HAMFAST_ISA::Warp warp;
   const int64_t out_heads = call.out_head > 0 ? call.heads : 1;
   const int64_t out_components = call.out_component > 0 ? call.components : 1;
   const int64_t inner_heads = call.heads / out_heads, inner_components = call.components / out_components;
   const int64_t columns = call.out_wide ? call.width : 1;
   const int64_t elements = out_heads * out_components * columns;
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+  for (int64_t row = blockIdx.x; row < call.rows; row += gridDim.x) {
     const int64_t first = call.order ? call.ptr[row] : row, last = call.order ? call.ptr[row + 1] : row + 1;
     const int64_t step = call.out_wide ? warp.size() : 1;
     for (int64_t element = call.out_wide ? warp.rank() : 0; element < elements; element += step) {

@@ -262,6 +262,21 @@ struct Size {
   constexpr int operator()() const { return n; }
 };
 
+// f(Size<n>{}) for n full vectors, or for 0: any number.
+template <class T, class F>
+inline void for_vectors(int64_t width, F&& f) {
+  switch (width % kLanes<T> == 0 ? width / kLanes<T> : 0) {
+    case 1:
+      return f(Size<1>{});
+    case 2:
+      return f(Size<2>{});
+    case 4:
+      return f(Size<4>{});
+    default:
+      return f(Size<0>{});
+  }
+}
+
 template <class F>
 inline void for_irrep_size(int64_t d, F&& f) {
   switch (d) {

@@ -1,4 +1,4 @@
-// The op on tensors, for any launcher: `Launch::run(call, rows of out, device)`.
+// The op on tensors, for any launcher: `Launch::run(call, device)`.
 #pragma once
 
 #include <vector>
@@ -52,6 +52,7 @@ struct EdgeEinsumOp {
       call.out_component = shape[1] > 1 ? shape[2] : 0;
       call.out_wide = shape[2] > 1;
       call.heads = axes[0], call.components = axes[1], call.width = axes[2];
+      call.rows = count[places[0]];
       call.senders = senders.const_data_ptr<int64_t>();
       call.receivers = receivers.const_data_ptr<int64_t>();
       const bool by_sender = places[0] == place_sender;
@@ -59,7 +60,7 @@ struct EdgeEinsumOp {
         call.order = (by_sender ? sender_order : receiver_order).const_data_ptr<int64_t>();
         call.ptr = (by_sender ? sender_ptr : receiver_ptr).const_data_ptr<int64_t>();
       }
-      Launch::run(call, count[places[0]], a.get_device_index());
+      Launch::run(call, a.get_device_index());
     });
     return out;
   }

@@ -9,8 +9,8 @@ namespace hamfast {
 
 struct EdgeEinsumOnCpu : OnCpu {
   template <class T>
-  static void run(const EdgeEinsumCall<T>& call, int64_t rows, int32_t) {
-    for_balanced_rows(call.ptr, rows, [&](int64_t begin, int64_t end, int64_t) {
+  static void run(const EdgeEinsumCall<T>& call, int32_t) {
+    for_balanced_rows(call.ptr, call.rows, [&](int64_t begin, int64_t end, int64_t) {
       HAMFAST_ISA_CALL(edge_einsum_rows, call, begin, end);
     });
   }

@@ -7,9 +7,9 @@ namespace hamfast {
 
 struct EdgeEinsumOnCuda : OnCuda {
   template <class T>
-  static void run(const EdgeEinsumCall<T>& call, int64_t rows, int32_t device) {
-    if (rows == 0) return;
-    launch("edge_einsum", edge_einsum_kernel<T>, Grid{blocks_for(rows)}, kWarp, device, call, rows);
+  static void run(const EdgeEinsumCall<T>& call, int32_t device) {
+    if (call.rows == 0) return;
+    launch("edge_einsum", edge_einsum_kernel<T>, Grid{blocks_for(call.rows)}, kWarp, device, call);
   }
 };
 

@@ -50,21 +50,6 @@ inline void resolve(const EdgeSum<T>& sum, int64_t size, const Chunk& chunk, T* 
   }
 }
 
-// f(Size<n>{}) for n full vectors, or for 0: any number.
-template <class T, class F>
-inline void for_vectors(int64_t width, F&& f) {
-  switch (width % kLanes<T> == 0 ? width / kLanes<T> : 0) {
-    case 1:
-      return f(Size<1>{});
-    case 2:
-      return f(Size<2>{});
-    case 4:
-      return f(Size<4>{});
-    default:
-      return f(Size<0>{});
-  }
-}
-
 template <class T, int vectors>
 inline Vector<T> add_dot(const T* a, const T* b, int64_t n, Vector<T> sum) {
   if constexpr (vectors > 0) {
