@@ -78,11 +78,12 @@ def test_torchmd_net_equivariant_transformer():
             graph, query_receiver=q, key_sender=k, key_filter=dk, scale=1.0, weight="silu", envelope=cutoff,
             value_sender=v, value_filter=dv,
         )  # fmt: skip
-        moved = ops.graph_attention(
-            graph, score="given", bias=torch.ones(len(senders)), weight="identity",
-            value_sender=vectors * v1[:, :, None], value_filter=dv1, outer=(direction, v2[senders] * dv2, "edge"),
-        )  # fmt: skip
-        return scalars, moved
+        to = (graph, "receiver", (HEADS, 3, WIDTH))
+        turned = ops.edge_einsum(*to, (vectors * v1[:, :, None], "sender"), (dv1[:, :, None], "edge"))
+        pointed = ops.edge_einsum(
+            *to, (v2[:, :, None], "sender"), (dv2[:, :, None], "edge"), (direction[:, None, :, None], "edge")
+        )
+        return scalars, turned + pointed
 
     compare(ours, published)
 
