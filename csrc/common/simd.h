@@ -240,6 +240,11 @@ inline Vector<T> silu_slope_of(Vector<T> x) {
   const Vector<T> y = sigmoid_of<T>(x);
   return y * (T(1) + x * (T(1) - y));
 }
+template <class T>
+inline Vector<T> silu_curvature_of(Vector<T> x) {
+  const Vector<T> y = sigmoid_of<T>(x);
+  return y * (T(1) - y) * (T(2) + x * (T(1) - T(2) * y));
+}
 
 // Of all lanes, by halves.
 template <class T, int half, int... i>

@@ -22,10 +22,12 @@ class Passes : public Node<T> {
     scores(score, scalars(1));
     if (call_.logits) write(score, call_.logits);
     T* lse = call_.lse + receiver * call_.heads;
-    if (call_.softmax())
+    if (call_.softmax()) {
       softmax(score, lse);
-    else
-      activation_weights(score, lse);
+    } else {
+      set_zero(lse, call_.heads);
+      plain_weights(receiver, score, nullptr, nullptr);
+    }
     multiply(call_.envelope, score);
     multiply(call_.gate, score);
     drop(score);
@@ -153,12 +155,6 @@ class Passes : public Node<T> {
     }
     pattern_.repeat(total, repeated_[0]);
     pattern_.each(degree_, [&](int64_t i, int64_t at) { store(score + i, load(score + i) * load(repeated_[0] + at)); });
-  }
-
-  void activation_weights(T* score, T* lse) {
-    for (int64_t h = 0; h < call_.heads; ++h) lse[h] = T(0);
-    if (call_.weight == weight_identity) return;
-    for (int64_t i = 0; i < degree_ * call_.heads; ++i) score[i] = weight_value(call_.weight, score[i]);
   }
 
   // z, s, a -> dz, w, in their places; and the gradients of the numbers per edge and head.

@@ -217,10 +217,12 @@ class Node {
   // P, from the scores; of what is no softmax also its derivatives, those wanted.
   void plain_weights(int64_t receiver, T* score, T* slope, T* curvature) {
     if (call_.softmax()) return plain_softmax(receiver, score);
-    for (int64_t i = 0; i < degree_ * call_.heads; ++i) {
-      slope[i] = weight_slope(call_.weight, score[i]);
-      if (curvature) curvature[i] = weight_curvature(call_.weight, score[i]);
-      score[i] = weight_value(call_.weight, score[i]);
+    pattern_.pad(degree_, T(0), score);
+    for (int64_t i = 0; i < degree_ * call_.heads; i += kLanes<T>) {
+      const Vector<T> s = load(score + i);
+      if (slope) store(slope + i, weight_slopes<T>(call_.weight, s));
+      if (curvature) store(curvature + i, weight_curvatures<T>(call_.weight, s));
+      store(score + i, weight_values<T>(call_.weight, s));
     }
   }
   // exp(s - lse), the softmax without its envelope.

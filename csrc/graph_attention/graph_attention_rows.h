@@ -290,10 +290,32 @@ inline Vector<T> score_activation_slope(int64_t kind, T slope, Vector<T> x) {
 }
 template <class T>
 inline Vector<T> score_activation_curvature(int64_t kind, T slope, Vector<T> x) {
-  const Vector<T> zero{}, y = sigmoid_of<T>(x);
-  if (kind == act_leaky_relu) return zero;
-  const Vector<T> silu_curvature = y * (T(1) - y) * (T(2) + x * (T(1) - T(2) * y));
-  return kind == act_silu ? silu_curvature : (T(1) - slope) * silu_curvature;
+  if (kind == act_leaky_relu) return Vector<T>{};
+  return kind == act_silu ? silu_curvature_of<T>(x) : (T(1) - slope) * silu_curvature_of<T>(x);
+}
+
+// The activations of weights, and their derivatives.
+template <class T>
+inline Vector<T> weight_values(int64_t kind, Vector<T> s) {
+  if (kind == weight_silu) return s * sigmoid_of<T>(s);
+  if (kind == weight_sigmoid) return sigmoid_of<T>(s);
+  if (kind == weight_softplus)
+    for (int i = 0; i < kLanes<T>; ++i) s[i] = weight_value(kind, s[i]);
+  return s;
+}
+template <class T>
+inline Vector<T> weight_slopes(int64_t kind, Vector<T> s) {
+  if (kind == weight_identity) return Vector<T>{} + T(1);
+  if (kind == weight_silu) return silu_slope_of<T>(s);
+  const Vector<T> y = sigmoid_of<T>(s);
+  return kind == weight_sigmoid ? y * (T(1) - y) : y;
+}
+template <class T>
+inline Vector<T> weight_curvatures(int64_t kind, Vector<T> s) {
+  if (kind == weight_identity) return Vector<T>{};
+  if (kind == weight_silu) return silu_curvature_of<T>(s);
+  const Vector<T> y = sigmoid_of<T>(s), bell = y * (T(1) - y);
+  return kind == weight_sigmoid ? bell * (T(1) - T(2) * y) : bell;
 }
 
 // value_i = act(q_i + k_i) and slope_i = vector act'(q_i + k_i), into buffers; either may be null.
