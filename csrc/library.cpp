@@ -77,13 +77,16 @@ STABLE_TORCH_LIBRARY(hamfast, m) {
       "Tensor sender_ptr, Tensor receivers, Tensor receiver_order, Tensor receiver_ptr) -> Tensor");
 
   // act(norm(edge[e] + sender[s] + receiver[t])) of rows [., width], with weight and bias of the norm or without it;
-  // and its gradients in the sum, [edges, width], and in weight and bias, [2, width].
+  // its gradients in the sum, [edges, width], and in weight and bias, [2, width]; and, along directions of these, the
+  // gradients in grad, in the sum, and in weight and bias.
 #define HAMFAST_UPDATE_SCHEMA                                                                              \
   "Tensor? edge, Tensor? sender, Tensor? receiver, Tensor? weight, Tensor? bias, Tensor senders, "         \
   "Tensor sender_order, Tensor sender_ptr, Tensor receivers, Tensor receiver_order, Tensor receiver_ptr, " \
   "float epsilon, bool silu) -> "
   m.def("edge_update(" HAMFAST_UPDATE_SCHEMA "Tensor");
   m.def("edge_update_backward(Tensor grad, " HAMFAST_UPDATE_SCHEMA "(Tensor, Tensor)");
+  m.def("edge_update_double_backward(Tensor? sum_dot, Tensor? norm_dot, Tensor grad, " HAMFAST_UPDATE_SCHEMA
+        "(Tensor, Tensor, Tensor)");
 
   // out[r, i] = sum over n in ptr[i] ... ptr[i + 1] of value[n] x[r, column[n]]; the transposed matrix is for the
   // derivative.

@@ -3,6 +3,11 @@
 //   y[e] = act(u);   mean and variance are a row's own (layer normalisation: Ba, Kiros, Hinton 2016).
 // Backward, with g the gradient of y, v = weight g act'(u) and <> the mean over a row:
 //   dx = (v - <v> - n <v n>) / sqrt(variance + epsilon),  dweight = sum over edges of n g act'(u),  dbias of g act'(u).
+// Double backward, along directions x' of dx, w' and b' of dweight and dbias: D = sum of g act'(u) u' with
+//   n' = (x' - <x'> - n <x' n>) / sqrt(...),  u' = weight n' + w' n + b':
+//   dD/dg = act'(u) u',  dweight = sum over edges of t n + g act'(u) n',  dbias of t,  t = g act''(u) u',
+//   dD/dx = (h - <h> - n (<h n> + <v n'>)) / sqrt(...),
+//   h = weight t + w' g act'(u) - (v <x' n> + x' <v n>) / sqrt(...).
 // x, mean and variance are made again: nothing but the operands is kept. Sums over the edges of a node are
 // edge_einsum's.
 #pragma once
@@ -29,6 +34,11 @@ struct EdgeUpdateCall {
   Stored* d_sum;  // [edges, width]: of x
   T* d_norm;      // [parts, 2, width]: of weight and bias, summed over a part of the edges
   int64_t parts;
+
+  // Double backward: directions, null for zero, and the gradient of grad.
+  const Stored* sum_dot;  // [edges, width]
+  const T* norm_dot;      // [2, width]
+  Stored* d_grad;         // [edges, width]
 
   HAMFAST_HD int64_t width() const { return sum.width; }
   HAMFAST_HD T* d_norm_of(int64_t part) const { return weight ? d_norm + part * 2 * sum.width : nullptr; }

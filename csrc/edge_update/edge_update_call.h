@@ -1,5 +1,5 @@
-// The ops on tensors, for any launcher: Launch::forward and backward (call, device), Launch::parts(edges),
-// Launch::new_result and sum_parts, and Launch::reads_half.
+// The ops on tensors, for any launcher: Launch::forward, backward and double_backward (call, device),
+// Launch::parts(edges), Launch::new_result and sum_parts, and Launch::reads_half.
 #pragma once
 
 #include <tuple>
@@ -36,23 +36,41 @@ struct EdgeUpdateOps {
                                              Tensor receivers, Tensor, Tensor, double epsilon, bool silu) {
     Operands operands(edge, sender, receiver, weight, bias, senders, receivers);
     const typename Launch::Guard guard(operands.device());
-    const Tensor grad = converted(torch::stable::contiguous(grad_any), operands.read_as);
-    Tensor d_sum = Launch::new_result(operands.any(), operands.sizes(), operands.read_as);
-    const int64_t parts = Launch::parts(operands.edges());
-    const bool half = is_half(operands.read_as);
-    Tensor d_norm = torch::stable::new_zeros(operands.any(), {parts, 2, weight.has_value() ? operands.width() : 0},
-                                             half ? ScalarType::Float : operands.read_as);
+    Gradients gradients(operands, grad_any);
     dispatch_stored<Launch>(operands.read_as, "edge_update_backward", [&](auto zero, auto of_rows) {
       using T = decltype(zero);
       using Stored = decltype(of_rows);
       EdgeUpdateCall<T, Stored> call = operands.template call<T, Stored>(epsilon, silu);
-      call.grad = rows_or_null<Stored>(grad);
-      call.d_sum = new_rows<Stored>(d_sum);
-      call.d_norm = d_norm.mutable_data_ptr<T>();
-      call.parts = parts;
+      gradients.set(call);
       Launch::backward(call, operands.device());
     });
-    return {converted(d_sum, operands.stored), Launch::sum_parts(d_norm)};
+    return {converted(gradients.of_sum, operands.stored), Launch::sum_parts(gradients.of_norm)};
+  }
+
+  // Of the backward pass along directions of its results: gradients of grad, of x and of weight and bias.
+  static std::tuple<Tensor, Tensor, Tensor> double_backward(Optional sum_dot, Optional norm_dot, Tensor grad_any,
+                                                            Optional edge, Optional sender, Optional receiver,
+                                                            Optional weight, Optional bias, Tensor senders, Tensor,
+                                                            Tensor, Tensor receivers, Tensor, Tensor, double epsilon,
+                                                            bool silu) {
+    Operands operands(edge, sender, receiver, weight, bias, senders, receivers);
+    const typename Launch::Guard guard(operands.device());
+    Gradients gradients(operands, grad_any);
+    sum_dot = contiguous(sum_dot), norm_dot = contiguous(norm_dot);
+    if (sum_dot.has_value()) sum_dot = converted(*sum_dot, operands.read_as);
+    const Tensor d_grad = Launch::new_result(operands.any(), operands.sizes(), operands.read_as);
+    dispatch_stored<Launch>(operands.read_as, "edge_update_double_backward", [&](auto zero, auto of_rows) {
+      using T = decltype(zero);
+      using Stored = decltype(of_rows);
+      EdgeUpdateCall<T, Stored> call = operands.template call<T, Stored>(epsilon, silu);
+      gradients.set(call);
+      call.sum_dot = rows_or_null<Stored>(sum_dot);
+      call.norm_dot = data_or_null<T>(norm_dot);
+      call.d_grad = new_rows<Stored>(d_grad);
+      Launch::double_backward(call, operands.device());
+    });
+    return {converted(d_grad, operands.stored), converted(gradients.of_sum, operands.stored),
+            Launch::sum_parts(gradients.of_norm)};
   }
 
  private:
@@ -94,6 +112,28 @@ struct EdgeUpdateOps {
       c.senders = senders.const_data_ptr<int64_t>(), c.receivers = receivers.const_data_ptr<int64_t>();
       c.edges = edges();
       return c;
+    }
+  };
+
+  // What a pass back reads and makes.
+  struct Gradients {
+    Tensor grad, of_sum, of_norm;  // of_norm: [parts, 2, width]
+    int64_t parts;
+
+    Gradients(const Operands& operands, const Tensor& grad_any)
+        : grad(converted(torch::stable::contiguous(grad_any), operands.read_as)),
+          of_sum(Launch::new_result(operands.any(), operands.sizes(), operands.read_as)),
+          parts(Launch::parts(operands.edges())) {
+      const ScalarType number = is_half(operands.read_as) ? ScalarType::Float : operands.read_as;
+      const int64_t width = operands.weight.has_value() ? operands.width() : 0;
+      of_norm = torch::stable::new_zeros(operands.any(), {parts, 2, width}, number);
+    }
+    template <class T, class Stored>
+    void set(EdgeUpdateCall<T, Stored>& call) const {
+      call.grad = rows_or_null<Stored>(grad);
+      call.d_sum = new_rows<Stored>(of_sum);
+      call.d_norm = of_norm.template mutable_data_ptr<T>();
+      call.parts = parts;
     }
   };
 };

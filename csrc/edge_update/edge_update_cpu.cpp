@@ -26,6 +26,13 @@ struct EdgeUpdateOnCpu : OnCpu {
     });
   }
 
+  template <class T>
+  static void double_backward(const EdgeUpdateCall<T>& call, int32_t) {
+    for_parts(call, [&](int64_t begin, int64_t end, int64_t part, T* scratch) {
+      HAMFAST_ISA_CALL(edge_update_double_backward_rows, call, begin, end, part, scratch);
+    });
+  }
+
  private:
   template <class T, class F>
   static void for_parts(const EdgeUpdateCall<T>& call, F&& f) {
@@ -42,4 +49,5 @@ STABLE_TORCH_LIBRARY_IMPL(hamfast, CPU, m) {
   using Ops = hamfast::EdgeUpdateOps<hamfast::EdgeUpdateOnCpu>;
   m.impl("edge_update", TORCH_BOX(&Ops::forward));
   m.impl("edge_update_backward", TORCH_BOX(&Ops::backward));
+  m.impl("edge_update_double_backward", TORCH_BOX(&Ops::double_backward));
 }

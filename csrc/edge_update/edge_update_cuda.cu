@@ -19,7 +19,12 @@ struct EdgeUpdateOnCuda : OnCuda {
   template <class T, class Stored>
   static void backward(EdgeUpdateCall<T, Stored> call, int32_t device) {
     call.packed = is_packed(call);
-    run(edge_update_backward_kernel<T, Stored>, call, call.parts, device);
+    run(edge_update_gradients_kernel<T, Stored, false>, call, call.parts, device);
+  }
+  template <class T, class Stored>
+  static void double_backward(EdgeUpdateCall<T, Stored> call, int32_t device) {
+    call.packed = is_packed(call);
+    run(edge_update_gradients_kernel<T, Stored, true>, call, call.parts, device);
   }
 
  private:
@@ -28,8 +33,8 @@ struct EdgeUpdateOnCuda : OnCuda {
   template <class T, class Stored>
   static bool is_packed(const EdgeUpdateCall<T, Stored>& c) {
     return c.width() % kColumns == 0 &&
-           are_aligned(c.sum.part[0], c.sum.part[1], c.sum.part[2], c.out, c.grad, c.d_sum) &&
-           are_aligned(c.weight, c.bias, c.d_norm);
+           are_aligned(c.sum.part[0], c.sum.part[1], c.sum.part[2], c.out, c.grad, c.d_sum, c.sum_dot, c.d_grad) &&
+           are_aligned(c.weight, c.bias, c.d_norm, c.norm_dot);
   }
 
   // A group of lanes per item.
@@ -49,4 +54,5 @@ STABLE_TORCH_LIBRARY_IMPL(hamfast, HAMFAST_CUDA_KEY, m) {
   using Ops = hamfast::EdgeUpdateOps<hamfast::EdgeUpdateOnCuda>;
   m.impl("edge_update", TORCH_BOX(&Ops::forward));
   m.impl("edge_update_backward", TORCH_BOX(&Ops::backward));
+  m.impl("edge_update_double_backward", TORCH_BOX(&Ops::double_backward));
 }

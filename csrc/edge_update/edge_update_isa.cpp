@@ -19,7 +19,7 @@ class UpdatedRows {
   static int64_t padded(const EdgeUpdateCall<T>& call) {
     return (call.width() + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
   }
-  static int64_t scratch(const EdgeUpdateCall<T>& call) { return 2 * kTogether * padded(call); }
+  static int64_t scratch(const EdgeUpdateCall<T>& call) { return 3 * kTogether * padded(call); }
 
   void forward(int64_t first, int count) {
     read(first, count);
@@ -68,10 +68,71 @@ class UpdatedRows {
     }
   }
 
+  void double_backward(int64_t first, int count, T* d_weight, T* d_bias) {
+    read(first, count);
+    for (int r = 0; r < count; ++r) {
+      const Norm norm = norm_[r];
+      const T* x = x_[r];
+      const int64_t row = (first + r) * width_;
+      const T *grad = call_.grad + row, *along = call_.sum_dot ? call_.sum_dot + row : nullptr;
+      T* const to_grad = call_.d_grad + row;
+      T* const out = call_.d_sum + row;
+      if (!call_.weight) {
+        each([&](int64_t c, int64_t n) {
+          const Vector<T> value = load_first(x + c, n), change = part_of(along, c, n), g = load_first(grad + c, n);
+          store_first(to_grad + c, call_.silu ? silu_slope_of<T>(value) * change : change, n);
+          store_first(out + c, call_.silu ? g * silu_curvature_of<T>(value) * change : Vector<T>{}, n);
+        });
+        continue;
+      }
+      T *const v = buffer(kTogether + r), *const h = buffer(2 * kTogether + r);
+      Vector<T> sum{}, sum_n{};
+      each([&](int64_t c, int64_t n) {
+        const Vector<T> change = part_of(along, c, n);
+        sum += change, sum_n += change * normal(x, c, n, norm);
+      });
+      const T mean = sum_of<T>(sum) / T(width_), slope = sum_of<T>(sum_n) / T(width_);
+      const T* const weight_dot = call_.norm_dot;
+      const T* const bias_dot = call_.norm_dot ? call_.norm_dot + width_ : nullptr;
+      Vector<T> of_v{}, of_change{};
+      each([&](int64_t c, int64_t n) {
+        const Vector<T> value = normal(x, c, n, norm), u = affine(value, c, n), g = load_first(grad + c, n);
+        const Vector<T> weight = load_first(call_.weight + c, n), of_weight = part_of(weight_dot, c, n);
+        const Vector<T> change = (part_of(along, c, n) - mean - value * slope) * norm.scale;
+        const Vector<T> along_u = weight * change + of_weight * value + part_of(bias_dot, c, n);
+        const Vector<T> q = call_.silu ? g * silu_slope_of<T>(u) : g;
+        const Vector<T> t = call_.silu ? g * silu_curvature_of<T>(u) * along_u : Vector<T>{};
+        store_first(to_grad + c, call_.silu ? silu_slope_of<T>(u) * along_u : along_u, n);
+        store_first(d_weight + c, load_first(d_weight + c, n) + t * value + q * change, n);
+        store_first(d_bias + c, load_first(d_bias + c, n) + t, n);
+        const Vector<T> weighed = weight * q;  // 0 beyond the row
+        of_v += weighed * value, of_change += weighed * change;
+        store_first(v + c, weighed, n);
+        store_first(h + c, weight * t + of_weight * q, n);
+      });
+      const T slope_v = sum_of<T>(of_v) / T(width_), both = sum_of<T>(of_change) / T(width_);
+      Vector<T> of_h{}, of_hn{};
+      each([&](int64_t c, int64_t n) {
+        const Vector<T> mixed = load_first(v + c, n) * slope + part_of(along, c, n) * slope_v;
+        const Vector<T> total = load_first(h + c, n) - mixed * norm.scale;
+        of_h += total, of_hn += total * normal(x, c, n, norm);
+        store_first(h + c, total, n);
+      });
+      const T mean_h = sum_of<T>(of_h) / T(width_), slope_h = sum_of<T>(of_hn) / T(width_) + both;
+      each([&](int64_t c, int64_t n) {
+        const Vector<T> rest = load_first(h + c, n) - mean_h - normal(x, c, n, norm) * slope_h;
+        store_first(out + c, rest * norm.scale, n);
+      });
+    }
+  }
+
  private:
   struct Norm {
     T mean, scale;
   };
+
+  // Zero without any.
+  static Vector<T> part_of(const T* row, int64_t c, int64_t n) { return row ? load_first(row + c, n) : Vector<T>{}; }
 
   // f(c, n): the vector from column c on, of which n lanes are of the row; those behind are read as 0.
   template <class F>
@@ -161,6 +222,14 @@ static void in_batches(int64_t begin, int64_t end, F&& f) {
     T* to = call.d_norm_of(part);                                                                                \
     in_batches(begin, end,                                                                                       \
                [&](int64_t first, int count) { rows.backward(first, count, to, to ? to + call.width() : to); }); \
+  }                                                                                                              \
+  void edge_update_double_backward_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, int64_t part, \
+                                        T* scratch) {                                                            \
+    UpdatedRows<T> rows(call, scratch);                                                                          \
+    T* to = call.d_norm_of(part);                                                                                \
+    in_batches(begin, end, [&](int64_t first, int count) {                                                       \
+      rows.double_backward(first, count, to, to ? to + call.width() : to);                                       \
+    });                                                                                                          \
   }
 HAMFAST_UPDATE_FOR(float)
 HAMFAST_UPDATE_FOR(double)

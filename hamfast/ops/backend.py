@@ -43,6 +43,7 @@ OPS = {
     "edge_einsum": "edge_einsum",
     "edge_update": "edge_update",
     "edge_update_backward": "edge_update",
+    "edge_update_double_backward": "edge_update",
     "sparse_map": "sparse_map",
     "graph_attention": "graph_attention",
     "graph_attention_backward": "graph_attention",

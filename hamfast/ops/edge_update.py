@@ -13,13 +13,14 @@ from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.checks import HALF, check_device, check_rows, check_same
 from hamfast.ops.edge_einsum import sum_over_edges, to_edges
 from hamfast.ops.edge_index import EdgeIndex
-from hamfast.ops.transforms import differentiable, is_transformed, second_derivative
+from hamfast.ops.transforms import by_sample, differentiable, is_transformed, second_derivative
 
 _NAME = "edge_update"
 _ACTIVATIONS = ("silu", "identity")
 _PLACES = ("edge", "sender", "receiver")
 _OPERANDS = 5  # three sorts of rows, weight and bias
 _GRAPH = 6
+_op_double = torch.ops.hamfast.edge_update_double_backward.default
 
 
 def edge_update(
@@ -47,8 +48,8 @@ def edge_update(
         activation: ``silu`` or ``identity``.
 
     Returns:
-        ``[edges, width]``. Differentiable to any order, in reverse and forward mode and under ``torch.func``; the first derivative is a
-        kernel, its sums over the edges of a node are made in a fixed order: deterministic. Nothing but the operands is kept for it.
+        ``[edges, width]``. Differentiable to any order, in reverse and forward mode and under ``torch.func``; the first two derivatives are
+        kernels, their sums over the edges of a node are made in a fixed order: deterministic. Nothing but the operands is kept for them.
         bfloat16 and float16 rows are computed in float32 and stay as they are stored; so do they under autocast.
 
     Raises:
@@ -135,11 +136,20 @@ def _(edge, sender, receiver, weight, bias, senders, *rest):
 
 @torch.library.register_fake("hamfast::edge_update_backward")
 def _(grad, edge, sender, receiver, weight, bias, senders, *rest):
-    like = next(t for t in (edge, sender, receiver) if t is not None)
+    return _fake_gradients((edge, sender, receiver), weight, senders)
+
+
+@torch.library.register_fake("hamfast::edge_update_double_backward")
+def _(sum_dot, norm_dot, grad, edge, sender, receiver, weight, bias, senders, *rest):
+    of_sum, of_norm = _fake_gradients((edge, sender, receiver), weight, senders)
+    return torch.empty_like(of_sum), of_sum, of_norm
+
+
+def _fake_gradients(rows, weight, senders):
+    like = next(t for t in rows if t is not None)
     number = torch.float32 if like.dtype in HALF else like.dtype
-    width = like.shape[1]
-    d_norm = like.new_empty(2, 0 if weight is None else width, dtype=number)
-    return like.new_empty(senders.shape[0], width), d_norm
+    of_norm = like.new_empty(2, 0 if weight is None else like.shape[1], dtype=number)
+    return like.new_empty(senders.shape[0], like.shape[1]), of_norm
 
 
 def _setup_context(ctx, inputs, output):
@@ -166,6 +176,13 @@ def _double_backward(ctx, of_sum, of_norm):
     grad, *operands = ctx.saved_tensors[: 1 + _OPERANDS]
     call = _Call(ctx.saved_tensors[1 + _OPERANDS :], *ctx.settings)
     needed = ctx.needs_input_grad[: 1 + _OPERANDS]
+    if not torch.is_grad_enabled():  # no third derivative will follow
+        if of_sum is None and of_norm is None:
+            return (None,) * (1 + _OPERANDS + _GRAPH + 2)
+        to_grad, to_sum, of_both = _op_double(of_sum, of_norm, *ctx.saved_tensors, *ctx.settings)
+        to_norm = [of_both[n] if needed[4 + n] else None for n in (0, 1)]
+        to_rows = _to_rows(to_sum, grad.dtype, needed[1:4], call.graph)
+        return (to_grad, *to_rows, *to_norm, *(None,) * (_GRAPH + 2))
     total = _formula((*operands[:3], None, None), call._replace(silu=False))
     along = (of_sum, *((None, None) if operands[3] is None or of_norm is None else of_norm))
     to_grad, to_sum, *to_norm = second_derivative(
@@ -194,3 +211,4 @@ def _to_rows(
 
 _op = differentiable("edge_update", _backward, _setup_context)
 _op_backward = differentiable("edge_update_backward", _double_backward, _setup_backward)
+torch.library.register_vmap("hamfast::edge_update_double_backward", by_sample(_op_double))

@@ -19,6 +19,7 @@ OPS = [
     "edge_einsum",
     "edge_update",
     "edge_update_backward",
+    "edge_update_double_backward",
     "sparse_map",
     "graph_attention",
     "graph_attention_backward",
