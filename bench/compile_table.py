@@ -50,7 +50,8 @@ INSTANTIATE(double)
   template __global__ void attention_scores_kernel<T, Stored, pass_double>(AttentionCall<T, Stored>);   \\
   INSTANTIATE_SUM(T, Stored, Stored)                                                                     \\
   template __global__ void edge_update_kernel<T, Stored>(EdgeUpdateCall<T, Stored>);                    \\
-  template __global__ void edge_update_backward_kernel<T, Stored>(EdgeUpdateCall<T, Stored>);
+  template __global__ void edge_update_gradients_kernel<T, Stored, false>(EdgeUpdateCall<T, Stored>);   \\
+  template __global__ void edge_update_gradients_kernel<T, Stored, true>(EdgeUpdateCall<T, Stored>);
 INSTANTIATE_STORED(float, float)
 INSTANTIATE_STORED(double, double)
 INSTANTIATE_STORED(float, BFloat16)
@@ -119,6 +120,8 @@ def compile_one(case, source, header, architecture):
         attention = re.search(r"attention_scores_kernelI(?:ff|dd|fNS_\dB?Float16E)Li(\d)", symbol)
         if "weighted_sum_kernel" in symbol and "Lb1E" in symbol:
             direction = " of activations"
+        if "edge_update_gradients_kernel" in symbol:
+            direction = " backward" if "Lb0E" in symbol else " double"
         if attention:
             direction = (" forward", " backward", " double")[int(attention[1])]
 

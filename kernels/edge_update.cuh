@@ -162,7 +162,7 @@ struct UpdateRow {
     for (int i = 0; i < kColumns; ++i) grad.at[i] *= HAMFAST_ISA::silu_slope(u.at[i]);
   }
 
-  // add(k, c, n, g act'(u)): for the gradients of weight and bias.
+  // add(k, c, of_weight, of_bias): what the row's columns add to the gradients of weight and bias.
   template <class F>
   HAMFAST_INLINE void backward(F&& add) const {
     T of_v = T(0), of_vn = T(0);
@@ -184,12 +184,104 @@ struct UpdateRow {
       Columns<T> n, grad;
       incoming(c, x, n, grad);
       if (call.weight) {
-        add(k, c, n, grad);
+        Columns<T> of_weight;
+        HAMFAST_UNROLL
+        for (int i = 0; i < kColumns; ++i) of_weight.at[i] = n.at[i] * grad.at[i];
+        add(k, c, of_weight, grad);
         const Columns<T> weight = factors(call.weight, c);
         HAMFAST_UNROLL
         for (int i = 0; i < kColumns; ++i) grad.at[i] = (weight.at[i] * grad.at[i] - of_v - n.at[i] * of_vn) * scale;
       }
       store_columns(grad, call.d_sum + row[0] * call.width() + c, left(c), call.packed);
+    });
+  }
+
+  // Of the direction of a row's gradient.
+  HAMFAST_INLINE Columns<T> along(int64_t c) const {
+    return call.sum_dot ? load_columns<T>(call.sum_dot + row[0] * call.width() + c, left(c), call.packed)
+                        : Columns<T>{};
+  }
+  // Columns of what the second derivative is made of: see the top of the file.
+  struct Second {
+    Columns<T> n, n_dot, to_grad, q, t, v, h;  // q = g act'(u), v = weight q; h without the terms of <v n> and <x' n>
+  };
+  HAMFAST_INLINE Second second(int64_t c, const Columns<T>& x, T mean_dot, T slope_dot) const {
+    Second s;
+    Columns<T> u;
+    normalise(c, x, s.n, u);
+    const bool has_norm = call.weight != nullptr;
+    Columns<T> weight{}, weight_dot{}, bias_dot{};
+    if (has_norm) weight = factors(call.weight, c);
+    if (has_norm && call.norm_dot) {
+      weight_dot = factors(call.norm_dot, c);
+      bias_dot = factors(call.norm_dot + call.width(), c);
+    }
+    const Columns<T> x_dot = along(c);
+    const Columns<T> grad = load_columns<T>(call.grad + row[0] * call.width() + c, left(c), call.packed);
+    HAMFAST_UNROLL
+    for (int i = 0; i < kColumns; ++i) {
+      const T slope = call.silu ? HAMFAST_ISA::silu_slope(u.at[i]) : T(1);
+      const T curvature = call.silu ? HAMFAST_ISA::silu_curvature(u.at[i]) : T(0);
+      s.n_dot.at[i] = has_norm ? (x_dot.at[i] - mean_dot - s.n.at[i] * slope_dot) * scale : x_dot.at[i];
+      const T u_dot =
+          has_norm ? weight.at[i] * s.n_dot.at[i] + weight_dot.at[i] * s.n.at[i] + bias_dot.at[i] : s.n_dot.at[i];
+      s.to_grad.at[i] = slope * u_dot;
+      s.q.at[i] = slope * grad.at[i];
+      s.t.at[i] = curvature * grad.at[i] * u_dot;
+      s.v.at[i] = weight.at[i] * s.q.at[i];
+      s.h.at[i] = has_norm ? weight.at[i] * s.t.at[i] + weight_dot.at[i] * s.q.at[i] : s.t.at[i];
+    }
+    return s;
+  }
+
+  // add: as in backward.
+  template <class F>
+  HAMFAST_INLINE void double_backward(F&& add) const {
+    const T share = T(1) / static_cast<T>(call.width());
+    T mean_dot = T(0), slope_dot = T(0), of_vn = T(0), of_change = T(0), of_h = T(0), of_hn = T(0);
+    auto mean_over = [&](T& total) { total = over_group(total) * share; };
+    if (call.weight) {
+      each([&](int, int64_t c, const Columns<T>& x) {
+        const Columns<T> x_dot = along(c);
+        HAMFAST_UNROLL
+        for (int i = 0; i < kColumns; ++i) mean_dot += x_dot.at[i], slope_dot += x_dot.at[i] * (x.at[i] - mean) * scale;
+      });
+      mean_over(mean_dot), mean_over(slope_dot);
+    }
+    each([&](int k, int64_t c, const Columns<T>& x) {
+      const Second s = second(c, x, mean_dot, slope_dot);
+      const int64_t at = row[0] * call.width() + c;
+      store_columns(s.to_grad, call.d_grad + at, left(c), call.packed);
+      if (!call.weight) return store_columns(s.h, call.d_sum + at, left(c), call.packed);
+      Columns<T> of_weight;
+      HAMFAST_UNROLL
+      for (int i = 0; i < kColumns; ++i) {  // beyond the row v, q and t are 0
+        of_weight.at[i] = s.t.at[i] * s.n.at[i] + s.q.at[i] * s.n_dot.at[i];
+        of_vn += s.v.at[i] * s.n.at[i], of_change += s.v.at[i] * s.n_dot.at[i];
+      }
+      add(k, c, of_weight, s.t);
+    });
+    if (!call.weight) return;
+    mean_over(of_vn), mean_over(of_change);
+    auto mixed = [&](int64_t c, const Second& s, int i) {
+      return s.h.at[i] - (s.v.at[i] * slope_dot + along(c).at[i] * of_vn) * scale;
+    };
+    each([&](int, int64_t c, const Columns<T>& x) {
+      const Second s = second(c, x, mean_dot, slope_dot);
+      HAMFAST_UNROLL
+      for (int i = 0; i < kColumns; ++i) {
+        const T h = mixed(c, s, i);
+        of_h += h, of_hn += h * s.n.at[i];
+      }
+    });
+    mean_over(of_h), mean_over(of_hn);
+    of_hn += of_change;
+    each([&](int, int64_t c, const Columns<T>& x) {
+      const Second s = second(c, x, mean_dot, slope_dot);
+      Columns<T> out;
+      HAMFAST_UNROLL
+      for (int i = 0; i < kColumns; ++i) out.at[i] = (mixed(c, s, i) - of_h - s.n.at[i] * of_hn) * scale;
+      store_columns(out, call.d_sum + row[0] * call.width() + c, left(c), call.packed);
     });
   }
 };
@@ -206,9 +298,11 @@ __global__ void __launch_bounds__(kWarp* kUpdateWarps) edge_update_kernel(EdgeUp
   }
 }
 
-// A group of lanes has a part of the edges, and sums the gradients of weight and bias over it.
-template <class T, class Stored>
-__global__ void __launch_bounds__(kWarp* kUpdateWarps, 2) edge_update_backward_kernel(EdgeUpdateCall<T, Stored> call) {
+// The backward pass, or its derivative: a group of lanes has a part of the edges, and sums the gradients of weight and
+// bias over it.
+template <class T, class Stored, bool second>
+__global__ void __launch_bounds__(kWarp* kUpdateWarps, second && sizeof(T) == 8 ? 1 : 2)
+    edge_update_gradients_kernel(EdgeUpdateCall<T, Stored> call) {
   using Row = UpdateRow<T, Stored>;
   Row row(call);
   const int64_t part = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / row.lanes;
@@ -219,18 +313,19 @@ __global__ void __launch_bounds__(kWarp* kUpdateWarps, 2) edge_update_backward_k
   Columns<T> weight[Row::kHeld] = {}, bias[Row::kHeld] = {};
   for (int64_t n = 0; n < longest; ++n) {
     row.start(first + n < last ? first + n : call.edges);
-    row.backward([&](int k, int64_t c, const Columns<T>& normal, const Columns<T>& grad) {
-      Columns<T> product;
-      HAMFAST_UNROLL
-      for (int i = 0; i < kColumns; ++i) product.at[i] = normal.at[i] * grad.at[i];
+    auto add = [&](int k, int64_t c, const Columns<T>& of_weight, const Columns<T>& of_bias) {
       if (k < Row::kHeld) {
-        add_columns(T(1), product, weight[k]);
-        add_columns(T(1), grad, bias[k]);
+        add_columns(T(1), of_weight, weight[k]);
+        add_columns(T(1), of_bias, bias[k]);
       } else {
-        row.add_in_memory(product, to_weight + c, c);
-        row.add_in_memory(grad, to_weight + call.width() + c, c);
+        row.add_in_memory(of_weight, to_weight + c, c);
+        row.add_in_memory(of_bias, to_weight + call.width() + c, c);
       }
-    });
+    };
+    if constexpr (second)
+      row.double_backward(add);
+    else
+      row.backward(add);
   }
   if (!to_weight) return;
   HAMFAST_UNROLL

@@ -25,25 +25,34 @@ def sum_of_rows(parts, senders, receivers, edge, is_edge, column, mask, width, R
 
 
 @triton.jit
+def mean_of(x, width):
+    """Over a row, which is 0 beyond its width."""
+    return tl.sum(x, axis=1, keep_dims=True) / width
+
+
+@triton.jit
 def normalise(x, mask, width, EPSILON: tl.constexpr, NORM: tl.constexpr):
     """The rows without their mean and with variance 1, 0 beyond a row, and what they were multiplied with."""
     scale = tl.full((x.shape[0], 1), 1.0, x.dtype)
     if NORM:
-        x = tl.where(mask, x - tl.sum(x, axis=1, keep_dims=True) / width, 0.0)
-        scale = 1.0 / tl.sqrt(tl.sum(x * x, axis=1, keep_dims=True) / width + EPSILON)
+        x = tl.where(mask, x - mean_of(x, width), 0.0)
+        scale = 1.0 / tl.sqrt(mean_of(x * x, width) + EPSILON)
         x = x * scale
     return x, scale
 
 
 @triton.jit
-def silu_and_slope(x, SILU: tl.constexpr):
+def silu_of(x, SILU: tl.constexpr):
+    """The activation, its slope and its curvature."""
     y = x
     slope = tl.full(x.shape, 1.0, x.dtype)
+    curvature = tl.zeros(x.shape, x.dtype)
     if SILU:
         s = 1.0 / (1.0 + tl.exp(-x))
         y = x * s
         slope = s * (1.0 + x * (1.0 - s))
-    return y, slope
+        curvature = s * (1.0 - s) * (2.0 + x * (1.0 - 2.0 * s))
+    return y, slope, curvature
 
 
 @triton.jit
@@ -68,7 +77,7 @@ def edge_update(
     x, _ = normalise(x, mask, width, EPSILON, NORM)
     if NORM:
         x = x * row_of(weight, column, width, REAL) + row_of(bias, column, width, REAL)
-    y, _ = silu_and_slope(x, SILU)
+    y, _, _ = silu_of(x, SILU)
     tl.store(out + edge * width + column, y, mask=mask)
 
 
@@ -96,16 +105,70 @@ def edge_update_backward(
         u = normal
         if NORM:
             u = normal * row_of(weight, column, width, REAL) + row_of(bias, column, width, REAL)
-        _, slope = silu_and_slope(u, SILU)
+        _, slope, _ = silu_of(u, SILU)
         g = tl.load(grad + edge * width + column, mask=mask, other=0.0).to(REAL) * slope
         if NORM:
             of_weight += g * normal
             of_bias += g
             g *= row_of(weight, column, width, REAL)
-            mean = tl.sum(g, axis=1, keep_dims=True) / width
-            along = tl.sum(g * normal, axis=1, keep_dims=True) / width
-            g = (g - mean - normal * along) * scale
+            g = (g - mean_of(g, width) - normal * mean_of(g * normal, width)) * scale
         tl.store(of_sum + edge * width + column, g, mask=mask)
+    if NORM:
+        to = of_norm + part * 2 * width + column
+        tl.store(to, tl.sum(of_weight, axis=0, keep_dims=True), mask=column < width)
+        tl.store(to + width, tl.sum(of_bias, axis=0, keep_dims=True), mask=column < width)
+
+
+@triton.jit
+def edge_update_double_backward(
+    sum_dot, norm_dot, grad, edge_rows, sender_rows, receiver_rows, weight, bias, senders, receivers, of_grad, of_sum,
+    of_norm, edges, width, parts,
+    EPSILON: tl.constexpr, SILU: tl.constexpr, REAL: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The derivative of the backward pass along sum_dot and norm_dot; a program has a part of the edges."""
+    NORM: tl.constexpr = weight is not None
+    part = tl.program_id(0).to(tl.int64)
+    begin = edges * part // parts
+    end = edges * (part + 1) // parts
+    column = tl.arange(0, COLUMNS)[None, :]
+    of_weight = tl.zeros((EDGES, COLUMNS), dtype=REAL)
+    of_bias = tl.zeros((EDGES, COLUMNS), dtype=REAL)
+    for first in range(begin, end, EDGES):
+        edge = first + tl.arange(0, EDGES)[:, None].to(tl.int64)
+        is_edge = edge < end
+        mask = is_edge & (column < width)
+        x = sum_of_rows(
+            (edge_rows, sender_rows, receiver_rows), senders, receivers, edge, is_edge, column, mask, width, REAL
+        )
+        n, scale = normalise(x, mask, width, EPSILON, NORM)
+        x_dot = tl.zeros(mask.shape, dtype=REAL)
+        if sum_dot is not None:
+            x_dot += tl.load(sum_dot + edge * width + column, mask=mask, other=0.0).to(REAL)
+        u = n
+        u_dot = x_dot
+        if NORM:
+            gamma = row_of(weight, column, width, REAL)
+            slope_dot = mean_of(x_dot * n, width)
+            n_dot = tl.where(mask, (x_dot - mean_of(x_dot, width) - n * slope_dot) * scale, 0.0)
+            u = n * gamma + row_of(bias, column, width, REAL)
+            u_dot = gamma * n_dot
+            if norm_dot is not None:
+                u_dot += row_of(norm_dot, column, width, REAL) * n + row_of(norm_dot + width, column, width, REAL)
+        _, slope, curvature = silu_of(u, SILU)
+        g = tl.load(grad + edge * width + column, mask=mask, other=0.0).to(REAL)
+        tl.store(of_grad + edge * width + column, slope * u_dot, mask=mask)
+        t = curvature * g * u_dot
+        out = t
+        if NORM:
+            q = slope * g
+            v = gamma * q
+            of_weight += t * n + q * n_dot
+            of_bias += t
+            h = gamma * t - (v * slope_dot + x_dot * mean_of(v * n, width)) * scale
+            if norm_dot is not None:
+                h += row_of(norm_dot, column, width, REAL) * q
+            out = (h - mean_of(h, width) - n * mean_of(h * n + v * n_dot, width)) * scale
+        tl.store(of_sum + edge * width + column, out, mask=mask)
     if NORM:
         to = of_norm + part * 2 * width + column
         tl.store(to, tl.sum(of_weight, axis=0, keep_dims=True), mask=column < width)

@@ -1,4 +1,4 @@
-"""``hamfast::edge_update`` and its backward pass on tensors, for the kernels of kernels/edge_update.py."""
+"""``hamfast::edge_update`` and its derivatives on tensors, for the kernels of kernels/edge_update.py."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 
 from hamfast.kernels.edge_update import edge_update as forward_kernel
 from hamfast.kernels.edge_update import edge_update_backward as backward_kernel
+from hamfast.kernels.edge_update import edge_update_double_backward as double_backward_kernel
 from hamfast.triton.configurations import UPDATE
 from hamfast.triton.launch import launch, pieces, power_of_two, real_of
 
@@ -36,15 +37,25 @@ def edge_update(edge, sender, receiver, weight, bias, senders, *rest):
 
 def edge_update_backward(grad, edge, sender, receiver, weight, bias, senders, *rest):
     """See csrc/library.cpp."""
+    return _gradients(backward_kernel, (grad,), 0, (edge, sender, receiver), weight, bias, senders, rest)
+
+
+def edge_update_double_backward(sum_dot, norm_dot, grad, edge, sender, receiver, weight, bias, senders, *rest):
+    """See csrc/library.cpp."""
+    given = (sum_dot, norm_dot, grad)
+    return _gradients(double_backward_kernel, given, 1, (edge, sender, receiver), weight, bias, senders, rest)
+
+
+def _gradients(kernel, given, more, rows, weight, bias, senders, rest):
+    """A pass back over parts of the edges. more: rows of edges that it makes besides the gradient of the sum."""
     receivers = rest[2]
-    rows, weight, bias, like, constants = _prepared((edge, sender, receiver), weight, bias, *rest[-2:])
+    rows, weight, bias, like, constants = _prepared(rows, weight, bias, *rest[-2:])
     edges, width = senders.shape[0], like.shape[1]
-    of_sum = like.new_empty(edges, width)
+    made = [like.new_empty(edges, width) for _ in range(more + 1)]
     parts = min(pieces(edges, 16), MAX_PARTS)
     number = torch.float64 if like.dtype == torch.float64 else torch.float32
     of_norm = like.new_empty(parts, 2, 0 if weight is None else width, dtype=number)
-    arguments = (
-        grad.contiguous(), *rows, weight, bias, senders, receivers, of_sum, of_norm, edges, width, parts
-    )  # fmt: skip
-    launch(backward_kernel, (parts if width else 0,), arguments, constants, of_sum, UPDATE.num_warps)
-    return of_sum, of_norm.sum(0)
+    given = [t if t is None else t.contiguous() for t in given]
+    arguments = (*given, *rows, weight, bias, senders, receivers, *made, of_norm, edges, width, parts)
+    launch(kernel, (parts if width else 0,), arguments, constants, made[0], UPDATE.num_warps)
+    return *made, of_norm.sum(0)

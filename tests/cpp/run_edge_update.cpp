@@ -1,7 +1,7 @@
 // Runs the CPU kernels of edge_update outside of torch, on buffers of exactly the right size, for the sanitizers.
 //   run_edge_update CASE RESULTS THREADS
 // CASE: arrays as tests/kernels/test_sanitizers.py writes them; RESULTS: out, the gradient of the sum, those of weight
-// and bias, a part for each thread.
+// and bias, a part for each thread; and of the second derivative the gradients of grad, of the sum, of weight and bias.
 #include <functional>
 #include <thread>
 
@@ -17,7 +17,7 @@ int main(int argc, char** argv) {
   const std::vector<Array> a = read_arrays(argv[1]);
   const int threads = std::atoi(argv[3]);
   // The order of the file.
-  enum { kNumbers, kSenders, kReceivers, kEdge, kSender, kReceiver, kWeight, kBias, kGrad };
+  enum { kNumbers, kSenders, kReceivers, kEdge, kSender, kReceiver, kWeight, kBias, kGrad, kSumDot, kNormDot };
   auto at = [&](int n) { return a[n].size<T>() ? a[n].as<T>() : nullptr; };
   const int64_t* numbers = a[kNumbers].as<int64_t>();
   EdgeUpdateCall<T> call{};
@@ -27,21 +27,27 @@ int main(int argc, char** argv) {
   call.epsilon = 1e-5, call.silu = true;
   call.senders = a[kSenders].as<int64_t>(), call.receivers = a[kReceivers].as<int64_t>();
   const int64_t size = call.edges * call.width() * static_cast<int64_t>(sizeof(T));
-  const Array out = poisoned(size), d_sum = poisoned(size);
-  Array d_norm = poisoned(call.weight ? threads * 2 * call.width() * static_cast<int64_t>(sizeof(T)) : 0);
-  if (d_norm.bytes) std::memset(d_norm.data, 0, d_norm.bytes);
+  const int64_t norm_size = call.weight ? threads * 2 * call.width() * static_cast<int64_t>(sizeof(T)) : 0;
+  const Array out = poisoned(size), d_sum = poisoned(size), d_grad = poisoned(size), second_sum = poisoned(size);
+  const Array d_norm = poisoned(norm_size), second_norm = poisoned(norm_size);
+  for (const Array* sums : {&d_norm, &second_norm})
+    if (sums->bytes) std::memset(sums->data, 0, sums->bytes);
   call.out = out.as<T>(), call.d_sum = d_sum.as<T>(), call.d_norm = d_norm.as<T>();
+  EdgeUpdateCall<T> second = call;
+  second.sum_dot = at(kSumDot), second.norm_dot = at(kNormDot);
+  second.d_grad = d_grad.as<T>(), second.d_sum = second_sum.as<T>(), second.d_norm = second_norm.as<T>();
 
   std::vector<std::thread> pool;
   for (int t = 0; t < threads; ++t)
-    pool.emplace_back([&call, t, threads] {
+    pool.emplace_back([&call, &second, t, threads] {
       const int64_t begin = call.edges * t / threads, end = call.edges * (t + 1) / threads;
       const int64_t n = HAMFAST_ISA::edge_update_scratch(call);
       const Scratch<T> scratch(n);
       for (int64_t i = 0; i < n; ++i) scratch.data()[i] = NAN;
       HAMFAST_ISA::edge_update_rows(call, begin, end, scratch.data());
       HAMFAST_ISA::edge_update_backward_rows(call, begin, end, t, scratch.data());
+      HAMFAST_ISA::edge_update_double_backward_rows(second, begin, end, t, scratch.data());
     });
   for (auto& thread : pool) thread.join();
-  write_arrays(argv[2], {out, d_sum, d_norm});
+  write_arrays(argv[2], {out, d_sum, d_norm, d_grad, second_sum, second_norm});
 }

@@ -175,13 +175,20 @@ def test_edge_update_kernels(build, tmp_path, isa, width):
         norm = [torch.randn(width).requires_grad_() for _ in range(2)] if present[3] else [None, None]
         total = reference.edge_update(senders, receivers, *rows, activation="identity").requires_grad_()
         out = reference.edge_update(senders, receivers, total, None, None, *norm)
-        grad = torch.randn_like(out)
+        grad = torch.randn_like(out).requires_grad_()
         leaves = [t for t in (total, *norm) if t is not None]
-        expected = [out, *torch.autograd.grad(out, leaves, grad)]
-        arrays = [np.array([count, width]), senders, receivers, *rows, *norm, grad]
+        first = torch.autograd.grad(out, leaves, grad, create_graph=True)
+        directions = [torch.randn_like(t) for t in first]
+        second = torch.autograd.grad(first, (grad, *leaves), directions)
+        expected = [out, *first, *second]
+        norm_dot = torch.stack(directions[1:]) if present[3] else None
+        arrays = [np.array([count, width]), senders, receivers, *rows, *norm, grad, directions[0], norm_dot]
         write_arrays(tmp_path / "case", [t.detach().numpy() if isinstance(t, torch.Tensor) else t for t in arrays])
         run_program(build("run_edge_update", isa, "address"), tmp_path / "case", tmp_path / "results", threads)
-        *found, of_norm = (np.frombuffer(x) for x in read_arrays(tmp_path / "results"))
-        found += [*of_norm.reshape(threads, 2, -1).sum(0)] if present[3] else []
+        results = [np.frombuffer(x) for x in read_arrays(tmp_path / "results")]
+        found = []
+        for n, result in enumerate(results):
+            is_norm = n in (2, 5)  # weight's and bias's, a part for each thread
+            found += [result] if not is_norm else [*result.reshape(threads, 2, -1).sum(0)] if present[3] else []
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_allclose(a, b.detach().numpy().ravel(), atol=1e-10)

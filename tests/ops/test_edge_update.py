@@ -46,13 +46,19 @@ def test_any_width(width, device):
     edges = graph(device)
     found, truth = both(edges, ALL, epsilon=1e-2)
     exact = leaves(ALL, width, device)
-    expected = truth(*exact)
-    grad = torch.randn_like(expected)
-    expected = [expected, *torch.autograd.grad(expected, exact, grad)]
+    directions = [torch.randn_like(t) for t in exact]
+
+    def derivatives(function, leaves, grad):
+        out = function(*leaves)
+        first = torch.autograd.grad(out, leaves, grad, create_graph=True)
+        along = [d.to(out.dtype) for d in directions]
+        return [out, *first, *torch.autograd.grad(first, (*leaves, grad), along)]
+
+    grad = torch.randn(EDGES, width, device=device).requires_grad_()
+    expected = derivatives(truth, exact, grad)
     for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 3e-5)):
         given = [t.detach().to(dtype).requires_grad_() for t in exact]
-        out = found(*given)
-        made = [out, *torch.autograd.grad(out, given, grad.to(dtype))]
+        made = derivatives(found, given, grad.detach().to(dtype).requires_grad_())
         for a, b in zip(made, expected, strict=True):
             assert_close(a.double(), b, atol=tolerance * max(1.0, b.abs().max().item()), rtol=0.0)
 
@@ -155,6 +161,10 @@ def test_opcheck_and_compile():
     for given in (tensors, [permuted(t.detach()).requires_grad_() for t in tensors], (*tensors[:2], None, None, None)):
         torch.library.opcheck(torch.ops.hamfast.edge_update.default, (*given, *rest))
         torch.library.opcheck(torch.ops.hamfast.edge_update_backward.default, (torch.randn(EDGES, 6), *given, *rest))
+        plain = [t if t is None else t.detach() for t in given]
+        norm_dot = None if given[3] is None else torch.randn(2, 6)
+        along = (torch.randn(EDGES, 6), norm_dot, torch.randn(EDGES, 6), *plain, *rest)
+        torch.library.opcheck(torch.ops.hamfast.edge_update_double_backward.default, along)
     found, _ = both(edges, ALL)
     compiled = torch.compile(found, fullgraph=True, backend="aot_eager")
     for a, b in zip(
