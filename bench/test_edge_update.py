@@ -7,6 +7,7 @@ import pytest
 import torch
 from cases import random_graph
 from test_attention import COMPILED, DEGREE, NODES, kept_for_backward, step
+from test_products import MODES
 
 from hamfast import ops, reference
 
@@ -36,12 +37,17 @@ class UpdateProblem:
         return functions | ({"compiled torch": torch.compile(self.plain_torch)} if compiled else {})
 
 
-@pytest.mark.parametrize("mode", ["forward", "forward+backward"])
-@pytest.mark.parametrize("implementation", ["hamfast", "plain torch", *(["compiled torch"] if COMPILED else [])])
+CASES = [
+    *((name, mode) for mode in MODES for name in ("hamfast", "plain torch", *(["compiled torch"] if COMPILED else []))),
+    *((name, "force step") for name in ("hamfast", "plain torch")),  # compiled code has no second derivative
+]
+
+
+@pytest.mark.parametrize(("implementation", "mode"), CASES)
 def test_edge_update(measure, implementation, mode):
     problem = UpdateProblem()
     function = problem.functions(bool(COMPILED))[implementation]
     torch.testing.assert_close(function(*problem.leaves), problem.plain_torch(*problem.leaves), atol=1e-4, rtol=1e-4)
     kept = None if implementation == "compiled torch" else round(kept_for_backward(function, problem.leaves, []), 1)
     run = step(function, problem.leaves, [], mode)
-    measure(implementation, "edge_update", mode, run, kept_MB=kept)
+    measure(implementation, "edge_update", mode, run, rounds=5 if mode == "force step" else 10, kept_MB=kept)
