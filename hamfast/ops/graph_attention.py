@@ -23,6 +23,7 @@ from hamfast.ops.attention_formula import (
     weighted_sum,
 )
 from hamfast.ops.attention_kernel import query_on_edge, run_kernel
+from hamfast.ops.block_matmul import block_matmul
 from hamfast.ops.checks import HALF, check_device, check_same
 from hamfast.ops.edge_index import EdgeIndex
 from hamfast.ops.transforms import is_transformed
@@ -258,4 +259,7 @@ def _plus(a: Tensor | None, b: Tensor) -> Tensor:
 
 def _project(edge: Tensor, weight: Tensor) -> Tensor:
     """``W e`` for every edge: ``[edges, heads, (components,) width]``."""
-    return (edge @ weight.flatten(0, -2).T.to(edge.dtype)).unflatten(1, weight.shape[:-1])
+    count, features = edge.shape
+    matrix = weight.flatten(0, -2).T.to(edge.dtype)
+    made = block_matmul(edge.flatten(), matrix.flatten(), count, [(1, features, matrix.shape[1])])
+    return made.view(count, *weight.shape[:-1])
