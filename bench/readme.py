@@ -47,6 +47,8 @@ HEADLINES = {
     ("attention A op", "forward+backward"): "graph attention with edge features",
     ("attention A op", "force step"): "its force step: gradient of a gradient",
     ("attention A layer", "forward+backward"): "the whole layer, PyG's `TransformerConv`",
+    ("attention A GATv2 layer", "forward+backward"): "PyG's `GATv2Conv`, additive scores with edge features",
+    ("filtered attention", "force step"): "force step of TorchMD-NET's attention: filters, no softmax",
     ("edge_update", "forward+backward"): "edges' features from their nodes': gather, sum, norm, SiLU",
     ("stage2", "training step"): "training step of the cascade's graph Transformer",
 }
