@@ -62,22 +62,31 @@ def row_of(values, column, width, REAL: tl.constexpr):
 
 
 @triton.jit
+def updated_rows(
+    parts, weight, bias, senders, receivers, edge, end, column, width, EPSILON: tl.constexpr, REAL: tl.constexpr
+):  # fmt: skip
+    """Of the edges before ``end``: where their rows are, n, what it was multiplied with, and u."""
+    NORM: tl.constexpr = weight is not None
+    is_edge = edge < end
+    mask = is_edge & (column < width)
+    x = sum_of_rows(parts, senders, receivers, edge, is_edge, column, mask, width, REAL)
+    n, scale = normalise(x, mask, width, EPSILON, NORM)
+    u = n
+    if NORM:
+        u = n * row_of(weight, column, width, REAL) + row_of(bias, column, width, REAL)
+    return mask, n, scale, u
+
+
+@triton.jit
 def edge_update(
     edge_rows, sender_rows, receiver_rows, weight, bias, senders, receivers, out, edges, width,
     EPSILON: tl.constexpr, SILU: tl.constexpr, REAL: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    NORM: tl.constexpr = weight is not None
     edge = tl.program_id(0).to(tl.int64) * EDGES + tl.arange(0, EDGES)[:, None].to(tl.int64)
     column = tl.arange(0, COLUMNS)[None, :]
-    is_edge = edge < edges
-    mask = is_edge & (column < width)
-    x = sum_of_rows(
-        (edge_rows, sender_rows, receiver_rows), senders, receivers, edge, is_edge, column, mask, width, REAL
-    )
-    x, _ = normalise(x, mask, width, EPSILON, NORM)
-    if NORM:
-        x = x * row_of(weight, column, width, REAL) + row_of(bias, column, width, REAL)
-    y, _, _ = silu_of(x, SILU)
+    parts = (edge_rows, sender_rows, receiver_rows)
+    mask, _, _, u = updated_rows(parts, weight, bias, senders, receivers, edge, edges, column, width, EPSILON, REAL)
+    y, _, _ = silu_of(u, SILU)
     tl.store(out + edge * width + column, y, mask=mask)
 
 
@@ -96,15 +105,10 @@ def edge_update_backward(
     of_bias = tl.zeros((EDGES, COLUMNS), dtype=REAL)
     for first in range(begin, end, EDGES):
         edge = first + tl.arange(0, EDGES)[:, None].to(tl.int64)
-        is_edge = edge < end
-        mask = is_edge & (column < width)
-        x = sum_of_rows(
-            (edge_rows, sender_rows, receiver_rows), senders, receivers, edge, is_edge, column, mask, width, REAL
+        rows = (edge_rows, sender_rows, receiver_rows)
+        mask, normal, scale, u = updated_rows(
+            rows, weight, bias, senders, receivers, edge, end, column, width, EPSILON, REAL
         )
-        normal, scale = normalise(x, mask, width, EPSILON, NORM)
-        u = normal
-        if NORM:
-            u = normal * row_of(weight, column, width, REAL) + row_of(bias, column, width, REAL)
         _, slope, _ = silu_of(u, SILU)
         g = tl.load(grad + edge * width + column, mask=mask, other=0.0).to(REAL) * slope
         if NORM:
@@ -135,22 +139,18 @@ def edge_update_double_backward(
     of_bias = tl.zeros((EDGES, COLUMNS), dtype=REAL)
     for first in range(begin, end, EDGES):
         edge = first + tl.arange(0, EDGES)[:, None].to(tl.int64)
-        is_edge = edge < end
-        mask = is_edge & (column < width)
-        x = sum_of_rows(
-            (edge_rows, sender_rows, receiver_rows), senders, receivers, edge, is_edge, column, mask, width, REAL
+        rows = (edge_rows, sender_rows, receiver_rows)
+        mask, n, scale, u = updated_rows(
+            rows, weight, bias, senders, receivers, edge, end, column, width, EPSILON, REAL
         )
-        n, scale = normalise(x, mask, width, EPSILON, NORM)
         x_dot = tl.zeros(mask.shape, dtype=REAL)
         if sum_dot is not None:
             x_dot += tl.load(sum_dot + edge * width + column, mask=mask, other=0.0).to(REAL)
-        u = n
         u_dot = x_dot
         if NORM:
             gamma = row_of(weight, column, width, REAL)
             slope_dot = mean_of(x_dot * n, width)
             n_dot = tl.where(mask, (x_dot - mean_of(x_dot, width) - n * slope_dot) * scale, 0.0)
-            u = n * gamma + row_of(bias, column, width, REAL)
             u_dot = gamma * n_dot
             if norm_dot is not None:
                 u_dot += row_of(norm_dot, column, width, REAL) * n + row_of(norm_dot + width, column, width, REAL)
