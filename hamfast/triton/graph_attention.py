@@ -1,4 +1,4 @@
-"""Graph attention's ops on tensors, for the kernels of kernels/graph_attention.py: numbers per edge and head, then weighted sums."""
+"""Graph attention's ops on tensors, for the kernels of kernels/graph_attention*.py: numbers per edge and head, then weighted sums."""
 
 from __future__ import annotations
 
@@ -9,13 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hamfast.kernels.graph_attention import (
-    attention_gradients,
-    attention_second_gradients,
-    attention_weights,
-    edge_dots,
-    weighted_sums,
-)
+from hamfast.kernels.graph_attention import edge_dots, weighted_sums
+from hamfast.kernels.graph_attention_scores import attention_gradients, attention_second_gradients, attention_weights
 from hamfast.triton.configurations import ATTENTION_DOTS, ATTENTION_NUMBERS, ATTENTION_SUMS
 from hamfast.triton.launch import launch, pieces, real_of
 

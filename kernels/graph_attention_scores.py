@@ -1,0 +1,347 @@
+"""Sparse graph attention in Triton: everything that is a number per edge and head, from scores to weights and back.
+
+The formulas stand in graph_attention.cuh; rows are met in graph_attention.py.
+"""
+
+import triton
+import triton.language as tl
+
+from hamfast.kernels.common import look_up
+from hamfast.kernels.graph_attention import sigmoid, silu_curvature
+
+
+@triton.jit
+def number_tile(data, edge_stride, head_stride, edge, h, mask, ABSENT: tl.constexpr, REAL: tl.constexpr):
+    """A number per edge and head."""
+    if data is None:
+        value = tl.full(mask.shape, ABSENT, dtype=REAL)
+    else:
+        value = tl.load(data + edge * edge_stride + h * head_stride, mask=mask, other=0.0)
+    return value
+
+
+@triton.jit
+def dropout_tile(seed, place, DROPOUT: tl.constexpr, mask, REAL: tl.constexpr):
+    """0 or 1 / (1 - p), from a counter: SplitMix64 (Steele, Lea, Flood 2014)."""
+    if seed is None:
+        factor = tl.full(mask.shape, 1.0, dtype=REAL)
+    else:
+        z = tl.load(seed).to(tl.uint64) + (place + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+        z = z ^ (z >> 31)
+        uniform = (z >> 11).to(tl.float64) * (1.0 / 9007199254740992.0)  # float64: the same edges as elsewhere
+        kept = tl.full(mask.shape, 1.0 / (1.0 - DROPOUT), dtype=REAL)
+        factor = tl.where(uniform < DROPOUT, 0.0, kept)
+    return factor
+
+
+@triton.jit
+def weight_value(KIND: tl.constexpr, s):
+    """1 identity, 2 SiLU, 3 sigmoid, 4 softplus."""
+    if KIND == 2:
+        return s * sigmoid(s)
+    elif KIND == 3:
+        return sigmoid(s)
+    elif KIND == 4:
+        return tl.maximum(s, 0.0) + log1p(tl.exp(-tl.abs(s)))
+    else:
+        return s
+
+
+@triton.jit
+def log1p(x):
+    """Of 0 <= x <= 1, to the last digits: log(1 + x) times what the rounding of 1 + x took (Goldberg 1991, theorem 4)."""
+    y = 1.0 + x
+    return tl.where(y == 1.0, x, tl.log(y) * (x / tl.where(y == 1.0, 1.0, y - 1.0)))
+
+
+@triton.jit
+def weight_slope(KIND: tl.constexpr, s):
+    y = sigmoid(s)
+    if KIND == 2:
+        return y * (1.0 + s * (1.0 - y))
+    elif KIND == 3:
+        return y * (1.0 - y)
+    elif KIND == 4:
+        return y
+    else:
+        return tl.full(s.shape, 1.0, dtype=s.dtype)
+
+
+@triton.jit
+def weight_curvature(KIND: tl.constexpr, s):
+    y = sigmoid(s)
+    if KIND == 2:
+        return silu_curvature(s)
+    elif KIND == 3:
+        return y * (1.0 - y) * (1.0 - 2.0 * y)
+    elif KIND == 4:
+        return y * (1.0 - y)
+    else:
+        return tl.zeros(s.shape, dtype=s.dtype)
+
+
+@triton.jit
+def plain_weight(WEIGHT: tl.constexpr, s, lse):
+    """exp(s - lse), or the activation."""
+    if WEIGHT == 0:
+        # Finite also where an envelope of 0 took the edge out of lse: 0 times it is 0.
+        x = tl.where(s - lse > 88.0, 88.0, s - lse)
+        value = tl.where(lse == -float("inf"), 0.0, tl.exp(x))
+    else:
+        value = weight_value(WEIGHT, s)
+    return value
+
+
+@triton.jit
+def edge_numbers(
+    slot, end, h, h_mask, heads, order, z, seed, scalars, SCALE: tl.constexpr, CLIP: tl.constexpr, DROPOUT: tl.constexpr,
+    REAL: tl.constexpr,
+):  # fmt: skip
+    """Of a tile of edges and heads: place, mask, z, ds/dz (0 where clipped), s, clipped?, envelope, gate, dropout.
+
+    scalars: bias, score scale, envelope and gate, with their strides.
+    """
+    mask = (slot < end) & h_mask
+    edge = look_up(order, slot, slot < end)
+    place = edge * heads + h
+    raw = tl.load(z + place, mask=mask, other=0.0)
+    slope = SCALE * number_tile(scalars[3], scalars[4], scalars[5], edge, h, mask, 1.0, REAL)
+    s = slope * raw + number_tile(scalars[0], scalars[1], scalars[2], edge, h, mask, 0.0, REAL)
+    clipped = slot < 0  # nowhere
+    if CLIP is not None:
+        clipped = (s > CLIP) | (s < -CLIP)
+        s = tl.where(s > CLIP, CLIP, tl.where(s < -CLIP, -CLIP, s))
+        slope = tl.where(clipped, 0.0, slope)
+    f = number_tile(scalars[6], scalars[7], scalars[8], edge, h, mask, 1.0, REAL)
+    g = number_tile(scalars[9], scalars[10], scalars[11], edge, h, mask, 1.0, REAL)
+    drop = dropout_tile(seed, place, DROPOUT, mask, REAL)
+    return place, mask, raw, slope, s, clipped, tl.where(mask, f, 0.0), g, drop
+
+
+@triton.jit
+def attention_weights(
+    z, lse, weights, logits, order, ptr, heads, seed,
+    bias, bias_edge, bias_head, score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head,
+    gate, gate_edge, gate_head,
+    WEIGHT: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, LOG_EPSILON: tl.constexpr, DROPOUT: tl.constexpr,
+    REAL: tl.constexpr, EDGES: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
+    """From z to the weights, the log-sum-exp and (if not None) the logits; one program per receiver. LOG_EPSILON: -inf for none."""
+    scalars = (
+        bias, bias_edge, bias_head, score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head, gate,
+        gate_edge, gate_head,
+    )  # fmt: skip
+    receiver = tl.program_id(0).to(tl.int64)
+    h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :].to(tl.int64)
+    h_mask = h < heads
+    lane = tl.arange(0, EDGES)[:, None].to(tl.int64)
+    begin = tl.load(ptr + receiver)
+    end = tl.load(ptr + receiver + 1)
+    top = tl.zeros((1, HEADS), dtype=REAL)
+    inverse = tl.full((1, HEADS), 1.0, dtype=REAL)
+    if WEIGHT == 0:
+        top += LOG_EPSILON
+        for first in range(begin, end, EDGES):
+            _, _, _, _, s, _, f, _, _ = edge_numbers(
+                first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
+            )
+            top = tl.maximum(top, tl.max(tl.where(f != 0, s, -float("inf")), axis=0, keep_dims=True))
+        top = tl.where(top == -float("inf"), 0.0, top)
+        total = tl.zeros((1, HEADS), dtype=REAL)
+        for first in range(begin, end, EDGES):
+            _, _, _, _, s, _, f, _, _ = edge_numbers(
+                first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
+            )
+            total += tl.sum(tl.where(f != 0, f * tl.exp(s - top), 0.0), axis=0, keep_dims=True)
+        total += tl.exp(LOG_EPSILON - top)
+        inverse = tl.where(total == 0, 0.0, 1.0 / tl.where(total == 0, 1.0, total))
+        log_total = tl.where(total == 0, -float("inf"), tl.log(tl.where(total == 0, 1.0, total)))
+        tl.store(lse + receiver * heads + h, top + log_total, mask=h_mask)
+    else:
+        tl.store(lse + receiver * heads + h, tl.zeros((1, HEADS), dtype=REAL), mask=h_mask)
+    for first in range(begin, end, EDGES):
+        place, mask, _, _, s, _, f, g, drop = edge_numbers(
+            first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
+        )
+        # Not exp(s - lse): of large scores that would lose the digits of lse.
+        if WEIGHT == 0:
+            value = tl.exp(s - top) * inverse
+        else:
+            value = weight_value(WEIGHT, s)
+        tl.store(weights + place, tl.where(f == 0, 0.0, f * value * g * drop), mask=mask)
+        if logits is not None:
+            tl.store(logits + place, s, mask=mask)
+
+
+@triton.jit
+def attention_gradients(
+    z, a, lse, grad_lse, grad_weights, grad_logits, d_score, kept_weight, d_bias, d_score_scale, d_envelope, d_gate,
+    order, ptr, heads, seed,
+    bias, bias_edge, bias_head, score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head,
+    gate, gate_edge, gate_head,
+    WEIGHT: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, DROPOUT: tl.constexpr,
+    REAL: tl.constexpr, EDGES: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
+    """From z and a to dz and w, and the gradients of the numbers per edge (those not None); one program per receiver."""
+    scalars = (
+        bias, bias_edge, bias_head, score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head, gate,
+        gate_edge, gate_head,
+    )  # fmt: skip
+    receiver = tl.program_id(0).to(tl.int64)
+    h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :].to(tl.int64)
+    h_mask = h < heads
+    lane = tl.arange(0, EDGES)[:, None].to(tl.int64)
+    begin = tl.load(ptr + receiver)
+    end = tl.load(ptr + receiver + 1)
+    lse_row = tl.load(lse + receiver * heads + h, mask=h_mask, other=0.0)
+    mean = tl.zeros((1, HEADS), dtype=REAL)
+    if WEIGHT == 0:
+        for first in range(begin, end, EDGES):
+            place, mask, _, _, s, _, f, g, drop = edge_numbers(
+                first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
+            )
+            incoming = tl.load(a + place, mask=mask, other=0.0)
+            incoming += number_tile(grad_weights, heads, 1, place // heads, h, mask, 0.0, REAL)
+            value = plain_weight(WEIGHT, s, lse_row)
+            mean += tl.sum(tl.where(mask, f * value * g * drop * incoming, 0.0), axis=0, keep_dims=True)
+        if grad_lse is not None:
+            mean -= tl.load(grad_lse + receiver * heads + h, mask=h_mask, other=0.0)
+    for first in range(begin, end, EDGES):
+        place, mask, raw, slope, s, clipped, f, g, drop = edge_numbers(
+            first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
+        )
+        incoming = tl.load(a + place, mask=mask, other=0.0)
+        incoming += number_tile(grad_weights, heads, 1, place // heads, h, mask, 0.0, REAL)
+        value = plain_weight(WEIGHT, s, lse_row)
+        centred = g * drop * incoming - mean
+        if WEIGHT == 0:
+            ds = f * centred * value
+        else:
+            ds = f * centred * weight_slope(WEIGHT, s)
+        ds += number_tile(grad_logits, heads, 1, place // heads, h, mask, 0.0, REAL)
+        ds = tl.where(clipped, 0.0, ds)
+        if d_bias is not None:
+            tl.store(d_bias + place, ds, mask=mask)
+        if d_gate is not None:
+            tl.store(d_gate + place, drop * f * value * incoming, mask=mask)
+        if d_envelope is not None:
+            tl.store(d_envelope + place, value * centred, mask=mask)
+        if d_score_scale is not None:
+            tl.store(d_score_scale + place, ds * SCALE * raw, mask=mask)
+        tl.store(d_score + place, ds * slope, mask=mask)
+        tl.store(kept_weight + place, f * value * g * drop, mask=mask)
+
+
+@triton.jit
+def second_numbers(
+    place, mask, h, heads, raw, slope, s, clipped, f, g, drop, lse_row, a, z_dot, b, grad_weights,
+    directions, WEIGHT: tl.constexpr, SCALE: tl.constexpr, REAL: tl.constexpr,
+):  # fmt: skip
+    """What D is made of at one edge: P, P1, p, s', f', t, a, u, r, gate', scale', z', b."""
+    edge = place // heads
+    value = plain_weight(WEIGHT, s, lse_row)
+    value_slope = value
+    if WEIGHT != 0:
+        value_slope = weight_slope(WEIGHT, s)
+    p = f * value
+    incoming = tl.load(a + place, mask=mask, other=0.0) + number_tile(grad_weights, heads, 1, edge, h, mask, 0.0, REAL)
+    g_dot = number_tile(directions[9], directions[10], directions[11], edge, h, mask, 0.0, REAL)
+    c_dot = number_tile(directions[3], directions[4], directions[5], edge, h, mask, 0.0, REAL)
+    along = tl.load(z_dot + place, mask=mask, other=0.0)
+    s_dot = slope * along + SCALE * raw * c_dot
+    s_dot += number_tile(directions[0], directions[1], directions[2], edge, h, mask, 0.0, REAL)
+    s_dot = tl.where(clipped, 0.0, s_dot)
+    f_dot = number_tile(directions[6], directions[7], directions[8], edge, h, mask, 0.0, REAL)
+    change = tl.where(mask, f * value_slope * s_dot + value * f_dot, 0.0)
+    along_b = tl.load(b + place, mask=mask, other=0.0)
+    r = drop * (g_dot * incoming + g * along_b)
+    u = g * drop * incoming
+    return value, value_slope, p, s_dot, f_dot, change, incoming, u, r, g_dot, c_dot, along, along_b
+
+
+@triton.jit
+def attention_second_gradients(
+    z, a, z_dot, b, lse, grad_lse, grad_weights, grad_logits, d_score, d_score_dot, kept_weight, plain_weights,
+    to_grad_lse, to_grad_weights, to_grad_logits, d_bias, d_score_scale, d_envelope, d_gate, order, ptr, heads, seed,
+    bias, bias_edge, bias_head, score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head,
+    gate, gate_edge, gate_head,
+    bias_dot, bias_dot_edge, bias_dot_head, scale_dot, scale_dot_edge, scale_dot_head,
+    envelope_dot, envelope_dot_edge, envelope_dot_head, gate_dot, gate_dot_edge, gate_dot_head,
+    WEIGHT: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, DROPOUT: tl.constexpr,
+    REAL: tl.constexpr, EDGES: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
+    """The double backward pass, from z, a and their changes z', b: see kernels/graph_attention.cuh."""
+    scalars = (
+        bias, bias_edge, bias_head, score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head, gate,
+        gate_edge, gate_head,
+    )  # fmt: skip
+    directions = (
+        bias_dot, bias_dot_edge, bias_dot_head, scale_dot, scale_dot_edge, scale_dot_head, envelope_dot,
+        envelope_dot_edge, envelope_dot_head, gate_dot, gate_dot_edge, gate_dot_head,
+    )  # fmt: skip
+    receiver = tl.program_id(0).to(tl.int64)
+    h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :].to(tl.int64)
+    h_mask = h < heads
+    lane = tl.arange(0, EDGES)[:, None].to(tl.int64)
+    begin = tl.load(ptr + receiver)
+    end = tl.load(ptr + receiver + 1)
+    lse_row = tl.load(lse + receiver * heads + h, mask=h_mask, other=0.0)
+    mean_u = tl.zeros((1, HEADS), dtype=REAL)
+    mean_s = tl.zeros((1, HEADS), dtype=REAL)
+    mean_r = tl.zeros((1, HEADS), dtype=REAL)
+    mixed = tl.zeros((1, HEADS), dtype=REAL)
+    if WEIGHT == 0:
+        for first in range(begin, end, EDGES):
+            place, mask, raw, slope, s, clipped, f, g, drop = edge_numbers(
+                first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
+            )
+            _, _, p, _, _, change, _, u, r, _, _, _, _ = second_numbers(
+                place, mask, h, heads, raw, slope, s, clipped, f, g, drop, lse_row, a, z_dot, b, grad_weights,
+                directions, WEIGHT, SCALE, REAL,
+            )  # fmt: skip
+            mean_u += tl.sum(tl.where(mask, p * u, 0.0), axis=0, keep_dims=True)
+            mean_s += tl.sum(change, axis=0, keep_dims=True)
+            mean_r += tl.sum(tl.where(mask, p * r, 0.0), axis=0, keep_dims=True)
+            mixed += tl.sum(tl.where(mask, change * u, 0.0), axis=0, keep_dims=True)
+        mixed -= mean_u * mean_s
+        if grad_lse is not None:
+            mean_u -= tl.load(grad_lse + receiver * heads + h, mask=h_mask, other=0.0)
+    if to_grad_lse is not None:
+        tl.store(to_grad_lse + receiver * heads + h, mean_s, mask=h_mask)
+    for first in range(begin, end, EDGES):
+        place, mask, raw, slope, s, clipped, f, g, drop = edge_numbers(
+            first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
+        )
+        value, value_slope, p, s_dot, f_dot, change, incoming, u, r, g_dot, c_dot, along, along_b = second_numbers(
+            place, mask, h, heads, raw, slope, s, clipped, f, g, drop, lse_row, a, z_dot, b, grad_weights,
+            directions, WEIGHT, SCALE, REAL,
+        )  # fmt: skip
+        curvature = value
+        if WEIGHT != 0:
+            curvature = weight_curvature(WEIGHT, s)
+        moved = change - p * mean_s
+        centred = u - mean_u
+        rest = r - mean_r - mixed
+        ds = (f * curvature * s_dot + value_slope * f_dot - p * mean_s) * centred + f * value_slope * rest
+        ds = tl.where(clipped, 0.0, ds)
+        ds_dot = f * value_slope * centred + number_tile(grad_logits, heads, 1, place // heads, h, mask, 0.0, REAL)
+        ds_dot = tl.where(clipped, 0.0, ds_dot)
+        w_dot = moved * g * drop + p * g_dot * drop
+        if d_bias is not None:
+            tl.store(d_bias + place, ds, mask=mask)
+        if d_score_scale is not None:
+            tl.store(d_score_scale + place, SCALE * (raw * ds + along * ds_dot), mask=mask)
+        if d_envelope is not None:
+            tl.store(d_envelope + place, (value_slope * s_dot - value * mean_s) * centred + value * rest, mask=mask)
+        if d_gate is not None:
+            tl.store(d_gate + place, drop * (moved * incoming + p * along_b), mask=mask)
+        if to_grad_weights is not None:
+            tl.store(to_grad_weights + place, w_dot, mask=mask)
+        if to_grad_logits is not None:
+            tl.store(to_grad_logits + place, s_dot, mask=mask)
+        tl.store(d_score + place, slope * ds + SCALE * c_dot * ds_dot, mask=mask)
+        tl.store(d_score_dot + place, slope * ds_dot, mask=mask)
+        tl.store(kept_weight + place, w_dot, mask=mask)
+        tl.store(plain_weights + place, p * g * drop, mask=mask)
