@@ -1,4 +1,4 @@
-"""What the Triton kernels share: components as tuples of tiles, and rows behind an index."""
+"""What the Triton kernels share: components as tuples of tiles, rows behind an index, activations."""
 
 import triton
 import triton.language as tl
@@ -38,3 +38,20 @@ def look_up(index, at, mask):
     if index is not None:
         found = tl.load(index + at, mask=mask, other=0)
     return found
+
+
+@triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def silu_slope(x):
+    y = sigmoid(x)
+    return y * (1.0 + x * (1.0 - y))
+
+
+@triton.jit
+def silu_curvature(x):
+    y = sigmoid(x)
+    return y * (1.0 - y) * (2.0 + x * (1.0 - 2.0 * y))

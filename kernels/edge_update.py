@@ -6,7 +6,7 @@ A program has whole rows, EDGES of them at a time; COLUMNS is the width, or the 
 import triton
 import triton.language as tl
 
-from hamfast.kernels.common import look_up
+from hamfast.kernels.common import look_up, sigmoid, silu_curvature, silu_slope
 
 
 @triton.jit
@@ -48,10 +48,9 @@ def silu_of(x, SILU: tl.constexpr):
     slope = tl.full(x.shape, 1.0, x.dtype)
     curvature = tl.zeros(x.shape, x.dtype)
     if SILU:
-        s = 1.0 / (1.0 + tl.exp(-x))
-        y = x * s
-        slope = s * (1.0 + x * (1.0 - s))
-        curvature = s * (1.0 - s) * (2.0 + x * (1.0 - 2.0 * s))
+        y = x * sigmoid(x)
+        slope = silu_slope(x)
+        curvature = silu_curvature(x)
     return y, slope, curvature
 
 

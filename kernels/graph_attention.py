@@ -8,7 +8,7 @@ edge, sender and receiver, of which each may be absent and whose sum is meant, a
 import triton
 import triton.language as tl
 
-from hamfast.kernels.common import look_up
+from hamfast.kernels.common import look_up, sigmoid, silu_curvature, silu_slope
 
 DOT, ADDITIVE, ADDITIVE_ALONG = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
@@ -29,11 +29,6 @@ def rows_tile(
 
 
 @triton.jit
-def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
-
-
-@triton.jit
 def score_activation(KIND: tl.constexpr, SLOPE: tl.constexpr, x):
     """0 leaky ReLU, 1 Equiformer's smooth one, 2 SiLU."""
     if KIND == 0:
@@ -46,20 +41,12 @@ def score_activation(KIND: tl.constexpr, SLOPE: tl.constexpr, x):
 
 @triton.jit
 def score_activation_slope(KIND: tl.constexpr, SLOPE: tl.constexpr, x):
-    y = sigmoid(x)
-    silu = y * (1.0 + x * (1.0 - y))
     if KIND == 0:
         return tl.where(x > 0, tl.full(x.shape, 1.0, dtype=x.dtype), SLOPE)
     elif KIND == 2:
-        return silu
+        return silu_slope(x)
     else:
-        return SLOPE + (1.0 - SLOPE) * silu
-
-
-@triton.jit
-def silu_curvature(x):
-    y = sigmoid(x)
-    return y * (1.0 - y) * (2.0 + x * (1.0 - 2.0 * y))
+        return SLOPE + (1.0 - SLOPE) * silu_slope(x)
 
 
 @triton.jit

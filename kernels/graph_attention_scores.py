@@ -6,8 +6,7 @@ The formulas stand in graph_attention.cuh; rows are met in graph_attention.py.
 import triton
 import triton.language as tl
 
-from hamfast.kernels.common import look_up
-from hamfast.kernels.graph_attention import sigmoid, silu_curvature
+from hamfast.kernels.common import look_up, sigmoid, silu_curvature, silu_slope
 
 
 @triton.jit
@@ -60,7 +59,7 @@ def log1p(x):
 def weight_slope(KIND: tl.constexpr, s):
     y = sigmoid(s)
     if KIND == 2:
-        return y * (1.0 + s * (1.0 - y))
+        return silu_slope(s)
     elif KIND == 3:
         return y * (1.0 - y)
     elif KIND == 4:
@@ -121,6 +120,22 @@ def edge_numbers(
 
 
 @triton.jit
+def receiver_tile(ptr, heads, EDGES: tl.constexpr, HEADS: tl.constexpr):
+    """Of a program: its receiver, where that one's edges begin and end, lanes along edges, and its heads with their mask."""
+    receiver = tl.program_id(0).to(tl.int64)
+    h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :].to(tl.int64)
+    lane = tl.arange(0, EDGES)[:, None].to(tl.int64)
+    return receiver, tl.load(ptr + receiver), tl.load(ptr + receiver + 1), lane, h, h < heads
+
+
+@triton.jit
+def incoming_tile(a, grad_weights, heads, place, h, mask, REAL: tl.constexpr):
+    """Gradients of the weights."""
+    given = number_tile(grad_weights, heads, 1, place // heads, h, mask, 0.0, REAL)
+    return tl.load(a + place, mask=mask, other=0.0) + given
+
+
+@triton.jit
 def attention_weights(
     z, lse, weights, logits, order, ptr, heads, seed,
     bias, bias_edge, bias_head, score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head,
@@ -133,12 +148,7 @@ def attention_weights(
         bias, bias_edge, bias_head, score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head, gate,
         gate_edge, gate_head,
     )  # fmt: skip
-    receiver = tl.program_id(0).to(tl.int64)
-    h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :].to(tl.int64)
-    h_mask = h < heads
-    lane = tl.arange(0, EDGES)[:, None].to(tl.int64)
-    begin = tl.load(ptr + receiver)
-    end = tl.load(ptr + receiver + 1)
+    receiver, begin, end, lane, h, h_mask = receiver_tile(ptr, heads, EDGES, HEADS)
     top = tl.zeros((1, HEADS), dtype=REAL)
     inverse = tl.full((1, HEADS), 1.0, dtype=REAL)
     if WEIGHT == 0:
@@ -189,12 +199,7 @@ def attention_gradients(
         bias, bias_edge, bias_head, score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head, gate,
         gate_edge, gate_head,
     )  # fmt: skip
-    receiver = tl.program_id(0).to(tl.int64)
-    h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :].to(tl.int64)
-    h_mask = h < heads
-    lane = tl.arange(0, EDGES)[:, None].to(tl.int64)
-    begin = tl.load(ptr + receiver)
-    end = tl.load(ptr + receiver + 1)
+    receiver, begin, end, lane, h, h_mask = receiver_tile(ptr, heads, EDGES, HEADS)
     lse_row = tl.load(lse + receiver * heads + h, mask=h_mask, other=0.0)
     mean = tl.zeros((1, HEADS), dtype=REAL)
     if WEIGHT == 0:
@@ -202,8 +207,7 @@ def attention_gradients(
             place, mask, _, _, s, _, f, g, drop = edge_numbers(
                 first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
             )
-            incoming = tl.load(a + place, mask=mask, other=0.0)
-            incoming += number_tile(grad_weights, heads, 1, place // heads, h, mask, 0.0, REAL)
+            incoming = incoming_tile(a, grad_weights, heads, place, h, mask, REAL)
             value = plain_weight(WEIGHT, s, lse_row)
             mean += tl.sum(tl.where(mask, f * value * g * drop * incoming, 0.0), axis=0, keep_dims=True)
         if grad_lse is not None:
@@ -212,8 +216,7 @@ def attention_gradients(
         place, mask, raw, slope, s, clipped, f, g, drop = edge_numbers(
             first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
         )
-        incoming = tl.load(a + place, mask=mask, other=0.0)
-        incoming += number_tile(grad_weights, heads, 1, place // heads, h, mask, 0.0, REAL)
+        incoming = incoming_tile(a, grad_weights, heads, place, h, mask, REAL)
         value = plain_weight(WEIGHT, s, lse_row)
         centred = g * drop * incoming - mean
         if WEIGHT == 0:
@@ -246,7 +249,7 @@ def second_numbers(
     if WEIGHT != 0:
         value_slope = weight_slope(WEIGHT, s)
     p = f * value
-    incoming = tl.load(a + place, mask=mask, other=0.0) + number_tile(grad_weights, heads, 1, edge, h, mask, 0.0, REAL)
+    incoming = incoming_tile(a, grad_weights, heads, place, h, mask, REAL)
     g_dot = number_tile(directions[9], directions[10], directions[11], edge, h, mask, 0.0, REAL)
     c_dot = number_tile(directions[3], directions[4], directions[5], edge, h, mask, 0.0, REAL)
     along = tl.load(z_dot + place, mask=mask, other=0.0)
@@ -281,12 +284,7 @@ def attention_second_gradients(
         bias_dot, bias_dot_edge, bias_dot_head, scale_dot, scale_dot_edge, scale_dot_head, envelope_dot,
         envelope_dot_edge, envelope_dot_head, gate_dot, gate_dot_edge, gate_dot_head,
     )  # fmt: skip
-    receiver = tl.program_id(0).to(tl.int64)
-    h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :].to(tl.int64)
-    h_mask = h < heads
-    lane = tl.arange(0, EDGES)[:, None].to(tl.int64)
-    begin = tl.load(ptr + receiver)
-    end = tl.load(ptr + receiver + 1)
+    receiver, begin, end, lane, h, h_mask = receiver_tile(ptr, heads, EDGES, HEADS)
     lse_row = tl.load(lse + receiver * heads + h, mask=h_mask, other=0.0)
     mean_u = tl.zeros((1, HEADS), dtype=REAL)
     mean_s = tl.zeros((1, HEADS), dtype=REAL)
