@@ -267,21 +267,6 @@ struct Size {
   constexpr int operator()() const { return n; }
 };
 
-// f(Size<n>{}) for n full vectors, or for 0: any number.
-template <class T, class F>
-inline void for_vectors(int64_t width, F&& f) {
-  switch (width % kLanes<T> == 0 ? width / kLanes<T> : 0) {
-    case 1:
-      return f(Size<1>{});
-    case 2:
-      return f(Size<2>{});
-    case 4:
-      return f(Size<4>{});
-    default:
-      return f(Size<0>{});
-  }
-}
-
 template <class F>
 inline void for_irrep_size(int64_t d, F&& f) {
   switch (d) {
@@ -299,6 +284,21 @@ inline void for_irrep_size(int64_t d, F&& f) {
       return f(Size<11>{});
     case 13:
       return f(Size<13>{});
+    default:
+      return f(Size<0>{});
+  }
+}
+
+// f(Size<n>{}) for n full vectors, or for 0: any number.
+template <class T, class F>
+inline void for_vectors(int64_t width, F&& f) {
+  switch (width % kLanes<T> == 0 ? width / kLanes<T> : 0) {
+    case 1:
+      return f(Size<1>{});
+    case 2:
+      return f(Size<2>{});
+    case 4:
+      return f(Size<4>{});
     default:
       return f(Size<0>{});
   }

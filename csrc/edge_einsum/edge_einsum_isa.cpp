@@ -42,13 +42,13 @@ class Rows {
     int w = 0, n = 0;
     for (int i = 0; i < call.count; ++i) (call.operand[i].wide ? wide_[w++] : narrow_[n++]) = call.operand[i];
     const bool has_all = (call.out_head > 0 || call.heads == 1) && (call.out_component > 0 || call.components == 1);
-    put_ = call.order || !has_all ? Put::add : Put::set;
+    const bool streams = is_streamed(call.rows * call.out_row, sizeof(T));
+    put_ = call.order || !has_all ? Put::add : streams ? Put::stream : Put::set;
   }
 
   void run(int64_t begin, int64_t end) {
-    LaneSums<T> sums(put_ == Put::set);
+    LaneSums<T> sums(put_ != Put::add);
     last_ = call_.order ? call_.ptr[end] : end;
-    if (put_ == Put::set && is_streamed(call_.rows * call_.out_row, sizeof(T))) put_ = Put::stream;
     for (int64_t r = begin; r < end; ++r) {
       T* out = call_.out + r * call_.out_row;
       if (put_ == Put::add)

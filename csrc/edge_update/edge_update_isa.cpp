@@ -100,9 +100,9 @@ class UpdatedRows {
         const Vector<T> weight = load_first(call_.weight + c, n), of_weight = part_of(weight_dot, c, n);
         const Vector<T> change = (part_of(along, c, n) - mean - value * slope) * norm.scale;
         const Vector<T> along_u = weight * change + of_weight * value + part_of(bias_dot, c, n);
-        const Vector<T> q = call_.silu ? g * silu_slope_of<T>(u) : g;
+        const Vector<T> act_slope = call_.silu ? silu_slope_of<T>(u) : Vector<T>{} + T(1), q = g * act_slope;
         const Vector<T> t = call_.silu ? g * silu_curvature_of<T>(u) * along_u : Vector<T>{};
-        store_first(to_grad + c, call_.silu ? silu_slope_of<T>(u) * along_u : along_u, n);
+        store_first(to_grad + c, act_slope * along_u, n);
         store_first(d_weight + c, load_first(d_weight + c, n) + t * value + q * change, n);
         store_first(d_bias + c, load_first(d_bias + c, n) + t, n);
         const Vector<T> weighed = weight * q;  // 0 beyond the row
