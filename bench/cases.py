@@ -91,6 +91,12 @@ def random_graph(nodes: int, degree: int):
     return torch.randint(nodes, (nodes * degree,)), receivers
 
 
+def ordered_graph(nodes: int, degree: int):
+    """The same with senders near their receivers, as in a spatially ordered crystal."""
+    _, receivers = random_graph(nodes, degree)
+    return (receivers + torch.randint(-60, 60, (nodes * degree,))) % nodes, receivers
+
+
 # Settings of stage 1: the demo's, and DeepH-E3's for graphene.
 NETWORKS = {
     "demo": {"irreps_mid": "32x0e+16x1o+8x2e+4x3o+4x4e", "l_max": 4, "embed_dim": 32, "num_basis": 64},

@@ -12,7 +12,7 @@ from functools import cache
 
 import pytest
 import torch
-from cases import random_graph
+from cases import ordered_graph
 from test_products import MODES
 
 from hamfast import nn, ops
@@ -28,9 +28,7 @@ class Problem:
         geometric = pytest.importorskip("torch_geometric.nn")
         self.nodes = nodes
         torch.manual_seed(0)
-        # Senders near their receivers, as in a spatially ordered crystal.
-        _, receivers = random_graph(nodes, DEGREE)
-        senders = (receivers + torch.randint(-60, 60, (nodes * DEGREE,))) % nodes
+        senders, receivers = ordered_graph(nodes, DEGREE)
         self.senders, self.receivers = senders.to(device), receivers.to(device)
         self.edges = ops.edge_index(self.senders, self.receivers, nodes)
         self.pairs = torch.stack([self.senders, self.receivers])
