@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
+import traceback
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from hamfast.errors import HamfastError
+from hamfast.errors import DataWarning, HamfastError
 from hamfast.version import __version__
 
 app = typer.Typer(
@@ -17,13 +26,52 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode=None,
 )
 data_app = typer.Typer(help="Look at, convert and split data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 console = Console()
 
 Folder = Annotated[Path, typer.Argument(help="a structure folder, or a data set of them")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto")]
+Window = Annotated[tuple[float, float], typer.Option(help="eV around the Fermi level")]
+
+
+@app.callback()
+def _common(context: typer.Context) -> None:
+    """Warnings about data are one line each, on stderr."""
+    shown = warnings.catch_warnings()
+    shown.__enter__()
+    warnings.simplefilter("default", DataWarning)
+    usual = warnings.showwarning
+
+    def show(message, category, *rest, **options):
+        if issubclass(category, DataWarning):
+            _tell("warning:", "yellow", str(message))
+        else:
+            usual(message, category, *rest, **options)
+
+    warnings.showwarning = show
+    context.call_on_close(lambda: shown.__exit__(None, None, None))
+
+
+def _tell(label: str, style: str, text: str) -> None:
+    """A line on stderr. ``text`` may hold brackets: paths and labels are no markup."""
+    Console(stderr=True).print(Text.assemble((label, style), " ", text), soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """A line on stdout, as it is."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _progress(what: str, total: int):
+    """A bar with the time left while the block runs, where someone is watching; yields the function that moves it on."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(escape(what), total=total)
+        yield lambda: progress.advance(task)
 
 
 @app.command()
@@ -34,7 +82,7 @@ def doctor() -> None:
     for title, findings in (("packages", module.versions()), ("backends", module.backends())):
         table = Table(title=f"hamfast {__version__}: {title}", show_header=False, title_justify="left")
         for finding in findings:
-            table.add_row("[green]ok[/]" if finding.ok else "[yellow]no[/]", finding.name, finding.text)
+            table.add_row("[green]ok[/]" if finding.ok else "[yellow]no[/]", finding.name, escape(finding.text))
         console.print(table)
 
 
@@ -52,7 +100,7 @@ def config(
     from hamfast.training import config_template
 
     if preset == "list":
-        console.print("\n".join(preset_names()))
+        say("\n".join(preset_names()))
         return
     text = config_template(root) if preset is None else preset_text(preset, root)
     if output is None:
@@ -62,7 +110,7 @@ def config(
         raise HamfastError(f"{output}: exists already")
     with replacing(output) as temporary:
         temporary.write_text(text)
-    console.print(f"wrote {output}")
+    say(f"wrote {output}")
 
 
 @app.command()
@@ -80,7 +128,7 @@ def train(
     path = Run(settings, console).train(resume=resume)
     if path is None:
         raise typer.Exit(130)
-    console.print(f"model: {path}")
+    say(f"model: {path}")
 
 
 @app.command()
@@ -90,22 +138,38 @@ def predict(
     output: Annotated[
         Path | None, typer.Option(help="folder for copies with predictions; default: beside the input")
     ] = None,
+    precision: Annotated[str, typer.Option(help="of the written numbers: float64 or float32")] = "float64",
+    compress: Annotated[bool, typer.Option(help="compress the written file")] = True,
     device: Device = "auto",
 ) -> None:
     """Predict Hamiltonians; writes hamiltonian_pred.h5 in the input's layout."""
-    from hamfast.analysis import predict as predict_one
-    from hamfast.data import find_structures, format_of, read_snapshot
+    from hamfast.data import find_structures
+
+    if precision not in ("float32", "float64"):
+        raise HamfastError(f"--precision: expected float32 or float64, found {precision!r}")
+    folders = [f for root in structures for f in find_structures(root)]
+    targets = folders if output is None else [output / name for name in names_apart(folders)]
+    from hamfast.analysis.predict import write_prediction
     from hamfast.training import load_model
 
     loaded = load_model(checkpoint, _device(device))
-    for folder in [f for root in structures for f in find_structures(root)]:
-        snapshot = read_snapshot(folder)
-        matrix = predict_one(loaded, snapshot).refined
-        layout = format_of(folder)
-        target = folder if output is None else output / folder.name
-        if output is not None:
-            layout.write(snapshot, target)
-        console.print(f"wrote {layout.write_prediction(snapshot, matrix, target)}", highlight=False)
+    with _progress("predicting", len(folders)) as advance:
+        for folder, target in zip(folders, targets, strict=True):
+            say(f"wrote {write_prediction(loaded, folder, target, precision, compress)}")
+            advance()
+
+
+def names_apart(folders: list[Path]) -> list[str]:
+    """A name for each structure folder: its own, or with those above it where two have the same: ``a__s``, ``b__s``."""
+    paths = [folder.resolve().parts for folder in folders]
+    depth = [1] * len(paths)
+    while True:
+        names = ["__".join(parts[-d:]).replace("/", "") for parts, d in zip(paths, depth, strict=True)]
+        clash = [n for n, name in enumerate(names) if names.count(name) > 1 and depth[n] < len(paths[n])]
+        if not clash or (len(set(paths)) < len(paths) and all(paths.count(paths[n]) > 1 for n in clash)):
+            return names
+        for n in clash:
+            depth[n] += 1
 
 
 @app.command()
@@ -124,74 +188,95 @@ def evaluate(
 ) -> None:
     """Compare predictions with DFT: a table and JSON, stage 1 beside the cascade."""
     from hamfast.analysis.evaluate import evaluate as evaluate_all
-    from hamfast.analysis.evaluate import evaluation_table
+    from hamfast.analysis.evaluate import evaluation_table, read_label_noise
     from hamfast.data import find_structures, read_split
-    from hamfast.data.h5 import read_json, write_json
+    from hamfast.data.h5 import write_json
     from hamfast.training import load_model
 
+    noise = None if label_noise is None else read_label_noise(label_noise)
     loaded = load_model(checkpoint, _device(device))
     if structures:
         folders = [f for root in structures for f in find_structures(root)]
     else:
         data = loaded.config.data
         split = read_split(Path(data.root), None if data.split is None else Path(data.split))
-        if part not in split:
-            raise HamfastError(f"part: expected one of {', '.join(split)}, found {part!r}")
+        if not split.get(part):
+            raise HamfastError(f"part: expected one of {', '.join(p for p in split if split[p])}, found {part!r}")
         folders = split[part]
-    with console.status("evaluating") as status:
-        result = evaluate_all(
-            loaded, folders, eigenvalues=eigenvalues, report=lambda name: status.update(f"evaluating {name}")
-        )
-    noise = None if label_noise is None else read_json(label_noise)["meV"]
+    with _progress("evaluating", len(folders)) as advance:
+        result = evaluate_all(loaded, folders, eigenvalues=eigenvalues, report=advance)
     console.print(evaluation_table(result, noise, "Structures" if structures else f"{part.capitalize()} set"))
     path = checkpoint.parent / "evaluation.json" if output is None else output
     write_json(path, result)
-    console.print(f"wrote {path}", highlight=False)
+    say(f"wrote {path}")
 
 
 @app.command()
 def bands(
     structure: Annotated[Path, typer.Argument(help="a structure folder with H and S")],
-    kpath: Annotated[str, typer.Option(help="GKMG, or 'G 0 0 0, K 1/3 1/3 0, M 1/2 0 0'")],
+    kpath: Annotated[
+        str | None,
+        typer.Option(help="GKMG, 'GXWKGLUWLK,UX' or 'G 0 0 0, K 1/3 1/3 0, M 1/2 0 0'; default: ASE's for the lattice"),
+    ] = None,
     prediction: Annotated[
         Path | None, typer.Option(help="folder with hamiltonian_pred.h5; default: the structure's own")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="folder for the results; default: <structure>/bands")] = None,
     points: Annotated[int, typer.Option(help="k-points along the path")] = 90,
-    window: Annotated[tuple[float, float], typer.Option(help="eV around the Fermi level")] = (-4.0, 4.0),
+    window: Window = (-4.0, 4.0),
     mesh: Annotated[tuple[int, int, int] | None, typer.Option(help="k-mesh for the Fermi level")] = None,
     fermi: Annotated[float | None, typer.Option(help="Fermi level in eV instead of counting electrons")] = None,
     num_bands: Annotated[
-        int | None, typer.Option(help="only so many bands next to the Fermi level (sparse solver)")
+        int | None, typer.Option(help="only so many bands, half of them below the Fermi level (sparse solver)")
+    ] = None,
+    project_overlap: Annotated[
+        float | None, typer.Option(help="leave out directions in which S(k) is below this, where S is nearly singular")
     ] = None,
     dos: Annotated[bool, typer.Option("--dos", help="density of states beside the bands")] = False,
 ) -> None:
     """Band structure from H and S: predicted over DFT in one figure, E_F at 0, and the numbers as JSON and h5."""
-    from hamfast.analysis.bands import band_difference, band_structures, densities_of_states, write_bands
+    from hamfast.analysis.bands import (
+        band_difference,
+        band_structures,
+        check_window,
+        densities_of_states,
+        matrices_of,
+        write_bands,
+    )
     from hamfast.analysis.plot import plot_bands
-    from hamfast.data import format_of, read_snapshot
+    from hamfast.data import read_snapshot
 
+    check_window(window)
     snapshot = read_snapshot(structure)
-    matrices = {} if snapshot.hamiltonian is None else {"DFT": snapshot.hamiltonian}
-    where = structure if prediction is None else prediction
-    if prediction is not None or (where / format_of(where).PREDICTION).exists():
-        predicted = read_snapshot(where, hamiltonian="prediction").hamiltonian
-        if predicted is None:
-            raise HamfastError(f"{where}: expected {format_of(where).PREDICTION}; make it with `hamfast predict`")
-        matrices["predicted"] = predicted
-    if not matrices:
-        raise HamfastError(f"{structure}: neither a DFT nor a predicted Hamiltonian is there")
+    matrices = matrices_of(snapshot, structure, prediction)
     folder = structure / "bands" if output is None else output
-    curves = band_structures(snapshot, matrices, kpath, points=points, mesh=mesh, fermi=fermi, num_bands=num_bands)
-    densities = densities_of_states(snapshot, matrices, window, mesh=mesh) if dos else None
-    figure = plot_bands(curves, folder / "bands.png", window=window, title=snapshot.label, dos=densities)
+    with _progress("solving", len(matrices) * points) as advance:
+        curves = band_structures(
+            snapshot, matrices, kpath, points=points, mesh=mesh, fermi=fermi, num_bands=num_bands,
+            projection=project_overlap, report=advance,
+        )  # fmt: skip
+    densities = None
+    if dos:
+        densities = densities_of_states(snapshot, matrices, window, mesh=mesh, projection=project_overlap)
+    errors = band_difference(curves["DFT"], curves["predicted"], window) if len(curves) == 2 else None
+    figure = plot_bands(curves, folder / "bands.png", window=window, title=snapshot.label, dos=densities, errors=errors)
     for name, curve in curves.items():
-        console.print(f"{name}: E_F = {curve.fermi_energy:.4f} eV, {curve.energies.shape[1]} bands", highlight=False)
-    if len(curves) == 2:
-        mean = band_difference(curves["DFT"], curves["predicted"], window)
-        console.print(f"mean |dE| within the window: {mean:.3f} meV (each relative to its own E_F)", highlight=False)
-    for path in [figure, *write_bands(curves, folder)]:
-        console.print(f"wrote {path}", highlight=False)
+        gap = "" if curve.gap is None else f", gap {curve.gap:.3f} eV on the path"
+        say(f"{name}: E_F = {curve.fermi_energy:.4f} eV ({curve.fermi_source}), {curve.energies.shape[1]} bands{gap}")
+    if snapshot.fermi_energy is not None:
+        say(f"the DFT code's own E_F: {snapshot.fermi_energy:.4f} eV")
+    if errors is not None:
+        say(
+            f"mean |dE| of the occupied levels and those within the window: {errors.levels_MAE:.3f} meV, after removing a "
+            f"shift of {errors.shift:.3f} meV"
+        )
+        if errors.gap_error is not None:
+            say(
+                f"errors in meV: gap {errors.gap_error:+.1f}, valence edge {errors.valence_edge_error:+.1f}, conduction "
+                f"edge {errors.conduction_edge_error:+.1f}"
+            )
+    for path in [figure, *write_bands(curves, folder, errors, snapshot.fermi_energy)]:
+        say(f"wrote {path}")
 
 
 @data_app.command("info")
@@ -200,7 +285,7 @@ def data_info(root: Folder) -> None:
     from hamfast.data.summary import summarize
 
     for name, text in summarize(root).items():
-        console.print(f"[bold]{name}[/]: {text}", highlight=False)
+        console.print(Text.assemble((name, "bold"), f": {text}"), soft_wrap=True)
 
 
 @data_app.command("convert")
@@ -210,16 +295,14 @@ def data_convert(
     layout: Annotated[str, typer.Option("--to", help="deeph (new layout) or deeph-legacy")] = "deeph",
 ) -> None:
     """Convert structure folders between the DeepH layouts; the source's layout is detected."""
-    from hamfast.data import by_name, find_structures, read_snapshot
+    from hamfast.data.convert import convert
 
-    writer = by_name(layout)
-    folders = find_structures(source)
-    for folder in folders:
-        where = target / "dft" / folder.name if writer.NAME == "deeph" else target / folder.name
-        if where.exists() and any(where.iterdir()):
-            raise HamfastError(f"{where}: not empty; choose another target")
-        writer.write(read_snapshot(folder), where)
-    console.print(f"converted {len(folders)} structures to {target}", highlight=False)
+    with _progress("converting", 1) as advance:
+        count, left = convert(source, target, layout)
+        advance()
+    say(f"converted {count} structures to {target}")
+    for path in left:
+        say(f"left behind: {path}")
 
 
 @data_app.command("split")
@@ -233,7 +316,7 @@ def data_split(
     from hamfast.data import write_split
 
     split = write_split(root, fractions, seed, overwrite=overwrite)
-    console.print(", ".join(f"{part} {len(labels)}" for part, labels in split.items()))
+    say(", ".join(f"{part} {len(labels)}" for part, labels in split.items()))
 
 
 def _device(name: str) -> str:
@@ -243,16 +326,62 @@ def _device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise HamfastError("device: cuda was asked for, but torch sees no GPU; run `hamfast doctor`")
+    try:
+        torch.empty(1, device=name).fill_(0.0).item()
+    except Exception as error:  # torch raises many kinds
+        reason = str(error).strip().splitlines()[0]
+        raise HamfastError(f"device: expected cpu, cuda or auto, found {name!r} ({reason})") from error
     return name
 
 
-def main() -> None:
-    """Entry point: errors of the user are one sentence and exit status 1."""
+def _fail(text: str) -> int:
+    _tell("error:", "red", text)
+    return 1
+
+
+def _log_of(error: BaseException) -> str:
+    """Writes the traceback to a file; where it is, in words."""
+    text = f"hamfast {__version__}, Python {sys.version}\n{sys.argv}\n\n" + "".join(traceback.format_exception(error))
     try:
-        app()
+        handle, name = tempfile.mkstemp(prefix="hamfast-error-", suffix=".log")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError:
+        return "no log could be written"
+    return f"the full story is in {name}"
+
+
+def run(command) -> int:
+    """Runs a command; the exit status. Errors of the user are one sentence, and so are ours, with a file that tells more."""
+    try:
+        command()
     except HamfastError as error:
-        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise SystemExit(1) from None
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `hamfast ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError as error:
+        return _fail(
+            f"the memory of this machine does not suffice ({str(error) or 'an allocation failed'}); {_log_of(error)}"
+        )
+    except OSError as error:
+        path = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{path}{error.strerror or error}; {_log_of(error)}")
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        return _fail(
+            f"unexpected {type(error).__name__}: {reason}; this is a fault of hamfast, please report it; {_log_of(error)}"
+        )
+    return 0
+
+
+def main() -> None:
+    """Entry point."""
+    status = run(app)
+    if status:
+        raise SystemExit(status)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,25 @@ from typing import Any
 import h5py
 import numpy as np
 
-from hamfast.analysis.eigen import (
-    DENSE_LIMIT,
-    EigenProblem,
+from hamfast.analysis.band_errors import BandErrors, band_errors
+from hamfast.analysis.eigen import DENSE_LIMIT, EigenProblem, eigen_problem
+from hamfast.analysis.fermi import (
+    band_edges,
     default_mesh,
     density_of_states,
-    eigen_problem,
     monkhorst_pack,
+    occupied_bands,
+    whole_electrons,
 )
 from hamfast.analysis.kpath import KPath, parse_kpath
 from hamfast.data.blocks import BlockMatrix
-from hamfast.data.h5 import replacing, write_json
-from hamfast.data.snapshot import Snapshot
+from hamfast.data.formats import format_of, read_snapshot
+from hamfast.data.h5 import write_h5, write_json
+from hamfast.data.snapshot import Snapshot, check_pairs, difference
 from hamfast.errors import HamfastError
+
+SPARSE_BANDS = 60
+"""Bands around the Fermi level of systems too large for all of them."""
 
 
 @dataclass
@@ -30,8 +37,22 @@ class BandStructure:
 
     path: KPath
     energies: np.ndarray
-    """``[kpoints, bands]`` eV."""
+    """``[kpoints, columns]`` eV; NaN where a band is not among those computed."""
     fermi_energy: float
+    fermi_source: str
+    """Where the Fermi level is from, for the reader."""
+    first_band: int | None = 0
+    """The number of the band in column 0; None: levels could not be counted, and columns are no bands."""
+    occupied: int | None = None
+    """The number of columns that are occupied bands; None: not known, or no whole number of bands is filled."""
+
+    @property
+    def gap(self) -> float | None:
+        """eV, on the points of the path; 0 where bands overlap, None where the occupied bands are not known."""
+        if self.occupied is None or not 0 < self.occupied < self.energies.shape[1]:
+            return None
+        valence, conduction = band_edges(self.energies, self.occupied)
+        return max(0.0, conduction - valence)
 
 
 @dataclass
@@ -44,6 +65,35 @@ class DensityOfStates:
     fermi_energy: float
 
 
+def matrices_of(snapshot: Snapshot, folder: Path, prediction: Path | None = None) -> dict[str, BlockMatrix]:
+    """The Hamiltonians there are of a structure, ``DFT`` and ``predicted``.
+
+    Args:
+        snapshot: what was read from ``folder``.
+        prediction: the folder of the predicted one; None: ``folder``, if it has one.
+
+    Raises:
+        HamfastError: there is none, or the prediction is of another structure.
+    """
+    matrices = {} if snapshot.hamiltonian is None else {"DFT": snapshot.hamiltonian}
+    where = folder if prediction is None else prediction
+    name = format_of(where).PREDICTION
+    if prediction is not None or (where / name).exists():
+        predicted = read_snapshot(where, hamiltonian="prediction")
+        matrix = predicted.hamiltonian
+        if matrix is None:
+            raise HamfastError(f"{where}: expected {name}; make it with `hamfast predict`")
+        why = difference(snapshot, predicted, matrix.pairs)
+        if why is not None:
+            raise HamfastError(f"{where}: expected a prediction of {folder}, found one of another structure: {why}")
+        if snapshot.overlap is not None:
+            check_pairs(matrix, snapshot.overlap, str(where))
+        matrices["predicted"] = matrix
+    if not matrices:
+        raise HamfastError(f"{folder}: neither a DFT nor a predicted Hamiltonian is there")
+    return matrices
+
+
 def solve(
     problem: EigenProblem,
     path: KPath,
@@ -51,50 +101,95 @@ def solve(
     *,
     mesh=None,
     fermi: float | None = None,
+    known_fermi: float | None = None,
     num_bands: int | None = None,
+    report: Callable[[], None] | None = None,
 ) -> BandStructure:
-    """Bands along a path. The Fermi level comes from the electrons on ``mesh`` unless given.
+    """Bands along a path.
 
-    Systems with more than ``DENSE_LIMIT`` orbitals are solved by shift-invert around the Fermi level, which must be given.
+    Args:
+        mesh: k-mesh for the Fermi level, from the electrons per cell; about 0.35 1/angstrom between points by default.
+        fermi: eV, the Fermi level instead of counting electrons.
+        known_fermi: eV, of the DFT code: taken where there are too many orbitals to count electrons.
+        num_bands: only so many bands, half of them below the Fermi level. Systems with more than ``DENSE_LIMIT`` orbitals
+            always get ``SPARSE_BANDS``.
+        report: called after every k-point.
+
+    Raises:
+        HamfastError: the Fermi level cannot be found, or the eigenproblem not be solved.
     """
-    sparse = num_bands is not None or problem.size > DENSE_LIMIT
-    if fermi is None:
-        if problem.size > DENSE_LIMIT:
+    if num_bands is not None and num_bands < 1:
+        raise HamfastError(f"number of bands: expected 1 or more, found {num_bands}")
+    if fermi is not None:
+        if not np.isfinite(fermi):
+            raise HamfastError(f"Fermi level: expected a number of eV, found {fermi}")
+        source = "as given"
+    elif problem.size > DENSE_LIMIT:
+        if known_fermi is None:
             raise HamfastError(
                 f"{problem.size} orbitals are too many for all bands, so the Fermi level must be given: use --fermi"
             )
-        fermi = problem.fermi_energy(monkhorst_pack(mesh or default_mesh(cell)))
-    energies = problem.bands(path.kpoints, (num_bands or 60) if sparse else None, fermi)
-    return BandStructure(path, energies, fermi)
+        fermi, source = known_fermi, f"of the DFT code; {problem.size} orbitals are too many to count electrons"
+    else:
+        mesh = mesh or default_mesh(cell)
+        fermi = problem.fermi_energy(monkhorst_pack(mesh))
+        source = f"{problem.electrons():g} electrons on a {'x'.join(map(str, mesh))} mesh"
+    sparse = num_bands is not None or problem.size > DENSE_LIMIT
+    levels = problem.levels(path.kpoints, (num_bands or SPARSE_BANDS) if sparse else None, fermi, report)
+    occupied = None
+    if problem.occupation is not None and levels.first_band is not None:
+        occupied = occupied_bands(whole_electrons(problem.occupation), problem.degeneracy)
+        occupied = None if occupied is None else occupied - levels.first_band
+    return BandStructure(path, levels.energies, float(fermi), source, levels.first_band, occupied)
 
 
 def band_structures(
     snapshot: Snapshot,
     matrices: dict[str, BlockMatrix],
-    kpath: str,
+    kpath: str | None,
     *,
     points: int = 90,
     mesh=None,
     fermi: float | None = None,
     num_bands: int | None = None,
+    projection: float | None = None,
+    report: Callable[[], None] | None = None,
 ) -> dict[str, BandStructure]:
-    """Bands of several Hamiltonians of one structure, each with its own Fermi level."""
+    """Bands of several Hamiltonians of one structure, each with its own Fermi level; arguments as :func:`solve`."""
     path = parse_kpath(kpath, snapshot.cell, points)
     return {
-        name: solve(eigen_problem(snapshot, m), path, snapshot.cell, mesh=mesh, fermi=fermi, num_bands=num_bands)
+        name: solve(
+            eigen_problem(snapshot, m, projection=projection), path, snapshot.cell, mesh=mesh, fermi=fermi,
+            known_fermi=snapshot.fermi_energy, num_bands=num_bands, report=report,
+        )
         for name, m in matrices.items()
-    }
+    }  # fmt: skip
 
 
 def densities_of_states(
-    snapshot: Snapshot, matrices: dict[str, BlockMatrix], window: tuple[float, float], *, mesh=None, width: float = 0.1
+    snapshot: Snapshot,
+    matrices: dict[str, BlockMatrix],
+    window: tuple[float, float],
+    *,
+    mesh=None,
+    width: float = 0.1,
+    projection: float | None = None,
 ) -> dict[str, DensityOfStates]:
-    """DOS of several Hamiltonians of one structure on the same k-mesh."""
+    """DOS of several Hamiltonians of one structure on the same k-mesh.
+
+    Raises:
+        HamfastError: the window is none, or there are too many orbitals for all bands.
+    """
+    check_window(window)
     points = monkhorst_pack(mesh or default_mesh(snapshot.cell, 0.2))
     grid = np.linspace(*window, 400)
     result = {}
     for name, matrix in matrices.items():
-        problem = eigen_problem(snapshot, matrix)
+        problem = eigen_problem(snapshot, matrix, projection=projection)
+        if problem.size > DENSE_LIMIT:
+            raise HamfastError(
+                f"density of states: expected at most {DENSE_LIMIT} orbitals, as it needs all bands, found {problem.size}"
+            )
         energies = problem.bands(points)
         fermi = problem.fermi_energy_of(energies)
         density = density_of_states(energies - fermi, grid, width, problem.degeneracy)
@@ -102,28 +197,70 @@ def densities_of_states(
     return result
 
 
-def write_bands(bands: dict[str, BandStructure], folder: Path) -> list[Path]:
-    """``bands.json`` with every curve, and ``band_<name>.h5`` each in DeepH's layout."""
+def check_window(window: tuple[float, float]) -> None:
+    """Raises HamfastError unless ``window`` is two finite numbers, the lower one first."""
+    if not (np.all(np.isfinite(window)) and window[0] < window[1]):
+        raise HamfastError(f"window: expected two numbers of eV, the lower one first, found {tuple(window)}")
+
+
+def write_bands(
+    bands: dict[str, BandStructure], folder: Path, errors: BandErrors | None = None, dft_fermi: float | None = None
+) -> list[Path]:
+    """``bands.json`` with every curve, and ``band_<name>.h5`` each in DeepH's layout.
+
+    ``dft_fermi``: the Fermi level that the DFT code itself gave, written beside.
+    """
     written = [folder / "bands.json"]
-    content: dict[str, Any] = {"unit": "eV"}
+    content: dict[str, Any] = {"unit": "eV", "fermi_energy_of_the_DFT_code": dft_fermi}
     for name, band in bands.items():
         content["kpoints_frac"] = band.path.kpoints.tolist()
         content["distance_1_per_A"] = band.path.distance.tolist()
         content["ticks"] = [{"distance": d, "name": n} for d, n in band.path.ticks]
-        content[name] = {"fermi_energy": band.fermi_energy, "energies": band.energies.tolist()}
+        energies = [[e if np.isfinite(e) else None for e in row] for row in band.energies.tolist()]
+        content[name] = {
+            "fermi_energy": band.fermi_energy,
+            "fermi_source": band.fermi_source,
+            "gap": band.gap,
+            "first_band": band.first_band,
+            "energies": energies,
+        }
         path = folder / f"band_{name}.h5"
-        with replacing(path) as temporary, h5py.File(temporary, "w") as file:
-            file["band_data"] = band.energies.T
-            file["kpoints_frac_list"] = band.path.kpoints
-            file["kpoints_distance"] = band.path.distance
-            file["fermi_energy_eV"] = band.fermi_energy
+        arrays = {
+            "band_data": band.energies.T,
+            "kpoints_frac_list": band.path.kpoints,
+            "kpoints_distance": band.path.distance,
+            "fermi_energy_eV": band.fermi_energy,
+        }
+        write_h5(path, lambda file, arrays=arrays: _fill(file, arrays))
         written.append(path)
+    if errors is not None:
+        content["errors_meV"] = errors.numbers()
     write_json(folder / "bands.json", content)
     return written
 
 
-def band_difference(first: BandStructure, second: BandStructure, window: tuple[float, float]) -> float:
-    """Mean |dE| (meV) of the levels of ``first`` in the window, both relative to their Fermi level."""
-    a, b = first.energies - first.fermi_energy, second.energies - second.fermi_energy
-    near = (a > window[0]) & (a < window[1])
-    return float(np.abs(a - b)[near].mean() * 1e3) if a.shape == b.shape and near.any() else float("nan")
+def _fill(file: h5py.File, arrays: dict[str, Any]) -> None:
+    for name, array in arrays.items():
+        file[name] = array
+
+
+def band_difference(
+    reference: BandStructure, predicted: BandStructure, window: tuple[float, float]
+) -> BandErrors | None:
+    """Errors of a predicted band structure on the same path; None if levels could not be counted or none is in the window."""
+    if reference.first_band is None or predicted.first_band is None:
+        return None
+    # Columns of the two may begin at different bands.
+    first = max(reference.first_band, predicted.first_band)
+    stop = min(reference.first_band + reference.energies.shape[1], predicted.first_band + predicted.energies.shape[1])
+    if stop <= first:
+        return None
+    occupied = None if reference.occupied is None else reference.first_band + reference.occupied - first
+    return band_errors(
+        reference.energies[:, first - reference.first_band : stop - reference.first_band],
+        predicted.energies[:, first - predicted.first_band : stop - predicted.first_band],
+        fermi=reference.fermi_energy,
+        predicted_fermi=predicted.fermi_energy,
+        window=window,
+        occupied=occupied,
+    )

@@ -1,60 +1,35 @@
-"""H(k) c = E S(k) c from real-space blocks: bands, Fermi level, density of states.
-
-H(k) = sum over R of exp(2 pi i k.R) H(R), k in fractions of the reciprocal lattice.
-"""
+"""H(k) c = E S(k) c of one structure: all bands with LAPACK, or those next to an energy by sparse shift-invert."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
-import scipy.sparse
-import scipy.sparse.linalg
 
+from hamfast.analysis.bloch import BlochMatrix
+from hamfast.analysis.fermi import fermi_level
+from hamfast.analysis.shift_invert import NearLevels, levels_near, near_null, not_positive, smallest_overlap
 from hamfast.data.blocks import BlockMatrix
-from hamfast.data.snapshot import Snapshot
-from hamfast.errors import HamfastError
+from hamfast.data.snapshot import Snapshot, check_matrix
+from hamfast.errors import DataWarning, HamfastError
 
-KELVIN = 8.617333262e-5  # eV
 DENSE_LIMIT = 2500
 """Orbitals up to which all bands are computed with LAPACK."""
+SMALL_OVERLAP = 1e-4
+"""Below this, the smallest eigenvalue of S(k) is worth a warning: an error of H is divided by it."""
 
 
-class BlochMatrix:
-    """M(k) of a block matrix, assembled without ever holding a dense M(R)."""
+@dataclass
+class Levels:
+    """Energies at several k-points, eV."""
 
-    def __init__(self, matrix: BlockMatrix, sizes: np.ndarray, spin_copies: int = 1):
-        """``sizes``: orbitals of each atom in this matrix; ``spin_copies`` = 2 repeats the matrix for both spins."""
-        starts = np.concatenate([[0], np.cumsum(sizes * spin_copies)])
-        self.size = int(starts[-1])
-        rows, columns, cells, values = [], [], [], []
-        shifts, which_cell = np.unique(matrix.pairs[:, :3], axis=0, return_inverse=True)
-        for shape in np.unique(matrix.shapes, axis=0):
-            which = np.flatnonzero(np.all(matrix.shapes == shape, axis=1))
-            blocks = matrix.group(which)
-            i, j = matrix.pairs[which, 3], matrix.pairs[which, 4]
-            for spin in range(spin_copies):
-                r = (starts[i] + spin * shape[0])[:, None, None] + np.arange(shape[0])[None, :, None]
-                c = (starts[j] + spin * shape[1])[:, None, None] + np.arange(shape[1])[None, None, :]
-                r, c = np.broadcast_arrays(r, c)
-                rows.append(r.ravel())
-                columns.append(c.ravel())
-                cells.append(np.repeat(which_cell[which], blocks[0].size))
-                values.append(blocks.ravel())
-        self.rows, self.columns = np.concatenate(rows), np.concatenate(columns)
-        self.cells, self.values = (
-            np.concatenate(cells),
-            np.concatenate(values).astype(np.complex128 if np.iscomplexobj(matrix.entries) else np.float64),
-        )
-        self.shifts = shifts
-
-    def at(self, k) -> scipy.sparse.csc_matrix:
-        """M(k), Hermitian, complex."""
-        phase = np.exp(2j * np.pi * (self.shifts @ np.asarray(k, dtype=np.float64)))
-        entries = self.values * phase[self.cells]
-        matrix = scipy.sparse.coo_matrix((entries, (self.rows, self.columns)), shape=(self.size, self.size)).tocsc()
-        return (matrix + matrix.conj().T) / 2
+    energies: np.ndarray
+    """``[kpoints, columns]``, ascending. Of counted levels a column is a band; NaN where it is not among those found."""
+    first_band: int | None
+    """The number, from 0, of the band in column 0. None: the levels could not be counted, and columns are no bands."""
 
 
 @dataclass
@@ -65,39 +40,74 @@ class EigenProblem:
     overlap: BlochMatrix
     spinful: bool
     occupation: float | None
+    projection: float | None = None
+    """Directions in which S(k) is below this are left out, as they hold no more than rounding errors; None: an S(k) that is
+    not positive definite is an error."""
 
     @property
     def size(self) -> int:
         return self.hamiltonian.size
 
-    def bands(self, kpoints, num_bands: int | None = None, around: float | None = None) -> np.ndarray:
-        """``[kpoints, bands]`` eV, ascending.
+    @property
+    def degeneracy(self) -> int:
+        """Electrons a band holds."""
+        return 1 if self.spinful else 2
 
-        All bands with LAPACK; or the ``num_bands`` nearest to the energy ``around`` by sparse shift-invert, for large systems.
+    def levels(
+        self,
+        kpoints,
+        num_bands: int | None = None,
+        around: float | None = None,
+        report: Callable[[], None] | None = None,
+    ) -> Levels:
+        """All bands with LAPACK; or ``num_bands`` of them by sparse shift-invert, half below and half above ``around`` (eV).
+
+        ``report`` is called after every k-point.
 
         Raises:
             HamfastError: S(k) is not positive definite, or the sparse solver does not converge.
         """
-        return np.array([self._solve(k, num_bands, around) for k in kpoints])
+        sparse = num_bands is not None and num_bands < self.size - 2
+        if sparse and (around is None or not np.isfinite(around)):
+            raise HamfastError(f"levels next to an energy: expected a number of eV, found {around}")
+        found: list[NearLevels] = []
+        smallest: list[float] = []
+        for k in np.asarray(kpoints, dtype=np.float64).reshape(-1, 3):
+            if not np.all(np.isfinite(k)):
+                raise HamfastError(f"k-point: expected three numbers, found {tuple(map(float, k))}")
+            where = f"k = ({', '.join(f'{x:.4g}' for x in k)})"
+            h, s = self.hamiltonian.at(k), self.overlap.at(k)
+            if sparse:
+                null = None
+                if self.projection is None:
+                    smallest.append(smallest_overlap(s, where))
+                else:
+                    null = near_null(s, self.projection)
+                    null = null if null.shape[1] else None
+                found.append(levels_near(h, s, float(around or 0.0), int(num_bands or 0), where, null))
+            else:
+                energies, lowest = _dense(h.toarray(), s.toarray(), where, self.projection)
+                found.append(NearLevels(energies, 0))
+                smallest.append(lowest)
+            if report is not None:
+                report()
+        if self.projection is None and smallest and min(smallest) < SMALL_OVERLAP:
+            lowest = min(smallest)
+            warnings.warn(
+                f"the smallest eigenvalue of the overlap matrix is {lowest:.2g}: an error of 1 meV in H can move a level by "
+                f"{1e-3 / lowest:.2g} eV; --project-overlap {SMALL_OVERLAP:g} leaves such directions out",
+                DataWarning,
+                stacklevel=2,
+            )
+        return _aligned(found)
 
-    def _solve(self, k, num_bands, around):
-        h, s = self.hamiltonian.at(k), self.overlap.at(k)
-        if num_bands is None or num_bands >= self.size - 1:
-            try:
-                return scipy.linalg.eigh(h.toarray(), s.toarray(), eigvals_only=True)
-            except np.linalg.LinAlgError as error:
-                raise HamfastError(
-                    f"the overlap matrix at k = {tuple(k)} is not positive definite ({error})"
-                ) from error
-        try:
-            values = scipy.sparse.linalg.eigsh(h, k=num_bands, M=s, sigma=around, which="LM", return_eigenvectors=False)
-        except (scipy.sparse.linalg.ArpackError, RuntimeError) as error:
-            raise HamfastError(f"shift-invert at k = {tuple(k)} around {around} eV failed: {error}") from error
-        return np.sort(values)
+    def bands(self, kpoints, num_bands: int | None = None, around: float | None = None) -> np.ndarray:
+        """The energies of :meth:`levels`."""
+        return self.levels(kpoints, num_bands, around).energies
 
     def fermi_energy(self, mesh, temperature: float = 300.0) -> float:
         """Fermi level from the number of electrons, on a k-mesh (all bands, dense); raises as :meth:`fermi_energy_of`."""
-        self._electrons()
+        self.electrons()
         return self.fermi_energy_of(self.bands(mesh), temperature)
 
     def fermi_energy_of(self, energies: np.ndarray, temperature: float = 300.0) -> float:
@@ -106,14 +116,14 @@ class EigenProblem:
         Raises:
             HamfastError: the number of electrons is not known.
         """
-        return fermi_level(energies, self._electrons(), self.degeneracy, temperature)
+        return fermi_level(energies, self.electrons(), self.degeneracy, temperature)
 
-    @property
-    def degeneracy(self) -> int:
-        """Electrons a band holds."""
-        return 1 if self.spinful else 2
+    def electrons(self) -> float:
+        """Per cell.
 
-    def _electrons(self) -> float:
+        Raises:
+            HamfastError: their number is not known.
+        """
         if self.occupation is None:
             raise HamfastError(
                 "the Fermi level needs the number of electrons per cell: add the key occupation to info.json, or give --fermi"
@@ -121,17 +131,62 @@ class EigenProblem:
         return self.occupation
 
 
-def eigen_problem(snapshot: Snapshot, hamiltonian: BlockMatrix | None = None) -> EigenProblem:
+def _dense(h, s, where, projection) -> tuple[np.ndarray, float]:
+    """All levels (NaN for those projected out) and the smallest eigenvalue of S."""
+    if projection is not None:
+        values, vectors = scipy.linalg.eigh(s)
+        kept = values > projection
+        if not kept.any():
+            raise HamfastError(
+                f"--project-overlap {projection:g} leaves nothing of the overlap at {where}; use a smaller number"
+            )
+        basis = vectors[:, kept] / np.sqrt(values[kept])
+        energies = np.full(len(values), np.nan)
+        energies[: kept.sum()] = scipy.linalg.eigvalsh(basis.conj().T @ h @ basis)
+        return energies, float(values[0])
+    lowest = float(scipy.linalg.eigvalsh(s, subset_by_index=(0, 0))[0])
+    if lowest <= 0:
+        raise not_positive(where, lowest)
+    try:
+        return scipy.linalg.eigh(h, s, eigvals_only=True), lowest
+    except np.linalg.LinAlgError:
+        raise not_positive(where, lowest) from None
+
+
+def _aligned(found: list[NearLevels]) -> Levels:
+    """One column per band over all k-points, if all were counted."""
+    if any(levels.first_band is None for levels in found):
+        width = max(len(levels.energies) for levels in found)
+        energies = np.full((len(found), width), np.nan)
+        for row, levels in zip(energies, found, strict=True):
+            row[: len(levels.energies)] = levels.energies
+        return Levels(energies, None)
+    starts = [levels.first_band or 0 for levels in found]
+    first = min(starts, default=0)
+    stop = max((n + len(levels.energies) for n, levels in zip(starts, found, strict=True)), default=0)
+    energies = np.full((len(found), stop - first), np.nan)
+    for row, n, levels in zip(energies, starts, found, strict=True):
+        row[n - first : n - first + len(levels.energies)] = levels.energies
+    return Levels(energies, first)
+
+
+def eigen_problem(
+    snapshot: Snapshot, hamiltonian: BlockMatrix | None = None, *, projection: float | None = None
+) -> EigenProblem:
     """The eigenvalue problem of a structure, with its own Hamiltonian or another one of the same structure.
 
     Raises:
-        HamfastError: the Hamiltonian or the overlap is missing.
+        HamfastError: the Hamiltonian or the overlap is missing, or the Hamiltonian is not one of this structure.
     """
     matrix = hamiltonian if hamiltonian is not None else snapshot.hamiltonian
     if matrix is None:
         raise HamfastError(f"{snapshot.label}: there is no Hamiltonian")
+    if hamiltonian is not None and hamiltonian is not snapshot.hamiltonian:
+        check_matrix(snapshot, "Hamiltonian", matrix, snapshot.label)
     if snapshot.overlap is None:
         raise HamfastError(f"{snapshot.label}: there is no overlap matrix; bands need H and S")
+    if projection is not None and not (np.isfinite(projection) and projection > 0):
+        raise HamfastError(f"--project-overlap: expected a positive number, found {projection}")
     sizes = np.array([snapshot.num_orbitals(a) for a in range(snapshot.num_atoms)])
     spins = 2 if snapshot.spinful else 1
     return EigenProblem(
@@ -139,39 +194,5 @@ def eigen_problem(snapshot: Snapshot, hamiltonian: BlockMatrix | None = None) ->
         BlochMatrix(snapshot.overlap, sizes, spins),
         snapshot.spinful,
         snapshot.occupation,
+        projection,
     )
-
-
-def fermi_level(energies: np.ndarray, electrons: float, degeneracy: int, temperature: float = 300.0) -> float:
-    """Energy at which ``energies`` ``[kpoints, bands]`` hold so many electrons per cell (Fermi-Dirac, bisection)."""
-    width = max(KELVIN * temperature, 1e-6)
-    low, high = energies.min() - 10, energies.max() + 10
-    if electrons > degeneracy * energies.shape[1]:
-        raise HamfastError(f"{electrons} electrons do not fit into {energies.shape[1]} bands of {degeneracy}")
-    for _ in range(200):
-        middle = (low + high) / 2
-        filled = degeneracy * np.mean(np.sum(1 / (1 + np.exp(np.clip((energies - middle) / width, -60, 60))), axis=1))
-        low, high = (middle, high) if filled < electrons else (low, middle)
-    return (low + high) / 2
-
-
-def monkhorst_pack(mesh) -> np.ndarray:
-    """``[points, 3]``: Gamma-centred mesh in fractional coordinates."""
-    axes = [np.arange(n) / n for n in mesh]
-    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-
-
-def default_mesh(cell: np.ndarray, spacing: float = 0.35) -> tuple[int, int, int]:
-    """A mesh with about ``spacing`` 1/angstrom between points; 1 along vacuum-sized axes."""
-    a, b, c = np.linalg.norm(2 * np.pi * np.linalg.inv(cell).T, axis=1)
-
-    def points(length: float) -> int:
-        return 1 if 2 * np.pi / length > 11 else max(1, int(np.ceil(length / spacing)))
-
-    return points(a), points(b), points(c)
-
-
-def density_of_states(energies: np.ndarray, grid: np.ndarray, width: float, degeneracy: int) -> np.ndarray:
-    """``[grid]`` states / eV / cell: Gaussians of the given standard deviation (eV) on each level."""
-    x = (grid[:, None] - energies.ravel()[None, :]) / width
-    return degeneracy * np.exp(-0.5 * x**2).sum(axis=1) / (width * np.sqrt(2 * np.pi) * energies.shape[0])

@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from hamfast.analysis.equivariance import equivariance_error
 from hamfast.analysis.metrics import ErrorSums
 from hamfast.analysis.predict import predict
 from hamfast.data import read_snapshot
+from hamfast.data.h5 import read_json
 from hamfast.errors import HamfastError
 from hamfast.training import LoadedModel
 
@@ -23,9 +25,9 @@ def evaluate(
     folders: Sequence[Path],
     *,
     eigenvalues: bool = True,
-    report: Callable[[str], None] | None = None,
+    report: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """All metrics of stage 1 and of the cascade over structure folders, meV.
+    """All metrics of stage 1 and of the cascade over structure folders, meV; ``report`` is called after each folder.
 
     Raises:
         HamfastError: no folders, or one without a DFT Hamiltonian.
@@ -36,8 +38,6 @@ def evaluate(
     sums = {stage: ErrorSums() for stage in stages}
     equivariance: dict[str, list[float]] = {stage: [] for stage in stages}
     for folder in folders:
-        if report is not None:
-            report(folder.name)
         snapshot = read_snapshot(folder)
         if snapshot.hamiltonian is None:
             raise HamfastError(f"{folder}: there is no DFT Hamiltonian to compare with")
@@ -51,6 +51,8 @@ def evaluate(
             for stage in stages:
                 error = equivariance_error(loaded.model, snapshot, rotations=2, refine=stage == CASCADE)
                 equivariance[stage].append(error)
+        if report is not None:
+            report()
     result = {}
     for stage in stages:
         result[stage] = sums[stage].summary()
@@ -64,7 +66,11 @@ _ROWS = (
     ("MAE_cha_s", "MAE of the worst structure"),
     ("MAE_cha_b", "MAE of the worst shell pair"),
     ("MAE_onsite", "MAE on-site"),
-    ("eigenvalue_MAE", "band energies within 3 eV of E_F"),
+    ("eigenvalue_MAE", "band energies, occupied and to 3 eV from E_F"),
+    ("eigenvalue_shift", "  constant shift that was removed"),
+    ("gap_error", "  gap"),
+    ("valence_edge_error", "  valence band edge"),
+    ("conduction_edge_error", "  conduction band edge"),
     ("equivariance_error", "equivariance error (relative)"),
 )
 
@@ -73,7 +79,7 @@ def evaluation_table(
     result: dict[str, Any], label_noise: dict[str, float] | None = None, title: str = "Test set"
 ) -> Table:
     """The table that ``hamfast evaluate`` prints; ``label_noise``: the same metrics of the DFT data itself."""
-    table = Table(title=f"{title}: {len(result['structures'])} structures, errors in meV")
+    table = Table(title=f"{escape(title)}: {len(result['structures'])} structures, errors in meV")
     table.add_column("metric")
     for stage in result["stages"]:
         table.add_column(stage, justify="right")
@@ -91,7 +97,14 @@ def evaluation_table(
     if len(first["MAE_by_structure"]) <= 8:
         for label in first["MAE_by_structure"]:
             cells = [f"{stages['MAE_by_structure'][label]:.3f}" for stages in result["stages"].values()]
-            table.add_row(f"  {label}", *cells, *([""] if label_noise else []))
+            table.add_row(escape(f"  {label}"), *cells, *([""] if label_noise else []))
+        for label, numbers in first["bands_by_structure"].items():
+            if numbers["gap_DFT"] is not None:
+                gaps = [stages["bands_by_structure"][label]["gap_predicted"] for stages in result["stages"].values()]
+                cells = ["-" if gap is None else f"{gap:.1f}" for gap in gaps]
+                table.add_row(
+                    escape(f"  {label}: gap, in DFT {numbers['gap_DFT']:.1f}"), *cells, *([""] if label_noise else [])
+                )
     worst = sorted(first["MAE_by_shell_pair"], key=lambda name: -first["MAE_by_shell_pair"][name])
     for name in worst[:5]:
         cells = [f"{stages['MAE_by_shell_pair'][name]:.3f}" for stages in result["stages"].values()]
@@ -100,3 +113,15 @@ def evaluation_table(
         cells = [f"{stages['MAE_by_distance'][distance]:.3f}" for stages in result["stages"].values()]
         table.add_row(f"  pairs at {distance}", *cells, *([""] if label_noise else []))
     return table
+
+
+def read_label_noise(path: Path) -> dict[str, float]:
+    """Metrics of the DFT data itself, meV, from a JSON file ``{"meV": {"MAE_all": 0.1}}``.
+
+    Raises:
+        HamfastError: the file is something else.
+    """
+    noise = read_json(path).get("meV")
+    if not isinstance(noise, dict) or not all(isinstance(v, (int, float)) for v in noise.values()):
+        raise HamfastError(f'{path}: expected {{"meV": {{"MAE_all": 0.1, ...}}}}, found meV = {noise!r}')
+    return noise

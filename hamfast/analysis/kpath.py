@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 
 import numpy as np
 from ase.cell import Cell
@@ -18,69 +19,132 @@ class KPath:
     kpoints: np.ndarray
     """``[points, 3]`` fractional."""
     distance: np.ndarray
-    """``[points]`` 1/angstrom along the path."""
+    """``[points]`` 1/angstrom along the path; the two points of a break have the same."""
     ticks: list[tuple[float, str]]
-    """Distance and name of each corner."""
+    """Distance and name of each corner; ``K|U`` where the path is broken."""
+    starts: list[int] = field(default_factory=lambda: [0])
+    """The number of the point at which each unbroken piece begins."""
+
+    @property
+    def pieces(self) -> list[slice]:
+        """The points of each unbroken piece: lines are drawn within them."""
+        return [slice(a, b) for a, b in itertools.pairwise([*self.starts, len(self.kpoints)])]
 
 
-def parse_kpath(text: str, cell: np.ndarray, points: int) -> KPath:
-    """A path from ``GKMG`` (names of the lattice's special points) or ``G 0 0 0, K 1/3 1/3 0, M 0.5 0 0`` (own points).
+Corner = tuple[str, np.ndarray]
+
+
+def parse_kpath(text: str | None, cell: np.ndarray, points: int) -> KPath:
+    """A path through named or own points.
+
+    Args:
+        text: names of the lattice's special points (``GKMG``, ``G-X1-H``), with ``,`` or ``|`` where the path is broken
+            (``GXWKGLUWLK,UX``, as ASE writes them); or own points, ``G 0 0 0, K 1/3 1/3 0, M 0.5 0 0``, with ``|`` for a
+            break. None: ASE's path for the lattice.
+        cell: ``[3, 3]`` angstrom.
+        points: about how many k-points, at least two per segment.
 
     Raises:
-        HamfastError: a name is unknown for this lattice, or a coordinate is not a number.
+        HamfastError: a name is unknown for this lattice, a coordinate is not a number, or the path is not one.
     """
-    corners = _explicit(text) if any(ch.isdigit() for ch in text) or "," in text else _special(text, cell)
-    if len(corners) < 2:
-        raise HamfastError(f"kpath: expected at least two points, found {text!r}")
+    if points < 2:
+        raise HamfastError(f"points along the path: expected 2 or more, found {points}")
+    pieces = _named(text, cell) if text is None or not _has_coordinates(text) else _explicit(text)
+    for piece in pieces:
+        if len(piece) < 2:
+            raise HamfastError(f"kpath: expected at least two points in each piece of a path, found {text!r}")
     reciprocal = 2 * np.pi * np.linalg.inv(cell).T
-    steps = [np.linalg.norm((b[1] - a[1]) @ reciprocal) for a, b in itertools.pairwise(corners)]
-    kpoints, distance, ticks, walked = [], [], [(0.0, corners[0][0])], 0.0
-    for (_, start), (name, stop), length in zip(corners[:-1], corners[1:], steps, strict=True):
-        count = max(2, round(points * length / max(sum(steps), 1e-12)))
-        for t in np.arange(count) / count:
-            kpoints.append(start + t * (stop - start))
-            distance.append(walked + t * length)
-        walked += float(length)
-        ticks.append((walked, name))
-    kpoints.append(corners[-1][1])
-    distance.append(walked)
-    return KPath(np.array(kpoints), np.array(distance), ticks)
+    total = sum(_length(a, b, reciprocal) for piece in pieces for a, b in itertools.pairwise(piece))
+    if total < 1e-9:
+        raise HamfastError(f"kpath: expected points that differ, found {text!r}")
+    kpoints: list[np.ndarray] = []
+    distance: list[float] = []
+    ticks: list[tuple[float, str]] = []
+    starts: list[int] = []
+    walked = 0.0
+    for piece in pieces:
+        name = piece[0][0]
+        if ticks:
+            ticks[-1] = (walked, f"{ticks[-1][1]}|{name}")
+        else:
+            ticks.append((walked, name))
+        starts.append(len(kpoints))
+        for first, second in itertools.pairwise(piece):
+            length = _length(first, second, reciprocal)
+            count = max(2, round(points * length / total))
+            for t in np.arange(count) / count:
+                kpoints.append(first[1] + t * (second[1] - first[1]))
+                distance.append(walked + float(t) * length)
+            walked += length
+            ticks.append((walked, second[0]))
+        kpoints.append(piece[-1][1])
+        distance.append(walked)
+    return KPath(np.array(kpoints), np.array(distance), ticks, starts)
 
 
-def _special(text, cell):
+def _length(first: Corner, second: Corner, reciprocal) -> float:
+    return float(np.linalg.norm((second[1] - first[1]) @ reciprocal))
+
+
+def _has_coordinates(text: str) -> bool:
+    """Is a word after a name a number? ``X1`` is a name, ``1/3`` a number."""
+    return any(_is_number(word) for part in re.split("[,|]", text) for word in part.split()[1:])
+
+
+def _is_number(word: str) -> bool:
+    try:
+        _number(word)
+    except (ValueError, ZeroDivisionError):
+        return False
+    return True
+
+
+def _named(text: str | None, cell) -> list[list[Corner]]:
     # Lattices with a vacuum are classified by their periodic plane.
     lengths = np.linalg.norm(cell, axis=1)
     pbc = [length < 11 or length < 1.4 * lengths.min() for length in lengths]
     try:
-        known = Cell(cell).bandpath(npoints=0, pbc=pbc if any(pbc) else [True] * 3).special_points
+        path = Cell(cell).bandpath(npoints=0, pbc=pbc if any(pbc) else [True] * 3)
     except Exception as error:  # ASE raises many kinds on unusual cells
         raise HamfastError(
             f"kpath: the special points of this cell are not known ({error}); give coordinates"
         ) from error
-    names = text.replace("-", "").replace(" ", "")
-    for name in names:
-        if name not in known:
-            raise HamfastError(
-                f"kpath: this lattice has the special points {', '.join(sorted(known))}; found {name!r}. "
-                "Other points: --kpath 'A 0 0 0, B 0.5 0 0'"
-            )
-    return [(name, known[name]) for name in names]
+    known = path.special_points
+    # Longest names first, so that X1 is not X followed by a 1.
+    pattern = re.compile("|".join(re.escape(name) for name in sorted(known, key=len, reverse=True)))
+    pieces = []
+    for part in re.split("[,|]", path.path if text is None else text):
+        names = re.sub(r"[\s\-_]", "", part).replace("Gamma", "G").replace("Γ", "G")
+        piece, at = [], 0
+        while at < len(names):
+            found = pattern.match(names, at)
+            if found is None:
+                wrong = re.match(r"\D\d*|\d+", names[at:])
+                raise HamfastError(
+                    f"kpath: this lattice has the special points {', '.join(sorted(known))}; "
+                    f"found {wrong.group() if wrong else names[at:]!r}. Other points: --kpath 'A 0 0 0, B 0.5 0 0'"
+                )
+            piece.append((found.group(), np.asarray(known[found.group()], dtype=np.float64)))
+            at = found.end()
+        pieces.append(piece)
+    return pieces
 
 
-def _explicit(text):
-    corners = []
-    for part in text.split(","):
-        words = part.split()
-        try:
-            name, coordinates = words[0], [_number(w) for w in words[1:]]
-            if len(coordinates) != 3:
-                raise ValueError
-        except (ValueError, IndexError, ZeroDivisionError) as error:
-            raise HamfastError(f"kpath: expected 'NAME k1 k2 k3', found {part.strip()!r}") from error
-        corners.append((name, np.array(coordinates)))
-    return corners
+def _explicit(text: str) -> list[list[Corner]]:
+    return [[_corner(part) for part in piece.split(",")] for piece in text.split("|")]
 
 
-def _number(word):
-    top, _, bottom = word.partition("/")
-    return float(top) / float(bottom) if bottom else float(top)
+def _corner(part: str) -> Corner:
+    words = part.split()
+    try:
+        name, coordinates = words[0], [_number(w) for w in words[1:]]
+        if len(coordinates) != 3 or not np.all(np.isfinite(coordinates)):
+            raise ValueError
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise HamfastError(f"kpath: expected 'NAME k1 k2 k3', found {part.strip()!r}") from error
+    return name, np.array(coordinates)
+
+
+def _number(word: str) -> float:
+    top, slash, bottom = word.partition("/")
+    return float(top) / float(bottom) if slash else float(top)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
+from scipy.optimize import minimize_scalar
 
+from hamfast.analysis.band_errors import BandErrors, band_errors
 from hamfast.analysis.eigen import DENSE_LIMIT, eigen_problem
-from hamfast.data.blocks import BlockMatrix
-from hamfast.data.build_graph import species_groups
+from hamfast.analysis.fermi import default_mesh, monkhorst_pack, occupied_bands, whole_electrons
+from hamfast.data.blocks import BlockMatrix, pair_name, species_groups
 from hamfast.data.snapshot import Snapshot
 from hamfast.errors import HamfastError
 
 MEV = 1e3
 LETTERS = "spdfghi"
+SPECIAL_KPOINTS = ((0, 0, 0), (1 / 3, 1 / 3, 0), (0.5, 0, 0), (0.13, 0.27, 0))
 
 
 @dataclass
@@ -31,20 +35,27 @@ class ErrorSums:
     onsite: list[float] = field(default_factory=lambda: [0.0, 0])
     by_distance: dict[int, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0]))
     by_shells: dict[str, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0]))
-    eigenvalues: list[float] = field(default_factory=list)
+    bands: dict[str, BandErrors] = field(default_factory=dict)
+    """Of each structure that has S, electrons or a Fermi level, and few enough orbitals."""
 
     def add(self, snapshot: Snapshot, predicted: BlockMatrix) -> None:
         """Adds one structure.
 
+        The prediction may have more pairs than DFT; these are left out.
+
         Raises:
-            HamfastError: the two matrices have different pairs.
+            HamfastError: the prediction lacks a pair.
         """
         reference = snapshot.hamiltonian
         if reference is None:
             raise HamfastError(f"{snapshot.label}: there is no DFT Hamiltonian to compare with")
         if not np.array_equal(predicted.pairs, reference.pairs):
-            if set(predicted.index) != set(reference.index):
-                raise HamfastError(f"{snapshot.label}: the prediction has other atom pairs than the DFT Hamiltonian")
+            lacking = [pair for pair in reference.index if pair not in predicted.index]
+            if lacking:
+                raise HamfastError(
+                    f"{snapshot.label}: the prediction has other atom pairs than the DFT Hamiltonian: it lacks "
+                    f"{len(lacking)}, the first is {pair_name(lacking[0])}"
+                )
             predicted = reordered(predicted, reference.pairs)
         difference = predicted.entries - reference.entries
         error = np.abs(difference) * MEV
@@ -83,21 +94,34 @@ class ErrorSums:
                 row += 2 * l1 + 1
 
     def add_eigenvalues(self, snapshot: Snapshot, predicted: BlockMatrix, window: float = 3.0) -> None:
-        """Adds |dE| of the levels within ``window`` eV of the Fermi level at four k-points, constant shift removed."""
-        if snapshot.overlap is None:
+        """Adds the errors of band energies, gap and band edges on a k-mesh and four more k-points.
+
+        See :func:`hamfast.analysis.band_errors.band_errors` for which levels count; ``window`` is in eV on both sides of the
+        Fermi level. Nothing is added without S, without both
+        electrons and Fermi level, or with more than ``DENSE_LIMIT`` orbitals.
+        """
+        if snapshot.overlap is None or (snapshot.fermi_energy is None and snapshot.occupation is None):
             return
         exact, ours = eigen_problem(snapshot), eigen_problem(snapshot, predicted)
-        if exact.size > DENSE_LIMIT or (snapshot.fermi_energy is None and snapshot.occupation is None):
+        if exact.size > DENSE_LIMIT:
             return
-        kpoints = [(0, 0, 0), (1 / 3, 1 / 3, 0), (0.5, 0, 0), (0.13, 0.27, 0)]
+        mesh = monkhorst_pack(default_mesh(snapshot.cell))
+        kpoints = np.concatenate([mesh, SPECIAL_KPOINTS])
         reference, found = exact.bands(kpoints), ours.bands(kpoints)
-        fermi = snapshot.fermi_energy
-        if fermi is None:
-            fermi = exact.fermi_energy(kpoints)
-        near = np.abs(reference - fermi) < window
-        if near.any():
-            difference = (found - reference)[near]
-            self.eigenvalues.append(float(np.abs(difference - difference.mean()).mean()) * MEV)
+        if exact.occupation is None:
+            assert snapshot.fermi_energy is not None
+            below = np.sum(reference[: len(mesh)] <= snapshot.fermi_energy, axis=1)
+            exact.occupation = ours.occupation = float(exact.degeneracy * below.mean())
+        error = band_errors(
+            reference,
+            found,
+            fermi=exact.fermi_energy_of(reference[: len(mesh)]),
+            predicted_fermi=ours.fermi_energy_of(found[: len(mesh)]),
+            window=(-window, window),
+            occupied=occupied_bands(whole_electrons(exact.electrons()), exact.degeneracy),
+        )
+        if error is not None:
+            self.bands[snapshot.label] = error
 
     def summary(self) -> dict[str, Any]:
         """All metrics in meV as plain numbers."""
@@ -113,9 +137,18 @@ class ErrorSums:
             "MAE_onsite": self.onsite[0] / max(1, self.onsite[1]),
             "MAE_by_distance": {f"{d}-{d + 1} A": s / n for d, (s, n) in sorted(self.by_distance.items())},
             "MAE_by_shell_pair": {name: s / n for name, (s, n) in sorted(self.by_shells.items())},
-            "eigenvalue_MAE": float(np.mean(self.eigenvalues)) if self.eigenvalues else None,
+            "eigenvalue_MAE": self._band_mean("levels_MAE"),
+            "eigenvalue_shift": self._band_mean("shift", np.abs),
+            "gap_error": self._band_mean("gap_error", np.abs),
+            "valence_edge_error": self._band_mean("valence_edge_error", np.abs),
+            "conduction_edge_error": self._band_mean("conduction_edge_error", np.abs),
             "MAE_by_structure": dict(self.structures),
+            "bands_by_structure": {label: errors.numbers() for label, errors in self.bands.items()},
         }
+
+    def _band_mean(self, name: str, of: Callable = float) -> float | None:
+        values = [of(v) for v in (getattr(errors, name) for errors in self.bands.values()) if v is not None]
+        return float(np.mean(values)) if values else None
 
 
 def _shell(shells, n):
@@ -126,12 +159,36 @@ def _shell(shells, n):
 
 
 def remove_gauge(difference: np.ndarray, reference: BlockMatrix, snapshot: Snapshot) -> tuple[float, np.ndarray]:
-    """H is defined up to mu S, a shift of the energy zero. Returns the mu (eV) that fits best, and dH - mu S."""
+    """H is defined up to mu S, a shift of the energy zero. Returns the mu (eV) for which mean |dH - mu S| is smallest, and
+    dH - mu S there.
+
+    Of real matrices that mu is the median of dH / S weighted with |S|. Of complex ones it is searched: the mean is convex.
+    """
     assert snapshot.overlap is not None
     overlap = reordered(snapshot.overlap, reference.pairs, spins=2 if snapshot.spinful else 1, shapes=reference.shapes)
-    s = overlap.entries.astype(np.float64)
-    mu = float(np.real(np.vdot(s, difference)) / np.vdot(s, s))
+    s = overlap.entries.real.astype(np.float64)
+
+    def mean(mu: float) -> float:
+        return float(np.abs(difference - mu * s).mean())
+
+    candidates = [0.0, _weighted_median(difference.real, s)]
+    if np.iscomplexobj(difference):
+        width = max(1e-12, 2 * float(np.abs(difference).max()))
+        found = minimize_scalar(mean, bounds=(candidates[1] - width, candidates[1] + width), method="bounded")
+        candidates.append(float(found.x))
+    mu = min(candidates, key=mean)
     return mu, difference - mu * s
+
+
+def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
+    """The mu for which sum |values - mu weights| is smallest."""
+    used = np.abs(weights) > 1e-12
+    if not used.any():
+        return 0.0
+    ratio, weight = values[used] / weights[used], np.abs(weights[used])
+    order = np.argsort(ratio)
+    total = np.cumsum(weight[order])
+    return float(ratio[order][np.searchsorted(total, total[-1] / 2)])
 
 
 def reordered(matrix: BlockMatrix, pairs: np.ndarray, spins: int = 1, shapes: np.ndarray | None = None) -> BlockMatrix:

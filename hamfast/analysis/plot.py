@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import matplotlib
@@ -9,8 +10,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from hamfast.analysis.band_errors import BandErrors
 from hamfast.analysis.bands import BandStructure, DensityOfStates
-from hamfast.data.h5 import replacing
+from hamfast.data.h5 import write_bytes
 
 _STYLE = {"DFT": {"color": "0.55", "lw": 2.6, "ls": "-"}, "predicted": {"color": "#c0392b", "lw": 1.0, "ls": "--"}}
 
@@ -22,40 +24,63 @@ def plot_bands(
     window: tuple[float, float],
     title: str = "",
     dos: dict[str, DensityOfStates] | None = None,
+    errors: BandErrors | None = None,
 ) -> Path:
-    """All band structures in one panel, E_F at 0; the density of states in a second one."""
+    """All band structures in one panel, E_F at 0; the density of states in a second one.
+
+    Lines join the points of one band. Levels that could not be counted are drawn as points. Gaps and errors stand above the
+    panels, beside the legend, where they cover no band.
+    """
     figure, axes = plt.subplots(
         1,
         2 if dos else 1,
-        figsize=(7.2 if dos else 5.4, 4.6),
+        figsize=(7.2 if dos else 5.4, 5.0),
         width_ratios=[3, 1] if dos else None,
         sharey=True,
         squeeze=False,
+        layout="constrained",
     )
     left = axes[0, 0]
+    handles = []
     for name, band in bands.items():
         style = _STYLE.get(name, {"lw": 1.0})
-        lines = left.plot(band.path.distance, band.energies - band.fermi_energy, **style)
-        lines[0].set_label(name)
+        if band.first_band is None:
+            style = {"color": style.get("color"), "ls": "none", "marker": ".", "ms": 3}
+        energies = band.energies - band.fermi_energy
+        lines = [
+            line
+            for piece in band.path.pieces
+            for line in left.plot(band.path.distance[piece], energies[piece], **style)
+        ]
+        gap = "" if band.gap is None else f", gap {band.gap:.3f} eV"
+        lines[0].set_label(f"{name}{gap}")
+        handles.append(lines[0])
     first = next(iter(bands.values())).path
-    left.set_xticks([d for d, _ in first.ticks], ["Γ" if n in ("G", "Gamma") else n for _, n in first.ticks])
+    left.set_xticks([d for d, _ in first.ticks], [_greek(n) for _, n in first.ticks])
     for distance, _ in first.ticks:
         left.axvline(distance, color="0.85", lw=0.7, zorder=0)
     left.axhline(0.0, color="0.3", lw=0.7, ls=":")
     left.set_xlim(first.distance[0], first.distance[-1])
     left.set_ylim(*window)
     left.set_ylabel("E - E$_F$ (eV)")
-    left.set_title(title, fontsize=10)
-    left.legend(loc="upper right", fontsize=8, framealpha=0.9)
+    heading = title.replace("$", r"\$")
+    if errors is not None:
+        heading += f"\nmean |dE| {errors.levels_MAE:.1f} meV after a shift of {errors.shift:.1f} meV"
+    figure.suptitle(heading, fontsize=10)
     if dos:
         right = axes[0, 1]
         for name, curve in dos.items():
             right.plot(curve.density, curve.grid, **_STYLE.get(name, {}))
-        right.set_xlabel("DOS (1 / eV)")
+        right.set_xlabel("DOS (states / eV / cell)")
         right.set_xlim(left=0)
         right.axhline(0.0, color="0.3", lw=0.7, ls=":")
-    figure.tight_layout()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=160, format=path.suffix.lstrip(".") or "png")
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=160, format=path.suffix.lstrip(".") or "png")
     plt.close(figure)
+    write_bytes(path, image.getvalue())
     return path
+
+
+def _greek(name: str) -> str:
+    return "|".join("Γ" if part in ("G", "Gamma") else part.replace("$", r"\$") for part in name.split("|"))

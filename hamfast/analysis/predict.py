@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 
 from hamfast.data.blocks import BlockMatrix
-from hamfast.data.build_graph import blocks_from_irreps, build_graph
-from hamfast.data.snapshot import Snapshot
+from hamfast.data.build_graph import blocks_from_irreps, build_graph, species_index
+from hamfast.data.formats import detect, format_of, read_snapshot
+from hamfast.data.snapshot import Snapshot, difference
+from hamfast.errors import HamfastError
 from hamfast.training import LoadedModel
 
 
@@ -26,17 +30,67 @@ class Prediction:
 def predict(loaded: LoadedModel, snapshot: Snapshot) -> Prediction:
     """Predicts the Hamiltonian of a structure on the model's device.
 
-    Pairs are those of the snapshot's Hamiltonian or else of its overlap; without either, all pairs within the longest
-    distances of the training data.
+    The network sees the pairs that it was trained with, whatever list the structure's files have
+    (:func:`hamfast.data.build_graph.trained_pairs`). The result has these pairs and those of the files.
 
     Raises:
-        HamfastError: an element or its orbitals are unknown to the model.
+        HamfastError: an element or its orbitals are unknown to the model, or the result is not finite.
     """
     model = loaded.model
     parameter = next(model.parameters())
     graph = build_graph(snapshot, model.spec, pair_cutoffs=loaded.pair_cutoffs).to(parameter.device, parameter.dtype)
     output = model(graph)
-    baseline = blocks_from_irreps(output.baseline.double(), graph, model.spec)
+    baseline = _blocks(output.baseline, graph, snapshot, model.spec)
     if output.refined is output.baseline:
         return Prediction(baseline, baseline)
-    return Prediction(baseline, blocks_from_irreps(output.refined.double(), graph, model.spec))
+    return Prediction(baseline, _blocks(output.refined, graph, snapshot, model.spec))
+
+
+def _blocks(irreps, graph, snapshot, spec) -> BlockMatrix:
+    if not bool(torch.isfinite(irreps).all()):
+        raise HamfastError(
+            f"{snapshot.label}: the model's prediction is not finite; expected numbers: are the weights those of a training "
+            "that diverged?"
+        )
+    matrix = blocks_from_irreps(irreps.double(), graph, spec)
+    # Pairs of the files that are longer than any the model knows.
+    given = snapshot.hamiltonian or snapshot.overlap
+    beyond = [] if given is None else [n for n, pair in enumerate(given.index) if pair not in matrix.index]
+    if not beyond:
+        return matrix
+    assert given is not None
+    species = species_index(snapshot, spec)
+    zeros = [np.zeros(spec.block_shape(*species[given.pairs[n, 3:]].tolist()), matrix.entries.dtype) for n in beyond]
+    blocks = [matrix.block(n) for n in range(len(matrix))] + zeros
+    return BlockMatrix.from_blocks(np.concatenate([matrix.pairs, given.pairs[beyond]]), blocks)
+
+
+def write_prediction(
+    loaded: LoadedModel, folder: Path, target: Path, precision: str = "float64", compress: bool = True
+) -> Path:
+    """Predicts the Hamiltonian of a structure folder and writes it, in the folder's layout; returns the path.
+
+    Args:
+        target: ``folder`` itself, or another one that gets a copy of the structure.
+        precision: ``float64`` or ``float32``, of the written numbers.
+
+    Raises:
+        HamfastError: as :func:`predict`; ``target`` holds another structure.
+    """
+    snapshot = read_snapshot(folder)
+    layout = format_of(folder)
+    apart = target.resolve() != folder.resolve()
+    if apart and detect(target) is not None:
+        there = read_snapshot(target, hamiltonian=None)
+        pairs = (snapshot.hamiltonian or snapshot.overlap or BlockMatrix.from_blocks([], [])).pairs
+        why = f"layout {format_of(target).NAME}" if format_of(target) is not layout else None
+        why = why or difference(snapshot, there, pairs)
+        if why is not None:
+            raise HamfastError(f"{target}: holds another structure than {folder} ({why}); choose another --output")
+    matrix = predict(loaded, snapshot).refined
+    if precision == "float32":
+        entries = matrix.entries.astype(np.complex64 if np.iscomplexobj(matrix.entries) else np.float32)
+        matrix = BlockMatrix(matrix.pairs, matrix.shapes, matrix.boundaries, entries)
+    if apart:
+        layout.write(snapshot, target)
+    return layout.write_prediction(snapshot, matrix, target, compress)

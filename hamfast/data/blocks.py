@@ -29,7 +29,11 @@ class BlockMatrix:
             raise HamfastError(
                 f"expected atom_pairs [N, 5] and chunk_shapes [N, 2], found {self.pairs.shape} and {self.shapes.shape}"
             )
-        if self.boundaries.shape != (pairs + 1,) or np.any(np.diff(self.boundaries) != size):
+        if np.any(self.shapes < 1):
+            raise HamfastError(
+                f"chunk_shapes: expected blocks of one row and column or more, found {self.shapes.min()}"
+            )
+        if self.boundaries.shape != (pairs + 1,) or self.boundaries[0] != 0 or np.any(np.diff(self.boundaries) != size):
             raise HamfastError("chunk_boundaries do not fit chunk_shapes: each block must hold rows x columns numbers")
         if self.entries.shape != (self.boundaries[-1],):
             raise HamfastError(f"entries: expected {self.boundaries[-1]} numbers, found {self.entries.shape}")
@@ -80,6 +84,14 @@ class BlockMatrix:
 
     def norm(self) -> float:
         return float(np.sqrt(np.sum(np.abs(self.entries.astype(np.complex128)) ** 2)))
+
+
+def species_groups(species: np.ndarray, pairs: np.ndarray):
+    """Yields (first species, second species, numbers of the pairs between them); any integer labels of atoms will do."""
+    count = int(species.max()) + 1 if len(species) else 0
+    code = species[pairs[:, 3]] * count + species[pairs[:, 4]]
+    for value in np.unique(code):
+        yield int(value) // count, int(value) % count, np.flatnonzero(code == value)
 
 
 def pair_name(pair) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from ase import Atoms
@@ -9,9 +11,9 @@ from ase.data import chemical_symbols
 from ase.neighborlist import neighbor_list
 from torch import Tensor
 
-from hamfast.data.blocks import BlockMatrix, reverse_pairs
+from hamfast.data.blocks import BlockMatrix, reverse_pairs, species_groups
 from hamfast.data.snapshot import Snapshot
-from hamfast.errors import HamfastError
+from hamfast.errors import DataWarning, HamfastError
 from hamfast.graph import CrystalGraph
 from hamfast.targets import TargetSpec
 
@@ -49,24 +51,27 @@ def build_graph(
     pair_cutoffs: np.ndarray | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> CrystalGraph:
-    """The graph of every pair that H has; without H, of every pair that S has, or of all pairs within ``pair_cutoffs``.
+    """The graph of a structure: its pairs as edges, and the blocks of its Hamiltonian, if there is one, as targets.
 
     Args:
-        pair_cutoffs: ``[species, species]`` angstrom, used when the snapshot has no matrix.
+        pair_cutoffs: ``[species, species]`` angstrom, the longest pairs of the training. With them the pairs are those that a
+            trained model expects, see :func:`trained_pairs`, and there is no target. Without them, those of the
+            Hamiltonian or else of the overlap.
         dtype: of vectors and targets.
 
     Raises:
         HamfastError: elements or orbitals are not those of ``spec``; there is neither a matrix nor a cutoff.
     """
     species = species_index(snapshot, spec)
-    if snapshot.hamiltonian is not None:
-        matrix: BlockMatrix | None = snapshot.hamiltonian
-        pairs, reverse = snapshot.hamiltonian.pairs, snapshot.hamiltonian.reverse
-    elif snapshot.overlap is not None:
-        matrix, pairs, reverse = None, snapshot.overlap.pairs, snapshot.overlap.reverse
-    elif pair_cutoffs is not None:
-        matrix, pairs = None, pairs_within(snapshot, species, pair_cutoffs)
+    matrix: BlockMatrix | None = None
+    if pair_cutoffs is not None:
+        pairs = trained_pairs(snapshot, species, pair_cutoffs)
         reverse = reverse_pairs(pairs)
+    elif snapshot.hamiltonian is not None:
+        matrix = snapshot.hamiltonian
+        pairs, reverse = matrix.pairs, matrix.reverse
+    elif snapshot.overlap is not None:
+        pairs, reverse = snapshot.overlap.pairs, snapshot.overlap.reverse
     else:
         raise HamfastError(f"{snapshot.label}: neither a Hamiltonian nor an overlap is there, and no cutoff is known")
     target = None
@@ -91,12 +96,61 @@ def build_graph(
     )
 
 
-def species_groups(species: np.ndarray, pairs: np.ndarray):
-    """Yields (first species, second species, numbers of the pairs between them); any integer labels of atoms will do."""
-    count = int(species.max()) + 1 if len(species) else 0
-    code = species[pairs[:, 3]] * count + species[pairs[:, 4]]
-    for value in np.unique(code):
-        yield int(value) // count, int(value) % count, np.flatnonzero(code == value)
+REACH = 0.5
+"""Angstrom: a list of pairs that ends so much before the trained cutoff was cut short."""
+
+
+def trained_pairs(snapshot: Snapshot, species: np.ndarray, pair_cutoffs: np.ndarray) -> np.ndarray:
+    """``[pairs, 5]``: the pairs that a model expects which was trained with these cutoffs.
+
+    A network that is given other neighbours than in its training is wrong without a word, everywhere: its messages are sums
+    over neighbours. So all pairs within the cutoffs are there, whatever the files say. Pairs of the files that are a little
+    longer stay; a Hamiltonian's own list stays as it is unless it was cut short, as codes that drop small blocks are
+    learned with their lists. A warning (:class:`hamfast.errors.DataWarning`) says where lists differ.
+
+    Args:
+        species: ``[atoms]``, index of each atom's element.
+        pair_cutoffs: ``[species, species]`` angstrom.
+    """
+    within = pairs_within(snapshot, species, pair_cutoffs)
+    given = snapshot.hamiltonian or snapshot.overlap
+    if given is None:
+        return within
+    name = "Hamiltonian" if snapshot.hamiltonian is not None else "overlap"
+    limit = pair_cutoffs[species[given.pairs[:, 3]], species[given.pairs[:, 4]]]
+    too_long = np.linalg.norm(snapshot.pair_vectors(given.pairs), axis=1) > limit + REACH
+    if too_long.any():
+        longest = float(np.linalg.norm(snapshot.pair_vectors(given.pairs), axis=1).max())
+        warnings.warn(
+            f"{snapshot.label}: {too_long.sum()} of {len(given)} pairs of the {name} are longer than those that the model was "
+            f"trained on, up to {longest:.2f} angstrom; their blocks are predicted as zero",
+            DataWarning,
+            stacklevel=2,
+        )
+    kept = given.pairs[~too_long]
+    missing = np.array([pair for pair in within.tolist() if tuple(pair) not in given.index], dtype=np.int64).reshape(
+        -1, 5
+    )
+    if not len(missing) or (snapshot.hamiltonian is not None and not _cut_short(snapshot, species, kept, pair_cutoffs)):
+        return kept
+    warnings.warn(
+        f"{snapshot.label}: the {name} has {len(kept)} pairs, but {len(missing)} more lie within the distances that the model "
+        f"was trained on ({pair_cutoffs.max():.2f} angstrom); they were added, as it needs the neighbours of its training",
+        DataWarning,
+        stacklevel=2,
+    )
+    return np.concatenate([kept, missing])
+
+
+def _cut_short(snapshot, species, pairs, pair_cutoffs) -> bool:
+    """Does a list of pairs end well before the cutoff of some two species, while there are atoms in between?"""
+    length = np.linalg.norm(snapshot.pair_vectors(pairs), axis=1)
+    short = np.full(pair_cutoffs.shape, REACH)
+    for first, second, which in species_groups(species, pairs):
+        short[first, second] = length[which].max(initial=0.0) + REACH
+    beyond = pairs_within(snapshot, species, pair_cutoffs)
+    distance = np.linalg.norm(snapshot.pair_vectors(beyond), axis=1)
+    return bool(np.any(distance > short[species[beyond[:, 3]], species[beyond[:, 4]]]))
 
 
 def pairs_within(snapshot: Snapshot, species: np.ndarray, pair_cutoffs: np.ndarray) -> np.ndarray:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
-import h5py
 import numpy as np
 from ase import Atoms
-from ase.data import atomic_numbers, chemical_symbols
+from ase.data import chemical_symbols
 from ase.io import read as ase_read
 from ase.io import write as ase_write
 
 from hamfast.data.blocks import BlockMatrix
-from hamfast.data.h5 import open_h5, read_json, replacing, write_json
+from hamfast.data.checked import boolean, check_count, number, shells_by_element
+from hamfast.data.h5 import open_h5, read_array, read_json, read_text, write_h5, write_json, write_text
 from hamfast.data.snapshot import Snapshot
 from hamfast.errors import HamfastError
 
 NAME = "deeph"
 HAMILTONIAN, OVERLAP, PREDICTION = "hamiltonian.h5", "overlap.h5", "hamiltonian_pred.h5"
+FILES = ("POSCAR", "info.json", HAMILTONIAN, OVERLAP, PREDICTION)
 
 _INFO_KEYS = {
     "atoms_quantity",
@@ -44,64 +46,59 @@ def read(folder: Path, hamiltonian: str | None = HAMILTONIAN) -> Snapshot:
 
 def read_structure(folder: Path) -> Snapshot:
     """Reads all but the matrices."""
-    info = read_json(folder / "info.json")
+    path = folder / "info.json"
+    info = read_json(path)
     if "elements_orbital_map" not in info:
-        raise HamfastError(f"{folder / 'info.json'}: expected the key elements_orbital_map, found {sorted(info)}")
-    unknown = [symbol for symbol in info["elements_orbital_map"] if symbol not in atomic_numbers]
-    if unknown:
-        raise HamfastError(f"{folder / 'info.json'}: elements_orbital_map: {unknown[0]!r} is not an element")
-    shells = {atomic_numbers[s]: tuple(int(l) for l in ls) for s, ls in info["elements_orbital_map"].items()}
+        raise HamfastError(f"{path}: expected the key elements_orbital_map, found {sorted(info)}")
     atoms = read_poscar(folder / "POSCAR")
-    return Snapshot(
+    snapshot = Snapshot(
         label=folder.name,
         cell=np.asarray(atoms.cell.array, dtype=np.float64),
         positions=np.asarray(atoms.positions, dtype=np.float64),
         numbers=np.asarray(atoms.numbers, dtype=np.int64),
-        shells=shells,
-        spinful=bool(info.get("spinful", False)),
-        fermi_energy=_number(info.get("fermi_energy_eV")),
-        occupation=_number(info.get("occupation")),
+        shells=shells_by_element(info["elements_orbital_map"], f"{path}: elements_orbital_map"),
+        spinful=boolean(info, "spinful", path),
+        fermi_energy=number(info, "fermi_energy_eV", path),
+        occupation=number(info, "occupation", path),
         info={k: v for k, v in info.items() if k not in _INFO_KEYS},
     )
-
-
-def _number(value):
-    return None if value is None else float(value)
+    check_count(info, "atoms_quantity", path, snapshot.num_atoms, "the atoms of POSCAR are")
+    if boolean(info, "orthogonal_basis", path):
+        raise HamfastError(f"{path}: orthogonal_basis is true; expected false, a basis with an overlap matrix")
+    return snapshot
 
 
 def read_poscar(path: Path) -> Atoms:
+    text = read_text(path)
     try:
-        return ase_read(path, index=-1, format="vasp")  # type: ignore[return-value]
-    except FileNotFoundError as error:
-        raise HamfastError(f"{path}: file not found") from error
+        return ase_read(io.StringIO(text), index=-1, format="vasp")  # type: ignore[return-value]
     except Exception as error:  # ASE raises whatever its parser stumbles on
-        raise HamfastError(f"{path}: not a readable POSCAR ({error})") from error
+        raise HamfastError(
+            f"{path}: not a readable POSCAR ({type(error).__name__}: {' '.join(str(error).split())})"
+        ) from error
 
 
 def read_matrix(path: Path) -> BlockMatrix | None:
     if not path.exists():
         return None
     with open_h5(path) as file:
-        missing = [k for k in ("atom_pairs", "chunk_boundaries", "chunk_shapes", "entries") if k not in file]
-        if missing:
-            raise HamfastError(f"{path}: expected the data set {missing[0]}, found {sorted(file)}")
+        pairs, shapes, boundaries = (
+            read_array(file, name, "iu", "whole numbers").astype(np.int64)
+            for name in ("atom_pairs", "chunk_shapes", "chunk_boundaries")
+        )
+        entries = read_array(file, "entries", "fc", "real or complex numbers")
         try:
-            return BlockMatrix(
-                file["atom_pairs"][:].astype(np.int64),
-                file["chunk_shapes"][:].astype(np.int64),
-                file["chunk_boundaries"][:].astype(np.int64),
-                file["entries"][:],
-            )
+            return BlockMatrix(pairs, shapes, boundaries, entries)
         except HamfastError as error:
             raise HamfastError(f"{path}: {error}") from error
 
 
 def write(snapshot: Snapshot, folder: Path) -> None:
     """Writes one structure; the Hamiltonian keeps its dtype, SOC blocks are 2 x 2 spin blocks."""
-    folder.mkdir(parents=True, exist_ok=True)
     atoms = Atoms(numbers=snapshot.numbers, positions=snapshot.positions, cell=snapshot.cell, pbc=True)
-    with replacing(folder / "POSCAR") as temporary:
-        ase_write(temporary, atoms, format="vasp", direct=True)
+    text = io.StringIO()
+    ase_write(text, atoms, format="vasp", direct=True)
+    write_text(folder / "POSCAR", text.getvalue())
     orbitals = sum(snapshot.num_orbitals(a) for a in range(snapshot.num_atoms))
     info = {
         "atoms_quantity": snapshot.num_atoms,
@@ -121,16 +118,23 @@ def write(snapshot: Snapshot, folder: Path) -> None:
             write_matrix(matrix, folder / name)
 
 
-def write_matrix(matrix: BlockMatrix, path: Path) -> None:
-    options = {"compression": "gzip", "shuffle": True}
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
-        file.create_dataset("atom_pairs", data=matrix.pairs.astype(np.int32), **options)
-        file.create_dataset("chunk_boundaries", data=matrix.boundaries, **options)
-        file.create_dataset("chunk_shapes", data=matrix.shapes.astype(np.int32), **options)
-        file.create_dataset("entries", data=matrix.entries, **options)
+def write_matrix(matrix: BlockMatrix, path: Path, compress: bool = True) -> None:
+    options = {"compression": "gzip", "shuffle": True} if compress else {}
+    arrays = {
+        "atom_pairs": matrix.pairs.astype(np.int32),
+        "chunk_boundaries": matrix.boundaries,
+        "chunk_shapes": matrix.shapes.astype(np.int32),
+        "entries": matrix.entries,
+    }
+
+    def fill(file):
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array, **options)
+
+    write_h5(path, fill)
 
 
-def write_prediction(snapshot: Snapshot, matrix: BlockMatrix, folder: Path) -> Path:
+def write_prediction(snapshot: Snapshot, matrix: BlockMatrix, folder: Path, compress: bool = True) -> Path:
     """Writes a predicted Hamiltonian beside the input's files; returns the path."""
-    write_matrix(matrix, folder / PREDICTION)
+    write_matrix(matrix, folder / PREDICTION, compress)
     return folder / PREDICTION

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from hamfast.data.blocks import BlockMatrix
-from hamfast.data.h5 import open_h5, read_json, replacing, write_json
+from hamfast.data.checked import HIGHEST_Z, boolean, check_count, number, shells
+from hamfast.data.h5 import open_h5, read_array, read_json, read_text, write_h5, write_json, write_text
 from hamfast.data.orbitals import from_openmx, to_openmx
 from hamfast.data.snapshot import Snapshot
 from hamfast.errors import HamfastError
 
 NAME = "deeph-legacy"
 HAMILTONIAN, OVERLAP, PREDICTION = "hamiltonians.h5", "overlaps.h5", "hamiltonians_pred.h5"
+TABLES = ("lat.dat", "rlat.dat", "site_positions.dat", "element.dat", "orbital_types.dat")
+FILES = (*TABLES, "info.json", HAMILTONIAN, OVERLAP, PREDICTION)
 
 _INFO_KEYS = {"nsites", "isorthogonal", "isspinful", "fermi_level", "occupation"}
 
@@ -36,48 +38,83 @@ def read(folder: Path, hamiltonian: str | None = HAMILTONIAN) -> Snapshot:
 
 def read_structure(folder: Path) -> Snapshot:
     """Reads all but the matrices."""
-    cell = _table(folder / "lat.dat").reshape(3, 3).T
-    positions = _table(folder / "site_positions.dat").reshape(3, -1).T
-    numbers = _table(folder / "element.dat").astype(np.int64).reshape(-1)
+    cell = _columns(folder / "lat.dat", 3).T
+    positions = _columns(folder / "site_positions.dat").T
+    numbers = _atomic_numbers(folder / "element.dat")
     if len(numbers) != len(positions):
         raise HamfastError(f"{folder}: element.dat has {len(numbers)} atoms, site_positions.dat has {len(positions)}")
+    if (folder / "rlat.dat").exists():
+        product = _columns(folder / "rlat.dat", 3).T @ cell.T
+        if not np.allclose(product, 2 * np.pi * np.eye(3), atol=1e-3):
+            raise HamfastError(
+                f"{folder}: rlat.dat does not hold the reciprocal vectors of lat.dat; vectors are columns in both: is one "
+                "of the two transposed?"
+            )
     shells = _read_shells(folder / "orbital_types.dat", numbers)
-    info = read_json(folder / "info.json") if (folder / "info.json").exists() else {}
-    fermi, occupation = info.get("fermi_level"), info.get("occupation")
+    path = folder / "info.json"
+    info = read_json(path) if path.exists() else {}
+    check_count(info, "nsites", path, len(numbers), "the atoms of element.dat are")
+    if boolean(info, "isorthogonal", path):
+        raise HamfastError(f"{path}: isorthogonal is true; expected false, a basis with an overlap matrix")
     return Snapshot(
         label=folder.name,
         cell=cell,
         positions=positions,
         numbers=numbers,
         shells=shells,
-        spinful=bool(info.get("isspinful", False)),
-        fermi_energy=None if fermi is None else float(fermi),
-        occupation=None if occupation is None else float(occupation),
+        spinful=boolean(info, "isspinful", path),
+        fermi_energy=number(info, "fermi_level", path),
+        occupation=number(info, "occupation", path),
         info={k: v for k, v in info.items() if k not in _INFO_KEYS},
     )
 
 
 def _table(path: Path) -> np.ndarray:
-    if not path.exists():
-        raise HamfastError(f"{path}: file not found")
+    """Rows of numbers, ``[rows, columns]``."""
+    lines = [line for line in read_text(path).splitlines() if line.strip()]
+    if not lines:
+        raise HamfastError(f"{path}: expected a table of numbers, found an empty file")
     try:
-        return np.loadtxt(path, dtype=np.float64)
-    except ValueError as error:
+        return np.loadtxt(lines, dtype=np.float64, ndmin=2)
+    except (ValueError, OverflowError) as error:
         raise HamfastError(f"{path}: expected a table of numbers ({error})") from error
 
 
+def _columns(path: Path, count: int | None = None) -> np.ndarray:
+    """``[3, count]``: vectors as columns."""
+    table = _table(path)
+    if count is None and table.shape[0] == 3:
+        return table
+    if table.shape != (3, count):
+        wanted = "3 x N, a column of x, y, z per atom" if count is None else f"3 x {count}, vectors as columns"
+        turned = "; is it transposed?" if table.shape[1] == 3 else ""
+        raise HamfastError(f"{path}: expected {wanted}, found {table.shape[0]} x {table.shape[1]}{turned}")
+    return table
+
+
+def _atomic_numbers(path: Path) -> np.ndarray:
+    table = _table(path)
+    if 1 not in table.shape:
+        raise HamfastError(
+            f"{path}: expected one atomic number per atom, found {table.shape[0]} x {table.shape[1]} numbers"
+        )
+    values = table.ravel()
+    wrong = ~np.isin(values, np.arange(1, HIGHEST_Z + 1))
+    if wrong.any():
+        raise HamfastError(f"{path}: expected atomic numbers from 1 to {HIGHEST_Z}, found {values[wrong][0]:g}")
+    return values.astype(np.int64)
+
+
 def _read_shells(path: Path, numbers) -> dict[int, tuple[int, ...]]:
-    if not path.exists():
-        raise HamfastError(f"{path}: file not found")
-    lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    lines = [line.split() for line in read_text(path).splitlines() if line.strip()]
     if len(lines) != len(numbers):
         raise HamfastError(f"{path}: expected one line for each of the {len(numbers)} atoms, found {len(lines)}")
-    shells: dict[int, tuple[int, ...]] = {}
-    for z, line in zip(numbers.tolist(), lines, strict=True):
-        found = tuple(int(l) for l in line)
-        if shells.setdefault(z, found) != found:
-            raise HamfastError(f"{path}: atoms of atomic number {z} have different orbitals: {shells[z]} and {found}")
-    return shells
+    found: dict[int, tuple[int, ...]] = {}
+    for n, (z, line) in enumerate(zip(numbers.tolist(), lines, strict=True), start=1):
+        ls = shells([int(word) if word.isdecimal() else word for word in line], f"{path}: line {n}")
+        if found.setdefault(z, ls) != ls:
+            raise HamfastError(f"{path}: atoms of atomic number {z} have different orbitals: {found[z]} and {ls}")
+    return found
 
 
 def read_matrix(path: Path, per_atom: list[tuple[int, ...]], spinful: bool) -> BlockMatrix | None:
@@ -87,13 +124,10 @@ def read_matrix(path: Path, per_atom: list[tuple[int, ...]], spinful: bool) -> B
     pairs, blocks = [], []
     with open_h5(path) as file:
         for key in file:
-            try:
-                a, b, c, i, j = json.loads(key)
-            except ValueError as error:
-                raise HamfastError(f"{path}: expected block names like [0, 0, 0, 1, 2], found {key!r}") from error
+            a, b, c, i, j = _pair(key, path)
             if not (1 <= i <= len(per_atom) and 1 <= j <= len(per_atom)):
                 raise HamfastError(f"{path}: block {key} names an atom outside 1 to {len(per_atom)}")
-            block = file[key][:]
+            block = read_array(file, key, "fc", "real or complex numbers")
             rows, columns = from_openmx(per_atom[i - 1], spinful), from_openmx(per_atom[j - 1], spinful)
             if block.shape != (len(rows), len(columns)):
                 raise HamfastError(
@@ -105,22 +139,29 @@ def read_matrix(path: Path, per_atom: list[tuple[int, ...]], spinful: bool) -> B
     return BlockMatrix.from_blocks(pairs, blocks)
 
 
+def _pair(key: str, path: Path) -> list[int]:
+    try:
+        pair = json.loads(key)
+    except ValueError:
+        pair = None
+    if not isinstance(pair, list) or len(pair) != 5 or not all(type(n) is int for n in pair):
+        raise HamfastError(f"{path}: expected block names like [0, 0, 0, 1, 2], found {key!r}")
+    return pair
+
+
 def write(snapshot: Snapshot, folder: Path) -> None:
     """Writes one structure in the legacy layout."""
-    folder.mkdir(parents=True, exist_ok=True)
+    per_atom = [snapshot.shells[int(z)] for z in snapshot.numbers]
     tables = {
         "lat.dat": snapshot.cell.T,
         "rlat.dat": (2 * np.pi * np.linalg.inv(snapshot.cell).T).T,
         "site_positions.dat": snapshot.positions.T,
+        "element.dat": snapshot.numbers[:, None],
     }
     for name, table in tables.items():
-        with replacing(folder / name) as temporary:
-            np.savetxt(temporary, table, fmt="%.18e")
-    with replacing(folder / "element.dat") as temporary:
-        np.savetxt(temporary, snapshot.numbers, fmt="%d")
-    per_atom = [snapshot.shells[int(z)] for z in snapshot.numbers]
-    with replacing(folder / "orbital_types.dat") as temporary:
-        temporary.write_text("".join("  ".join(map(str, shells)) + "\n" for shells in per_atom))
+        rows = (" ".join(f"{x:d}" if table.dtype.kind == "i" else f"{x:.18e}" for x in row) for row in table)
+        write_text(folder / name, "".join(f"{row}\n" for row in rows))
+    write_text(folder / "orbital_types.dat", "".join("  ".join(map(str, shells)) + "\n" for shells in per_atom))
     info = {
         "nsites": snapshot.num_atoms,
         "isorthogonal": False,
@@ -139,15 +180,22 @@ def write(snapshot: Snapshot, folder: Path) -> None:
             write_matrix(matrix, per_atom, spinful, folder / name)
 
 
-def write_matrix(matrix: BlockMatrix, per_atom: list[tuple[int, ...]], spinful: bool, path: Path) -> None:
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+def write_matrix(
+    matrix: BlockMatrix, per_atom: list[tuple[int, ...]], spinful: bool, path: Path, compress: bool = False
+) -> None:
+    options = {"compression": "gzip", "shuffle": True} if compress else {}
+
+    def fill(file):
         for n, (a, b, c, i, j) in enumerate(matrix.pairs.tolist()):
             rows, columns = to_openmx(per_atom[i], spinful), to_openmx(per_atom[j], spinful)
-            file[json.dumps([a, b, c, i + 1, j + 1])] = matrix.block(n)[np.ix_(rows, columns)]
+            block = matrix.block(n)[np.ix_(rows, columns)]
+            file.create_dataset(json.dumps([a, b, c, i + 1, j + 1]), data=block, **options)
+
+    write_h5(path, fill)
 
 
-def write_prediction(snapshot: Snapshot, matrix: BlockMatrix, folder: Path) -> Path:
+def write_prediction(snapshot: Snapshot, matrix: BlockMatrix, folder: Path, compress: bool = False) -> Path:
     """Writes a predicted Hamiltonian beside the input's files; returns the path."""
     per_atom = [snapshot.shells[int(z)] for z in snapshot.numbers]
-    write_matrix(matrix, per_atom, snapshot.spinful, folder / PREDICTION)
+    write_matrix(matrix, per_atom, snapshot.spinful, folder / PREDICTION, compress)
     return folder / PREDICTION

@@ -6,11 +6,13 @@ from pathlib import Path
 from types import ModuleType
 
 from hamfast.data import deeph, deeph_legacy
-from hamfast.data.snapshot import Snapshot, check_snapshot
+from hamfast.data.plausible import warn_of_mix_ups
+from hamfast.data.snapshot import Snapshot, check_snapshot, check_structure
 from hamfast.errors import HamfastError
 
 FORMATS: tuple[ModuleType, ...] = (deeph, deeph_legacy)
-"""Each has NAME, HAMILTONIAN, PREDICTION, is_this_layout(folder), read(folder), write(snapshot, folder), write_prediction."""
+"""Each has NAME, HAMILTONIAN, PREDICTION, FILES, is_this_layout(folder), read_structure(folder), read(folder),
+write(snapshot, folder), write_prediction(snapshot, matrix, folder, compress)."""
 
 
 def detect(folder: Path) -> ModuleType | None:
@@ -47,7 +49,15 @@ def read_snapshot(folder: Path | str, *, hamiltonian: str | None = "dft") -> Sna
     folder = Path(folder)
     layout = format_of(folder)
     name = {"dft": layout.HAMILTONIAN, "prediction": layout.PREDICTION, None: None}[hamiltonian]
-    return check_snapshot(layout.read(folder, name), str(folder))
+    snapshot = check_snapshot(layout.read(folder, name), str(folder))
+    warn_of_mix_ups(snapshot, str(folder))
+    return snapshot
+
+
+def read_structure(folder: Path | str) -> Snapshot:
+    """Reads and checks all but the matrices; raises as :func:`read_snapshot`."""
+    folder = Path(folder)
+    return check_structure(format_of(folder).read_structure(folder), str(folder))
 
 
 def find_structures(root: Path | str) -> list[Path]:

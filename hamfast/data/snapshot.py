@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from ase import Atoms
 from ase.data import chemical_symbols
+from ase.neighborlist import neighbor_list
 
 from hamfast.data.blocks import BlockMatrix, pair_name
 from hamfast.errors import HamfastError
@@ -53,44 +55,114 @@ class Snapshot:
 
 HERMITICITY_TOLERANCE = 1e-3
 """eV (and plain numbers for overlaps): larger differences between (R, i, j) and (-R, j, i) are an error."""
+SAME = 1e-3
+"""Angstrom: structures whose pair vectors differ by less are the same."""
+
+
+NEAREST = 0.3
+"""Angstrom: atoms nearer than this are a mistake."""
 
 
 def check_snapshot(snapshot: Snapshot, where: str) -> Snapshot:
-    """Checks both matrices: finite, shapes from the orbital lists, Hermitian, S within the pairs of H.
+    """Checks the structure, and both matrices: finite, shapes from the orbital lists, Hermitian, S within the pairs of H.
 
     Raises:
         HamfastError: with ``where``, what was expected and what was found.
     """
+    check_structure(snapshot, where)
+    for name, matrix in (("Hamiltonian", snapshot.hamiltonian), ("overlap", snapshot.overlap)):
+        if matrix is not None:
+            check_matrix(snapshot, name, matrix, where)
+    if snapshot.hamiltonian is not None and snapshot.overlap is not None:
+        check_pairs(snapshot.hamiltonian, snapshot.overlap, where)
+    return snapshot
+
+
+def check_pairs(hamiltonian: BlockMatrix, overlap: BlockMatrix, where: str) -> None:
+    """Raises HamfastError if the overlap has pairs that the Hamiltonian lacks."""
+    extra = [pair for pair in overlap.index if pair not in hamiltonian.index]
+    if extra:
+        raise HamfastError(
+            f"{where}: the overlap has {len(extra)} atom pairs that the Hamiltonian lacks, the first is "
+            f"{pair_name(extra[0])}; expected every overlap pair in the Hamiltonian ({len(hamiltonian)} pairs, overlap "
+            f"{len(overlap)})"
+        )
+
+
+def check_structure(snapshot: Snapshot, where: str) -> Snapshot:
+    """Checks cell, positions, elements, orbital lists and electrons.
+
+    Raises:
+        HamfastError: as :func:`check_snapshot`.
+    """
+    if snapshot.num_atoms == 0:
+        raise HamfastError(f"{where}: expected atoms, found none")
+    if snapshot.cell.shape != (3, 3) or snapshot.positions.shape != (snapshot.num_atoms, 3):
+        raise HamfastError(
+            f"{where}: expected a cell [3, 3] and positions [{snapshot.num_atoms}, 3], found {snapshot.cell.shape} and "
+            f"{snapshot.positions.shape}"
+        )
+    for name, values in (("cell", snapshot.cell), ("positions", snapshot.positions)):
+        if not np.all(np.isfinite(values)):
+            raise HamfastError(f"{where}: {name}: expected finite numbers, found {values[~np.isfinite(values)][0]}")
+    lengths = np.linalg.norm(snapshot.cell, axis=1)
+    volume = abs(float(np.linalg.det(snapshot.cell)))
+    if lengths.min() < NEAREST or volume < 1e-3 * np.prod(lengths):
+        raise HamfastError(
+            f"{where}: cell: expected three independent lattice vectors, found lengths "
+            f"{', '.join(f'{x:.4g}' for x in lengths)} angstrom and a volume of {volume:.3g} cubic angstrom"
+        )
     for z in snapshot.elements:
         if z not in snapshot.shells:
             raise HamfastError(f"{where}: no orbital list for element {chemical_symbols[z]}")
-    for name, matrix in (("Hamiltonian", snapshot.hamiltonian), ("overlap", snapshot.overlap)):
-        if matrix is not None:
-            _check_matrix(snapshot, name, matrix, where)
-    h, s = snapshot.hamiltonian, snapshot.overlap
-    if h is not None and s is not None:
-        extra = [pair for pair in s.index if pair not in h.index]
-        if extra:
+    _check_distances(snapshot, where)
+    if snapshot.fermi_energy is not None and not np.isfinite(snapshot.fermi_energy):
+        raise HamfastError(f"{where}: Fermi energy: expected a number of eV, found {snapshot.fermi_energy}")
+    if snapshot.occupation is not None:
+        most = 2 * sum(snapshot.num_orbitals(a) for a in range(snapshot.num_atoms))
+        if not 0 < snapshot.occupation <= most:
             raise HamfastError(
-                f"{where}: the overlap has {len(extra)} atom pairs that the Hamiltonian lacks, the first is "
-                f"{pair_name(extra[0])}; expected every overlap pair in the Hamiltonian ({len(h)} pairs, overlap {len(s)})"
+                f"{where}: occupation: expected electrons per cell, more than 0 and at most the {most} that the orbitals "
+                f"hold, found {snapshot.occupation:g}"
             )
     return snapshot
 
 
-def _check_matrix(snapshot, name, matrix, where):
+def _check_distances(snapshot, where):
+    atoms = Atoms(numbers=snapshot.numbers, positions=snapshot.positions, cell=snapshot.cell, pbc=True)
+    i, j, d = neighbor_list("ijd", atoms, NEAREST)
+    if len(i):
+        n = int(np.argmin(d))
+        raise HamfastError(
+            f"{where}: atoms {i[n]} and {j[n]} are {d[n]:.3f} angstrom apart; expected at least {NEAREST} (atoms count from 0)"
+        )
+
+
+def check_matrix(snapshot: Snapshot, name: str, matrix: BlockMatrix, where: str) -> None:
+    """Checks one matrix of a structure; ``name`` is ``Hamiltonian`` or ``overlap``.
+
+    Raises:
+        HamfastError: as :func:`check_snapshot`.
+    """
+    if len(matrix) == 0:
+        raise HamfastError(f"{where}: the {name} has no blocks")
     if not np.all(np.isfinite(matrix.entries)):
         bad = int(np.sum(~np.isfinite(matrix.entries)))
         n = int(np.searchsorted(matrix.boundaries, np.flatnonzero(~np.isfinite(matrix.entries))[0], side="right")) - 1
         raise HamfastError(
             f"{where}: {bad} entries of the {name} are NaN or infinite, the first at {pair_name(matrix.pairs[n])}"
         )
+    spin = 2 if snapshot.spinful and name == "Hamiltonian" else 1
+    if spin == 1 and np.iscomplexobj(matrix.entries) and np.abs(matrix.entries.imag).max() > HERMITICITY_TOLERANCE:
+        raise HamfastError(
+            f"{where}: the {name} is complex, its imaginary part reaches {np.abs(matrix.entries.imag).max():.3g}; expected "
+            f"real numbers{' without spin-orbit coupling' if name == 'Hamiltonian' else ''}"
+        )
     atoms = matrix.pairs[:, 3:]
-    if len(matrix) and not (atoms.min() >= 0 and atoms.max() < snapshot.num_atoms):
+    if not (atoms.min() >= 0 and atoms.max() < snapshot.num_atoms):
         raise HamfastError(
             f"{where}: the {name} names atoms {atoms.min()} to {atoms.max()}, but the structure has {snapshot.num_atoms} atoms"
         )
-    spin = 2 if snapshot.spinful and name == "Hamiltonian" else 1
     orbitals = np.array([snapshot.num_orbitals(a) for a in range(snapshot.num_atoms)])
     expected = orbitals[atoms] * spin
     wrong = np.flatnonzero(np.any(matrix.shapes != expected, axis=1))
@@ -102,8 +174,8 @@ def _check_matrix(snapshot, name, matrix, where):
             for z in dict.fromkeys(map(int, snapshot.numbers[[i, j]]))
         )
         raise HamfastError(
-            f"{where}: block {pair_name(matrix.pairs[n])} of the {name} has shape {tuple(matrix.shapes[n])}, expected "
-            f"{tuple(expected[n])} from the orbital lists {lists}{' with spin' if spin == 2 else ''}"
+            f"{where}: block {pair_name(matrix.pairs[n])} of the {name} has shape {tuple(matrix.shapes[n].tolist())}, "
+            f"expected {tuple(expected[n].tolist())} from the orbital lists {lists}{' with spin' if spin == 2 else ''}"
         )
     try:
         error, n = matrix.hermiticity_error()
@@ -114,7 +186,30 @@ def _check_matrix(snapshot, name, matrix, where):
             f"{where}: the {name} is not Hermitian: block {pair_name(matrix.pairs[n])} differs from the conjugate "
             f"transpose of its reverse by {error:.3g}, expected at most {HERMITICITY_TOLERANCE:g}"
         )
-    if name == "Hamiltonian":
-        missing = [a for a in range(snapshot.num_atoms) if (0, 0, 0, a, a) not in matrix.index]
-        if missing:
-            raise HamfastError(f"{where}: the Hamiltonian has no on-site block for atom {missing[0]}")
+    missing = [a for a in range(snapshot.num_atoms) if (0, 0, 0, a, a) not in matrix.index]
+    if missing:
+        raise HamfastError(f"{where}: the {name} has no on-site block for atom {missing[0]}")
+
+
+def difference(one: Snapshot, other: Snapshot, pairs: np.ndarray) -> str | None:
+    """What tells two structures apart, in words; None where matrices of the one are matrices of the other.
+
+    ``pairs``: ``[pairs, 5]``, of the matrix that is to serve for both. An atom that one of them has in another cell is a
+    difference, as R means another pair there.
+    """
+    if one.num_atoms != other.num_atoms:
+        return f"{one.num_atoms} atoms and {other.num_atoms}"
+    if not np.array_equal(one.numbers, other.numbers):
+        n = int(np.flatnonzero(one.numbers != other.numbers)[0])
+        return f"atom {n} is {chemical_symbols[one.numbers[n]]} and {chemical_symbols[other.numbers[n]]}"
+    if one.spinful != other.spinful:
+        return f"spin-orbit coupling is {one.spinful} and {other.spinful}"
+    for z in one.elements:
+        if one.shells[z] != other.shells[z]:
+            return f"{chemical_symbols[z]} has shells {list(one.shells[z])} and {list(other.shells[z])}"
+    if np.abs(one.cell - other.cell).max() > SAME:
+        return f"lattice vectors differ by {np.abs(one.cell - other.cell).max():.3g} angstrom"
+    vectors = np.abs(one.pair_vectors(pairs) - other.pair_vectors(pairs)).max(axis=1)
+    if vectors.max(initial=0.0) > SAME:
+        return f"the vectors of pair {pair_name(pairs[np.argmax(vectors)])} differ by {vectors.max():.3g} angstrom"
+    return None

@@ -8,7 +8,9 @@ import scipy.linalg
 from kit import random_snapshot
 
 from hamfast.analysis.bands import band_structures, densities_of_states, write_bands
-from hamfast.analysis.eigen import BlochMatrix, eigen_problem, fermi_level, monkhorst_pack
+from hamfast.analysis.bloch import BlochMatrix
+from hamfast.analysis.eigen import eigen_problem
+from hamfast.analysis.fermi import fermi_level, monkhorst_pack
 from hamfast.analysis.kpath import parse_kpath
 from hamfast.data import read_snapshot
 from hamfast.errors import HamfastError
@@ -56,14 +58,17 @@ def test_bloch_sum_by_hand(spinful):
     np.testing.assert_allclose(problem.bands([k])[0], scipy.linalg.eigvalsh(h, s), atol=1e-10)
 
 
-def test_shift_invert_finds_the_same_levels(graphene):
+@pytest.mark.parametrize("k", [(0.2, 0.1, 0.0), (0.0, 0.0, 0.0), (0.5, 0.5, 0.0)])
+@pytest.mark.parametrize("count", [1, 2, 21])
+def test_shift_invert_finds_both_sides_and_counts_them(graphene, k, count):
+    """Against LAPACK, at a complex k and at two real ones."""
     snapshot = read_snapshot(graphene / "dft" / "3x3_022")
     problem = eigen_problem(snapshot)
-    k = [(0.2, 0.1, 0.0)]
-    everything = problem.bands(k)[0]
-    some = problem.bands(k, num_bands=20, around=snapshot.fermi_energy)[0]
-    nearest = np.sort(everything[np.argsort(np.abs(everything - snapshot.fermi_energy))[:20]])
-    np.testing.assert_allclose(some, nearest, atol=1e-8)
+    everything = problem.bands([k])[0]
+    some = problem.levels([k], num_bands=count, around=snapshot.fermi_energy)
+    below = int(np.sum(everything < snapshot.fermi_energy))
+    assert some.first_band == below - count // 2
+    np.testing.assert_allclose(some.energies[0], everything[some.first_band :][:count], atol=1e-8)
 
 
 def test_fermi_level_of_the_dft_code(fixtures):

@@ -1,0 +1,89 @@
+"""How far predicted bands are from those of DFT: one measure, for ``hamfast bands`` and ``hamfast evaluate``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from hamfast.analysis.fermi import band_edges
+
+MEV = 1e3
+
+
+@dataclass(frozen=True)
+class BandErrors:
+    """All in meV. Bands are compared by their number, the n-th with the n-th."""
+
+    levels_MAE: float
+    """Mean |dE - shift| over the levels that count."""
+    shift: float
+    """The constant that was removed: the median of dE, for which the mean above is smallest. A shift of all levels is a
+    choice of the zero of energy."""
+    gap_DFT: float | None
+    """None: the number of occupied bands is not known, or the crystal has no whole number of them."""
+    gap_predicted: float | None
+    valence_edge_error: float | None
+    """Of the highest occupied level, the shift removed."""
+    conduction_edge_error: float | None
+    """Of the lowest unoccupied level, the shift removed."""
+
+    @property
+    def gap_error(self) -> float | None:
+        if self.gap_DFT is None or self.gap_predicted is None:
+            return None
+        return self.gap_predicted - self.gap_DFT
+
+    def numbers(self) -> dict[str, float | None]:
+        """For JSON."""
+        return asdict(self) | {"gap_error": self.gap_error}
+
+
+def band_errors(
+    reference: np.ndarray,
+    predicted: np.ndarray,
+    *,
+    fermi: float,
+    predicted_fermi: float,
+    window: tuple[float, float],
+    occupied: int | None,
+) -> BandErrors | None:
+    """Errors of predicted levels.
+
+    The levels that count are those within ``window`` of the Fermi level in DFT, those within it in the prediction, and all
+    occupied ones. So a level that moved out of the window, or into it, is not passed over.
+
+    Args:
+        reference, predicted: ``[kpoints, bands]`` eV, the same band in the same column; NaN where one is not known.
+        fermi, predicted_fermi: eV, each in the scale of its levels.
+        window: eV around the Fermi level.
+        occupied: the number of columns that are occupied bands; None if that is not known or differs from k to k.
+
+    Returns:
+        None if no level counts.
+    """
+    known = np.isfinite(reference) & np.isfinite(predicted)
+    counts = _within(reference - fermi, window) | _within(predicted - predicted_fermi, window)
+    if occupied is None:
+        counts |= reference <= fermi
+    else:
+        counts |= np.arange(reference.shape[1]) < occupied
+    counts &= known
+    if not counts.any():
+        return None
+    difference = (predicted - reference)[counts]
+    shift = float(np.median(difference))
+    gaps: tuple[float | None, float | None] = (None, None)
+    edges: tuple[float | None, float | None] = (None, None)
+    if occupied is not None and 0 < occupied < reference.shape[1]:
+        levels = np.where(known, reference, np.nan), np.where(known, predicted, np.nan)
+        if all(np.isfinite(e[:, occupied - 1 : occupied + 1]).any(axis=0).all() for e in levels):
+            (valence, conduction), (valence_p, conduction_p) = (band_edges(e, occupied) for e in levels)
+            gaps = max(0.0, conduction - valence) * MEV, max(0.0, conduction_p - valence_p) * MEV
+            edges = (valence_p - shift - valence) * MEV, (conduction_p - shift - conduction) * MEV
+    return BandErrors(float(np.abs(difference - shift).mean()) * MEV, shift * MEV, *gaps, *edges)
+
+
+def _within(energies: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return (energies > window[0]) & (energies < window[1])

@@ -1,0 +1,249 @@
+"""Levels of H(k) c = E S(k) c next to an energy, for matrices too large to diagonalise: sparse, and counted.
+
+ARPACK in shift-invert mode finds levels on both sides of the energy sigma. It does not say which bands they are, or whether it
+missed one. The factors of H - sigma S do: by Sylvester's law of inertia, H - sigma S has as many negative pivots as there
+are levels below sigma (S positive definite). With the same count at both ends of what was found, every level has its number.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse
+import scipy.sparse.linalg
+
+from hamfast.errors import DataWarning, HamfastError
+
+STEP = 1e-4
+"""eV by which sigma is moved off a level."""
+RESIDUAL = 1e-6
+"""Largest ``|H c - E S c| / |S c|`` of a level that is believed, in units of the largest matrix element of H (or 1 eV)."""
+
+
+@dataclass
+class NearLevels:
+    """Levels of one k-point, ascending, eV."""
+
+    energies: np.ndarray
+    first_band: int | None
+    """The number, from 0, of the band that ``energies[0]`` belongs to; None: they could not be counted."""
+
+
+class Factor:
+    """L D L^H of a sparse Hermitian matrix, without pivoting where that is accurate.
+
+    Raises:
+        ZeroDivisionError: the matrix is singular to rounding.
+    """
+
+    def __init__(self, matrix):
+        self.matrix = matrix = scipy.sparse.csc_matrix(matrix)
+        self.negative: int | None = None
+        try:
+            self.lu = scipy.sparse.linalg.splu(
+                matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
+            )
+            if np.array_equal(self.lu.perm_r, self.lu.perm_c) and self._accurate():
+                self.negative = int(np.sum(self.lu.U.diagonal().real < 0))
+                return
+        except RuntimeError:  # a pivot of zero
+            pass
+        # Rows are exchanged: solves, but its pivots are no inertia.
+        try:
+            self.lu = scipy.sparse.linalg.splu(matrix)
+        except RuntimeError as error:
+            raise ZeroDivisionError(str(error)) from error
+
+    def _accurate(self) -> bool:
+        """Backward error of a solution at rounding: pivots that were too small show here."""
+        b = np.random.default_rng(0).normal(size=self.matrix.shape[0]).astype(self.matrix.dtype)
+        x = self.lu.solve(b)
+        scale = scipy.sparse.linalg.norm(self.matrix, np.inf) * np.linalg.norm(x) + np.linalg.norm(b)
+        return bool(np.all(np.isfinite(x)) and np.linalg.norm(self.matrix @ x - b) <= 1e-11 * scale)
+
+    def solve(self, b):
+        return self.lu.solve(np.ascontiguousarray(b, dtype=self.matrix.dtype))
+
+
+class ShiftedFactor:
+    """Solves with H - sigma S and counts its negative pivots; on the complement of ``null`` where that is given.
+
+    ``null`` ``[size, m]``: orthonormal eigenvectors of S that are left out. Bordering the matrix with them projects it, and
+    Haynsworth's additivity gives the inertia: negative pivots of the whole, plus positive eigenvalues of N^H A^-1 N, less m.
+    """
+
+    def __init__(self, h, s, sigma: float, null: np.ndarray | None):
+        self.factor, self.null = Factor(h - sigma * s), null
+        self.dtype, self.shape = self.factor.matrix.dtype, self.factor.matrix.shape
+        self.negative = self.factor.negative
+        if null is not None:
+            self.solved = self.factor.solve(null)
+            self.schur = null.conj().T @ self.solved
+            if self.negative is not None:
+                self.negative += int(np.sum(scipy.linalg.eigvalsh(self.schur) > 0)) - null.shape[1]
+
+    def solve(self, b):
+        x = self.factor.solve(np.ravel(b))
+        if self.null is not None:
+            x = x - self.solved @ np.linalg.solve(self.schur, self.null.conj().T @ x)
+        return x
+
+    def operator(self):
+        return scipy.sparse.linalg.LinearOperator(self.shape, matvec=self.solve, dtype=self.dtype)
+
+
+def smallest_overlap(s, where: str) -> float:
+    """Smallest eigenvalue of S, found sparsely.
+
+    Raises:
+        HamfastError: S is not positive definite; ``where`` names the k-point.
+    """
+    try:
+        factor = Factor(s)
+    except ZeroDivisionError:
+        raise not_positive(where, 0.0) from None
+    # Without a row exchanged the factors of a positive definite matrix are always accurate.
+    if factor.negative != 0:
+        lowest = scipy.sparse.linalg.eigsh(s, k=1, which="SA", return_eigenvectors=False, tol=1e-2, maxiter=10000)
+        raise not_positive(where, float(lowest[0].real))
+    operator = scipy.sparse.linalg.LinearOperator(s.shape, matvec=lambda b: factor.solve(np.ravel(b)), dtype=s.dtype)
+    found = scipy.sparse.linalg.eigsh(s, k=1, sigma=0.0, which="LM", OPinv=operator, return_eigenvectors=False)
+    return float(found[0].real)
+
+
+def not_positive(where: str, lowest: float) -> HamfastError:
+    return HamfastError(
+        f"the overlap matrix at {where} is not positive definite, its smallest eigenvalue is {lowest:.3g}: expected more "
+        "than 0; is the overlap cut off, or another structure's? --project-overlap 1e-3 leaves out what is below 1e-3"
+    )
+
+
+def near_null(s, threshold: float) -> np.ndarray:
+    """``[size, m]``: orthonormal eigenvectors of S with eigenvalues below ``threshold``."""
+    factor = Factor(s - threshold * scipy.sparse.identity(s.shape[0], format="csc"))
+    count = factor.negative
+    if count is None:
+        raise HamfastError("the near-singular directions of the overlap could not be counted; use fewer orbitals")
+    if count == 0:
+        return np.zeros((s.shape[0], 0), dtype=s.dtype)
+    if count >= s.shape[0] - 2:
+        raise HamfastError(f"--project-overlap {threshold:g} leaves nothing of the overlap; use a smaller number")
+    operator = scipy.sparse.linalg.LinearOperator(s.shape, matvec=lambda b: factor.solve(np.ravel(b)), dtype=s.dtype)
+    _, vectors = scipy.sparse.linalg.eigsh(s, k=count, sigma=threshold, which="SA", OPinv=operator)
+    return np.linalg.qr(vectors)[0]
+
+
+def levels_near(h, s, sigma: float, count: int, where: str, null: np.ndarray | None = None) -> NearLevels:
+    """``count`` levels next to ``sigma``, half below and half above it as far as there are so many.
+
+    Args:
+        h, s: ``[size, size]`` sparse, Hermitian; S positive definite (on the complement of ``null``).
+        sigma: eV.
+        count: at least 1, at most size - 2.
+        where: the k-point, for messages.
+        null: see :class:`ShiftedFactor`.
+
+    Raises:
+        HamfastError: ARPACK does not converge, or a level does not solve the equation.
+    """
+    size = h.shape[0] - (0 if null is None else null.shape[1])
+    count = min(count, size - 2)
+    for attempt in range(6):
+        moved = sigma + attempt * STEP
+        try:
+            factor = ShiftedFactor(h, s, moved, null)
+            found = _both_sides(h, s, moved, count, factor, size, where, null)
+        except ZeroDivisionError:
+            found = None
+        if found is not None:
+            if attempt:
+                warnings.warn(
+                    f"a level lies on the energy {sigma:.4f} eV at {where}; levels were searched around {moved:.4f} eV",
+                    DataWarning,
+                    stacklevel=2,
+                )
+            return found
+    raise HamfastError(
+        f"shift-invert at {where} around {sigma} eV failed: H - E S is singular there; give another energy"
+    )
+
+
+def _both_sides(h, s, sigma, count, factor, size, where, null) -> NearLevels | None:
+    """None where a level is so near to ``sigma`` that the others lose digits."""
+    nu = factor.negative
+    below, above = count // 2, count - count // 2
+    if nu is not None:
+        below = min(below, nu)
+        above = min(count - below, size - nu)
+        below = min(count - above, nu)
+    for _ in range(3):
+        low = _search(h, s, sigma, below, factor, "SA", where, null)
+        high = _search(h, s, sigma, above, factor, "LA", where, null)
+        low, high = low[low < sigma], high[high > sigma]
+        energies = np.sort(np.concatenate([low, high]))
+        if np.min(np.abs(energies - sigma), initial=np.inf) < 1e-7:
+            return None
+        if nu is None:
+            return _uncounted(energies, where)
+        at_low = nu if len(low) == 0 else _count(h, s, energies[0] - STEP / 10, null)
+        at_high = nu if len(high) == 0 else _count(h, s, energies[-1] + STEP / 10, null)
+        if at_low is None or at_high is None:
+            return _uncounted(energies, where)
+        missed_low, missed_high = nu - at_low - len(low), at_high - nu - len(high)
+        if missed_low <= 0 and missed_high <= 0:
+            return NearLevels(energies, nu - len(low))
+        # A multiplet cut in two, or a level that ARPACK passed over.
+        below, above = below + max(0, missed_low), above + max(0, missed_high)
+        if below + above > size - 2:
+            break
+    return _uncounted(energies, where)
+
+
+def _count(h, s, energy, null) -> int | None:
+    """Levels below ``energy``; None: they could not be counted."""
+    try:
+        return ShiftedFactor(h, s, energy, null).negative
+    except ZeroDivisionError:
+        return None
+
+
+def _uncounted(energies, where) -> NearLevels:
+    warnings.warn(
+        f"levels at {where} could not be counted; they are drawn as points, and one may be missing",
+        DataWarning,
+        stacklevel=2,
+    )
+    return NearLevels(energies, None)
+
+
+def _search(h, s, sigma, count, factor, which, where, null) -> np.ndarray:
+    """``count`` levels on one side of sigma, each checked against the equation it solves."""
+    if count == 0:
+        return np.zeros(0)
+    start = np.random.default_rng(0).normal(size=h.shape[0]).astype(factor.dtype)
+    if null is not None:
+        start = start - null @ (null.conj().T @ start)
+    try:
+        values, vectors = scipy.sparse.linalg.eigsh(
+            h.astype(factor.dtype), k=count, M=s.astype(factor.dtype), sigma=sigma, which=which, OPinv=factor.operator(),
+            v0=start,
+        )  # fmt: skip
+    except (scipy.sparse.linalg.ArpackError, RuntimeError) as error:
+        raise HamfastError(f"shift-invert at {where} around {sigma} eV failed: {error}") from error
+    values = values.real
+    overlap = s @ vectors
+    residual = h @ vectors - overlap * values
+    if null is not None:
+        residual = residual - null @ (null.conj().T @ residual)
+    error = np.linalg.norm(residual, axis=0) / np.linalg.norm(overlap, axis=0)
+    scale = max(1.0, float(np.abs(h.data).max(initial=0.0)))
+    if not np.all(error <= RESIDUAL * scale):
+        worst = int(np.argmax(error))
+        raise HamfastError(
+            f"shift-invert at {where} around {sigma} eV: the level {values[worst]:.4f} eV does not solve H c = E S c, its "
+            f"residual is {error[worst]:.2g} eV, expected at most {RESIDUAL * scale:.2g}"
+        )
+    return values
