@@ -156,7 +156,7 @@ def band_structures(
     report: Callable[[], None] | None = None,
 ) -> dict[str, BandStructure]:
     """Bands of several Hamiltonians of one structure, each with its own Fermi level; arguments as :func:`solve`."""
-    path = parse_kpath(kpath, snapshot.cell, points)
+    path = parse_kpath(kpath, snapshot.cell, points, periodic_axes(next(iter(matrices.values()))))
     return {
         name: solve(
             eigen_problem(snapshot, m, projection=projection), path, snapshot.cell, mesh=mesh, fermi=fermi,
@@ -164,6 +164,12 @@ def band_structures(
         )
         for name, m in matrices.items()
     }  # fmt: skip
+
+
+def periodic_axes(matrix: BlockMatrix) -> list[bool]:
+    """The axes along which blocks reach into other cells, with more than 1 meV: the others are vacuum, or a molecule's."""
+    largest = np.maximum.reduceat(np.abs(matrix.entries), matrix.boundaries[:-1])
+    return [bool(np.any((matrix.pairs[:, axis] != 0) & (largest > 1e-3))) for axis in range(3)]
 
 
 def densities_of_states(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,7 +35,7 @@ class KPath:
 Corner = tuple[str, np.ndarray]
 
 
-def parse_kpath(text: str | None, cell: np.ndarray, points: int) -> KPath:
+def parse_kpath(text: str | None, cell: np.ndarray, points: int, periodic: Sequence[bool] | None = None) -> KPath:
     """A path through named or own points.
 
     Args:
@@ -43,13 +44,15 @@ def parse_kpath(text: str | None, cell: np.ndarray, points: int) -> KPath:
             break. None: ASE's path for the lattice.
         cell: ``[3, 3]`` angstrom.
         points: about how many k-points, at least two per segment.
+        periodic: of the three axes: a layer's lattice is named after its plane. None: axes of more than 11 angstrom that are
+            1.4 times the shortest are taken for vacuum.
 
     Raises:
         HamfastError: a name is unknown for this lattice, a coordinate is not a number, or the path is not one.
     """
     if points < 2:
         raise HamfastError(f"points along the path: expected 2 or more, found {points}")
-    pieces = _named(text, cell) if text is None or not _has_coordinates(text) else _explicit(text)
+    pieces = _named(text, cell, periodic) if text is None or not _has_coordinates(text) else _explicit(text)
     for piece in pieces:
         if len(piece) < 2:
             raise HamfastError(f"kpath: expected at least two points in each piece of a path, found {text!r}")
@@ -99,12 +102,12 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def _named(text: str | None, cell) -> list[list[Corner]]:
-    # Lattices with a vacuum are classified by their periodic plane.
-    lengths = np.linalg.norm(cell, axis=1)
-    pbc = [length < 11 or length < 1.4 * lengths.min() for length in lengths]
+def _named(text: str | None, cell, periodic) -> list[list[Corner]]:
+    if periodic is None:
+        lengths = np.linalg.norm(cell, axis=1)
+        periodic = [bool(length < 11 or length < 1.4 * lengths.min()) for length in lengths]
     try:
-        path = Cell(cell).bandpath(npoints=0, pbc=pbc if any(pbc) else [True] * 3)
+        path = Cell(cell).bandpath(npoints=0, pbc=list(periodic) if any(periodic) else [True] * 3)
     except Exception as error:  # ASE raises many kinds on unusual cells
         raise HamfastError(
             f"kpath: the special points of this cell are not known ({error}); give coordinates"

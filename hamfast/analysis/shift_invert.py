@@ -17,8 +17,8 @@ import scipy.sparse.linalg
 
 from hamfast.errors import DataWarning, HamfastError
 
-STEP = 1e-4
-"""eV by which sigma is moved off a level."""
+STEPS = (1e-5, 1e-4, 1e-3, 1e-2)
+"""eV by which an energy is moved where H - E S has no stable factors: on a level, or on a diagonal element."""
 RESIDUAL = 1e-6
 """Largest ``|H c - E S c| / |S c|`` of a level that is believed, in units of the largest matrix element of H (or 1 eV)."""
 
@@ -62,7 +62,7 @@ class Factor:
         b = np.random.default_rng(0).normal(size=self.matrix.shape[0]).astype(self.matrix.dtype)
         x = self.lu.solve(b)
         scale = scipy.sparse.linalg.norm(self.matrix, np.inf) * np.linalg.norm(x) + np.linalg.norm(b)
-        return bool(np.all(np.isfinite(x)) and np.linalg.norm(self.matrix @ x - b) <= 1e-11 * scale)
+        return bool(np.all(np.isfinite(x)) and np.linalg.norm(self.matrix @ x - b) <= 1e-10 * scale)
 
     def solve(self, b):
         return self.lu.solve(np.ascontiguousarray(b, dtype=self.matrix.dtype))
@@ -90,9 +90,6 @@ class ShiftedFactor:
         if self.null is not None:
             x = x - self.solved @ np.linalg.solve(self.schur, self.null.conj().T @ x)
         return x
-
-    def operator(self):
-        return scipy.sparse.linalg.LinearOperator(self.shape, matvec=self.solve, dtype=self.dtype)
 
 
 def smallest_overlap(s, where: str) -> float:
@@ -151,24 +148,36 @@ def levels_near(h, s, sigma: float, count: int, where: str, null: np.ndarray | N
     """
     size = h.shape[0] - (0 if null is None else null.shape[1])
     count = min(count, size - 2)
-    for attempt in range(6):
-        moved = sigma + attempt * STEP
+    uncounted = None
+    for step in (0.0, *STEPS):
+        moved = sigma + step
         try:
             factor = ShiftedFactor(h, s, moved, null)
-            found = _both_sides(h, s, moved, count, factor, size, where, null)
         except ZeroDivisionError:
-            found = None
-        if found is not None:
-            if attempt:
+            continue
+        found = _both_sides(h, s, moved, count, factor, size, where, null)
+        if found is None:
+            continue
+        if found.first_band is not None:
+            if step:
                 warnings.warn(
-                    f"a level lies on the energy {sigma:.4f} eV at {where}; levels were searched around {moved:.4f} eV",
+                    f"{sigma:.4f} eV lies on a level or on a diagonal element at {where}; levels were searched around "
+                    f"{moved:.5f} eV",
                     DataWarning,
                     stacklevel=2,
                 )
             return found
-    raise HamfastError(
-        f"shift-invert at {where} around {sigma} eV failed: H - E S is singular there; give another energy"
+        uncounted = uncounted or found
+    if uncounted is None:
+        raise HamfastError(
+            f"shift-invert at {where} around {sigma} eV failed: H - E S is singular; give another energy"
+        )
+    warnings.warn(
+        f"levels at {where} could not be counted; they are drawn as points, and one may be missing",
+        DataWarning,
+        stacklevel=2,
     )
+    return uncounted
 
 
 def _both_sides(h, s, sigma, count, factor, size, where, null) -> NearLevels | None:
@@ -179,63 +188,73 @@ def _both_sides(h, s, sigma, count, factor, size, where, null) -> NearLevels | N
         below = min(below, nu)
         above = min(count - below, size - nu)
         below = min(count - above, nu)
-    for _ in range(3):
-        low = _search(h, s, sigma, below, factor, "SA", where, null)
-        high = _search(h, s, sigma, above, factor, "LA", where, null)
-        low, high = low[low < sigma], high[high > sigma]
-        energies = np.sort(np.concatenate([low, high]))
+    low = _search(h, s, sigma, below, factor, "SA", where, null)
+    high = _search(h, s, sigma, above, factor, "LA", where, null)
+    for _ in range(6):
+        energies = np.sort(np.concatenate([low[0], high[0]]))
         if np.min(np.abs(energies - sigma), initial=np.inf) < 1e-7:
             return None
         if nu is None:
-            return _uncounted(energies, where)
-        at_low = nu if len(low) == 0 else _count(h, s, energies[0] - STEP / 10, null)
-        at_high = nu if len(high) == 0 else _count(h, s, energies[-1] + STEP / 10, null)
-        if at_low is None or at_high is None:
-            return _uncounted(energies, where)
-        missed_low, missed_high = nu - at_low - len(low), at_high - nu - len(high)
-        if missed_low <= 0 and missed_high <= 0:
-            return NearLevels(energies, nu - len(low))
-        # A multiplet cut in two, or a level that ARPACK passed over.
-        below, above = below + max(0, missed_low), above + max(0, missed_high)
-        if below + above > size - 2:
             break
-    return _uncounted(energies, where)
-
-
-def _count(h, s, energy, null) -> int | None:
-    """Levels below ``energy``; None: they could not be counted."""
-    try:
-        return ShiftedFactor(h, s, energy, null).negative
-    except ZeroDivisionError:
-        return None
-
-
-def _uncounted(energies, where) -> NearLevels:
-    warnings.warn(
-        f"levels at {where} could not be counted; they are drawn as points, and one may be missing",
-        DataWarning,
-        stacklevel=2,
-    )
+        at_low = nu if len(low[0]) == 0 else _count(h, s, energies[0], -1, null)
+        at_high = nu if len(high[0]) == 0 else _count(h, s, energies[-1], 1, null)
+        if at_low is None or at_high is None:
+            break
+        missed_low, missed_high = nu - at_low - len(low[0]), at_high - nu - len(high[0])
+        if missed_low == 0 and missed_high == 0:
+            # A multiplet at the end was found whole; what was asked for is enough.
+            chosen = np.concatenate([np.sort(low[0])[len(low[0]) - below :], np.sort(high[0])[:above]])
+            return NearLevels(chosen, nu - below)
+        if missed_low < 0 or missed_high < 0:
+            break
+        # One vector's Krylov space has one vector of a multiplet only: search for the others where those are not.
+        low = _search(h, s, sigma, missed_low, factor, "SA", where, null, low)
+        high = _search(h, s, sigma, missed_high, factor, "LA", where, null, high)
     return NearLevels(energies, None)
 
 
-def _search(h, s, sigma, count, factor, which, where, null) -> np.ndarray:
-    """``count`` levels on one side of sigma, each checked against the equation it solves."""
+def _count(h, s, end, sign, null) -> int | None:
+    """Levels below an energy a little beyond ``end``, a level itself; None: they could not be counted."""
+    for step in STEPS:
+        try:
+            count = ShiftedFactor(h, s, end + sign * step, null).negative
+        except ZeroDivisionError:
+            continue
+        if count is not None:
+            return count
+    return None
+
+
+def _search(h, s, sigma, count, factor, which, where, null, known=None) -> tuple[np.ndarray, np.ndarray]:
+    """Adds ``count`` levels on one side of sigma to ``known``: energies, and vectors that are orthonormal in S.
+
+    Each level is checked against the equation that it solves.
+    """
+    empty = np.zeros(0), np.zeros((h.shape[0], 0), dtype=factor.dtype)
+    values, vectors = known or empty
     if count == 0:
-        return np.zeros(0)
-    start = np.random.default_rng(0).normal(size=h.shape[0]).astype(factor.dtype)
-    if null is not None:
-        start = start - null @ (null.conj().T @ start)
+        return values, vectors
+    dual = (s @ vectors).conj().T
+
+    def project(x):
+        if null is not None:
+            x = x - null @ (null.conj().T @ x)
+        return x - vectors @ (dual @ x)
+
+    operator = scipy.sparse.linalg.LinearOperator(
+        factor.shape, matvec=lambda b: project(factor.solve(b)), dtype=factor.dtype
+    )
+    start = np.random.default_rng(len(values)).normal(size=h.shape[0]).astype(factor.dtype)
     try:
-        values, vectors = scipy.sparse.linalg.eigsh(
-            h.astype(factor.dtype), k=count, M=s.astype(factor.dtype), sigma=sigma, which=which, OPinv=factor.operator(),
-            v0=start,
+        found, new = scipy.sparse.linalg.eigsh(
+            h.astype(factor.dtype), k=count, M=s.astype(factor.dtype), sigma=sigma, which=which, OPinv=operator,
+            v0=project(start),
         )  # fmt: skip
     except (scipy.sparse.linalg.ArpackError, RuntimeError) as error:
         raise HamfastError(f"shift-invert at {where} around {sigma} eV failed: {error}") from error
-    values = values.real
-    overlap = s @ vectors
-    residual = h @ vectors - overlap * values
+    found = found.real
+    overlap = s @ new
+    residual = h @ new - overlap * found
     if null is not None:
         residual = residual - null @ (null.conj().T @ residual)
     error = np.linalg.norm(residual, axis=0) / np.linalg.norm(overlap, axis=0)
@@ -243,7 +262,13 @@ def _search(h, s, sigma, count, factor, which, where, null) -> np.ndarray:
     if not np.all(error <= RESIDUAL * scale):
         worst = int(np.argmax(error))
         raise HamfastError(
-            f"shift-invert at {where} around {sigma} eV: the level {values[worst]:.4f} eV does not solve H c = E S c, its "
+            f"shift-invert at {where} around {sigma} eV: the level {found[worst]:.4f} eV does not solve H c = E S c, its "
             f"residual is {error[worst]:.2g} eV, expected at most {RESIDUAL * scale:.2g}"
         )
-    return values
+    right = found < sigma if which == "SA" else found > sigma
+    values, vectors = np.concatenate([values, found[right]]), np.concatenate([vectors, new[:, right]], axis=1)
+    if vectors.shape[1]:
+        # ARPACK's complex solver leaves vectors of one level at any angle.
+        lower = np.linalg.cholesky(vectors.conj().T @ (s @ vectors))
+        vectors = np.linalg.solve(lower, vectors.conj().T).conj().T
+    return values, vectors

@@ -11,9 +11,9 @@ from hamfast.analysis.bands import band_structures, densities_of_states, write_b
 from hamfast.analysis.bloch import BlochMatrix
 from hamfast.analysis.eigen import eigen_problem
 from hamfast.analysis.fermi import fermi_level, monkhorst_pack
-from hamfast.analysis.kpath import parse_kpath
 from hamfast.data import read_snapshot
-from hamfast.errors import HamfastError
+from hamfast.data.snapshot import difference
+from hamfast.errors import DataWarning, HamfastError
 
 
 @pytest.mark.parametrize("label", ["graphene_1x1_000", "hBN_1x1_000", "MoS2_1x1_000"])
@@ -78,10 +78,30 @@ def test_fermi_level_of_the_dft_code(fixtures):
 
 
 def test_fermi_level_of_two_levels():
-    energies = np.array([[-1.0, 1.0]])
-    assert fermi_level(energies, 2, 2, temperature=10) == pytest.approx(0.0, abs=0.99)
+    """An insulator's lies in the middle of its gap, a metal's where the bands hold the electrons."""
+    energies = np.array([[-1.0, 1.0], [-1.5, 0.4]])
+    assert fermi_level(energies, 2, 2, temperature=10) == pytest.approx((-1.0 + 0.4) / 2)
     assert fermi_level(np.array([[0.0]]), 1, 2) == pytest.approx(0.0, abs=1e-9)
     with pytest.raises(HamfastError, match="do not fit"):
+        fermi_level(energies, 5, 2)
+    for wrong in (0, -8, np.nan, np.inf):
+        with pytest.raises(HamfastError, match="electrons per cell: expected a positive number"):
+            fermi_level(energies, wrong, 2)
+
+
+@pytest.mark.parametrize("rounded", [1.999, 2.0004, 2.009])
+def test_rounding_of_the_electrons_does_not_move_the_fermi_level(rounded):
+    """A hundredth of an electron too many would lie in the conduction band, electronvolts above."""
+    energies = np.array([[-3.0, 3.0]])
+    with pytest.warns(DataWarning, match=rf"{rounded} electrons per cell are taken as 2"):
+        assert fermi_level(energies, rounded, 2) == pytest.approx(0.0)
+    assert fermi_level(energies, 2.1, 2) > 2.5  # doped: that is in the conduction band
+
+
+def test_bands_that_were_projected_out_hold_no_electrons():
+    energies = np.array([[-1.0, 1.0, np.nan], [-1.5, 0.4, np.nan]])
+    assert fermi_level(energies, 2, 2) == pytest.approx(-0.3)
+    with pytest.raises(HamfastError, match="5 electrons do not fit into 2 bands of 2"):
         fermi_level(energies, 5, 2)
 
 
@@ -89,24 +109,6 @@ def test_dos_holds_all_electrons(fixtures):
     snapshot = read_snapshot(fixtures / "graphene_1x1_000")
     dos = densities_of_states(snapshot, {"DFT": snapshot.hamiltonian}, (-30.0, 0.0), mesh=(9, 9, 1))["DFT"]
     assert np.trapezoid(dos.density, dos.grid) == pytest.approx(snapshot.occupation, rel=0.02)
-
-
-def test_kpath(fixtures):
-    cell = read_snapshot(fixtures / "graphene_1x1_000").cell
-    path = parse_kpath("GKMG", cell, 60)
-    assert [name for _, name in path.ticks] == ["G", "K", "M", "G"]
-    np.testing.assert_allclose(path.kpoints[0], 0)
-    assert np.all(np.diff(path.distance) > 0)
-    b = np.linalg.norm(2 * np.pi * np.linalg.inv(cell).T[0])
-    assert path.ticks[1][0] == pytest.approx(b / np.sqrt(3), rel=1e-6)  # |GK| of a hexagonal lattice
-    own = parse_kpath("A 0 0 0, B 1/2 0 0", cell, 10)
-    np.testing.assert_allclose(own.kpoints[-1], [0.5, 0, 0])
-    with pytest.raises(HamfastError, match="this lattice has the special points .*found 'X'"):
-        parse_kpath("GX", cell, 10)
-    with pytest.raises(HamfastError, match="expected 'NAME k1 k2 k3', found 'B 1/2 0'"):
-        parse_kpath("A 0 0 0, B 1/2 0", cell, 10)
-    with pytest.raises(HamfastError, match="at least two points"):
-        parse_kpath("G", cell, 10)
 
 
 def test_band_files(fixtures, tmp_path):
@@ -136,6 +138,38 @@ def test_indefinite_overlap_gets_a_sentence():
     snapshot.overlap.entries[:] = -1.0
     with pytest.raises(HamfastError, match="not positive definite"):
         eigen_problem(snapshot).bands([(0, 0, 0)])
+
+
+def test_another_structures_hamiltonian_is_refused(fixtures):
+    """h-BN's H in graphene's place has the right number of atoms, but other orbital shapes or pairs."""
+    graphene, mos2 = read_snapshot(fixtures / "graphene_1x1_000"), read_snapshot(fixtures / "MoS2_1x1_000")
+    with pytest.raises(
+        HamfastError, match="graphene_1x1_000: the Hamiltonian names atoms 0 to 2, but the structure has 2"
+    ):
+        eigen_problem(graphene, mos2.hamiltonian)
+    with pytest.raises(HamfastError, match="MoS2_1x1_000: block .* of the Hamiltonian has shape"):
+        eigen_problem(mos2, graphene.hamiltonian)
+    why = difference(graphene, read_snapshot(fixtures / "graphene_1x1_001"), graphene.hamiltonian.pairs)
+    assert "the vectors of pair" in why
+    assert difference(graphene, read_snapshot(fixtures / "graphene_1x1_000"), graphene.hamiltonian.pairs) is None
+
+
+def test_fermi_level_in_the_middle_of_the_gap_of_hbn(fixtures):
+    """The gap from CP2K's own energies at K, where that of a 3x3x1 mesh is narrowest."""
+    snapshot = read_snapshot(fixtures / "hBN_1x1_000")
+    reference = json.loads((fixtures / "hBN_1x1_000" / "bands_cp2k.json").read_text())
+    problem = eigen_problem(snapshot)
+    energies = problem.bands(monkhorst_pack((3, 3, 1)))
+    fermi = problem.fermi_energy_of(energies)
+    assert fermi == pytest.approx((energies[:, 3].max() + energies[:, 4].min()) / 2)
+    theirs = np.array(reference["energies_eV"])
+    assert theirs[:, 3].max() < fermi < theirs[:, 4].min()
+
+
+@pytest.mark.parametrize("mesh", [(0, 0, 0), (2, -1, 1), (2, 2)])
+def test_a_mesh_is_three_numbers_from_one_on(mesh):
+    with pytest.raises(HamfastError, match="mesh: expected three whole numbers from 1 on, found"):
+        monkhorst_pack(mesh)
 
 
 def test_sparse_memory_is_that_of_the_blocks(graphene):
