@@ -24,11 +24,12 @@ class BlockMatrix:
     """Flat, real or complex."""
 
     def __post_init__(self):
-        pairs, size = len(self.pairs), self.shapes[:, 0] * self.shapes[:, 1]
+        pairs = len(self.pairs) if self.pairs.ndim else 0
         if self.pairs.shape != (pairs, 5) or self.shapes.shape != (pairs, 2):
             raise HamfastError(
                 f"expected atom_pairs [N, 5] and chunk_shapes [N, 2], found {self.pairs.shape} and {self.shapes.shape}"
             )
+        size = self.shapes[:, 0] * self.shapes[:, 1]
         if np.any(self.shapes < 1):
             raise HamfastError(
                 f"chunk_shapes: expected blocks of one row and column or more, found {self.shapes.min()}"

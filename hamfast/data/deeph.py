@@ -70,6 +70,11 @@ def read_structure(folder: Path) -> Snapshot:
 
 def read_poscar(path: Path) -> Atoms:
     text = read_text(path)
+    symbols, counts = ([*line.split(), ""] for line in [*text.splitlines(), *[""] * 7][5:7])
+    if counts[0].isdecimal() and symbols[0].isalpha() and len(counts) != len(symbols):
+        raise HamfastError(
+            f"{path}: expected a number of atoms for each of {' '.join(symbols).strip()}, found {' '.join(counts).strip()}"
+        )
     try:
         return ase_read(io.StringIO(text), index=-1, format="vasp")  # type: ignore[return-value]
     except Exception as error:  # ASE raises whatever its parser stumbles on

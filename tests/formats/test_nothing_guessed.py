@@ -1,0 +1,361 @@
+"""Foreign values are taken as what they are or refused; signs of exchanged matrices are told; files stay whole."""
+
+import json
+import os
+import shutil
+import subprocess
+import warnings
+
+import h5py
+import numpy as np
+import pytest
+
+from hamfast.data import by_name, read_snapshot
+from hamfast.data.blocks import BlockMatrix
+from hamfast.data.h5 import read_json, write_h5
+from hamfast.data.plausible import warn_of_mix_ups
+from hamfast.data.snapshot import check_snapshot
+from hamfast.errors import DataWarning, HamfastError
+
+
+@pytest.fixture
+def new(tmp_path, fixtures):
+    return shutil.copytree(fixtures / "hBN_1x1_000", tmp_path / "hBN")
+
+
+@pytest.fixture
+def old(tmp_path, legacy):
+    return shutil.copytree(legacy, tmp_path / "old")
+
+
+def change_info(folder, **changes):
+    info = json.loads((folder / "info.json").read_text())
+    info |= changes
+    (folder / "info.json").write_text(json.dumps(info))
+
+
+def refused(folder, message):
+    with pytest.raises(HamfastError, match=message):
+        read_snapshot(folder)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"spinful": "false"}, "info.json: spinful: expected true or false, found 'false'"),
+        ({"spinful": 0}, "info.json: spinful: expected true or false, found 0"),
+        ({"orthogonal_basis": True}, "orthogonal_basis is true; expected false"),
+        ({"occupation": 0}, "occupation: expected electrons per cell, more than 0 and at most the 52 .* found 0"),
+        ({"occupation": -8}, "found -8"),
+        ({"occupation": 53}, "found 53"),
+        ({"occupation": float("nan")}, "info.json: occupation: expected a number, found nan"),
+        ({"occupation": "8"}, "info.json: occupation: expected a number, found '8'"),
+        ({"occupation": True}, "info.json: occupation: expected a number, found True"),
+        ({"fermi_energy_eV": float("inf")}, "fermi_energy_eV: expected a number, found inf"),
+        ({"fermi_energy_eV": [1]}, r"fermi_energy_eV: expected a number, found \[1\]"),
+        ({"atoms_quantity": 3}, "atoms_quantity is 3, but the atoms of POSCAR are 2"),
+        ({"elements_orbital_map": "s2p2d1"}, "elements_orbital_map: expected elements with their shells"),
+        ({"elements_orbital_map": {"B": "s2p2d1", "N": [0]}}, "B: expected the l of each shell, as .* found 's2p2d1'"),
+        ({"elements_orbital_map": {"B": [0, 1.5], "N": [0]}}, "expected whole numbers l from 0 to 6, found 1.5"),
+        ({"elements_orbital_map": {"B": [0, -1], "N": [0]}}, "found -1"),
+        ({"elements_orbital_map": {"B": [0, True], "N": [0]}}, "found True"),
+        ({"elements_orbital_map": {"B": [0, 9], "N": [0]}}, "found 9"),
+        ({"elements_orbital_map": {"B": [], "N": [0]}}, r"found \[\]"),
+        ({"elements_orbital_map": {"Bq": [0]}}, "'Bq' is not an element"),
+        ({"elements_orbital_map": {"B": [0]}}, "no orbital list for element N"),
+    ],
+)
+def test_info(new, changes, message):
+    change_info(new, **changes)
+    refused(new, message)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[1, 2]", r"info.json: expected a JSON object \{...\}, found list"),
+        ('{"spinful": true, "spinful": false}', "not valid JSON .the key 'spinful' occurs twice"),
+        ("{", "not valid JSON"),
+        ("", "not valid JSON"),
+    ],
+)
+def test_json(new, text, message):
+    (new / "info.json").write_text(text)
+    refused(new, message)
+
+
+def test_text_in_another_encoding(new):
+    (new / "info.json").write_bytes('{"a": "ü"}'.encode("latin-1"))
+    refused(new, "info.json: expected text in UTF-8, found other bytes at 7")
+    (new / "info.json").unlink()
+    (new / "info.json").mkdir()
+    refused(new, "info.json: expected a file, found a folder")
+
+
+def test_json_with_a_mark_of_its_encoding(new):
+    path = new / "info.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_json(path)["occupation"] == 8
+
+
+@pytest.mark.parametrize(
+    "line, words, message",
+    [
+        (1, "0.0", "cell: expected three independent lattice vectors, found lengths 0, 0, 0"),
+        (3, "2.5 0 0", "cell: expected three independent lattice vectors"),
+        (2, "nan 0 0", "cell: expected finite numbers, found nan|not a readable POSCAR"),
+        (8, "nan 0.1 0.2", "positions: expected finite numbers, found nan|not a readable POSCAR"),
+        (6, "2", "expected a number of atoms for each of [BN] [BN], found 2"),
+    ],
+)
+def test_poscar(new, line, words, message):
+    lines = (new / "POSCAR").read_text().splitlines()
+    lines[line] = words
+    if line == 3:
+        lines[2] = words
+    (new / "POSCAR").write_text("\n".join(lines) + "\n")
+    refused(new, message)
+
+
+def test_atoms_at_one_place(new):
+    lines = (new / "POSCAR").read_text().splitlines()
+    lines[-1] = lines[-2]
+    (new / "POSCAR").write_text("\n".join(lines) + "\n")
+    refused(new, r"atoms \d and \d are 0.000 angstrom apart; expected at least 0.3")
+
+
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        ("site_positions.dat", lambda t: t.T, r"site_positions.dat: expected 3 x N, .* found 2 x 3; is it transposed"),
+        ("lat.dat", lambda t: t[:2], r"lat.dat: expected 3 x 3, vectors as columns, found 2 x 3"),
+        ("lat.dat", lambda t: t.T, r"rlat.dat does not hold the reciprocal vectors of lat.dat; .* transposed"),
+        ("element.dat", lambda t: t + 0.5, r"element.dat: expected atomic numbers from 1 to \d+, found 6.5"),
+        ("element.dat", lambda t: t * 0, r"found 0"),
+        (
+            "element.dat",
+            lambda t: np.array([[6, 6], [6, 6]]),
+            r"element.dat: expected one atomic number per atom, found 2 x 2",
+        ),
+        ("element.dat", lambda t: np.append(t, 6), r"element.dat has 3 atoms, site_positions.dat has 2"),
+    ],
+)
+def test_legacy_tables(old, name, change, message):
+    np.savetxt(old / name, change(np.loadtxt(old / name)))
+    refused(old, message)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("0 0 1 1 2\n0 0 1 1.5 2\n", "orbital_types.dat: line 2: expected whole numbers l from 0 to 6, found '1.5'"),
+        ("0 0 1 1 2\n", "expected one line for each of the 2 atoms, found 1"),
+        ("s2p2d1\ns2p2d1\n", "line 1: expected whole numbers l from 0 to 6, found 's2p2d1'"),
+        ("0 0 1 1 2\n0 0 1 1\n", "have different orbitals"),
+    ],
+)
+def test_legacy_orbitals(old, text, message):
+    (old / "orbital_types.dat").write_text(text)
+    refused(old, message)
+
+
+def test_legacy_info(old):
+    change_info(old, isspinful="false")
+    refused(old, "info.json: isspinful: expected true or false, found 'false'")
+    (old / "lat.dat").write_text("")
+    refused(old, "lat.dat: expected a table of numbers, found an empty file")
+
+
+@pytest.mark.parametrize(
+    "key", ["abc", "5", "[0, 0, 0, 1]", "[0, 0, 0, 1, 1.5]", '[0, 0, 0, "1", 1]', "[0, 0, 0, true, 1]"]
+)
+def test_legacy_block_names(old, key):
+    with h5py.File(old / "hamiltonians.h5", "r+") as file:
+        file[key] = np.eye(13)
+    refused(old, r"hamiltonians.h5: expected block names like \[0, 0, 0, 1, 2\], found")
+
+
+def put(path, name, data, **options):
+    with h5py.File(path, "r+") as file:
+        del file[name]
+        file.create_dataset(name, data=data, **options)
+
+
+def test_h5_of_another_type_or_size(new):
+    path = new / "overlap.h5"
+    for name in ("atom_pairs", "chunk_shapes", "chunk_boundaries", "entries"):
+        with h5py.File(path) as file:
+            before = file[name][:]
+        wrong = before.astype(float) if name != "entries" else before.astype("S4")
+        put(path, name, wrong)
+        refused(new, f"overlap.h5: {name}: expected (whole|real or complex) numbers, found type")
+        put(path, name, np.zeros(0, dtype=before.dtype))
+        refused(new, "overlap.h5: ")
+        with h5py.File(path, "r+") as file:
+            del file[name]
+            file.create_dataset(
+                name, shape=(2_000_000_000, *before.shape[1:]), dtype=before.dtype, chunks=(1000, *before.shape[1:])
+            )
+        refused(new, f"overlap.h5: {name} declares [0-9,]+ numbers, but only 0 bytes are stored")
+        with h5py.File(path, "r+") as file:
+            del file[name]
+            file.create_group(name)
+        refused(new, f"overlap.h5: {name}: expected a data set, found a group")
+        with h5py.File(path, "r+") as file:
+            del file[name]
+            file[name] = before
+    read_snapshot(new)
+
+
+def test_blocks_that_begin_anywhere(new):
+    path = new / "overlap.h5"
+    with h5py.File(path) as file:
+        boundaries = file["chunk_boundaries"][:]
+    put(path, "chunk_boundaries", boundaries + 1)
+    refused(new, "chunk_boundaries do not fit chunk_shapes")
+    with h5py.File(path) as file:
+        shapes = file["chunk_shapes"][:]
+    put(path, "chunk_shapes", -shapes)
+    refused(new, "expected blocks of one row and column or more, found -13")
+
+
+def test_complex_numbers_without_spin(new):
+    with h5py.File(new / "hamiltonian.h5") as file:
+        entries = file["entries"][:]
+    put(new / "hamiltonian.h5", "entries", entries.astype(np.complex64))
+    assert read_snapshot(new).hamiltonian is not None
+    put(new / "hamiltonian.h5", "entries", entries * (1 + 0.1j))
+    refused(new, "the Hamiltonian is complex, its imaginary part reaches .* expected real numbers without spin-orbit")
+
+
+def test_a_file_is_a_folder(new):
+    (new / "overlap.h5").unlink()
+    (new / "overlap.h5").mkdir()
+    refused(new, "overlap.h5: expected an HDF5 file, found a folder")
+
+
+# --- exchanged matrices ---------------------------------------------------------------------------------------------------
+
+
+def exchanged(snapshot, how):
+    pairs = {
+        "i and j": lambda p: p[:, [0, 1, 2, 4, 3]],
+        "R": lambda p: p * [-1, -1, -1, 1, 1],
+    }
+    if how in pairs:
+        for name in ("hamiltonian", "overlap"):
+            m = getattr(snapshot, name)
+            if m is not None:
+                setattr(snapshot, name, BlockMatrix(pairs[how](m.pairs), m.shapes, m.boundaries, m.entries))
+    elif how == "atoms":
+        snapshot.positions = snapshot.positions[::-1].copy()
+    elif how == "bohr":
+        snapshot.positions, snapshot.cell = snapshot.positions * 0.529, snapshot.cell * 0.529
+    elif how == "elements":
+        one, other = snapshot.elements
+        snapshot.numbers = np.where(snapshot.numbers == one, other, one)
+    return snapshot
+
+
+LIKELY = {
+    "i and j": "are i and j exchanged",
+    "R": "is R reversed",
+    "atoms": "atoms or coordinates in another order",
+    "elements": "are the two elements exchanged",
+    "bohr": "are lengths in another unit",
+}
+
+
+@pytest.mark.parametrize("there", ["both", "hamiltonian", "overlap"])
+@pytest.mark.parametrize("how", list(LIKELY))
+@pytest.mark.parametrize("label", ["graphene_1x1_001", "hBN_1x1_000", "MoS2_1x1_000"])
+def test_what_looks_exchanged_is_told_with_its_cause(fixtures, label, how, there):
+    snapshot = read_snapshot(fixtures / label)
+    snapshot.info = {}
+    if there != "both":
+        setattr(snapshot, {"hamiltonian": "overlap", "overlap": "hamiltonian"}[there], None)
+    if how == "elements" and len(snapshot.elements) == 1:
+        pytest.skip("one element")
+    snapshot = exchanged(snapshot, how)
+    try:
+        check_snapshot(snapshot, "here")
+    except HamfastError as error:  # elements of different shells
+        assert "has shape" in str(error)
+        return
+    with pytest.warns(DataWarning, match=f"here: .*{LIKELY[how]}"):
+        warn_of_mix_ups(snapshot, "here")
+
+
+def test_the_cutoff_in_info_json_is_compared(fixtures):
+    snapshot = read_snapshot(fixtures / "graphene_1x1_000")
+    snapshot.info["cutoff_radius_A"] = 5.0
+    with pytest.warns(DataWarning, match="pairs of the Hamiltonian are up to 7.9. angstrom long, but cutoff_radius_A"):
+        warn_of_mix_ups(snapshot, "here")
+
+
+def test_onsite_overlap_is_looked_at(fixtures):
+    snapshot = read_snapshot(fixtures / "graphene_1x1_000")
+    n = snapshot.overlap.index[0, 0, 0, 1, 1]
+    snapshot.overlap.block(n)[0, 1] += 0.1
+    snapshot.overlap.block(n)[1, 0] += 0.1
+    with pytest.warns(DataWarning, match="atoms 0 and 1 are both C, but their on-site overlaps differ by 0.1"):
+        warn_of_mix_ups(snapshot, "here")
+    snapshot.overlap.block(n)[0, 0] = 3
+    with pytest.warns(DataWarning, match="the overlap of orbital 0 of atom 1 with itself is 3, expected 1"):
+        warn_of_mix_ups(snapshot, "here")
+
+
+def test_real_data_is_not_suspected(fixtures, graphene, legacy):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        for folder in [*fixtures.iterdir(), *(graphene / "dft").iterdir(), legacy]:
+            read_snapshot(folder)
+
+
+# --- writing --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_is_full_when_an_h5_file_is_written(tmp_path):
+    """In a process of its own: the HDF5 library crashes where a disk is full when it closes a file."""
+    code = f"""
+import numpy as np, os, resource
+from pathlib import Path
+from hamfast.data.h5 import write_h5
+from hamfast.errors import HamfastError
+path = Path({str(tmp_path / "a.h5")!r})
+write_h5(path, lambda file: file.create_dataset("x", data=np.arange(3)))
+before = path.read_bytes()
+import signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a write beyond the limit fails as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+try:
+    write_h5(path, lambda file: file.create_dataset("x", data=np.random.rand(100000)))
+except HamfastError as error:
+    assert "could not be written" in str(error) and "untouched" in str(error), error
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == ["a.h5"]
+    print("fine")
+"""
+    done = subprocess.run(
+        [os.sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""}
+    )
+    assert done.stdout == "fine\n", (done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize("layout", ["deeph", "deeph-legacy"])
+@pytest.mark.parametrize("compress", [False, True])
+def test_predictions_compressed_or_not(tmp_path, fixtures, layout, compress):
+    snapshot = read_snapshot(fixtures / "graphene_1x1_000")
+    by_name(layout).write(snapshot, tmp_path)
+    by_name(layout).write_prediction(snapshot, snapshot.hamiltonian, tmp_path, compress)
+    found = read_snapshot(tmp_path, hamiltonian="prediction").hamiltonian
+    for pair, n in snapshot.hamiltonian.index.items():
+        np.testing.assert_array_equal(found.block(found.index[pair]), snapshot.hamiltonian.block(n))
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file" / "a.h5", tmp_path / "folder"):
+        with pytest.raises(HamfastError, match="could not be written"):
+            write_h5(path, lambda file: None)
