@@ -49,12 +49,13 @@ def config(
     """Write a commented configuration: every key with its default, or a ready one for a published database."""
     from hamfast.configs import preset_names, preset_text
     from hamfast.data.h5 import replacing
+    from hamfast.data.summary import suggestions
     from hamfast.training import config_template
 
     if preset == "list":
         console.print("\n".join(preset_names()))
         return
-    text = config_template(root) if preset is None else preset_text(preset, root)
+    text = preset_text(preset, root) if preset else config_template(root, suggestions=suggestions(Path(root)))
     if output is None:
         print(text, end="")
         return
@@ -80,7 +81,7 @@ def train(
     path = Run(settings, console).train(resume=resume)
     if path is None:
         raise typer.Exit(130)
-    console.print(f"model: {path}")
+    console.print(f"model: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

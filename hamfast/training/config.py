@@ -54,10 +54,16 @@ def _types(annotation) -> set:
 
 
 class DataConfig(_Section):
-    root: PathName = Field(description="folder of the data set: <root>/dft/<label>/ or <root>/<label>/, either DeepH layout")
-    split: PathName | None = Field(None, description="JSON with train, validate, test; default <root>/dataset_split.json")
+    root: PathName = Field(
+        description="folder of the data set: <root>/dft/<label>/ or <root>/<label>/, either DeepH layout"
+    )
+    split: PathName | None = Field(
+        None, description="JSON with train, validate, test; default <root>/dataset_split.json"
+    )
     cache: PathName | None = Field(None, description="folder of prepared graphs; default <root>/.hamfast_cache")
-    batch_size: int = Field(1, ge=1, le=1_000_000, description="structures per optimiser step, over all processes together")
+    batch_size: int = Field(
+        1, ge=1, le=1_000_000, description="structures per optimiser step, over all processes together"
+    )
     num_workers: int = Field(0, ge=0, le=1024, description="processes that load data")
 
 
@@ -96,7 +102,9 @@ class Stage1Config(_Section):
     cutoff: float = Field(7.2, gt=0, le=1000, description="angstrom, end of the radial basis (all pairs of H are kept)")
     num_basis: int = Field(128, ge=2, le=WIDEST, description="Gaussians of the radial basis")
     radial_hidden: int = Field(64, ge=1, le=WIDEST, description="width of the radial networks")
-    edge_basis_stop: float = Field(6.0, gt=0, le=1000, description="angstrom, range of the Gaussians that start edge features")
+    edge_basis_stop: float = Field(
+        6.0, gt=0, le=1000, description="angstrom, range of the Gaussians that start edge features"
+    )
     embed_dim: int = Field(64, ge=2, le=WIDEST, description="scalar channels that nodes and edges start with")
     cutoff_envelope: float | None = Field(
         None, gt=0, le=1000, description="angstrom, messages fade to zero here; null: no envelope"
@@ -147,9 +155,7 @@ class PhaseConfig(_Section):
     warmup_steps: int = Field(100, ge=0, le=1_000_000_000, description="optimiser steps of linear warm-up")
     final_fraction: float = Field(0.01, gt=0, le=1, description="cosine ends at learning_rate x this")
     loss: Literal["mse", "mae"] = Field("mse", description="over matrix elements; mse is DeepH-E3")
-    clip: float | None = Field(
-        None, gt=0, le=1e30, description="largest norm of the gradient; null: no clipping"
-    )
+    clip: float | None = Field(None, gt=0, le=1e30, description="largest norm of the gradient; null: no clipping")
     ema: float | None = Field(0.99, gt=0, lt=1, description="decay of averaged weights, used to validate and predict")
     weight_decay: float = Field(0.0, ge=0, le=1e6, description="decoupled weight decay")
     rotate: float = Field(
@@ -171,7 +177,10 @@ class TrainingConfig(_Section):
     )
     joint: bool = Field(False, description="train both together in the stage1 phase and skip the stage2 phase")
     stage2_rate: float = Field(
-        0.1, gt=0, le=1e6, description="where both stages train at once, stage 2's learning rate is learning_rate x this"
+        0.1,
+        gt=0,
+        le=1e6,
+        description="where both stages train at once, stage 2's learning rate is learning_rate x this",
     )
     freeze_stage1: bool = Field(True, description="in the stage2 phase keep stage 1's weights")
     init_from: PathName | None = Field(

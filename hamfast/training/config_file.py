@@ -45,14 +45,18 @@ def read_mapping(path: Path) -> dict:
     """
     text = read_text(path)
     if path.suffix not in SUFFIXES:
-        raise HamfastError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}, found {path.suffix or 'no ending'!r}")
+        raise HamfastError(
+            f"{path}: expected a file that ends in {', '.join(SUFFIXES)}, found {path.suffix or 'no ending'!r}"
+        )
     kind = "TOML" if path.suffix == ".toml" else "YAML"
     try:
         content = tomllib.loads(text) if kind == "TOML" else yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = "" if mark is None else f", line {mark.line + 1}"
-        raise HamfastError(f"{path}{where}: not readable as YAML: {_one_line(error.problem or error.context)}") from error
+        raise HamfastError(
+            f"{path}{where}: not readable as YAML: {_one_line(error.problem or error.context)}"
+        ) from error
     except tomllib.TOMLDecodeError as error:
         raise HamfastError(f"{path}: not readable as TOML: {_one_line(error)}{_toml_line(text, error)}") from error
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:  # also an impossible date or number
