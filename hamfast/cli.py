@@ -97,12 +97,13 @@ def config(
     """Write a commented configuration: every key with its default, or a ready one for a published database."""
     from hamfast.configs import preset_names, preset_text
     from hamfast.data.h5 import replacing
+    from hamfast.data.summary import suggestions
     from hamfast.training import config_template
 
     if preset == "list":
         say("\n".join(preset_names()))
         return
-    text = config_template(root) if preset is None else preset_text(preset, root)
+    text = preset_text(preset, root) if preset else config_template(root, suggestions=suggestions(Path(root)))
     if output is None:
         print(text, end="")
         return
@@ -149,7 +150,7 @@ def predict(
         raise HamfastError(f"--precision: expected float32 or float64, found {precision!r}")
     folders = [f for root in structures for f in find_structures(root)]
     targets = folders if output is None else [output / name for name in names_apart(folders)]
-    from hamfast.analysis.predict import write_prediction
+    from hamfast.analysis.prediction import write_prediction
     from hamfast.training import load_model
 
     loaded = load_model(checkpoint, _device(device))
@@ -187,8 +188,8 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Compare predictions with DFT: a table and JSON, stage 1 beside the cascade."""
-    from hamfast.analysis.evaluate import evaluate as evaluate_all
-    from hamfast.analysis.evaluate import evaluation_table, read_label_noise
+    from hamfast.analysis.evaluation import evaluate as evaluate_all
+    from hamfast.analysis.evaluation import evaluation_table, read_label_noise
     from hamfast.data import find_structures, read_split
     from hamfast.data.h5 import write_json
     from hamfast.training import load_model

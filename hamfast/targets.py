@@ -13,7 +13,6 @@ l - 1, l, l + 1. All real parts come first, then all imaginary parts. Channel or
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -23,70 +22,17 @@ from torch import Tensor
 
 from hamfast.ops.sparse_map import SparseMatrix, sparse_map, sparse_matrix
 from hamfast.plan.coupling import wigner_3j
-
-Channel = tuple[int, int, int, int]
-"""(l1, n1, l2, n2): the n1-th shell of angular momentum l1 with the n2-th of l2."""
+from hamfast.shells import ShellSpec, labelled
 
 
 @dataclass(frozen=True)
-class TargetSpec:
-    """The irreps of a data set's Hamiltonian blocks.
-
-    Args:
-        shells: for each element (atomic number, in the data set's order) the l of its shells, in orbital order.
-        spinful: blocks carry spin (spin-orbit coupling).
-    """
-
-    shells: tuple[tuple[int, tuple[int, ...]], ...]
-    spinful: bool = False
-
-    @staticmethod
-    def from_mapping(shells: Mapping[int, list[int] | tuple[int, ...]], spinful: bool) -> TargetSpec:
-        return TargetSpec(tuple((int(z), tuple(int(l) for l in ls)) for z, ls in shells.items()), bool(spinful))
-
-    @cached_property
-    def elements(self) -> tuple[int, ...]:
-        return tuple(z for z, _ in self.shells)
-
-    @property
-    def num_species(self) -> int:
-        return len(self.shells)
-
-    def num_orbitals(self, species: int) -> int:
-        """Spatial orbitals of the species with this index."""
-        return sum(2 * l + 1 for l in self.shells[species][1])
-
-    def block_shape(self, first: int, second: int) -> tuple[int, int]:
-        """Shape of a block between two species (by index), spin included."""
-        factor = 2 if self.spinful else 1
-        return factor * self.num_orbitals(first), factor * self.num_orbitals(second)
-
-    @cached_property
-    def channels(self) -> tuple[Channel, ...]:
-        """Pairs of shells, shared between element pairs, in order of first appearance."""
-        found: dict[Channel, None] = {}
-        for _, first in self.shells:
-            for _, second in self.shells:
-                for a in _labelled(first):
-                    for b in _labelled(second):
-                        found[(*a, *b)] = None
-        return tuple(found)
+class TargetSpec(ShellSpec):
+    """The irreps of a data set's Hamiltonian blocks, and the maps between irreps and blocks."""
 
     @cached_property
     def irreps(self) -> o3.Irreps:
         """One entry of multiplicity 1 per irrep, in the order of the components."""
-        entries = []
-        for l1, _, l2, _ in self.channels:
-            for l in range(abs(l1 - l2), l1 + l2 + 1):
-                entries.append((1, (l, (-1) ** (l1 + l2))))
-            if self.spinful:
-                for l in range(abs(l1 - l2), l1 + l2 + 1):
-                    entries += [(1, (k, (-1) ** (l1 + l2))) for k in range(abs(l - 1), l + 2)]
-        return o3.Irreps(entries * (2 if self.spinful else 1))
-
-    @property
-    def dim(self) -> int:
-        return self.irreps.dim
+        return o3.Irreps([(1, irrep) for irrep in self.irrep_list])
 
     @cached_property
     def component_weight(self) -> Tensor:
@@ -173,16 +119,6 @@ class TargetSpec:
         return torch.einsum("sk,esn->ken", _spin_basis(blocks.dtype).conj().to(blocks.device), quarters)
 
 
-def _labelled(shells):
-    """(l, n) of each shell: n counts the shells of one l."""
-    seen: dict[int, int] = {}
-    labels = []
-    for l in shells:
-        labels.append((l, seen.get(l, 0)))
-        seen[l] = seen.get(l, 0) + 1
-    return labels
-
-
 @dataclass(frozen=True)
 class _Group:
     """All channels of one (l1, l2) that a pair of species has."""
@@ -203,9 +139,9 @@ def _layout(spec: TargetSpec, first: int, second: int) -> tuple[_Group, ...]:
     columns = spec.num_orbitals(second)
     groups: dict[tuple[int, int], tuple[list, list]] = {}
     row = 0
-    for l1, n1 in _labelled(shells1):
+    for l1, n1 in labelled(shells1):
         column = 0
-        for l2, n2 in _labelled(shells2):
+        for l2, n2 in labelled(shells2):
             d1, d2 = 2 * l1 + 1, 2 * l2 + 1
             begin = starts[(l1, n1, l2, n2)]
             components, elements = groups.setdefault((l1, l2), ([], []))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hamfast.data.build_graph import build_graph
+from hamfast.data.graphs import build_graph
 from hamfast.data.snapshot import Snapshot
 from hamfast.graph import CrystalGraph
 from hamfast.models import Cascade

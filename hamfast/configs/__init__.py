@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import resources
 
 from hamfast.errors import HamfastError
+from hamfast.training.config_file import yaml_text
 
 ROOT = "path/to/dataset"
 """What the files have in the place of the data folder."""
@@ -22,4 +23,4 @@ def preset_text(name: str, root: str = ROOT) -> str:
     """
     if name not in preset_names():
         raise HamfastError(f"preset: expected one of {', '.join(preset_names())}, found {name!r}")
-    return (resources.files(__name__) / f"{name}.yaml").read_text().replace(ROOT, root)
+    return (resources.files(__name__) / f"{name}.yaml").read_text(encoding="utf-8").replace(ROOT, yaml_text(root))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from hamfast.data.dataset import SPLIT_FILE
 from hamfast.data.formats import by_name, find_structures, format_of, read_snapshot
 from hamfast.data.h5 import write_bytes
+from hamfast.data.split import SPLIT_FILE
 from hamfast.errors import HamfastError
 
 

@@ -1,25 +1,23 @@
-"""Data sets of structure folders: splits, prepared graphs cached on disk, loading by several workers."""
+"""Data sets of structure folders: prepared graphs cached on disk, loading by several workers."""
 
 from __future__ import annotations
 
 import hashlib
-import random
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from hamfast.data.build_graph import build_graph
-from hamfast.data.formats import find_structures, format_of, read_snapshot
-from hamfast.data.h5 import read_json, replacing, write_json
+from hamfast.data.formats import dataset_shells, read_snapshot
+from hamfast.data.graphs import build_graph
+from hamfast.data.h5 import replacing
 from hamfast.errors import HamfastError
 from hamfast.graph import CrystalGraph, batch_graphs
 from hamfast.targets import TargetSpec
 from hamfast.version import __version__
-
-PARTS = ("train", "validate", "test")
-SPLIT_FILE = "dataset_split.json"
 
 
 class GraphDataset(Dataset):
@@ -36,6 +34,7 @@ class GraphDataset(Dataset):
         self, folders: Sequence[Path], spec: TargetSpec, cache: Path | None, dtype: torch.dtype = torch.float32
     ):
         self.folders, self.spec, self.cache, self.dtype = list(folders), spec, cache, dtype
+        self.warned = False
 
     def __len__(self) -> int:
         return len(self.folders)
@@ -48,15 +47,37 @@ class GraphDataset(Dataset):
         if self.cache is None:
             return self._prepare(folder)
         path = self.cache / f"{folder.name}-{self._key(folder)}.pt"
-        if path.exists():
-            try:
-                return CrystalGraph(**torch.load(path, weights_only=True))
-            except (OSError, RuntimeError, EOFError, TypeError, ValueError):
-                path.unlink(missing_ok=True)  # damaged: prepare it again
-        graph = self._prepare(folder)
-        with replacing(path) as temporary:
-            torch.save(dict(graph.__dict__), temporary)
+        graph = self._cached(path)
+        if graph is None:
+            graph = self._prepare(folder)
+            self._keep(graph, path)
         return graph
+
+    def _cached(self, path: Path) -> CrystalGraph | None:
+        """The graph in a file of the cache; None if there is none, or it is damaged."""
+        try:
+            if not path.exists():
+                return None
+            graph = CrystalGraph(**torch.load(path, weights_only=True))
+            _check(graph, self.spec, self.dtype)
+            return graph
+        except Exception as error:  # what a damaged file raises depends on where it is damaged
+            warnings.warn(f"{path}: damaged ({type(error).__name__}); the structure is prepared again", stacklevel=1)
+            return None
+
+    def _keep(self, graph: CrystalGraph, path: Path) -> None:
+        """Writes to the cache. A cache that cannot be written costs time, not the run."""
+        try:
+            with replacing(path) as temporary:
+                torch.save(dict(graph.__dict__), temporary)
+        except (OSError, RuntimeError, HamfastError) as error:  # torch says RuntimeError when the disk is full
+            if not self.warned:
+                self.warned = True
+                reason = " ".join(str(error).split())
+                warnings.warn(
+                    f"{path.parent}: prepared graphs cannot be kept, each epoch prepares them again ({reason[:200]})",
+                    stacklevel=1,
+                )
 
     def _prepare(self, folder):
         return build_graph(read_snapshot(folder), self.spec, dtype=self.dtype)
@@ -66,6 +87,24 @@ class GraphDataset(Dataset):
         stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.iterdir()) if p.is_file()]
         text = repr((str(folder.resolve()), stats, self.spec.shells, self.spec.spinful, str(self.dtype), __version__))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _check(graph: CrystalGraph, spec: TargetSpec, dtype: torch.dtype) -> None:
+    """Raises if a graph from the cache is not one that :func:`build_graph` makes."""
+    atoms, edges = len(graph.species), len(graph.i)
+    target = graph.known_target()
+    expected: tuple[tuple[Any, tuple[int, ...], torch.dtype], ...] = (
+        (graph.species, (atoms,), torch.int64),
+        (graph.atom_graph, (atoms,), torch.int64),
+        *((index, (edges,), torch.int64) for index in (graph.i, graph.j, graph.reverse, graph.edge_graph)),
+        (graph.shift, (edges, 3), torch.int64),
+        (graph.vector, (edges, 3), dtype),
+        (target, (edges, spec.dim), dtype),
+    )
+    if any(tuple(tensor.shape) != shape or tensor.dtype != kind for tensor, shape, kind in expected):
+        raise ValueError("shapes or types of another graph")
+    if not (graph.vector.isfinite().all() and target.isfinite().all()):
+        raise ValueError("numbers that are not finite")
 
 
 def graph_loader(
@@ -85,80 +124,6 @@ def graph_loader(
 
 
 def dataset_spec(folders: Sequence[Path]) -> TargetSpec:
-    """Elements (in order of first appearance over all folders) and orbitals of a data set.
-
-    Raises:
-        HamfastError: two folders give one element different orbitals, or differ in spin.
-    """
-    shells: dict[int, tuple[int, ...]] = {}
-    owner: dict[int, str] = {}
-    spinful = None
-    for folder in folders:
-        snapshot = format_of(folder).read_structure(folder)
-        if spinful is None:
-            spinful = snapshot.spinful
-        if snapshot.spinful != spinful:
-            raise HamfastError(f"{folder}: spinful is {snapshot.spinful}, in {folders[0]} it is {spinful}")
-        for z in snapshot.elements:
-            if z not in snapshot.shells:
-                raise HamfastError(f"{folder}: no orbital list for atomic number {z}")
-            if shells.setdefault(z, snapshot.shells[z]) != snapshot.shells[z]:
-                raise HamfastError(
-                    f"{folder}: atomic number {z} has shells {list(snapshot.shells[z])}, in {owner[z]} {list(shells[z])}"
-                )
-            owner.setdefault(z, str(folder))
-    return TargetSpec.from_mapping(shells, bool(spinful))
-
-
-def read_split(root: Path, file: Path | None = None) -> dict[str, list[Path]]:
-    """The folders of each part, from ``dataset_split.json``.
-
-    Raises:
-        HamfastError: no such file, an unknown label, a label in two parts, or an empty part.
-    """
-    path = file if file is not None else root / SPLIT_FILE
-    if not path.exists():
-        raise HamfastError(f"{path}: file not found; make one with `hamfast data split {root}`")
-    content = read_json(path)
-    folders = {p.name: p for p in find_structures(root)}
-    split: dict[str, list[Path]] = {}
-    seen: dict[str, str] = {}
-    for part in PARTS:
-        labels = content.get(part, [])
-        if not labels:
-            raise HamfastError(f"{path}: the part {part!r} is empty or missing; expected labels for {', '.join(PARTS)}")
-        for label in labels:
-            if label not in folders:
-                raise HamfastError(f"{path}: {part}: no structure folder {label!r} in {root}")
-            if label in seen:
-                raise HamfastError(f"{path}: {label!r} is in {seen[label]} and in {part}")
-            seen[label] = part
-        split[part] = [folders[label] for label in labels]
-    return split
-
-
-def write_split(root: Path, fractions: Sequence[float], seed: int, *, overwrite: bool = False) -> dict[str, list[str]]:
-    """Splits the structures at random and writes ``dataset_split.json``.
-
-    Raises:
-        HamfastError: fractions do not fit, a part would be empty, or the file exists and ``overwrite`` is not set.
-    """
-    path = root / SPLIT_FILE
-    if path.exists() and not overwrite:
-        raise HamfastError(f"{path}: exists already; use --overwrite to replace it")
-    if len(fractions) != 3 or any(f <= 0 for f in fractions) or abs(sum(fractions) - 1) > 1e-6:
-        raise HamfastError(f"fractions: expected three positive numbers with sum 1, found {tuple(fractions)}")
-    labels = [p.name for p in find_structures(root)]
-    random.Random(seed).shuffle(labels)
-    first = round(fractions[0] * len(labels))
-    second = first + max(1, round(fractions[1] * len(labels)))
-    split = dict(
-        zip(PARTS, (sorted(labels[:first]), sorted(labels[first:second]), sorted(labels[second:])), strict=True)
-    )
-    for part, chosen in split.items():
-        if not chosen:
-            raise HamfastError(
-                f"{root}: {len(labels)} structures with fractions {tuple(fractions)} leave the part {part!r} empty"
-            )
-    write_json(path, split)
-    return split
+    """Elements and orbitals of a data set; raises as :func:`hamfast.data.formats.dataset_shells`."""
+    found = dataset_shells(folders)
+    return TargetSpec(found.shells, found.spinful)

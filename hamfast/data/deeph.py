@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from ase import Atoms
 from ase.data import chemical_symbols
-from ase.io import read as ase_read
-from ase.io import write as ase_write
 
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.checked import boolean, check_count, number, shells_by_element
 from hamfast.data.h5 import open_h5, read_array, read_json, read_text, write_h5, write_json, write_text
 from hamfast.data.snapshot import Snapshot
 from hamfast.errors import HamfastError
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 NAME = "deeph"
 HAMILTONIAN, OVERLAP, PREDICTION = "hamiltonian.h5", "overlap.h5", "hamiltonian_pred.h5"
@@ -69,6 +70,8 @@ def read_structure(folder: Path) -> Snapshot:
 
 
 def read_poscar(path: Path) -> Atoms:
+    from ase.io import read as ase_read  # takes most of a second, which finding structures need not
+
     text = read_text(path)
     symbols, counts = ([*line.split(), ""] for line in [*text.splitlines(), *[""] * 7][5:7])
     if counts[0].isdecimal() and symbols[0].isalpha() and len(counts) != len(symbols):
@@ -100,9 +103,10 @@ def read_matrix(path: Path) -> BlockMatrix | None:
 
 def write(snapshot: Snapshot, folder: Path) -> None:
     """Writes one structure; the Hamiltonian keeps its dtype, SOC blocks are 2 x 2 spin blocks."""
-    atoms = Atoms(numbers=snapshot.numbers, positions=snapshot.positions, cell=snapshot.cell, pbc=True)
+    from ase.io import write as ase_write
+
     text = io.StringIO()
-    ase_write(text, atoms, format="vasp", direct=True)
+    ase_write(text, snapshot.atoms, format="vasp", direct=True)
     write_text(folder / "POSCAR", text.getvalue())
     orbitals = sum(snapshot.num_orbitals(a) for a in range(snapshot.num_atoms))
     info = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -9,6 +10,7 @@ from hamfast.data import deeph, deeph_legacy
 from hamfast.data.plausible import warn_of_mix_ups
 from hamfast.data.snapshot import Snapshot, check_snapshot, check_structure
 from hamfast.errors import HamfastError
+from hamfast.shells import ShellSpec
 
 FORMATS: tuple[ModuleType, ...] = (deeph, deeph_legacy)
 """Each has NAME, HAMILTONIAN, PREDICTION, FILES, is_this_layout(folder), read_structure(folder), read(folder),
@@ -80,3 +82,27 @@ def find_structures(root: Path | str) -> list[Path]:
         f"{root}: no structure folders found; expected {root}/dft/<label>/ or {root}/<label>/ with POSCAR and info.json "
         "(new DeepH layout) or lat.dat and element.dat (legacy)"
     )
+
+
+def dataset_shells(folders: Sequence[Path]) -> ShellSpec:
+    """Elements (in order of first appearance over all folders) and orbitals of a data set.
+
+    Raises:
+        HamfastError: two folders give one element different orbitals, or differ in spin.
+    """
+    shells: dict[int, tuple[int, ...]] = {}
+    owner: dict[int, str] = {}
+    spinful = None
+    for folder in folders:
+        snapshot = read_structure(folder)
+        if spinful is None:
+            spinful = snapshot.spinful
+        if snapshot.spinful != spinful:
+            raise HamfastError(f"{folder}: spinful is {snapshot.spinful}, in {folders[0]} it is {spinful}")
+        for z in snapshot.elements:
+            if shells.setdefault(z, snapshot.shells[z]) != snapshot.shells[z]:
+                raise HamfastError(
+                    f"{folder}: atomic number {z} has shells {list(snapshot.shells[z])}, in {owner[z]} {list(shells[z])}"
+                )
+            owner.setdefault(z, str(folder))
+    return ShellSpec.from_mapping(shells, bool(spinful))

@@ -9,9 +9,7 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
-from ase.neighborlist import neighbor_list
 
 from hamfast.data.blocks import BlockMatrix, pair_name, species_groups
 from hamfast.data.snapshot import Snapshot
@@ -43,8 +41,7 @@ def warn_of_mix_ups(snapshot: Snapshot, where: str) -> None:
 
 def _short_bonds(snapshot: Snapshot) -> str | None:
     """Lengths in another unit."""
-    atoms = Atoms(numbers=snapshot.numbers, positions=snapshot.positions, cell=snapshot.cell, pbc=True)
-    i, j, d = neighbor_list("ijd", atoms, 2 * float(covalent_radii[snapshot.numbers].max()) * SHORTEST)
+    i, j, d = snapshot.neighbors("ijd", 2 * float(covalent_radii[snapshot.numbers].max()) * SHORTEST)
     ratio = d / (covalent_radii[snapshot.numbers[i]] + covalent_radii[snapshot.numbers[j]])
     if not len(ratio) or ratio.min() > SHORTEST:
         return None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from ase import Atoms
 from ase.data import chemical_symbols
-from ase.neighborlist import neighbor_list
 
 from hamfast.data.blocks import BlockMatrix, pair_name
 from hamfast.errors import HamfastError
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 
 @dataclass
@@ -47,6 +49,19 @@ class Snapshot:
     def elements(self) -> tuple[int, ...]:
         """Atomic numbers in order of first appearance."""
         return tuple(dict.fromkeys(int(z) for z in self.numbers))
+
+    @property
+    def atoms(self) -> Atoms:
+        """For ASE, periodic in all directions."""
+        from ase import Atoms
+
+        return Atoms(numbers=self.numbers, positions=self.positions, cell=self.cell, pbc=True)
+
+    def neighbors(self, quantities: str, cutoff: float | np.ndarray) -> tuple[np.ndarray, ...]:
+        """``ase.neighborlist.neighbor_list``: ``quantities`` as ``ijdS`` of all pairs within ``cutoff`` angstrom."""
+        from ase.neighborlist import neighbor_list  # takes half a second to load
+
+        return neighbor_list(quantities, self.atoms, cutoff)
 
     def pair_vectors(self, pairs: np.ndarray) -> np.ndarray:
         """``[pairs, 3]``: from atom i in the home cell to atom j in cell R."""
@@ -129,8 +144,7 @@ def check_structure(snapshot: Snapshot, where: str) -> Snapshot:
 
 
 def _check_distances(snapshot, where):
-    atoms = Atoms(numbers=snapshot.numbers, positions=snapshot.positions, cell=snapshot.cell, pbc=True)
-    i, j, d = neighbor_list("ijd", atoms, NEAREST)
+    i, j, d = snapshot.neighbors("ijd", NEAREST)
     if len(i):
         n = int(np.argmin(d))
         raise HamfastError(

@@ -52,7 +52,7 @@ class Cascade(nn.Module):
         freeze_stage1: bool = True,
     ):
         super().__init__()
-        self.spec, self.hermitian, self.freeze_stage1 = spec, hermitian, freeze_stage1
+        self.spec, self.hermitian, self.freeze_stage1, self.r_max = spec, hermitian, freeze_stage1, r_max
         self.normalization = TargetNormalization(spec, target_shift, target_scale, r_max)
         self.stage1 = CovariantNetwork(stage1, spec)
         self.stage2 = None

@@ -11,6 +11,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
+from hamfast.errors import HamfastError
 from hamfast.training.checkpoint import read_checkpoint
 from hamfast.training.config import SafetyConfig
 
@@ -55,7 +56,12 @@ class Checkpoints(Callback):
 
 
 class SafetyNet(Callback):
-    """Reloads the best weights at a lower learning rate when the validation loss diverges."""
+    """Reloads the best weights at a lower learning rate when the validation loss diverges.
+
+    Raises:
+        HamfastError: the loss or the weights are not numbers before there were any best weights. Nothing that is not a number
+            reaches ``last.ckpt``: this comes before :class:`Checkpoints`.
+    """
 
     def __init__(self, settings: SafetyConfig, checkpoints: Checkpoints, console: Console | None):
         self.settings, self.checkpoints, self.console = settings, checkpoints, console
@@ -63,16 +69,29 @@ class SafetyNet(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         loss, best = float(trainer.callback_metrics["val_loss_meV"]), self.checkpoints.best
-        lost = not math.isfinite(loss)
+        lost = not math.isfinite(loss) or not all(bool(p.isfinite().all()) for p in module.parameters())
         self.bad = self.bad + 1 if lost or loss > self.settings.factor * best else 0
-        if not (self.bad >= self.settings.patience or lost) or not self.checkpoints.best_path.exists():
+        if lost and not math.isfinite(best):
+            raise HamfastError(self.sentence(trainer, module))
+        if not lost and self.bad < self.settings.patience:
             return
         self.bad = 0
         self.reload(trainer, module)
         if self.console:
             self.console.print(
-                f"validation loss {loss:.3f} meV, best {best:.3f}: best weights reloaded, learning rate x {self.settings.decay}"
+                f"validation loss {number(loss, 9).strip()} meV, best {number(best, 9).strip()}: "
+                f"best weights back, rate x {self.settings.decay:g}",
+                highlight=False,
             )
+
+    def sentence(self, trainer: lightning.Trainer, module: Any) -> str:
+        key = f"training.{'stage2' if module.phase == 'stage2' else 'stage1'}"
+        rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        return (
+            f"{module.phase}: after epoch {trainer.current_epoch + 1} the loss is not a number, at a learning rate of {rate:.2g}; "
+            f"{self.checkpoints.last_path} holds the last weights that are numbers: lower {key}.learning_rate"
+            f"{'' if module.settings.clip else f', or set {key}.clip,'} and continue with --resume"
+        )
 
     def reload(self, trainer: lightning.Trainer, module: Any) -> None:
         checkpoint = read_checkpoint(self.checkpoints.best_path)
@@ -81,6 +100,7 @@ class SafetyNet(Callback):
         for optimizer in trainer.optimizers:
             optimizer.state.clear()  # its moments belong to the diverged path
         module.lr_factor *= self.settings.decay
+        module.set_rates()
 
     def state_dict(self) -> dict[str, Any]:
         return {"bad": self.bad}
@@ -89,8 +109,24 @@ class SafetyNet(Callback):
         self.bad = state_dict["bad"]
 
 
+def number(value: float, width: int) -> str:
+    """Three decimals where they fit into ``width`` characters, else as a power of ten."""
+    text = f"{value:{width}.3f}"
+    return text if len(text) <= width else f"{value:{width}.{max(0, width - 7)}e}"
+
+
+def duration(seconds: float) -> str:
+    """``HH:MM:SS``, with days where there are some; at most 9 characters."""
+    minutes, s = divmod(round(min(seconds, 1e10)), 60)
+    hours, m = divmod(minutes, 60)
+    if hours < 100:
+        return f"{hours:02}:{m:02}:{s:02}"
+    days = hours // 24
+    return f"{days}d {hours % 24:02}h" if days < 10_000 else f"{days}d"
+
+
 class Progress(Callback):
-    """A line per epoch (at most one every few seconds): losses in meV, learning rate, time left."""
+    """A line of at most 80 columns per epoch (and every few seconds): losses in meV, learning rate, time left."""
 
     def __init__(self, console: Console, phase: str, every: float = 8.0):
         self.console, self.phase, self.every = console, phase, every
@@ -100,11 +136,8 @@ class Progress(Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         self.started = time.monotonic()
         self.first_epoch = trainer.current_epoch
-        self.console.print(
-            f"[bold]{self.phase}[/]  {'epoch':>11} {'train loss':>12} {'val loss':>10} {'val MAE':>9} (meV)  "
-            f"{'learning rate':>13} {'s/epoch':>8} {'left':>8}",
-            soft_wrap=True,
-        )
+        for line in self.header():
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         now, epoch, epochs = time.monotonic(), trainer.current_epoch + 1, trainer.max_epochs or 1
@@ -112,12 +145,20 @@ class Progress(Callback):
             return
         self.printed = now
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
         per_epoch = (now - self.started) / max(1, epoch - self.first_epoch)
-        left = time.strftime("%H:%M:%S", time.gmtime(per_epoch * (epochs - epoch)))
-        self.console.print(
-            f"{self.phase}  {epoch:>5}/{epochs:<5} {metrics['train_loss_meV']:>12.3f} {metrics['val_loss_meV']:>10.3f} "
-            f"{metrics['val_mae_meV']:>9.3f}        {trainer.optimizers[0].param_groups[0]['lr']:>13.2e} "
-            f"{per_epoch:>8.2f} {left:>8}",
-            highlight=False,
-            soft_wrap=True,
+        line = self.line(epoch, epochs, metrics, rate, per_epoch)
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def header(self) -> tuple[str, str]:
+        above = f"{self.phase:<6} {'':>15} {'training':>9} {'valid.':>9} {'valid.':>9} {'learning':>8} {'s per':>7}"
+        below = (
+            f"{'':<6} {'epoch':>15} {'loss meV':>9} {'loss meV':>9} {'MAE meV':>9} {'rate':>8} {'epoch':>7} {'left':>9}"
         )
+        return above, below
+
+    def line(self, epoch: int, epochs: int, metrics: dict[str, float], rate: float, per_epoch: float) -> str:
+        losses = " ".join(number(metrics[f"{name}_meV"], 9) for name in ("train_loss", "val_loss", "val_mae"))
+        seconds = f"{per_epoch:7.2f}" if per_epoch < 9999 else f"{per_epoch:7.1e}"
+        left = duration(per_epoch * (epochs - epoch))
+        return f"{self.phase:<6} {f'{epoch}/{epochs}':>15} {losses} {rate:8.2e} {seconds} {left:>9}"

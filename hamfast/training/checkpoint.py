@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import platform
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from hamfast.data.h5 import replacing
 from hamfast.errors import HamfastError
-from hamfast.models import Cascade
+from hamfast.models import Cascade, CovariantConfig, TransformerConfig
 from hamfast.targets import TargetSpec
 from hamfast.training.config import Config, parse_config
 from hamfast.version import __version__
@@ -27,8 +28,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """A killed process or a full disk leaves the previous checkpoint as it was."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
-        with replacing(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+        """Raises HamfastError if the file cannot be written."""
+        # In memory first: on a full disk torch's own writer raises what does not say so, or ends the process.
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        try:
+            with replacing(Path(path)) as temporary:
+                temporary.write_bytes(content.getbuffer())
+        except OSError as error:  # already the folder or the temporary file could not be made
+            raise HamfastError(
+                f"{path}: could not be written ({error.strerror or error}); what was there before is untouched"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -41,15 +51,20 @@ class LoadedModel:
     """``[species, species]`` angstrom: the longest pair of the training data."""
     versions: dict[str, str]
 
+    @property
+    def spec(self) -> TargetSpec:
+        return self.model.spec
 
-def describe(config: Config, spec: TargetSpec, pair_cutoffs: np.ndarray) -> dict[str, Any]:
+
+def describe(config: Config, model: Cascade, pair_cutoffs: np.ndarray) -> dict[str, Any]:
     """What a checkpoint carries beside weights: plain numbers and strings only."""
     return {
         "format": FORMAT,
         "config": config.model_dump(),
-        "shells": [[z, list(ls)] for z, ls in spec.shells],
-        "spinful": spec.spinful,
+        "shells": [[z, list(ls)] for z, ls in model.spec.shells],
+        "spinful": model.spec.spinful,
         "pair_cutoffs": pair_cutoffs.tolist(),
+        "r_max": model.r_max,  # of the normalisation; a model that started from a checkpoint keeps that checkpoint's
         "units": {"energy": "eV", "length": "angstrom"},
         "orbital_order": "m = -l ... l",
         "versions": {
@@ -61,25 +76,33 @@ def describe(config: Config, spec: TargetSpec, pair_cutoffs: np.ndarray) -> dict
     }
 
 
-def build_model(config: Config, spec: TargetSpec, pair_cutoffs: np.ndarray) -> Cascade:
+def build_model(config: Config, spec: TargetSpec, r_max: float) -> Cascade:
     """The model of a configuration, with fresh weights.
 
+    Args:
+        config: its sections ``stage1``, ``stage2`` and ``target`` are the model's.
+        spec: the targets.
+        r_max: angstrom, where the radial functions of the target normalisation end.
+
     Raises:
-        HamfastError: the irreps of the configuration cannot make the targets.
+        HamfastError: the irreps of the configuration cannot make the targets, or the memory is too small.
     """
     try:
         return Cascade(
             spec,
-            config.stage1.build(),
-            None if config.stage2 is None else config.stage2.build(),
+            CovariantConfig(**config.stage1.model_dump()),
+            None if config.stage2 is None else TransformerConfig(**config.stage2.model_dump()),
             target_shift=config.target.shift,
             target_scale=config.target.scale,
             hermitian=config.target.hermitian,
-            r_max=float(pair_cutoffs.max()),
+            r_max=r_max,
             freeze_stage1=config.training.freeze_stage1 and not config.training.joint,
         )
     except ValueError as error:
         raise HamfastError(f"configuration: {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise HamfastError(f"configuration: a model of this size could not be made ({reason})") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -88,14 +111,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise HamfastError(f"{path}: checkpoint not found")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
         raise HamfastError(f"{path}: not a readable checkpoint, perhaps truncated ({type(error).__name__})") from error
-    if not isinstance(checkpoint, dict) or "hamfast" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("hamfast"), dict):
         raise HamfastError(f"{path}: not a checkpoint of hamfast")
     found = checkpoint["hamfast"].get("format")
     if found != FORMAT:
         raise HamfastError(f"{path}: checkpoint format {found}, this version of hamfast reads {FORMAT}")
     return checkpoint
+
+
+def spec_of(about: dict[str, Any]) -> TargetSpec:
+    """The targets that a checkpoint was made for; ``about``: its entry ``hamfast``."""
+    return TargetSpec(tuple((z, tuple(ls)) for z, ls in about["shells"]), about["spinful"])
 
 
 def load_model(path: Path | str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
@@ -107,19 +135,30 @@ def load_model(path: Path | str, device: str | torch.device = "cpu", dtype: torc
         dtype: of weights, by default that of the training.
 
     Raises:
-        HamfastError: see :func:`read_checkpoint`.
+        HamfastError: see :func:`read_checkpoint`; the weights do not fit, or are not numbers.
     """
     checkpoint = read_checkpoint(Path(path))
     about = checkpoint["hamfast"]
     config = parse_config(about["config"], str(path))
-    spec = TargetSpec(tuple((z, tuple(ls)) for z, ls in about["shells"]), about["spinful"])
     pair_cutoffs = np.array(about["pair_cutoffs"])
-    model = build_model(config, spec, pair_cutoffs)
+    model = build_model(config, spec_of(about), float(about.get("r_max", pair_cutoffs.max())))
     weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
     weights.update(checkpoint["ema"]["weights"] if checkpoint.get("ema") else {})
+    check_finite(weights, path)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise HamfastError(f"{path}: the weights do not fit the model of its own configuration: {error}") from error
     model.to(device=device, dtype=dtype or getattr(torch, config.precision)).eval().requires_grad_(False)
     return LoadedModel(model, config, pair_cutoffs, about["versions"])
+
+
+def check_finite(weights: dict[str, torch.Tensor], where: Path | str) -> None:
+    """Raises HamfastError if a weight is NaN or infinite."""
+    for name, weight in weights.items():
+        bad = int((~torch.isfinite(weight)).sum())
+        if bad:
+            raise HamfastError(
+                f"{where}: the checkpoint's weights are not numbers: {bad} of {weight.numel()} values of {name} are NaN or "
+                "infinite; the training that wrote it has diverged, or the file is damaged"
+            )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 import lightning
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from hamfast.graph import CrystalGraph
 from hamfast.models import Cascade
@@ -19,18 +20,42 @@ from hamfast.training.config import Config, PhaseConfig
 MEV = 1e3
 
 
+class Deal(Protocol):
+    """How structures are dealt out to the processes; :class:`hamfast.training.sampler.EpochSampler`."""
+
+    rank: int
+    world: int
+
+    def real(self, batch: int) -> tuple[int, int]:
+        """Structures of a batch that are no repeats: of this process (they come first), and of all."""
+
+    def position(self, batch: int, number: int) -> int:
+        """Place in the epoch of the structure with this number in this process's batch."""
+
+
 class CascadeTraining(lightning.LightningModule):
     """One phase: ``stage1``, ``stage2`` or ``joint``.
 
-    The loss is a mean over structures of means over matrix elements, so that any split of a batch over processes gives the
-    same gradient.
+    The loss is a mean over structures of means over matrix elements. Any split of a batch over processes gives the same
+    gradient: structures that only fill up a process's batch have no weight.
     """
 
     component_weight: Tensor
     elements: Tensor
 
-    def __init__(self, model: Cascade, config: Config, phase: str, pair_cutoffs: np.ndarray, steps_per_epoch: int):
+    def __init__(
+        self,
+        model: Cascade,
+        config: Config,
+        phase: str,
+        pair_cutoffs: np.ndarray,
+        steps_per_epoch: int,
+        training: Deal,
+        validation: Deal,
+    ):
         super().__init__()
+        self.deals = {"train": training, "val": validation}
+        self.sums: dict[str, Tensor] = {}
         self.model, self.config, self.phase, self.pair_cutoffs = model, config, phase, pair_cutoffs
         self.steps_per_epoch = steps_per_epoch
         settings = config.training.stage2 if phase == "stage2" else config.training.stage1
@@ -80,53 +105,82 @@ class CascadeTraining(lightning.LightningModule):
         return values.new_zeros(graph.num_graphs).index_add(0, graph.edge_graph, values)
 
     def training_step(self, batch: CrystalGraph, batch_idx: int) -> Tensor:
-        batch = self._augment(batch, batch_idx)
-        square, absolute = self.errors(batch, self.predict(batch) - batch.known_target())
+        square, absolute = self._errors_of(self._augment(batch, batch_idx), batch_idx, "train")
+        deal = self.deals["train"]
         # In meV, where numbers are of order one.
-        loss = square.mean() * MEV**2 if self.settings.loss == "mse" else absolute.mean() * MEV
-        shown = square.mean().sqrt() * MEV if self.settings.loss == "mse" else loss
-        self._log(
-            batch,
-            train_loss_meV=shown.detach(),
-            train_mae_meV=absolute.mean().detach() * MEV,
-            train_objective=loss.detach(),
-        )
-        return loss
+        per_structure = square * MEV**2 if self.settings.loss == "mse" else absolute * MEV
+        # Gradients are averaged over the processes, each of which may have another number of structures.
+        return per_structure.sum() * (deal.world / deal.real(batch_idx)[1])
 
     def validation_step(self, batch: CrystalGraph, batch_idx: int) -> None:
-        square, absolute = self.errors(batch, self.predict(batch) - batch.known_target())
-        loss = square.mean().sqrt() if self.settings.loss == "mse" else absolute.mean()
-        self._log(batch, val_loss_meV=loss * MEV, val_mae_meV=absolute.mean() * MEV)
+        self._errors_of(batch, batch_idx, "val")
 
-    def _log(self, batch: CrystalGraph, **values: Tensor) -> None:
-        """Means over the epoch, over all processes."""
-        self.log_dict(dict(values), on_step=False, on_epoch=True, sync_dist=True, batch_size=batch.num_graphs)
+    def _errors_of(self, batch: CrystalGraph, batch_idx: int, part: str) -> tuple[Tensor, Tensor]:
+        """:meth:`errors` of the structures that are no repeats; they are added up for the epoch's means."""
+        real, _ = self.deals[part].real(batch_idx)
+        square, absolute = self.errors(batch, self.predict(batch) - batch.known_target())
+        square, absolute = square[:real], absolute[:real]
+        mse = self.settings.loss == "mse"
+        with torch.no_grad():
+            columns = (
+                square.sqrt() * MEV if mse else absolute * MEV,
+                absolute * MEV,
+                square * MEV**2 if mse else absolute * MEV,
+                torch.ones_like(square),
+            )
+            new = torch.stack([column.double().sum() for column in columns])
+            self.sums[part] = self.sums[part] + new if part in self.sums else new
+        return square, absolute
+
+    def log_means(self) -> None:
+        """Logs the epoch's means over all structures of all processes, of the training and of the validation."""
+        for part, sums in self.sums.items():
+            if self.deals[part].world > 1:
+                distributed.all_reduce(sums)
+            loss, mae, objective = (sums[:3] / sums[3]).unbind()
+            values = {f"{part}_loss_meV": loss, f"{part}_mae_meV": mae}
+            self.log_dict(values | ({"train_objective": objective} if part == "train" else {}), on_epoch=True)
+        self.sums = {}
 
     def _augment(self, graph: CrystalGraph, batch_idx: int) -> CrystalGraph:
-        """Turns structure and target by random Euler angles; they depend on seed, epoch, step and process alone."""
+        """Turns each structure and its target by random Euler angles.
+
+        They depend on the seed, the epoch and the structure's place in it alone, on no number of processes.
+        """
         settings = self.settings
         if settings.rotate_angle == 0 or self.current_epoch < settings.rotate * settings.epochs:
             return graph
-        key = (self.config.seed, self.current_epoch, batch_idx, self.global_rank)
-        generator = torch.Generator().manual_seed(hash(key) & 0x7FFFFFFF)
-        limit = settings.rotate_angle
-        angles = torch.empty(3).normal_(generator=generator).clamp(-1, 1) * limit * math.pi
-        rotation = rotation_from_euler(angles)
-        rotated = graph.rotated(rotation)
-        rotated.target = rotate_irreps(graph.known_target(), self.model.spec.irreps, rotation)
-        return rotated
+        vector, target = graph.vector.clone(), graph.known_target().clone()
+        for n in range(graph.num_graphs):
+            key = (self.config.seed, self.current_epoch, self.deals["train"].position(batch_idx, n))
+            generator = torch.Generator().manual_seed(hash(key) & 0x7FFFFFFF)
+            angles = torch.empty(3).normal_(generator=generator).clamp(-1, 1) * settings.rotate_angle * math.pi
+            rotation = rotation_from_euler(angles)
+            which = torch.nonzero(graph.edge_graph == n).flatten()
+            vector[which] = graph.vector[which] @ rotation.T.to(graph.vector)
+            target[which] = rotate_irreps(target[which], self.model.spec.irreps, rotation)
+        return replace(graph, vector=vector, target=target)
 
     # --- optimiser ------------------------------------------------------------------------------------------------
 
-    def configure_optimizers(self) -> Any:
-        s, trained = self.settings, self._trained()
+    def _groups(self) -> list[list[Tensor]]:
+        """The trained parameters of stage 1 and of stage 2, without a stage that is not trained."""
+        trained = self._trained()
         first = [p for n, p in trained.items() if not n.startswith("stage2.")]
         second = [p for n, p in trained.items() if n.startswith("stage2.")]
-        rate = s.learning_rate * (self.config.training.stage2_rate if first else 1.0)
-        groups = [{"params": first, "lr": s.learning_rate}, {"params": second, "lr": rate}]
-        optimizer = torch.optim.AdamW(
-            [g for g in groups if g["params"]], betas=(0.9, 0.99), weight_decay=s.weight_decay
-        )
+        return [group for group in (first, second) if group]
+
+    def base_rates(self) -> list[float]:
+        """The peak learning rate of each group."""
+        rate = self.settings.learning_rate
+        return [rate, rate * self.config.training.stage2_rate][: len(self._groups())]
+
+    def configure_optimizers(self) -> Any:
+        s = self.settings
+        groups = [
+            {"params": params, "lr": rate} for params, rate in zip(self._groups(), self.base_rates(), strict=True)
+        ]
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=s.weight_decay)
         total = max(1, s.epochs * self.steps_per_epoch)
 
         def factor(step: int) -> float:
@@ -138,6 +192,21 @@ class CascadeTraining(lightning.LightningModule):
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        self.set_rates()
+
+    def set_rates(self) -> None:
+        """Sets the rates of the next step from the configuration, the epochs done and what the safety net has decided."""
+        (optimizer,) = self.trainer.optimizers
+        scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
+        progress: Any = self.trainer.fit_loop.epoch_progress.current
+        # Not from the checkpoint: a resumed run may have other rates, batches and numbers of epochs.
+        scheduler.last_epoch = progress.processed * self.steps_per_epoch
+        scheduler.base_lrs = self.base_rates()
+        for group, rate in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group["initial_lr"], group["weight_decay"] = rate, self.settings.weight_decay
+            group["lr"] = rate * scheduler.lr_lambdas[0](scheduler.last_epoch)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         if self.settings.clip is not None:
@@ -167,6 +236,7 @@ class CascadeTraining(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._swap()
+        self.log_means()
 
     def _swap(self) -> None:
         if self.ema is not None:
@@ -177,14 +247,14 @@ class CascadeTraining(lightning.LightningModule):
                 trained[name].data.copy_(average_copy)
 
     def restore_average(self, checkpoint: dict[str, Any]) -> None:
-        """The averaged weights of a checkpoint, if it has some."""
-        if checkpoint.get("ema"):
+        """The averaged weights of a checkpoint, if it has some and they are wanted."""
+        if checkpoint.get("ema") and self.settings.ema is not None:
             self.ema = {n: w.to(self.device) for n, w in checkpoint["ema"]["weights"].items()}
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["hamfast"] = describe(self.config, self.model.spec, self.pair_cutoffs) | {"phase": self.phase}
+        checkpoint["hamfast"] = describe(self.config, self.model, self.pair_cutoffs) | {"phase": self.phase}
         checkpoint["ema"] = None if self.ema is None else {"weights": self.ema, "updates": self.ema_updates}
         checkpoint["lr_factor"] = self.lr_factor
 
@@ -192,4 +262,7 @@ class CascadeTraining(lightning.LightningModule):
         self.restore_average(checkpoint)
         if checkpoint.get("ema"):
             self.ema_updates = checkpoint["ema"]["updates"]
-        self.lr_factor = checkpoint["lr_factor"]
+        # The safety net lowered the rate that was asked for then; another one is taken as it stands.
+        phases = checkpoint["hamfast"]["config"]["training"]
+        before = phases["stage2" if self.phase == "stage2" else "stage1"]["learning_rate"]
+        self.lr_factor = checkpoint["lr_factor"] if before == self.settings.learning_rate else 1.0

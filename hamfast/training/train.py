@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import lightning
 import numpy as np
 import torch
-import torch.utils.data
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from torch import distributed
 
@@ -22,40 +20,23 @@ from hamfast.errors import HamfastError
 from hamfast.models import Cascade
 from hamfast.targets import TargetSpec
 from hamfast.training.callbacks import Checkpoints, Progress, SafetyNet
-from hamfast.training.checkpoint import AtomicCheckpointIO, build_model, load_model, read_checkpoint
-from hamfast.training.config import Config, load_config, write_config
+from hamfast.training.checkpoint import (
+    AtomicCheckpointIO,
+    LoadedModel,
+    build_model,
+    load_model,
+    read_checkpoint,
+    spec_of,
+)
+from hamfast.training.config import Config
+from hamfast.training.folder import MODEL_FILE, RunFolder
+from hamfast.training.history import History
+from hamfast.training.initial import check_compatible, take_weights
 from hamfast.training.module import CascadeTraining
+from hamfast.training.sampler import EpochSampler
 
 # Lightning's advice is for its own users; what ours must know, hamfast prints itself.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-
-CONFIG_FILE = "config.yaml"
-MODEL_FILE = "model.ckpt"
-
-
-class EpochSampler(torch.utils.data.Sampler[int]):
-    """A permutation per epoch from the seed alone, dealt out to the processes like cards.
-
-    Batch b of n processes with batch size s holds the same structures as batch b of one process with batch size n s.
-    """
-
-    def __init__(self, length: int, seed: int, rank: int, world: int):
-        self.length, self.seed, self.rank, self.world = length, seed, rank, world
-        # Every process takes part in every step: the last batch is filled up from the front.
-        self.total = -(-length // world) * world
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.length, generator=generator).tolist()
-        order = [order[n % self.length] for n in range(self.total)]
-        return iter(order[self.rank :: self.world])
-
-    def __len__(self) -> int:
-        return self.total // self.world
 
 
 def process_count() -> tuple[int, int]:
@@ -64,14 +45,14 @@ def process_count() -> tuple[int, int]:
 
 
 def pair_cutoffs(dataset: GraphDataset, spec: TargetSpec) -> np.ndarray:
-    """``[species, species]`` angstrom: the longest pair of each kind in a data set."""
+    """``[species, species]`` angstrom: the longest pair of each kind in a data set; 0 where there is none."""
     n = spec.num_species
-    longest = np.zeros((n, n))
+    longest = np.full((n, n), -np.inf)
     for graph in dataset:
         pair, length = graph.pair_species(n), graph.length.double()
         for p in pair.unique().tolist():
             longest[p // n, p % n] = max(longest[p // n, p % n], float(length[pair == p].max()))
-    return longest + 1e-3
+    return np.maximum(longest + 1e-3, 0.0)
 
 
 class Run:
@@ -79,7 +60,6 @@ class Run:
 
     def __init__(self, config: Config, console: Console | None = None):
         self.config = config
-        self.folder = Path(config.output)
         self.rank, self.world = process_count()
         self.console = (console or Console()) if self.rank == 0 else None
         self.dtype = getattr(torch, config.precision)
@@ -94,105 +74,133 @@ class Run:
         self.split = read_split(root, None if config.data.split is None else Path(config.data.split))
         self.spec = dataset_spec([folder for part in self.split.values() for folder in part])
         cache = root / ".hamfast_cache" if config.data.cache is None else Path(config.data.cache)
-        if not _writable(cache):
-            raise HamfastError(f"{cache}: cannot be written; set data.cache to a folder for prepared graphs")
+        _check_cache(cache)
         self.data = {part: GraphDataset(folders, self.spec, cache, self.dtype) for part, folders in self.split.items()}
-
-    # --- the folder -----------------------------------------------------------------------------------------------
+        self.folder = RunFolder(config, self.phases())
 
     def phases(self) -> list[str]:
         if self.config.training.joint:
             return ["joint"]
         return ["stage1"] + (["stage2"] if self.config.training.stage2 is not None else [])
 
-    def start_folder(self, resume: bool) -> None:
-        """Checks that the output folder is new, or holds this very run when resuming.
-
-        Raises:
-            HamfastError: the folder holds a run, or there is nothing to resume, or the run had another configuration.
-        """
-        path = self.folder / CONFIG_FILE
-        if not resume:
-            if self.folder.exists() and any(self.folder.iterdir()):
-                raise HamfastError(
-                    f"{self.folder}: not empty, perhaps another run; choose another `output`, or continue it with --resume"
-                )
-            write_config(self.config, path)
-        else:
-            if not path.exists():
-                raise HamfastError(f"{self.folder}: nothing to resume, {CONFIG_FILE} is not there")
-            before = load_config(path)
-            for key in ("data", "target", "stage1", "stage2", "training", "seed", "precision"):
-                if getattr(before, key) != getattr(self.config, key):
-                    raise HamfastError(
-                        f"{self.folder}: cannot resume, `{key}` of the configuration differs from {path}"
-                    )
-
-    def _finished(self, phase: str) -> Path:
-        return self.folder / phase / "finished.json"
+    def say(self, text: str) -> None:
+        """A line on the console of the first process; never markup, since paths and labels are the user's."""
+        if self.console is not None:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     # --- training -------------------------------------------------------------------------------------------------
 
     def train(self, resume: bool = False, stop_after_epoch: int | None = None) -> Path | None:
         """Runs every phase that is not finished; returns the path of the final model, None if interrupted.
 
-        ``stop_after_epoch`` ends the first unfinished phase early, as an interruption would.
+        Args:
+            resume: go on with the run in the output folder; its optimiser, schedule, batches and numbers of epochs may differ.
+            stop_after_epoch: ends the first unfinished phase early, as an interruption would.
+
+        Raises:
+            HamfastError: the folder is not that of such a run, or another process works in it; the data, the checkpoint or the
+                disk fail; the training diverges at once. The run can then be resumed.
         """
         if self.rank == 0:
-            self.start_folder(resume)
+            self.folder.open(resume)
         default, threads = torch.get_default_dtype(), torch.get_num_threads()
-        torch.set_num_threads(self.config.threads or threads)
-        torch.set_default_dtype(self.dtype)
+        failed = True
         try:
+            torch.set_num_threads(self._threads() or threads)
+            torch.set_default_dtype(self.dtype)
+            for word in self.folder.words:
+                self.say(word)
             model, cutoffs = self._initial_model()
             self._announce(model)
-            for phase in self.phases():
-                if self._finished(phase).exists():
-                    self._load_best(model, phase)
-                    continue
-                if not self._run_phase(phase, model, cutoffs, stop_after_epoch):
-                    return None
-                self._load_best(model, phase)
-            return self._final(self.phases()[-1])
+            path = self._run_phases(model, cutoffs, stop_after_epoch)
+            failed = False
+            return path
         finally:
             torch.set_default_dtype(default)
             torch.set_num_threads(threads)
+            if self.rank == 0:
+                self.folder.close(failed)
+
+    def _threads(self) -> int | None:
+        wanted = self.config.threads
+        if wanted is None:
+            return None
+        there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if wanted > there:
+            self.say(f"threads: {wanted} asked for, this machine has {there}: {there} are used")
+        return min(wanted, there)
+
+    def _run_phases(self, model: Cascade, cutoffs: np.ndarray, stop_after_epoch: int | None) -> Path | None:
+        phases = self.phases()
+        if all(self.folder.is_finished(phase) for phase in phases):
+            self.say("every phase has finished; with more epochs in the configuration it goes on")
+        for phase in phases:
+            if not self.folder.is_finished(phase) and not self._run_phase(phase, model, cutoffs, stop_after_epoch):
+                return None
+            self._load_best(model, phase)
+        return self._final(phases[-1])
 
     def _initial_model(self) -> tuple[Cascade, np.ndarray]:
+        """The model before the first step, and the longest pairs of the data. In a run that has begun the weights are those of
+        its checkpoints."""
         lightning.seed_everything(self.config.seed, verbose=False)
+        begun = next((path for path in map(self.folder.last, self.phases()) if path.exists()), None)
+        if begun is not None:
+            about = read_checkpoint(begun)["hamfast"]
+            if spec_of(about) != self.spec:
+                raise HamfastError(f"{begun}: made for other elements or orbitals than {self.config.data.root} has now")
+            cutoffs = np.array(about["pair_cutoffs"])
+            return build_model(self.config, self.spec, float(about.get("r_max", cutoffs.max()))), cutoffs
+        source = self._source()
         cutoffs = pair_cutoffs(self.data["train"], self.spec)
-        model = build_model(self.config, self.spec, cutoffs)
+        model = build_model(self.config, self.spec, float(cutoffs.max()) if source is None else source.model.r_max)
         model.normalization.fit(self.data["train"])
+        if source is not None:
+            self.say(f"init_from: {self.config.training.init_from}")
+            for word in take_weights(model, source):
+                self.say(f"  {word}")
         return model, cutoffs
+
+    def _source(self) -> LoadedModel | None:
+        """The model to start from."""
+        name = self.config.training.init_from
+        if name is None:
+            return None
+        where = f"training.init_from: {name}"
+        try:
+            source = load_model(name, dtype=self.dtype)
+        except HamfastError as error:
+            raise HamfastError(f"training.init_from: {error}") from error
+        check_compatible(self.config, self.spec, source, where)
+        return source
 
     def _announce(self, model: Cascade) -> None:
         if self.console is None:
             return
         sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
-        parts = ", ".join(f"{name} {n:,}" for name, n in sizes.items() if n)
-        counts = ", ".join(f"{len(folders)} {part}" for part, folders in self.split.items())
-        self.console.print(
-            f"structures: {counts}; parameters: {parts}; {self.config.precision}; output: {self.folder}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        counts = {part: len(folders) for part, folders in self.split.items()}
+        self.say("structures: " + ", ".join(f"{n} {part}" for part, n in counts.items()))
+        self.say("parameters: " + ", ".join(f"{name} {n:,}" for name, n in sizes.items() if n))
+        self.say(f"precision:  {self.config.precision}")
+        self.say(f"output:     {self.config.output}")
+        if self.config.data.batch_size > counts["train"]:
+            self.say(f"batch_size: {self.config.data.batch_size} is more than there are: one step per epoch")
 
     def _run_phase(self, phase, model, cutoffs, stop_after_epoch) -> bool:
-        config = self.config
-        batch = config.data.batch_size // self.world
-        sampler = EpochSampler(len(self.data["train"]), config.seed, self.rank, self.world)
-        loader = graph_loader(self.data["train"], batch, sampler=sampler, num_workers=config.data.num_workers)
-        validate = graph_loader(
-            self.data["validate"],
-            1,
-            sampler=range(self.rank, len(self.data["validate"]), self.world) if self._even_validation() else None,
-            num_workers=config.data.num_workers,
-        )
-        module = CascadeTraining(model, config, phase, cutoffs, len(loader))
-        folder = self.folder / phase
-        resume_from = folder / "last.ckpt" if (folder / "last.ckpt").exists() else None
-        checkpoints = Checkpoints(folder, resumed=resume_from is not None)
-        callbacks = [SafetyNet(module.settings.safety, checkpoints, self.console), checkpoints]
+        config, rank, world = self.config, self.rank, self.world
+        train, validate = self.data["train"], self.data["validate"]
+        sampler = EpochSampler(len(train), config.seed, rank, world, config.data.batch_size // world)
+        valid_sampler = EpochSampler(len(validate), None, rank, world, 1)
+        workers = min(config.data.num_workers, len(train))
+        loader = graph_loader(train, sampler.batch_size, sampler=sampler, num_workers=workers)
+        valid_loader = graph_loader(validate, 1, sampler=valid_sampler, num_workers=min(workers, len(validate)))
+        module = CascadeTraining(model, config, phase, cutoffs, len(loader), sampler, valid_sampler)
+        last = self.folder.last(phase)
+        resume_from = last if last.exists() else None
+        checkpoints = Checkpoints(last.parent, resumed=resume_from is not None)
+        safety = SafetyNet(module.settings.safety, checkpoints, self.console)
+        history = History(last.parent / "logs" / "metrics.csv")
+        callbacks = [history, safety, checkpoints]
         if self.console is not None:
             callbacks.append(Progress(self.console, phase))
         with warnings.catch_warnings():
@@ -205,7 +213,7 @@ class Run:
                 num_nodes=max(1, self.world // self._local_world()),
                 strategy="auto" if self.world == 1 else "ddp_find_unused_parameters_true",
                 max_epochs=module.settings.epochs if stop_after_epoch is None else stop_after_epoch,
-                logger=[TensorBoardLogger(folder, name="", version="logs"), CSVLogger(folder, name="", version="logs")],
+                logger=TensorBoardLogger(last.parent, name="", version="logs"),
                 callbacks=callbacks,
                 plugins=[AtomicCheckpointIO()],
                 enable_checkpointing=False,
@@ -219,23 +227,24 @@ class Run:
                 read_checkpoint(resume_from)  # a damaged file gets a sentence
             interrupted = False
             try:
-                trainer.fit(module, loader, validate, ckpt_path=resume_from, weights_only=True)
+                trainer.fit(module, loader, valid_loader, ckpt_path=resume_from, weights_only=True)
             except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into an exit
                 interrupted = True
+            except Exception as error:
+                raise _in_a_sentence(error, phase, last) from error
         if interrupted or trainer.current_epoch < module.settings.epochs:
-            if self.console is not None:
-                self.console.print(
-                    f"interrupted; {checkpoints.last_path} holds the last complete epoch, continue with --resume"
-                )
+            self.say("interrupted; continue with --resume from the last complete epoch:")
+            self.say(f"  {checkpoints.last_path}")
             return False
         if self.rank == 0:
-            write_json(self._finished(phase), {"epochs": trainer.current_epoch, "best_epoch": checkpoints.best_epoch,
-                                               "best_val_loss_meV": checkpoints.best})  # fmt: skip
+            content = {
+                "epochs": trainer.current_epoch,
+                "best_epoch": checkpoints.best_epoch,
+                "best_val_loss_meV": checkpoints.best,
+            }
+            write_json(self.folder.finished_file(phase), content)
         self._barrier()
         return True
-
-    def _even_validation(self) -> bool:
-        return self.world > 1 and len(self.data["validate"]) % self.world == 0
 
     @staticmethod
     def _local_world() -> int:
@@ -243,13 +252,13 @@ class Run:
         return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
     def _load_best(self, model: Cascade, phase: str) -> None:
-        best = load_model(self.folder / phase / "best.ckpt", dtype=self.dtype).model
+        best = load_model(self.folder.path / phase / "best.ckpt", dtype=self.dtype).model
         model.load_state_dict(best.state_dict())
 
     def _final(self, phase: str) -> Path:
-        path = self.folder / MODEL_FILE
+        path = self.folder.path / MODEL_FILE
         if self.rank == 0:
-            AtomicCheckpointIO().save_checkpoint(read_checkpoint(self.folder / phase / "best.ckpt"), path)
+            AtomicCheckpointIO().save_checkpoint(read_checkpoint(self.folder.path / phase / "best.ckpt"), path)
         self._barrier()
         return path
 
@@ -259,8 +268,33 @@ class Run:
             distributed.barrier()
 
 
-def _writable(folder: Path) -> bool:
+def _check_cache(folder: Path) -> None:
+    """Raises HamfastError if the folder of prepared graphs is none, or cannot be written."""
     parent = folder
     while not parent.exists():
         parent = parent.parent
-    return os.access(parent, os.W_OK)
+    if not parent.is_dir():
+        raise HamfastError(
+            f"{folder}: expected a folder for prepared graphs, found that {parent} is a file; set data.cache"
+        )
+    if not os.access(parent, os.W_OK):
+        raise HamfastError(f"{folder}: cannot be written; set data.cache to a folder for prepared graphs")
+
+
+def _in_a_sentence(error: Exception, phase: str, last: Path) -> Exception:
+    """What the disk, the memory or a worker process has said, for the user; any other error as it is."""
+    resume = f"{last} holds the last complete epoch: continue with --resume"
+    if isinstance(error, HamfastError):
+        # From a worker process it comes with the worker's traceback as its text; the sentence is the last line.
+        lines = str(error).strip().splitlines() or [""]
+        if lines[0].startswith("Caught HamfastError in DataLoader worker"):
+            return HamfastError(lines[-1].partition("HamfastError: ")[2] or lines[-1])
+        return error
+    if isinstance(error, torch.OutOfMemoryError):
+        return HamfastError(
+            f"{phase}: the GPU's memory is too small for a step; lower data.batch_size or the widths; {resume}"
+        )
+    if isinstance(error, OSError):
+        where = error.filename or last.parent
+        return HamfastError(f"{phase}: {where}: {error.strerror or error}; {resume}")
+    return error

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from hamfast.data.blocks import BlockMatrix
-from hamfast.data.build_graph import blocks_from_irreps, build_graph, species_index
 from hamfast.data.formats import detect, format_of, read_snapshot
+from hamfast.data.graphs import blocks_from_irreps, build_graph, species_index
 from hamfast.data.snapshot import Snapshot, difference
 from hamfast.errors import HamfastError
 from hamfast.training import LoadedModel
@@ -31,7 +31,7 @@ def predict(loaded: LoadedModel, snapshot: Snapshot) -> Prediction:
     """Predicts the Hamiltonian of a structure on the model's device.
 
     The network sees the pairs that it was trained with, whatever list the structure's files have
-    (:func:`hamfast.data.build_graph.trained_pairs`). The result has these pairs and those of the files.
+    (:func:`hamfast.data.graphs.trained_pairs`). The result has these pairs and those of the files.
 
     Raises:
         HamfastError: an element or its orbitals are unknown to the model, or the result is not finite.

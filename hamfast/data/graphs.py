@@ -6,9 +6,7 @@ import warnings
 
 import numpy as np
 import torch
-from ase import Atoms
 from ase.data import chemical_symbols
-from ase.neighborlist import neighbor_list
 from torch import Tensor
 
 from hamfast.data.blocks import BlockMatrix, reverse_pairs, species_groups
@@ -155,8 +153,7 @@ def _cut_short(snapshot, species, pairs, pair_cutoffs) -> bool:
 
 def pairs_within(snapshot: Snapshot, species: np.ndarray, pair_cutoffs: np.ndarray) -> np.ndarray:
     """``[pairs, 5]``: all pairs up to the cutoff of their species, on-site pairs first."""
-    atoms = Atoms(numbers=snapshot.numbers, positions=snapshot.positions, cell=snapshot.cell, pbc=True)
-    i, j, d, shift = neighbor_list("ijdS", atoms, float(pair_cutoffs.max()))
+    i, j, d, shift = snapshot.neighbors("ijdS", float(pair_cutoffs.max()))
     keep = d <= pair_cutoffs[species[i], species[j]]
     neighbors = np.concatenate([shift[keep], i[keep, None], j[keep, None]], axis=1).astype(np.int64)
     onsite = np.zeros((snapshot.num_atoms, 5), dtype=np.int64)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from hamfast.analysis.equivariance import equivariance_error
 from hamfast.analysis.metrics import ErrorSums
-from hamfast.analysis.predict import predict
+from hamfast.analysis.prediction import predict
 from hamfast.data import read_snapshot
 from hamfast.data.h5 import read_json
 from hamfast.errors import HamfastError

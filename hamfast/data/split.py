@@ -1,0 +1,124 @@
+"""Which structures train, which validate, which test: ``dataset_split.json``. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from hamfast.data.formats import find_structures
+from hamfast.data.h5 import write_json
+from hamfast.errors import HamfastError
+
+PARTS = ("train", "validate", "test")
+SPLIT_FILE = "dataset_split.json"
+WHAT_FOR = {
+    "train": "the weights are fitted to it",
+    "validate": "the best weights are chosen by it",
+}
+
+
+def read_split(root: Path, file: Path | None = None) -> dict[str, list[Path]]:
+    """The folders of each part, from ``dataset_split.json``. A set without a test part has no key ``test``.
+
+    Raises:
+        HamfastError: no such file, not lists of labels, an unknown part or label, a label twice, or nothing to train or
+            validate with.
+    """
+    path = file if file is not None else root / SPLIT_FILE
+    content = _read(path, root)
+    folders = {p.name: p for p in find_structures(root)}
+    split: dict[str, list[Path]] = {}
+    seen: dict[str, str] = {}
+    for part in PARTS:
+        labels = content.get(part, [])
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise HamfastError(f'{path}: {part}: expected a list of labels like ["a", "b"], found {_short(labels)}')
+        if not labels and part in WHAT_FOR:
+            raise HamfastError(
+                f"{path}: the part {part!r} is empty or missing; expected at least one label, because {WHAT_FOR[part]}"
+            )
+        for label in labels:
+            if label not in folders:
+                raise HamfastError(f"{path}: {part}: no structure folder {label!r} in {root}")
+            if label in seen:
+                where = f"twice in {part}" if seen[label] == part else f"in {seen[label]} and in {part}"
+                raise HamfastError(f"{path}: {label!r} is {where}")
+            seen[label] = part
+        if labels:
+            split[part] = [folders[label] for label in labels]
+    return split
+
+
+def _read(path: Path, root: Path) -> dict:
+    def once(pairs):
+        names = [name for name, _ in pairs]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise HamfastError(f"{path}: the key {twice!r} is given twice")
+        return dict(pairs)
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
+    except FileNotFoundError as error:
+        raise HamfastError(f"{path}: file not found; make one with `hamfast data split {root}`") from error
+    except OSError as error:
+        raise HamfastError(f"{path}: expected a JSON file, found one that cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise HamfastError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise HamfastError(f'{path}: expected {{"train": [...], "validate": [...]}}, found {_short(content)}')
+    unknown = [part for part in content if part not in PARTS]
+    if unknown:
+        raise HamfastError(f"{path}: expected the parts {', '.join(PARTS)}, found {_short(unknown[0])}")
+    return content
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def write_split(root: Path, fractions: Sequence[float], seed: int, *, overwrite: bool = False) -> dict[str, list[str]]:
+    """Splits the structures at random and writes ``dataset_split.json``.
+
+    Args:
+        root: of the data set.
+        fractions: of the structures that train, validate and test; the last may be 0.
+        seed: of the order.
+        overwrite: replace a file that is there.
+
+    Raises:
+        HamfastError: fractions do not fit, a part would be empty, or the file exists and ``overwrite`` is not set.
+    """
+    path = root / SPLIT_FILE
+    if path.exists() and not overwrite:
+        raise HamfastError(f"{path}: exists already; use --overwrite to replace it")
+    if (
+        len(fractions) != 3
+        or not all(f > 0 for f in fractions[:2])
+        or not fractions[2] >= 0
+        or not abs(sum(fractions) - 1) <= 1e-6
+    ):
+        raise HamfastError(
+            f"fractions: expected three positive numbers with sum 1 (the last may be 0), found {tuple(fractions)}"
+        )
+    labels = [p.name for p in find_structures(root)]
+    random.Random(seed).shuffle(labels)
+    first = round(fractions[0] * len(labels))
+    second = first + max(1, round(fractions[1] * len(labels))) if fractions[2] else len(labels)
+    split = {
+        "train": sorted(labels[:first]),
+        "validate": sorted(labels[first:second]),
+        "test": sorted(labels[second:]),
+    }
+    if not fractions[2]:
+        del split["test"]
+    for part, chosen in split.items():
+        if not chosen:
+            raise HamfastError(
+                f"{root}: {len(labels)} structures with fractions {tuple(fractions)} leave the part {part!r} empty"
+            )
+    write_json(path, split)
+    return split

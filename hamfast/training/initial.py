@@ -1,0 +1,189 @@
+"""Weights to start from: those of a checkpoint, also for other elements where the targets allow it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor, nn
+
+from hamfast.errors import HamfastError
+from hamfast.models import Cascade, TargetNormalization
+from hamfast.models.covariant import EdgeUpdate, NodeUpdate
+from hamfast.nn import Linear, SpeciesLinear
+from hamfast.shells import Channel
+from hamfast.targets import TargetSpec
+from hamfast.training.checkpoint import LoadedModel
+from hamfast.training.config import Config
+from hamfast.training.folder import differences, listed
+
+
+def check_compatible(config: Config, spec: TargetSpec, source: LoadedModel, where: str) -> None:
+    """Can the model of this configuration and data start from the weights of ``source``?
+
+    Raises:
+        HamfastError: the models differ, or spin, a common element's shells, or the targets do; the message names what.
+    """
+    models = [c.model_dump(include={"target", "stage1", "stage2"}) for c in (source.config, config)]
+    if config.stage2 is None or source.config.stage2 is None:  # a second stage may be new, or left out
+        for model in models:
+            del model["stage2"]
+    changes = differences(models[0], models[1])
+    if changes:
+        raise HamfastError(f"{where}: the weights do not fit: {listed(changes, 'the checkpoint')}")
+    old = source.spec
+    if old.spinful != spec.spinful:
+        words = ["without", "with"]
+        raise HamfastError(
+            f"{where}: made {words[old.spinful]} spin-orbit coupling, the data are {words[spec.spinful]} it"
+        )
+    known = dict(old.shells)
+    for z, shells in spec.shells:
+        if known.get(z, shells) != shells:
+            raise HamfastError(
+                f"{where}: {chemical_symbols[z]} has shells {list(known[z])} in the checkpoint, {list(shells)} in the data"
+            )
+    if set(old.channels) != set(spec.channels):
+        raise HamfastError(
+            f"{where}: the targets differ, so the weights do not fit: {_orbitals(old)} in the checkpoint, {_orbitals(spec)} "
+            "in the data; the same pairs of shells have to occur in both"
+        )
+
+
+def _orbitals(spec: TargetSpec) -> str:
+    return ", ".join(f"{chemical_symbols[z]} {list(shells)}" for z, shells in spec.shells)
+
+
+@dataclass
+class _Maps:
+    """For each species, species pair and target entry of the new model its number in the old one, or -1."""
+
+    old: TargetSpec
+    new: TargetSpec
+    species: Tensor = field(init=False)
+    pairs: Tensor = field(init=False)
+    entries: Tensor = field(init=False)
+    components: Tensor = field(init=False)
+
+    def __post_init__(self):
+        position = {z: n for n, z in enumerate(self.old.elements)}
+        species = [position.get(z, -1) for z in self.new.elements]
+        count = self.old.num_species
+        self.species = torch.tensor(species)
+        self.pairs = torch.tensor([-1 if a < 0 or b < 0 else count * a + b for a in species for b in species])
+        where = {key: n for n, key in enumerate(_entries(self.old))}
+        self.entries = torch.tensor([where[key] for key in _entries(self.new)])
+        slices = list(self.old.irreps.slices())
+        parts = [torch.arange(slices[n].start, slices[n].stop) for n in self.entries.tolist()]
+        self.components = torch.cat(parts)
+
+
+def _entries(spec: TargetSpec) -> Iterator[tuple[int, Channel, int]]:
+    """(real or imaginary half, channel, number within the channel) of each entry of ``spec.irreps``."""
+    for half in range(2 if spec.spinful else 1):
+        for channel in spec.channels:
+            l1, _, l2, _ = channel
+            ls = range(abs(l1 - l2), l1 + l2 + 1)
+            count = len(ls) + (sum(len(range(abs(l - 1), l + 2)) for l in ls) if spec.spinful else 0)
+            for n in range(count):
+                yield half, channel, n
+
+
+def take_weights(model: Cascade, source: LoadedModel) -> list[str]:
+    """Copies the checkpoint's weights, element by element and element pair by element pair; new ones stay as they are.
+
+    Args:
+        model: of a configuration that :func:`check_compatible` accepts, with ``r_max`` of the checkpoint; its normalisation is
+            fitted to the new data.
+        source: the checkpoint.
+
+    Returns:
+        words: what was taken, and what starts fresh.
+    """
+    maps = _Maps(source.spec, model.spec)
+    theirs = dict(source.model.named_modules())
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if name in theirs:
+                for key, value in _own(module).items():
+                    _copy(model, name, module, key, value, theirs[name], maps, source.pair_cutoffs)
+    fresh = [chemical_symbols[z] for z in model.spec.elements if z not in source.spec.elements]
+    common = [chemical_symbols[z] for z in model.spec.elements if z in source.spec.elements]
+    words = [f"taken from the checkpoint: {_stages(model, source)}; elements: {', '.join(common) or 'none'}"]
+    if fresh:
+        words.append(f"fresh: what belongs to {', '.join(fresh)} alone")
+    if model.stage2 is not None and source.model.stage2 is None:
+        words.append("fresh: stage 2, which the checkpoint does not have")
+    return words
+
+
+def _stages(model, source):
+    return "stage 1 and stage 2" if model.stage2 is not None and source.model.stage2 is not None else "stage 1"
+
+
+def _own(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers of the module itself."""
+    state = module.state_dict(keep_vars=True)
+    return {key: value for key, value in state.items() if "." not in key}
+
+
+def _copy(model, name, module, key, value, other, maps: _Maps, cutoffs: np.ndarray) -> None:
+    old: Tensor = _own(other)[key].to(value)
+    parent = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(module, SpeciesLinear):
+        kinds = {NodeUpdate: maps.species, EdgeUpdate: maps.pairs}
+        _copy_species(module, other, old, value, kinds[type(parent)])
+    elif name == "stage1.embedding" and key == "weight":  # a one-hot species, so each row belongs to one
+        rows, before = value.view(len(maps.species), -1), old.view(maps.old.num_species, -1)
+        scale = (len(rows) / len(before)) ** 0.5  # e3nn divides by the root of the number of rows
+        _copy_rows(rows, before * scale, maps.species)
+    elif name == "stage1.output":
+        _copy_output(module, other, key, old, value, maps.entries)
+    elif name == "stage2.edge_in" and key == "weight":
+        edge = value.shape[1] - maps.new.dim
+        value.copy_(torch.cat([old[:, :edge], old[:, edge:][:, maps.components.to(old.device)]], dim=1))
+    elif name == "stage2.output":
+        value.copy_(old[maps.components])
+    elif name == "stage2.pair_embedding":
+        _copy_rows(value, old, maps.pairs)
+    elif isinstance(module, TargetNormalization):
+        # A pair that the checkpoint's data did not have keeps what was fitted to the new data.
+        seen = torch.tensor(cutoffs.flatten() > 0)
+        pairs = torch.where((maps.pairs >= 0) & seen[maps.pairs], maps.pairs, -1)
+        _copy_rows(value, old[..., maps.entries], pairs)
+    else:
+        assert value.shape == old.shape, f"{name}.{key}"  # check_compatible has seen to it
+        value.copy_(old)
+
+
+def _copy_rows(new: Tensor, old: Tensor, rows: Tensor) -> None:
+    known = torch.nonzero(rows >= 0).flatten()
+    new[known] = old[rows[known]]
+
+
+def _copy_species(module, other, old: Tensor, value: Tensor, rows: Tensor) -> None:
+    """One matrix per species; e3nn divides by the root of the number of inputs, which counts the species."""
+    known = torch.nonzero(rows >= 0).flatten()
+    scale = (module.species / other.species) ** 0.5
+    parts = zip(module.pairs, torch.split(value, module.sizes), torch.split(old, other.sizes), strict=True)
+    for (_, _, mul_in, mul_out), new_part, old_part in parts:
+        matrices = old_part.view(mul_in, other.species, mul_out)
+        new_part.view(mul_in, module.species, mul_out)[:, known] = scale * matrices[:, rows[known]]
+
+
+def _copy_output(module: Linear, other: Linear, key: str, old: Tensor, value: Tensor, entries: Tensor) -> None:
+    """The last linear map of stage 1 has an output for each target entry, in the order of the data set's channels."""
+    if key == "bias":  # for the scalars only
+        number = {o: n for n, o in enumerate(_scalars(other))}
+        value.copy_(old[[number[int(entries[o])] for o in _scalars(module)]])
+        return
+    where = {(i, o): part for (i, o, _, _), part in zip(other.pairs, torch.split(old, other.sizes), strict=True)}
+    for (i, o, _, _), part in zip(module.pairs, torch.split(value, module.sizes), strict=True):
+        part.copy_(where[i, int(entries[o])])
+
+
+def _scalars(linear: Linear) -> list[int]:
+    return [o for o, (_, ir) in enumerate(linear.irreps_out) if ir.is_scalar()]

@@ -1,0 +1,171 @@
+"""Starting from a checkpoint: the same predictions at once, also with other elements around."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from kit import random_snapshot
+from rich.console import Console
+
+from hamfast.analysis import predict
+from hamfast.data import build_graph, read_snapshot
+from hamfast.errors import HamfastError
+from hamfast.targets import TargetSpec
+from hamfast.training import Run, load_model
+from hamfast.training.checkpoint import build_model, describe
+from hamfast.training.config import parse_config
+from hamfast.training.initial import check_compatible, take_weights
+
+A, B, C, D = 6, 7, 5, 8
+SHELLS = {A: (0, 0, 1, 2), B: (0, 1), C: (0, 1, 2), D: (0, 0, 1)}
+
+
+def config(**changes):
+    stage1 = {"irreps_mid": "4x0e+3x1o+2x2e+2x3o+2x4e", "num_basis": 8, "radial_hidden": 8, "embed_dim": 4}
+    content = {
+        "output": "o",
+        "precision": "float64",
+        "data": {"root": "r"},
+        "stage1": stage1 | {"num_blocks": 2},
+        "stage2": {"hidden": 8, "num_blocks": 1, "num_heads": 2, "num_basis": 4},
+    }
+    return parse_config(content | changes, "test")
+
+
+def trained(path, spec, settings, cutoff=3.0):
+    """A checkpoint with random numbers everywhere, in the normalisation too."""
+    model = build_model(settings, spec, 4.0)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype), alpha=0.3)
+    cutoffs = np.full((spec.num_species, spec.num_species), cutoff)
+    state = {f"model.{k}": v for k, v in model.state_dict().items()}
+    torch.save({"hamfast": describe(settings, model, cutoffs), "state_dict": state}, path)
+    return load_model(path)
+
+
+def spec_of(order, spinful=False):
+    return TargetSpec.from_mapping({z: SHELLS[z] for z in order}, spinful)
+
+
+def matrices(model, snapshot):
+    """The predicted blocks as matrices: they do not depend on how a model numbers elements and targets."""
+    graph = build_graph(snapshot, model.spec)
+    spec, out = model.spec, []
+    output = model(graph)
+    for irreps in (output.baseline, output.refined):
+        for n, pair in enumerate(graph.pair_species(spec.num_species).tolist()):
+            out.append(spec.to_blocks(irreps[n : n + 1], pair // spec.num_species, pair % spec.num_species).flatten())
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("spinful", [False, True], ids=["plain", "soc"])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [((A, B), (A, B)), ((A, B), (B, A)), ((A, B), (C, B, D, A)), ((A,), (B, A)), ((A, B, C), (C, A))],
+    ids=["same", "order", "more", "one-to-two", "fewer"],
+)
+def test_predictions_are_those_of_the_checkpoint(tmp_path, double, old, new, spinful):
+    """For structures of the elements that both know."""
+    settings = config()
+    source = trained(tmp_path / "model.ckpt", spec_of(old, spinful), settings)
+    spec = spec_of(new, spinful)
+    check_compatible(settings, spec, source, "test")
+    model = build_model(settings, spec, source.model.r_max)
+    words = take_weights(model, source)
+    common = [z for z in old if z in new]
+    assert words[0].startswith("taken from the checkpoint: stage 1 and stage 2; elements: ")
+    assert (len(words) == 2) == bool(set(new) - set(old))
+    snapshot = random_snapshot({z: SHELLS[z] for z in common}, (common * 3)[:4], spinful)
+    with torch.no_grad():
+        found, expected = matrices(model.eval(), snapshot), matrices(source.model, snapshot)
+    assert expected.abs().max() > 1e-2
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+
+
+def test_a_new_element_leaves_no_trace_of_others(tmp_path, double):
+    """Rows of elements that are not in the checkpoint are what they were before."""
+    settings = config()
+    source = trained(tmp_path / "model.ckpt", spec_of((A, B)), settings)
+    model = build_model(settings, spec_of((A, C)), source.model.r_max)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    take_weights(model, source)
+    after = model.state_dict()
+    embedding = "stage1.embedding.weight"
+    assert torch.equal(after[embedding].view(2, -1)[1], before[embedding].view(2, -1)[1])
+    # e3nn divides the product with a one-hot vector by the root of its length.
+    torch.testing.assert_close(after[embedding].view(2, -1)[0], source.model.state_dict()[embedding].view(2, -1)[0])
+    rows = after["stage2.pair_embedding.weight"]
+    assert torch.equal(rows[0], source.model.state_dict()["stage2.pair_embedding.weight"][0])
+    assert torch.equal(rows[1:], before["stage2.pair_embedding.weight"][1:])
+
+
+def test_a_new_second_stage_starts_fresh(tmp_path, double):
+    source = trained(tmp_path / "model.ckpt", spec_of((A,)), config(stage2=None, training={"stage2": None}))
+    settings = config()
+    check_compatible(settings, spec_of((A,)), source, "test")
+    model = build_model(settings, spec_of((A,)), source.model.r_max)
+    words = take_weights(model, source)
+    assert words[1] == "fresh: stage 2, which the checkpoint does not have"
+    snapshot = random_snapshot({A: SHELLS[A]}, [A, A])
+    with torch.no_grad():
+        graph = build_graph(snapshot, model.spec)
+        torch.testing.assert_close(model(graph).baseline, source.model(graph).baseline, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "spec", "message"),
+    [
+        ({"stage1": {"num_blocks": 1}}, (A, B), "stage1.irreps_mid: .* in the checkpoint.*stage1.num_blocks: 2 in the checkpoint, 1 in"),
+        ({"target": {"scale": "none"}}, (A, B), "target.scale: radial in the checkpoint, none in the configuration"),
+        ({}, (A, B, 42), r"the targets differ.*C \[0, 0, 1, 2\], N \[0, 1\] in the checkpoint, .*Mo \[3\] in the data"),
+        ({}, (7, 6), r"N has shells \[0, 1\] in the checkpoint, \[0\] in the data"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named(tmp_path, double, changes, spec, message):
+    source = trained(tmp_path / "model.ckpt", spec_of((A, B)), config())
+    shells = SHELLS | {42: (3,)} | ({7: (0,)} if spec == (7, 6) else {})
+    wanted = TargetSpec.from_mapping({z: shells[z] for z in spec}, False)
+    with pytest.raises(HamfastError, match=message):
+        check_compatible(config(**changes), wanted, source, "x")
+    with pytest.raises(HamfastError, match="made without spin-orbit coupling, the data are with it"):
+        check_compatible(config(), spec_of((A, B), True), source, "x")
+
+
+def test_fine_tuning_a_run(settings, tmp_path, fixtures):
+    """Graphene's model goes on with graphene and h-BN: the averaged weights and the normalisation come from the checkpoint."""
+    first = Run(parse_config(settings, "test")).train()
+    source = load_model(first)
+    snapshot = read_snapshot(fixtures / "graphene_1x1_001")
+    expected = predict(source, snapshot).refined.entries
+    root = tmp_path / "other"
+    for name in ("hBN_1x1_000", "graphene_1x1_000", "graphene_1x1_001"):
+        shutil.copytree(fixtures / name, root / "dft" / name)
+    split = {"train": ["hBN_1x1_000", "graphene_1x1_000"], "validate": ["graphene_1x1_001"]}
+    (root / "dataset_split.json").write_text(json.dumps(split))
+    settings["data"]["root"] = str(root)
+    settings["output"] += "_tuned"
+    settings["training"]["init_from"] = str(first)
+    for phase in ("stage1", "stage2"):
+        settings["training"][phase] |= {"learning_rate": 1e-12, "epochs": 2}
+    console = Console(record=True, width=100)
+    tuned = Run(parse_config(settings, "test"), console).train(stop_after_epoch=1)
+    assert tuned is None
+    assert "elements: C" in console.export_text(clear=False)
+    assert "fresh: what belongs to" in console.export_text()
+    first.unlink()  # a run that has begun does not need it
+    tuned = load_model(Run(parse_config(settings, "test")).train(resume=True))
+    assert {z for z, _ in tuned.model.spec.shells} == {5, 6, 7}
+    found = predict(tuned, snapshot).refined.entries
+    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+
+
+def test_the_checkpoint_must_be_there(settings, tmp_path):
+    settings["training"]["init_from"] = str(tmp_path / "nowhere.ckpt")
+    with pytest.raises(HamfastError, match="training.init_from: .*nowhere.ckpt: checkpoint not found"):
+        Run(parse_config(settings, "test")).train()
+    assert not (tmp_path / "run").exists()
