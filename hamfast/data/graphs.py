@@ -96,6 +96,8 @@ def build_graph(
 
 REACH = 0.5
 """Angstrom: a list of pairs that ends so much before the trained cutoff was cut short."""
+SLACK = 0.1
+"""Angstrom: the longest pair of a few displaced structures falls so much short of the code's own cutoff."""
 
 
 def trained_pairs(snapshot: Snapshot, species: np.ndarray, pair_cutoffs: np.ndarray) -> np.ndarray:
@@ -116,7 +118,7 @@ def trained_pairs(snapshot: Snapshot, species: np.ndarray, pair_cutoffs: np.ndar
         return within
     name = "Hamiltonian" if snapshot.hamiltonian is not None else "overlap"
     limit = pair_cutoffs[species[given.pairs[:, 3]], species[given.pairs[:, 4]]]
-    too_long = np.linalg.norm(snapshot.pair_vectors(given.pairs), axis=1) > limit + REACH
+    too_long = np.linalg.norm(snapshot.pair_vectors(given.pairs), axis=1) > limit + SLACK
     if too_long.any():
         longest = float(np.linalg.norm(snapshot.pair_vectors(given.pairs), axis=1).max())
         warnings.warn(

@@ -267,21 +267,26 @@ LIKELY = {
 
 
 @pytest.mark.parametrize("there", ["both", "hamiltonian", "overlap"])
-@pytest.mark.parametrize("how", list(LIKELY))
-@pytest.mark.parametrize("label", ["graphene_1x1_001", "hBN_1x1_000", "MoS2_1x1_000"])
+@pytest.mark.parametrize(
+    "label, how",
+    [
+        (label, how)
+        for label in ("graphene_1x1_001", "hBN_1x1_000", "MoS2_1x1_000")
+        for how in LIKELY
+        if (label, how) != ("graphene_1x1_001", "elements")  # it has one
+    ],
+)
 def test_what_looks_exchanged_is_told_with_its_cause(fixtures, label, how, there):
     snapshot = read_snapshot(fixtures / label)
     snapshot.info = {}
     if there != "both":
         setattr(snapshot, {"hamiltonian": "overlap", "overlap": "hamiltonian"}[there], None)
-    if how == "elements" and len(snapshot.elements) == 1:
-        pytest.skip("one element")
     snapshot = exchanged(snapshot, how)
-    try:
-        check_snapshot(snapshot, "here")
-    except HamfastError as error:  # elements of different shells
-        assert "has shape" in str(error)
+    if label.startswith("MoS2") and how in ("i and j", "elements"):  # other shells: blocks do not fit
+        with pytest.raises(HamfastError, match="has shape"):
+            check_snapshot(snapshot, "here")
         return
+    check_snapshot(snapshot, "here")
     with pytest.warns(DataWarning, match=f"here: .*{LIKELY[how]}"):
         warn_of_mix_ups(snapshot, "here")
 
