@@ -378,9 +378,9 @@ def run(command) -> int:
     return 0
 
 
-def main() -> None:
-    """Entry point."""
-    status = run(app)
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; ``arguments`` in place of those of the command line."""
+    status = run(lambda: app(arguments))
     if status:
         raise SystemExit(status)
 

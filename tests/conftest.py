@@ -58,3 +58,21 @@ def legacy() -> Path:
 def graphene() -> Path:
     """The bundled training set."""
     return HERE.parent / "examples" / "graphene"
+
+
+@pytest.fixture
+def hamfast(capsys):
+    """Runs a command in this process: ``status, output, errors = hamfast("data", "info", folder)``."""
+    from hamfast.cli import main
+
+    def call(*arguments):
+        capsys.readouterr()
+        try:
+            main([str(a) for a in arguments])
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        output, errors = capsys.readouterr()
+        return status, output, errors
+
+    return call

@@ -128,3 +128,35 @@ def random_snapshot(shells, numbers, spinful=False, seed=0, cutoff=3.0) -> Snaps
     base.hamiltonian = matrix(2 if spinful else 1, 1.0, 0.0, spinful)
     base.overlap = matrix(1, 0.002, 1.0, False)
     return base
+
+
+def tiny_checkpoint(path, folders, blocks=1):
+    """A checkpoint as a training writes it, of a small network with random weights; nothing is trained."""
+    from hamfast.data import GraphDataset, dataset_spec
+    from hamfast.training.checkpoint import AtomicCheckpointIO, build_model, describe
+    from hamfast.training.config import parse_config
+    from hamfast.training.train import pair_cutoffs
+
+    small = {"irreps_mid": "4x0e+2x1o+2x2e+1x3o+1x4e", "num_basis": 8, "embed_dim": 4, "num_blocks": blocks}
+    content = {
+        "output": "nowhere",
+        "data": {"root": "nowhere"},
+        "stage1": small,
+        "stage2": {"hidden": 8, "num_blocks": 1},
+    }
+    config, spec = parse_config(content, "kit"), dataset_spec(folders)
+    torch.manual_seed(0)
+    dataset = GraphDataset(folders, spec, None)
+    cutoffs = pair_cutoffs(dataset, spec)
+    model = build_model(config, spec, float(cutoffs.max()))
+    model.normalization.fit(dataset)
+    weights = {f"model.{name}": value for name, value in model.state_dict().items()}
+    about = describe(config, model, cutoffs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    AtomicCheckpointIO().save_checkpoint({"hamfast": about, "state_dict": weights, "ema": None}, path)
+    return path
+
+
+def tree(folder):
+    """What every file under a folder holds."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

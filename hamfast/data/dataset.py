@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from hamfast.data.formats import dataset_shells, read_snapshot
 from hamfast.data.graphs import build_graph
 from hamfast.data.h5 import replacing
-from hamfast.errors import HamfastError
+from hamfast.errors import DataWarning, HamfastError
 from hamfast.graph import CrystalGraph, batch_graphs
 from hamfast.targets import TargetSpec
 from hamfast.version import __version__
@@ -62,7 +62,9 @@ class GraphDataset(Dataset):
             _check(graph, self.spec, self.dtype)
             return graph
         except Exception as error:  # what a damaged file raises depends on where it is damaged
-            warnings.warn(f"{path}: damaged ({type(error).__name__}); the structure is prepared again", stacklevel=1)
+            warnings.warn(
+                f"{path}: damaged ({type(error).__name__}); the structure is prepared again", DataWarning, stacklevel=1
+            )
             return None
 
     def _keep(self, graph: CrystalGraph, path: Path) -> None:
@@ -76,6 +78,7 @@ class GraphDataset(Dataset):
                 reason = " ".join(str(error).split())
                 warnings.warn(
                     f"{path.parent}: prepared graphs cannot be kept, each epoch prepares them again ({reason[:200]})",
+                    DataWarning,
                     stacklevel=1,
                 )
 

@@ -79,3 +79,56 @@ def test_order_of_pairs_does_not_matter_but_the_set_does():
             snapshot,
             BlockMatrix.from_blocks(predicted.pairs[:-1], [predicted.block(n) for n in range(len(predicted) - 1)]),
         )
+
+
+@pytest.mark.parametrize("spinful", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_gauge_is_removed_in_the_norm_that_is_reported(spinful, seed):
+    """Never more than without, and no other mu on a fine grid gives less."""
+    from hamfast.analysis.metrics import remove_gauge, reordered
+
+    snapshot = random_snapshot({6: (0, 1)}, [6, 6], spinful, seed=seed)
+    h = snapshot.hamiltonian
+    rng = np.random.default_rng(seed)
+    difference = rng.standard_t(1.5, size=h.entries.shape) * (1 + (1j if spinful else 0)) + 0.3 * (h.entries != 0)
+    mu, rest = remove_gauge(difference, h, snapshot)
+    s = reordered(snapshot.overlap, h.pairs, spins=2 if spinful else 1, shapes=h.shapes).entries
+    found = np.abs(rest).mean()
+    np.testing.assert_allclose(rest, difference - mu * s)
+    assert found <= np.abs(difference).mean()
+    grid = np.linspace(mu - 2, mu + 2, 4001)
+    assert found <= min(np.abs(difference - x * s).mean() for x in grid) * (1 + 1e-9)
+
+
+def test_band_errors_are_means_over_structures_and_stand_beside():
+    """A rigid shift of the conduction band of a dimerised chain: gap and edge off by it, on every k-point."""
+    from test_shift_invert import chain
+
+    snapshot = chain(4, 0.0, dimer=0.5)
+    wider = chain(4, 0.0, dimer=0.6).hamiltonian
+    sums = ErrorSums()
+    sums.add(snapshot, wider)
+    sums.add_eigenvalues(snapshot, wider)
+    found = sums.summary()
+    # E = +- sqrt(t1^2 + t2^2 + 2 t1 t2 cos k): the gap is 2 |t1 - t2|, 2.0 and 2.4 eV, and symmetric about 0.
+    numbers = found["bands_by_structure"]["chain"]
+    assert numbers["gap_DFT"] == pytest.approx(2000)
+    assert numbers["gap_predicted"] == pytest.approx(2400)
+    assert found["gap_error"] == pytest.approx(400)
+    assert found["valence_edge_error"] + found["conduction_edge_error"] == pytest.approx(400)
+    assert found["eigenvalue_shift"] <= 200
+    assert found["eigenvalue_MAE"] > 0
+
+
+def test_without_electrons_the_fermi_level_of_the_code_counts_them():
+    from test_shift_invert import chain
+
+    snapshot = chain(4, 0.0, dimer=0.5)
+    snapshot.occupation, snapshot.fermi_energy = None, 0.1
+    sums = ErrorSums()
+    sums.add_eigenvalues(snapshot, snapshot.hamiltonian)
+    assert sums.bands["chain"].gap_DFT == pytest.approx(2000)
+    snapshot.fermi_energy = None
+    nothing = ErrorSums()
+    nothing.add_eigenvalues(snapshot, snapshot.hamiltonian)
+    assert not nothing.bands
