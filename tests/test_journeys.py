@@ -1,0 +1,76 @@
+"""Every command line of the README and of docs/, run as a user types it, in a folder with a space and a bracket in its name."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PLACEHOLDERS = {"DIR": "my set [1]", "LABEL": "graphene_1x1_000", "NAME": "my set [1]"}
+SMALL = {"irreps_mid": "4x0e+2x1o+2x2e+1x3o+1x4e", "num_basis": 8, "embed_dim": 4, "num_blocks": 1}
+
+
+def command_lines(page):
+    """Lines of code blocks that begin with ``hamfast``, without their comments."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.M | re.S)
+    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("hamfast ")]
+
+
+JOURNEYS = [page for page in PAGES if command_lines(page)]
+
+
+def fill(line):
+    for name, value in PLACEHOLDERS.items():
+        line = re.sub(rf"\b{name}\b", lambda _, value=value: value, line)
+    return line
+
+
+def words_of(line):
+    """As a shell splits them, names with spaces quoted as a user would."""
+    return [fill(word) for word in shlex.split(line)]
+
+
+@pytest.mark.parametrize("page", JOURNEYS, ids=lambda page: page.name)
+def test_the_commands_of_a_page_in_their_order(tmp_path, fixtures, page):
+    here = tmp_path / "my [work] folder"
+    for label in ("graphene_1x1_000", "graphene_1x1_001"):
+        shutil.copytree(fixtures / label, here / PLACEHOLDERS["DIR"] / "dft" / label)
+    for n in range(4):
+        shutil.copytree(fixtures / "graphene_1x1_000", here / PLACEHOLDERS["DIR"] / "dft" / f"copy {n}")
+    environment = os.environ | {"COLUMNS": "80"}
+    for line in command_lines(page):
+        words = words_of(line)
+        done = subprocess.run([sys.executable, "-m", *words], cwd=here, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, (line, done.stderr)
+        assert "Traceback" not in done.stderr
+        if words[1] == "config" and (here / words[2]).exists():
+            make_small(here / words[2])
+        for path in re.findall(r"^(?:wrote|model:) (.+)$", done.stdout, re.M):
+            assert (here / path).exists(), (line, done.stdout)
+        if words[1] == "train":  # a terminal's width
+            assert (
+                max(len(text) for text in done.stdout.splitlines() if not text.startswith(("model:", "structures")))
+                <= 80
+            )
+
+
+def make_small(path):
+    """The configuration that the command wrote, with a network and a training for a test."""
+    config = yaml.safe_load(path.read_text())
+    config["stage1"] |= SMALL
+    config["stage2"] |= {"hidden": 8, "num_blocks": 1}
+    for phase in ("stage1", "stage2"):
+        config["training"][phase]["epochs"] = 2
+    path.write_text(yaml.safe_dump(config))
+
+
+def test_there_are_journeys():
+    assert {"README.md", "training.md"} <= {page.name for page in JOURNEYS}
