@@ -86,7 +86,7 @@ class SafetyNet(Callback):
 
     def sentence(self, trainer: lightning.Trainer, module: Any) -> str:
         key = f"training.{'stage2' if module.phase == 'stage2' else 'stage1'}"
-        rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        rate = module.settings.learning_rate * module.lr_factor
         return (
             f"{module.phase}: after epoch {trainer.current_epoch + 1} the loss is not a number, at a learning rate of {rate:.2g}; "
             f"{self.checkpoints.last_path} holds the last weights that are numbers: lower {key}.learning_rate"
