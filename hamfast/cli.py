@@ -63,7 +63,7 @@ def config(
         raise HamfastError(f"{output}: exists already")
     with replacing(output) as temporary:
         temporary.write_text(text)
-    console.print(f"wrote {output}")
+    console.print(f"wrote {output}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

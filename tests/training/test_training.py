@@ -134,6 +134,9 @@ def test_damaged_and_foreign_checkpoints(tmp_path):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(HamfastError, match="not a readable checkpoint, perhaps truncated"):
         load_model(path)
+    torch.save({"hamfast": {"format": 1}, "state_dict": {}}, path)
+    with pytest.raises(HamfastError, match="not a complete checkpoint of hamfast .*KeyError: 'shells'"):
+        load_model(path)
     torch.save({"weights": 1}, path)
     with pytest.raises(HamfastError, match="not a checkpoint of hamfast"):
         load_model(path)
