@@ -1,4 +1,5 @@
-"""Checkpoints: written to a temporary name and renamed, self-contained, loadable on any machine and device."""
+"""Checkpoints: written to a temporary name and renamed, self-contained, loadable on any machine and
+device."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
         """Raises HamfastError if the file cannot be written."""
-        # In memory first: on a full disk torch's own writer raises what does not say so, or ends the process.
+        # In memory first: on a full disk torch's own writer raises what does not say so, or ends
+        # the process.
         content = io.BytesIO()
         torch.save(checkpoint, content)
         try:
@@ -85,7 +87,8 @@ def build_model(config: Config, spec: TargetSpec, r_max: float) -> Cascade:
         r_max: angstrom, where the radial functions of the target normalisation end.
 
     Raises:
-        HamfastError: the irreps of the configuration cannot make the targets, or the memory is too small.
+        HamfastError: the irreps of the configuration cannot make the targets, or the memory is too
+            small.
     """
     try:
         return Cascade(

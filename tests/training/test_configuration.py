@@ -1,4 +1,5 @@
-"""Configurations: what is refused and how, what a template holds, and a search through everything a user may write."""
+"""Configurations: what is refused and how, what a template holds, and a search through everything a
+user may write."""
 
 import re
 import subprocess

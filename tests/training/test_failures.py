@@ -1,4 +1,5 @@
-"""What fails ends in one sentence, and the run can go on: divergence, full disks, damaged caches, splits, folders."""
+"""What fails ends in one sentence, and the run can go on: divergence, full disks, damaged caches,
+splits, folders."""
 
 import json
 import math
