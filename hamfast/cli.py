@@ -96,7 +96,7 @@ def config(
 ) -> None:
     """Write a commented configuration: every key with its default, or a ready one for a published database."""
     from hamfast.configs import preset_names, preset_text
-    from hamfast.data.h5 import replacing
+    from hamfast.data.h5 import write_text
     from hamfast.data.summary import suggestions
     from hamfast.training import config_template
 
@@ -109,8 +109,7 @@ def config(
         return
     if output.exists():
         raise HamfastError(f"{output}: exists already")
-    with replacing(output) as temporary:
-        temporary.write_text(text)
+    write_text(output, text)
     say(f"wrote {output}")
 
 

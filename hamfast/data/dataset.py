@@ -21,12 +21,14 @@ from hamfast.version import __version__
 
 
 class GraphDataset(Dataset):
-    """Crystal graphs of structure folders, read one at a time; each is prepared once and kept in ``cache``.
+    """Crystal graphs of structure folders, read one at a time; each is prepared once and kept in
+    ``cache``.
 
     Args:
         folders: one per structure.
         spec: elements and orbitals.
-        cache: folder of prepared graphs, shared by any number of processes; None prepares them every time.
+        cache: folder of prepared graphs, shared by any number of processes; None prepares them
+            every time.
         dtype: of vectors and targets.
     """
 

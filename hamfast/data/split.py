@@ -20,11 +20,12 @@ WHAT_FOR = {
 
 
 def read_split(root: Path, file: Path | None = None) -> dict[str, list[Path]]:
-    """The folders of each part, from ``dataset_split.json``. A set without a test part has no key ``test``.
+    """The folders of each part, from ``dataset_split.json``. A set without a test part has no key
+    ``test``.
 
     Raises:
-        HamfastError: no such file, not lists of labels, an unknown part or label, a label twice, or nothing to train or
-            validate with.
+        HamfastError: no such file, not lists of labels, an unknown part or label, a label twice, or
+            nothing to train or validate with.
     """
     path = file if file is not None else root / SPLIT_FILE
     content = _read(path, root)
@@ -90,7 +91,8 @@ def write_split(root: Path, fractions: Sequence[float], seed: int, *, overwrite:
         overwrite: replace a file that is there.
 
     Raises:
-        HamfastError: fractions do not fit, a part would be empty, or the file exists and ``overwrite`` is not set.
+        HamfastError: fractions do not fit, a part would be empty, or the file exists and
+            ``overwrite`` is not set.
     """
     path = root / SPLIT_FILE
     if path.exists() and not overwrite:

@@ -40,7 +40,8 @@ def suggest(shells: Iterable[Sequence[int]], spinful: bool, longest: float) -> d
 
 
 def suggestions(root: Path) -> dict[str, dict[str, Any]] | None:
-    """:func:`suggest` for a data set, and a name for its run; None where ``root`` is no data set that can be read."""
+    """:func:`suggest` for a data set, and a name for its run; None where ``root`` is no data set
+    that can be read."""
     try:
         folders = find_structures(root)
         spec = dataset_shells(folders)
@@ -126,5 +127,6 @@ def _irreps(spec: ShellSpec) -> str:
 
 
 def _step_memory(edges: int, l_max: int) -> float:
-    """Bytes: about 12 float32 edge tensors of the hidden irreps are kept per update, of which there are 6."""
+    """Bytes: about 12 float32 edge tensors of the hidden irreps are kept per update, of which there
+    are 6."""
     return 6 * 12.0 * edges * sum(mul * (2 * l + 1) for l, mul in enumerate(MULTIPLICITIES[: l_max + 1])) * 4

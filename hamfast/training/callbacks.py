@@ -19,7 +19,8 @@ from hamfast.training.config import SafetyConfig
 class Checkpoints(Callback):
     """``last.ckpt`` after every epoch, ``best.ckpt`` whenever the validation loss improves.
 
-    ``last.ckpt`` of the state before the first epoch is written too, so an interrupted run always has one.
+    ``last.ckpt`` of the state before the first epoch is written too, so an interrupted run always
+    has one.
     """
 
     def __init__(self, folder: Path, resumed: bool):
@@ -36,11 +37,13 @@ class Checkpoints(Callback):
         return self.folder / "last.ckpt"
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        # Saving waits for all processes, so whether to save must not depend on a file that one of them writes.
+        # Saving waits for all processes, so whether to save must not depend on a file that one of
+        # them writes.
         if not self.resumed:
             trainer.save_checkpoint(self.last_path)
 
-    # After the safety net has acted and Lightning has closed the epoch, so that a resumed run starts at the next one.
+    # After the safety net has acted and Lightning has closed the epoch, so that a resumed run
+    # starts at the next one.
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         loss = float(trainer.callback_metrics["val_loss_meV"])
         if loss < self.best:
@@ -59,8 +62,9 @@ class SafetyNet(Callback):
     """Reloads the best weights at a lower learning rate when the validation loss diverges.
 
     Raises:
-        HamfastError: the loss or the weights are not numbers before there were any best weights. Nothing that is not a number
-            reaches ``last.ckpt``: this comes before :class:`Checkpoints`.
+        HamfastError: the loss or the weights are not numbers before there were any best weights.
+            Nothing that is not a number reaches ``last.ckpt``: this comes before
+            :class:`Checkpoints`.
     """
 
     def __init__(self, settings: SafetyConfig, checkpoints: Checkpoints, console: Console | None):
@@ -86,7 +90,7 @@ class SafetyNet(Callback):
 
     def sentence(self, trainer: lightning.Trainer, module: Any) -> str:
         key = f"training.{'stage2' if module.phase == 'stage2' else 'stage1'}"
-        rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        rate = module.settings.learning_rate * module.lr_factor
         return (
             f"{module.phase}: after epoch {trainer.current_epoch + 1} the loss is not a number, at a learning rate of {rate:.2g}; "
             f"{self.checkpoints.last_path} holds the last weights that are numbers: lower {key}.learning_rate"
@@ -126,7 +130,8 @@ def duration(seconds: float) -> str:
 
 
 class Progress(Callback):
-    """A line of at most 80 columns per epoch (and every few seconds): losses in meV, learning rate, time left."""
+    """A line of at most 80 columns per epoch (and every few seconds): losses in meV, learning rate,
+    time left."""
 
     def __init__(self, console: Console, phase: str, every: float = 8.0):
         self.console, self.phase, self.every = console, phase, every

@@ -1,4 +1,5 @@
-"""Checkpoints: written to a temporary name and renamed, self-contained, loadable on any machine and device."""
+"""Checkpoints: written to a temporary name and renamed, self-contained, loadable on any machine and
+device."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
         """Raises HamfastError if the file cannot be written."""
-        # In memory first: on a full disk torch's own writer raises what does not say so, or ends the process.
+        # In memory first: on a full disk torch's own writer raises what does not say so, or ends
+        # the process.
         content = io.BytesIO()
         torch.save(checkpoint, content)
         try:
@@ -85,7 +87,8 @@ def build_model(config: Config, spec: TargetSpec, r_max: float) -> Cascade:
         r_max: angstrom, where the radial functions of the target normalisation end.
 
     Raises:
-        HamfastError: the irreps of the configuration cannot make the targets, or the memory is too small.
+        HamfastError: the irreps of the configuration cannot make the targets, or the memory is too
+            small.
     """
     try:
         return Cascade(
@@ -139,18 +142,24 @@ def load_model(path: Path | str, device: str | torch.device = "cpu", dtype: torc
     """
     checkpoint = read_checkpoint(Path(path))
     about = checkpoint["hamfast"]
-    config = parse_config(about["config"], str(path))
-    pair_cutoffs = np.array(about["pair_cutoffs"])
-    model = build_model(config, spec_of(about), float(about.get("r_max", pair_cutoffs.max())))
-    weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
-    weights.update(checkpoint["ema"]["weights"] if checkpoint.get("ema") else {})
+    try:
+        spec, pair_cutoffs = spec_of(about), np.array(about["pair_cutoffs"], dtype=float)
+        r_max, versions = float(about.get("r_max", pair_cutoffs.max())), about["versions"]
+        weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+        weights.update(checkpoint["ema"]["weights"] if checkpoint.get("ema") else {})
+        content = about["config"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise HamfastError(f"{path}: not a complete checkpoint of hamfast ({type(error).__name__}: {error})") from error
+    config = parse_config(content, str(path))
     check_finite(weights, path)
+    model = build_model(config, spec, r_max)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise HamfastError(f"{path}: the weights do not fit the model of its own configuration: {error}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise HamfastError(f"{path}: the weights do not fit the model of its own configuration: {reason}") from error
     model.to(device=device, dtype=dtype or getattr(torch, config.precision)).eval().requires_grad_(False)
-    return LoadedModel(model, config, pair_cutoffs, about["versions"])
+    return LoadedModel(model, config, pair_cutoffs, versions)
 
 
 def check_finite(weights: dict[str, torch.Tensor], where: Path | str) -> None:

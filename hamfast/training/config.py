@@ -1,4 +1,5 @@
-"""The training configuration: every key with its default and meaning, read from YAML or TOML and checked.
+"""The training configuration: every key with its default and meaning, read from YAML or TOML and
+checked.
 
 Neither torch nor e3nn is imported here: ``hamfast config`` starts without them.
 """
@@ -22,7 +23,8 @@ MOST_EPOCHS, WIDEST = 1_000_000, 65_536
 
 
 def _path(value: str) -> str:
-    """Names that no file system takes would otherwise be tracebacks wherever they are first used."""
+    """Names that no file system takes would otherwise be tracebacks wherever they are first
+    used."""
     if not value.strip() or not value.isprintable():
         raise ValueError(f"expected the name of a file or folder, found {value!r}")
     if len(value) > 4000 or any(len(part.encode()) > 255 for part in value.split("/")):
@@ -217,7 +219,8 @@ def load_config(path: Path) -> Config:
     """Reads a YAML or TOML file.
 
     Raises:
-        HamfastError: unreadable, or a key is unknown, missing, given twice or has a wrong value; the message names each key.
+        HamfastError: unreadable, or a key is unknown, missing, given twice or has a wrong value;
+            the message names each key.
     """
     return parse_config(read_mapping(Path(path)), str(path))
 
@@ -263,8 +266,9 @@ def config_template(
     Args:
         root: of the data set.
         output: folder of the run; default: ``runs/my_run``, or what the suggestions say.
-        suggestions: section -> key -> value in place of a default, see :func:`hamfast.data.summary.suggest`. Its comment says
-            that the value comes from the data. Keys of the top level stand in the section ``""``.
+        suggestions: section -> key -> value in place of a default, see
+            :func:`hamfast.data.summary.suggest`. Its comment says that the value comes from the
+            data. Keys of the top level stand in the section ``""``.
     """
     lines = ["# hamfast training configuration: every key, with its default."]
     if suggestions:

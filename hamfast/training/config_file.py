@@ -15,7 +15,8 @@ SUFFIXES = (".yaml", ".yml", ".toml")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: a key stands once, and 1e-3 is a number (in YAML 1.1 it lacks a dot)."""
+    """YAML as people write it: a key stands once, and 1e-3 is a number (in YAML 1.1 it lacks a
+    dot)."""
 
     def construct_mapping(self, node, deep=False):
         lines: dict[Any, int] = {}
@@ -41,7 +42,8 @@ def read_mapping(path: Path) -> dict:
     """The content of a configuration file.
 
     Raises:
-        HamfastError: missing, a folder, of another kind or encoding, badly written, or a key is given twice.
+        HamfastError: missing, a folder, of another kind or encoding, badly written, or a key is
+            given twice.
     """
     text = read_text(path)
     if path.suffix not in SUFFIXES:

@@ -21,7 +21,8 @@ MAY_CHANGE = re.compile(
     r"output|accelerator|threads|data\.(batch_size|num_workers|cache)|training\.stage2_rate|training\.stage[12]\."
     r"(epochs|learning_rate|schedule|warmup_steps|final_fraction|clip|ema|weight_decay|rotate|rotate_angle|safety\.\w+)"
 )
-"""Keys that a resumed run may have otherwise: they change the way to the weights, not what is learned from what."""
+"""Keys that a resumed run may have otherwise: they change the way to the weights, not what is
+learned from what."""
 
 
 class RunFolder:
@@ -62,8 +63,8 @@ class RunFolder:
         """Takes the folder for this process: a new one, or that of the run to be continued.
 
         Raises:
-            HamfastError: another process has it; it holds a run, or nothing to resume, or a run that cannot go on with this
-                configuration; it cannot be written.
+            HamfastError: another process has it; it holds a run, or nothing to resume, or a run
+                that cannot go on with this configuration; it cannot be written.
         """
         if resume and not (self.path / CONFIG_FILE).is_file():
             raise HamfastError(f"{self.path}: nothing to resume, {CONFIG_FILE} is not there")
@@ -162,7 +163,8 @@ class RunFolder:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (old value, new value) of every key that differs; a section that is new or gone counts as one."""
+    """Dotted key -> (old value, new value) of every key that differs; a section that is new or gone
+    counts as one."""
     found: dict[str, tuple[Any, Any]] = {}
     for key in {**before, **now}:
         old, new = before.get(key), now.get(key)

@@ -1,4 +1,5 @@
-"""``metrics.csv``: one row per epoch, the whole history of a phase in one file however often it is resumed."""
+"""``metrics.csv``: one row per epoch, the whole history of a phase in one file however often it is
+resumed."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ FIELDS = (
 
 
 class History(Callback):
-    """Writes a row at the end of each epoch, before its checkpoint: what a checkpoint has behind it is in the file.
+    """Writes a row at the end of each epoch, before its checkpoint: what a checkpoint has behind it
+    is in the file.
 
     Args:
         path: of the file.
@@ -52,7 +54,8 @@ class History(Callback):
 
 
 def start_at(path: Path, epoch: int) -> None:
-    """Keeps the rows of the epochs before ``epoch``: a run that is resumed there repeats the others.
+    """Keeps the rows of the epochs before ``epoch``: a run that is resumed there repeats the
+    others.
 
     A row that was cut off when the process was killed belongs to an epoch that is repeated.
     """

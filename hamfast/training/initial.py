@@ -1,4 +1,5 @@
-"""Weights to start from: those of a checkpoint, also for other elements where the targets allow it."""
+"""Weights to start from: those of a checkpoint, also for other elements where the targets allow
+it."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def check_compatible(config: Config, spec: TargetSpec, source: LoadedModel, wher
     """Can the model of this configuration and data start from the weights of ``source``?
 
     Raises:
-        HamfastError: the models differ, or spin, a common element's shells, or the targets do; the message names what.
+        HamfastError: the models differ, or spin, a common element's shells, or the targets do; the
+            message names what.
     """
     models = [c.model_dump(include={"target", "stage1", "stage2"}) for c in (source.config, config)]
     if config.stage2 is None or source.config.stage2 is None:  # a second stage may be new, or left out
@@ -59,7 +61,8 @@ def _orbitals(spec: TargetSpec) -> str:
 
 @dataclass
 class _Maps:
-    """For each species, species pair and target entry of the new model its number in the old one, or -1."""
+    """For each species, species pair and target entry of the new model its number in the old one,
+    or -1."""
 
     old: TargetSpec
     new: TargetSpec
@@ -82,7 +85,8 @@ class _Maps:
 
 
 def _entries(spec: TargetSpec) -> Iterator[tuple[int, Channel, int]]:
-    """(real or imaginary half, channel, number within the channel) of each entry of ``spec.irreps``."""
+    """(real or imaginary half, channel, number within the channel) of each entry of
+    ``spec.irreps``."""
     for half in range(2 if spec.spinful else 1):
         for channel in spec.channels:
             l1, _, l2, _ = channel
@@ -93,11 +97,12 @@ def _entries(spec: TargetSpec) -> Iterator[tuple[int, Channel, int]]:
 
 
 def take_weights(model: Cascade, source: LoadedModel) -> list[str]:
-    """Copies the checkpoint's weights, element by element and element pair by element pair; new ones stay as they are.
+    """Copies the checkpoint's weights, element by element and element pair by element pair; new
+    ones stay as they are.
 
     Args:
-        model: of a configuration that :func:`check_compatible` accepts, with ``r_max`` of the checkpoint; its normalisation is
-            fitted to the new data.
+        model: of a configuration that :func:`check_compatible` accepts, with ``r_max`` of the
+            checkpoint; its normalisation is fitted to the new data.
         source: the checkpoint.
 
     Returns:
@@ -165,7 +170,8 @@ def _copy_rows(new: Tensor, old: Tensor, rows: Tensor) -> None:
 
 
 def _copy_species(module, other, old: Tensor, value: Tensor, rows: Tensor) -> None:
-    """One matrix per species; e3nn divides by the root of the number of inputs, which counts the species."""
+    """One matrix per species; e3nn divides by the root of the number of inputs, which counts the
+    species."""
     known = torch.nonzero(rows >= 0).flatten()
     scale = (module.species / other.species) ** 0.5
     parts = zip(module.pairs, torch.split(value, module.sizes), torch.split(old, other.sizes), strict=True)
@@ -175,7 +181,8 @@ def _copy_species(module, other, old: Tensor, value: Tensor, rows: Tensor) -> No
 
 
 def _copy_output(module: Linear, other: Linear, key: str, old: Tensor, value: Tensor, entries: Tensor) -> None:
-    """The last linear map of stage 1 has an output for each target entry, in the order of the data set's channels."""
+    """The last linear map of stage 1 has an output for each target entry, in the order of the data
+    set's channels."""
     if key == "bias":  # for the scalars only
         number = {o: n for n, o in enumerate(_scalars(other))}
         value.copy_(old[[number[int(entries[o])] for o in _scalars(module)]])

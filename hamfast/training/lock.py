@@ -22,12 +22,14 @@ LOCK_FILE = "run.lock"
 def identity(pid: int) -> dict | None:
     """Host, number and start time of a process; None if this host has no such process.
 
-    A number is given to another process once its owner has ended; the start time tells the two apart.
+    A number is given to another process once its owner has ended; the start time tells the two
+    apart.
     """
     found = {"host": socket.gethostname(), "pid": pid, "started": None}
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        # A zombie has ended, only its parent has not looked yet. Field 22 counts clock ticks since the machine started.
+        # A zombie has ended, only its parent has not looked yet. Field 22 counts clock ticks since
+        # the machine started.
         return None if fields[0] in "ZX" else found | {"started": int(fields[19])}
     except FileNotFoundError:
         if Path("/proc/self/stat").exists():
@@ -62,7 +64,8 @@ class RunLock:
         """Takes the lock, also from a process of this host that is dead.
 
         Raises:
-            HamfastError: a living process, or one of another host, has it; the folder cannot be written.
+            HamfastError: a living process, or one of another host, has it; the folder cannot be
+                written.
         """
         try:
             with self._alone() as file:
@@ -102,7 +105,8 @@ class RunLock:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator:
-        """The open file, for one process at a time: of two that find a dead owner only one takes over."""
+        """The open file, for one process at a time: of two that find a dead owner only one takes
+        over."""
         while True:
             with open(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8") as file:
                 if fcntl is not None:

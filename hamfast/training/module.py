@@ -21,13 +21,15 @@ MEV = 1e3
 
 
 class Deal(Protocol):
-    """How structures are dealt out to the processes; :class:`hamfast.training.sampler.EpochSampler`."""
+    """How structures are dealt out to the processes;
+    :class:`hamfast.training.sampler.EpochSampler`."""
 
     rank: int
     world: int
 
     def real(self, batch: int) -> tuple[int, int]:
-        """Structures of a batch that are no repeats: of this process (they come first), and of all."""
+        """Structures of a batch that are no repeats: of this process (they come first), and of
+        all."""
 
     def position(self, batch: int, number: int) -> int:
         """Place in the epoch of the structure with this number in this process's batch."""
@@ -36,7 +38,8 @@ class Deal(Protocol):
 class CascadeTraining(lightning.LightningModule):
     """One phase: ``stage1``, ``stage2`` or ``joint``.
 
-    The loss is a mean over structures of means over matrix elements. Any split of a batch over processes gives the same
+    The loss is a mean over structures of means over matrix elements. Any split of a batch over
+    processes gives the same
     gradient: structures that only fill up a process's batch have no weight.
     """
 
@@ -89,7 +92,8 @@ class CascadeTraining(lightning.LightningModule):
     # --- loss -----------------------------------------------------------------------------------------------------
 
     def errors(self, graph: CrystalGraph, difference: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean square (eV^2) and mean absolute error (eV) over matrix elements, one per structure."""
+        """Mean square (eV^2) and mean absolute error (eV) over matrix elements, one per
+        structure."""
         spec, pair = self.model.spec, graph.pair_species(self.model.spec.num_species)
         count = self._per_graph(graph, self.elements[pair])
         square = self._per_graph(graph, (difference.square() * self.component_weight[pair]).sum(1)) / count
@@ -109,14 +113,16 @@ class CascadeTraining(lightning.LightningModule):
         deal = self.deals["train"]
         # In meV, where numbers are of order one.
         per_structure = square * MEV**2 if self.settings.loss == "mse" else absolute * MEV
-        # Gradients are averaged over the processes, each of which may have another number of structures.
+        # Gradients are averaged over the processes, each of which may have another number of
+        # structures.
         return per_structure.sum() * (deal.world / deal.real(batch_idx)[1])
 
     def validation_step(self, batch: CrystalGraph, batch_idx: int) -> None:
         self._errors_of(batch, batch_idx, "val")
 
     def _errors_of(self, batch: CrystalGraph, batch_idx: int, part: str) -> tuple[Tensor, Tensor]:
-        """:meth:`errors` of the structures that are no repeats; they are added up for the epoch's means."""
+        """:meth:`errors` of the structures that are no repeats; they are added up for the epoch's
+        means."""
         real, _ = self.deals[part].real(batch_idx)
         square, absolute = self.errors(batch, self.predict(batch) - batch.known_target())
         square, absolute = square[:real], absolute[:real]
@@ -133,7 +139,8 @@ class CascadeTraining(lightning.LightningModule):
         return square, absolute
 
     def log_means(self) -> None:
-        """Logs the epoch's means over all structures of all processes, of the training and of the validation."""
+        """Logs the epoch's means over all structures of all processes, of the training and of the
+        validation."""
         for part, sums in self.sums.items():
             if self.deals[part].world > 1:
                 distributed.all_reduce(sums)
@@ -145,7 +152,8 @@ class CascadeTraining(lightning.LightningModule):
     def _augment(self, graph: CrystalGraph, batch_idx: int) -> CrystalGraph:
         """Turns each structure and its target by random Euler angles.
 
-        They depend on the seed, the epoch and the structure's place in it alone, on no number of processes.
+        They depend on the seed, the epoch and the structure's place in it alone, on no number of
+        processes.
         """
         settings = self.settings
         if settings.rotate_angle == 0 or self.current_epoch < settings.rotate * settings.epochs:
@@ -197,11 +205,13 @@ class CascadeTraining(lightning.LightningModule):
         self.set_rates()
 
     def set_rates(self) -> None:
-        """Sets the rates of the next step from the configuration, the epochs done and what the safety net has decided."""
+        """Sets the rates of the next step from the configuration, the epochs done and what the
+        safety net has decided."""
         (optimizer,) = self.trainer.optimizers
         scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
         progress: Any = self.trainer.fit_loop.epoch_progress.current
-        # Not from the checkpoint: a resumed run may have other rates, batches and numbers of epochs.
+        # Not from the checkpoint: a resumed run may have other rates, batches and numbers of
+        # epochs.
         scheduler.last_epoch = progress.processed * self.steps_per_epoch
         scheduler.base_lrs = self.base_rates()
         for group, rate in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
@@ -262,7 +272,8 @@ class CascadeTraining(lightning.LightningModule):
         self.restore_average(checkpoint)
         if checkpoint.get("ema"):
             self.ema_updates = checkpoint["ema"]["updates"]
-        # The safety net lowered the rate that was asked for then; another one is taken as it stands.
+        # The safety net lowered the rate that was asked for then; another one is taken as it
+        # stands.
         phases = checkpoint["hamfast"]["config"]["training"]
         before = phases["stage2" if self.phase == "stage2" else "stage1"]["learning_rate"]
         self.lr_factor = checkpoint["lr_factor"] if before == self.settings.learning_rate else 1.0

@@ -11,7 +11,8 @@ import torch.utils.data
 class EpochSampler(torch.utils.data.Sampler[int]):
     """A permutation per epoch from the seed alone, dealt out to the processes like cards.
 
-    Batch b of n processes with batch size s holds the same structures as batch b of one process with batch size n s.
+    Batch b of n processes with batch size s holds the same structures as batch b of one process
+    with batch size n s.
 
     Args:
         length: structures of the set.
@@ -22,7 +23,8 @@ class EpochSampler(torch.utils.data.Sampler[int]):
 
     def __init__(self, length: int, seed: int | None, rank: int, world: int, batch_size: int):
         self.length, self.seed, self.rank, self.world, self.batch_size = length, seed, rank, world, batch_size
-        # Every process takes part in every step: the last batch is filled up from the front. The repeats have no weight.
+        # Every process takes part in every step: the last batch is filled up from the front. The
+        # repeats have no weight.
         self.total = -(-length // world) * world
         self.epoch = 0
 
@@ -41,11 +43,13 @@ class EpochSampler(torch.utils.data.Sampler[int]):
         return self.total // self.world
 
     def position(self, batch: int, number: int) -> int:
-        """Place in the epoch of the structure with this number in this process's batch; repeats come after the last."""
+        """Place in the epoch of the structure with this number in this process's batch; repeats
+        come after the last."""
         return self.rank + self.world * (batch * self.batch_size + number)
 
     def real(self, batch: int) -> tuple[int, int]:
-        """Structures of a batch that are no repeats: of this process (they come first), and of all processes."""
+        """Structures of a batch that are no repeats: of this process (they come first), and of all
+        processes."""
         size = min(self.batch_size, len(self) - batch * self.batch_size)
         own = sum(self.position(batch, n) < self.length for n in range(size))
         first = batch * self.batch_size * self.world

@@ -45,7 +45,8 @@ def process_count() -> tuple[int, int]:
 
 
 def pair_cutoffs(dataset: GraphDataset, spec: TargetSpec) -> np.ndarray:
-    """``[species, species]`` angstrom: the longest pair of each kind in a data set; 0 where there is none."""
+    """``[species, species]`` angstrom: the longest pair of each kind in a data set; 0 where there
+    is none."""
     n = spec.num_species
     longest = np.full((n, n), -np.inf)
     for graph in dataset:
@@ -84,22 +85,26 @@ class Run:
         return ["stage1"] + (["stage2"] if self.config.training.stage2 is not None else [])
 
     def say(self, text: str) -> None:
-        """A line on the console of the first process; never markup, since paths and labels are the user's."""
+        """A line on the console of the first process; never markup, since paths and labels are the
+        user's."""
         if self.console is not None:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     # --- training -------------------------------------------------------------------------------------------------
 
     def train(self, resume: bool = False, stop_after_epoch: int | None = None) -> Path | None:
-        """Runs every phase that is not finished; returns the path of the final model, None if interrupted.
+        """Runs every phase that is not finished; returns the path of the final model, None if
+        interrupted.
 
         Args:
-            resume: go on with the run in the output folder; its optimiser, schedule, batches and numbers of epochs may differ.
+            resume: go on with the run in the output folder; its optimiser, schedule, batches and
+                numbers of epochs may differ.
             stop_after_epoch: ends the first unfinished phase early, as an interruption would.
 
         Raises:
-            HamfastError: the folder is not that of such a run, or another process works in it; the data, the checkpoint or the
-                disk fail; the training diverges at once. The run can then be resumed.
+            HamfastError: the folder is not that of such a run, or another process works in it; the
+                data, the checkpoint or the disk fail; the training diverges at once. The run can
+                then be resumed.
         """
         if self.rank == 0:
             self.folder.open(resume)
@@ -115,6 +120,12 @@ class Run:
             path = self._run_phases(model, cutoffs, stop_after_epoch)
             failed = False
             return path
+        except OSError as error:
+            begun = any(self.folder.last(phase).exists() for phase in self.phases())
+            what = f"{error.filename or self.config.output}: {error.strerror or error}"
+            raise HamfastError(
+                what + ("; continue with --resume from the last complete epoch" if begun else "")
+            ) from error
         finally:
             torch.set_default_dtype(default)
             torch.set_num_threads(threads)
@@ -141,8 +152,10 @@ class Run:
         return self._final(phases[-1])
 
     def _initial_model(self) -> tuple[Cascade, np.ndarray]:
-        """The model before the first step, and the longest pairs of the data. In a run that has begun the weights are those of
-        its checkpoints."""
+        """The model before the first step, and the longest pairs of the data.
+
+        In a run that has begun the weights are those of its checkpoints.
+        """
         lightning.seed_everything(self.config.seed, verbose=False)
         begun = next((path for path in map(self.folder.last, self.phases()) if path.exists()), None)
         if begun is not None:
@@ -282,10 +295,11 @@ def _check_cache(folder: Path) -> None:
 
 
 def _in_a_sentence(error: Exception, phase: str, last: Path) -> Exception:
-    """What the disk, the memory or a worker process has said, for the user; any other error as it is."""
+    """What the memory or a worker process has said, for the user; any other error as it is."""
     resume = f"{last} holds the last complete epoch: continue with --resume"
     if isinstance(error, HamfastError):
-        # From a worker process it comes with the worker's traceback as its text; the sentence is the last line.
+        # From a worker process it comes with the worker's traceback as its text; the sentence is
+        # the last line.
         lines = str(error).strip().splitlines() or [""]
         if lines[0].startswith("Caught HamfastError in DataLoader worker"):
             return HamfastError(lines[-1].partition("HamfastError: ")[2] or lines[-1])
@@ -294,7 +308,4 @@ def _in_a_sentence(error: Exception, phase: str, last: Path) -> Exception:
         return HamfastError(
             f"{phase}: the GPU's memory is too small for a step; lower data.batch_size or the widths; {resume}"
         )
-    if isinstance(error, OSError):
-        where = error.filename or last.parent
-        return HamfastError(f"{phase}: {where}: {error.strerror or error}; {resume}")
     return error

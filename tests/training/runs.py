@@ -36,7 +36,8 @@ def start(settings, tmp_path, epochs, *launcher):
         stderr=subprocess.STDOUT,
         text=True,
         env=environment,
-        # Who starts the tests in the background of a shell may have told it to ignore Ctrl-C, and children inherit that.
+        # Who starts the tests in the background of a shell may have told it to ignore Ctrl-C, and
+        # children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
-from runs import final_weights, history, start, wait_for_epoch
+from runs import final_weights, history
 
 from hamfast.errors import HamfastError
 from hamfast.training import Run
@@ -39,23 +38,6 @@ def rate(settings, step, total):
 
 
 # --- history ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_history_is_whole_after_kill_9(settings, tmp_path):
-    settings = alone(settings) | {"threads": 1}
-    process = start(settings, tmp_path, 100_000)
-    wait_for_epoch(process, settings["output"], 3)
-    process.kill()
-    process.communicate(timeout=60)
-    done = read_checkpoint(Path(settings["output"]) / "stage1" / "last.ckpt")["epoch"] + 1
-    before = [row for row in history(settings["output"]) if int(row["epoch"]) < done]
-    assert len(before) == done
-    assert Run(parse_config(settings, "test")).train(resume=True, stop_after_epoch=done + 2) is None
-    rows = history(settings["output"])
-    assert [int(row["epoch"]) for row in rows] == list(range(done + 2))
-    assert rows[:done] == before
-    assert all(math.isfinite(float(row[name])) for row in rows for name in FIELDS)
-    assert [int(row["step"]) for row in rows] == [2 * (n + 1) for n in range(done + 2)]  # two structures per epoch
 
 
 def test_rows_of_epochs_that_are_repeated_go(tmp_path):
@@ -108,7 +90,8 @@ def test_other_rates_and_batches_take_effect(settings):
     Run(parse_config(settings, "test")).train(resume=True, stop_after_epoch=5)
     rows = history(settings["output"])
     assert [int(row["step"]) for row in rows] == [2, 4, 5, 6, 7]
-    # A row has the rate of the next step; steps are counted as if all epochs had had this batch size.
+    # A row has the rate of the next step; steps are counted as if all epochs had had this batch
+    # size.
     for epoch in (2, 3, 4):
         assert float(rows[epoch]["learning_rate"]) == pytest.approx(rate(phase, epoch + 1, 8), rel=1e-9)
     checkpoint = read_checkpoint(Path(settings["output"]) / "stage1" / "last.ckpt")
@@ -163,27 +146,6 @@ def test_what_may_not_change_is_named(settings, change, message):
 
 
 # --- the lock ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_living_run_is_left_alone(settings, tmp_path):
-    settings = alone(settings) | {"threads": 1}
-    process = start(settings, tmp_path, 100_000)
-    try:
-        wait_for_epoch(process, settings["output"], 1)
-        with pytest.raises(
-            HamfastError, match=rf"process {process.pid} on {socket.gethostname()} works in this folder"
-        ):
-            Run(parse_config(settings, "test")).train(resume=True)
-        with pytest.raises(HamfastError, match=f"process {process.pid} on"):
-            Run(parse_config(settings, "test")).train()
-        lock = Path(settings["output"]) / LOCK_FILE
-        assert json.loads(lock.read_text())["pid"] == process.pid
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
-        assert not lock.exists()
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def test_a_dead_owner_is_replaced_with_a_word(settings):

@@ -53,7 +53,8 @@ def spec_of(order, spinful=False):
 
 
 def matrices(model, snapshot):
-    """The predicted blocks as matrices: they do not depend on how a model numbers elements and targets."""
+    """The predicted blocks as matrices: they do not depend on how a model numbers elements and
+    targets."""
     graph = build_graph(snapshot, model.spec)
     spec, out = model.spec, []
     output = model(graph)
@@ -137,7 +138,8 @@ def test_what_does_not_fit_is_named(tmp_path, double, changes, spec, message):
 
 
 def test_fine_tuning_a_run(settings, tmp_path, fixtures):
-    """Graphene's model goes on with graphene and h-BN: the averaged weights and the normalisation come from the checkpoint."""
+    """Graphene's model goes on with graphene and h-BN: the averaged weights and the normalisation
+    come from the checkpoint."""
     first = Run(parse_config(settings, "test")).train()
     source = load_model(first)
     snapshot = read_snapshot(fixtures / "graphene_1x1_001")

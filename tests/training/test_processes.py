@@ -1,4 +1,5 @@
-"""Any split of a batch over processes gives the same gradient and the same logged numbers, also where sets are uneven."""
+"""Any split of a batch over processes gives the same gradient and the same logged numbers, also
+where sets are uneven."""
 
 import json
 import os
@@ -49,7 +50,8 @@ def test_every_structure_counts_once(length, world, size):
 @pytest.mark.parametrize(("length", "world", "size"), [(3, 2, 1), (5, 2, 2), (3, 4, 1)])
 @pytest.mark.parametrize("loss", ["mse", "mae"])
 def test_the_mean_of_the_gradients_is_that_of_one_process(settings, fixtures, double, length, world, size, loss):
-    """What DistributedDataParallel does, by hand: the mean over processes of each one's gradient."""
+    """What DistributedDataParallel does, by hand: the mean over processes of each one's
+    gradient."""
     enlarge(settings, fixtures, length, 1)
     settings["precision"] = "float64"
     settings["training"]["stage1"] |= {"loss": loss, "rotate_angle": 0.3}
@@ -101,7 +103,8 @@ def test_logged_losses_are_means_over_structures(settings, fixtures, double):
 
 
 def test_two_processes_are_one_on_uneven_sets(settings, tmp_path, fixtures):
-    """gloo on two CPU processes: 7 structures in batches of 4, the last with 2 and 1; 3 to validate; turned at random."""
+    """gloo on two CPU processes: 7 structures in batches of 4, the last with 2 and 1; 3 to
+    validate; turned at random."""
     enlarge(settings, fixtures, 7, 3)
     settings["data"]["batch_size"] = 4
     settings |= {"precision": "float64", "accelerator": "cpu", "threads": 1}

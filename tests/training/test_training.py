@@ -1,19 +1,25 @@
-"""Runs on real data: resuming, interruption, processes, safety net, and what a bad configuration says."""
+"""Runs on real data: resuming, interruption, processes, safety net, and what a bad configuration
+says."""
 
+import json
 import re
 import signal
+import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from runs import final_weights, losses, start, wait_for_epoch
+from runs import final_weights, history, losses, start, wait_for_epoch
 
 from hamfast.data import read_snapshot
 from hamfast.errors import HamfastError
 from hamfast.training import Run, config_template, load_config, load_model
 from hamfast.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from hamfast.training.config import parse_config
+from hamfast.training.history import FIELDS
+from hamfast.training.lock import LOCK_FILE
 
 
 def test_both_stages_train_and_the_model_stands_alone(settings, tmp_path, fixtures):
@@ -87,8 +93,17 @@ def test_an_interrupted_process_resumes_to_the_uninterrupted_weights(settings, t
     settings["threads"] = 1
     process = start(settings, tmp_path, 100_000)
     wait_for_epoch(process, settings["output"], 3)
+    # It owns the folder while it lives.
+    lock = Path(settings["output"]) / LOCK_FILE
+    assert json.loads(lock.read_text())["pid"] == process.pid
+    for resume in (True, False):
+        with pytest.raises(
+            HamfastError, match=rf"process {process.pid} on {socket.gethostname()} works in this folder"
+        ):
+            Run(parse_config(settings, "test")).train(resume=resume)
     process.send_signal(how)
     output, _ = process.communicate(timeout=180)
+    assert lock.exists() == (how == signal.SIGKILL)
     if how == signal.SIGINT:
         assert process.returncode == 130
         assert "interrupted" in output
@@ -96,11 +111,19 @@ def test_an_interrupted_process_resumes_to_the_uninterrupted_weights(settings, t
     last = Path(settings["output"]) / "stage1" / "last.ckpt"
     epoch = read_checkpoint(last)["epoch"]
     assert epoch >= 1
+    before = [row for row in history(settings["output"]) if int(row["epoch"]) <= epoch]
+    assert [int(row["epoch"]) for row in before] == list(range(epoch + 1))
     assert not list(last.parent.glob(".*ckpt*")) or how == signal.SIGKILL
     config = parse_config(settings, "test")
     resumed = Run(config)
     assert resumed.train(resume=True, stop_after_epoch=epoch + 3) is None
     assert read_checkpoint(last)["epoch"] == epoch + 2
+    # The history is whole: no epoch twice, none missing, those before the interruption untouched.
+    rows = history(settings["output"])
+    assert [int(row["epoch"]) for row in rows] == list(range(epoch + 3))
+    assert rows[: epoch + 1] == before
+    assert [int(row["step"]) for row in rows] == [2 * (n + 1) for n in range(epoch + 3)]  # two structures per epoch
+    assert all(np.isfinite(float(row[name])) for row in rows for name in FIELDS)
     whole = parse_config(settings | {"output": settings["output"] + "_whole"}, "test")
     Run(whole).train(stop_after_epoch=epoch + 3)
     expected = final_weights(whole.output)
@@ -134,6 +157,9 @@ def test_damaged_and_foreign_checkpoints(tmp_path):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(HamfastError, match="not a readable checkpoint, perhaps truncated"):
         load_model(path)
+    torch.save({"hamfast": {"format": 1}, "state_dict": {}}, path)
+    with pytest.raises(HamfastError, match="not a complete checkpoint of hamfast .*KeyError: 'shells'"):
+        load_model(path)
     torch.save({"weights": 1}, path)
     with pytest.raises(HamfastError, match="not a checkpoint of hamfast"):
         load_model(path)
@@ -157,7 +183,8 @@ def test_batch_size_must_fit_the_processes(settings, monkeypatch):
 
 
 def test_the_safety_net_reloads_the_best_weights(settings):
-    """A learning rate that blows up: after the first bad epochs the best weights come back at a lower rate."""
+    """A learning rate that blows up: after the first bad epochs the best weights come back at a
+    lower rate."""
     settings["training"]["stage1"] |= {
         "epochs": 12, "learning_rate": 5.0, "warmup_steps": 6, "schedule": "constant", "ema": None,
         "safety": {"factor": 1.2, "patience": 2, "decay": 0.1},

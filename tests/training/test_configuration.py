@@ -1,0 +1,298 @@
+"""Configurations: what is refused and how, what a template holds, and a search through everything a
+user may write."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, note
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from hamfast.configs import preset_names, preset_text
+from hamfast.data.summary import suggest, suggestions, summarize
+from hamfast.errors import HamfastError
+from hamfast.training.config import Config, config_template, load_config, parse_config, parse_irreps
+
+MINIMAL = "output: o\ndata: {root: r}\n"
+NUMBER = r"\b(int|float)\b"
+
+
+def written(tmp_path, content, name="config.yaml"):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_the_configuration_needs_no_torch():
+    code = (
+        "import sys, hamfast.training.config, hamfast.configs; print({'torch', 'e3nn', 'lightning'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("output: o\nseed: 1\ndata: {root: r}\nseed: 2\n", "line 4: .*the key `seed` is given twice, first in line 2"),
+        (MINIMAL + "training:\n  stage1:\n    epochs: 3\n    epochs: 4\n", "line 6: .*`epochs` is given twice, first in line 5"),
+        ("output: o\ndata: {root: r, root: s}\n", "line 2: .*`root` is given twice"),
+        ("", "expected sections like data: and training:, found an empty file"),
+        ("- a\n- b\n", "expected sections like data: and training:, found a list"),
+        ("output: [\n", r"line 2: not readable as YAML"),
+        (MINIMAL + "seed: 2020-13-45\n", "not readable as YAML: month must be in"),
+        (MINIMAL + f"seed: {'9' * 5000}\n", "not readable as YAML: Exceeds the limit"),
+        (MINIMAL + "seed: " + "[" * 3000 + "]" * 3000, "not readable as YAML"),
+        (MINIMAL + "seed: !!python/object/apply:os.getpid []\n", "line 3: not readable as YAML: could not determine"),
+        ((MINIMAL + "# größe").encode("latin-1"), "expected text in UTF-8, found other bytes at position"),
+        (MINIMAL.encode("utf-16"), "expected text in UTF-8, found other bytes at position 0"),
+        (bytes(range(256)), "expected text in UTF-8"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_configuration(tmp_path, content, message):
+    with pytest.raises(HamfastError, match=f"config.yaml.*{message}") as error:
+        load_config(written(tmp_path, content))
+    assert "\n" not in str(error.value)
+
+
+def test_toml_says_the_same(tmp_path):
+    path = written(tmp_path, 'output = "o"\n[data]\nroot = "r"\nroot = "s"\n', "c.toml")
+    with pytest.raises(HamfastError, match=r'c.toml: not readable as TOML: .*line 4.*root = "s"'):
+        load_config(path)
+    for value, message in (
+        ("nan", "seed: .*finite.*nan"),
+        ("true", "seed: expected a number, found true"),
+        ("inf", "finite"),
+    ):
+        path = written(tmp_path, f'output = "o"\nseed = {value}\n[data]\nroot = "r"\n', "c.toml")
+        with pytest.raises(HamfastError, match=message):
+            load_config(path)
+
+
+def test_other_files(tmp_path):
+    with pytest.raises(HamfastError, match="expected a file, found a folder"):
+        load_config(tmp_path)
+    with pytest.raises(HamfastError, match="file not found"):
+        load_config(tmp_path / "nowhere.yaml")
+    with pytest.raises(HamfastError, match=r"expected a file that ends in .yaml, .yml, .toml, found '.txt'"):
+        load_config(written(tmp_path, MINIMAL, "c.txt"))
+    assert load_config(written(tmp_path, b"\xef\xbb\xbf" + MINIMAL.encode())).output == "o"  # a byte order mark
+
+
+@pytest.mark.parametrize("bad", [".nan", ".inf", "-.inf", "1e400"])
+def test_every_number_must_be_finite(tmp_path, bad):
+    tried = 0
+    for key, field in keys(Config):
+        if re.search(NUMBER, str(field.annotation)):
+            with pytest.raises(HamfastError, match=rf"{re.escape(key)}: .*(finite|number|integer)"):
+                load_config(written(tmp_path, changed(key, bad)))
+            tried += 1
+    assert tried > 40
+
+
+def test_truth_and_numbers_are_not_mixed(tmp_path):
+    for key, field in keys(Config):
+        text = str(field.annotation)
+        if "bool" in text:
+            for bad in ("1", "0", "1.0", "'true'", "null"):
+                with pytest.raises(HamfastError, match=rf"{re.escape(key)}: .*expected true or false, found"):
+                    load_config(written(tmp_path, changed(key, bad)))
+        elif re.search(NUMBER, text):
+            with pytest.raises(HamfastError, match=rf"{re.escape(key)}: .*expected a number, found true"):
+                load_config(written(tmp_path, changed(key, "true")))
+
+
+def test_numbers_as_people_write_them(tmp_path):
+    path = written(tmp_path, MINIMAL + "training: {stage1: {learning_rate: 1e-3, clip: 5e+1, weight_decay: 2E-5}}\n")
+    stage1 = load_config(path).training.stage1
+    assert (stage1.learning_rate, stage1.clip, stage1.weight_decay) == (1e-3, 50.0, 2e-5)
+
+
+@pytest.mark.parametrize("text", ["64x0e+32x1o", "0e", " 3x0e + 2x1o", "0x1o+2x0e", "2x0o+1x0e", "12x0e+1x11e"])
+def test_irreps_are_read_as_e3nn_reads_them(text):
+    from e3nn.o3 import Irreps
+
+    assert parse_irreps(text) == [(mul, ir.l, ir.p) for mul, ir in Irreps(text)]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "64y0e", "x0e", "2x", "2x0e+", "-1x0e", "2x0e 1o", "1.5x0e", "2x0e,1o", "1x12e", "²x0e"]
+)
+def test_irreps_that_are_none(text):
+    with pytest.raises(ValueError, match="not irreps like|expected l up to 11"):
+        parse_irreps(text)
+
+
+# --- templates --------------------------------------------------------------------------------------------------------
+
+
+def test_suggestions_by_hand():
+    """s, p, d shells couple up to l = 4; with spin to 5; two f shells to 6."""
+    assert suggest([[0, 0, 1, 1, 2]], False, 7.96) == {
+        "stage1": {"irreps_mid": "64x0e+32x1o+16x2e+8x3o+8x4e", "l_max": 4, "cutoff": 8.0, "edge_basis_stop": 8.0},
+        "stage2": {"l_max": 4, "cutoff": 8.0},
+    }
+    assert suggest([[0, 1, 2], [0]], True, 5.0)["stage1"]["irreps_mid"].endswith("+8x4e+4x5o")
+    assert suggest([[0], [0, 3]], False, 5.0)["stage1"]["l_max"] == 6
+    assert suggest([[0]], False, 5.0)["stage1"]["l_max"] == 4
+
+
+def test_the_template_takes_what_the_data_suggest(graphene, tmp_path):
+    """Its matrices reach to 8 angstrom."""
+    found = suggestions(graphene)
+    text = config_template(str(graphene), suggestions=found)
+    config = parse_config(yaml.safe_load(text), "test")
+    assert (config.stage1.l_max, config.stage1.cutoff, config.stage2.cutoff) == (4, 8.0, 8.0)
+    assert config.output == "runs/graphene"
+    assert text.count("[from the data]\n") == 6
+    shown = summarize(graphene)["suggested stage1"]
+    assert shown == f"irreps_mid: {config.stage1.irreps_mid}, l_max: 4, cutoff: 8.0"
+    assert suggestions(tmp_path) is None
+    assert "[from the data]" not in config_template(str(tmp_path), suggestions=None)
+
+
+@pytest.mark.parametrize("root", ["a: b", "[relaxed]", "a #b", "'q' \"d\"", "ä ö", "- x", "null", "1e3", "*a"])
+def test_any_name_of_a_folder_can_be_filled_in(root):
+    assert parse_config(yaml.safe_load(config_template(root)), "test").data.root == root
+    for name in preset_names():
+        assert parse_config(yaml.safe_load(preset_text(name, root)), "test").data.root == root
+
+
+# --- a search ---------------------------------------------------------------------------------------------------------
+
+
+def keys(model, prefix=""):
+    """Every key with its field: ``training.stage1.epochs``."""
+    for name, field in model.model_fields.items():
+        candidates = getattr(field.annotation, "__args__", (field.annotation,))
+        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if section is None:
+            yield prefix + name, field
+        else:
+            yield from keys(section, f"{prefix}{name}.")
+
+
+def changed(key, value, base=None):
+    """The text of a configuration with the text ``value`` at ``key``; None: without it."""
+    content = parse_config({"output": "o", "data": {"root": "r"}} if base is None else base, "base").model_dump()
+    *path, last = key.split(".")
+    section = content
+    for name in path:
+        section = section.setdefault(name, {})
+    if value is None:
+        section.pop(last, None)
+    else:
+        section[last] = "@VALUE@"
+    return yaml.safe_dump(content, sort_keys=False).replace("'@VALUE@'", value or "").replace("@VALUE@", value or "")
+
+
+KEYS = [key for key, _ in keys(Config)]
+VALUES = [
+    "", "null", "true", "false", "yes", "0", "1", "-1", "3.5", ".nan", ".inf", "-.inf", "1e400", "1e308", "1e-320", "1" + "0" * 30,
+    "9" * 5000, "0x1F", "1_000", "''", "' '", "abc", "'1'", "'nan'", "[]", "[1, 2]", "{}", "{a: b}", "{a: {b: [c]}}", "2020-01-01",
+    "2020-13-45", "2020-01-01T00:00:00Z", "!!binary aGVsbG8=", "!!python/none ~", "*unknown", "&a [*a]", "[" * 2000, '"\\0"', '"\\n"',
+    '"a\\u0007b"', '"\\U0001F600"', "'[relaxed]'", "'a[/b]'", "'" + "x" * 300 + "'", "'" + "y/" * 3000 + "'", "\x01", "\ud800", "|\n  a\n  b",
+    "0e", "64x0e+32x1o", "1x0e+1x99e", "99999999999x0e", "../..", "/", "/dev/null", "/proc/self/nothing", "cosine", "mae", "radial", "float64",
+]  # fmt: skip
+MUTATIONS = st.one_of(
+    st.tuples(st.just("value"), st.sampled_from(KEYS), st.sampled_from(VALUES)),
+    st.tuples(st.just("value"), st.sampled_from(KEYS), st.integers().map(str) | st.floats().map(repr)),
+    st.tuples(st.just("value"), st.sampled_from(KEYS), st.text(max_size=20)),
+    st.tuples(st.just("drop"), st.sampled_from(KEYS), st.none()),
+    st.tuples(st.just("unknown"), st.sampled_from(KEYS), st.sampled_from(["x", "0", "[b]", "ä", "null", "<<"])),
+    st.tuples(st.just("twice"), st.integers(0, 80), st.none()),
+    st.tuples(st.just("encoding"), st.none(), st.sampled_from(["utf-16", "utf-16-le", "utf-32", "utf-8-sig", "cp037"])),
+    st.tuples(st.just("cut"), st.integers(0, 4000), st.none()),
+    st.tuples(st.just("insert"), st.integers(0, 4000), st.binary(min_size=1, max_size=6)),
+    st.tuples(st.just("toml"), st.sampled_from(KEYS), st.sampled_from(["nan", "inf", "true", '""', "[]", "{}", "1979-05-27", "9e999"])),
+)  # fmt: skip
+
+
+def mutated(base, kind, where, value):
+    """(name of the file, its bytes)"""
+    if kind == "value":
+        return "c.yaml", changed(where, value, base).encode("utf-8", "surrogatepass")
+    if kind == "drop":
+        return "c.yaml", changed(where, None, base).encode()
+    if kind == "unknown":
+        prefix = where.rpartition(".")[0]
+        return "c.yaml", changed(f"{prefix}.{value}" if prefix else value, "1", base).encode()
+    if kind == "toml":
+        name, _, last = where.rpartition(".")
+        own = "" if name else f"{last} = {value}\n"
+        section = f"[{name}]\n{last} = {value}\n" if name else ""
+        return "c.toml", f'output = "o"\n{own}[data]\nroot = "r"\n{section}'.encode()
+    text = changed("seed", "0", base)
+    if kind == "twice":
+        lines = text.splitlines()
+        lines.insert(where, lines[where % len(lines)])
+        return "c.yaml", "\n".join(lines).encode()
+    if kind == "encoding":
+        return "c.yaml", text.encode(value)
+    data = text.encode()
+    return "c.yaml", data[:where] if kind == "cut" else data[:where] + value + data[where:]
+
+
+def files(folder):
+    return {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+def stop(*_):
+    raise HamfastError("stopped where the training would begin")
+
+
+def search(folder, base, mutation):
+    """Success, or one sentence with every file as it was."""
+    from hamfast.training import Run
+
+    name, data = mutated(base, *mutation)
+    path = folder / name
+    path.write_bytes(data)
+    before = files(folder)
+    try:
+        config = load_config(path)
+        assert isinstance(config, Config)
+        run = Run(config.model_copy(update={"output": str(folder / "run")}))
+        run.console = None
+        run._initial_model = lambda: (SimpleNamespace(named_children=list), None)
+        run._run_phases = stop
+        run.train()
+        raise AssertionError("the run is made to stop")
+    except HamfastError as error:
+        sentence = str(error)
+    assert sentence
+    assert "\n" not in sentence
+    assert len(sentence) < 2000
+    assert files(folder) == before
+    path.unlink()
+
+
+def searched(examples):
+    @hypothesis_settings(
+        max_examples=examples,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+    @given(mutation=MUTATIONS)
+    def test(tmp_path, settings, mutation):
+        note(str(mutated(settings, *mutation)))
+        search(tmp_path, settings, mutation)
+
+    return test
+
+
+test_what_a_user_may_write = searched(120)
+test_what_a_user_may_write_at_length = pytest.mark.long(searched(5_000))
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.long
+def test_every_key_with_every_value(tmp_path, settings, key):
+    for value in VALUES:
+        search(tmp_path, settings, ("value", key, value))
