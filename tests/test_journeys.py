@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kit import tiny_checkpoint
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -45,8 +46,11 @@ def test_the_commands_of_a_page_in_their_order(tmp_path, fixtures, page):
         shutil.copytree(fixtures / label, here / PLACEHOLDERS["DIR"] / "dft" / label)
     for n in range(4):
         shutil.copytree(fixtures / "graphene_1x1_000", here / PLACEHOLDERS["DIR"] / "dft" / f"copy {n}")
+    lines = command_lines(page)
+    if not any(line.startswith("hamfast train") for line in lines):  # the page begins after the training
+        tiny_checkpoint(here / "runs" / PLACEHOLDERS["NAME"] / "model.ckpt", [fixtures / "graphene_1x1_000"])
     environment = os.environ | {"COLUMNS": "80"}
-    for line in command_lines(page):
+    for line in lines:
         words = words_of(line)
         done = subprocess.run([sys.executable, "-m", *words], cwd=here, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, (line, done.stderr)
