@@ -1,16 +1,36 @@
 """What several tests share: checks every op must pass, and small structures."""
 
+import contextlib
 import os
 
 import numpy as np
+import pytest
 import torch
 from e3nn import o3
 
+import hamfast
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.snapshot import Snapshot
+from hamfast.ops import backend as backends
+
+HAS_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if HAS_GPU else "cpu"
 
 INTERPRETED = os.environ.get("HAMFAST_BACKEND") == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
 """Do CPU tensors run through Triton's interpreter?"""
+
+
+@contextlib.contextmanager
+def running_on(backend):
+    """Yields the device of the tensors."""
+    if backend == "cpu":
+        yield "cpu"
+        return
+    rung = next(rung for rung in backends.ladder() if rung.backend == backend)
+    if rung.problem or (backend == "cuda" and not HAS_GPU):
+        pytest.skip(rung.problem or "no GPU")
+    with hamfast.backend(backend):
+        yield DEVICE
 
 
 def permuted(t):

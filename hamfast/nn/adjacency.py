@@ -25,14 +25,17 @@ class Adjacency(NamedTuple):
                 given = given.set_diag()
                 weights = weights[_by_row(pairs)]
             return given.set_value(weights, layout="coo")
-        if not torch.equal(pairs, self.pairs):
-            order = _by_row(pairs)
-            pairs, weights = pairs[:, order], weights[order]
         size = (*given.shape[:2], weights.shape[1])
-        made = torch.sparse_coo_tensor(pairs.flip(0), weights, size)
         if given.layout == torch.sparse_coo:
-            return made.coalesce()
-        return made.to_sparse_csr(dense_dim=1) if given.layout == torch.sparse_csr else made.to_sparse_csc(dense_dim=1)
+            return torch.sparse_coo_tensor(pairs.flip(0), weights, size).coalesce()
+        by_row = given.layout == torch.sparse_csr
+        order = _by_row(pairs if by_row else pairs.flip(0))
+        pairs, weights = pairs[:, order], weights[order]
+        own, other = (pairs[1], pairs[0]) if by_row else (pairs[0], pairs[1])
+        counts = torch.bincount(own, minlength=size[0 if by_row else 1])
+        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        make = torch.sparse_csr_tensor if by_row else torch.sparse_csc_tensor
+        return make(starts, other, weights, size)
 
 
 def _by_row(pairs: Tensor) -> Tensor:

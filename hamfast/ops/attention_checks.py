@@ -22,8 +22,8 @@ def check_numbers(negative_slope, clip, epsilon, dropout, seed) -> None:
         raise ValueError(f"{_NAME}: clip: expected a positive number or None, found {clip}")
     if not epsilon >= 0:
         raise ValueError(f"{_NAME}: epsilon: expected a number >= 0, found {epsilon}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"{_NAME}: dropout: expected a probability in [0, 1), found {dropout}")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"{_NAME}: dropout: expected a probability from 0 to 1, found {dropout}")
     if seed is not None:
         check_tensor(_NAME, "seed", seed)
     if seed is not None and (seed.dtype != torch.int64 or seed.numel() != 1):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kit import INTERPRETED
+from kit import HAS_GPU, INTERPRETED, running_on
 from searched import CASES, NO_HALF, SIZES, STORAGES, Graph
-from test_backends import HAS_GPU, TOLERANCE, running_on
+from test_backends import TOLERANCE
 
 from hamfast.ops import backend as backends
 
