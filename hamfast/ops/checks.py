@@ -1,6 +1,6 @@
 """Argument checks of the public ops: what was expected, what was found."""
 
-from numbers import Number, Real
+from numbers import Integral, Number, Real
 from typing import Any
 
 import torch
@@ -28,9 +28,7 @@ def check_tensor(op: str, name: str, value: Any) -> None:
 
 def check_count(op: str, name: str, value: Any, least: int = 0) -> None:
     """``value`` must be an integer of at least so much."""
-    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
-        pass
-    elif not hasattr(value, "__index__") or isinstance(value, (bool, Tensor)):
+    if isinstance(value, bool) or not isinstance(value, (Integral, torch.SymInt)):
         raise TypeError(f"{op}: {name}: expected an integer, found {found(value)}")
     if value < least:
         raise ValueError(f"{op}: {name}: expected {least} or more, found {found(value)}")
