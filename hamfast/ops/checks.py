@@ -52,10 +52,8 @@ def check_rows(op: str, name: str, tensor: Tensor, rows: int | None, *shape: int
 
 def check_same(op: str, half: bool = False, /, **tensors: Tensor | None) -> None:
     """All tensors must have one dtype, float32 or float64 (or, if ``half``, bfloat16 or float16), on one device."""
-    for name, tensor in tensors.items():
-        if tensor is not None:
-            check_tensor(op, name, tensor)
     first_name, first = _first(op, tensors)
+    check_tensor(op, first_name, first)
     allowed = [torch.float32, torch.float64, *(HALF if half else ())]
     if first.dtype not in allowed:
         names = [str(dtype).removeprefix("torch.") for dtype in allowed]
@@ -64,6 +62,7 @@ def check_same(op: str, half: bool = False, /, **tensors: Tensor | None) -> None
     for name, tensor in tensors.items():
         if tensor is None:
             continue
+        check_tensor(op, name, tensor)
         if tensor.dtype != first.dtype:
             raise ValueError(f"{op}: {name}: expected {first.dtype} as {first_name}, found {tensor.dtype}")
     check_device(op, **tensors)

@@ -57,14 +57,11 @@ def edge_update(
     """
     rows: tuple[Tensor | None, ...] = (edge, sender, receiver)
     check_graph(_NAME, edges)
-    for name, tensor in (*zip(_PLACES, rows, strict=True), ("weight", weight), ("bias", bias)):
-        if tensor is not None:
-            check_tensor(_NAME, name, tensor)
-    first = next((t for t in rows if t is not None), None)
+    place, first = next(((name, t) for name, t in zip(_PLACES, rows, strict=True) if t is not None), ("", None))
     if first is None:
         raise ValueError(f"{_NAME}: expected at least one of edge, sender and receiver, found none")
+    check_tensor(_NAME, place, first)
     if first.dim() != 2:
-        place = next(name for name, t in zip(_PLACES, rows, strict=True) if t is first)
         raise ValueError(f"{_NAME}: {place}: expected [rows, width], found {list(first.shape)}")
     if (weight is None) != (bias is None):
         found = "weight" if bias is None else "bias"
@@ -80,7 +77,10 @@ def edge_update(
         if tensor is not None:
             check_rows(_NAME, name, tensor, count, width)
     for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.shape != (width,):
+        if tensor is None:
+            continue
+        check_tensor(_NAME, name, tensor)
+        if tensor.shape != (width,):
             raise ValueError(f"{_NAME}: {name}: expected [{width}], found {list(tensor.shape)}")
     autocast = torch.is_autocast_enabled(first.device.type)
     if autocast and len({t.dtype for t in rows if t is not None}) > 1:

@@ -145,10 +145,11 @@ def graph_attention(
         "envelope": envelope,
         "gate": gate,
     }
-    for name, tensor in given.items():
-        if tensor is not None:
-            check_tensor(_NAME, name, tensor)
     autocast = torch.is_autocast_enabled(edges.senders.device.type)
+    if autocast:
+        for name, tensor in given.items():
+            if tensor is not None:
+                check_tensor(_NAME, name, tensor)
     if autocast and len({t.dtype for t in given.values() if t is not None}) > 1:
         # Weights and numbers are float32 then; rows stay as they are stored if they all are so.
         kinds = {t.dtype for name, t in given.items() if name in STORED and t is not None}
