@@ -59,9 +59,13 @@ class _AttentionConv(NotScripted):
     def ends(self, x: Any) -> tuple[Tensor, Tensor]:
         """The features of senders and of receivers."""
         if isinstance(x, (tuple, list)) and len(x) != 2:
-            raise ValueError(f"{type(self).__name__}: x: expected a tensor or (senders, receivers), found {len(x)} parts")
+            raise ValueError(
+                f"{type(self).__name__}: x: expected a tensor or (senders, receivers), found {len(x)} parts"
+            )
         senders, receivers = _pair(x)
-        for name, rows, channels in zip(("senders", "receivers"), (senders, receivers), _pair(self.in_channels), strict=True):
+        for name, rows, channels in zip(
+            ("senders", "receivers"), (senders, receivers), _pair(self.in_channels), strict=True
+        ):
             check_rows(type(self).__name__, "x" if senders is receivers else f"x ({name})", rows, channels)
         return senders, receivers
 
@@ -244,7 +248,9 @@ class GATv2Conv(_AttentionConv):
         senders, receivers = self.ends(x)
         graph, adjacency = self.graph_of(edge_index, (senders, receivers), self.add_self_loops)
         if adjacency is not None and edge_attr is not None and self.add_self_loops:
-            raise ValueError("GATv2Conv: edge_attr: expected None with self-loops added to a sparse matrix, whose values take its place")
+            raise ValueError(
+                "GATv2Conv: edge_attr: expected None with self-loops added to a sparse matrix, whose values take its place"
+            )
         left = self.by_head(self.lin_l(senders))
         right = left if self.share_weights and not isinstance(x, (tuple, list)) else self.by_head(self.lin_r(receivers))
         features, weight = self.edge_features(edge_attr, graph, adjacency), None
@@ -278,7 +284,9 @@ class GATv2Conv(_AttentionConv):
             keeps = graph.kept is None and not isinstance(edge_index, EdgeIndex)
             return out, (edge_index if keeps else graph.pairs, weights)
         made = adjacency.with_weights(weights, graph.pairs)
-        return out, ((made, made.values() if graph.kept is not None else weights) if isinstance(edge_index, Tensor) else made)
+        return out, (
+            (made, made.values() if graph.kept is not None else weights) if isinstance(edge_index, Tensor) else made
+        )
 
 
 def _with_self_loops(features: Tensor, graph: PairGraph, fill_value: float | Tensor | str) -> Tensor:

@@ -15,7 +15,12 @@ _NAME = "graph_attention"
 
 
 def check_numbers(negative_slope, clip, epsilon, dropout, seed) -> None:
-    for name, number in (("negative_slope", negative_slope), ("clip", clip), ("epsilon", epsilon), ("dropout", dropout)):
+    for name, number in (
+        ("negative_slope", negative_slope),
+        ("clip", clip),
+        ("epsilon", epsilon),
+        ("dropout", dropout),
+    ):
         if not isinstance(number, Real) and not (number is None and name == "clip"):
             raise TypeError(f"{_NAME}: {name}: expected a number, found {found(number)}")
     if clip is not None and not clip > 0:

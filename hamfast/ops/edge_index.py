@@ -87,7 +87,9 @@ def edge_index(senders: Tensor, receivers: Tensor, num_senders: int, num_receive
 
     with outside_inference_mode():
         own = [index.to(torch.int64, copy=True).contiguous() for index in (senders, receivers)]
-        num_senders, num_receivers = (n if isinstance(n, torch.SymInt) else int(n) for n in (num_senders, num_receivers))
+        num_senders, num_receivers = (
+            n if isinstance(n, torch.SymInt) else int(n) for n in (num_senders, num_receivers)
+        )
         return EdgeIndex(*own, num_senders, num_receivers, *sort(own[0], num_senders), *sort(own[1], num_receivers))
 
 

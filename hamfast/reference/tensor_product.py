@@ -65,5 +65,10 @@ def _blocks(x, irreps):
 def separate_weights(left: Tensor, right: Tensor, plan: Plan) -> Tensor:
     """The weight ``left[u, w] right[w]`` of each path, ``[weight_numel]`` (DeepH-E3's separate weights with one channel of y)."""
     shapes = [ins.weight_shape for ins in plan.instructions]
-    paths = zip(left.split([ins.weight_numel for ins in plan.instructions]), right.split([n for *_, n in shapes]), shapes, strict=True)
+    paths = zip(
+        left.split([ins.weight_numel for ins in plan.instructions]),
+        right.split([n for *_, n in shapes]),
+        shapes,
+        strict=True,
+    )
     return torch.cat([left[:0], *((a.view(shape) * b).flatten() for a, b, shape in paths)])

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from kit import assert_close
-from kit import running_on
+from kit import assert_close, running_on
 
 from hamfast import nn, ops
 
@@ -54,7 +53,9 @@ def test_sparse_matrices(name, layout, features):
     assert_close(torch.autograd.grad(out, x, grad)[0], torch.autograd.grad(expected, x, grad)[0], atol=1e-11)
     found = made(x, matrix, return_attention_weights=True)[1]
     assert found[0].layout == matrix.layout
-    if name == "gat" and features:  # PyG makes a matrix of a wrong size, and fails; the weights of the same edges as pairs
+    if (
+        name == "gat" and features
+    ):  # PyG makes a matrix of a wrong size, and fails; the weights of the same edges as pairs
         true = layer(x, PAIRS, values, return_attention_weights=True)[1][1]
         assert_close(found[0].to_dense()[RECEIVERS, SENDERS], true)
     else:
@@ -80,7 +81,9 @@ class SparseTensor:
         return SparseTensor(self.rows, self.columns, value)
 
     def set_diag(self):
-        rows, columns = (torch.cat([t[self.rows != self.columns], torch.arange(NODES)]) for t in (self.rows, self.columns))
+        rows, columns = (
+            torch.cat([t[self.rows != self.columns], torch.arange(NODES)]) for t in (self.rows, self.columns)
+        )
         order = torch.argsort(rows * NODES + columns)
         return SparseTensor(rows[order], columns[order], None)
 
@@ -93,7 +96,8 @@ def test_matrices_of_torch_sparse(name):
     assert_close(out, expected, atol=1e-12)
     dense = torch.zeros(NODES, NODES, 2)
     assert_close(
-        dense.index_put((weighted.rows, weighted.columns), weighted.value), dense.index_put((pairs[1], pairs[0]), weights)
+        dense.index_put((weighted.rows, weighted.columns), weighted.value),
+        dense.index_put((pairs[1], pairs[0]), weights),
     )
 
 
@@ -104,7 +108,9 @@ def test_a_matrix_of_rectangles():
     x = torch.randn(NODES, IN), torch.randn(NODES - 1, 4)
     matrix = torch.sparse_coo_tensor(PAIRS.flip(0), torch.ones(EDGES), (NODES - 1, NODES)).coalesce()
     assert_close(made(x, matrix), layer(x, matrix), atol=1e-12)
-    with pytest.raises(ValueError, match=r"edge_index: expected an adjacency \[4, 5\], receivers first, found \[5, 4\]"):
+    with pytest.raises(
+        ValueError, match=r"edge_index: expected an adjacency \[4, 5\], receivers first, found \[5, 4\]"
+    ):
         made(x, matrix.t().coalesce())
 
 
@@ -141,7 +147,9 @@ def test_features_without_a_use():
         layer, made, _ = make(name)
         with pytest.raises((AssertionError, RuntimeError)):
             layer(x, PAIRS, e)
-        with pytest.raises(ValueError, match=r"edge_attr: expected None, as the layer was made without edge_dim, found .*\[7, 3\]"):
+        with pytest.raises(
+            ValueError, match=r"edge_attr: expected None, as the layer was made without edge_dim, found .*\[7, 3\]"
+        ):
             made(x, PAIRS, e)
     layer, made, _ = make("gat", edge_dim=EDGE_DIM)
     assert_close(made(x, PAIRS), layer(x, PAIRS))  # PyG's GATv2Conv does without
@@ -222,7 +230,10 @@ def test_everything_dropped(backend):
 @pytest.mark.parametrize(
     ("edges", "message"),
     [
-        (PAIRS.numpy(), r"edge_index: expected integers \[2, edges\], a sparse adjacency .*, found numpy.ndarray \[2, 7\]"),
+        (
+            PAIRS.numpy(),
+            r"edge_index: expected integers \[2, edges\], a sparse adjacency .*, found numpy.ndarray \[2, 7\]",
+        ),
         (None, "edge_index: .*found None"),
         ([[0], [1]], "edge_index: .*found list"),
         (PAIRS.double(), "edge_index: expected integers, found torch.float64"),

@@ -30,7 +30,10 @@ def test_exported_layers_run_in_another_process(tmp_path):
         torch.save(inputs, path + ".inputs")
         expected[path] = layer(*inputs)
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, *expected], capture_output=True, text=True, env={**os.environ, "HAMFAST_POISON": "1"}
+        [sys.executable, "-c", LOAD, *expected],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HAMFAST_POISON": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for path, out in expected.items():

@@ -1,4 +1,4 @@
-"""Cases for tests that search: each op at sizes that are drawn, with its truth, and the storage its operands lie in."""
+"""Cases for tests that search: each op at sizes that are drawn, with its truth."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 
 import torch
 from e3nn import o3
-from kit import fully_connected
+from kit import fully_connected, pick
 
 from hamfast import ops, reference
 from hamfast.plan import edge_frame_plan, make_plan
@@ -39,11 +39,6 @@ class Graph:
 
     def summed(self, rows: torch.Tensor, place: str) -> torch.Tensor:
         return rows.new_zeros(self.rows[place], *rows.shape[1:]).index_add(0, self.index[place], rows)
-
-
-def pick(options):
-    """One of them, by torch's generator."""
-    return options[int(torch.randint(len(options), ()))]
 
 
 def product(sizes, graph):
@@ -218,27 +213,3 @@ def sparse_map(sizes, graph):
 
 CASES = {f.__name__: f for f in (product, radial, edge_frame, einsum, edge_update, attention, sparse_map)}
 NO_HALF = ("einsum", "sparse_map")
-
-
-# How an operand lies in memory: from a leaf that is contiguous to a tensor of the same shape and numbers.
-def strided(t):
-    """Every second column of a larger tensor, from the second element on."""
-    wide = torch.stack([torch.zeros_like(t), t], dim=-1)
-    return wide[..., 1]
-
-
-def transposed(t):
-    return t.transpose(0, -1).contiguous().transpose(0, -1) if t.dim() > 1 else t
-
-
-def shared(t):
-    """The first row for all rows, with stride 0."""
-    return t[:1].expand_as(t) if t.shape[0] else t
-
-
-def shifted(t):
-    """Behind another number in the same storage: not aligned to vectors."""
-    return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
-
-
-STORAGES = {f.__name__: f for f in (strided, transposed, shared, shifted)} | {"plain": lambda t: t}

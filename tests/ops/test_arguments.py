@@ -37,7 +37,13 @@ GOOD = {
     ops.rotate_irreps: {"x": torch.randn(3, 4), "irreps": o3.Irreps("1x0e+1x1o"), "rotation": torch.eye(3)},
     ops.rotation_from_euler: {"angles": torch.zeros(3)},
 }
-OPTIONAL = {("tensor_product", "edges"), ("edge_update", "edge"), ("graph_attention", "bias"), ("graph_attention", "value_sender"), ("edge_index", "num_receivers")}
+OPTIONAL = {
+    ("tensor_product", "edges"),
+    ("edge_update", "edge"),
+    ("graph_attention", "bias"),
+    ("graph_attention", "value_sender"),
+    ("edge_index", "num_receivers"),
+}
 BAD = {
     "numpy": lambda v: v.detach().numpy() if isinstance(v, torch.Tensor) else np.zeros(2),
     "tuple": lambda v: (v,),
@@ -50,8 +56,7 @@ CASES = [
     for op, arguments in GOOD.items()
     for name in arguments
     for kind in BAD
-    if not (kind == "nothing" and (op.__name__, name) in OPTIONAL)
-    and not (name == "irreps")  # as e3nn reads it
+    if not (kind == "nothing" and (op.__name__, name) in OPTIONAL) and name != "irreps"  # as e3nn reads it
 ]
 
 

@@ -7,7 +7,7 @@ import functools
 
 import pytest
 import torch
-from kit import DEVICE, HAS_GPU, fully_connected, running_on
+from kit import HAS_GPU, fully_connected, running_on
 
 from hamfast import ops, reference
 from hamfast.ops import backend as backends
