@@ -94,9 +94,9 @@ HAMFAST_INLINE Columns<T> row_columns(const EdgeSum<Stored>& a, const EdgeSum<St
   return total;
 }
 
-// f(row, is there one) for the edges first ... last of a list (without order: the edges themselves), by groups of `lanes`
-// lanes: row is the edge, its sender and its receiver (or 0 without receivers). Where 32 edges lead is read at once,
-// and handed to their groups by shuffles. All lanes of the warp take every step, those without an edge too.
+// f(row, is there one) for the edges first ... last of a list (without order: the edges themselves), by groups of
+// `lanes` lanes: row is the edge, its sender and its receiver (or 0 without receivers). Where 32 edges lead is read at
+// once, and handed to their groups by shuffles. All lanes of the warp take every step, those without an edge too.
 template <class F>
 HAMFAST_INLINE void walk_edges(Maybe<const int64_t> order, const int64_t* senders, Maybe<const int64_t> receivers,
                                int64_t first, int64_t last, int lane, int lanes, F&& f) {

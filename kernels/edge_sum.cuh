@@ -7,7 +7,7 @@ namespace hamfast {
 
 enum Part { part_edge = 0, part_sender = 1, part_receiver = 2 };
 
-// Rows [rows, heads, width]. 
+// Rows [rows, heads, width].
 template <class T>
 struct EdgeSum {
   Maybe<const T> part[3];

@@ -89,8 +89,8 @@ struct AttentionCall {
   Maybe<T> d_bias, d_score_scale, d_envelope, d_gate;
   Maybe<T> d_score, kept_weight;  // [edges, heads]: dz and w, from the first pass to the second
 
-  // Double backward: directions of the operands (absent: zero), and the gradients of the gradients of the results. There
-  // kept_weight is w'.
+  // Double backward: directions of the operands (absent: zero), and the gradients of the gradients of the results.
+  // There kept_weight is w'.
   EdgeSum<Stored> query_dot, key_dot, value_dot;
   NodeRows<T> query_on_edge_dot;
   Maybe<const Stored> edge_dot;

@@ -90,8 +90,7 @@ struct ScoreWarp {
     return vector ? load_columns<T>(vector + head * width + c, width - c, call.packed) : Columns<T>{};
   }
 
-  HAMFAST_INLINE T on_edge(const NodeRows<T>& nodes, Maybe<const Stored> edges,
-                           const int64_t (&row)[3]) const {
+  HAMFAST_INLINE T on_edge(const NodeRows<T>& nodes, Maybe<const Stored> edges, const int64_t (&row)[3]) const {
     if (!nodes.data || !edges) return T(0);
     const T* node = nodes.row(receiver) + head * nodes.head_stride;
     const Stored* edge = edges + row[0] * call.features;

@@ -212,26 +212,26 @@ static void in_batches(int64_t begin, int64_t end, F&& f) {
     f(edge, static_cast<int>(end - edge < kTogether ? end - edge : kTogether));
 }
 
-#define HAMFAST_UPDATE_FOR(T)                                                                                    \
-  int64_t edge_update_scratch(const EdgeUpdateCall<T>& call) { return UpdatedRows<T>::scratch(call); }           \
-  void edge_update_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, T* scratch) {                 \
-    UpdatedRows<T> rows(call, scratch);                                                                          \
-    in_batches(begin, end, [&](int64_t first, int count) { rows.forward(first, count); });                       \
-  }                                                                                                              \
-  void edge_update_backward_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, int64_t part,        \
-                                 T* scratch) {                                                                   \
-    UpdatedRows<T> rows(call, scratch);                                                                          \
-    const Maybe<T> to = call.d_norm_of(part);                                                                                \
-    in_batches(begin, end,                                                                                       \
+#define HAMFAST_UPDATE_FOR(T)                                                                                          \
+  int64_t edge_update_scratch(const EdgeUpdateCall<T>& call) { return UpdatedRows<T>::scratch(call); }                 \
+  void edge_update_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, T* scratch) {                       \
+    UpdatedRows<T> rows(call, scratch);                                                                                \
+    in_batches(begin, end, [&](int64_t first, int count) { rows.forward(first, count); });                             \
+  }                                                                                                                    \
+  void edge_update_backward_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, int64_t part,              \
+                                 T* scratch) {                                                                         \
+    UpdatedRows<T> rows(call, scratch);                                                                                \
+    const Maybe<T> to = call.d_norm_of(part);                                                                          \
+    in_batches(begin, end,                                                                                             \
                [&](int64_t first, int count) { rows.backward(first, count, to.data, to.row(1, call.width()).data); }); \
-  }                                                                                                              \
-  void edge_update_double_backward_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, int64_t part, \
-                                        T* scratch) {                                                            \
-    UpdatedRows<T> rows(call, scratch);                                                                          \
-    const Maybe<T> to = call.d_norm_of(part);                                                                                \
-    in_batches(begin, end, [&](int64_t first, int count) {                                                       \
+  }                                                                                                                    \
+  void edge_update_double_backward_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, int64_t part,       \
+                                        T* scratch) {                                                                  \
+    UpdatedRows<T> rows(call, scratch);                                                                                \
+    const Maybe<T> to = call.d_norm_of(part);                                                                          \
+    in_batches(begin, end, [&](int64_t first, int count) {                                                             \
       rows.double_backward(first, count, to.data, to.row(1, call.width()).data);                                       \
-    });                                                                                                          \
+    });                                                                                                                \
   }
 HAMFAST_UPDATE_FOR(float)
 HAMFAST_UPDATE_FOR(double)

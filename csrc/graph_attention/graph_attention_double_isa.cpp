@@ -34,7 +34,8 @@ class SecondPasses : public Node<T> {
     const Maybe<T> d_on_edge = zeroed(call_.d_query_on_edge, node, heads * features);
     const Maybe<T> to_out = zeroed(call_.to_grad_out, node, value_size_);
     const Maybe<T> to_on_edge = zeroed(call_.to_grad_on_edge, node, heads * features);
-    if (const Maybe<T> d_value = call_.d_value[part_receiver].row(node, value_size_)) value_of_receiver(node, w_dot, d_value.data);
+    if (const Maybe<T> d_value = call_.d_value[part_receiver].row(node, value_size_))
+      value_of_receiver(node, w_dot, d_value.data);
     const Maybe<T> d_vector = call_.d_vector.row(part, size_);
     const bool of_scores = d_query || d_key || d_vector || call_.d_query[part_edge] || call_.d_key[part_edge];
     for (int64_t at = 0; at < degree_; at += kChunk) {
@@ -60,7 +61,8 @@ class SecondPasses : public Node<T> {
       if (call_.d_edge) edge_gradients(at, w_dot, second_, query_on_edge_dot_);
       for (int i = 0; i < n; ++i) {
         weight_[i] = w_dot + (at + i) * heads, second_[i] = w + (at + i) * heads;
-        if (const Maybe<T> to = call_.d_value[part_edge].row(chunk_.edge[i], value_size_)) value_of_edge(node, weight_[i], to.data);
+        if (const Maybe<T> to = call_.d_value[part_edge].row(chunk_.edge[i], value_size_))
+          value_of_edge(node, weight_[i], to.data);
       }
       if (to_out) {
         resolve(call_.value, value_size_, chunk_, buffer_[0], value_);
@@ -155,13 +157,13 @@ class SecondPasses : public Node<T> {
       }
       head_dots(n, heads, for_key_, key_, has_first ? width : 0, query_on_edge_dot_, edge_, features, partial_,
                 z_dot + at * heads);
-      head_dots(n, heads, query_, for_query_, has_second ? width : 0, call_.edge_dot ? query_on_edge_ : Maybe<const T>(),
-                edge_dot_, features, partial_, more + at * heads,
+      head_dots(n, heads, query_, for_query_, has_second ? width : 0,
+                call_.edge_dot ? query_on_edge_ : Maybe<const T>(), edge_dot_, features, partial_, more + at * heads,
                 call_.edge_dot && query_on_edge_ ? later_rows(at, call_.edge_dot) : nullptr);
       if (of_value) resolve(call_.value_dot, value_size_, chunk_, buffer_[0], value_);
       for (int i = 0; i < n; ++i) query_[i] = g.data;
-      head_dots(n, heads, query_, value_, of_value ? call_.value.width : 0, call_.edge_dot ? grad_on_edge_ : Maybe<const T>(),
-                edge_dot_, features, partial_, b + at * heads);
+      head_dots(n, heads, query_, value_, of_value ? call_.value.width : 0,
+                call_.edge_dot ? grad_on_edge_ : Maybe<const T>(), edge_dot_, features, partial_, b + at * heads);
     }
     for (int64_t i = 0; i < degree_ * heads; ++i) z_dot[i] += more[i];
   }

@@ -81,8 +81,10 @@ class Passes : public Node<T> {
         const int64_t edge = chunk_.edge[i];
         if (const Maybe<T> to = call_.d_query[part_edge].row(edge, size_))
           scale_heads(heads, weight_[i], for_query_[i], width, to.data);
-        if (const Maybe<T> to = call_.d_key[part_edge].row(edge, size_)) scale_heads(heads, weight_[i], for_key_[i], width, to.data);
-        if (const Maybe<T> to = call_.d_value[part_edge].row(edge, value_size_)) value_of_edge(receiver, w + (at + i) * heads, to.data);
+        if (const Maybe<T> to = call_.d_key[part_edge].row(edge, size_))
+          scale_heads(heads, weight_[i], for_key_[i], width, to.data);
+        if (const Maybe<T> to = call_.d_value[part_edge].row(edge, value_size_))
+          value_of_edge(receiver, w + (at + i) * heads, to.data);
       }
       if (d_on_edge) {
         edge_rows();

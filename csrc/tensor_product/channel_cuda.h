@@ -44,7 +44,7 @@ class ChannelCuda {
   int capability_ = 0;
   channel::Arguments arguments_{};
   bool makes_weights_ = false;  // in the kernel
-  Tensor stored_;  // weights, where the kernel does not make them
+  Tensor stored_;               // weights, where the kernel does not make them
 
   static const void* data_of(const std::optional<Tensor>& t) { return t.has_value() ? t->const_data_ptr() : nullptr; }
 

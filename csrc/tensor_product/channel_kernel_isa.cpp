@@ -331,8 +331,7 @@ static void backward(const ChannelCall<T>& call, int64_t begin, int64_t end, int
         if (converts(call.storage))
           store_converted(gw, call.w_dim, call.storage, t.weight_row(e, p) * call.w_dim, all_w.data);
         else
-          copy_row(gw, call.w_dim, all_w + t.weight_row(e, p) * call.w_dim,
-                   call.stream[slot_w]);
+          copy_row(gw, call.w_dim, all_w + t.weight_row(e, p) * call.w_dim, call.stream[slot_w]);
       }
     }
     if (call.out[slot_x]) pack_blocks(call, false, t.sum_x, call.out[slot_x].data, r, t.row);

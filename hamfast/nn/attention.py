@@ -93,7 +93,7 @@ class _AttentionConv(NotScripted):
         if isinstance(edge_attr, Tensor) and edge_attr.dim() == 1:
             edge_attr = edge_attr.unsqueeze(-1)
         edges = graph.edges.num_edges if graph.kept is None else graph.kept.shape[0]
-        check_rows(name, "edge_attr", edge_attr, self.edge_dim, edges)
+        check_rows(name, "edge_attr", edge_attr, self.lin_edge.in_features, edges)
         return edge_attr
 
     def seed(self, x: Tensor) -> Tensor | None:

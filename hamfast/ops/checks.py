@@ -37,7 +37,7 @@ def check_count(op: str, name: str, value: Any, least: int = 0) -> None:
 def check_probability(op: str, name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{op}: {name}: expected a number, found {found(value)}")
-    if not 0 <= value <= 1:
+    if not 0 <= float(value) <= 1:
         raise ValueError(f"{op}: {name}: expected a probability from 0 to 1, found {found(value)}")
 
 

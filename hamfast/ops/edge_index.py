@@ -86,11 +86,12 @@ def edge_index(senders: Tensor, receivers: Tensor, num_senders: int, num_receive
         return order, ptr
 
     with outside_inference_mode():
-        own = [index.to(torch.int64, copy=True).contiguous() for index in (senders, receivers)]
+        senders, receivers = (index.to(torch.int64, copy=True).contiguous() for index in (senders, receivers))
         num_senders, num_receivers = (
             n if isinstance(n, torch.SymInt) else int(n) for n in (num_senders, num_receivers)
         )
-        return EdgeIndex(*own, num_senders, num_receivers, *sort(own[0], num_senders), *sort(own[1], num_receivers))
+        by_sender, by_receiver = sort(senders, num_senders), sort(receivers, num_receivers)
+    return EdgeIndex(senders, receivers, num_senders, num_receivers, *by_sender, *by_receiver)
 
 
 def check_graph(op: str, edges: EdgeIndex, name: str = "edges") -> None:
