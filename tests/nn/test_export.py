@@ -53,5 +53,5 @@ def test_torchscript_or_why_not(name):
 @pytest.mark.parametrize("name", ["FullyConnectedTensorProduct", "Linear", "GraphTransformerConv"])
 def test_traced_as_the_message_says(name):
     layer, inputs = LAYERS[name]()
-    traced = torch.jit.trace(layer.eval(), inputs)
+    traced = torch.jit.trace(layer.eval(), inputs, check_trace=False)  # tables that the first call makes differ for it
     assert_close(traced(*inputs), layer(*inputs), atol=1e-6, rtol=1e-5)
