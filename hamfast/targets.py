@@ -21,6 +21,7 @@ from e3nn import o3
 from torch import Tensor
 
 from hamfast.ops.sparse_map import SparseMatrix, sparse_map, sparse_matrix
+from hamfast.plan.constants import real_tensors
 from hamfast.plan.coupling import wigner_3j
 from hamfast.shells import ShellSpec, labelled
 
@@ -35,6 +36,7 @@ class TargetSpec(ShellSpec):
         return o3.Irreps([(1, irrep) for irrep in self.irrep_list])
 
     @cached_property
+    @real_tensors()
     def component_weight(self) -> Tensor:
         """``[dim]``: with these, the sum of squares of the irreps is the sum of squares of the matrix elements.
 
@@ -51,6 +53,7 @@ class TargetSpec(ShellSpec):
         return torch.tensor(weights * (2 if self.spinful else 1), dtype=torch.float64)
 
     @cached_property
+    @real_tensors()
     def transpose(self) -> tuple[Tensor, Tensor]:
         """``[dim]`` int64 and ``[dim]`` float64: irreps of the Hermitian conjugate block are ``sign * x[..., index]``."""
         start, starts = 0, {}
@@ -130,6 +133,7 @@ class _Group:
 
 
 @cache
+@real_tensors()
 def _layout(spec: TargetSpec, first: int, second: int) -> tuple[_Group, ...]:
     starts, start = {}, 0
     for channel in spec.channels:
@@ -153,6 +157,7 @@ def _layout(spec: TargetSpec, first: int, second: int) -> tuple[_Group, ...]:
 
 
 @cache
+@real_tensors()
 def _block_matrix(spec: TargetSpec, first: int, second: int, dtype: torch.dtype, device: torch.device) -> SparseMatrix:
     """The block's elements (row by row; with spin, real and imaginary part of each) from the irreps."""
     n1, n2 = spec.num_orbitals(first), spec.num_orbitals(second)
@@ -174,6 +179,7 @@ def _block_matrix(spec: TargetSpec, first: int, second: int, dtype: torch.dtype,
 
 
 @cache
+@real_tensors()
 def _spatial(l1: int, l2: int) -> tuple[Tensor, Tensor]:
     """Block elements to irreps, and back, as square matrices."""
     tables = [torch.tensor(wigner_3j(l1, l2, l)).flatten(0, 1) for l in range(abs(l1 - l2), l1 + l2 + 1)]
@@ -182,6 +188,7 @@ def _spatial(l1: int, l2: int) -> tuple[Tensor, Tensor]:
 
 
 @cache
+@real_tensors()
 def _coupling(l1: int, l2: int, spinful: bool) -> Tensor:
     """``[irreps, (spin) elements]``; with spin the columns are (1, y, z, x) x elements."""
     forward, _ = _spatial(l1, l2)
@@ -201,6 +208,7 @@ def _coupling(l1: int, l2: int, spinful: bool) -> Tensor:
 
 
 @cache
+@real_tensors()
 def _inverse_coupling(l1: int, l2: int, spinful: bool) -> Tensor:
     _, backward = _spatial(l1, l2)
     if not spinful:

@@ -43,16 +43,16 @@ enum Storage { float32 = 0, float64 = 1, bfloat16 = 2, float16 = 3 };
 enum Layout { mul_ir = 0, ir_mul = 1, blocks = 2 };
 enum Slot { X = 0, Y = 1, W = 2, G = 3 };
 
-// One call. Absent operands and directions, and results that are not wanted, are null.
+// One call. Which operands and directions it has, and which results are wanted, the compiler knows.
 struct Arguments {
   const void* operand[4];  // of w, where the kernel makes the weights: the matrix, [kHidden, w_dim]
   const void* direction[4];
-  const void* hidden;  // [edges, kHidden]: the weights are hidden @ matrix; or null
+  const void* hidden;  // [edges, kHidden]: the weights are hidden @ matrix, where the kernel makes them
   void* out[4];
-  const int64_t* x_index;  // row of x that edge e reads; null: e
-  const int64_t* g_index;
-  const int64_t* order;  // edges by row of the result, or null: as they come
-  const int64_t* ptr;    // [rows + 1] into `order`, or null: row r is edge r
+  Maybe<const int64_t> x_index;  // row of x that edge e reads; absent: e
+  Maybe<const int64_t> g_index;
+  Maybe<const int64_t> order;  // edges by row of the result; absent: as they come
+  Maybe<const int64_t> ptr;    // [rows + 1] into `order`; absent: row r is edge r
   int64_t rows;
   int64_t edges;
   int64_t x_rows, g_rows;  // of the tensors: Layout::blocks needs them

@@ -16,9 +16,17 @@ struct alignas(sizeof(T) * kColumns < 16 ? sizeof(T) * kColumns : 16) Columns {
 };
 
 // Does each start where a vector may? For launchers.
+template <class Row>
+bool is_aligned(const Row* rows) {
+  return reinterpret_cast<uintptr_t>(rows) % alignof(Columns<Row>) == 0;
+}
+template <class Row>
+bool is_aligned(Maybe<Row> rows) {
+  return is_aligned(static_cast<const Row*>(rows.data));
+}
 template <class... Rows>
-bool are_aligned(const Rows*... rows) {
-  return (... && (reinterpret_cast<uintptr_t>(rows) % alignof(Columns<Rows>) == 0));
+bool are_aligned(const Rows&... rows) {
+  return (... && is_aligned(rows));
 }
 
 // The first `count` columns; 0 for the rest.
@@ -86,12 +94,12 @@ HAMFAST_INLINE Columns<T> row_columns(const EdgeSum<Stored>& a, const EdgeSum<St
   return total;
 }
 
-// f(row, is there one) for the edges first ... last of a list (order; null: the edges themselves), by groups of `lanes`
-// lanes: row is the edge, its sender and its receiver (or 0 without receivers). Where 32 edges lead is read at once,
-// and handed to their groups by shuffles. All lanes of the warp take every step, those without an edge too.
+// f(row, is there one) for the edges first ... last of a list (without order: the edges themselves), by groups of
+// `lanes` lanes: row is the edge, its sender and its receiver (or 0 without receivers). Where 32 edges lead is read at
+// once, and handed to their groups by shuffles. All lanes of the warp take every step, those without an edge too.
 template <class F>
-HAMFAST_INLINE void walk_edges(const int64_t* order, const int64_t* senders, const int64_t* receivers, int64_t first,
-                               int64_t last, int lane, int lanes, F&& f) {
+HAMFAST_INLINE void walk_edges(Maybe<const int64_t> order, const int64_t* senders, Maybe<const int64_t> receivers,
+                               int64_t first, int64_t last, int lane, int lanes, F&& f) {
   for (int64_t begin = first; begin < last; begin += kWarp) {
     const int64_t left = last - begin, own = lane < left ? begin + lane : begin;
     const int64_t own_edge = order ? order[own] : own;

@@ -29,8 +29,8 @@ struct EdgeEinsumCall {
   int64_t rows;  // of out
   const int64_t* senders;
   const int64_t* receivers;
-  const int64_t* order;  // edges by out's row; null: out has a row per edge
-  const int64_t* ptr;    // [rows of out + 1]
+  Maybe<const int64_t> order;  // edges by out's row; absent: out has a row per edge
+  Maybe<const int64_t> ptr;    // [rows of out + 1], with an order
 
   HAMFAST_HD int64_t row_of(int64_t place, int64_t edge) const {
     return place == place_edge ? edge : place == place_sender ? senders[edge] : receivers[edge];

@@ -30,13 +30,12 @@ struct FrameCall {
   int64_t edges, wigner_dim;
   const T* wigner;  // [edges, sum (2l+1)^2], row-major D_l one after another; frame = D x
   // To the frame: up to kMaxSources tensors; edge e reads row index[e], or e.
-  const T* x_in[kMaxSources];
-  const int64_t* index[kMaxSources];
+  Maybe<const T> x_in[kMaxSources];
+  Maybe<const int64_t> index[kMaxSources];
   int64_t dim[kMaxSources];
   // From the frame: one tensor (source 0), [rows, dim[0]]. Row r is edge r, or the sum over edges order[ptr[r]] ...
   T* x_out;
-  const int64_t* order;
-  const int64_t* ptr;
+  Maybe<const int64_t> order, ptr;
   const T* frame_in;
   T* frame_out;
 };
@@ -56,12 +55,12 @@ template <class T>
 struct MatrixCall {
   const MatrixTerm* terms;
   const double* factors;
-  const int64_t* order;  // terms by group, or null: as they come
-  const int64_t* ptr;    // [groups + 1]
+  Maybe<const int64_t> order;  // terms by group; absent: as they come
+  const int64_t* ptr;          // [groups + 1]
   int64_t groups;
   WeightSlot slot;
-  const T* operand[3];  // `slot_scale` null: all ones
-  T* out;               // zeros at the start
+  Maybe<const T> operand[3];  // `slot_scale` absent: all ones
+  T* out;                     // zeros at the start
 };
 
 namespace HAMFAST_ISA {
@@ -128,7 +127,7 @@ HAMFAST_HD inline void rotate_edge(const Team& team, const FrameCall<T>& call, i
     const int64_t d = 2 * block.l + 1;
     const T* wigner = call.wigner + e * call.wigner_dim + wigner_offset(block.l);
     const int64_t channel = call.channels_fast ? 1 : d, component = call.channels_fast ? block.mul : 1;
-    T* x = (kIntoFrame ? const_cast<T*>(call.x_in[s]) : call.x_out) + row * call.dim[s] + block.offset;
+    T* x = (kIntoFrame ? const_cast<T*>(call.x_in[s].data) : call.x_out) + row * call.dim[s] + block.offset;
     T* buffer = kIntoFrame ? call.frame_out : const_cast<T*>(call.frame_in);
     T* frame[2 * kMaxL + 1];
     T sign[2 * kMaxL + 1];
@@ -179,7 +178,7 @@ HAMFAST_HD inline void add_matrix_group(const Team& team, const MatrixCall<T>& c
     const int64_t n = call.order ? call.order[p] : p;
     const MatrixTerm& term = call.terms[n];
     const T factor = T(call.factors[n]);
-    const T* scale = call.operand[slot_scale] ? call.operand[slot_scale] + term.scale : nullptr;
+    const Maybe<const T> scale = call.operand[slot_scale].row(term.scale, 1);
     for (int64_t u = sums_rows ? 0 : first; u < term.rows; u += sums_rows ? 1 : step) {
       const int64_t weight = term.weight + u * term.columns, matrix = term.matrix + u * term.stride;
       if (sums_rows) {

@@ -7,10 +7,10 @@ namespace hamfast {
 
 enum Part { part_edge = 0, part_sender = 1, part_receiver = 2 };
 
-// Rows [rows, heads, width]. An absent part is null.
+// Rows [rows, heads, width].
 template <class T>
 struct EdgeSum {
-  const T* part[3];
+  Maybe<const T> part[3];
   int64_t width;
   HAMFAST_HD bool any() const { return part[0] || part[1] || part[2]; }
 };

@@ -21,7 +21,7 @@ namespace hamfast {
 template <class T, class Stored = T>
 struct EdgeUpdateCall {
   EdgeSum<Stored> sum;
-  const T *weight, *bias;  // [width]; null: x is not normalised
+  Maybe<const T> weight, bias;  // [width]; absent: x is not normalised
   T epsilon;
   bool silu;  // or the identity
   const int64_t *senders, *receivers;
@@ -35,13 +35,15 @@ struct EdgeUpdateCall {
   T* d_norm;      // [parts, 2, width]: of weight and bias, summed over a part of the edges
   int64_t parts;
 
-  // Double backward: directions, null for zero, and the gradient of grad.
-  const Stored* sum_dot;  // [edges, width]
-  const T* norm_dot;      // [2, width]
-  Stored* d_grad;         // [edges, width]
+  // Double backward: directions, absent for zero, and the gradient of grad.
+  Maybe<const Stored> sum_dot;  // [edges, width]
+  Maybe<const T> norm_dot;      // [2, width]
+  Stored* d_grad;               // [edges, width]
 
   HAMFAST_HD int64_t width() const { return sum.width; }
-  HAMFAST_HD T* d_norm_of(int64_t part) const { return weight ? d_norm + part * 2 * sum.width : nullptr; }
+  HAMFAST_HD Maybe<T> d_norm_of(int64_t part) const {
+    return weight ? Maybe<T>(d_norm + part * 2 * sum.width) : Maybe<T>();
+  }
 };
 
 }  // namespace hamfast
@@ -132,7 +134,7 @@ struct UpdateRow {
   HAMFAST_INLINE void normalise(int64_t c, const Columns<T>& x, Columns<T>& n, Columns<T>& u) const {
     n = u = x;
     if (!call.weight) return;
-    const Columns<T> weight = factors(call.weight, c), bias = factors(call.bias, c);
+    const Columns<T> weight = factors(call.weight.data, c), bias = factors(call.bias.data, c);
     HAMFAST_UNROLL
     for (int i = 0; i < kColumns; ++i) {
       n.at[i] = (x.at[i] - mean) * scale;
@@ -170,7 +172,7 @@ struct UpdateRow {
       each([&](int, int64_t c, const Columns<T>& x) {
         Columns<T> n, grad;
         incoming(c, x, n, grad);
-        const Columns<T> weight = factors(call.weight, c);
+        const Columns<T> weight = factors(call.weight.data, c);
         HAMFAST_UNROLL
         for (int i = 0; i < kColumns; ++i) {  // beyond the row the weight is 0
           of_v += weight.at[i] * grad.at[i];
@@ -188,7 +190,7 @@ struct UpdateRow {
         HAMFAST_UNROLL
         for (int i = 0; i < kColumns; ++i) of_weight.at[i] = n.at[i] * grad.at[i];
         add(k, c, of_weight, grad);
-        const Columns<T> weight = factors(call.weight, c);
+        const Columns<T> weight = factors(call.weight.data, c);
         HAMFAST_UNROLL
         for (int i = 0; i < kColumns; ++i) grad.at[i] = (weight.at[i] * grad.at[i] - of_v - n.at[i] * of_vn) * scale;
       }
@@ -209,11 +211,11 @@ struct UpdateRow {
     Second s;
     Columns<T> u;
     normalise(c, x, s.n, u);
-    const bool has_norm = call.weight != nullptr;
+    const bool has_norm = call.weight.given;
     Columns<T> weight{}, weight_dot{}, bias_dot{};
-    if (has_norm) weight = factors(call.weight, c);
+    if (has_norm) weight = factors(call.weight.data, c);
     if (has_norm && call.norm_dot) {
-      weight_dot = factors(call.norm_dot, c);
+      weight_dot = factors(call.norm_dot.data, c);
       bias_dot = factors(call.norm_dot + call.width(), c);
     }
     const Columns<T> x_dot = along(c);
@@ -309,7 +311,7 @@ __global__ void __launch_bounds__(kWarp* kUpdateWarps, second && sizeof(T) == 8 
   const int64_t first = part < call.parts ? call.edges * part / call.parts : call.edges;
   const int64_t last = part < call.parts ? call.edges * (part + 1) / call.parts : call.edges;
   const int64_t longest = (call.edges + call.parts - 1) / call.parts;  // the same for all lanes of a warp
-  T* const to_weight = part < call.parts ? call.d_norm_of(part) : nullptr;
+  const Maybe<T> to_weight = part < call.parts ? call.d_norm_of(part) : Maybe<T>();
   Columns<T> weight[Row::kHeld] = {}, bias[Row::kHeld] = {};
   for (int64_t n = 0; n < longest; ++n) {
     row.start(first + n < last ? first + n : call.edges);

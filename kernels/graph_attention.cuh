@@ -39,20 +39,20 @@ enum WeightKind : int64_t {
 };
 enum ScoreActivation : int64_t { act_leaky_relu = 0, act_smooth_leaky_relu = 1, act_silu = 2 };
 
-// A number per edge and head, or null.
+// A number per edge and head, or none.
 template <class T>
 struct EdgeScalar {
-  const T* data;
+  Maybe<const T> data;
   int64_t edge_stride, head_stride;
   HAMFAST_HD T at(int64_t edge, int64_t head) const { return data[edge * edge_stride + head * head_stride]; }
 };
 
-// [receivers, heads, features] with contiguous features, or null.
+// [receivers, heads, features] with contiguous features, or none.
 template <class T>
 struct NodeRows {
-  const T* data;
+  Maybe<const T> data;
   int64_t node_stride, head_stride;
-  HAMFAST_HD const T* row(int64_t node) const { return data ? data + node * node_stride : nullptr; }
+  HAMFAST_HD const T* row(int64_t node) const { return data + node * node_stride; }
 };
 
 // T: of numbers, and what is computed in. Stored: of rows of q, k, v and the edges' features, and of their gradients.
@@ -60,48 +60,49 @@ template <class T, class Stored = T>
 struct AttentionCall {
   EdgeSum<Stored> query, key, value;
   NodeRows<T> query_on_edge;
-  const Stored* edge;  // [edges, features]
+  Maybe<const Stored> edge;  // [edges, features]
   int64_t features;
   const T* vector;  // [heads, width], of additive scores
   EdgeScalar<T> bias, score_scale, envelope, gate;
   const int64_t *senders, *sender_order, *sender_ptr, *receivers, *receiver_order, *receiver_ptr;
   int64_t heads, num_senders, num_receivers, edges;
   int64_t score, activation, weight;
-  T slope;                 // of the score's activation
-  T scale, clip, epsilon;  // clip: infinity for none
-  const int64_t* seed;     // of dropout; null: none
+  T slope;                    // of the score's activation
+  T scale, clip, epsilon;     // clip: infinity for none
+  Maybe<const int64_t> seed;  // of dropout; absent: none
   double dropout;
 
-  // Results; those not wanted are null.
-  Stored* out;     // [receivers, heads, value width]
-  T* out_on_edge;  // [receivers, heads, features]
-  T* lse;          // [receivers, heads]: log(sum f exp(s) + epsilon)
-  T* weights;      // [edges, heads]: w
-  T* logits;       // [edges, heads]: s
+  // Results; those not wanted are absent.
+  Stored* out;           // [receivers, heads, value width]
+  Maybe<T> out_on_edge;  // [receivers, heads, features]
+  T* lse;                // [receivers, heads]: log(sum f exp(s) + epsilon)
+  Maybe<T> weights;      // [edges, heads]: w
+  Maybe<T> logits;       // [edges, heads]: s
 
-  // Gradients of the results (null: zero), and those of the operands (null: not wanted).
-  const Stored* grad_out;
-  const T *lse_before, *grad_lse, *grad_weights, *grad_logits;
+  // Gradients of the results (absent: zero), and those of the operands (absent: not wanted).
+  Maybe<const Stored> grad_out;
+  const T* lse_before;
+  Maybe<const T> grad_lse, grad_weights, grad_logits;
   NodeRows<T> grad_on_edge;
-  Stored *d_query[3], *d_key[3], *d_value[3], *d_edge;
-  T *d_query_on_edge, *d_vector;  // d_vector: [parts, heads, width]
-  T *d_bias, *d_score_scale, *d_envelope, *d_gate;
-  T *d_score, *kept_weight;  // [edges, heads]: dz and w, from the first pass to the second
+  Maybe<Stored> d_query[3], d_key[3], d_value[3], d_edge;
+  Maybe<T> d_query_on_edge, d_vector;  // d_vector: [parts, heads, width]
+  Maybe<T> d_bias, d_score_scale, d_envelope, d_gate;
+  Maybe<T> d_score, kept_weight;  // [edges, heads]: dz and w, from the first pass to the second
 
-  // Double backward: directions of the operands (null: zero), and the gradients of the gradients of the results. There
-  // kept_weight is w'.
+  // Double backward: directions of the operands (absent: zero), and the gradients of the gradients of the results.
+  // There kept_weight is w'.
   EdgeSum<Stored> query_dot, key_dot, value_dot;
   NodeRows<T> query_on_edge_dot;
-  const Stored* edge_dot;
-  const T* vector_dot;
+  Maybe<const Stored> edge_dot;
+  Maybe<const T> vector_dot;
   EdgeScalar<T> bias_dot, score_scale_dot, envelope_dot, gate_dot;
-  Stored* to_grad_out;
-  T *to_grad_on_edge, *to_grad_lse, *to_grad_weights, *to_grad_logits;
-  T* d_score_dot;  // [edges, heads]: the gradient of z', from the first pass to the second
+  Maybe<Stored> to_grad_out;
+  Maybe<T> to_grad_on_edge, to_grad_lse, to_grad_weights, to_grad_logits;
+  Maybe<T> d_score_dot;  // [edges, heads]: the gradient of z', from the first pass to the second
 
   // The GPU's numbers per edge and head between its kernels: z (then dz), a, z' and b; and whether all rows of q, k, v
   // and features consist of whole, aligned vectors (columns.cuh).
-  T *at_z, *at_a, *at_z_dot, *at_b;
+  Maybe<T> at_z, at_a, at_z_dot, at_b;
   bool packed;
 
   HAMFAST_HD bool softmax() const { return weight == weight_softmax; }
@@ -114,7 +115,7 @@ namespace HAMFAST_ISA {
 // 0 or 1 / (1 - p), from a counter: the mask is made again where it is needed. SplitMix64 (Steele, Lea, Flood 2014).
 template <class T, class Stored>
 HAMFAST_HD inline T dropout_factor(const AttentionCall<T, Stored>& call, int64_t edge, int64_t head) {
-  uint64_t z = static_cast<uint64_t>(*call.seed) +
+  uint64_t z = static_cast<uint64_t>(call.seed[0]) +
                static_cast<uint64_t>(edge * call.heads + head + 1) * uint64_t(0x9E3779B97F4A7C15);
   z = (z ^ (z >> 30)) * uint64_t(0xBF58476D1CE4E5B9);
   z = (z ^ (z >> 27)) * uint64_t(0x94D049BB133111EB);

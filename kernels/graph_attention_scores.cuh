@@ -55,8 +55,8 @@ struct ScoreWarp {
 
   // term(rows of the edge) -> to[edge, head], summed over the lanes of a group.
   template <class F>
-  HAMFAST_INLINE void dots(T* to, F&& term) const {
-    const int64_t* no_receivers = nullptr;  // there is one
+  HAMFAST_INLINE void dots(Maybe<T> to, F&& term) const {
+    const Maybe<const int64_t> no_receivers;  // there is one
     walk_edges(call.receiver_order, call.senders, no_receivers, first(), last(), lane, kGroup,
                [&](const int64_t (&at)[3], bool is_edge) {
                  T total = T(0);
@@ -85,12 +85,12 @@ struct ScoreWarp {
                                  int64_t c) const {
     return row_columns<T>(a, b, call.heads, row, head, c, call.packed);
   }
-  HAMFAST_INLINE Columns<T> of_vector(const T* vector, int64_t c) const {
+  HAMFAST_INLINE Columns<T> of_vector(Maybe<const T> vector, int64_t c) const {
     const int64_t width = call.query.width;
     return vector ? load_columns<T>(vector + head * width + c, width - c, call.packed) : Columns<T>{};
   }
 
-  HAMFAST_INLINE T on_edge(const NodeRows<T>& nodes, const Stored* edges, const int64_t (&row)[3]) const {
+  HAMFAST_INLINE T on_edge(const NodeRows<T>& nodes, Maybe<const Stored> edges, const int64_t (&row)[3]) const {
     if (!nodes.data || !edges) return T(0);
     const T* node = nodes.row(receiver) + head * nodes.head_stride;
     const Stored* edge = edges + row[0] * call.features;

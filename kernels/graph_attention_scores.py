@@ -30,7 +30,7 @@ def dropout_tile(seed, place, DROPOUT: tl.constexpr, mask, REAL: tl.constexpr):
         z = (z ^ (z >> 27)) * 0x94D049BB133111EB
         z = z ^ (z >> 31)
         uniform = (z >> 11).to(tl.float64) * (1.0 / 9007199254740992.0)  # float64: the same edges as elsewhere
-        kept = tl.full(mask.shape, 1.0 / (1.0 - DROPOUT), dtype=REAL)
+        kept = tl.full(mask.shape, 1.0 / (1.0 - DROPOUT) if DROPOUT < 1.0 else 0.0, dtype=REAL)
         factor = tl.where(uniform < DROPOUT, 0.0, kept)
     return factor
 

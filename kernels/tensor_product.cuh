@@ -42,11 +42,11 @@ struct TensorProductCall {
   int64_t num_paths;
   CouplingList cg;
   Slot slot;
-  const T* operand[4];      // x, y, w, g; the one of `slot` is not read
-  int64_t dim[4];           // row lengths; w: 0 when all rows share it
-  const int64_t* index[4];  // x: senders, g: receivers, else null: row of the operand that edge e uses
-  const int64_t* order;     // edges by output row, or null: output row r is edge r
-  const int64_t* ptr;       // [rows + 1] into `order`, or null
+  Maybe<const T> operand[4];      // x, y, w, g; the one of `slot` is not read
+  int64_t dim[4];                 // row lengths; w: 0 when all rows share it
+  Maybe<const int64_t> index[4];  // x: senders, g: receivers, else absent: row of the operand that edge e uses
+  Maybe<const int64_t> order;     // edges by output row; absent: output row r is edge r
+  Maybe<const int64_t> ptr;       // [rows + 1] into `order`, or absent
   int64_t edges;
   bool weighted_only;  // leave out paths without weights: they have no derivative along a direction of the weights
   int64_t chunk;       // > 0: output row r sums edges r * chunk ... (shared weights)

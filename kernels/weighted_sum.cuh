@@ -36,11 +36,12 @@ struct WeightedSum {
   Out* out;  // [rows, heads, width], or [rows, width] if summed over heads
   int64_t rows, heads, width;
   bool over_heads;
-  const int64_t *order, *ptr;  // null: a row is an edge
-  int64_t parts, edges;        // parts > 0: a row is that part of all edges
+  Maybe<const int64_t> order, ptr;  // absent: a row is an edge
+  int64_t parts, edges;             // parts > 0: a row is that part of all edges
   const int64_t *senders, *receivers;
   EdgeSum<Stored> a_dot, b_dot;
-  const T *vector, *vector_dot;
+  const T* vector;
+  Maybe<const T> vector_dot;
   int64_t activation;
   T slope;
   bool packed;

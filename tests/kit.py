@@ -1,16 +1,93 @@
 """What several tests share: checks every op must pass, and small structures."""
 
+import contextlib
 import os
 
 import numpy as np
+import pytest
 import torch
 from e3nn import o3
 
+import hamfast
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.snapshot import Snapshot
+from hamfast.ops import backend as backends
+
+HAS_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if HAS_GPU else "cpu"
 
 INTERPRETED = os.environ.get("HAMFAST_BACKEND") == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
 """Do CPU tensors run through Triton's interpreter?"""
+ON_EXECUTOR = "HAMFAST_SIMT_FOLDER" in os.environ
+"""Or through the CUDA sources, on the host's executor?"""
+
+
+@contextlib.contextmanager
+def running_on(backend):
+    """Yields the device of the tensors."""
+    if backend == "cpu":
+        yield "cpu"
+        return
+    rung = next(rung for rung in backends.ladder() if rung.backend == backend)
+    if rung.problem or (backend == "cuda" and not HAS_GPU):
+        pytest.skip(rung.problem or "no GPU")
+    with hamfast.backend(backend):
+        yield DEVICE
+
+
+def derivatives(function, leaves, directions):
+    """The result, its gradients along a direction, and the gradients of those; None where nothing depends on a leaf."""
+    out = function(*leaves)
+    if not out.requires_grad:
+        return [out] + [None] * (2 * len(leaves) + 1)
+    grad = directions[0].to(out).requires_grad_()
+    first = torch.autograd.grad(out, leaves, grad, create_graph=True, allow_unused=True)
+    found = [out, *first]
+    along = [(f, d) for f, d in zip(first, directions[1:], strict=True) if f is not None and f.requires_grad]
+    if not along:
+        return found + [None] * (1 + len(leaves))
+    outputs, given_directions = zip(*along, strict=True)
+    given_directions = [d.to(f) for d, f in zip(given_directions, outputs, strict=True)]
+    return found + list(torch.autograd.grad(outputs, [grad, *leaves], given_directions, allow_unused=True))
+
+
+def compare(found, expected, tolerance):
+    for a, b in zip(found, expected, strict=True):
+        if a is None and b is None:
+            continue
+        a, b = (torch.zeros_like(b) if a is None else a), (torch.zeros_like(a) if b is None else b)
+        assert a.shape == b.shape
+        scale = max([1.0, *b.detach().abs().flatten().tolist()])
+        torch.testing.assert_close(a.double().cpu(), b.double().cpu(), atol=tolerance * scale, rtol=0.0)
+
+
+def pick(options):
+    """One of them, by torch's generator."""
+    return options[int(torch.randint(len(options), ()))]
+
+
+# How an operand lies in memory: from a leaf that is contiguous to a tensor of the same shape and numbers.
+def strided(t):
+    """Every second column of a larger tensor, from the second element on."""
+    wide = torch.stack([torch.zeros_like(t), t], dim=-1)
+    return wide[..., 1]
+
+
+def transposed(t):
+    return t.transpose(0, -1).contiguous().transpose(0, -1) if t.dim() > 1 else t
+
+
+def shared(t):
+    """The first row for all rows, with stride 0."""
+    return t[:1].expand_as(t) if t.shape[0] else t
+
+
+def shifted(t):
+    """Behind another number in the same storage: not aligned to vectors."""
+    return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
+
+
+STORAGES = {f.__name__: f for f in (strided, transposed, shared, shifted)} | {"plain": lambda t: t}
 
 
 def permuted(t):

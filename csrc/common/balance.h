@@ -11,12 +11,12 @@ namespace hamfast {
 
 constexpr int64_t kParts = 64;
 
-// f(first row, last row, part) for every part, in parallel. ptr: where each row's edges begin; null: rows cost the
-// same.
+// f(first row, last row, part) for every part, in parallel. ptr: where each row's edges begin; absent: rows cost
+// the same.
 template <class F>
-void for_balanced_rows(const int64_t* ptr, int64_t rows, F&& f) {
+void for_balanced_rows(Maybe<const int64_t> ptr, int64_t rows, F&& f) {
   auto boundary = [&](int64_t part) {
-    if (ptr == nullptr) return rows * part / kParts;
+    if (!ptr) return rows * part / kParts;
     // Rows cost something of their own, too.
     const int64_t work = (ptr[rows] - ptr[0] + rows) * part / kParts;
     int64_t low = 0, high = rows;

@@ -6,6 +6,8 @@
 
 #include <optional>
 
+#include "common.cuh"
+
 namespace hamfast {
 
 using torch::headeronly::ScalarType;
@@ -26,8 +28,8 @@ inline std::optional<Tensor> contiguous(const std::optional<Tensor>& t) {
 }
 
 template <class T>
-const T* data_or_null(const std::optional<Tensor>& t) {
-  return t.has_value() ? t->const_data_ptr<T>() : nullptr;
+Maybe<const T> maybe_data(const std::optional<Tensor>& t) {
+  return t.has_value() ? Maybe<const T>(t->const_data_ptr<T>()) : Maybe<const T>();
 }
 
 // The CPU's stand-in for torch's DeviceGuard.

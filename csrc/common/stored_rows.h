@@ -36,8 +36,9 @@ struct ElementOf<Float16> {
 template <class Stored>
 using Element = typename ElementOf<Stored>::type;
 template <class Stored>
-const Stored* rows_or_null(const std::optional<Tensor>& t) {
-  return reinterpret_cast<const Stored*>(data_or_null<Element<Stored>>(t));
+Maybe<const Stored> maybe_rows(const std::optional<Tensor>& t) {
+  if (!t.has_value()) return {};
+  return reinterpret_cast<const Stored*>(t->template const_data_ptr<Element<Stored>>());
 }
 template <class Stored>
 Stored* new_rows(const Tensor& t) {

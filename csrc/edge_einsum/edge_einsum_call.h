@@ -36,6 +36,8 @@ struct EdgeEinsumOp {
                         " in an operand and ", shape[d], " in the result");
     const typename Launch::Guard guard(a.get_device_index());
     const std::vector<int64_t> sizes{count[places[0]], shape[0], shape[1], shape[2]};
+    // An axis of no elements: the kernels' strides do not tell it from one that is lacking.
+    if (edges == 0 || axes[0] == 0 || axes[1] == 0 || axes[2] == 0) return torch::stable::new_zeros(a, sizes);
     Tensor out = Launch::new_result(a, sizes);
     dispatch_real(a.scalar_type(), "edge_einsum", [&](auto zero) {
       using T = decltype(zero);

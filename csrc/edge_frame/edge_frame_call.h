@@ -46,8 +46,8 @@ struct EdgeFrameOps {
       using T = decltype(zero);
       auto call = frame_call<T>(tables, wigner, channels_fast);
       for (int s = 0; s < kMaxSources; ++s) {
-        call.x_in[s] = data_or_null<T>(x[s]);
-        call.index[s] = data_or_null<int64_t>(index[s]);
+        call.x_in[s] = maybe_data<T>(x[s]);
+        call.index[s] = maybe_data<int64_t>(index[s]);
         call.dim[s] = x[s].has_value() ? x[s]->size(1) : 0;
       }
       call.frame_out = frame.mutable_data_ptr<T>();
@@ -72,8 +72,8 @@ struct EdgeFrameOps {
       call.frame_in = frame.const_data_ptr<T>();
       call.x_out = x.mutable_data_ptr<T>();
       call.dim[0] = dim;
-      call.order = data_or_null<int64_t>(order);
-      call.ptr = data_or_null<int64_t>(ptr);
+      call.order = maybe_data<int64_t>(order);
+      call.ptr = maybe_data<int64_t>(ptr);
       Launch::rotate_out(call, rows, frame.get_device_index());
     });
     return x;
@@ -91,11 +91,11 @@ struct EdgeFrameOps {
       using T = decltype(zero);
       MatrixCall<T> call{reinterpret_cast<const MatrixTerm*>(terms.const_data_ptr<int64_t>()),
                          factors.const_data_ptr<double>(),
-                         slot == slot_matrix ? nullptr : path_order.const_data_ptr<int64_t>(),
+                         slot == slot_matrix ? Maybe<const int64_t>() : path_order.const_data_ptr<int64_t>(),
                          ptr.const_data_ptr<int64_t>(),
                          ptr.numel() - 1,
                          static_cast<WeightSlot>(slot),
-                         {data_or_null<T>(operand[0]), data_or_null<T>(operand[1]), data_or_null<T>(operand[2])},
+                         {maybe_data<T>(operand[0]), maybe_data<T>(operand[1]), maybe_data<T>(operand[2])},
                          out.mutable_data_ptr<T>()};
       Launch::add_groups(call, like.get_device_index());
     });

@@ -64,8 +64,8 @@ struct EdgeUpdateOps {
       using Stored = decltype(of_rows);
       EdgeUpdateCall<T, Stored> call = operands.template call<T, Stored>(epsilon, silu);
       gradients.set(call);
-      call.sum_dot = rows_or_null<Stored>(sum_dot);
-      call.norm_dot = data_or_null<T>(norm_dot);
+      call.sum_dot = maybe_rows<Stored>(sum_dot);
+      call.norm_dot = maybe_data<T>(norm_dot);
       call.d_grad = new_rows<Stored>(d_grad);
       Launch::double_backward(call, operands.device());
     });
@@ -105,9 +105,9 @@ struct EdgeUpdateOps {
     template <class T, class Stored>
     EdgeUpdateCall<T, Stored> call(double epsilon, bool silu) const {
       EdgeUpdateCall<T, Stored> c{};
-      for (int p = 0; p < 3; ++p) c.sum.part[p] = rows_or_null<Stored>(part[p]);
+      for (int p = 0; p < 3; ++p) c.sum.part[p] = maybe_rows<Stored>(part[p]);
       c.sum.width = width();
-      c.weight = data_or_null<T>(weight), c.bias = data_or_null<T>(bias);
+      c.weight = maybe_data<T>(weight), c.bias = maybe_data<T>(bias);
       c.epsilon = static_cast<T>(epsilon), c.silu = silu;
       c.senders = senders.const_data_ptr<int64_t>(), c.receivers = receivers.const_data_ptr<int64_t>();
       c.edges = edges();
@@ -130,7 +130,7 @@ struct EdgeUpdateOps {
     }
     template <class T, class Stored>
     void set(EdgeUpdateCall<T, Stored>& call) const {
-      call.grad = rows_or_null<Stored>(grad);
+      call.grad = maybe_rows<Stored>(grad).data;
       call.d_sum = new_rows<Stored>(of_sum);
       call.d_norm = of_norm.template mutable_data_ptr<T>();
       call.parts = parts;

@@ -36,7 +36,7 @@ struct EdgeUpdateOnCpu : OnCpu {
  private:
   template <class T, class F>
   static void for_parts(const EdgeUpdateCall<T>& call, F&& f) {
-    for_balanced_rows(nullptr, call.edges, [&](int64_t begin, int64_t end, int64_t part) {
+    for_balanced_rows({}, call.edges, [&](int64_t begin, int64_t end, int64_t part) {
       const Scratch<T> scratch(HAMFAST_ISA_CALL(edge_update_scratch, call));
       f(begin, end, part, scratch.data());
     });

@@ -74,7 +74,8 @@ class UpdatedRows {
       const Norm norm = norm_[r];
       const T* x = x_[r];
       const int64_t row = (first + r) * width_;
-      const T *grad = call_.grad + row, *along = call_.sum_dot ? call_.sum_dot + row : nullptr;
+      const T* grad = call_.grad + row;
+      const Maybe<const T> along = call_.sum_dot.row(first + r, width_);
       T* const to_grad = call_.d_grad + row;
       T* const out = call_.d_sum + row;
       if (!call_.weight) {
@@ -92,8 +93,7 @@ class UpdatedRows {
         sum += change, sum_n += change * normal(x, c, n, norm);
       });
       const T mean = sum_of<T>(sum) / T(width_), slope = sum_of<T>(sum_n) / T(width_);
-      const T* const weight_dot = call_.norm_dot;
-      const T* const bias_dot = call_.norm_dot ? call_.norm_dot + width_ : nullptr;
+      const Maybe<const T> weight_dot = call_.norm_dot, bias_dot = call_.norm_dot.row(1, width_);
       Vector<T> of_v{}, of_change{};
       each([&](int64_t c, int64_t n) {
         const Vector<T> value = normal(x, c, n, norm), u = affine(value, c, n), g = load_first(grad + c, n);
@@ -132,7 +132,9 @@ class UpdatedRows {
   };
 
   // Zero without any.
-  static Vector<T> part_of(const T* row, int64_t c, int64_t n) { return row ? load_first(row + c, n) : Vector<T>{}; }
+  static Vector<T> part_of(const Maybe<const T>& row, int64_t c, int64_t n) {
+    return row ? load_first(row + c, n) : Vector<T>{};
+  }
 
   // f(c, n): the vector from column c on, of which n lanes are of the row; those behind are read as 0.
   template <class F>
@@ -210,26 +212,26 @@ static void in_batches(int64_t begin, int64_t end, F&& f) {
     f(edge, static_cast<int>(end - edge < kTogether ? end - edge : kTogether));
 }
 
-#define HAMFAST_UPDATE_FOR(T)                                                                                    \
-  int64_t edge_update_scratch(const EdgeUpdateCall<T>& call) { return UpdatedRows<T>::scratch(call); }           \
-  void edge_update_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, T* scratch) {                 \
-    UpdatedRows<T> rows(call, scratch);                                                                          \
-    in_batches(begin, end, [&](int64_t first, int count) { rows.forward(first, count); });                       \
-  }                                                                                                              \
-  void edge_update_backward_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, int64_t part,        \
-                                 T* scratch) {                                                                   \
-    UpdatedRows<T> rows(call, scratch);                                                                          \
-    T* to = call.d_norm_of(part);                                                                                \
-    in_batches(begin, end,                                                                                       \
-               [&](int64_t first, int count) { rows.backward(first, count, to, to ? to + call.width() : to); }); \
-  }                                                                                                              \
-  void edge_update_double_backward_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, int64_t part, \
-                                        T* scratch) {                                                            \
-    UpdatedRows<T> rows(call, scratch);                                                                          \
-    T* to = call.d_norm_of(part);                                                                                \
-    in_batches(begin, end, [&](int64_t first, int count) {                                                       \
-      rows.double_backward(first, count, to, to ? to + call.width() : to);                                       \
-    });                                                                                                          \
+#define HAMFAST_UPDATE_FOR(T)                                                                                          \
+  int64_t edge_update_scratch(const EdgeUpdateCall<T>& call) { return UpdatedRows<T>::scratch(call); }                 \
+  void edge_update_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, T* scratch) {                       \
+    UpdatedRows<T> rows(call, scratch);                                                                                \
+    in_batches(begin, end, [&](int64_t first, int count) { rows.forward(first, count); });                             \
+  }                                                                                                                    \
+  void edge_update_backward_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, int64_t part,              \
+                                 T* scratch) {                                                                         \
+    UpdatedRows<T> rows(call, scratch);                                                                                \
+    const Maybe<T> to = call.d_norm_of(part);                                                                          \
+    in_batches(begin, end,                                                                                             \
+               [&](int64_t first, int count) { rows.backward(first, count, to.data, to.row(1, call.width()).data); }); \
+  }                                                                                                                    \
+  void edge_update_double_backward_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, int64_t part,       \
+                                        T* scratch) {                                                                  \
+    UpdatedRows<T> rows(call, scratch);                                                                                \
+    const Maybe<T> to = call.d_norm_of(part);                                                                          \
+    in_batches(begin, end, [&](int64_t first, int count) {                                                             \
+      rows.double_backward(first, count, to.data, to.row(1, call.width()).data);                                       \
+    });                                                                                                                \
   }
 HAMFAST_UPDATE_FOR(float)
 HAMFAST_UPDATE_FOR(double)

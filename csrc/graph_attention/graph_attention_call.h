@@ -97,9 +97,9 @@ struct AttentionArguments {
     AttentionCall<T, Stored> c{};
     c.query = sum<Stored>(operand, query), c.key = sum<Stored>(operand, key), c.value = sum<Stored>(operand, value);
     c.query_on_edge = node_rows<T>(operand[on_edge]);
-    c.edge = rows_or_null<Stored>(operand[edge]);
+    c.edge = maybe_rows<Stored>(operand[edge]);
     c.features = features();
-    c.vector = data_or_null<T>(operand[vector]);
+    c.vector = maybe_data<T>(operand[vector]).data;
     c.bias = scalar<T>(operand[bias]), c.score_scale = scalar<T>(operand[bias + 1]);
     c.envelope = scalar<T>(operand[bias + 2]), c.gate = scalar<T>(operand[bias + 3]);
     c.senders = graph[0].const_data_ptr<int64_t>();
@@ -111,7 +111,7 @@ struct AttentionArguments {
     c.heads = heads(), c.edges = edges(), c.num_senders = num_senders(), c.num_receivers = num_receivers();
     c.score = kinds[1], c.activation = kinds[2], c.weight = kinds[3];
     c.slope = T(numbers[0]), c.scale = T(numbers[1]), c.clip = T(numbers[2]), c.epsilon = T(numbers[3]);
-    c.seed = data_or_null<int64_t>(seed);
+    c.seed = maybe_data<int64_t>(seed);
     c.dropout = numbers[4];
     return c;
   }
@@ -121,8 +121,8 @@ struct AttentionArguments {
     c.query_dot = sum<Stored>(direction, query), c.key_dot = sum<Stored>(direction, key);
     c.value_dot = sum<Stored>(direction, value);
     c.query_on_edge_dot = node_rows<T>(direction[on_edge]);
-    c.vector_dot = data_or_null<T>(direction[vector]);
-    c.edge_dot = rows_or_null<Stored>(direction[edge]);
+    c.vector_dot = maybe_data<T>(direction[vector]);
+    c.edge_dot = maybe_rows<Stored>(direction[edge]);
     c.bias_dot = scalar<T>(direction[bias]), c.score_scale_dot = scalar<T>(direction[bias + 1]);
     c.envelope_dot = scalar<T>(direction[bias + 2]), c.gate_dot = scalar<T>(direction[bias + 3]);
   }
@@ -140,7 +140,7 @@ struct AttentionArguments {
   template <class Stored>
   EdgeSum<Stored> sum(const std::array<Optional, count>& from, int first) const {
     EdgeSum<Stored> s{};
-    for (int p = 0; p < 3; ++p) s.part[p] = rows_or_null<Stored>(from[first + p]);
+    for (int p = 0; p < 3; ++p) s.part[p] = maybe_rows<Stored>(from[first + p]);
     s.width = width(first);
     return s;
   }
@@ -222,11 +222,11 @@ struct AttentionOps {
       using Stored = decltype(of_rows);
       AttentionCall<T, Stored> call = args.template call<T, Stored>();
       call.lse_before = lse.const_data_ptr<T>();
-      call.grad_out = rows_or_null<Stored>(g);
+      call.grad_out = maybe_rows<Stored>(g);
       call.grad_on_edge = Args::node_rows<T>(grad_on_edge);
-      call.grad_lse = data_or_null<T>(g_lse);
-      call.grad_weights = data_or_null<T>(g_weights);
-      call.grad_logits = data_or_null<T>(g_logits);
+      call.grad_lse = maybe_data<T>(g_lse);
+      call.grad_weights = maybe_data<T>(g_weights);
+      call.grad_logits = maybe_data<T>(g_logits);
       std::vector<Tensor> kept = set_gradients(args, like, wanted, gradient, call);
       Launch::backward(call, like);
       if (wanted >> Args::vector & 1) gradient[Args::vector] = Launch::sum_parts(kept.back());
@@ -273,11 +273,11 @@ struct AttentionOps {
       AttentionCall<T, Stored> call = args.template call<T, Stored>();
       args.set_directions(direction, call);
       call.lse_before = lse.const_data_ptr<T>();
-      call.grad_out = rows_or_null<Stored>(g);
+      call.grad_out = maybe_rows<Stored>(g);
       call.grad_on_edge = Args::node_rows<T>(grad_on_edge);
-      call.grad_lse = data_or_null<T>(g_lse);
-      call.grad_weights = data_or_null<T>(g_weights);
-      call.grad_logits = data_or_null<T>(g_logits);
+      call.grad_lse = maybe_data<T>(g_lse);
+      call.grad_weights = maybe_data<T>(g_weights);
+      call.grad_logits = maybe_data<T>(g_logits);
       auto is_wanted = [&](int n) { return wanted >> (Args::count + n) & 1; };
       if (is_wanted(0)) call.to_grad_out = new_rows<Stored>(result[0]);
       if (is_wanted(1)) call.to_grad_on_edge = result[1].mutable_data_ptr<T>();
@@ -326,8 +326,12 @@ struct AttentionOps {
   template <class T, class Stored>
   static std::vector<Tensor> set_gradients(const Args& args, const Tensor& like, int64_t wanted,
                                            const std::vector<Tensor>& gradient, AttentionCall<T, Stored>& call) {
-    auto to = [&](int n) { return wanted >> n & 1 ? gradient[n].template mutable_data_ptr<T>() : nullptr; };
-    auto to_rows = [&](int n) { return wanted >> n & 1 ? new_rows<Stored>(gradient[n]) : nullptr; };
+    auto to = [&](int n) {
+      return wanted >> n & 1 ? Maybe<T>(gradient[n].template mutable_data_ptr<T>()) : Maybe<T>();
+    };
+    auto to_rows = [&](int n) {
+      return wanted >> n & 1 ? Maybe<Stored>(new_rows<Stored>(gradient[n])) : Maybe<Stored>();
+    };
     for (int p = 0; p < 3; ++p) {
       call.d_query[p] = to_rows(Args::query + p);
       call.d_key[p] = to_rows(Args::key + p);

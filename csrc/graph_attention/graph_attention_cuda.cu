@@ -15,17 +15,17 @@ class WeightedSums {
   WeightedSums(const AttentionCall<T, Stored>& call, int32_t device) : call_(call), device_(device) {}
 
   // Gradients of q and k (or of one, `of_query`): of every part, from dz and, along directions, dz'.
-  void of_scores(Stored* const (&to)[3], bool of_query) const {
+  void of_scores(const Maybe<Stored> (&to)[3], bool of_query) const {
     for (int part = 0; part < 3; ++part) {
       if (!to[part]) continue;
-      auto sum = new_sum(to[part], part, call_.query.width);
+      auto sum = new_sum(to[part].data, part, call_.query.width);
       if (call_.additive()) {
-        add(sum, rows_activation_slope, call_.d_score, call_.query, call_.key);
-        if (along_activation()) add(sum, rows_activation_slope_along, call_.d_score_dot, call_.query, call_.key);
+        add(sum, rows_activation_slope, call_.d_score.data, call_.query, call_.key);
+        if (along_activation()) add(sum, rows_activation_slope_along, call_.d_score_dot.data, call_.query, call_.key);
       } else {
-        add(sum, rows_sum, call_.d_score, of_query ? call_.key : call_.query);
+        add(sum, rows_sum, call_.d_score.data, of_query ? call_.key : call_.query);
         const EdgeSum<Stored>& along = of_query ? call_.key_dot : call_.query_dot;
-        if (along.any()) add(sum, rows_sum, call_.d_score_dot, along);
+        if (along.any()) add(sum, rows_sum, call_.d_score_dot.data, along);
       }
       run(sum);
     }
@@ -35,12 +35,12 @@ class WeightedSums {
   void of_value() const {
     for (int part = 0; part < 3; ++part) {
       if (!call_.d_value[part]) continue;
-      auto sum = new_sum(call_.d_value[part], part, call_.value.width);
+      auto sum = new_sum(call_.d_value[part].data, part, call_.value.width);
       if (call_.grad_out) {
         EdgeSum<Stored> grad{};
         grad.part[part_receiver] = call_.grad_out;
         grad.width = call_.value.width;
-        add(sum, rows_sum, call_.kept_weight, grad);
+        add(sum, rows_sum, call_.kept_weight.data, grad);
       }
       run(sum);
     }
@@ -48,43 +48,43 @@ class WeightedSums {
 
   void of_query_on_edge() const {
     if (!call_.d_query_on_edge) return;
-    auto sum = new_sum(call_.d_query_on_edge, part_receiver, call_.features);
-    add_features(sum, call_.d_score, call_.edge);
-    if (call_.edge_dot) add_features(sum, call_.d_score_dot, call_.edge_dot);
+    auto sum = new_sum(call_.d_query_on_edge.data, part_receiver, call_.features);
+    add_features(sum, call_.d_score.data, call_.edge.data);
+    if (call_.edge_dot) add_features(sum, call_.d_score_dot.data, call_.edge_dot.data);
     run(sum);
   }
 
   void of_edge() const {
     if (!call_.d_edge) return;
-    auto sum = new_sum(call_.d_edge, part_edge, call_.features);
+    auto sum = new_sum(call_.d_edge.data, part_edge, call_.features);
     sum.over_heads = true;
-    add_nodes(sum, call_.d_score, call_.query_on_edge);
-    add_nodes(sum, call_.d_score_dot, call_.query_on_edge_dot);
-    add_nodes(sum, call_.kept_weight, call_.grad_on_edge);
+    add_nodes(sum, call_.d_score.data, call_.query_on_edge);
+    add_nodes(sum, call_.d_score_dot.data, call_.query_on_edge_dot);
+    add_nodes(sum, call_.kept_weight.data, call_.grad_on_edge);
     run(sum);
   }
 
   void of_vector() const {
     if (!call_.d_vector) return;
-    auto sum = new_sum(call_.d_vector, part_edge, call_.query.width);
+    auto sum = new_sum(call_.d_vector.data, part_edge, call_.query.width);
     sum.rows = sum.parts = kParts;
-    add(sum, rows_activation, call_.d_score, call_.query, call_.key);
-    if (along_activation()) add(sum, rows_activation_along, call_.d_score_dot, call_.query, call_.key);
+    add(sum, rows_activation, call_.d_score.data, call_.query, call_.key);
+    if (along_activation()) add(sum, rows_activation_along, call_.d_score_dot.data, call_.query, call_.key);
     run(sum);
   }
 
   // sum weight v (+ more v'), and the same of the edges' features.
-  void aggregate(Stored* out, T* on_edge, const T* weight, const T* more) const {
+  void aggregate(Maybe<Stored> out, Maybe<T> on_edge, const T* weight, Maybe<const T> more) const {
     if (out && call_.value.width > 0) {
-      auto sum = new_sum(out, part_receiver, call_.value.width);
+      auto sum = new_sum(out.data, part_receiver, call_.value.width);
       add(sum, rows_sum, weight, call_.value);
-      if (more && call_.value_dot.any()) add(sum, rows_sum, more, call_.value_dot);
+      if (more && call_.value_dot.any()) add(sum, rows_sum, more.data, call_.value_dot);
       run(sum);
     }
     if (on_edge) {
-      auto sum = new_sum(on_edge, part_receiver, call_.features);
-      add_features(sum, weight, call_.edge);
-      if (more && call_.edge_dot) add_features(sum, more, call_.edge_dot);
+      auto sum = new_sum(on_edge.data, part_receiver, call_.features);
+      add_features(sum, weight, call_.edge.data);
+      if (more && call_.edge_dot) add_features(sum, more.data, call_.edge_dot.data);
       run(sum);
     }
   }
@@ -99,7 +99,7 @@ class WeightedSums {
   }
 
  private:
-  bool along_activation() const { return call_.query_dot.any() || call_.key_dot.any() || call_.vector_dot; }
+  bool along_activation() const { return call_.query_dot.any() || call_.key_dot.any() || call_.vector_dot.given; }
 
   template <class Out>
   WeightedSum<T, Stored, Out> new_sum(Out* out, int part, int64_t width) const {
@@ -107,8 +107,10 @@ class WeightedSums {
     sum.out = out;
     sum.heads = call_.heads, sum.width = width, sum.edges = call_.edges;
     sum.rows = part == part_edge ? call_.edges : part == part_sender ? call_.num_senders : call_.num_receivers;
-    sum.order = part == part_edge ? nullptr : part == part_sender ? call_.sender_order : call_.receiver_order;
-    sum.ptr = part == part_edge ? nullptr : part == part_sender ? call_.sender_ptr : call_.receiver_ptr;
+    if (part != part_edge) {
+      sum.order = part == part_sender ? call_.sender_order : call_.receiver_order;
+      sum.ptr = part == part_sender ? call_.sender_ptr : call_.receiver_ptr;
+    }
     sum.senders = call_.senders, sum.receivers = call_.receivers;
     sum.a_dot = call_.query_dot, sum.b_dot = call_.key_dot;
     sum.vector = call_.vector, sum.vector_dot = call_.vector_dot, sum.activation = call_.activation,
@@ -169,7 +171,7 @@ struct AttentionOnCuda : OnCuda {
    public:
     template <class Stored>
     Numbers(const Tensor& like, const AttentionCall<T, Stored>& call) : like_(like), sizes_{call.edges, call.heads} {}
-    void make(T*& numbers) {
+    void make(Maybe<T>& numbers) {
       if (numbers) return;
       kept_.push_back(new_result(like_, sizes_, std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float));
       numbers = kept_.back().template mutable_data_ptr<T>();
@@ -198,14 +200,14 @@ struct AttentionOnCuda : OnCuda {
     numbers.make(call.kept_weight);
     scores<pass_forward>(call, like.get_device_index());
     WeightedSums<T, Stored>(call, like.get_device_index())
-        .aggregate(call.out, call.out_on_edge, call.kept_weight, nullptr);
+        .aggregate(call.out, call.out_on_edge, call.kept_weight.data, {});
   }
 
   template <class T, class Stored>
   static void backward(AttentionCall<T, Stored> call, const Tensor& like) {
     call.packed = is_packed(call);
     Numbers<T> numbers(like, call);
-    for (T** kept : {&call.at_z, &call.at_a, &call.d_score, &call.kept_weight}) numbers.make(*kept);
+    for (Maybe<T>* kept : {&call.at_z, &call.at_a, &call.d_score, &call.kept_weight}) numbers.make(*kept);
     scores<pass_backward>(call, like.get_device_index());
     WeightedSums<T, Stored>(call, like.get_device_index()).gradients();
   }
@@ -214,13 +216,13 @@ struct AttentionOnCuda : OnCuda {
   static void double_backward(AttentionCall<T, Stored> call, const Tensor& like) {
     call.packed = is_packed(call);
     Numbers<T> numbers(like, call);
-    for (T** kept :
+    for (Maybe<T>* kept :
          {&call.at_z, &call.at_a, &call.at_z_dot, &call.at_b, &call.d_score, &call.d_score_dot, &call.kept_weight})
       numbers.make(*kept);
     scores<pass_double>(call, like.get_device_index());
     const WeightedSums<T, Stored> sums(call, like.get_device_index());
     sums.gradients();
-    sums.aggregate(call.to_grad_out, call.to_grad_on_edge, call.kept_weight, call.at_a);
+    sums.aggregate(call.to_grad_out, call.to_grad_on_edge, call.kept_weight.data, call.at_a);
   }
 };
 

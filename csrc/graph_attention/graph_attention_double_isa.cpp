@@ -29,79 +29,81 @@ class SecondPasses : public Node<T> {
     if (call_.kept_weight) write(w_dot, call_.kept_weight);
     if (call_.to_grad_weights) write(w_dot, call_.to_grad_weights);
 
-    T* d_query = zeroed(call_.d_query[part_receiver], node, size_);
-    T* d_key = zeroed(call_.d_key[part_receiver], node, size_);
-    T* d_on_edge = zeroed(call_.d_query_on_edge, node, heads * features);
-    T* to_out = zeroed(call_.to_grad_out, node, value_size_);
-    T* to_on_edge = zeroed(call_.to_grad_on_edge, node, heads * features);
-    if (T* d_value = row(call_.d_value[part_receiver], node, value_size_)) value_of_receiver(node, w_dot, d_value);
-    T* d_vector = row(call_.d_vector, part, size_);
+    const Maybe<T> d_query = zeroed(call_.d_query[part_receiver], node, size_);
+    const Maybe<T> d_key = zeroed(call_.d_key[part_receiver], node, size_);
+    const Maybe<T> d_on_edge = zeroed(call_.d_query_on_edge, node, heads * features);
+    const Maybe<T> to_out = zeroed(call_.to_grad_out, node, value_size_);
+    const Maybe<T> to_on_edge = zeroed(call_.to_grad_on_edge, node, heads * features);
+    if (const Maybe<T> d_value = call_.d_value[part_receiver].row(node, value_size_))
+      value_of_receiver(node, w_dot, d_value.data);
+    const Maybe<T> d_vector = call_.d_vector.row(part, size_);
     const bool of_scores = d_query || d_key || d_vector || call_.d_query[part_edge] || call_.d_key[part_edge];
     for (int64_t at = 0; at < degree_; at += kChunk) {
       const int n = load_chunk(at, dz);
       for (int i = 0; i < n; ++i) second_[i] = dz_dot + (at + i) * heads;
       edge_rows();
       if (of_scores) {
-        score_rows(d_vector);
+        score_rows(d_vector.given);
         for (bool along_direction : {false, true}) {
           if (along_direction && !direction_rows()) break;
           const T* const* weight = along_direction ? second_ : weight_;
-          if (d_query) accumulate(n, heads, weight, for_query_, width, width, d_query);
-          if (d_key) accumulate(n, heads, weight, for_key_, width, width, d_key);
-          if (d_vector) accumulate(n, heads, weight, for_vector_, width, width, d_vector);
+          if (d_query) accumulate(n, heads, weight, for_query_, width, width, d_query.data);
+          if (d_key) accumulate(n, heads, weight, for_key_, width, width, d_key.data);
+          if (d_vector) accumulate(n, heads, weight, for_vector_, width, width, d_vector.data);
           for (int i = 0; i < n; ++i) {
             edge_row(call_.d_query[part_edge], i, weight[i], for_query_[i], along_direction);
             edge_row(call_.d_key[part_edge], i, weight[i], for_key_[i], along_direction);
           }
         }
       }
-      if (d_on_edge) accumulate(n, heads, weight_, edge_, features, int64_t(0), d_on_edge);
-      if (d_on_edge && call_.edge_dot) accumulate(n, heads, second_, edge_dot_, features, int64_t(0), d_on_edge);
+      if (d_on_edge) accumulate(n, heads, weight_, edge_, features, int64_t(0), d_on_edge.data);
+      if (d_on_edge && call_.edge_dot) accumulate(n, heads, second_, edge_dot_, features, int64_t(0), d_on_edge.data);
       if (call_.d_edge) edge_gradients(at, w_dot, second_, query_on_edge_dot_);
       for (int i = 0; i < n; ++i) {
         weight_[i] = w_dot + (at + i) * heads, second_[i] = w + (at + i) * heads;
-        if (T* to = row(call_.d_value[part_edge], chunk_.edge[i], value_size_)) value_of_edge(node, weight_[i], to);
+        if (const Maybe<T> to = call_.d_value[part_edge].row(chunk_.edge[i], value_size_))
+          value_of_edge(node, weight_[i], to.data);
       }
       if (to_out) {
         resolve(call_.value, value_size_, chunk_, buffer_[0], value_);
-        accumulate(n, heads, weight_, value_, call_.value.width, call_.value.width, to_out);
+        accumulate(n, heads, weight_, value_, call_.value.width, call_.value.width, to_out.data);
         if (call_.value_dot.any()) {
           resolve(call_.value_dot, value_size_, chunk_, buffer_[0], value_);
-          accumulate(n, heads, second_, value_, call_.value.width, call_.value.width, to_out);
+          accumulate(n, heads, second_, value_, call_.value.width, call_.value.width, to_out.data);
         }
       }
-      if (to_on_edge) accumulate(n, heads, weight_, edge_, features, int64_t(0), to_on_edge);
-      if (to_on_edge && call_.edge_dot) accumulate(n, heads, second_, edge_dot_, features, int64_t(0), to_on_edge);
+      if (to_on_edge) accumulate(n, heads, weight_, edge_, features, int64_t(0), to_on_edge.data);
+      if (to_on_edge && call_.edge_dot) accumulate(n, heads, second_, edge_dot_, features, int64_t(0), to_on_edge.data);
     }
   }
 
   void sender(int64_t node) {
     begin_sender(node);
     const int64_t heads = call_.heads, width = call_.query.width;
-    T* d_query = zeroed(call_.d_query[part_sender], node, size_);
-    T* d_key = zeroed(call_.d_key[part_sender], node, size_);
-    T* d_value = zeroed(call_.d_value[part_sender], node, value_size_);
+    const Maybe<T> d_query = zeroed(call_.d_query[part_sender], node, size_);
+    const Maybe<T> d_key = zeroed(call_.d_key[part_sender], node, size_);
+    const Maybe<T> d_value = zeroed(call_.d_value[part_sender], node, value_size_);
     for (int64_t at = 0; at < degree_; at += kChunk) {
-      const int n = load_chunk(at, nullptr);
+      const int n = load_chunk(at, {});
       ask_for(at, call_.d_score, call_.d_score_dot, call_.kept_weight);
       if (d_query || d_key) {
         score_rows(false);
         for (bool along_direction : {false, true}) {
           if (along_direction && !direction_rows()) break;
-          const T* numbers = along_direction ? call_.d_score_dot : call_.d_score;
+          const T* numbers = (along_direction ? call_.d_score_dot : call_.d_score).data;
           for (int i = 0; i < n; ++i) weight_[i] = numbers + chunk_.edge[i] * heads;
-          if (d_query) accumulate(n, heads, weight_, for_query_, width, width, d_query);
-          if (d_key) accumulate(n, heads, weight_, for_key_, width, width, d_key);
+          if (d_query) accumulate(n, heads, weight_, for_query_, width, width, d_query.data);
+          if (d_key) accumulate(n, heads, weight_, for_key_, width, width, d_key.data);
         }
       }
-      if (d_value && call_.grad_out) values_of_sender(d_value);
+      if (d_value && call_.grad_out) values_of_sender(d_value.data);
     }
   }
 
  private:
-  static T* zeroed(T* rows, int64_t index, int64_t size) {
-    T* found = row(rows, index, size);
-    if (found) set_zero(found, size);
+  static Maybe<T> zeroed(const Maybe<T>& rows, int64_t index, int64_t size) {
+    const Maybe<T> found = rows.row(index, size);
+    if (found) set_zero(found.data, size);
     return found;
   }
 
@@ -126,11 +128,11 @@ class SecondPasses : public Node<T> {
     return true;
   }
 
-  void edge_row(T* rows, int i, const T* weight, const T* from, bool add) {
-    T* to = row(rows, chunk_.edge[i], size_);
+  void edge_row(const Maybe<T>& rows, int i, const T* weight, const T* from, bool add) {
+    const Maybe<T> to = rows.row(chunk_.edge[i], size_);
     if (!to) return;
-    if (!add) return scale_heads(call_.heads, weight, from, call_.query.width, to);
-    accumulate(1, call_.heads, &weight, &from, call_.query.width, call_.query.width, to);
+    if (!add) return scale_heads(call_.heads, weight, from, call_.query.width, to.data);
+    accumulate(1, call_.heads, &weight, &from, call_.query.width, call_.query.width, to.data);
   }
 
   // z' = <q', k> + <q'e, edge> + <q, k'> + <qe, edge'>, or <vector', act> + <vector, act' (q' + k')> + ... for the
@@ -138,30 +140,30 @@ class SecondPasses : public Node<T> {
   void along(int64_t node, T* z_dot, T* b) {
     const int64_t heads = call_.heads, width = call_.query.width, features = call_.features;
     T* more = scalars(6);
-    const T* g = row(call_.grad_out, node, value_size_);
+    const Maybe<const T> g = call_.grad_out.row(node, value_size_);
     const bool of_query = call_.query_dot.any(), of_key = call_.key_dot.any(), of_value = g && call_.value_dot.any();
-    const bool has_first = call_.additive() ? call_.vector_dot != nullptr : of_query;
+    const bool has_first = call_.additive() ? call_.vector_dot.given : of_query;
     const bool has_second = call_.additive() ? of_query || of_key : of_key;
     for (int64_t at = 0; at < degree_; at += kChunk) {
-      const int n = load_chunk(at, nullptr);
+      const int n = load_chunk(at, {});
       edge_rows();
       if (has_first || has_second) {
         score_rows(has_first);
         direction_rows();
         for (int i = 0; call_.additive() && i < n; ++i) {
-          for_key_[i] = call_.vector_dot, key_[i] = buffer_[3] + i * size_;
+          for_key_[i] = call_.vector_dot.data, key_[i] = buffer_[3] + i * size_;
           query_[i] = call_.vector, for_query_[i] = for_vector_[i];
         }
       }
       head_dots(n, heads, for_key_, key_, has_first ? width : 0, query_on_edge_dot_, edge_, features, partial_,
                 z_dot + at * heads);
-      head_dots(n, heads, query_, for_query_, has_second ? width : 0, call_.edge_dot ? query_on_edge_ : nullptr,
-                edge_dot_, features, partial_, more + at * heads,
+      head_dots(n, heads, query_, for_query_, has_second ? width : 0,
+                call_.edge_dot ? query_on_edge_ : Maybe<const T>(), edge_dot_, features, partial_, more + at * heads,
                 call_.edge_dot && query_on_edge_ ? later_rows(at, call_.edge_dot) : nullptr);
       if (of_value) resolve(call_.value_dot, value_size_, chunk_, buffer_[0], value_);
-      for (int i = 0; i < n; ++i) query_[i] = g;
-      head_dots(n, heads, query_, value_, of_value ? call_.value.width : 0, call_.edge_dot ? grad_on_edge_ : nullptr,
-                edge_dot_, features, partial_, b + at * heads);
+      for (int i = 0; i < n; ++i) query_[i] = g.data;
+      head_dots(n, heads, query_, value_, of_value ? call_.value.width : 0,
+                call_.edge_dot ? grad_on_edge_ : Maybe<const T>(), edge_dot_, features, partial_, b + at * heads);
     }
     for (int64_t i = 0; i < degree_ * heads; ++i) z_dot[i] += more[i];
   }
@@ -252,7 +254,7 @@ class SecondPasses : public Node<T> {
     return load(f + i) * load(slope + i) * load(s_dot + i) + load(x + i) * load(f_dot + i);
   }
 
-  const T* query_on_edge_dot_ = nullptr;
+  Maybe<const T> query_on_edge_dot_;
   const T *edge_dot_[kChunk], *second_[kChunk];
 };
 

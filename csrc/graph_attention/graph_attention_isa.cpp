@@ -15,9 +15,9 @@ class Passes : public Node<T> {
     begin_receiver(receiver);
     collect(receiver);
     T* out = call_.out + receiver * value_size_;
-    T* on_edge = row(call_.out_on_edge, receiver, call_.heads * call_.features);
+    const Maybe<T> on_edge = call_.out_on_edge.row(receiver, call_.heads * call_.features);
     prefetch<to_write>(out, value_size_);  // comes while the edges are read
-    if (on_edge) prefetch<to_write>(on_edge, call_.heads * call_.features);
+    if (on_edge) prefetch<to_write>(on_edge.data, call_.heads * call_.features);
     T* score = scalars(0);
     scores(score, scalars(1));
     if (call_.logits) write(score, call_.logits);
@@ -26,7 +26,7 @@ class Passes : public Node<T> {
       softmax(score, lse);
     } else {
       set_zero(lse, call_.heads);
-      plain_weights(receiver, score, nullptr, nullptr);
+      plain_weights(receiver, score, {}, {});
     }
     multiply(call_.envelope, score);
     multiply(call_.gate, score);
@@ -34,7 +34,7 @@ class Passes : public Node<T> {
     const T* weight = score;
     if (call_.weights) write(weight, call_.weights);
     set_zero(out, value_size_);
-    if (on_edge) set_zero(on_edge, call_.heads * call_.features);
+    if (on_edge) set_zero(on_edge.data, call_.heads * call_.features);
     for (int64_t at = 0; at < degree_; at += kChunk) {
       const int n = load_chunk(at, weight);
       if (value_size_) {
@@ -43,7 +43,7 @@ class Passes : public Node<T> {
       }
       if (on_edge) {
         edge_rows();
-        accumulate(n, call_.heads, weight_, edge_, call_.features, int64_t(0), on_edge);
+        accumulate(n, call_.heads, weight_, edge_, call_.features, int64_t(0), on_edge.data);
       }
     }
   }
@@ -52,13 +52,13 @@ class Passes : public Node<T> {
     begin_receiver(receiver);
     collect(receiver);
     const int64_t heads = call_.heads, width = call_.query.width;
-    T* d_query = row(call_.d_query[part_receiver], receiver, size_);
-    T* d_key = row(call_.d_key[part_receiver], receiver, size_);
-    T* d_value = row(call_.d_value[part_receiver], receiver, value_size_);
-    T* d_on_edge = row(call_.d_query_on_edge, receiver, heads * call_.features);
-    T* d_vector = row(call_.d_vector, part, size_);
-    if (d_query) prefetch<to_write>(d_query, size_);
-    if (d_on_edge) prefetch<to_write>(d_on_edge, heads * call_.features);
+    const Maybe<T> d_query = call_.d_query[part_receiver].row(receiver, size_);
+    const Maybe<T> d_key = call_.d_key[part_receiver].row(receiver, size_);
+    const Maybe<T> d_value = call_.d_value[part_receiver].row(receiver, value_size_);
+    const Maybe<T> d_on_edge = call_.d_query_on_edge.row(receiver, heads * call_.features);
+    const Maybe<T> d_vector = call_.d_vector.row(part, size_);
+    if (d_query) prefetch<to_write>(d_query.data, size_);
+    if (d_on_edge) prefetch<to_write>(d_on_edge.data, heads * call_.features);
     T *raw = scalars(0), *p = scalars(1), *a = scalars(2), *slope = scalars(3);
     scores(p, raw, slope);
     incoming(receiver, a);
@@ -66,51 +66,53 @@ class Passes : public Node<T> {
     const T *dz = raw, *w = p;
     if (call_.d_score) write(dz, call_.d_score);
     if (call_.kept_weight) write(w, call_.kept_weight);
-    if (d_query) set_zero(d_query, size_);
-    if (d_key) set_zero(d_key, size_);
-    if (d_on_edge) set_zero(d_on_edge, heads * call_.features);
-    if (d_value) value_of_receiver(receiver, w, d_value);
+    if (d_query) set_zero(d_query.data, size_);
+    if (d_key) set_zero(d_key.data, size_);
+    if (d_on_edge) set_zero(d_on_edge.data, heads * call_.features);
+    if (d_value) value_of_receiver(receiver, w, d_value.data);
     const bool of_scores = d_query || d_key || call_.d_query[part_edge] || call_.d_key[part_edge];
     for (int64_t at = 0; at < degree_; at += kChunk) {
       const int n = load_chunk(at, dz);
-      if (of_scores || d_vector) score_rows(d_vector);
-      if (d_query) accumulate(n, heads, weight_, for_query_, width, width, d_query);
-      if (d_key) accumulate(n, heads, weight_, for_key_, width, width, d_key);
-      if (d_vector) accumulate(n, heads, weight_, for_vector_, width, width, d_vector);
+      if (of_scores || d_vector) score_rows(d_vector.given);
+      if (d_query) accumulate(n, heads, weight_, for_query_, width, width, d_query.data);
+      if (d_key) accumulate(n, heads, weight_, for_key_, width, width, d_key.data);
+      if (d_vector) accumulate(n, heads, weight_, for_vector_, width, width, d_vector.data);
       for (int i = 0; i < n; ++i) {
         const int64_t edge = chunk_.edge[i];
-        if (T* to = row(call_.d_query[part_edge], edge, size_))
-          scale_heads(heads, weight_[i], for_query_[i], width, to);
-        if (T* to = row(call_.d_key[part_edge], edge, size_)) scale_heads(heads, weight_[i], for_key_[i], width, to);
-        if (T* to = row(call_.d_value[part_edge], edge, value_size_)) value_of_edge(receiver, w + (at + i) * heads, to);
+        if (const Maybe<T> to = call_.d_query[part_edge].row(edge, size_))
+          scale_heads(heads, weight_[i], for_query_[i], width, to.data);
+        if (const Maybe<T> to = call_.d_key[part_edge].row(edge, size_))
+          scale_heads(heads, weight_[i], for_key_[i], width, to.data);
+        if (const Maybe<T> to = call_.d_value[part_edge].row(edge, value_size_))
+          value_of_edge(receiver, w + (at + i) * heads, to.data);
       }
       if (d_on_edge) {
         edge_rows();
-        accumulate(n, heads, weight_, edge_, call_.features, int64_t(0), d_on_edge);
+        accumulate(n, heads, weight_, edge_, call_.features, int64_t(0), d_on_edge.data);
       }
-      if (call_.d_edge) edge_gradients(at, w, nullptr, nullptr);
+      if (call_.d_edge) edge_gradients(at, w, nullptr, {});
     }
   }
 
   void backward_sender(int64_t sender) {
     begin_sender(sender);
     const int64_t heads = call_.heads, width = call_.query.width;
-    T* d_query = row(call_.d_query[part_sender], sender, size_);
-    T* d_key = row(call_.d_key[part_sender], sender, size_);
-    T* d_value = row(call_.d_value[part_sender], sender, value_size_);
-    if (d_query) set_zero(d_query, size_);
-    if (d_key) set_zero(d_key, size_);
-    if (d_value) set_zero(d_value, value_size_);
+    const Maybe<T> d_query = call_.d_query[part_sender].row(sender, size_);
+    const Maybe<T> d_key = call_.d_key[part_sender].row(sender, size_);
+    const Maybe<T> d_value = call_.d_value[part_sender].row(sender, value_size_);
+    if (d_query) set_zero(d_query.data, size_);
+    if (d_key) set_zero(d_key.data, size_);
+    if (d_value) set_zero(d_value.data, value_size_);
     for (int64_t at = 0; at < degree_; at += kChunk) {
-      const int n = load_chunk(at, nullptr);
+      const int n = load_chunk(at, {});
       ask_for(at, call_.d_score, call_.kept_weight);
       if (d_query || d_key) {
         for (int i = 0; i < n; ++i) weight_[i] = call_.d_score + chunk_.edge[i] * heads;
         score_rows(false);
-        if (d_query) accumulate(n, heads, weight_, for_query_, width, width, d_query);
-        if (d_key) accumulate(n, heads, weight_, for_key_, width, width, d_key);
+        if (d_query) accumulate(n, heads, weight_, for_query_, width, width, d_query.data);
+        if (d_key) accumulate(n, heads, weight_, for_key_, width, width, d_key.data);
       }
-      if (d_value && call_.grad_out) values_of_sender(d_value);
+      if (d_value && call_.grad_out) values_of_sender(d_value.data);
     }
   }
 
@@ -166,7 +168,7 @@ class Passes : public Node<T> {
     dense(call_.gate, T(1), gate);
     dense({}, T(1), drops);
     drop(drops);
-    plain_weights(receiver, p, act_slope, nullptr);
+    plain_weights(receiver, p, act_slope, {});
     for (T* padded : {raw, p, a, slope, f, gate, drops, act_slope}) pattern_.pad(degree_, T(0), padded);
     T* mean = head_[0];
     if (softmax) {
@@ -181,11 +183,11 @@ class Passes : public Node<T> {
       for (int64_t h = 0; h < heads; ++h) mean[h] -= call_.grad_lse[receiver * heads + h];
     pattern_.repeat(mean, repeated_[0]);
     T *d_score = scalars(8), *d_gate = scalars(9), *d_envelope = scalars(10), *d_scale = scalars(11);
-    T* of_logits = nullptr;
+    Maybe<T> of_logits;
     if (call_.grad_logits) {
       of_logits = d_scale;
-      dense({call_.grad_logits, heads, 1}, T(0), of_logits);
-      pattern_.pad(degree_, T(0), of_logits);
+      dense({call_.grad_logits, heads, 1}, T(0), d_scale);
+      pattern_.pad(degree_, T(0), d_scale);
     }
     const T scale = call_.scale;
     pattern_.each(degree_, [&](int64_t i, int64_t at) {

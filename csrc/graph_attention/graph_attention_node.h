@@ -40,10 +40,6 @@ class Node {
   // Marks the derivative of a clipped score: no product of scales is that.
   static constexpr T kClipped = T(HUGE_VAL);
 
-  // A row, or null without any.
-  static const T* row(const T* rows, int64_t index, int64_t size) { return rows ? rows + index * size : nullptr; }
-  static T* row(T* rows, int64_t index, int64_t size) { return rows ? rows + index * size : nullptr; }
-
   T* take(int64_t n) {
     T* taken = free_;
     free_ += (n + kAlign - 1) / kAlign * kAlign;
@@ -59,8 +55,8 @@ class Node {
     query_on_edge_ = collected(call_.query_on_edge, receiver, on_edge_[0]);
     grad_on_edge_ = collected(call_.grad_on_edge, receiver, on_edge_[1]);
   }
-  const T* collected(const NodeRows<T>& rows, int64_t receiver, T* to) {
-    if (!rows.data) return nullptr;
+  Maybe<const T> collected(const NodeRows<T>& rows, int64_t receiver, T* to) {
+    if (!rows.data) return {};
     const int64_t next = receiver + 1 < call_.num_receivers ? receiver + 1 : receiver;
     for (int64_t h = 0; h < call_.heads; ++h) {
       copy_row(rows.row(receiver) + h * rows.head_stride, call_.features, to + h * call_.features, false);
@@ -73,7 +69,7 @@ class Node {
   T* scalars(int n) { return free_ + n * ((degree_ * call_.heads + kAlign - 1) / kAlign * kAlign); }
 
   // Edges `at` and following, with their rows of `weight` ([degree, heads]).
-  int load_chunk(int64_t at, const T* weight) {
+  int load_chunk(int64_t at, Maybe<const T> weight) {
     chunk_.count = static_cast<int>(degree_ - at < kChunk ? degree_ - at : kChunk);
     // The end that all edges share need not be looked up.
     int64_t* const same = by_receiver_ ? chunk_.receiver : chunk_.sender;
@@ -82,14 +78,14 @@ class Node {
     for (int i = 0; i < chunk_.count; ++i) {
       const int64_t edge = order_[at + i];
       chunk_.edge[i] = edge, same[i] = node_, other[i] = others[edge];
-      weight_[i] = weight ? weight + (at + i) * call_.heads : nullptr;
+      if (weight) weight_[i] = weight + (at + i) * call_.heads;
     }
     return chunk_.count;
   }
 
   // What the edges after a chunk's need, of this node or of the ones that follow: rows of features that are read for
   // the first time, for head_dots to ask for; and numbers per edge and head (or null), which a sender finds anywhere.
-  const T* const* later_rows(int64_t at, const T* features) {
+  const T* const* later_rows(int64_t at, Maybe<const T> features) {
     for (int i = 0; i < chunk_.count; ++i) later_[i] = features + edge_after(at + i, kAhead) * call_.features;
     return later_;
   }
@@ -109,7 +105,8 @@ class Node {
   void score_rows(bool of_vector) {
     resolve(call_.query, size_, chunk_, buffer_[0], query_);
     resolve(call_.key, size_, chunk_, buffer_[1], key_);
-    if (call_.additive()) activate(call_, chunk_.count, query_, key_, of_vector ? buffer_[3] : nullptr, buffer_[2]);
+    if (call_.additive())
+      activate(call_, chunk_.count, query_, key_, of_vector ? Maybe<T>(buffer_[3]) : Maybe<T>(), Maybe<T>(buffer_[2]));
     for (int i = 0; i < chunk_.count; ++i) {
       for_query_[i] = call_.additive() ? buffer_[2] + i * size_ : key_[i];
       for_key_[i] = call_.additive() ? for_query_[i] : query_[i];
@@ -118,17 +115,17 @@ class Node {
   }
 
   // s and z of every edge and head of a receiver; with `slope`, ds/dz there.
-  void scores(T* score, T* raw, T* slope = nullptr) {
+  void scores(T* score, T* raw, Maybe<T> slope = {}) {
     const int64_t heads = call_.heads, n = degree_ * heads;
     if (call_.score == score_given) {
       set_zero(raw, n);
     } else {
       for (int64_t at = 0; at < degree_; at += kChunk) {
-        const int count = load_chunk(at, nullptr);
+        const int count = load_chunk(at, {});
         resolve(call_.query, size_, chunk_, buffer_[0], query_);
         resolve(call_.key, size_, chunk_, buffer_[1], key_);
         if (call_.additive()) {
-          activate(call_, count, query_, key_, buffer_[2], static_cast<T*>(nullptr));
+          activate(call_, count, query_, key_, Maybe<T>(buffer_[2]), Maybe<T>());
           for (int i = 0; i < count; ++i) query_[i] = buffer_[2] + i * size_, key_[i] = call_.vector;
         }
         edge_rows();
@@ -180,7 +177,7 @@ class Node {
       for (int64_t h = 0; h < call_.heads; ++h) x[i * call_.heads + h] *= dropout_factor(call_, order_[i], h);
   }
 
-  void write(const T* from, T* to) {
+  void write(const T* from, Maybe<T> to) {
     const int64_t heads = call_.heads;
     for (int64_t i = 0; i < degree_; ++i)
       for (int64_t h = 0; h < heads; h += kLanes<T>)
@@ -198,12 +195,12 @@ class Node {
   // a, the gradients of w.
   void incoming(int64_t receiver, T* a) {
     const int64_t heads = call_.heads;
-    const T* g = call_.grad_out ? call_.grad_out + receiver * value_size_ : nullptr;
+    const Maybe<const T> g = call_.grad_out.row(receiver, value_size_);
     for (int64_t at = 0; at < degree_; at += kChunk) {
-      const int n = load_chunk(at, nullptr);
+      const int n = load_chunk(at, {});
       if (g) {
         resolve(call_.value, value_size_, chunk_, buffer_[0], value_);
-        for (int i = 0; i < n; ++i) query_[i] = g;
+        for (int i = 0; i < n; ++i) query_[i] = g.data;
       }
       edge_rows();
       head_dots(n, heads, query_, value_, g ? call_.value.width : 0, grad_on_edge_, edge_, call_.features, partial_,
@@ -215,7 +212,7 @@ class Node {
   }
 
   // P, from the scores; of what is no softmax also its derivatives, those wanted.
-  void plain_weights(int64_t receiver, T* score, T* slope, T* curvature) {
+  void plain_weights(int64_t receiver, T* score, Maybe<T> slope, Maybe<T> curvature) {
     if (call_.softmax()) return plain_softmax(receiver, score);
     pattern_.pad(degree_, T(0), score);
     for (int64_t i = 0; i < degree_ * call_.heads; i += kLanes<T>) {
@@ -255,7 +252,7 @@ class Node {
   }
 
   // dedge = dz qe (+ more more_rows) + w g_on_edge, summed over heads, for the edges from `at`, whose dz are weight_.
-  void edge_gradients(int64_t at, const T* w, const T* const* more, const T* more_rows) {
+  void edge_gradients(int64_t at, const T* w, const T* const* more, Maybe<const T> more_rows) {
     const T* weight[kChunk];
     T* to[kChunk];
     for (int i = 0; i < chunk_.count; ++i) {
@@ -274,7 +271,7 @@ class Node {
   T* head_[kHeadNumbers];      // numbers per head
   T* repeated_[kHeadNumbers];  // those repeated
   T* on_edge_[kOnEdge];
-  const T *query_on_edge_ = nullptr, *grad_on_edge_ = nullptr;
+  Maybe<const T> query_on_edge_, grad_on_edge_;
   int64_t size_, value_size_;
   const int64_t* order_ = nullptr;
   int64_t degree_ = 0, node_ = 0;
@@ -341,7 +338,6 @@ class Node {
   using Node<T>::values_of_sender;  \
   using Node<T>::edge_gradients;    \
   using Node<T>::plain_weights;     \
-  using Node<T>::exp_shifted;       \
-  using Node<T>::row;
+  using Node<T>::exp_shifted;
 
 }  // namespace hamfast::HAMFAST_ISA

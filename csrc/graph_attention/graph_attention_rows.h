@@ -117,17 +117,19 @@ inline void sum_partial(int n, int64_t heads, T* partial, T* to) {
     for (int64_t h = 0; h < heads; ++h) to[j * heads + h] = sums[j * 2 * pairs + h];
 }
 
-// to[i, h] = <a_i[h], b_i[h]> + <node[h], edge_i>; a width of 0 or a null node leaves a term out. partial: working
+// to[i, h] = <a_i[h], b_i[h]> + <node[h], edge_i>; a width of 0 or no node leaves a term out. partial: working
 // memory of partial_size() elements. later: as many rows of features that will be needed soon, or null.
 template <class T>
-inline void head_dots(int count, int64_t heads, const T* const* a, const T* const* b, int64_t width, const T* node,
-                      const T* const* edge, int64_t features, T* partial, T* to, const T* const* later = nullptr) {
+inline void head_dots(int count, int64_t heads, const T* const* a, const T* const* b, int64_t width,
+                      Maybe<const T> node, const T* const* edge, int64_t features, T* partial, T* to,
+                      const T* const* later = nullptr) {
   bool same = true;
   for (int i = 1; i < count; ++i) same = same && a[i] == a[0];
   auto run = [=](auto wide, auto featured, auto one) mutable {
     int i = 0;
     auto dots = [&](auto n) {
-      partial_dots<T, n(), wide(), featured(), one()>(heads, a + i, b + i, width, node, edge + i, features, partial);
+      partial_dots<T, n(), wide(), featured(), one()>(heads, a + i, b + i, width, node.data, edge + i, features,
+                                                      partial);
       sum_partial(n(), heads, partial, to + i * heads);
       i += n();
     };
@@ -220,11 +222,11 @@ inline void scale_heads(int64_t heads, const T* weight, const T* row, int64_t wi
   }
 }
 
-// A term of spread_all: sum_h factor_i[h] row[h]; null: no term.
+// A term of spread_all: sum_h factor_i[h] row[h]; without a row: no term.
 template <class T>
 struct SpreadTerm {
   const T* const* factor;
-  const T* row;
+  Maybe<const T> row;
 };
 constexpr int kSpreadTerms = 3;
 
@@ -318,10 +320,10 @@ inline Vector<T> weight_curvatures(int64_t kind, Vector<T> s) {
   return kind == weight_sigmoid ? bell * (T(1) - T(2) * y) : bell;
 }
 
-// value_i = act(q_i + k_i) and slope_i = vector act'(q_i + k_i), into buffers; either may be null.
+// value_i = act(q_i + k_i) and slope_i = vector act'(q_i + k_i), into buffers; either may be absent.
 template <class T>
-inline void activate(const AttentionCall<T>& call, int count, const T* const* q, const T* const* k, T* value,
-                     T* slope) {
+inline void activate(const AttentionCall<T>& call, int count, const T* const* q, const T* const* k, Maybe<T> value,
+                     Maybe<T> slope) {
   const int64_t size = call.heads * call.query.width;
   for (int i = 0; i < count; ++i)
     for (int64_t c = 0; c < size; c += kLanes<T>) {

@@ -91,8 +91,8 @@ class ChannelRun {
 
  private:
   void set_order(const std::optional<Tensor>& order, const std::optional<Tensor>& ptr) {
-    call.order = data_or_null<int64_t>(order);
-    call.ptr = data_or_null<int64_t>(ptr);
+    call.order = maybe_data<int64_t>(order);
+    call.ptr = maybe_data<int64_t>(ptr);
     rows_ = ptr.has_value() ? ptr->numel() - 1 : args_.edges;
   }
 
@@ -101,14 +101,14 @@ class ChannelRun {
     rows.data = tensor->const_data_ptr();
     rows.dim = slot == slot_w && args_.shared_weights ? 0 : args_.dims[slot];
     if (slot != slot_x && slot != slot_g) return;
-    rows.index = data_or_null<int64_t>(slot == slot_x ? args_.senders : args_.receivers);
+    rows.index = maybe_data<int64_t>(slot == slot_x ? args_.senders : args_.receivers);
     if (!rows.index) return;
     // Nodes have many edges: their rows are brought into padded blocks once.
     const int64_t count = tensor->size(0);
     T* prepared = new_compute(count, slot == slot_g ? call.g_padded : call.x_padded);
     parallel_for(0, count, 8, [&](int64_t begin, int64_t end) {
       Scratch<T> scratch(channel_scratch(call));
-      HAMFAST_ISA_CALL(channel_prepare, call, slot == slot_g, rows.data, begin, end, prepared, scratch.data());
+      HAMFAST_ISA_CALL(channel_prepare, call, slot == slot_g, rows.data.data, begin, end, prepared, scratch.data());
     });
     rows.prepared = prepared;
   }

@@ -20,8 +20,9 @@ class ChannelCuda {
       arguments_.direction[a] = data_of(args.direction[a]);
     }
     arguments_.hidden = data_of(args.hidden);
-    arguments_.x_index = data_or_null<int64_t>(args.senders);
-    arguments_.g_index = data_or_null<int64_t>(args.receivers);
+    makes_weights_ = args.hidden.has_value();
+    arguments_.x_index = maybe_data<int64_t>(args.senders);
+    arguments_.g_index = maybe_data<int64_t>(args.receivers);
     arguments_.edges = args.edges;
     arguments_.x_rows = args.rows(slot_x), arguments_.g_rows = args.rows(slot_g);
   }
@@ -42,7 +43,8 @@ class ChannelCuda {
   int32_t device_;
   int capability_ = 0;
   channel::Arguments arguments_{};
-  Tensor stored_;  // weights, where the kernel does not make them
+  bool makes_weights_ = false;  // in the kernel
+  Tensor stored_;               // weights, where the kernel does not make them
 
   static const void* data_of(const std::optional<Tensor>& t) { return t.has_value() ? t->const_data_ptr() : nullptr; }
 
@@ -65,7 +67,7 @@ class ChannelCuda {
     stored_ = torch::stable::new_empty(*args_.hidden, {args_.edges, args_.dims[slot_w]});
     multiply_into(*args_.hidden, *args_.operand[slot_w], stored_);
     arguments_.operand[slot_w] = stored_.const_data_ptr();
-    arguments_.hidden = nullptr;
+    makes_weights_ = false;
   }
 
   const ChannelJit& kernel(bool forward) const {
@@ -73,14 +75,14 @@ class ChannelCuda {
     ChannelCallKind& kind = key.kind;
     kind.forward = forward;
     for (int a = 0; a < 4; ++a) {
-      kind.operands |= (arguments_.operand[a] && !(forward && a == slot_g)) << a;
-      kind.directions |= (arguments_.direction[a] && !(forward && a == slot_g)) << a;
+      kind.operands |= (args_.operand[a].has_value() && !(forward && a == slot_g)) << a;
+      kind.directions |= (args_.direction[a].has_value() && !(forward && a == slot_g)) << a;
       kind.wanted |= (args_.wants(a) && forward == (a == slot_g)) << a;
     }
     kind.storage = storage_of(args_.any_operand());
     kind.x_layout = static_cast<Layout>(args_.x_layout), kind.g_layout = static_cast<Layout>(args_.g_layout);
     kind.shared_weights = args_.shared_weights;
-    if (arguments_.hidden) {
+    if (makes_weights_) {
       kind.hidden = static_cast<int>(args_.hidden->size(1));
       // Half-precision factors are TF32 already.
       kind.passes = args_.one_pass || kind.storage != Storage::float32 ? 1 : 3;
@@ -99,8 +101,8 @@ class ChannelCuda {
   }
 
   void set_rows(const std::optional<Tensor>& order, const std::optional<Tensor>& ptr) {
-    arguments_.order = data_or_null<int64_t>(order);
-    arguments_.ptr = data_or_null<int64_t>(ptr);
+    arguments_.order = maybe_data<int64_t>(order);
+    arguments_.ptr = maybe_data<int64_t>(ptr);
     arguments_.rows = ptr.has_value() ? ptr->numel() - 1 : args_.edges;
   }
   int64_t turns() const { return channel::turns_of(arguments_); }
@@ -108,7 +110,7 @@ class ChannelCuda {
   // Blocks for `turns` of every unit; where weights are made, a block takes a turn, else each of its warps.
   int64_t blocks_for(int64_t turns, const ChannelJit& jit) const {
     const int64_t items = turns * jit.units;
-    return arguments_.hidden ? items : (items + kWarps - 1) / kWarps;
+    return makes_weights_ ? items : (items + kWarps - 1) / kWarps;
   }
 
   void launch(const ChannelJit& jit, int64_t blocks) {

@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "common.cuh"
+
 namespace hamfast {
 
 // One row of the table that hamfast/plan/channel.py builds. The order of the fields is the order there.
@@ -46,10 +48,10 @@ enum class Storage : int64_t { float32 = 0, float64 = 1, bfloat16 = 2, float16 =
 enum class Layout : int64_t { mul_ir = 0, ir_mul = 1, blocks = 2 };
 
 struct Rows {
-  const void* data = nullptr;      // in storage type; null if absent
-  const void* prepared = nullptr;  // if given: the same rows as padded blocks, in compute type
-  const int64_t* index = nullptr;  // which row edge e uses; null: row e
-  int64_t dim = 0;                 // 0: all edges share one row
+  Maybe<const void> data;      // in storage type
+  Maybe<const void> prepared;  // if given: the same rows as padded blocks, in compute type
+  Maybe<const int64_t> index;  // which row edge e uses; absent: row e
+  int64_t dim = 0;             // 0: all edges share one row
 };
 
 // T: the type computed in, float unless the storage is float64.
@@ -73,11 +75,11 @@ struct ChannelCall {
   bool covers_weights;            // every weight belongs to a task
   bool derivative;                // along the directions
   bool shared_weights;
-  const int64_t* order;  // edges by output row, or null: output row r is edge r
-  const int64_t* ptr;    // [rows + 1] into `order`, or null
-  int64_t w_begin;       // >= 0: weights, and their gradients, lie in the order of the rows' edges from here on
-  void* out[4];          // null: not wanted. Storage type; shared weights: compute type, one row per chunk
-  bool stream[4];        // write past the caches
+  Maybe<const int64_t> order;  // edges by output row; absent: output row r is edge r
+  Maybe<const int64_t> ptr;    // [rows + 1] into `order`, or absent
+  int64_t w_begin;             // >= 0: weights, and their gradients, lie in the order of the rows' edges from here on
+  Maybe<void> out[4];          // absent: not wanted. Storage type; shared weights: compute type, one row per chunk
+  bool stream[4];              // write past the caches
 };
 
 constexpr int64_t kPad = 16;  // channels are padded to a multiple of it: of every vector's lanes

@@ -171,15 +171,15 @@ struct Thread {
 
   const T* blocks_of(const Rows& rows, bool is_g, int n, int64_t e) {
     const int64_t r = rows.index ? rows.index[e] : e;
-    if (rows.prepared) return static_cast<const T*>(rows.prepared) + r * (is_g ? call.g_padded : call.x_padded);
+    if (rows.prepared) return static_cast<const T*>(rows.prepared.data) + r * (is_g ? call.g_padded : call.x_padded);
     T* to = is_g ? g[n] : x[n];
-    unpack_blocks(call, is_g, rows.data, r, to, row);
+    unpack_blocks(call, is_g, rows.data.data, r, to, row);
     return to;
   }
 
   const T* plain(const Rows& rows, int64_t n, T* to, int64_t e) {
-    if (!converts(call.storage)) return static_cast<const T*>(rows.data) + (rows.dim ? e * rows.dim : 0);
-    load_converted(rows.data, call.storage, rows.dim ? e * rows.dim : 0, n, to);
+    if (!converts(call.storage)) return static_cast<const T*>(rows.data.data) + (rows.dim ? e * rows.dim : 0);
+    load_converted(rows.data.data, call.storage, rows.dim ? e * rows.dim : 0, n, to);
     return to;
   }
 
@@ -202,7 +202,7 @@ struct Thread {
     const int64_t size = converts(call.storage) ? 2 : sizeof(T);
     auto add = [&](const Rows& rows, int64_t row) {
       if (!rows.data || rows.index || rows.dim == 0) return;
-      next[ahead] = static_cast<const char*>(rows.data) + row * rows.dim * size;
+      next[ahead] = static_cast<const char*>(rows.data.data) + row * rows.dim * size;
       next_bytes[ahead++] = rows.dim * size;
     };
     for (int n = 0; n < (call.derivative ? 2 : 1); ++n) {
@@ -264,7 +264,7 @@ static void forward(const ChannelCall<T>& call, int64_t begin, int64_t end, T* s
         });
       }
     }
-    pack_blocks(call, true, t.sum_g, call.out[slot_g], r, t.row);
+    pack_blocks(call, true, t.sum_g, call.out[slot_g].data, r, t.row);
   }
   stream_fence();
 }
@@ -273,9 +273,10 @@ template <class T>
 static void backward(const ChannelCall<T>& call, int64_t begin, int64_t end, int64_t chunk, T* scratch) {
   constexpr int lanes = kLanes<T>;
   Thread<T> t(call, scratch);
-  T* const shared_w = call.shared_weights ? static_cast<T*>(call.out[slot_w]) : nullptr;
+  const Maybe<T> all_w = call.out[slot_w] ? Maybe<T>(static_cast<T*>(call.out[slot_w].data)) : Maybe<T>();
+  const Maybe<T> shared_w = call.shared_weights ? all_w.row(chunk, call.w_dim) : Maybe<T>();
   if (shared_w)
-    for (int64_t i = 0; i < call.w_dim; ++i) shared_w[chunk * call.w_dim + i] = T(0);
+    for (int64_t i = 0; i < call.w_dim; ++i) shared_w[i] = T(0);
   for (int64_t r = begin; r < end; ++r) {
     if (call.out[slot_x])
       for (int64_t i = 0; i < call.x_padded; ++i) t.sum_x[i] = T(0);
@@ -284,7 +285,7 @@ static void backward(const ChannelCall<T>& call, int64_t begin, int64_t end, int
       const int64_t e = call.order ? call.order[p] : p;
       t.read(e, p, true);
       t.look_ahead(p, call.ptr ? call.ptr[end] : end, true);
-      T* const gw = shared_w ? shared_w + chunk * call.w_dim : call.out[slot_w] ? t.sum_w : nullptr;
+      T* const gw = shared_w ? shared_w.data : all_w ? t.sum_w : nullptr;
       // Tasks write their own weights' gradients; what no task writes, or none of these terms, is 0.
       if (gw && !shared_w && (call.derivative || !call.covers_weights))
         for (int64_t i = 0; i < call.w_dim; ++i) gw[i] = T(0);
@@ -299,7 +300,7 @@ static void backward(const ChannelCall<T>& call, int64_t begin, int64_t end, int
         const bool strided = has_weight && task.w_stride != 1;
         T* task_gw = has_weight && gw ? gw + task.w_offset : nullptr;
         if (task_gw && strided) task_gw = t.task_gw;
-        bool add_w = shared_w && !strided, add_matrix = false;
+        bool add_w = shared_w.given && !strided, add_matrix = false;
         for_each_term(call, true, [&](int replaced) {
           if (replaced == slot_w && !has_weight) return;
           const T* w = t.weight(task, replaced == slot_w);
@@ -324,17 +325,16 @@ static void backward(const ChannelCall<T>& call, int64_t begin, int64_t end, int
       }
       if (call.out[slot_y]) {
         for (int64_t j = 0; j < call.y_dim; j += lanes) store(t.y[0] + j, sum_lanes(t.y_sums + j * lanes));
-        store_converted(t.y[0], call.y_dim, call.storage, e * call.y_dim, call.out[slot_y]);
+        store_converted(t.y[0], call.y_dim, call.storage, e * call.y_dim, call.out[slot_y].data);
       }
       if (gw && !shared_w) {
         if (converts(call.storage))
-          store_converted(gw, call.w_dim, call.storage, t.weight_row(e, p) * call.w_dim, call.out[slot_w]);
+          store_converted(gw, call.w_dim, call.storage, t.weight_row(e, p) * call.w_dim, all_w.data);
         else
-          copy_row(gw, call.w_dim, static_cast<T*>(call.out[slot_w]) + t.weight_row(e, p) * call.w_dim,
-                   call.stream[slot_w]);
+          copy_row(gw, call.w_dim, all_w + t.weight_row(e, p) * call.w_dim, call.stream[slot_w]);
       }
     }
-    if (call.out[slot_x]) pack_blocks(call, false, t.sum_x, call.out[slot_x], r, t.row);
+    if (call.out[slot_x]) pack_blocks(call, false, t.sum_x, call.out[slot_x].data, r, t.row);
   }
   stream_fence();
 }

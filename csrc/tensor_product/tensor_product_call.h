@@ -99,14 +99,14 @@ void add_paths(const TensorProductArguments& a, int slot, int replaced, Tensor& 
   c.cg = {a.cg_index.const_data_ptr<int64_t>(), a.cg_value.const_data_ptr<double>()};
   c.slot = static_cast<Slot>(slot);
   for (int n = 0; n < 4; ++n) {
-    if (n != slot) c.operand[n] = data_or_null<T>(n == replaced ? a.direction[n] : a.operand[n]);
+    if (n != slot) c.operand[n] = maybe_data<T>(n == replaced ? a.direction[n] : a.operand[n]);
     c.dim[n] = n == slot_w && a.shared_weights ? 0 : a.dims[n];
   }
-  c.index[slot_x] = data_or_null<int64_t>(a.senders);
-  c.index[slot_g] = data_or_null<int64_t>(a.receivers);
+  c.index[slot_x] = maybe_data<int64_t>(a.senders);
+  c.index[slot_g] = maybe_data<int64_t>(a.receivers);
   if (a.reduces(slot)) {
-    c.order = data_or_null<int64_t>(slot == slot_x ? a.sender_order : a.receiver_order);
-    c.ptr = data_or_null<int64_t>(slot == slot_x ? a.sender_ptr : a.receiver_ptr);
+    c.order = maybe_data<int64_t>(slot == slot_x ? a.sender_order : a.receiver_order);
+    c.ptr = maybe_data<int64_t>(slot == slot_x ? a.sender_ptr : a.receiver_ptr);
   }
   c.edges = a.edges;
   c.weighted_only = replaced == slot_w;

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from hamfast.nn.adjacency import Adjacency, is_adjacency, read_adjacency
+from hamfast.nn.checks import NotScripted, check_rows
 from hamfast.nn.pair_graph import PairGraph, pair_graph
 from hamfast.ops import EdgeIndex, graph_attention
+from hamfast.ops.checks import check_count, check_probability, found
 
 
 def _pair(value) -> tuple:
     return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
 
-class _AttentionConv(nn.Module):
+class _AttentionConv(NotScripted):
     """What both layers have. Parameters are each layer's own, in PyG's order: optimizers count on it."""
 
     lin_edge: nn.Linear | None
 
     def __init__(self, in_channels, out_channels: int, heads: int, concat: bool, dropout: float, edge_dim: int | None):
         super().__init__()
+        name = type(self).__name__
+        for end in _pair(in_channels):
+            check_count(name, "in_channels", end)
+        check_count(name, "out_channels", out_channels, 1)
+        check_count(name, "heads", heads, 1)
+        check_probability(name, "dropout", dropout)
+        if edge_dim is not None:
+            check_count(name, "edge_dim", edge_dim)
         self.in_channels, self.out_channels, self.heads = in_channels, out_channels, heads
         self.concat, self.dropout, self.edge_dim = concat, dropout, edge_dim
 
@@ -43,10 +56,45 @@ class _AttentionConv(nn.Module):
         assert self.lin_edge is not None
         return self.lin_edge.weight.unflatten(0, (self.heads, self.out_channels))
 
-    def edge_features(self, edge_attr: Tensor | None) -> Tensor:
+    def ends(self, x: Any) -> tuple[Tensor, Tensor]:
+        """The features of senders and of receivers."""
+        if isinstance(x, (tuple, list)) and len(x) != 2:
+            raise ValueError(
+                f"{type(self).__name__}: x: expected a tensor or (senders, receivers), found {len(x)} parts"
+            )
+        senders, receivers = _pair(x)
+        for name, rows, channels in zip(
+            ("senders", "receivers"), (senders, receivers), _pair(self.in_channels), strict=True
+        ):
+            check_rows(type(self).__name__, "x" if senders is receivers else f"x ({name})", rows, channels)
+        return senders, receivers
+
+    def graph_of(self, edge_index: Any, ends: tuple[Tensor, Tensor], add_self_loops: bool = False):
+        """The graph, and the adjacency that it came from, or None."""
+        num_senders, num_receivers = (rows.shape[0] for rows in ends)
+        if not is_adjacency(edge_index):
+            return pair_graph(edge_index, num_senders, num_receivers, add_self_loops), None
+        adjacency = read_adjacency(edge_index, num_senders, num_receivers)
+        return pair_graph(adjacency.pairs, num_senders, num_receivers, add_self_loops, edge_index), adjacency
+
+    def edge_features(self, edge_attr: Any, graph: PairGraph, adjacency: Adjacency | None) -> Tensor | None:
+        """``[edges given, edge_dim]``: the argument, or the rows of numbers that an adjacency holds."""
+        name = type(self).__name__
+        if edge_attr is None and adjacency is not None:
+            edge_attr = adjacency.features
+        if self.lin_edge is None:
+            if edge_attr is not None:
+                raise ValueError(
+                    f"{name}: edge_attr: expected None, as the layer was made without edge_dim, found {found(edge_attr)}"
+                )
+            return None
         if edge_attr is None:
-            raise ValueError(f"{type(self).__name__}: edge_attr: expected [edges, {self.edge_dim}], found None")
-        return edge_attr.unsqueeze(-1) if edge_attr.dim() == 1 else edge_attr
+            return None
+        if isinstance(edge_attr, Tensor) and edge_attr.dim() == 1:
+            edge_attr = edge_attr.unsqueeze(-1)
+        edges = graph.edges.num_edges if graph.kept is None else graph.kept.shape[0]
+        check_rows(name, "edge_attr", edge_attr, self.lin_edge.in_features, edges)
+        return edge_attr
 
     def seed(self, x: Tensor) -> Tensor | None:
         """From torch's generator; None where nothing is dropped."""
@@ -97,7 +145,7 @@ class GraphTransformerConv(_AttentionConv):
     def forward(
         self,
         x: Tensor | tuple[Tensor, Tensor],
-        edge_index: Tensor | EdgeIndex,
+        edge_index: Any,
         edge_attr: Tensor | None = None,
         return_attention_weights: bool | None = None,
     ):
@@ -105,15 +153,23 @@ class GraphTransformerConv(_AttentionConv):
 
         Args:
             x: ``[nodes, in_channels]``, or (senders, receivers).
-            edge_index: ``[2, edges]``, senders first, or a prepared :class:`hamfast.ops.EdgeIndex`. A tensor is sorted once and
-                remembered while it lives and is not written to.
-            edge_attr: ``[edges, edge_dim]``.
+            edge_index: ``[2, edges]`` integers, senders first, or a prepared :class:`hamfast.ops.EdgeIndex`; or a sparse matrix
+                ``[receivers, senders]`` of torch or torch_sparse, whose values may be the edges' features. What is given is sorted
+                once and remembered while it lives and its numbers stay.
+            edge_attr: ``[edges, edge_dim]``; None for a layer without edge_dim.
+            return_attention_weights: as in PyG, also for sparse matrices.
+
+        Raises:
+            TypeError: an argument of another kind.
+            ValueError: a shape or dtype does not fit, or edge_attr is missing or has no use; the message names the argument.
         """
-        senders, receivers = _pair(x)
-        graph = pair_graph(edge_index, senders.shape[0], receivers.shape[0])
-        features, weight = None, None
+        senders, receivers = self.ends(x)
+        graph, adjacency = self.graph_of(edge_index, (senders, receivers))
+        features, weight = self.edge_features(edge_attr, graph, adjacency), None
         if self.lin_edge is not None:
-            features, weight = self.edge_features(edge_attr), self.edge_weight()
+            if features is None:
+                raise ValueError(f"GraphTransformerConv: edge_attr: expected [edges, {self.edge_dim}], found None")
+            weight = self.edge_weight()
         out, weights, _, _ = graph_attention(
             graph.edges,
             query_receiver=self.by_head(self.lin_query(receivers)),
@@ -135,7 +191,13 @@ class GraphTransformerConv(_AttentionConv):
                 out = beta * skip + (1 - beta) * out
             else:
                 out = out + skip
-        return out if return_attention_weights is None else (out, (graph.pairs, weights))
+        if return_attention_weights is None:
+            return out
+        if adjacency is None:
+            return out, (graph.pairs if isinstance(edge_index, EdgeIndex) else edge_index, weights)
+        if isinstance(edge_index, Tensor):
+            return out, (edge_index, weights)
+        return out, adjacency.with_weights(weights, graph.pairs)
 
 
 class GATv2Conv(_AttentionConv):
@@ -176,18 +238,24 @@ class GATv2Conv(_AttentionConv):
     def forward(
         self,
         x: Tensor | tuple[Tensor, Tensor],
-        edge_index: Tensor | EdgeIndex,
+        edge_index: Any,
         edge_attr: Tensor | None = None,
         return_attention_weights: bool | None = None,
     ):
-        """As :meth:`GraphTransformerConv.forward`; the edges returned with the weights include the self-loops."""
-        senders, receivers = _pair(x)
-        graph = pair_graph(edge_index, senders.shape[0], receivers.shape[0], self.add_self_loops)
+        """As :meth:`GraphTransformerConv.forward`, but edge features may be left out, and the edges returned with the weights include
+        the self-loops. A sparse matrix is returned with the weights as its values.
+        """
+        senders, receivers = self.ends(x)
+        graph, adjacency = self.graph_of(edge_index, (senders, receivers), self.add_self_loops)
+        if adjacency is not None and edge_attr is not None and self.add_self_loops:
+            raise ValueError(
+                "GATv2Conv: edge_attr: expected None with self-loops added to a sparse matrix, whose values take its place"
+            )
         left = self.by_head(self.lin_l(senders))
         right = left if self.share_weights and not isinstance(x, (tuple, list)) else self.by_head(self.lin_r(receivers))
-        features, weight = None, None
-        if self.lin_edge is not None:
-            features, weight = self.edge_features(edge_attr), self.edge_weight()
+        features, weight = self.edge_features(edge_attr, graph, adjacency), None
+        if features is not None:
+            weight = self.edge_weight()
             if graph.kept is not None:
                 features = _with_self_loops(features, graph, self.fill_value)
         out, weights, _, _ = graph_attention(
@@ -210,7 +278,15 @@ class GATv2Conv(_AttentionConv):
             out = out + self.res(receivers)
         if self.bias is not None:
             out = out + self.bias
-        return (out, (graph.pairs, weights)) if return_attention_weights else out
+        if not return_attention_weights:
+            return out
+        if adjacency is None:
+            keeps = graph.kept is None and not isinstance(edge_index, EdgeIndex)
+            return out, (edge_index if keeps else graph.pairs, weights)
+        made = adjacency.with_weights(weights, graph.pairs)
+        return out, (
+            (made, made.values() if graph.kept is not None else weights) if isinstance(edge_index, Tensor) else made
+        )
 
 
 def _with_self_loops(features: Tensor, graph: PairGraph, fill_value: float | Tensor | str) -> Tensor:

@@ -3,8 +3,9 @@
 import torch
 from e3nn.math import normalize2mom
 from e3nn.o3 import Irreps
-from torch import Tensor, nn
+from torch import Tensor
 
+from hamfast.nn.checks import NotScripted, check_last
 from hamfast.nn.irreps_layout import check_layout
 
 
@@ -13,7 +14,7 @@ def second_moment_scale(activation) -> float:
     return float(normalize2mom(activation).cst)
 
 
-class Gate(nn.Module):
+class Gate(NotScripted):
     """``e3nn.nn.Gate`` with SiLU (even) and tanh (odd) scalars, sigmoid (even) or tanh (odd) gates.
 
     Every channel with l > 0 is multiplied by one gate. The input irreps are the sorted, simplified sum of scalars,
@@ -45,6 +46,9 @@ class Gate(nn.Module):
 
         ``channel_scale``: ``[rows, irreps_out.num_irreps]``, multiplies each output channel; done here, a pass over the rows is saved.
         """
+        check_last("Gate", "x", x, sum(self.sizes))
+        if channel_scale is not None:
+            check_last("Gate", "channel_scale", channel_scale, self.irreps_out.num_irreps)
         pieces = torch.split(x, self.sizes, dim=-1)
         out = [self._scalar(pieces[n], mul_ir.ir.p) for n, mul_ir in self.scalar_pieces]
         gates = [self._gate(pieces[n], mul_ir.ir.p) for n, mul_ir in self.gate_pieces]

@@ -5,14 +5,15 @@ The models keep ``ir_mul`` between layers: channel mixing is then one matrix pro
 
 import torch
 from e3nn.o3 import Irreps
-from torch import Tensor, nn
+from torch import Tensor
 
+from hamfast.nn.checks import NotScripted
 from hamfast.ops import layout
 from hamfast.ops.layout import check_layout as check_layout
 from hamfast.plan.plan import as_blocks
 
 
-class LoadsE3nnState(nn.Module):
+class LoadsE3nnState(NotScripted):
     """A layer whose ``load_state_dict`` takes the state of its e3nn counterpart.
 
     e3nn keeps tables of its generated code in the state; they are constants of the plan and are passed over.

@@ -4,10 +4,12 @@ import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
+from hamfast.nn.checks import NotScripted, check_index, check_rows
 from hamfast.nn.irreps_layout import check_layout
+from hamfast.ops.checks import check_count
 
 
-class EquivariantLayerNorm(nn.Module):
+class EquivariantLayerNorm(NotScripted):
     """DeepH-E3's layer norm: statistics over all rows of a graph and all channels of an irreps block.
 
     Per block: subtract the mean of each component; for l = 0 divide by (root mean square + eps); multiply each channel by
@@ -58,6 +60,9 @@ class EquivariantLayerNorm(nn.Module):
 
     def forward(self, x: Tensor, graph: Tensor, num_graphs: int) -> Tensor:
         """``[rows, irreps.dim]``; ``graph``: ``[rows]`` int64, the graph of each row -> ``[rows, irreps.dim]``."""
+        check_rows("EquivariantLayerNorm", "x", x, self.component.shape[0])
+        check_index("EquivariantLayerNorm", "graph", graph, x.shape[0])
+        check_count("EquivariantLayerNorm", "num_graphs", num_graphs, 1)
         rows = x.new_zeros(num_graphs).index_add_(0, graph, x.new_ones(x.shape[0])).clamp_(min=1.0)
         mean = self._component_mean(x, self.component, graph, rows)  # [graphs, components]
         centred = x - self._to_rows(mean[:, self.component], graph)

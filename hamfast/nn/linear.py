@@ -4,7 +4,9 @@ import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
+from hamfast.nn.checks import check_index, check_last
 from hamfast.nn.irreps_layout import LoadsE3nnState, check_layout, split_blocks
+from hamfast.ops.checks import check_count
 
 
 class _ChannelMixing(LoadsE3nnState):
@@ -68,6 +70,7 @@ class Linear(_ChannelMixing):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[rows, irreps_in.dim]`` -> ``[rows, irreps_out.dim]``."""
+        check_last("Linear", "x", x, self.irreps_in.dim)
 
         def apply(block, n, weight):
             return block @ weight.view(self.pairs[n][2:])
@@ -89,11 +92,14 @@ class SpeciesLinear(_ChannelMixing):
     """
 
     def __init__(self, irreps_in, species: int, irreps_out, layout: str = "mul_ir"):
+        check_count("SpeciesLinear", "species", species, 1)
         super().__init__(irreps_in, irreps_out, species, layout)
         self.species = species
 
     def forward(self, x: Tensor, species: Tensor) -> Tensor:
         """``[rows, irreps_in.dim]``, ``[rows]`` int64 -> ``[rows, irreps_out.dim]``."""
+        check_last("SpeciesLinear", "x", x, self.irreps_in.dim)
+        check_index("SpeciesLinear", "species", species, x.shape[0])
         if self.species == 1:
             return self.join(self.mix(x, lambda block, n, weight: block @ weight.view(self.pairs[n][2:])))
         order = torch.argsort(species, stable=True)

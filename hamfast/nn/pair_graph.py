@@ -1,14 +1,16 @@
-"""``[2, edges]`` tensors as prepared graphs: sorted once, remembered while the tensor lives and is not written to."""
+"""What PyG's layers take for a graph, as prepared ones: sorted once, remembered while the tensor lives and says the same."""
 
 from __future__ import annotations
 
 import weakref
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hamfast.ops import EdgeIndex, edge_index
+from hamfast.ops.checks import INTEGERS, found
+from hamfast.plan.constants import outside_inference_mode
 
 
 class PairGraph(NamedTuple):
@@ -23,21 +25,37 @@ class PairGraph(NamedTuple):
 
 
 class _Remembered(NamedTuple):
-    tensor: weakref.ref
-    version: int
+    owner: weakref.ref
+    version: int | None
+    """Of the tensor; None if its version does not tell whether it was written to."""
+    copy: Tensor
     graph: PairGraph
+
+    def is_of(self, owner: Any, pairs: Tensor) -> bool:
+        """Is it the graph of this tensor as it is now?
+
+        Numpy writes without a new version, so on a CPU the numbers are compared, which costs little beside the attention.
+        On a GPU that would wait for all work in flight, and numpy does not write there.
+        """
+        if self.owner() is not owner or self.version != _version(owner):
+            return False
+        return self.version is not None or torch.equal(pairs, self.copy)
 
 
 _REMEMBERED: dict[tuple, _Remembered] = {}
 
 
 def pair_graph(
-    edges: Tensor | EdgeIndex, num_senders: int, num_receivers: int, add_self_loops: bool = False
+    edges: Any, num_senders: int, num_receivers: int, add_self_loops: bool = False, owner: Any = None
 ) -> PairGraph:
-    """The graph of ``[2, edges]`` int64 (senders first), or of one that is prepared; with one self-loop per node if asked for.
+    """The graph of ``[2, edges]`` integers (senders first), or of one that is prepared; with one self-loop per node if asked for.
+
+    Args:
+        owner: what lives as long as the graph is to be remembered, ``edges`` by default.
 
     Raises:
-        ValueError: another kind of graph, a wrong shape or dtype, or an index out of range.
+        TypeError: another kind of graph.
+        ValueError: a wrong shape or dtype, or an index out of range.
     """
     if isinstance(edges, EdgeIndex):
         if (edges.num_senders, edges.num_receivers) != (num_senders, num_receivers):
@@ -50,28 +68,45 @@ def pair_graph(
             return given
         edges = given.pairs
     if not isinstance(edges, Tensor) or edges.layout != torch.strided:
-        raise ValueError(f"edge_index: expected a tensor [2, edges] or an EdgeIndex of hamfast, found {type(edges)}")
+        raise TypeError(
+            "edge_index: expected integers [2, edges], a sparse adjacency [receivers, senders] or an EdgeIndex of hamfast, "
+            f"found {found(edges)}"
+        )
     if edges.dim() != 2 or edges.shape[0] != 2:
         raise ValueError(f"edge_index: expected [2, edges], found {list(edges.shape)}")
+    if edges.dtype not in INTEGERS:
+        raise ValueError(f"edge_index: expected integers, found {edges.dtype}")
     if torch.compiler.is_compiling():
         return _make(edges, num_senders, num_receivers, add_self_loops)
-    key = (id(edges), num_senders, num_receivers, add_self_loops)
-    found = _REMEMBERED.get(key)
-    if found is not None and found.tensor() is edges and found.version == edges._version:
-        return found.graph
-    graph = _make(edges, num_senders, num_receivers, add_self_loops)
-    forget = weakref.ref(edges, lambda _: _REMEMBERED.pop(key, None))
-    _REMEMBERED[key] = _Remembered(forget, edges._version, graph)
+    owner = edges if owner is None else owner
+    key = (id(owner), num_senders, num_receivers, add_self_loops)
+    known = _REMEMBERED.get(key)
+    if known is not None and known.is_of(owner, _plain(edges)):
+        return known.graph
+    with outside_inference_mode():
+        copy = _plain(edges).detach().clone()
+        graph = _make(copy, num_senders, num_receivers, add_self_loops)
+    forget = weakref.ref(owner, lambda _: _REMEMBERED.pop(key, None))
+    _REMEMBERED[key] = _Remembered(forget, _version(owner), copy, graph)
     return graph
 
 
+def _version(owner: Any) -> int | None:
+    if not isinstance(owner, Tensor) or owner.layout != torch.strided or owner.is_cpu or owner.is_inference():
+        return None
+    return owner._version
+
+
+def _plain(tensor: Any) -> Tensor:
+    """PyG's own EdgeIndex is a tensor with notes."""
+    return tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
+
+
 def _make(edges, num_senders, num_receivers, add_self_loops):
-    pairs = edges.as_tensor() if hasattr(edges, "as_tensor") else edges  # PyG's own EdgeIndex is a tensor with notes
+    pairs = _plain(edges)
     kept = None
     if add_self_loops:
         kept = pairs[0] != pairs[1]
         loops = torch.arange(min(num_senders, num_receivers), device=pairs.device)
         pairs = torch.cat([pairs[:, kept], loops.expand(2, -1)], dim=1)
-    # Copies: views would keep the tensor alive that the graph is remembered for.
-    senders, receivers = pairs[0].clone(), pairs[1].clone()
-    return PairGraph(edge_index(senders, receivers, num_senders, num_receivers), kept)
+    return PairGraph(edge_index(pairs[0], pairs[1], num_senders, num_receivers), kept)

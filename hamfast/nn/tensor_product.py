@@ -4,6 +4,7 @@ import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
+from hamfast.nn.checks import NotScripted
 from hamfast.nn.irreps_layout import LoadsE3nnState, check_layout
 from hamfast.ops import (
     EdgeFrames,
@@ -14,6 +15,7 @@ from hamfast.ops import (
     edge_tensor_product,
     tensor_product,
 )
+from hamfast.ops.checks import check_count
 from hamfast.ops.tensor_product import broadcast_tensor_product
 from hamfast.plan import edge_frame_plan, make_plan
 
@@ -118,7 +120,7 @@ def fully_connected(irreps_in1: Irreps, irreps_in2: Irreps, irreps_out: Irreps) 
     ]
 
 
-class EdgeTensorProduct(nn.Module):
+class EdgeTensorProduct(NotScripted):
     """Every path of ``irreps_in1 x Y(direction) -> irreps_out`` with DeepH-E3's separate weights, ``W1[u, w] W2[w]``.
 
     Computed in each edge's own frame. ``weight1`` and ``weight2`` are the matrices of all paths, flat, in e3nn's path order.
@@ -127,6 +129,7 @@ class EdgeTensorProduct(nn.Module):
     def __init__(self, irreps_in1, l_max: int, irreps_out, layout: str = "mul_ir"):
         super().__init__()
         self.irreps_in1, self.irreps_out = Irreps(irreps_in1), Irreps(irreps_out)
+        check_count("EdgeTensorProduct", "l_max", l_max)
         irreps_sh = Irreps.spherical_harmonics(l_max)
         instructions = fully_connected(self.irreps_in1, irreps_sh, self.irreps_out)
         self.layout = check_layout(layout)

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 
 from hamfast.ops.attention_formula import ACTIVATIONS, PARTS, SCORES, WEIGHTS
-from hamfast.ops.checks import check_rows
+from hamfast.ops.checks import check_rows, check_tensor, found
 from hamfast.ops.edge_index import EdgeIndex
 
 _NAME = "graph_attention"
 
 
 def check_numbers(negative_slope, clip, epsilon, dropout, seed) -> None:
+    for name, number in (
+        ("negative_slope", negative_slope),
+        ("clip", clip),
+        ("epsilon", epsilon),
+        ("dropout", dropout),
+    ):
+        if not isinstance(number, Real) and not (number is None and name == "clip"):
+            raise TypeError(f"{_NAME}: {name}: expected a number, found {found(number)}")
     if clip is not None and not clip > 0:
         raise ValueError(f"{_NAME}: clip: expected a positive number or None, found {clip}")
     if not epsilon >= 0:
         raise ValueError(f"{_NAME}: epsilon: expected a number >= 0, found {epsilon}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"{_NAME}: dropout: expected a probability in [0, 1), found {dropout}")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"{_NAME}: dropout: expected a probability from 0 to 1, found {dropout}")
+    if seed is not None:
+        check_tensor(_NAME, "seed", seed)
     if seed is not None and (seed.dtype != torch.int64 or seed.numel() != 1):
         raise ValueError(f"{_NAME}: seed: expected an int64 scalar tensor, found {list(seed.shape)} {seed.dtype}")
 

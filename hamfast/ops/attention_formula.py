@@ -210,4 +210,5 @@ def dropout_factors(seed: Tensor, edges: int, heads: int, probability: float) ->
     z = (z ^ _shifted_right(z, 27)) * _signed(0x94D049BB133111EB)
     z = z ^ _shifted_right(z, 31)
     uniform = _shifted_right(z, 11).double() / 9007199254740992.0
-    return (uniform >= probability).double().div(1 - probability).view(edges, heads)
+    kept = 1 - probability if probability < 1 else 1.0  # of probability 1 none is kept
+    return (uniform >= probability).double().div(kept).view(edges, heads)

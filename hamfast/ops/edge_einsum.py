@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
-from hamfast.ops.checks import check_same
-from hamfast.ops.edge_index import EdgeIndex
+from hamfast.ops.checks import check_same, found
+from hamfast.ops.edge_index import EdgeIndex, check_graph
 from hamfast.ops.transforms import differentiable
 
 PLACES = {"edge": 0, "sender": 1, "receiver": 2}
@@ -38,11 +38,18 @@ def edge_einsum(
     Raises:
         ValueError: a shape, place, dtype or device does not fit; the message names the operand.
     """
+    check_graph(name, edges)
     rows = {"edge": edges.num_edges, "sender": edges.num_senders, "receiver": edges.num_receivers}
     if out not in rows:
         raise ValueError(f"{name}: out: expected edge, sender or receiver, found {out!r}")
     if not 1 <= len(operands) <= 3:
         raise ValueError(f"{name}: expected one to three operands, found {len(operands)}")
+    for n, operand in enumerate(operands):
+        if not isinstance(operand, (tuple, list)) or len(operand) != 2:
+            raise TypeError(f"{name}: operand {n}: expected a pair (tensor, place), found {found(operand)}")
+    if not isinstance(shape, Sequence) or len(shape) != 3:
+        raise TypeError(f"{name}: shape: expected (heads, components, width), found {found(shape)}")
+    shape = [n if isinstance(n, torch.SymInt) else int(n) for n in shape]
     check_same(name, **{f"operand {n}": tensor for n, (tensor, _) in enumerate(operands)})
     axes = list(shape)
     for n, (tensor, place) in enumerate(operands):

@@ -14,7 +14,7 @@ from torch import Tensor
 from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.transforms import differentiable
 from hamfast.plan import EdgeFramePlan
-from hamfast.plan.constants import real_tensors
+from hamfast.plan.constants import constant, real_tensors
 from hamfast.plan.edge_frame import Coupling, is_natural
 from hamfast.plan.plan import format_irreps
 
@@ -88,7 +88,7 @@ def _make_tables(plan: EdgeFramePlan, device: torch.device, widths: tuple[int, .
         table_out.to(device),
         sum(in_sizes),
         sum(out_sizes),
-        [torch.as_tensor(array).to(device) for array in term_arrays],
+        [constant(array, device) for array in term_arrays],
         onsite_sizes,
         matrix_start,
     )
@@ -137,7 +137,7 @@ def _frame_table(irreps, blocks, side, width):
             row += places.get((i, m), [-1, 0, 0, 0])
         rows.append(row)
         offset += mul * (2 * l + 1)
-    return torch.tensor(rows, dtype=torch.int64), sizes
+    return torch.tensor(rows, dtype=torch.int64).view(len(rows), 4 * (l_max + 2)), sizes
 
 
 @torch.library.register_fake("hamfast::rotate_to_edge")

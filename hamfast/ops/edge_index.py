@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from hamfast.ops.checks import INTEGERS, check_count, check_tensor, found
+from hamfast.plan.constants import outside_inference_mode
+
 
 @dataclass(frozen=True)
 class EdgeIndex:
@@ -43,24 +46,31 @@ class EdgeIndex:
 
     def to(self, device) -> EdgeIndex:
         """The same edges on another device."""
-        tensors = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
+        with outside_inference_mode():
+            tensors = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
         return replace(self, **tensors)  # type: ignore[arg-type]
 
 
 def edge_index(senders: Tensor, receivers: Tensor, num_senders: int, num_receivers: int | None = None) -> EdgeIndex:
-    """Checks and sorts an edge list.
+    """Checks, copies and sorts an edge list.
 
     Args:
-        senders, receivers: ``[edges]`` int64.
+        senders, receivers: ``[edges]`` integers. They are copied: writing to them later changes nothing here.
         num_senders: number of nodes that edges leave.
         num_receivers: number of nodes that edges reach, ``num_senders`` by default.
 
+    Returns:
+        Tensors of int64, also inside ``torch.inference_mode()`` ones that training may use.
+
     Raises:
+        TypeError: no tensors, or numbers of nodes that are no integers; the message names the argument.
         ValueError: wrong shape or dtype, or an index out of range; the message names the argument.
     """
     num_receivers = num_senders if num_receivers is None else num_receivers
     for name, index, number in (("senders", senders, num_senders), ("receivers", receivers, num_receivers)):
-        if index.dim() != 1 or index.dtype != torch.int64:
+        check_tensor("edge_index", name, index)
+        check_count("edge_index", f"num_{name}", number)
+        if index.dim() != 1 or index.dtype not in INTEGERS:
             raise ValueError(f"{name}: expected [edges] int64, found {list(index.shape)} {index.dtype}")
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < number:
             raise ValueError(
@@ -75,9 +85,19 @@ def edge_index(senders: Tensor, receivers: Tensor, num_senders: int, num_receive
         ptr[1:] = torch.cumsum(torch.bincount(index, minlength=number), 0)
         return order, ptr
 
-    return EdgeIndex(
-        senders, receivers, num_senders, num_receivers, *sort(senders, num_senders), *sort(receivers, num_receivers)
-    )
+    with outside_inference_mode():
+        senders, receivers = (index.to(torch.int64, copy=True).contiguous() for index in (senders, receivers))
+        num_senders, num_receivers = (
+            n if isinstance(n, torch.SymInt) else int(n) for n in (num_senders, num_receivers)
+        )
+        by_sender, by_receiver = sort(senders, num_senders), sort(receivers, num_receivers)
+    return EdgeIndex(senders, receivers, num_senders, num_receivers, *by_sender, *by_receiver)
+
+
+def check_graph(op: str, edges: EdgeIndex, name: str = "edges") -> None:
+    """``edges`` must be prepared."""
+    if not isinstance(edges, EdgeIndex):
+        raise TypeError(f"{op}: {name}: expected an EdgeIndex from hamfast.ops.edge_index, found {found(edges)}")
 
 
 def reverse_edges(edges: EdgeIndex, shifts: Tensor | None = None) -> Tensor:
@@ -88,10 +108,13 @@ def reverse_edges(edges: EdgeIndex, shifts: Tensor | None = None) -> Tensor:
             negated. Of edges that are alike in all of that, the n-th goes with the n-th.
 
     Raises:
+        TypeError: another kind of graph; shifts that are no tensor.
         ValueError: an edge has no way back; the message names one.
     """
+    check_graph("reverse_edges", edges)
     there, back = torch.stack([edges.senders, edges.receivers]), torch.stack([edges.receivers, edges.senders])
     if shifts is not None:
+        check_tensor("reverse_edges", "shifts", shifts)
         if shifts.shape[:1] != edges.senders.shape or shifts.dim() != 2 or shifts.is_floating_point():
             raise ValueError(
                 f"shifts: expected [{edges.num_edges}, n] integers, found {list(shifts.shape)} {shifts.dtype}"

@@ -11,15 +11,16 @@ from e3nn import o3
 from torch import Tensor
 
 from hamfast.ops.block_matmul import block_matmul
-from hamfast.ops.checks import HALF, check_rows, check_same
+from hamfast.ops.checks import HALF, check_count, check_rows, check_same, check_tensor, found
 from hamfast.ops.edge_direction import Turns, product_with_direction
 from hamfast.ops.edge_einsum import to_edges
 from hamfast.ops.edge_frame import MOST_SOURCES, frame_matrices, frame_tables, from_edge, to_edge
-from hamfast.ops.edge_index import EdgeIndex
+from hamfast.ops.edge_index import EdgeIndex, check_graph
 from hamfast.ops.tensor_product import tensor_product
 from hamfast.ops.transforms import is_transformed
 from hamfast.ops.wigner import edge_wigner
 from hamfast.plan import EdgeFramePlan
+from hamfast.plan.constants import outside_inference_mode
 from hamfast.plan.cost import choose_lowering
 from hamfast.plan.plan import IrrepBlock, irreps_dim
 
@@ -52,19 +53,28 @@ class EdgeFrames(NamedTuple):
     onsite: Tensor
     """int64: the edges of length zero, on which only Y_00 is not zero."""
     vector: Tensor
-    """``[edges, 3]``: as given. If it requires a gradient, products are differentiable in it."""
+    """``[edges, 3]``: a copy of those given. If it requires a gradient, products are differentiable in it."""
 
 
 def edge_frames(vector: Tensor, l_max: int, zero: float = 1e-6) -> EdgeFrames:
     """Frames of edges.
 
     Args:
-        vector: ``[edges, 3]``, the edges in e3nn's axis order, any length.
+        vector: ``[edges, 3]``, the edges in e3nn's axis order, any length. It is copied: writing to it later changes nothing here.
         l_max: highest l of any irrep that will be rotated.
         zero: edges up to this length count as on-site.
+
+    Raises:
+        TypeError: no tensor, or an l_max that is no integer.
+        ValueError: a wrong shape or dtype, or a negative l_max; the message names the argument.
     """
-    onsite = torch.nonzero(vector.detach().norm(dim=-1) <= zero).flatten()
-    return EdgeFrames(edge_wigner(vector, l_max), l_max, onsite, vector)
+    check_rows("edge_frames", "vector", vector, None, 3)
+    check_same("edge_frames", vector=vector)
+    check_count("edge_frames", "l_max", l_max)
+    with outside_inference_mode():
+        vector = vector.clone()
+        onsite = torch.nonzero(vector.detach().norm(dim=-1) <= zero).flatten()
+        return EdgeFrames(edge_wigner(vector, l_max), l_max, onsite, vector)
 
 
 def edge_tensor_product(
@@ -98,6 +108,12 @@ def edge_tensor_product(
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.
     """
+    if not isinstance(plan, EdgeFramePlan):
+        raise TypeError(
+            f"edge_tensor_product: plan: expected an EdgeFramePlan from hamfast.plan.edge_frame_plan, found {found(plan)}"
+        )
+    if not isinstance(frames, EdgeFrames):
+        raise TypeError(f"edge_tensor_product: frames: expected EdgeFrames from edge_frames, found {found(frames)}")
     edges = frames.wigner.shape[0]
     if isinstance(x, EdgeSources):
         tensors = _check_sources(x, plan, edges)
@@ -191,6 +207,10 @@ def _harmonics(plan: EdgeFramePlan, frames: EdgeFrames) -> Tensor:
 
 
 def _check_sources(x: EdgeSources, plan: EdgeFramePlan, edges: int) -> tuple[Tensor, ...]:
+    check_graph("edge_tensor_product", x.edges, "x.edges")
+    for name, parts in (("tensors", x.tensors), ("ends", x.ends)):
+        if not isinstance(parts, (tuple, list)):
+            raise TypeError(f"edge_tensor_product: x.{name}: expected a tuple, found {found(parts)}")
     if not 1 <= len(x.tensors) <= MOST_SOURCES or len(x.ends) != len(x.tensors):
         raise ValueError(
             f"edge_tensor_product: x: expected 1 to {MOST_SOURCES} tensors with one end each, "
@@ -202,16 +222,23 @@ def _check_sources(x: EdgeSources, plan: EdgeFramePlan, edges: int) -> tuple[Ten
     for n, (tensor, end) in enumerate(zip(x.tensors, x.ends, strict=True)):
         if end not in rows:
             raise ValueError(f"edge_tensor_product: x.ends[{n}]: expected sender, receiver or edge, found {end!r}")
-        check_rows("edge_tensor_product", f"x.tensors[{n}]", tensor, rows[end], tensor.shape[-1])
+        check_tensor("edge_tensor_product", f"x.tensors[{n}]", tensor)
+        if tensor.dim() != 2 or tensor.shape[0] != rows[end]:
+            raise ValueError(
+                f"edge_tensor_product: x.tensors[{n}]: expected [{rows[end]}, dim], found {list(tensor.shape)}"
+            )
     return x.tensors
 
 
 def _check_weight(weight: Tensor | SeparateWeights, plan: EdgeFramePlan) -> tuple[Tensor, Tensor | None]:
+    if not isinstance(weight, (Tensor, SeparateWeights)):
+        raise TypeError(f"edge_tensor_product: weight: expected a tensor or SeparateWeights, found {found(weight)}")
     left, right = (weight, None) if isinstance(weight, Tensor) else weight
     sizes = {"weight" if right is None else "weight.left": (left, plan.plan.weight_numel)}
     if right is not None:
         sizes["weight.right"] = (right, sum(ins.weight_shape[-1] for ins in plan.plan.instructions))
     for name, (tensor, numel) in sizes.items():
+        check_tensor("edge_tensor_product", name, tensor)
         if tensor.shape != (numel,):
             raise ValueError(f"edge_tensor_product: {name}: expected [{numel}], found {list(tensor.shape)}")
     return left, right

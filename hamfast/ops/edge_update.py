@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
-from hamfast.ops.checks import HALF, check_device, check_rows, check_same
+from hamfast.ops.checks import HALF, check_device, check_rows, check_same, check_tensor
 from hamfast.ops.edge_einsum import sum_over_edges, to_edges
-from hamfast.ops.edge_index import EdgeIndex
+from hamfast.ops.edge_index import EdgeIndex, check_graph
 from hamfast.ops.transforms import by_sample, differentiable, is_transformed, second_derivative
 
 _NAME = "edge_update"
@@ -56,9 +56,13 @@ def edge_update(
         ValueError: a shape, dtype or device does not fit, or an argument is missing; the message names it.
     """
     rows: tuple[Tensor | None, ...] = (edge, sender, receiver)
-    first = next((t for t in rows if t is not None), None)
+    check_graph(_NAME, edges)
+    place, first = next(((name, t) for name, t in zip(_PLACES, rows, strict=True) if t is not None), ("", None))
     if first is None:
         raise ValueError(f"{_NAME}: expected at least one of edge, sender and receiver, found none")
+    check_tensor(_NAME, place, first)
+    if first.dim() != 2:
+        raise ValueError(f"{_NAME}: {place}: expected [rows, width], found {list(first.shape)}")
     if (weight is None) != (bias is None):
         found = "weight" if bias is None else "bias"
         raise ValueError(f"{_NAME}: expected weight and bias, or neither, found only {found}")
@@ -73,7 +77,10 @@ def edge_update(
         if tensor is not None:
             check_rows(_NAME, name, tensor, count, width)
     for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.shape != (width,):
+        if tensor is None:
+            continue
+        check_tensor(_NAME, name, tensor)
+        if tensor.shape != (width,):
             raise ValueError(f"{_NAME}: {name}: expected [{width}], found {list(tensor.shape)}")
     autocast = torch.is_autocast_enabled(first.device.type)
     if autocast and len({t.dtype for t in rows if t is not None}) > 1:

@@ -24,8 +24,8 @@ from hamfast.ops.attention_formula import (
 )
 from hamfast.ops.attention_kernel import query_on_edge, run_kernel
 from hamfast.ops.block_matmul import block_matmul
-from hamfast.ops.checks import HALF, check_device, check_same
-from hamfast.ops.edge_index import EdgeIndex
+from hamfast.ops.checks import HALF, check_device, check_same, check_tensor, found
+from hamfast.ops.edge_index import EdgeIndex, check_graph
 from hamfast.ops.transforms import is_transformed
 
 _NAME = "graph_attention"
@@ -119,6 +119,9 @@ def graph_attention(
     Raises:
         ValueError: operands that exclude each other, or a shape, dtype or device that does not fit; the message names it.
     """
+    check_graph(_NAME, edges)
+    if outer is not None and not (isinstance(outer, (tuple, list)) and len(outer) == 3):
+        raise TypeError(f"{_NAME}: outer: expected (Y, u, place), found {found(outer)}")
     given = {
         "query_edge": query_edge,
         "query_sender": query_sender,
@@ -143,6 +146,10 @@ def graph_attention(
         "gate": gate,
     }
     autocast = torch.is_autocast_enabled(edges.senders.device.type)
+    if autocast:
+        for name, tensor in given.items():
+            if tensor is not None:
+                check_tensor(_NAME, name, tensor)
     if autocast and len({t.dtype for t in given.values() if t is not None}) > 1:
         # Weights and numbers are float32 then; rows stay as they are stored if they all are so.
         kinds = {t.dtype for name, t in given.items() if name in STORED and t is not None}
@@ -177,15 +184,15 @@ def graph_attention(
     )
     graph = (*edges.by_sender, *edges.by_receiver)
     with torch.autocast(edges.senders.device.type, enabled=False):
-        found = _attend(given, place, seed if dropout > 0 else None, graph, settings, return_weights, return_logits)
-    found = Results(*(t.to(dtype) for t in found)) if half else found
+        results = _attend(given, place, seed if dropout > 0 else None, graph, settings, return_weights, return_logits)
+    results = Results(*(t.to(dtype) for t in results)) if half else results
     if not (return_weights or return_logits or return_lse):
-        return found.out
+        return results.out
     return AttentionOutput(
-        found.out,
-        found.weights if return_weights else None,
-        found.logits if return_logits else None,
-        found.lse if return_lse else None,
+        results.out,
+        results.weights if return_weights else None,
+        results.logits if return_logits else None,
+        results.lse if return_lse else None,
     )
 
 

@@ -28,7 +28,7 @@ from hamfast.plan.channel import (
     live_paths,
     mix_tables,
 )
-from hamfast.plan.constants import real_tensors
+from hamfast.plan.constants import constant, real_tensors
 from hamfast.plan.coupling import wigner_3j
 from hamfast.plan.plan import Instruction, pair_count
 
@@ -127,8 +127,8 @@ def _make_tables(plan, part, compute, device):
         empty = np.zeros((0, 16), dtype=np.int64)
         tables = ChannelTables(empty, empty, empty, empty, np.zeros(0), 0, 0, 0)
     arrays = [table, index, value, tables.tasks, tables.x_blocks, tables.g_blocks, tables.entries]
-    tensors = [torch.as_tensor(a).to(device) for a in arrays]
-    tensors.append(torch.as_tensor(tables.coupling, dtype=compute).to(device))
+    tensors = [constant(a, device) for a in arrays]
+    tensors.append(constant(tables.coupling, device, compute))
     dims = [plan.dim_in1, plan.dim_in2, plan.weight_numel if part != "pairs" else 0, out_dim, scratch]
     dims += [
         tables.x_padded,

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
-from hamfast.ops.checks import check_rows, check_same
+from hamfast.ops.checks import check_rows, check_same, check_tensor, found
 from hamfast.ops.transforms import differentiable
+from hamfast.plan.constants import outside_inference_mode
 
 
 class SparseMatrix(NamedTuple):
@@ -25,11 +26,20 @@ class SparseMatrix(NamedTuple):
 
     def to(self, like: Tensor) -> SparseMatrix:
         """On the device of ``like``, values in its dtype."""
-        return SparseMatrix(*(t.to(like) if t.is_floating_point() else t.to(like.device) for t in self))
+        with outside_inference_mode():
+            return SparseMatrix(*(t.to(like) if t.is_floating_point() else t.to(like.device) for t in self))
 
 
 def sparse_matrix(dense: Tensor) -> SparseMatrix:
-    """Of the elements of ``dense``, ``[dim_out, dim_in]``, that are not 0."""
+    """Of the elements of ``dense``, ``[dim_out, dim_in]``, that are not 0: a copy.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: another number of dimensions.
+    """
+    check_tensor("sparse_matrix", "dense", dense)
+    if dense.dim() != 2:
+        raise ValueError(f"sparse_matrix: dense: expected [dim_out, dim_in], found {list(dense.shape)}")
 
     def by_rows(matrix):
         row, column = torch.nonzero(matrix, as_tuple=True)
@@ -37,7 +47,8 @@ def sparse_matrix(dense: Tensor) -> SparseMatrix:
         ptr[1:] = torch.bincount(row, minlength=matrix.shape[0]).cumsum(0)
         return ptr, column, matrix[row, column]
 
-    return SparseMatrix(*by_rows(dense), *by_rows(dense.T))
+    with outside_inference_mode():
+        return SparseMatrix(*by_rows(dense), *by_rows(dense.T))
 
 
 def sparse_map(x: Tensor, matrix: SparseMatrix) -> Tensor:
@@ -53,7 +64,10 @@ def sparse_map(x: Tensor, matrix: SparseMatrix) -> Tensor:
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.
     """
-    check_rows("sparse_map", "x", x, x.shape[0], matrix.transposed_ptr.shape[0] - 1)
+    if not isinstance(matrix, SparseMatrix):
+        raise TypeError(f"sparse_map: matrix: expected a SparseMatrix from sparse_matrix, found {found(matrix)}")
+    check_tensor("sparse_map", "x", x)
+    check_rows("sparse_map", "x", x, x.shape[0] if x.dim() else None, matrix.transposed_ptr.shape[0] - 1)
     check_same("sparse_map", x=x, matrix=matrix.value)
     return _op(x, *matrix)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from hamfast import run_time_compiler
 from hamfast.ops import backend
 from hamfast.ops.block_matmul import block_matmul
-from hamfast.ops.checks import HALF, check_rows, check_same
-from hamfast.ops.edge_index import EdgeIndex
+from hamfast.ops.checks import HALF, check_rows, check_same, check_tensor, found
+from hamfast.ops.edge_index import EdgeIndex, check_graph
 from hamfast.ops.layout import check_layout, convert_layout
 from hamfast.ops.multilinear import make_tables, mix_blocks, multilinear
 from hamfast.ops.notice import slow_path
@@ -61,6 +61,7 @@ def tensor_product(
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.
     """
+    _check_kinds(x, y, weight, plan, edges)
     gather, scatter = gather and edges is not None, scatter and edges is not None
     rows = edges.num_edges if edges is not None else x.shape[0]
     x, y, weight = _under_autocast(x, y, weight)
@@ -68,7 +69,7 @@ def tensor_product(
     check_rows("tensor_product", "x", x, edges.num_senders if gather and edges is not None else rows, plan.dim_in1)
     check_rows("tensor_product", "y", y, rows, plan.dim_in2)
     _check_weight(x, y, weight, rows, plan.weight_numel)
-    if isinstance(weight, RadialWeights) and (not _makes_weights(plan, x) or is_transformed((x, y, *weight))):
+    if isinstance(weight, RadialWeights) and (not _makes_weights(plan, x, weight) or is_transformed((x, y, *weight))):
         weight = weight.weights()
     if isinstance(weight, RadialWeights):
         tables = make_tables(plan, "channel", x.dtype, x.device)
@@ -89,8 +90,10 @@ def tensor_product(
     return out + run("rest") if _has_rest(plan) else out
 
 
-def _makes_weights(plan: Plan, x: Tensor) -> bool:
+def _makes_weights(plan: Plan, x: Tensor, weight: RadialWeights) -> bool:
     """Can weights be made inside the kernel? Where not, they are stored: the result is the same."""
+    if weight.hidden.shape[-1] == 0 and weight.bias is None:  # there is nothing to make them of
+        return False
     device = x.device.type
     # The CUDA kernels make half-precision weights as well.
     knows_dtype = x.dtype not in HALF or (device == "cuda" and backend.current() == "cuda")
@@ -129,6 +132,21 @@ def _has_rest(plan):
     return any(not is_mixing(plan, ins) for ins in live_paths(plan))
 
 
+def _check_kinds(x: Any, y: Any, weight: Any, plan: Any, edges: Any) -> None:
+    tensors = {"x": x, "y": y}
+    if isinstance(weight, RadialWeights):
+        tensors |= {"weight.hidden": weight.hidden, "weight.matrix": weight.matrix}
+        weight = weight.bias
+    for name, tensor in tensors.items():
+        check_tensor("tensor_product", name, tensor)
+    if weight is not None:
+        check_tensor("tensor_product", "weight", weight)
+    if not isinstance(plan, Plan):
+        raise TypeError(f"tensor_product: plan: expected a Plan from hamfast.plan.make_plan, found {found(plan)}")
+    if edges is not None:
+        check_graph("tensor_product", edges)
+
+
 def _check_weight(x: Tensor, y: Tensor, weight: Tensor | RadialWeights | None, rows: int, numel: int) -> None:
     if isinstance(weight, RadialWeights):
         weight.check(rows, numel)
@@ -163,6 +181,7 @@ def broadcast_tensor_product(x: Tensor, y: Tensor, weight: Tensor | None, plan: 
     Returns:
         ``[..., dim_out]``.
     """
+    _check_kinds(x, y, weight, plan, None)
     rows = [x, y] if weight is None or weight.dim() == 1 else [x, y, weight]
     leading = torch.broadcast_shapes(*(t.shape[:-1] for t in rows))
     rows = [t.expand(*leading, t.shape[-1]).reshape(math.prod(leading), t.shape[-1]) for t in rows]

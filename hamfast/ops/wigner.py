@@ -8,6 +8,7 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
+from hamfast.ops.checks import check_rows, check_tensor
 from hamfast.plan.constants import real_tensors
 
 
@@ -102,6 +103,11 @@ def rotate_irreps(x: Tensor, irreps: o3.Irreps, rotation: Tensor) -> Tensor:
         x: ``[rows, irreps.dim]``.
         rotation: ``[3, 3]`` orthogonal, proper or not, acting on Cartesian (x, y, z).
     """
+    check_tensor("rotate_irreps", "x", x)
+    check_rows("rotate_irreps", "rotation", rotation, 3, 3)
+    irreps = o3.Irreps(irreps)
+    if x.shape[-1:] != (irreps.dim,) or x.dim() != 2:
+        raise ValueError(f"rotate_irreps: x: expected [rows, {irreps.dim}], found {list(x.shape)}")
     # e3nn's axes are the crystal's (y, z, x).
     turn = rotation.double()[[1, 2, 0]][:, [1, 2, 0]].cpu()
     starts: dict[tuple[int, int], list[int]] = {}
@@ -120,6 +126,7 @@ def rotate_irreps(x: Tensor, irreps: o3.Irreps, rotation: Tensor) -> Tensor:
 
 def rotation_from_euler(angles: Tensor) -> Tensor:
     """``[3]`` Euler angles -> ``[3, 3]`` float64 rotation of Cartesian (x, y, z)."""
+    check_rows("rotation_from_euler", "angles", angles, 3)
     turn = o3.angles_to_matrix(*angles.double())
     inverse = [2, 0, 1]
     return turn[inverse][:, inverse]

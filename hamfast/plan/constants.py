@@ -1,16 +1,37 @@
-"""Numbers that are made once and kept: real ones, whatever torch is doing when they are first needed."""
+"""Tensors that are made once and kept: real ones, whatever torch is doing when they are first needed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor
 
 
 @contextmanager
 def real_tensors() -> Iterator[None]:
-    """Tensors made inside are real ones, also while a tracer runs on fake ones, or ``torch.func`` on wrapped ones."""
+    """Tensors made inside are real ones, also while a tracer runs on fake ones, or ``torch.func`` on wrapped ones.
+
+    They are not of inference mode either: those cannot be saved for a backward pass, and what is kept may be needed in training.
+    """
     from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
     from torch.utils._python_dispatch import _disable_current_modes
 
-    with _disable_current_modes(), temporarily_clear_interpreter_stack():
+    with _disable_current_modes(), temporarily_clear_interpreter_stack(), outside_inference_mode():
         yield
+
+
+def outside_inference_mode():
+    """A context whose tensors can be saved for a backward pass."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+
+
+def constant(array: np.ndarray, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A table as a tensor of its own memory.
+
+    Its strides are torch's. Numpy gives a table without rows strides of 0, over which ``torch.export.save`` stumbles.
+    """
+    given = torch.as_tensor(array)
+    return torch.empty(given.shape, dtype=dtype or given.dtype, device=device).copy_(given)

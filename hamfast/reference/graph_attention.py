@@ -39,7 +39,7 @@ def graph_attention(
     if kind == "dot":
         if given.get("key_filter") is not None:
             key = key * given["key_filter"]
-        score = (query * key).sum(-1) * given.get("scale", 1 / math.sqrt(query.shape[-1]))
+        score = (query * key).sum(-1) * given.get("scale", 1 / math.sqrt(max(query.shape[-1], 1)))
     elif kind == "additive":
         x, slope = query + key, given.get("negative_slope", 0.2)
         activations = {

@@ -64,6 +64,11 @@ def _blocks(x, irreps):
 
 def separate_weights(left: Tensor, right: Tensor, plan: Plan) -> Tensor:
     """The weight ``left[u, w] right[w]`` of each path, ``[weight_numel]`` (DeepH-E3's separate weights with one channel of y)."""
-    columns = [ins.weight_shape[-1] for ins in plan.instructions]
-    paths = zip(left.split([ins.weight_numel for ins in plan.instructions]), right.split(columns), columns, strict=True)
-    return torch.cat([(a.view(-1, n) * b).flatten() for a, b, n in paths])
+    shapes = [ins.weight_shape for ins in plan.instructions]
+    paths = zip(
+        left.split([ins.weight_numel for ins in plan.instructions]),
+        right.split([n for *_, n in shapes]),
+        shapes,
+        strict=True,
+    )
+    return torch.cat([left[:0], *((a.view(shape) * b).flatten() for a, b, shape in paths)])

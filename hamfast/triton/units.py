@@ -80,7 +80,7 @@ def make_units(
         forward: units write blocks of the result, else of x.
         layouts: of x and of the result.
     """
-    key = (dims[9], forward, layouts, limits, tables[0].device)
+    key = (dims[9], forward, layouts, limits, tables[0].device, tables[4].dtype)  # the couplings are as exact as that
     if key not in _CACHE:
         _CACHE[key] = _make_units(tables, dims, forward, layouts, limits)
     return _CACHE[key]

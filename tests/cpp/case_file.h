@@ -9,12 +9,20 @@
 #include <memory>
 #include <vector>
 
+#include "common.cuh"
+
 // One array of the file, in memory of its own: an element too far is an error the sanitizer sees.
 struct Array {
-  explicit Array(int64_t n) : bytes(n), memory(n ? std::malloc(n) : nullptr, std::free), data(memory.get()) {}
+  explicit Array(int64_t n, bool given_ = true)
+      : bytes(n), memory(n ? std::malloc(n) : nullptr, std::free), data(memory.get()), given(given_) {}
   int64_t bytes;
   std::shared_ptr<void> memory;
   void* data;
+  bool given;
+  template <class T>
+  hamfast::Maybe<T> maybe() const {
+    return given ? hamfast::Maybe<T>(as<T>()) : hamfast::Maybe<T>();
+  }
   template <class T>
   T* as() const {
     return static_cast<T*>(data);
@@ -38,7 +46,8 @@ inline std::vector<Array> read_arrays(const char* path) {
   std::vector<Array> arrays;
   int64_t bytes;
   while (std::fread(&bytes, sizeof(bytes), 1, file) == 1) {
-    Array a(bytes);
+    Array a(bytes < 0 ? 0 : bytes, bytes >= 0);  // -1: there is none
+    bytes = a.bytes;
     if (bytes && std::fread(a.data, 1, bytes, file) != static_cast<size_t>(bytes)) std::exit(2);
     arrays.push_back(a);
   }

@@ -62,13 +62,13 @@ int main(int argc, char** argv) {
   const int64_t** graph[6] = {&call.senders,   &call.sender_order,   &call.sender_ptr,
                               &call.receivers, &call.receiver_order, &call.receiver_ptr};
   for (int n = 0; n < 6; ++n) *graph[n] = a[kGraph + n].as<int64_t>();
-  auto at = [&](int n) { return static_cast<const T*>(a[n].data); };
+  auto at = [&](int n) { return a[n].maybe<const T>(); };
   auto rows = [&](int n) { return NodeRows<T>{at(n), call.heads * call.features, call.features}; };
   auto scalar = [&](int n) { return EdgeScalar<T>{at(n), call.heads, 1}; };
   call.query.part[part_receiver] = at(kQuery), call.query.part[part_edge] = at(kQueryEdge);
   call.key.part[part_sender] = at(kKey);
   call.value.part[part_sender] = at(kValue), call.value.part[part_edge] = at(kValueEdge);
-  call.query_on_edge = rows(kOnEdge), call.edge = at(kEdge), call.vector = at(kVector);
+  call.query_on_edge = rows(kOnEdge), call.edge = at(kEdge), call.vector = at(kVector).data;
   call.bias = scalar(kBias), call.envelope = scalar(kEnvelope);
 
   std::vector<Array> results;
@@ -99,7 +99,8 @@ int main(int argc, char** argv) {
     call.d_query_on_edge = result(nodes * call.features);
     call.d_edge = result(call.edges * call.features);
     // A part for each thread, to be added up.
-    call.d_vector = call.additive() ? result(threads * size) : nullptr;
+    call.d_vector = {};
+    if (call.additive()) call.d_vector = result(threads * size);
     for (int64_t i = 0; call.d_vector && i < threads * size; ++i) call.d_vector[i] = 0;
     call.d_bias = result(scores), call.d_envelope = result(scores);
   };

@@ -18,12 +18,12 @@ int main(int argc, char** argv) {
   const int threads = std::atoi(argv[3]);
   // The order of the file.
   enum { kNumbers, kSenders, kReceivers, kEdge, kSender, kReceiver, kWeight, kBias, kGrad, kSumDot, kNormDot };
-  auto at = [&](int n) { return a[n].size<T>() ? a[n].as<T>() : nullptr; };
+  auto at = [&](int n) { return a[n].maybe<const T>(); };
   const int64_t* numbers = a[kNumbers].as<int64_t>();
   EdgeUpdateCall<T> call{};
   call.edges = numbers[0], call.sum.width = numbers[1];
   for (int p = 0; p < 3; ++p) call.sum.part[p] = at(kEdge + p);
-  call.weight = at(kWeight), call.bias = at(kBias), call.grad = at(kGrad);
+  call.weight = at(kWeight), call.bias = at(kBias), call.grad = at(kGrad).data;
   call.epsilon = 1e-5, call.silu = true;
   call.senders = a[kSenders].as<int64_t>(), call.receivers = a[kReceivers].as<int64_t>();
   const int64_t size = call.edges * call.width() * static_cast<int64_t>(sizeof(T));

@@ -94,7 +94,7 @@ int main(int argc, char** argv) {
   c.w_begin = -1;
   const int data[4] = {kX, kY, kW, kG};
   for (int s = 0; s < 4; ++s) {
-    c.operand[s].data = a[data[s]].data;
+    c.operand[s].data = Maybe<const void>(a[data[s]].data);
     c.operand[s].dim = s == 2 && shared ? 0 : numbers[s];
   }
   c.operand[0].index = a[kSenders].as<int64_t>();
@@ -111,14 +111,14 @@ int main(int argc, char** argv) {
     T* const rows = prepared.back()->data;
     in_threads(threads, nodes, [&](int64_t begin, int64_t end) {
       Exactly<T> scratch(channel_scratch(c));
-      HAMFAST_ISA::channel_prepare(c, slot == 3, c.operand[slot].data, begin, end, rows, scratch.data);
+      HAMFAST_ISA::channel_prepare(c, slot == 3, c.operand[slot].data.data, begin, end, rows, scratch.data);
     });
-    c.operand[slot].prepared = rows;
+    c.operand[slot].prepared = Maybe<const void>(rows);
   }
   Exactly<T> out(nodes * c.g_dim), grad_x(nodes * c.x_dim), grad_y(edges * c.y_dim);
   const int64_t parts = 5;
   Exactly<T> grad_w(shared ? parts * c.w_dim : edges * c.w_dim);
-  c.out[3] = out.data;
+  c.out[3] = Maybe<void>(out.data);
   c.order = a[kReceiverOrder].as<int64_t>();
   c.ptr = a[kReceiverPtr].as<int64_t>();
   in_threads(threads, nodes, [&](int64_t begin, int64_t end) {
@@ -126,7 +126,7 @@ int main(int argc, char** argv) {
     HAMFAST_ISA::channel_forward(c, begin, end, scratch.data);
   });
   check("channel out", difference(out.data, a[kOut]));
-  c.out[0] = grad_x.data, c.out[1] = grad_y.data, c.out[2] = grad_w.data;
+  c.out[0] = Maybe<void>(grad_x.data), c.out[1] = Maybe<void>(grad_y.data), c.out[2] = Maybe<void>(grad_w.data);
   c.order = a[kSenderOrder].as<int64_t>();
   c.ptr = a[kSenderPtr].as<int64_t>();
   in_threads(threads, parts, [&](int64_t begin, int64_t end) {
@@ -150,7 +150,7 @@ int main(int argc, char** argv) {
     p.cg = {a[kCgIndex].as<int64_t>(), a[kCgValue].as<double>()};
     p.slot = static_cast<Slot>(slot);
     for (int n = 0; n < 4; ++n) {
-      p.operand[n] = n == slot ? nullptr : a[data[n]].as<T>();
+      if (n != slot) p.operand[n] = a[data[n]].as<T>();
       p.dim[n] = n == 2 && shared ? 0 : numbers[n];
     }
     p.index[0] = a[kSenders].as<int64_t>();
@@ -165,7 +165,7 @@ int main(int argc, char** argv) {
     int64_t rows = slot == 0 || slot == 3 ? nodes : edges;
     if (slot == 2 && shared) {
       rows = parts;
-      p.chunk = (edges + parts - 1) / parts;
+      p.chunk = edges > 0 ? (edges + parts - 1) / parts : 1;
     }
     Exactly<T> result(rows * p.out_dim);
     for (int64_t i = 0; i < result.n; ++i) result.data[i] = 0;

@@ -36,11 +36,11 @@ def run_program(*command) -> str:
 
 
 def write_arrays(path: Path, arrays) -> None:
-    """As tests/cpp/case_file.h reads them. None: an array without elements."""
+    """As tests/cpp/case_file.h reads them. None: there is no such array, which one without elements is not."""
     with path.open("wb") as file:
         for array in arrays:
             content = b"" if array is None else np.ascontiguousarray(array).tobytes()
-            file.write(np.int64(len(content)).tobytes() + content)
+            file.write(np.int64(-1 if array is None else len(content)).tobytes() + content)
 
 
 def read_arrays(path: Path) -> list[bytes]:

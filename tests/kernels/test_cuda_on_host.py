@@ -36,6 +36,7 @@ TESTS = {
     "test_edge_update.py": "derivatives or any_width or no_edges or half",
     "test_graph_attention.py": "cpu-transformer_conv-scaled_gated or cpu-additive-silu or cpu-all_parts_and_features or no_edges or stable or without_envelope or half or whole_vectors and cpu and not (additive and 40) or differentiable_results and scaled_gated-transformer_conv",
     "test_radial_weights.py": "in_the_kernel and (40 or rows-mul_ir-tf32) or cannot_make or by_block and gather+scatter-mul_ir",
+    "test_searched.py": "cpu and not radial and not product and (zero or short)",
     "test_sparse_map.py": "derivatives",
     "test_tensor_product.py": "over_a_graph and True-True-per-sample or third_derivative or zero_stride or wrong_edges",
 }

@@ -39,7 +39,7 @@ def build(tmp_path_factory):
     return build
 
 
-def write_case(path, shared):
+def write_case(path, shared, nodes=9, count=40):
     """Odd multiplicities, l up to 4, a path without weight, multi-edges, self-loops, nodes without edges."""
     torch.manual_seed(3)
     instructions = [
@@ -51,8 +51,7 @@ def write_case(path, shared):
         (3, 2, 5, "uvu", True),
     ]
     plan = make_plan("19x0e+3x1o+17x2e+1x4e", "2x0e+1x1o+1x2e", "19x0e+3x0e+3x1o+17x2e+17x1o+1x3e", instructions)
-    nodes, count = 9, 40
-    edges = ops.edge_index(torch.randint(7, (count,)), torch.randint(nodes, (count,)), nodes)
+    edges = ops.edge_index(torch.randint(7, (count,)), torch.randint(max(nodes, 1), (count,)), nodes)
     x, y = torch.randn(nodes, plan.dim_in1), torch.randn(count, plan.dim_in2)
     w = torch.randn(plan.weight_numel if shared else (count, plan.weight_numel))
     leaves = [t.requires_grad_() for t in (x, y, w)]
@@ -80,8 +79,9 @@ def write_case(path, shared):
 def test_kernels(build, tmp_path, isa, sanitizer, shared):
     if not supported(isa):
         pytest.skip(f"this processor has no {isa}")
-    write_case(tmp_path / "case", shared)
-    run_program(build("run_products", isa, sanitizer), tmp_path / "case", 4)
+    for sizes in ({}, {"count": 0}, {"nodes": 0, "count": 0}):
+        write_case(tmp_path / "case", shared, **sizes)
+        run_program(build("run_products", isa, sanitizer), tmp_path / "case", 4)
 
 
 # Of csrc/graph_attention: score, its activation and weight, and how the reference calls them.
@@ -91,12 +91,15 @@ ATTENTION = {
 }
 
 
-def write_attention_case(path, form):
+ATTENTION_SIZES = {"heads": 3, "width": 19, "value": 5, "features": 33, "nodes": 6, "count": 90}
+
+
+def write_attention_case(path, form, **sizes):
     """Widths that fill no vector, sums of parts, a clip, nodes without edges; truth: the reference's derivatives."""
     torch.manual_seed(4)
     kinds, chosen = ATTENTION[form]
-    heads, width, value, features, nodes, count = 3, 19, 5, 33, 6, 90
-    edges = ops.edge_index(torch.randint(nodes, (count,)), torch.randint(nodes - 1, (count,)), nodes)
+    heads, width, value, features, nodes, count = (ATTENTION_SIZES | sizes).values()
+    edges = ops.edge_index(torch.randint(max(nodes, 1), (count,)), torch.randint(max(nodes - 1, 1), (count,)), nodes)
     shapes = {
         "query_receiver": (nodes, heads, width),
         "query_edge": (count, heads, width),
@@ -131,10 +134,10 @@ def write_attention_case(path, form):
     second = torch.autograd.grad(first, [*leaves.values(), *grads], directions)
     numbers = np.array([heads, width, value, features, count, nodes, *kinds])
     graph = (*edges.by_sender, *edges.by_receiver)
-    none = [] if "vector" in shapes else [np.zeros(0)]
+    none = [] if "vector" in shapes else [None]
 
     def in_order(tensors):
-        """An empty array in the vector's place where there is none."""
+        """Nothing in the vector's place where there is none."""
         arrays = [t.detach().numpy() for t in tensors]
         return [*arrays[:7], *none, *arrays[7:]]
 
@@ -150,25 +153,27 @@ def write_attention_case(path, form):
 def test_attention_kernels(build, tmp_path, sanitizer, form):
     """The widest vectors of this processor under the address sanitizer, the plainest under that of threads: compiling takes the time."""
     isa = next(name for name in reversed(ISAS) if supported(name)) if sanitizer == "address" else "baseline"
-    expected, threads = write_attention_case(tmp_path / "case", form), 4
-    run_program(build("run_attention", isa, sanitizer), tmp_path / "case", tmp_path / "results", threads)
-    for found, true in zip(read_arrays(tmp_path / "results"), expected, strict=True):
-        result = torch.frombuffer(bytearray(found), dtype=torch.float64)
-        if result.numel() > true.numel():  # the vector's gradient: a part of every thread
-            result = result.view(threads, -1).sum(0)
-        torch.testing.assert_close(result, true, atol=1e-10, rtol=1e-9)
+    threads, zero = 4, [{name: 0} for name in ATTENTION_SIZES if name != "nodes"]
+    for sizes in ({}, *zero, {"nodes": 0, "count": 0}):
+        expected = write_attention_case(tmp_path / "case", form, **sizes)
+        run_program(build("run_attention", isa, sanitizer), tmp_path / "case", tmp_path / "results", threads)
+        for found, true in zip(read_arrays(tmp_path / "results"), expected, strict=True):
+            result = torch.tensor(np.frombuffer(found))
+            if result.numel() > true.numel():  # the vector's gradient: a part of every thread
+                result = result.view(threads, -1).sum(0)
+            torch.testing.assert_close(result, true, atol=1e-10, rtol=1e-9)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("width", [5, 16, 37])
+@pytest.mark.parametrize(("width", "count"), [(5, 27), (16, 27), (37, 27), (5, 0), (0, 3)])
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
-def test_edge_update_kernels(build, tmp_path, isa, width):
+def test_edge_update_kernels(build, tmp_path, isa, width, count):
     """Rows of less than a vector, of whole vectors, and with a rest; with and without a norm, some parts absent."""
     if not supported(isa):
         pytest.skip(f"this processor has no {isa}")
     torch.manual_seed(5)
-    nodes, count, threads = 4, 27, 3
+    nodes, threads = 4, 3
     senders, receivers = torch.randint(nodes, (2, count))
     for present in ((1, 1, 1, 1), (1, 0, 0, 1), (0, 1, 1, 0)):
         rows = [torch.randn(n, width) if p else None for n, p in zip((count, nodes, nodes), present, strict=False)]

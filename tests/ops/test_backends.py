@@ -3,14 +3,12 @@
 The Triton kernels run on a GPU, or in Triton's interpreter where there is none.
 """
 
-import contextlib
 import functools
 
 import pytest
 import torch
-from kit import fully_connected
+from kit import HAS_GPU, fully_connected, running_on
 
-import hamfast
 from hamfast import ops, reference
 from hamfast.ops import backend as backends
 from hamfast.plan import edge_frame_plan, make_plan
@@ -20,8 +18,6 @@ pytestmark = pytest.mark.usefixtures("double")
 NODES = 3
 SENDERS, RECEIVERS = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([1, 1, 0, 0, 2])
 EDGES = len(SENDERS)
-HAS_GPU = torch.cuda.is_available()
-DEVICE = "cuda" if HAS_GPU else "cpu"
 GRAPH = (SENDERS, RECEIVERS, NODES)
 
 
@@ -149,19 +145,6 @@ CASES = {
 }
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 5e-3}
 HALF = CASES.keys() - {"edge_einsum", "sparse_map"}
-
-
-@contextlib.contextmanager
-def running_on(backend):
-    """Yields the device of the tensors."""
-    if backend == "cpu":
-        yield "cpu"
-        return
-    rung = next(rung for rung in backends.ladder() if rung.backend == backend)
-    if rung.problem or (backend == "cuda" and not HAS_GPU):
-        pytest.skip(rung.problem or "no GPU")
-    with hamfast.backend(backend):
-        yield DEVICE
 
 
 def derivatives(function, leaves, order, directions):

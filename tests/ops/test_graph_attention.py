@@ -597,7 +597,7 @@ def test_exports():
         ({"score": "cosine"}, "score: expected one of dot, additive, given, found 'cosine'"),
         ({"vector": torch.zeros(2, 3, dtype=torch.float64)}, "vector: expected with score additive"),
         ({"clip": -1.0}, "clip: expected a positive number or None, found -1.0"),
-        ({"dropout": 1.0}, r"dropout: expected a probability in \[0, 1\), found 1.0"),
+        ({"dropout": 1.5}, r"dropout: expected a probability from 0 to 1, found 1.5"),
         (
             {"key_sender": torch.zeros(4, 2, 3, dtype=torch.float32)},
             "expected torch.float64 as query_receiver, found torch.float32",

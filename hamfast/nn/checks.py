@@ -1,0 +1,40 @@
+"""Checks of what layers are made with and called with: what was expected, what was found."""
+
+from typing import Any
+
+from torch import nn
+
+from hamfast.ops.checks import check_tensor
+
+
+def check_rows(layer: str, name: str, x: Any, channels: int, rows: int | None = None) -> None:
+    """``x`` must be ``[rows, channels]``."""
+    check_tensor(layer, name, x)
+    if x.dim() != 2 or x.shape[1] != channels or (rows is not None and x.shape[0] != rows):
+        raise ValueError(
+            f"{layer}: {name}: expected [{'rows' if rows is None else rows}, {channels}], found {list(x.shape)}"
+        )
+
+
+def check_last(layer: str, name: str, x: Any, channels: int) -> None:
+    """``x`` must be ``[..., channels]``."""
+    check_tensor(layer, name, x)
+    if x.shape[-1:] != (channels,):
+        raise ValueError(f"{layer}: {name}: expected [..., {channels}], found {list(x.shape)}")
+
+
+def check_index(layer: str, name: str, index: Any, rows: int) -> None:
+    """``index`` must be ``[rows]`` int64."""
+    check_tensor(layer, name, index)
+    if index.dim() != 1 or index.shape[0] != rows or index.is_floating_point():
+        raise ValueError(f"{layer}: {name}: expected [{rows}] int64, found {list(index.shape)} {index.dtype}")
+
+
+class NotScripted(nn.Module):
+    """A layer that TorchScript cannot read, which it would take a page to say."""
+
+    def __prepare_scriptable__(self):
+        raise NotImplementedError(
+            f"hamfast: {type(self).__name__} cannot be scripted, as TorchScript does not read hamfast's ops: expected "
+            "torch.jit.trace, torch.export or torch.compile, found torch.jit.script"
+        )
