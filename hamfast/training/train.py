@@ -297,13 +297,10 @@ def _check_cache(folder: Path) -> None:
 def _in_a_sentence(error: Exception, phase: str, last: Path) -> Exception:
     """What the memory or a worker process has said, for the user; any other error as it is."""
     resume = f"{last} holds the last complete epoch: continue with --resume"
-    if isinstance(error, HamfastError):
-        # From a worker process it comes with the worker's traceback as its text; the sentence is
-        # the last line.
-        lines = str(error).strip().splitlines() or [""]
-        if lines[0].startswith("Caught HamfastError in DataLoader worker"):
-            return HamfastError(lines[-1].partition("HamfastError: ")[2] or lines[-1])
-        return error
+    lines = str(error).strip().splitlines() or [""]
+    if lines[0].startswith("Caught ") and isinstance(error, HamfastError | OSError):
+        # From a worker process it comes with the worker's traceback as its text, "type: sentence" last.
+        return HamfastError(lines[-1].partition(": ")[2] or lines[-1])
     if isinstance(error, torch.OutOfMemoryError):
         return HamfastError(
             f"{phase}: the GPU's memory is too small for a step; lower data.batch_size or the widths; {resume}"

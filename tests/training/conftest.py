@@ -23,6 +23,7 @@ def settings(tmp_path, fixtures):
     phase = {"epochs": 4, "learning_rate": 5e-3, "warmup_steps": 2}
     return {
         "output": str(tmp_path / "run"),
+        "threads": 1,  # more would wait for each other in matrices of this size
         "data": {"root": str(root), "cache": str(tmp_path / "cache")},
         "stage1": {
             "irreps_mid": "4x0e+2x1o+2x2e+1x3o+1x4e",

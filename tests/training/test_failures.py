@@ -178,6 +178,23 @@ def test_names_with_brackets_are_shown_as_they_are(settings, tmp_path):
     assert console.export_text().count(settings["output"]) == 2
 
 
+@pytest.mark.parametrize("error", [HamfastError("s/info.json: not valid JSON"), OSError(5, "Input/output error")])
+def test_an_error_in_a_worker_process_is_one_sentence(settings, monkeypatch, error):
+    def fail(self, folder):
+        raise error
+
+    settings["data"]["num_workers"] = 1
+    run = Run(parse_config(settings, "test"))
+    made = run._initial_model()
+    monkeypatch.setattr(run, "_initial_model", lambda: made)
+    monkeypatch.setattr(GraphDataset, "_cached", lambda *_: None)
+    monkeypatch.setattr(GraphDataset, "_prepare", fail)
+    with pytest.raises(HamfastError) as found:
+        run.train()
+    assert str(found.value).endswith(str(error))
+    assert len(str(found.value).splitlines()) == 1
+
+
 # --- the cache --------------------------------------------------------------------------------------------------------
 
 
@@ -325,12 +342,18 @@ def test_everything_a_training_prints_fits_80_columns(settings, tmp_path, monkey
     settings["data"]["batch_size"] = 1000
     settings["training"]["stage1"]["epochs"] = 1_000_000
     poison(monkeypatch, {1})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     console = Console(record=True, width=400)
     Run(parse_config(settings, "test"), console).train(stop_after_epoch=3)
     settings["training"]["stage1"]["learning_rate"] = 1e-3
     Run(parse_config(settings, "test"), console).train(resume=True, stop_after_epoch=4)
     text = console.export_text()
-    for words in ("threads: 9999 asked for", "batch_size: 1000 is more than there are", "rate x 0.5", "0.005 -> 0.001"):
+    for words in (
+        "threads: 9999 asked for, this machine has 1",
+        "batch_size: 1000 is more than there are",
+        "rate x 0.5",
+        "0.005 -> 0.001",
+    ):
         assert words in text
     assert max(map(len, text.splitlines())) <= 80
 

@@ -22,6 +22,7 @@ from hamfast.training.config import load_config, parse_config
 from hamfast.training.folder import RunFolder
 from hamfast.training.history import FIELDS, start_at
 from hamfast.training.lock import LOCK_FILE, RunLock, identity
+from hamfast.training.module import CascadeTraining
 
 
 def alone(settings):
@@ -96,6 +97,28 @@ def test_other_rates_and_batches_take_effect(settings):
         assert float(rows[epoch]["learning_rate"]) == pytest.approx(rate(phase, epoch + 1, 8), rel=1e-9)
     checkpoint = read_checkpoint(Path(settings["output"]) / "stage1" / "last.ckpt")
     assert checkpoint["optimizer_states"][0]["param_groups"][0]["weight_decay"] == 0.1
+
+
+def test_smaller_batches_see_every_structure(settings, monkeypatch):
+    """From one step per epoch to two, from the first resumed epoch on."""
+    settings = alone(settings)
+    settings["data"]["batch_size"] = 2
+    Run(parse_config(settings, "test")).train(stop_after_epoch=2)
+    settings["data"]["batch_size"] = 1
+    seen = []
+    original = CascadeTraining.training_step
+
+    def step(self, batch, batch_idx):
+        seen.append((self.current_epoch, batch_idx, batch.labels[0]))
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(CascadeTraining, "training_step", step)
+    Run(parse_config(settings, "test")).train(resume=True)
+    labels = {"graphene_1x1_000a", "graphene_1x1_001a"}
+    for epoch in (2, 3):
+        assert [b for e, b, _ in seen if e == epoch] == [0, 1]
+        assert {label for e, _, label in seen if e == epoch} == labels
+    assert [int(row["step"]) for row in history(settings["output"])] == [1, 2, 4, 6]
 
 
 def test_stage_2_starts_anew_when_stage_1_goes_on(settings):
@@ -185,6 +208,7 @@ def test_one_of_many_takes_over(tmp_path):
 import os, sys, time
 from pathlib import Path
 from hamfast.errors import HamfastError
+from hamfast.training.module import CascadeTraining
 from hamfast.training.lock import RunLock
 sys.stdin.readline()
 try:
