@@ -210,7 +210,7 @@ def random_snapshot(shells, numbers, spinful=False, seed=0, cutoff=3.0) -> Snaps
 def tiny_checkpoint(path, folders, blocks=1):
     """A checkpoint as a training writes it, of a small network with random weights; nothing is trained."""
     from hamfast.data import GraphDataset, dataset_spec
-    from hamfast.training.checkpoint import AtomicCheckpointIO, build_model, describe
+    from hamfast.training.checkpoint import build_model, describe, save_checkpoint
     from hamfast.training.config import parse_config
     from hamfast.training.train import pair_cutoffs
 
@@ -230,10 +230,35 @@ def tiny_checkpoint(path, folders, blocks=1):
     weights = {f"model.{name}": value for name, value in model.state_dict().items()}
     about = describe(config, model, cutoffs)
     path.parent.mkdir(parents=True, exist_ok=True)
-    AtomicCheckpointIO().save_checkpoint({"hamfast": about, "state_dict": weights, "ema": None}, path)
+    save_checkpoint({"hamfast": about, "state_dict": weights, "ema": None}, path)
     return path
 
 
 def tree(folder):
     """What every file under a folder holds."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def chain(atoms, overlap, hopping=-1.0, onsite=0.0, dimer=0.0):
+    """A ring of atoms with one s orbital: E(k) = (onsite + 2 t cos k) / (1 + 2 s cos k) without ``dimer``.
+
+    ``dimer`` makes hoppings alternate, t (1 +- dimer): a gap at half filling.
+    """
+    pairs, h, s = [], [], []
+    for i in range(atoms):
+        pairs.append((0, 0, 0, i, i))
+        h.append(onsite)
+        s.append(1.0)
+        for step in (1, -1):
+            j = i + step
+            first = min(i, j) if step == 1 else j
+            strength = hopping * (1 + dimer * (1 if first % 2 == 0 else -1))
+            pairs.append((j // atoms, 0, 0, i, j % atoms))
+            h.append(strength)
+            s.append(overlap)
+    blocks = [np.array([[x]]) for x in h], [np.array([[x]]) for x in s]
+    positions = np.stack([np.arange(atoms) * 1.5, np.zeros(atoms), np.zeros(atoms)], axis=1)
+    return Snapshot(
+        "chain", np.diag([1.5 * atoms, 20.0, 20.0]), positions, np.full(atoms, 1), {1: (0,)}, occupation=float(atoms),
+        hamiltonian=BlockMatrix.from_blocks(pairs, blocks[0]), overlap=BlockMatrix.from_blocks(pairs, blocks[1]),
+    )  # fmt: skip

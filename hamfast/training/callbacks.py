@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 from hamfast.errors import HamfastError
-from hamfast.training.checkpoint import read_checkpoint
+from hamfast.training.checkpoint import read_checkpoint, save_checkpoint
 from hamfast.training.config import SafetyConfig
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoints, written by :func:`hamfast.training.checkpoint.save_checkpoint`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
+        save_checkpoint(checkpoint, Path(path))
 
 
 class Checkpoints(Callback):

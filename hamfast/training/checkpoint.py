@@ -13,9 +13,8 @@ from typing import Any
 import e3nn
 import numpy as np
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 
-from hamfast.data.h5 import replacing
+from hamfast.data.h5 import write_bytes
 from hamfast.errors import HamfastError
 from hamfast.models import Cascade, CovariantConfig, TransformerConfig
 from hamfast.targets import TargetSpec
@@ -25,22 +24,16 @@ from hamfast.version import __version__
 FORMAT = 1
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """A killed process or a full disk leaves the previous checkpoint as it was."""
+def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """A killed process or a full disk leaves the previous checkpoint as it was.
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
-        """Raises HamfastError if the file cannot be written."""
-        # In memory first: on a full disk torch's own writer raises what does not say so, or ends
-        # the process.
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        try:
-            with replacing(Path(path)) as temporary:
-                temporary.write_bytes(content.getbuffer())
-        except OSError as error:  # already the folder or the temporary file could not be made
-            raise HamfastError(
-                f"{path}: could not be written ({error.strerror or error}); what was there before is untouched"
-            ) from error
+    Raises:
+        HamfastError: the file cannot be written.
+    """
+    # In memory first: on a full disk torch's own writer raises what does not say so, or ends the process.
+    content = io.BytesIO()
+    torch.save(checkpoint, content)
+    write_bytes(path, content.getbuffer())
 
 
 @dataclass(frozen=True)

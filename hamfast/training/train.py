@@ -19,13 +19,13 @@ from hamfast.data.h5 import write_json
 from hamfast.errors import HamfastError
 from hamfast.models import Cascade
 from hamfast.targets import TargetSpec
-from hamfast.training.callbacks import Checkpoints, Progress, SafetyNet
+from hamfast.training.callbacks import AtomicCheckpointIO, Checkpoints, Progress, SafetyNet
 from hamfast.training.checkpoint import (
-    AtomicCheckpointIO,
     LoadedModel,
     build_model,
     load_model,
     read_checkpoint,
+    save_checkpoint,
     spec_of,
 )
 from hamfast.training.config import Config
@@ -271,7 +271,7 @@ class Run:
     def _final(self, phase: str) -> Path:
         path = self.folder.path / MODEL_FILE
         if self.rank == 0:
-            AtomicCheckpointIO().save_checkpoint(read_checkpoint(self.folder.path / phase / "best.ckpt"), path)
+            save_checkpoint(read_checkpoint(self.folder.path / phase / "best.ckpt"), path)
         self._barrier()
         return path
 

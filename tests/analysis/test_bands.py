@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from test_shift_invert import chain
+from kit import chain
 
 from hamfast.analysis.band_errors import band_errors
 from hamfast.analysis.bands import band_difference, band_structures, check_window, matrices_of, write_bands

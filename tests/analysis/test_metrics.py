@@ -102,7 +102,7 @@ def test_the_gauge_is_removed_in_the_norm_that_is_reported(spinful, seed):
 
 def test_band_errors_are_means_over_structures_and_stand_beside():
     """A rigid shift of the conduction band of a dimerised chain: gap and edge off by it, on every k-point."""
-    from test_shift_invert import chain
+    from kit import chain
 
     snapshot = chain(4, 0.0, dimer=0.5)
     wider = chain(4, 0.0, dimer=0.6).hamiltonian
@@ -121,7 +121,7 @@ def test_band_errors_are_means_over_structures_and_stand_beside():
 
 
 def test_without_electrons_the_fermi_level_of_the_code_counts_them():
-    from test_shift_invert import chain
+    from kit import chain
 
     snapshot = chain(4, 0.0, dimer=0.5)
     snapshot.occupation, snapshot.fermi_energy = None, 0.1

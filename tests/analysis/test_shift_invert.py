@@ -6,37 +6,11 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.sparse
+from kit import chain
 
 from hamfast.analysis.eigen import eigen_problem
 from hamfast.analysis.shift_invert import Factor
-from hamfast.data.blocks import BlockMatrix
-from hamfast.data.snapshot import Snapshot
 from hamfast.errors import DataWarning, HamfastError
-
-
-def chain(atoms, overlap, hopping=-1.0, onsite=0.0, dimer=0.0):
-    """A ring of atoms with one s orbital: E(k) = (onsite + 2 t cos k) / (1 + 2 s cos k) without ``dimer``.
-
-    ``dimer`` makes hoppings alternate, t (1 +- dimer): a gap at half filling.
-    """
-    pairs, h, s = [], [], []
-    for i in range(atoms):
-        pairs.append((0, 0, 0, i, i))
-        h.append(onsite)
-        s.append(1.0)
-        for step in (1, -1):
-            j = i + step
-            first = min(i, j) if step == 1 else j
-            strength = hopping * (1 + dimer * (1 if first % 2 == 0 else -1))
-            pairs.append((j // atoms, 0, 0, i, j % atoms))
-            h.append(strength)
-            s.append(overlap)
-    blocks = [np.array([[x]]) for x in h], [np.array([[x]]) for x in s]
-    positions = np.stack([np.arange(atoms) * 1.5, np.zeros(atoms), np.zeros(atoms)], axis=1)
-    return Snapshot(
-        "chain", np.diag([1.5 * atoms, 20.0, 20.0]), positions, np.full(atoms, 1), {1: (0,)}, occupation=float(atoms),
-        hamiltonian=BlockMatrix.from_blocks(pairs, blocks[0]), overlap=BlockMatrix.from_blocks(pairs, blocks[1]),
-    )  # fmt: skip
 
 
 def closed_form(atoms, overlap, hopping=-1.0):
