@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +238,7 @@ def write_bands(
             "kpoints_distance": band.path.distance,
             "fermi_energy_eV": band.fermi_energy,
         }
-        write_h5(path, lambda file, arrays=arrays: _fill(file, arrays))
+        write_h5(path, partial(_fill, arrays))
         written.append(path)
     if errors is not None:
         content["errors_meV"] = errors.numbers()
@@ -245,7 +246,7 @@ def write_bands(
     return written
 
 
-def _fill(file: h5py.File, arrays: dict[str, Any]) -> None:
+def _fill(arrays: dict[str, Any], file: h5py.File) -> None:
     for name, array in arrays.items():
         file[name] = array
 

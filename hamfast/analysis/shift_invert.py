@@ -257,13 +257,13 @@ def _search(h, s, sigma, count, factor, which, where, null, known=None) -> tuple
     residual = h @ new - overlap * found
     if null is not None:
         residual = residual - null @ (null.conj().T @ residual)
-    error = np.linalg.norm(residual, axis=0) / np.linalg.norm(overlap, axis=0)
+    misfit = np.linalg.norm(residual, axis=0) / np.linalg.norm(overlap, axis=0)
     scale = max(1.0, float(np.abs(h.data).max(initial=0.0)))
-    if not np.all(error <= RESIDUAL * scale):
-        worst = int(np.argmax(error))
+    if not np.all(misfit <= RESIDUAL * scale):
+        worst = int(np.argmax(misfit))
         raise HamfastError(
             f"shift-invert at {where} around {sigma} eV: the level {found[worst]:.4f} eV does not solve H c = E S c, its "
-            f"residual is {error[worst]:.2g} eV, expected at most {RESIDUAL * scale:.2g}"
+            f"residual is {misfit[worst]:.2g} eV, expected at most {RESIDUAL * scale:.2g}"
         )
     right = found < sigma if which == "SA" else found > sigma
     values, vectors = np.concatenate([values, found[right]]), np.concatenate([vectors, new[:, right]], axis=1)
