@@ -129,13 +129,13 @@ def read_text(path: Path) -> str:
     except IsADirectoryError as error:
         raise HamfastError(f"{path}: expected a file, found a folder") from error
     except UnicodeDecodeError as error:
-        raise HamfastError(f"{path}: expected text in UTF-8, found other bytes at {error.start}") from error
+        raise HamfastError(f"{path}: expected text in UTF-8, found other bytes at position {error.start}") from error
     except (OSError, ValueError) as error:
-        raise HamfastError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        raise HamfastError(f"{path}: not readable ({getattr(error, 'strerror', None) or error})") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object; a key that occurs twice is an error, as one of the two would be lost."""
+    """A JSON file that holds an object; a key that is given twice is an error, as one of the two would be lost."""
     text = read_text(path)
     try:
         content = json.loads(text, object_pairs_hook=_unique)
@@ -150,7 +150,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} occurs twice")
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} is given twice")
     return content
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
 from hamfast.data.formats import find_structures
-from hamfast.data.h5 import write_json
+from hamfast.data.h5 import read_json, write_json
 from hamfast.errors import HamfastError
 
 PARTS = ("train", "validate", "test")
@@ -53,23 +52,9 @@ def read_split(root: Path, file: Path | None = None) -> dict[str, list[Path]]:
 
 
 def _read(path: Path, root: Path) -> dict:
-    def once(pairs):
-        names = [name for name, _ in pairs]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise HamfastError(f"{path}: the key {twice!r} is given twice")
-        return dict(pairs)
-
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
-    except FileNotFoundError as error:
-        raise HamfastError(f"{path}: file not found; make one with `hamfast data split {root}`") from error
-    except OSError as error:
-        raise HamfastError(f"{path}: expected a JSON file, found one that cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise HamfastError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise HamfastError(f'{path}: expected {{"train": [...], "validate": [...]}}, found {_short(content)}')
+    if not path.exists():
+        raise HamfastError(f"{path}: file not found; make one with `hamfast data split {root}`")
+    content = read_json(path)
     unknown = [part for part in content if part not in PARTS]
     if unknown:
         raise HamfastError(f"{path}: expected the parts {', '.join(PARTS)}, found {_short(unknown[0])}")

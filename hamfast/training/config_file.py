@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from hamfast.data.h5 import read_text
 from hamfast.errors import HamfastError
 
 SUFFIXES = (".yaml", ".yml", ".toml")
@@ -67,24 +68,6 @@ def read_mapping(path: Path) -> dict:
         found = "an empty file" if content is None else f"a {type(content).__name__}"
         raise HamfastError(f"{path}: expected sections like data: and training:, found {found}")
     return content
-
-
-def read_text(path: Path) -> str:
-    """A text file's content.
-
-    Raises:
-        HamfastError: missing, a folder, not allowed to be read, or not UTF-8.
-    """
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise HamfastError(f"{path}: file not found") from error
-    except IsADirectoryError as error:
-        raise HamfastError(f"{path}: expected a file, found a folder") from error
-    except UnicodeDecodeError as error:
-        raise HamfastError(f"{path}: expected text in UTF-8, found other bytes at position {error.start}") from error
-    except (OSError, ValueError) as error:
-        raise HamfastError(f"{path}: not readable ({getattr(error, 'strerror', None) or error})") from error
 
 
 def yaml_text(value: Any) -> str:

@@ -74,7 +74,7 @@ def test_info(new, changes, message):
     "text, message",
     [
         ("[1, 2]", r"info.json: expected a JSON object \{...\}, found list"),
-        ('{"spinful": true, "spinful": false}', "not valid JSON .the key 'spinful' occurs twice"),
+        ('{"spinful": true, "spinful": false}', "not valid JSON .the key 'spinful' is given twice"),
         ("{", "not valid JSON"),
         ("", "not valid JSON"),
     ],
@@ -86,7 +86,7 @@ def test_json(new, text, message):
 
 def test_text_in_another_encoding(new):
     (new / "info.json").write_bytes('{"a": "ü"}'.encode("latin-1"))
-    refused(new, "info.json: expected text in UTF-8, found other bytes at 7")
+    refused(new, "info.json: expected text in UTF-8, found other bytes at position 7")
     (new / "info.json").unlink()
     (new / "info.json").mkdir()
     refused(new, "info.json: expected a file, found a folder")

@@ -267,7 +267,7 @@ def test_a_set_without_a_test_part_is_trained(settings):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([["a"], ["b"]], r'expected \{"train": \[...\], "validate": \[...\]\}, found \[\[.a.\], \[.b.\]\]'),
+        ([["a"], ["b"]], r"expected a JSON object \{...\}, found list"),
         ({"train": ["a"]}, "the part 'validate' is empty or missing; .*because the best weights are chosen by it"),
         ({"train": [], "validate": ["b"]}, "the part 'train' is empty or missing"),
         ({"train": "ab", "validate": ["b"]}, r"train: expected a list of labels like .*found 'ab'"),
@@ -280,8 +280,8 @@ def test_a_set_without_a_test_part_is_trained(settings):
         ({"train": ["a"], "validate": ["../a"]}, "no structure folder '../a'"),
         ('{"train": ["a"], "train": ["b"]}', "the key 'train' is given twice"),
         ("[" * 100_000, "not valid JSON"),
-        (b"\xff\xfe\x00", "not valid JSON"),
-        (None, "found one that cannot be read"),
+        (b"\xff\xfe\x00", "expected text in UTF-8, found other bytes at position 0"),
+        (None, "expected a file, found a folder"),
     ],
 )
 def test_splits_that_are_none(tmp_path, fixtures, content, message):
