@@ -208,7 +208,6 @@ def test_one_of_many_takes_over(tmp_path):
 import os, sys, time
 from pathlib import Path
 from hamfast.errors import HamfastError
-from hamfast.training.module import CascadeTraining
 from hamfast.training.lock import RunLock
 sys.stdin.readline()
 try:
