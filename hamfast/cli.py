@@ -257,7 +257,8 @@ def bands(
         )  # fmt: skip
     densities = None
     if dos:
-        densities = densities_of_states(snapshot, matrices, window, mesh=mesh, projection=project_overlap)
+        levels = {name: curve.fermi_energy for name, curve in curves.items()}
+        densities = densities_of_states(snapshot, matrices, window, mesh=mesh, fermi=levels, projection=project_overlap)
     errors = band_difference(curves["DFT"], curves["predicted"], window) if len(curves) == 2 else None
     figure = plot_bands(curves, folder / "bands.png", window=window, title=snapshot.label, dos=densities, errors=errors)
     for name, curve in curves.items():

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from hamfast.analysis.fermi import band_edges
+from hamfast.analysis.fermi import band_edges, edges_known
 
 MEV = 1e3
 
@@ -21,7 +21,7 @@ class BandErrors:
     """The constant that was removed: the median of dE, for which the mean above is smallest. A shift of all levels is a
     choice of the zero of energy."""
     gap_DFT: float | None
-    """None: the number of occupied bands is not known, or the crystal has no whole number of them."""
+    """None: the number of occupied bands is not known or not whole, or an edge is not known at every k-point."""
     gap_predicted: float | None
     valence_edge_error: float | None
     """Of the highest occupied level, the shift removed."""
@@ -75,12 +75,10 @@ def band_errors(
     shift = float(np.median(difference))
     gaps: tuple[float | None, float | None] = (None, None)
     edges: tuple[float | None, float | None] = (None, None)
-    if occupied is not None and 0 < occupied < reference.shape[1]:
-        levels = np.where(known, reference, np.nan), np.where(known, predicted, np.nan)
-        if all(np.isfinite(e[:, occupied - 1 : occupied + 1]).any(axis=0).all() for e in levels):
-            (valence, conduction), (valence_p, conduction_p) = (band_edges(e, occupied) for e in levels)
-            gaps = max(0.0, conduction - valence) * MEV, max(0.0, conduction_p - valence_p) * MEV
-            edges = (valence_p - shift - valence) * MEV, (conduction_p - shift - conduction) * MEV
+    if occupied is not None and edges_known(reference, occupied) and edges_known(predicted, occupied):
+        (valence, conduction), (valence_p, conduction_p) = (band_edges(e, occupied) for e in (reference, predicted))
+        gaps = max(0.0, conduction - valence) * MEV, max(0.0, conduction_p - valence_p) * MEV
+        edges = (valence_p - shift - valence) * MEV, (conduction_p - shift - conduction) * MEV
     return BandErrors(float(np.abs(difference - shift).mean()) * MEV, shift * MEV, *gaps, *edges)
 
 

@@ -17,6 +17,7 @@ from hamfast.analysis.fermi import (
     band_edges,
     default_mesh,
     density_of_states,
+    edges_known,
     monkhorst_pack,
     occupied_bands,
     whole_electrons,
@@ -49,8 +50,8 @@ class BandStructure:
 
     @property
     def gap(self) -> float | None:
-        """eV, on the points of the path; 0 where bands overlap, None where the occupied bands are not known."""
-        if self.occupied is None or not 0 < self.occupied < self.energies.shape[1]:
+        """eV, on the points of the path; 0 where bands overlap, None where an edge is not known at every point."""
+        if self.occupied is None or not edges_known(self.energies, self.occupied):
             return None
         valence, conduction = band_edges(self.energies, self.occupied)
         return max(0.0, conduction - valence)
@@ -179,10 +180,14 @@ def densities_of_states(
     window: tuple[float, float],
     *,
     mesh=None,
+    fermi: dict[str, float] | None = None,
     width: float = 0.1,
     projection: float | None = None,
 ) -> dict[str, DensityOfStates]:
     """DOS of several Hamiltonians of one structure on the same k-mesh.
+
+    ``fermi``: eV, of each Hamiltonian, the zero of its energies, as the bands beside have it; by default from the electrons on
+    the DOS's own mesh.
 
     Raises:
         HamfastError: the window is none, or there are too many orbitals for all bands.
@@ -198,16 +203,18 @@ def densities_of_states(
                 f"density of states: expected at most {DENSE_LIMIT} orbitals, as it needs all bands, found {problem.size}"
             )
         energies = problem.bands(points)
-        fermi = problem.fermi_energy_of(energies)
-        density = density_of_states(energies - fermi, grid, width, problem.degeneracy)
-        result[name] = DensityOfStates(grid, density, fermi)
+        zero = problem.fermi_energy_of(energies) if fermi is None else fermi[name]
+        density = density_of_states(energies - zero, grid, width, problem.degeneracy)
+        result[name] = DensityOfStates(grid, density, zero)
     return result
 
 
 def check_window(window: tuple[float, float]) -> None:
-    """Raises HamfastError unless ``window`` is two finite numbers, the lower one first."""
-    if not (np.all(np.isfinite(window)) and window[0] < window[1]):
-        raise HamfastError(f"window: expected two numbers of eV, the lower one first, found {tuple(window)}")
+    """Raises HamfastError unless ``window`` is two numbers of a reasonable size, the lower one first."""
+    if not (np.all(np.abs(window) < 1e6) and window[0] < window[1]):
+        raise HamfastError(
+            f"window: expected two numbers of eV, the lower one first, each below a million, found {tuple(window)}"
+        )
 
 
 def write_bands(

@@ -11,7 +11,7 @@ import scipy.linalg
 
 from hamfast.analysis.bloch import BlochMatrix
 from hamfast.analysis.fermi import fermi_level
-from hamfast.analysis.shift_invert import NearLevels, levels_near, near_null, not_positive, smallest_overlap
+from hamfast.analysis.shift_invert import SINGULAR, NearLevels, levels_near, near_null, not_positive, smallest_overlap
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.snapshot import Snapshot, check_matrix
 from hamfast.errors import DataWarning, HamfastError
@@ -145,7 +145,7 @@ def _dense(h, s, where, projection) -> tuple[np.ndarray, float]:
         energies[: kept.sum()] = scipy.linalg.eigvalsh(basis.conj().T @ h @ basis)
         return energies, float(values[0])
     lowest = float(scipy.linalg.eigvalsh(s, subset_by_index=(0, 0))[0])
-    if lowest <= 0:
+    if lowest < SINGULAR:
         raise not_positive(where, lowest)
     try:
         return scipy.linalg.eigh(h, s, eigvals_only=True), lowest

@@ -40,6 +40,11 @@ def band_edges(energies: np.ndarray, occupied: int) -> tuple[float, float]:
     return float(np.nanmax(energies[:, occupied - 1])), float(np.nanmin(energies[:, occupied]))
 
 
+def edges_known(energies: np.ndarray, occupied: int) -> bool:
+    """Are both bands at the gap known at every k-point?"""
+    return 0 < occupied < energies.shape[1] and bool(np.isfinite(energies[:, occupied - 1 : occupied + 1]).all())
+
+
 def fermi_level(energies: np.ndarray, electrons: float, degeneracy: int, temperature: float = 300.0) -> float:
     """Fermi level of ``energies`` ``[kpoints, bands]`` eV with so many electrons per cell.
 

@@ -19,8 +19,16 @@ from hamfast.errors import DataWarning, HamfastError
 
 STEPS = (1e-5, 1e-4, 1e-3, 1e-2)
 """eV by which an energy is moved where H - E S has no stable factors: on a level, or on a diagonal element."""
+SINGULAR = 1e-12
+"""An eigenvalue of S below this is rounding."""
+ON_LEVEL = 1e-6
+"""eV: a level this near to sigma makes all others lose digits."""
 RESIDUAL = 1e-6
 """Largest ``|H c - E S c| / |S c|`` of a level that is believed, in units of the largest matrix element of H (or 1 eV)."""
+
+
+class Unstable(Exception):
+    """At this energy the factors are of no use, or a level lies on it: another energy nearby will do."""
 
 
 @dataclass
@@ -36,7 +44,7 @@ class Factor:
     """L D L^H of a sparse Hermitian matrix, without pivoting where that is accurate.
 
     Raises:
-        ZeroDivisionError: the matrix is singular to rounding.
+        Unstable: the matrix is singular to rounding.
     """
 
     def __init__(self, matrix):
@@ -55,7 +63,7 @@ class Factor:
         try:
             self.lu = scipy.sparse.linalg.splu(matrix)
         except RuntimeError as error:
-            raise ZeroDivisionError(str(error)) from error
+            raise Unstable("H - E S is singular") from error
 
     def _accurate(self) -> bool:
         """Backward error of a solution at rounding: pivots that were too small show here."""
@@ -100,7 +108,7 @@ def smallest_overlap(s, where: str) -> float:
     """
     try:
         factor = Factor(s)
-    except ZeroDivisionError:
+    except Unstable:
         raise not_positive(where, 0.0) from None
     # Without a row exchanged the factors of a positive definite matrix are always accurate.
     if factor.negative != 0:
@@ -108,13 +116,16 @@ def smallest_overlap(s, where: str) -> float:
         raise not_positive(where, float(lowest[0].real))
     operator = scipy.sparse.linalg.LinearOperator(s.shape, matvec=lambda b: factor.solve(np.ravel(b)), dtype=s.dtype)
     found = scipy.sparse.linalg.eigsh(s, k=1, sigma=0.0, which="LM", OPinv=operator, return_eigenvectors=False)
-    return float(found[0].real)
+    lowest = float(found[0].real)
+    if lowest < SINGULAR:
+        raise not_positive(where, lowest)
+    return lowest
 
 
 def not_positive(where: str, lowest: float) -> HamfastError:
+    what = "not positive definite" if lowest < 0 else "singular to rounding"
     return HamfastError(
-        f"the overlap matrix at {where} is not positive definite, its smallest eigenvalue is {lowest:.3g}: expected more "
-        "than 0; is the overlap cut off, or another structure's? --project-overlap 1e-3 leaves out what is below 1e-3"
+        f"the overlap matrix at {where} is {what}, its smallest eigenvalue is {lowest:.3g}: expected more than 1e-12; is the overlap cut off, or another structure's? --project-overlap 1e-3 leaves out what is below 1e-3"
     )
 
 
@@ -148,15 +159,13 @@ def levels_near(h, s, sigma: float, count: int, where: str, null: np.ndarray | N
     """
     size = h.shape[0] - (0 if null is None else null.shape[1])
     count = min(count, size - 2)
-    uncounted = None
+    uncounted, problem = None, ""
     for step in (0.0, *STEPS):
         moved = sigma + step
         try:
-            factor = ShiftedFactor(h, s, moved, null)
-        except ZeroDivisionError:
-            continue
-        found = _both_sides(h, s, moved, count, factor, size, where, null)
-        if found is None:
+            found = _both_sides(h, s, moved, count, ShiftedFactor(h, s, moved, null), size, null)
+        except Unstable as reason:
+            problem = str(reason)
             continue
         if found.first_band is not None:
             if step:
@@ -169,9 +178,7 @@ def levels_near(h, s, sigma: float, count: int, where: str, null: np.ndarray | N
             return found
         uncounted = uncounted or found
     if uncounted is None:
-        raise HamfastError(
-            f"shift-invert at {where} around {sigma} eV failed: H - E S is singular; give another energy"
-        )
+        raise HamfastError(f"shift-invert at {where} around {sigma} eV failed: {problem}; give another energy")
     warnings.warn(
         f"levels at {where} could not be counted; they are drawn as points, and one may be missing",
         DataWarning,
@@ -180,36 +187,36 @@ def levels_near(h, s, sigma: float, count: int, where: str, null: np.ndarray | N
     return uncounted
 
 
-def _both_sides(h, s, sigma, count, factor, size, where, null) -> NearLevels | None:
-    """None where a level is so near to ``sigma`` that the others lose digits."""
+def _both_sides(h, s, sigma, count, factor, size, null) -> NearLevels:
+    """Raises Unstable where a level lies on ``sigma``."""
     nu = factor.negative
     below, above = count // 2, count - count // 2
     if nu is not None:
         below = min(below, nu)
         above = min(count - below, size - nu)
         below = min(count - above, nu)
-    low = _search(h, s, sigma, below, factor, "SA", where, null)
-    high = _search(h, s, sigma, above, factor, "LA", where, null)
+    low = _search(h, s, sigma, below, factor, "SA", null)
+    high = _search(h, s, sigma, above, factor, "LA", null)
     for _ in range(6):
         energies = np.sort(np.concatenate([low[0], high[0]]))
-        if np.min(np.abs(energies - sigma), initial=np.inf) < 1e-7:
-            return None
         if nu is None:
             break
         at_low = nu if len(low[0]) == 0 else _count(h, s, energies[0], -1, null)
         at_high = nu if len(high[0]) == 0 else _count(h, s, energies[-1], 1, null)
         if at_low is None or at_high is None:
             break
-        missed_low, missed_high = nu - at_low - len(low[0]), at_high - nu - len(high[0])
-        if missed_low == 0 and missed_high == 0:
+        # Levels that were passed over between sigma and the ends, or that are still to be found beyond them.
+        more_low = max(nu - at_low - len(low[0]), below - len(low[0]))
+        more_high = max(at_high - nu - len(high[0]), above - len(high[0]))
+        if len(low[0]) > nu - at_low or len(high[0]) > at_high - nu:
+            break
+        if more_low <= 0 and more_high <= 0:
             # A multiplet at the end was found whole; what was asked for is enough.
             chosen = np.concatenate([np.sort(low[0])[len(low[0]) - below :], np.sort(high[0])[:above]])
             return NearLevels(chosen, nu - below)
-        if missed_low < 0 or missed_high < 0:
-            break
         # One vector's Krylov space has one vector of a multiplet only: search for the others where those are not.
-        low = _search(h, s, sigma, missed_low, factor, "SA", where, null, low)
-        high = _search(h, s, sigma, missed_high, factor, "LA", where, null, high)
+        low = _search(h, s, sigma, max(0, more_low), factor, "SA", null, low)
+        high = _search(h, s, sigma, max(0, more_high), factor, "LA", null, high)
     return NearLevels(energies, None)
 
 
@@ -218,17 +225,20 @@ def _count(h, s, end, sign, null) -> int | None:
     for step in STEPS:
         try:
             count = ShiftedFactor(h, s, end + sign * step, null).negative
-        except ZeroDivisionError:
+        except Unstable:
             continue
         if count is not None:
             return count
     return None
 
 
-def _search(h, s, sigma, count, factor, which, where, null, known=None) -> tuple[np.ndarray, np.ndarray]:
+def _search(h, s, sigma, count, factor, which, null, known=None) -> tuple[np.ndarray, np.ndarray]:
     """Adds ``count`` levels on one side of sigma to ``known``: energies, and vectors that are orthonormal in S.
 
     Each level is checked against the equation that it solves.
+
+    Raises:
+        Unstable: a level lies on sigma, so that the others lose digits; or one does not solve the equation.
     """
     empty = np.zeros(0), np.zeros((h.shape[0], 0), dtype=factor.dtype)
     values, vectors = known or empty
@@ -251,8 +261,10 @@ def _search(h, s, sigma, count, factor, which, where, null, known=None) -> tuple
             v0=project(start),
         )  # fmt: skip
     except (scipy.sparse.linalg.ArpackError, RuntimeError) as error:
-        raise HamfastError(f"shift-invert at {where} around {sigma} eV failed: {error}") from error
+        raise Unstable(" ".join(str(error).split())) from error
     found = found.real
+    if np.min(np.abs(found - sigma)) < ON_LEVEL:
+        raise Unstable(f"a level lies on {sigma:.6f} eV")
     overlap = s @ new
     residual = h @ new - overlap * found
     if null is not None:
@@ -261,9 +273,9 @@ def _search(h, s, sigma, count, factor, which, where, null, known=None) -> tuple
     scale = max(1.0, float(np.abs(h.data).max(initial=0.0)))
     if not np.all(misfit <= RESIDUAL * scale):
         worst = int(np.argmax(misfit))
-        raise HamfastError(
-            f"shift-invert at {where} around {sigma} eV: the level {found[worst]:.4f} eV does not solve H c = E S c, its "
-            f"residual is {misfit[worst]:.2g} eV, expected at most {RESIDUAL * scale:.2g}"
+        raise Unstable(
+            f"the level {found[worst]:.4f} eV does not solve H c = E S c, its residual is {misfit[worst]:.2g} eV, expected at "
+            f"most {RESIDUAL * scale:.2g}"
         )
     right = found < sigma if which == "SA" else found > sigma
     values, vectors = np.concatenate([values, found[right]]), np.concatenate([vectors, new[:, right]], axis=1)

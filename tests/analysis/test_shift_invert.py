@@ -76,8 +76,21 @@ def test_levels_of_other_matrices_are_not_believed():
     problem = eigen_problem(chain(30, 0.1))
     h, s = problem.hamiltonian.at((0, 0, 0)), problem.overlap.at((0, 0, 0))
     factor = shift_invert.ShiftedFactor(h + 0.1 * scipy.sparse.identity(30), s, 0.3, None)
-    with pytest.raises(HamfastError, match=r"does not solve H c = E S c, its residual is"):
-        shift_invert._search(h, s, 0.3, 4, factor, "SA", "k = (0, 0, 0)", None)
+    with pytest.raises(shift_invert.Unstable, match=r"does not solve H c = E S c, its residual is"):
+        shift_invert._search(h, s, 0.3, 4, factor, "SA", None)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 9])
+@pytest.mark.parametrize("level", range(0, 12, 2))
+@pytest.mark.parametrize("off", [0.0, 1e-12, -1e-9, 1e-7])
+def test_energies_on_every_level(count, level, off):
+    """No level is lost, and none gets another band's number, wherever the energy lies."""
+    exact = closed_form(12, 0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = eigen_problem(chain(12, 0.1)).levels([(0, 0, 0)], count, exact[level] + off)
+    assert found.energies.shape[1] == count
+    np.testing.assert_allclose(found.energies[0], exact[found.first_band :][:count], atol=1e-8)
 
 
 @pytest.mark.parametrize("seed", range(5))
