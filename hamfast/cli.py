@@ -100,6 +100,8 @@ def config(
     from hamfast.data.summary import suggestions
     from hamfast.training import config_template
 
+    if not root.strip() or len(root.splitlines()) != 1:
+        raise HamfastError(f"--root: expected a folder, found {root!r}")
     if preset == "list":
         say("\n".join(preset_names()))
         return
@@ -109,6 +111,8 @@ def config(
         return
     if output.exists():
         raise HamfastError(f"{output}: exists already")
+    if output.suffix == ".toml":
+        raise HamfastError(f"{output}: the configuration is written as YAML; expected a name like run.yaml")
     write_text(output, text)
     say(f"wrote {output}")
 
@@ -143,7 +147,7 @@ def predict(
     device: Device = "auto",
 ) -> None:
     """Predict Hamiltonians; writes hamiltonian_pred.h5 in the input's layout."""
-    from hamfast.data import find_structures
+    from hamfast.data.formats import find_structures, names_apart
 
     if precision not in ("float32", "float64"):
         raise HamfastError(f"--precision: expected float32 or float64, found {precision!r}")
@@ -157,19 +161,6 @@ def predict(
         for folder, target in zip(folders, targets, strict=True):
             say(f"wrote {write_prediction(loaded, folder, target, precision, compress)}")
             advance()
-
-
-def names_apart(folders: list[Path]) -> list[str]:
-    """A name for each structure folder: its own, or with those above it where two have the same: ``a__s``, ``b__s``."""
-    paths = [folder.resolve().parts for folder in folders]
-    depth = [1] * len(paths)
-    while True:
-        names = ["__".join(parts[-d:]).replace("/", "") for parts, d in zip(paths, depth, strict=True)]
-        clash = [n for n, name in enumerate(names) if names.count(name) > 1 and depth[n] < len(paths[n])]
-        if not clash or (len(set(paths)) < len(paths) and all(paths.count(paths[n]) > 1 for n in clash)):
-            return names
-        for n in clash:
-            depth[n] += 1
 
 
 @app.command()
@@ -238,6 +229,7 @@ def bands(
     from hamfast.analysis.bands import (
         band_difference,
         band_structures,
+        check_places,
         check_window,
         densities_of_states,
         matrices_of,
@@ -250,6 +242,7 @@ def bands(
     snapshot = read_snapshot(structure)
     matrices = matrices_of(snapshot, structure, prediction)
     folder = structure / "bands" if output is None else output
+    check_places(folder, matrices)
     with _progress("solving", len(matrices) * points) as advance:
         curves = band_structures(
             snapshot, matrices, kpath, points=points, mesh=mesh, fermi=fermi, num_bands=num_bands,
@@ -380,6 +373,9 @@ def run(command) -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; ``arguments`` in place of those of the command line."""
+    for stream in (sys.stdout, sys.stderr):  # names that the terminal's encoding does not have are no reason to fail
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     status = run(lambda: app(arguments))
     if status:
         raise SystemExit(status)

@@ -49,12 +49,10 @@ struct Arguments {
   const void* direction[4];
   const void* hidden;  // [edges, kHidden]: the weights are hidden @ matrix, where the kernel makes them
   void* out[4];
-  // Null where absent, and only there: a pointer beside a flag costs the kernels registers, so the caller sees to it
-  // that what is given and empty is not null.
-  const int64_t* x_index;  // row of x that edge e reads; null: e
-  const int64_t* g_index;
-  const int64_t* order;  // edges by row of the result; null: as they come
-  const int64_t* ptr;    // [rows + 1] into `order`; null: row r is edge r
+  Maybe<const int64_t> x_index;  // row of x that edge e reads; absent: e
+  Maybe<const int64_t> g_index;
+  Maybe<const int64_t> order;  // edges by row of the result; absent: as they come
+  Maybe<const int64_t> ptr;    // [rows + 1] into `order`; absent: row r is edge r
   int64_t rows;
   int64_t edges;
   int64_t x_rows, g_rows;  // of the tensors: Layout::blocks needs them

@@ -46,28 +46,33 @@ struct Float16 {
   uint16_t bits;
 };
 
-// A pointer to what a call may lack. That it is there is a fact of its own: an empty tensor's pointer is null, too.
-// Always inlined, as it is in the code of every instruction set: see above.
+// A pointer to what a call may lack. It is null if that is absent, and only then: an empty tensor's pointer is null,
+// too, so what is given and empty has a placeholder, which nobody reads. A flag beside the pointer would cost kernels
+// registers. Always inlined, as it is in the code of every instruction set: see above.
 #define HAMFAST_HERE HAMFAST_HD __attribute__((always_inline))
 template <class T>
 struct Maybe {
   T* data = nullptr;
-  bool given = false;
 
   Maybe() = default;
-  HAMFAST_HERE Maybe(T* data_) : data(data_), given(true) {}
+  HAMFAST_HERE Maybe(T* data_) : data(data_ ? data_ : reinterpret_cast<T*>(64ull)) {}
   Maybe(decltype(nullptr)) = delete;  // what is absent is Maybe<T>()
   template <class Other>
-  HAMFAST_HERE Maybe(const Maybe<Other>& other) : data(other.data), given(other.given) {}
+  HAMFAST_HERE Maybe(const Maybe<Other>& other) : data(other.data) {}
 
-  HAMFAST_HERE explicit operator bool() const { return given; }
+  HAMFAST_HERE bool given() const { return data != nullptr; }
+  HAMFAST_HERE explicit operator bool() const { return given(); }
   template <class Element = T>
   HAMFAST_HERE Element& operator[](int64_t n) const {
     return data[n];
   }
   HAMFAST_HERE T* operator+(int64_t n) const { return data + n; }
   // Row n of rows of so many elements, if there are rows.
-  HAMFAST_HERE Maybe row(int64_t n, int64_t size) const { return given ? Maybe(data + n * size) : Maybe(); }
+  HAMFAST_HERE Maybe row(int64_t n, int64_t size) const {
+    Maybe at;
+    if (given()) at.data = data + n * size;
+    return at;
+  }
 };
 #undef HAMFAST_HERE
 }  // namespace hamfast

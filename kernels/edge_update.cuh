@@ -211,7 +211,7 @@ struct UpdateRow {
     Second s;
     Columns<T> u;
     normalise(c, x, s.n, u);
-    const bool has_norm = call.weight.given;
+    const bool has_norm = call.weight.given();
     Columns<T> weight{}, weight_dot{}, bias_dot{};
     if (has_norm) weight = factors(call.weight.data, c);
     if (has_norm && call.norm_dot) {

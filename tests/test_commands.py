@@ -13,6 +13,8 @@ from kit import tiny_checkpoint, tree
 
 from hamfast import cli
 from hamfast.data import by_name, read_snapshot
+from hamfast.data.formats import names_apart
+from hamfast.training import load_config
 
 ODD = "a [bold]b[/c] d"
 """A folder's name that is markup, and has spaces."""
@@ -101,7 +103,7 @@ def test_structures_of_one_name_are_kept_apart(tmp_path, fixtures, model, hamfas
 )
 def test_names_apart(tmp_path, paths, names):
     folders = [tmp_path / p[1:] for p in paths]
-    assert cli.names_apart(folders) == names
+    assert names_apart(folders) == names
 
 
 def test_the_output_folder_may_be_the_input(tmp_path, fixtures, model, hamfast):
@@ -178,6 +180,67 @@ def test_files_that_are_something_else(tmp_path, fixtures, model, hamfast):
     failed(hamfast("evaluate", model), "nowhere")
 
 
+def test_a_target_is_not_written_over(tmp_path, fixtures, model, hamfast):
+    """A bare structure, moved a little; another functional's matrices; somebody's other files."""
+    source = shutil.copytree(fixtures / "graphene_1x1_000", tmp_path / "in" / "s")
+    target = shutil.copytree(source, tmp_path / "out" / "s")
+    by_name("deeph").write_matrix(read_snapshot(source).overlap, target / "hamiltonian.h5")
+    before = tree(target)
+    done(hamfast("predict", model, tmp_path / "in", "--output", tmp_path / "out"))
+    after = tree(target)
+    assert after.pop("hamiltonian_pred.h5")
+    assert after == before
+    for name in ("hamiltonian.h5", "overlap.h5"):
+        (source / name).unlink()
+    lines = (source / "POSCAR").read_text().splitlines()
+    lines[-1] = " ".join(f"{float(x) + 0.01:.6f}" for x in lines[-1].split()[:3])
+    (source / "POSCAR").write_text("\n".join(lines) + "\n")
+    before = tree(target)
+    failed(hamfast("predict", model, tmp_path / "in", "--output", tmp_path / "out"), "atom 1 has moved by")
+    (target / "info.json").unlink()
+    (target / "OUTCAR").write_text("mine")
+    failed(hamfast("predict", model, tmp_path / "in", "--output", tmp_path / "out"), "found other files")
+    assert (tree(target) | {"info.json": before["info.json"], "OUTCAR": b"mine"}) == before | {"OUTCAR": b"mine"}
+
+
+def test_evaluate_keeps_structures_of_one_name_apart(tmp_path, fixtures, model, hamfast):
+    for parent, label in (("a", "graphene_1x1_000"), ("b", "graphene_1x1_001")):
+        shutil.copytree(fixtures / label, tmp_path / parent / "s")
+    done(hamfast("evaluate", model, tmp_path / "a", tmp_path / "b", "--output", tmp_path / "e.json"))
+    both = json.loads((tmp_path / "e.json").read_text())["stages"]["stage 1"]
+    single = []
+    for parent in ("a", "b"):
+        done(hamfast("evaluate", model, tmp_path / parent, "--output", tmp_path / "e.json"))
+        single.append(json.loads((tmp_path / "e.json").read_text())["stages"]["stage 1"])
+    assert set(both["MAE_by_structure"]) == set(both["bands_by_structure"]) == {"a__s", "b__s"}
+    for key in ("MAE_all", "eigenvalue_MAE", "eigenvalue_shift"):
+        assert both[key] == pytest.approx(np.mean([s[key] for s in single]))
+
+
+def test_convert_leaves_nothing_half_done_and_no_stale_file(tmp_path, fixtures, hamfast):
+    for label in "abc":
+        shutil.copytree(fixtures / "graphene_1x1_000", tmp_path / "set" / "dft" / label)
+    (tmp_path / "set" / "README.md").write_text("read me")
+    stale = tmp_path / "set" / "dft" / "a" / "lat.dat"
+    stale.write_text("1 0 0\n0 1 0\n0 0 1\n")
+    whole = (tmp_path / "set" / "dft" / "c" / "overlap.h5").read_bytes()
+    (tmp_path / "set" / "dft" / "c" / "overlap.h5").write_bytes(whole[:3000])
+    failed(hamfast("data", "convert", tmp_path / "set", tmp_path / "new", "--to", "deeph-legacy"), "overlap.h5")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "set" / "dft" / "c" / "overlap.h5").write_bytes(whole)
+    output = done(hamfast("data", "convert", tmp_path / "set", tmp_path / "new", "--to", "deeph-legacy"))
+    assert f"left behind: {stale}" in output
+    np.testing.assert_allclose(read_snapshot(tmp_path / "new" / "a").cell, read_snapshot(tmp_path / "set/dft/a").cell)
+    assert (tmp_path / "new" / "README.md").read_text() == "read me"
+
+
+def test_the_folder_one_is_in(tmp_path, fixtures, hamfast, monkeypatch):
+    shutil.copytree(fixtures / "graphene_1x1_000", tmp_path / "s")
+    monkeypatch.chdir(tmp_path / "s")
+    done(hamfast("data", "convert", ".", tmp_path / "new"))
+    assert (tmp_path / "new" / "dft" / "s" / "POSCAR").exists()
+
+
 # --- options --------------------------------------------------------------------------------------------------------------
 
 
@@ -214,6 +277,38 @@ def test_devices(fixtures, hamfast, model, device):
 def test_parts(tmp_path, fixtures, hamfast, model):
     failed(hamfast("data", "split", fixtures.parent, "--fractions", "nan", "0.5", "0.5"), "fractions: expected")
     failed(hamfast("config", "--preset", "nothing"), "preset: expected one of")
+    failed(hamfast("config", tmp_path / "run.toml"), "written as YAML")
+    failed(hamfast("config", "--root", ""), "--root: expected a folder")
+    done(hamfast("config", tmp_path / "run.yaml", "--root", "1e3"))
+    assert load_config(tmp_path / "run.yaml").data.root == "1e3"
+    (tmp_path / "text").write_text("root:x:0\n")
+    failed(hamfast("evaluate", tmp_path / "text", fixtures), "not a readable checkpoint")
+
+
+def test_bands_and_states_have_one_zero(fixtures, hamfast, tmp_path, monkeypatch):
+    """The DOS beside bands is drawn from the same Fermi level, given or counted on another mesh."""
+    import hamfast.analysis.plot as plot
+
+    seen = {}
+    real = plot.plot_bands
+    monkeypatch.setattr(
+        plot, "plot_bands", lambda curves, *a, **k: seen.update(curves=curves, **k) or real(curves, *a, **k)
+    )
+    common = [
+        "bands",
+        fixtures / "graphene_1x1_000",
+        "--kpath",
+        "GK",
+        "--points",
+        2,
+        "--dos",
+        "--output",
+        tmp_path / "b",
+    ]
+    done(hamfast(*common))
+    assert seen["dos"]["DFT"].fermi_energy == seen["curves"]["DFT"].fermi_energy
+    done(hamfast(*common, "--fermi", -2))
+    assert seen["dos"]["DFT"].fermi_energy == -2
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------------

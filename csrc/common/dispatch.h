@@ -32,15 +32,6 @@ Maybe<const T> maybe_data(const std::optional<Tensor>& t) {
   return t.has_value() ? Maybe<const T>(t->const_data_ptr<T>()) : Maybe<const T>();
 }
 
-// For kernels to which a null pointer means 'absent': what is given has another one, even if it is empty.
-template <class T>
-const T* present_data(const std::optional<Tensor>& t) {
-  static const T placeholder{};
-  if (!t.has_value()) return nullptr;
-  const T* data = t->const_data_ptr<T>();
-  return data ? data : &placeholder;
-}
-
 // The CPU's stand-in for torch's DeviceGuard.
 struct NoGuard {
   explicit NoGuard(int32_t) {}

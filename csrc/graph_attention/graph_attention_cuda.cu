@@ -99,7 +99,7 @@ class WeightedSums {
   }
 
  private:
-  bool along_activation() const { return call_.query_dot.any() || call_.key_dot.any() || call_.vector_dot.given; }
+  bool along_activation() const { return call_.query_dot.any() || call_.key_dot.any() || call_.vector_dot.given(); }
 
   template <class Out>
   WeightedSum<T, Stored, Out> new_sum(Out* out, int part, int64_t width) const {

@@ -43,7 +43,7 @@ class SecondPasses : public Node<T> {
       for (int i = 0; i < n; ++i) second_[i] = dz_dot + (at + i) * heads;
       edge_rows();
       if (of_scores) {
-        score_rows(d_vector.given);
+        score_rows(d_vector.given());
         for (bool along_direction : {false, true}) {
           if (along_direction && !direction_rows()) break;
           const T* const* weight = along_direction ? second_ : weight_;
@@ -142,7 +142,7 @@ class SecondPasses : public Node<T> {
     T* more = scalars(6);
     const Maybe<const T> g = call_.grad_out.row(node, value_size_);
     const bool of_query = call_.query_dot.any(), of_key = call_.key_dot.any(), of_value = g && call_.value_dot.any();
-    const bool has_first = call_.additive() ? call_.vector_dot.given : of_query;
+    const bool has_first = call_.additive() ? call_.vector_dot.given() : of_query;
     const bool has_second = call_.additive() ? of_query || of_key : of_key;
     for (int64_t at = 0; at < degree_; at += kChunk) {
       const int n = load_chunk(at, {});

@@ -73,7 +73,7 @@ class Passes : public Node<T> {
     const bool of_scores = d_query || d_key || call_.d_query[part_edge] || call_.d_key[part_edge];
     for (int64_t at = 0; at < degree_; at += kChunk) {
       const int n = load_chunk(at, dz);
-      if (of_scores || d_vector) score_rows(d_vector.given);
+      if (of_scores || d_vector) score_rows(d_vector.given());
       if (d_query) accumulate(n, heads, weight_, for_query_, width, width, d_query.data);
       if (d_key) accumulate(n, heads, weight_, for_key_, width, width, d_key.data);
       if (d_vector) accumulate(n, heads, weight_, for_vector_, width, width, d_vector.data);

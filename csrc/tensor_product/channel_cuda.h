@@ -21,8 +21,8 @@ class ChannelCuda {
     }
     arguments_.hidden = data_of(args.hidden);
     makes_weights_ = args.hidden.has_value();
-    arguments_.x_index = present_data<int64_t>(args.senders);
-    arguments_.g_index = present_data<int64_t>(args.receivers);
+    arguments_.x_index = maybe_data<int64_t>(args.senders);
+    arguments_.g_index = maybe_data<int64_t>(args.receivers);
     arguments_.edges = args.edges;
     arguments_.x_rows = args.rows(slot_x), arguments_.g_rows = args.rows(slot_g);
   }
@@ -101,8 +101,8 @@ class ChannelCuda {
   }
 
   void set_rows(const std::optional<Tensor>& order, const std::optional<Tensor>& ptr) {
-    arguments_.order = present_data<int64_t>(order);
-    arguments_.ptr = present_data<int64_t>(ptr);
+    arguments_.order = maybe_data<int64_t>(order);
+    arguments_.ptr = maybe_data<int64_t>(ptr);
     arguments_.rows = ptr.has_value() ? ptr->numel() - 1 : args_.edges;
   }
   int64_t turns() const { return channel::turns_of(arguments_); }

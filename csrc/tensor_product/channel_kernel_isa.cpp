@@ -300,7 +300,7 @@ static void backward(const ChannelCall<T>& call, int64_t begin, int64_t end, int
         const bool strided = has_weight && task.w_stride != 1;
         T* task_gw = has_weight && gw ? gw + task.w_offset : nullptr;
         if (task_gw && strided) task_gw = t.task_gw;
-        bool add_w = shared_w.given && !strided, add_matrix = false;
+        bool add_w = shared_w.given() && !strided, add_matrix = false;
         for_each_term(call, true, [&](int replaced) {
           if (replaced == slot_w && !has_weight) return;
           const T* w = t.weight(task, replaced == slot_w);

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -212,9 +212,7 @@ def densities_of_states(
 def check_window(window: tuple[float, float]) -> None:
     """Raises HamfastError unless ``window`` is two numbers of a reasonable size, the lower one first."""
     if not (np.all(np.abs(window) < 1e6) and window[0] < window[1]):
-        raise HamfastError(
-            f"window: expected two numbers of eV, the lower one first, each below a million, found {tuple(window)}"
-        )
+        raise HamfastError(f"window: expected two numbers of eV, the lower one first, found {tuple(window)}")
 
 
 def write_bands(
@@ -222,7 +220,8 @@ def write_bands(
 ) -> list[Path]:
     """``bands.json`` with every curve, and ``band_<name>.h5`` each in DeepH's layout.
 
-    ``dft_fermi``: the Fermi level that the DFT code itself gave, written beside.
+    ``dft_fermi``: the Fermi level that the DFT code itself gave, written beside. Curves of an earlier run that are not among
+    these are removed.
     """
     written = [folder / "bands.json"]
     content: dict[str, Any] = {"unit": "eV", "fermi_energy_of_the_DFT_code": dft_fermi}
@@ -247,10 +246,23 @@ def write_bands(
         }
         write_h5(path, partial(_fill, arrays))
         written.append(path)
+    for name in ("DFT", "predicted"):
+        if name not in bands:
+            (folder / f"band_{name}.h5").unlink(missing_ok=True)
     if errors is not None:
         content["errors_meV"] = errors.numbers()
     write_json(folder / "bands.json", content)
     return written
+
+
+def check_places(folder: Path, names: Iterable[str]) -> None:
+    """Raises HamfastError if a result of these curves could not be written, before the first is."""
+    for path in (folder / "bands.png", folder / "bands.json", *(folder / f"band_{name}.h5" for name in names)):
+        if path.is_dir():
+            raise HamfastError(f"{path}: could not be written (it is a folder); what was there before is untouched")
+    above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not above.is_dir():
+        raise HamfastError(f"{folder}: could not be written ({above} is a file)")
 
 
 def _fill(arrays: dict[str, Any], file: h5py.File) -> None:

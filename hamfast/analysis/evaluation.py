@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
@@ -13,6 +14,7 @@ from hamfast.analysis.equivariance import equivariance_error
 from hamfast.analysis.metrics import ErrorSums
 from hamfast.analysis.prediction import predict
 from hamfast.data import read_snapshot
+from hamfast.data.formats import names_apart
 from hamfast.data.h5 import read_json
 from hamfast.errors import HamfastError
 from hamfast.training import LoadedModel
@@ -37,10 +39,12 @@ def evaluate(
     stages = [STAGE1] + ([CASCADE] if loaded.model.stage2 is not None else [])
     sums = {stage: ErrorSums() for stage in stages}
     equivariance: dict[str, list[float]] = {stage: [] for stage in stages}
-    for folder in folders:
+    names = names_apart(folders)
+    for folder, name in zip(folders, names, strict=True):
         snapshot = read_snapshot(folder)
         if snapshot.hamiltonian is None:
             raise HamfastError(f"{folder}: there is no DFT Hamiltonian to compare with")
+        snapshot.label = name
         prediction = predict(loaded, snapshot)
         for stage in stages:
             matrix = prediction.baseline if stage == STAGE1 else prediction.refined
@@ -57,7 +61,7 @@ def evaluate(
     for stage in stages:
         result[stage] = sums[stage].summary()
         result[stage]["equivariance_error"] = sum(equivariance[stage]) / len(equivariance[stage])
-    return {"unit": "meV", "structures": [f.name for f in folders], "stages": result}
+    return {"unit": "meV", "structures": names, "stages": result}
 
 
 _ROWS = (
@@ -122,6 +126,8 @@ def read_label_noise(path: Path) -> dict[str, float]:
         HamfastError: the file is something else.
     """
     noise = read_json(path).get("meV")
-    if not isinstance(noise, dict) or not all(isinstance(v, (int, float)) for v in noise.values()):
+    if not isinstance(noise, dict) or not all(
+        isinstance(v, (int, float)) and not isinstance(v, bool) and np.isfinite(v) for v in noise.values()
+    ):
         raise HamfastError(f'{path}: expected {{"meV": {{"MAE_all": 0.1, ...}}}}, found meV = {noise!r}')
     return noise

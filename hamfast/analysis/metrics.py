@@ -111,6 +111,11 @@ class ErrorSums:
         if exact.occupation is None:
             assert snapshot.fermi_energy is not None
             below = np.sum(reference[: len(mesh)] <= snapshot.fermi_energy, axis=1)
+            if not below.any():
+                raise HamfastError(
+                    f"{snapshot.label}: the Fermi level of the DFT code, {snapshot.fermi_energy:g} eV, lies below all levels, the "
+                    f"lowest is {reference.min():.3f} eV: are they of the same calculation?"
+                )
             exact.occupation = ours.occupation = float(exact.degeneracy * below.mean())
         error = band_errors(
             reference,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -63,7 +64,7 @@ def plot_bands(
     left.set_xlim(first.distance[0], first.distance[-1])
     left.set_ylim(*window)
     left.set_ylabel("E - E$_F$ (eV)")
-    heading = title.replace("$", r"\$")
+    heading = title.encode("utf-8", "replace").decode().replace("$", r"\$")
     if errors is not None:
         heading += f"\nmean |dE| {errors.levels_MAE:.1f} meV after a shift of {errors.shift:.1f} meV"
     figure.suptitle(heading, fontsize=10)
@@ -76,7 +77,9 @@ def plot_bands(
         right.axhline(0.0, color="0.3", lw=0.7, ls=":")
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
     image = io.BytesIO()
-    figure.savefig(image, dpi=160, format=path.suffix.lstrip(".") or "png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a letter of a name that the font lacks
+        figure.savefig(image, dpi=160, format=path.suffix.lstrip(".") or "png")
     plt.close(figure)
     write_bytes(path, image.getvalue())
     return path

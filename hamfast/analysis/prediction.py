@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from hamfast.data.blocks import BlockMatrix
-from hamfast.data.formats import detect, format_of, read_snapshot
+from hamfast.data.formats import detect, format_of, read_snapshot, read_structure
 from hamfast.data.graphs import blocks_from_irreps, build_graph, species_index
 from hamfast.data.snapshot import Snapshot, difference
 from hamfast.errors import HamfastError
@@ -75,22 +75,33 @@ def write_prediction(
         precision: ``float64`` or ``float32``, of the written numbers.
 
     Raises:
-        HamfastError: as :func:`predict`; ``target`` holds another structure.
+        HamfastError: as :func:`predict`; ``target`` holds another structure, or other files. Of what it holds nothing but an
+            earlier prediction is written over.
     """
     snapshot = read_snapshot(folder)
     layout = format_of(folder)
     apart = target.resolve() != folder.resolve()
-    if apart and detect(target) is not None:
-        there = read_snapshot(target, hamiltonian=None)
-        pairs = (snapshot.hamiltonian or snapshot.overlap or BlockMatrix.from_blocks([], [])).pairs
-        why = f"layout {format_of(target).NAME}" if format_of(target) is not layout else None
-        why = why or difference(snapshot, there, pairs)
-        if why is not None:
-            raise HamfastError(f"{target}: holds another structure than {folder} ({why}); choose another --output")
+    new = apart and not (target.exists() and any(target.iterdir()))
+    if apart and not new:
+        _check_same(snapshot, folder, target)
     matrix = predict(loaded, snapshot).refined
     if precision == "float32":
         entries = matrix.entries.astype(np.complex64 if np.iscomplexobj(matrix.entries) else np.float32)
         matrix = BlockMatrix(matrix.pairs, matrix.shapes, matrix.boundaries, entries)
-    if apart:
+    if new:
         layout.write(snapshot, target)
     return layout.write_prediction(snapshot, matrix, target, compress)
+
+
+def _check_same(snapshot: Snapshot, folder: Path, target: Path) -> None:
+    """Raises HamfastError if ``target`` holds anything but the structure of ``folder``."""
+    if detect(target) is None:
+        raise HamfastError(
+            f"{target}: expected a new folder, or one of this structure, found other files; choose another --output"
+        )
+    there = read_structure(target)
+    why = difference(snapshot, there, np.zeros((0, 5), dtype=np.int64))
+    if format_of(target) is not format_of(folder):
+        why = f"layout {format_of(target).NAME}"
+    if why is not None:
+        raise HamfastError(f"{target}: holds another structure than {folder} ({why}); choose another --output")

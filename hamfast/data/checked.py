@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
 from hamfast.errors import HamfastError
 
 HIGHEST_L = 6
+LARGEST = 1e15
+"""No energy in eV, and no number of electrons, is larger."""
 HIGHEST_Z = len(chemical_symbols) - 1
 
 
@@ -30,8 +32,11 @@ def number(info: Mapping[str, Any], key: str, path: Path) -> float | None:
     value = info.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise HamfastError(f"{path}: {key}: expected a number, found {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < LARGEST:
+        found = repr(value)
+        raise HamfastError(
+            f"{path}: {key}: expected a number, found {found if len(found) < 60 else found[:60] + '...'}"
+        )
     return float(value)
 
 
@@ -66,3 +71,16 @@ def shells_by_element(value: Any, where: str) -> dict[int, tuple[int, ...]]:
             raise HamfastError(f"{where}: {symbol!r} is not an element")
         found[atomic_numbers[symbol]] = shells(ls, f"{where}: {symbol}")
     return found
+
+
+def usual_precision(entries: np.ndarray) -> np.ndarray:
+    """Single or double precision in the machine's byte order, whatever else a file has; nothing is rounded but long doubles."""
+    is_complex = entries.dtype.kind == "c"
+    single = entries.dtype.itemsize <= (8 if is_complex else 4)
+    wanted = {
+        (False, True): np.float32,
+        (False, False): np.float64,
+        (True, True): np.complex64,
+        (True, False): np.complex128,
+    }
+    return entries.astype(wanted[is_complex, single], copy=False)

@@ -10,7 +10,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from hamfast.data.blocks import BlockMatrix
-from hamfast.data.checked import boolean, check_count, number, shells_by_element
+from hamfast.data.checked import boolean, check_count, number, shells_by_element, usual_precision
 from hamfast.data.h5 import open_h5, read_array, read_json, read_text, write_h5, write_json, write_text
 from hamfast.data.snapshot import Snapshot
 from hamfast.errors import HamfastError
@@ -34,7 +34,12 @@ _INFO_KEYS = {
 
 
 def is_this_layout(folder: Path) -> bool:
-    return (folder / "POSCAR").exists() and (folder / "info.json").exists()
+    if not ((folder / "POSCAR").exists() and (folder / "info.json").exists()):
+        return False
+    if not (folder / "lat.dat").exists():
+        return True
+    # A folder of the legacy layout may hold a POSCAR, too.
+    return "elements_orbital_map" in read_json(folder / "info.json")
 
 
 def read(folder: Path, hamiltonian: str | None = HAMILTONIAN) -> Snapshot:
@@ -73,7 +78,12 @@ def read_poscar(path: Path) -> Atoms:
     from ase.io import read as ase_read  # takes most of a second, which finding structures need not
 
     text = read_text(path)
-    symbols, counts = ([*line.split(), ""] for line in [*text.splitlines(), *[""] * 7][5:7])
+    lines = text.splitlines()
+    if len(lines) > 5 and lines[5].split() and all(word.isdecimal() for word in lines[5].split()):
+        raise HamfastError(
+            f"{path}: line 6: expected the symbols of the elements, found their numbers {lines[5].strip()}"
+        )
+    symbols, counts = ([*line.split(), ""] for line in [*lines, *[""] * 7][5:7])
     if counts[0].isdecimal() and symbols[0].isalpha() and len(counts) != len(symbols):
         raise HamfastError(
             f"{path}: expected a number of atoms for each of {' '.join(symbols).strip()}, found {' '.join(counts).strip()}"
@@ -96,7 +106,7 @@ def read_matrix(path: Path) -> BlockMatrix | None:
         )
         entries = read_array(file, "entries", "fc", "real or complex numbers")
         try:
-            return BlockMatrix(pairs, shapes, boundaries, entries)
+            return BlockMatrix(pairs, shapes, boundaries, usual_precision(entries))
         except HamfastError as error:
             raise HamfastError(f"{path}: {error}") from error
 
@@ -110,13 +120,13 @@ def write(snapshot: Snapshot, folder: Path) -> None:
     write_text(folder / "POSCAR", text.getvalue())
     orbitals = sum(snapshot.num_orbitals(a) for a in range(snapshot.num_atoms))
     info = {
+        **snapshot.info,
         "atoms_quantity": snapshot.num_atoms,
         "orbits_quantity": orbitals,
         "orthogonal_basis": False,
         "spinful": snapshot.spinful,
         "fermi_energy_eV": snapshot.fermi_energy,
         "elements_orbital_map": {chemical_symbols[z]: list(snapshot.shells[z]) for z in snapshot.elements},
-        **snapshot.info,
     }
     if snapshot.occupation is not None:
         occupation = snapshot.occupation

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hamfast.data.blocks import BlockMatrix
-from hamfast.data.checked import HIGHEST_Z, boolean, check_count, number, shells
+from hamfast.data.checked import HIGHEST_Z, boolean, check_count, number, shells, usual_precision
 from hamfast.data.h5 import open_h5, read_array, read_json, read_text, write_h5, write_json, write_text
 from hamfast.data.orbitals import from_openmx, to_openmx
 from hamfast.data.snapshot import Snapshot
@@ -127,7 +127,7 @@ def read_matrix(path: Path, per_atom: list[tuple[int, ...]], spinful: bool) -> B
             a, b, c, i, j = _pair(key, path)
             if not (1 <= i <= len(per_atom) and 1 <= j <= len(per_atom)):
                 raise HamfastError(f"{path}: block {key} names an atom outside 1 to {len(per_atom)}")
-            block = read_array(file, key, "fc", "real or complex numbers")
+            block = usual_precision(read_array(file, key, "fc", "real or complex numbers"))
             rows, columns = from_openmx(per_atom[i - 1], spinful), from_openmx(per_atom[j - 1], spinful)
             if block.shape != (len(rows), len(columns)):
                 raise HamfastError(
@@ -163,11 +163,11 @@ def write(snapshot: Snapshot, folder: Path) -> None:
         write_text(folder / name, "".join(f"{row}\n" for row in rows))
     write_text(folder / "orbital_types.dat", "".join("  ".join(map(str, shells)) + "\n" for shells in per_atom))
     info = {
+        **snapshot.info,
         "nsites": snapshot.num_atoms,
         "isorthogonal": False,
         "isspinful": snapshot.spinful,
         "fermi_level": snapshot.fermi_energy,
-        **snapshot.info,
     }
     if snapshot.occupation is not None:
         info["occupation"] = snapshot.occupation

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +11,7 @@ from types import ModuleType
 from hamfast.data import deeph, deeph_legacy
 from hamfast.data.plausible import warn_of_mix_ups
 from hamfast.data.snapshot import Snapshot, check_snapshot, check_structure
-from hamfast.errors import HamfastError
+from hamfast.errors import DataWarning, HamfastError
 from hamfast.shells import ShellSpec
 
 FORMATS: tuple[ModuleType, ...] = (deeph, deeph_legacy)
@@ -52,6 +54,7 @@ def read_snapshot(folder: Path | str, *, hamiltonian: str | None = "dft") -> Sna
     layout = format_of(folder)
     name = {"dft": layout.HAMILTONIAN, "prediction": layout.PREDICTION, None: None}[hamiltonian]
     snapshot = check_snapshot(layout.read(folder, name), str(folder))
+    snapshot.label = label_of(folder)
     warn_of_mix_ups(snapshot, str(folder))
     return snapshot
 
@@ -59,7 +62,9 @@ def read_snapshot(folder: Path | str, *, hamiltonian: str | None = "dft") -> Sna
 def read_structure(folder: Path | str) -> Snapshot:
     """Reads and checks all but the matrices; raises as :func:`read_snapshot`."""
     folder = Path(folder)
-    return check_structure(format_of(folder).read_structure(folder), str(folder))
+    snapshot = check_structure(format_of(folder).read_structure(folder), str(folder))
+    snapshot.label = label_of(folder)
+    return snapshot
 
 
 def find_structures(root: Path | str) -> list[Path]:
@@ -75,8 +80,10 @@ def find_structures(root: Path | str) -> list[Path]:
         return [root]
     for parent in (root / "dft", root):
         if parent.is_dir():
-            found = sorted(p for p in parent.iterdir() if p.is_dir() and detect(p))
+            folders = sorted(p for p in parent.iterdir() if p.is_dir())
+            found = [p for p in folders if detect(p)]
             if found:
+                _warn_of_incomplete([p for p in folders if p not in found])
                 return found
     raise HamfastError(
         f"{root}: no structure folders found; expected {root}/dft/<label>/ or {root}/<label>/ with POSCAR and info.json "
@@ -106,3 +113,37 @@ def dataset_shells(folders: Sequence[Path]) -> ShellSpec:
                 )
             owner.setdefault(z, str(folder))
     return ShellSpec.from_mapping(shells, bool(spinful))
+
+
+def _warn_of_incomplete(folders: Sequence[Path]) -> None:
+    """Folders that hold files of a layout, but not those that make a structure."""
+    for folder in folders:
+        there = sorted(name for f in FORMATS for name in f.FILES if (folder / name).exists())
+        if there:
+            warnings.warn(
+                f"{folder}: passed over; it has {', '.join(there)}, but a structure needs POSCAR and info.json, or lat.dat and "
+                "element.dat",
+                DataWarning,
+                stacklevel=3,
+            )
+
+
+def label_of(folder: Path) -> str:
+    """The name of a structure's folder, also of ``.`` and ``..``."""
+    return folder.name if folder.name not in ("", "..") else folder.resolve().name
+
+
+def names_apart(folders: Sequence[Path]) -> list[str]:
+    """A name for each structure folder: its own, or with those above it where two have the same: ``a__s``, ``b__s``."""
+    paths = [Path(os.path.abspath(folder)).parts for folder in folders]  # links keep their names
+    depth = [1] * len(paths)
+    while True:
+        names = ["__".join(parts[-d:]).replace("/", "") for parts, d in zip(paths, depth, strict=True)]
+        clash = [
+            n for n, name in enumerate(names)
+            if depth[n] < len(paths[n]) and any(names[m] == name and paths[m] != paths[n] for m in range(len(names)))
+        ]  # fmt: skip
+        if not clash:
+            return names
+        for n in clash:
+            depth[n] += 1

@@ -96,6 +96,10 @@ def build_graph(
 
 REACH = 0.5
 """Angstrom: a list of pairs that ends so much before the trained cutoff was cut short."""
+FEW = 0.02
+"""Of the pairs: so many may be missing before it is worth a word."""
+NOT_SMALL = 0.05
+"""Of the largest element between two atoms: blocks that no code drops."""
 SLACK = 0.1
 """Angstrom: the longest pair of a few displaced structures falls so much short of the code's own cutoff."""
 
@@ -105,8 +109,8 @@ def trained_pairs(snapshot: Snapshot, species: np.ndarray, pair_cutoffs: np.ndar
 
     A network that is given other neighbours than in its training is wrong without a word, everywhere: its messages are sums
     over neighbours. So all pairs within the cutoffs are there, whatever the files say. Pairs of the files that are a little
-    longer stay; a Hamiltonian's own list stays as it is unless it was cut short, as codes that drop small blocks are
-    learned with their lists. A warning (:class:`hamfast.errors.DataWarning`) says where lists differ.
+    longer stay; a Hamiltonian's own list stays as it is unless it was cut short or has holes, as codes that drop small blocks
+    are learned with their lists. A warning (:class:`hamfast.errors.DataWarning`) says where lists differ.
 
     Args:
         species: ``[atoms]``, index of each atom's element.
@@ -131,26 +135,48 @@ def trained_pairs(snapshot: Snapshot, species: np.ndarray, pair_cutoffs: np.ndar
     missing = np.array([pair for pair in within.tolist() if tuple(pair) not in given.index], dtype=np.int64).reshape(
         -1, 5
     )
-    if not len(missing) or (snapshot.hamiltonian is not None and not _cut_short(snapshot, species, kept, pair_cutoffs)):
+    if not len(missing):
         return kept
-    warnings.warn(
+    difference = (
         f"{snapshot.label}: the {name} has {len(kept)} pairs, but {len(missing)} more lie within the distances that the model "
-        f"was trained on ({pair_cutoffs.max():.2f} angstrom); they were added, as it needs the neighbours of its training",
-        DataWarning,
-        stacklevel=2,
+        f"was trained on ({pair_cutoffs.max():.2f} angstrom); "
     )
+    if snapshot.hamiltonian is not None and not _lacks_neighbours(snapshot, species, kept, missing, pair_cutoffs):
+        if len(missing) > FEW * len(kept):
+            warnings.warn(
+                f"{difference}its list was kept, as a code that drops small blocks drops them in the training, too",
+                DataWarning,
+                stacklevel=2,
+            )
+        return kept
+    warnings.warn(f"{difference}they were added, as it needs the neighbours of its training", DataWarning, stacklevel=2)
     return np.concatenate([kept, missing])
 
 
-def _cut_short(snapshot, species, pairs, pair_cutoffs) -> bool:
-    """Does a list of pairs end well before the cutoff of some two species, while there are atoms in between?"""
+def _lacks_neighbours(snapshot, species, pairs, missing, pair_cutoffs) -> bool:
+    """Was a Hamiltonian's list cut short, or does it have holes?
+
+    Codes drop small blocks, which are far pairs'. So a list that ends well before the trained distance of some two species,
+    or a missing pair that is nearer than another one whose block is not small, is no such code's.
+    """
+    h = snapshot.hamiltonian
     length = np.linalg.norm(snapshot.pair_vectors(pairs), axis=1)
-    short = np.full(pair_cutoffs.shape, REACH)
-    for first, second, which in species_groups(species, pairs):
-        short[first, second] = length[which].max(initial=0.0) + REACH
-    beyond = pairs_within(snapshot, species, pair_cutoffs)
-    distance = np.linalg.norm(snapshot.pair_vectors(beyond), axis=1)
-    return bool(np.any(distance > short[species[beyond[:, 3]], species[beyond[:, 4]]]))
+    largest = np.maximum.reduceat(np.abs(h.entries), h.boundaries[:-1])
+    largest = largest[[h.index[tuple(pair)] for pair in pairs.tolist()]]
+    hopping = length > 1e-6
+    distance = np.linalg.norm(snapshot.pair_vectors(missing), axis=1)
+    code = species[missing[:, 3]] * len(pair_cutoffs) + species[missing[:, 4]]
+    for first in range(len(pair_cutoffs)):
+        for second in range(len(pair_cutoffs)):
+            gone = distance[code == first * len(pair_cutoffs) + second]
+            if not len(gone):
+                continue
+            own = (species[pairs[:, 3]] == first) & (species[pairs[:, 4]] == second) & hopping
+            if gone.max() > length[own].max(initial=0.0) + REACH:
+                return True
+            if np.any(own & (length > gone.min()) & (largest > NOT_SMALL * largest[hopping].max(initial=0.0))):
+                return True
+    return False
 
 
 def pairs_within(snapshot: Snapshot, species: np.ndarray, pair_cutoffs: np.ndarray) -> np.ndarray:

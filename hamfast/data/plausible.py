@@ -6,6 +6,7 @@ their distance: the norm of a block of S is a function of the two elements and o
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import numpy as np
@@ -21,17 +22,30 @@ NEAR = 0.5
 """Angstrom: pairs are compared whose lengths differ by less."""
 NOT_SMALL = 0.1
 """Of the largest norm of the two elements."""
-MAIN_GROUPS = ((3, 4, 5, 6, 7, 8, 9), (11, 12, 13, 14, 15, 16, 17), (31, 32, 33, 34, 35), (49, 50, 51, 52, 53))
-"""Periods of main-group elements: along each, the s level falls."""
-SHORTEST = 0.55
-"""Of the sum of two covalent radii: bonds are not shorter."""
+MAIN_GROUPS = ((5, 6, 7, 8, 9), (13, 14, 15, 16, 17), (31, 32, 33, 34, 35), (49, 50, 51, 52, 53))
+"""Groups 13 to 17 of each period: along each, the valence s level falls. Before them, the deepest s may be of the core."""
+SHORTEST, LONGEST = 0.65, 1.5
+"""Of the sum of two covalent radii: bonds are not shorter, and the shortest of a crystal is not longer."""
+OFF_AXIS = 0.02
+"""Of the s-p elements of an overlap block, the largest part across the bond: they point along it exactly."""
+NARROWEST = 2.5
+"""eV: s, p and d orbitals of an atom differ by more."""
+CUTOFF_KEY = re.compile(r"cutoff(_radius)?(_(A|angstrom))?")
 CLEARLY = 1.1
 """Ratio of covalent radii from which on orbitals differ in width."""
 
 
 def warn_of_mix_ups(snapshot: Snapshot, where: str) -> None:
     """Warns (:class:`DataWarning`) of what looks exchanged, with its likely cause; never an error, as it is a guess."""
-    checks = (_short_bonds, _longer_than_cutoff, _norms_against_distance, _onsite_overlap, _levels_of_elements)
+    checks = (
+        _bonds,
+        _longer_than_cutoff,
+        _norms_against_distance,
+        _directions,
+        _onsite_overlap,
+        _levels_of_elements,
+        _units_of_energy,
+    )
     for check in checks:
         sentence = check(snapshot)
         if sentence is not None:
@@ -39,12 +53,21 @@ def warn_of_mix_ups(snapshot: Snapshot, where: str) -> None:
             return
 
 
-def _short_bonds(snapshot: Snapshot) -> str | None:
+def _bonds(snapshot: Snapshot) -> str | None:
     """Lengths in another unit."""
-    i, j, d = snapshot.neighbors("ijd", 2 * float(covalent_radii[snapshot.numbers].max()) * SHORTEST)
-    ratio = d / (covalent_radii[snapshot.numbers[i]] + covalent_radii[snapshot.numbers[j]])
-    if not len(ratio) or ratio.min() > SHORTEST:
+    matrix = snapshot.hamiltonian if snapshot.hamiltonian is not None else snapshot.overlap
+    if matrix is None or np.linalg.norm(snapshot.pair_vectors(matrix.pairs), axis=1).max() < 1e-6:
+        return None  # atoms that are alone
+    radii = covalent_radii[snapshot.numbers]
+    i, j, d = snapshot.neighbors("ijd", 2 * float(radii.max()) * LONGEST)
+    ratio = d / (radii[i] + radii[j])
+    if len(ratio) and SHORTEST < ratio.min() < LONGEST:
         return None
+    if not len(ratio) or ratio.min() >= LONGEST:
+        return (
+            f"no two atoms are nearer than {LONGEST} times the sum of their covalent radii, but the matrix couples atoms: are "
+            "lengths in bohr, not in angstrom?"
+        )
     n = int(np.argmin(ratio))
     return (
         f"atoms {i[n]} ({chemical_symbols[snapshot.numbers[i[n]]]}) and {j[n]} ({chemical_symbols[snapshot.numbers[j[n]]]}) "
@@ -56,7 +79,7 @@ def _short_bonds(snapshot: Snapshot) -> str | None:
 def _longer_than_cutoff(snapshot: Snapshot) -> str | None:
     """Some programs write the cutoff of their pairs into info.json."""
     for key, cutoff in snapshot.info.items():
-        if not key.startswith("cutoff") or isinstance(cutoff, bool) or not isinstance(cutoff, (int, float)):
+        if not CUTOFF_KEY.fullmatch(key) or isinstance(cutoff, bool) or not isinstance(cutoff, (int, float)):
             continue
         for name, matrix in (("Hamiltonian", snapshot.hamiltonian), ("overlap", snapshot.overlap)):
             if matrix is None:
@@ -109,6 +132,42 @@ def _norms(matrix: BlockMatrix) -> np.ndarray:
     return np.sqrt(np.add.reduceat(squares, matrix.boundaries[:-1]))
 
 
+def _directions(snapshot: Snapshot) -> str | None:
+    """The overlaps of an s orbital with the three p of another atom are a vector along the bond."""
+    s = snapshot.overlap
+    if s is None:
+        return None
+    vectors = snapshot.pair_vectors(s.pairs)
+    length = np.linalg.norm(vectors, axis=1)
+    for first, second, which in species_groups(snapshot.numbers, s.pairs):
+        which = which[length[which] > 1e-6]
+        if not len(which):
+            continue
+        blocks = s.group(which)
+        along = vectors[which] / length[which, None]
+        for row in _starts(snapshot.shells[first], 0):
+            for column in _starts(snapshot.shells[second], 1):
+                # m = -1, 0, 1 are y, z, x.
+                found = blocks[:, row, column : column + 3][:, [2, 0, 1]].real
+                norm = np.linalg.norm(found, axis=1)
+                across = np.linalg.norm(found - np.sum(found * along, axis=1, keepdims=True) * along, axis=1)
+                wrong = (norm > NOT_SMALL * max(norm.max(), 0.05)) & (across > OFF_AXIS * norm)
+                if wrong.any():
+                    n = int(np.argmax(np.where(wrong, across / np.maximum(norm, 1e-12), 0)))
+                    angle = np.degrees(np.arcsin(min(1.0, across[n] / norm[n])))
+                    return (
+                        f"the s-p elements of the overlap at {pair_name(s.pairs[which[n]])} point {angle:.0f} degrees away from "
+                        "the bond: are these the matrices of another structure, or axes, or the p orbitals (y, z, x) in "
+                        "another order?"
+                    )
+    return None
+
+
+def _starts(shells: tuple[int, ...], l: int) -> list[int]:
+    """The first orbital of each shell of this l."""
+    return [sum(2 * k + 1 for k in shells[:n]) for n, found in enumerate(shells) if found == l]
+
+
 def _onsite_overlap(snapshot: Snapshot) -> str | None:
     """Orbitals are normalised, and atoms of one element have the same."""
     if snapshot.overlap is None:
@@ -121,6 +180,14 @@ def _onsite_overlap(snapshot: Snapshot) -> str | None:
             return (
                 f"the overlap of orbital {n} of atom {atom} with itself is {block[n, n]:.3g}, expected 1: is this an overlap "
                 "matrix, and are the orbitals normalised?"
+            )
+        ls = np.repeat(snapshot.shells[z], [2 * l + 1 for l in snapshot.shells[z]])
+        mixed = np.abs(np.where(ls[:, None] != ls[None, :], block, 0.0))
+        if mixed.max() > 0.02:
+            a, b = np.unravel_index(np.argmax(mixed), mixed.shape)
+            return (
+                f"orbitals {a} (l = {ls[a]}) and {b} (l = {ls[b]}) of atom {atom} overlap by {mixed[a, b]:.3g}, expected 0: are "
+                f"the shells of {chemical_symbols[z]} in another order than {list(snapshot.shells[z])}?"
             )
         known, expected = first.setdefault(z, (atom, block))
         if np.abs(block - expected).max() > 0.02:
@@ -156,18 +223,48 @@ def _levels_of_elements(snapshot: Snapshot) -> str | None:
 
 def _deeper(snapshot, light, heavy) -> str | None:
     h = snapshot.hamiltonian
-    if h is None:
+    orbitals = _starts(snapshot.shells[light], 0)
+    if h is None or not orbitals:
         return None
     level = {}
     for z in (light, heavy):
         atoms = np.flatnonzero(snapshot.numbers == z)
-        level[z] = np.mean([np.linalg.eigvalsh(h.block(h.index[0, 0, 0, a, a]))[0] for a in atoms])
+        blocks = [_spatial(snapshot, h.block(h.index[0, 0, 0, a, a])) for a in atoms]
+        level[z] = np.mean([np.linalg.eigvalsh(block[np.ix_(orbitals, orbitals)])[0] for block in blocks])
     if level[heavy] <= level[light] + 1.0:
         return None
     return (
         f"the lowest on-site level of {chemical_symbols[heavy]} is {level[heavy]:.1f} eV, above {level[light]:.1f} eV of "
         f"{chemical_symbols[light]}, expected below"
     )
+
+
+def _spatial(snapshot: Snapshot, block: np.ndarray) -> np.ndarray:
+    """The block of spin up."""
+    return block[: len(block) // 2, : len(block) // 2] if snapshot.spinful else block
+
+
+def _units_of_energy(snapshot: Snapshot) -> str | None:
+    """The on-site levels of s, p and d orbitals of one atom span many electronvolts."""
+    h, s = snapshot.hamiltonian, snapshot.overlap
+    if h is None:
+        return None
+    if np.abs(h.entries).max() < 1e-9:
+        return "all elements of the Hamiltonian are 0: is the calculation finished?"
+    same = s is not None and np.array_equal(h.pairs, s.pairs) and h.entries.shape == s.entries.shape
+    if same and s is not None and np.abs(h.entries - s.entries).max() < 1e-9:
+        return "the Hamiltonian is the overlap matrix: was the file copied under the wrong name?"
+    spans = []
+    for z in snapshot.elements:
+        if len(set(snapshot.shells[z])) > 1:
+            atom = int(np.flatnonzero(snapshot.numbers == z)[0])
+            spans.append(float(np.ptp(np.diag(_spatial(snapshot, h.block(h.index[0, 0, 0, atom, atom]))).real)))
+    if spans and max(spans) < NARROWEST:
+        return (
+            f"the on-site levels of an atom span {max(spans):.2f} eV at most, expected several: are energies in hartree or "
+            "rydberg?"
+        )
+    return None
 
 
 def _wider(snapshot, large, small) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -88,6 +88,8 @@ def check_snapshot(snapshot: Snapshot, where: str) -> Snapshot:
     for name, matrix in (("Hamiltonian", snapshot.hamiltonian), ("overlap", snapshot.overlap)):
         if matrix is not None:
             check_matrix(snapshot, name, matrix, where)
+            if np.iscomplexobj(matrix.entries) and (name == "overlap" or not snapshot.spinful):
+                setattr(snapshot, name.lower(), replace(matrix, entries=matrix.entries.real.copy()))
     if snapshot.hamiltonian is not None and snapshot.overlap is not None:
         check_pairs(snapshot.hamiltonian, snapshot.overlap, where)
     return snapshot
@@ -208,7 +210,7 @@ def check_matrix(snapshot: Snapshot, name: str, matrix: BlockMatrix, where: str)
 def difference(one: Snapshot, other: Snapshot, pairs: np.ndarray) -> str | None:
     """What tells two structures apart, in words; None where matrices of the one are matrices of the other.
 
-    ``pairs``: ``[pairs, 5]``, of the matrix that is to serve for both. An atom that one of them has in another cell is a
+    ``pairs``: ``[pairs, 5]``, of the matrix that is to serve for both; if there are none, positions are compared. An atom that one of them has in another cell is a
     difference, as R means another pair there.
     """
     if one.num_atoms != other.num_atoms:
@@ -223,6 +225,10 @@ def difference(one: Snapshot, other: Snapshot, pairs: np.ndarray) -> str | None:
             return f"{chemical_symbols[z]} has shells {list(one.shells[z])} and {list(other.shells[z])}"
     if np.abs(one.cell - other.cell).max() > SAME:
         return f"lattice vectors differ by {np.abs(one.cell - other.cell).max():.3g} angstrom"
+    if len(pairs) == 0:
+        moved = np.abs(one.positions - other.positions).max(axis=1)
+        if moved.max() > SAME:
+            return f"atom {int(np.argmax(moved))} has moved by {moved.max():.3g} angstrom"
     vectors = np.abs(one.pair_vectors(pairs) - other.pair_vectors(pairs)).max(axis=1)
     if vectors.max(initial=0.0) > SAME:
         return f"the vectors of pair {pair_name(pairs[np.argmax(vectors)])} differ by {vectors.max():.3g} angstrom"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -73,7 +74,9 @@ def read_mapping(path: Path) -> dict:
 def yaml_text(value: Any) -> str:
     """A plain value as it stands after ``key:`` in YAML, quoted where it must be."""
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
-    return text.strip().removesuffix("...").strip()
+    text = text.strip().removesuffix("...").strip()
+    # What PyYAML takes for text, as 1e3, is a number here.
+    return text if yaml.load(text, _Loader) == value else json.dumps(value)
 
 
 def _one_line(problem) -> str:

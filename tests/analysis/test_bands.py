@@ -131,3 +131,14 @@ def test_unknown_bands_are_null_in_json(tmp_path):
     found = np.array(content["DFT"]["energies"], dtype=float)
     np.testing.assert_allclose(found, curves["DFT"].energies)
     assert np.isnan(found).any()
+
+
+def test_a_gap_is_claimed_only_where_both_edges_are_known_everywhere():
+    """Few bands of a metal: at some k the highest occupied band is not among them."""
+    snapshot = chain(9, 0.1)
+    snapshot.occupation = 8.0
+    whole = band_structures(snapshot, {"DFT": snapshot.hamiltonian}, "A 0 0 0, B .5 0 0", points=7)["DFT"]
+    few = band_structures(snapshot, {"DFT": snapshot.hamiltonian}, "A 0 0 0, B .5 0 0", points=7, num_bands=1)["DFT"]
+    assert whole.gap is not None
+    assert few.gap in (None, pytest.approx(whole.gap))
+    assert np.isnan(few.energies).any()

@@ -23,13 +23,6 @@ struct Array {
   hamfast::Maybe<T> maybe() const {
     return given ? hamfast::Maybe<T>(as<T>()) : hamfast::Maybe<T>();
   }
-  // Null only if it is not given.
-  template <class T>
-  const T* present() const {
-    static const T placeholder{};
-    if (!given) return nullptr;
-    return data ? as<T>() : &placeholder;
-  }
   template <class T>
   T* as() const {
     return static_cast<T*>(data);

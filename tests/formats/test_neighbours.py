@@ -77,16 +77,27 @@ def test_a_hamiltonian_that_was_cut_short_changes_no_number(fixtures, loaded):
 
 
 def test_a_hamiltonian_without_its_smallest_blocks_is_taken_as_it_is(fixtures, loaded):
-    """Codes that drop small blocks drop them in the training, too: their lists are no balls."""
+    """Codes that drop small blocks drop them in the training, too: their lists are no balls. A word is said all the same."""
     snapshot = read(fixtures, hamiltonian=True)
     h = snapshot.hamiltonian
     norm = np.array([np.abs(h.block(n)).max() for n in range(len(h))])
     snapshot.hamiltonian = part(h, (norm > np.quantile(norm, 0.1)) & (norm[h.reverse] > np.quantile(norm, 0.1)))
     assert len(snapshot.hamiltonian) < len(h)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with pytest.warns(DataWarning, match=r"\d+ more lie within the distances .* its list was kept"):
         found = predict(loaded, snapshot).refined
     assert set(found.index) == set(snapshot.hamiltonian.index)
+
+
+def test_a_hamiltonian_with_holes_changes_no_number(fixtures, loaded):
+    """No code drops near neighbours and keeps far ones."""
+    snapshot = read(fixtures, hamiltonian=True)
+    h = snapshot.hamiltonian
+    length = np.linalg.norm(snapshot.pair_vectors(h.pairs), axis=1)
+    snapshot.hamiltonian = part(h, (length < 2.0) | (length > 3.5))
+    with pytest.warns(DataWarning, match="the Hamiltonian has .* were added"):
+        found = blocks(predict(loaded, snapshot).refined)
+    for pair, block in blocks(predict(loaded, read(fixtures)).refined).items():
+        np.testing.assert_allclose(found[pair], block, atol=1e-12)
 
 
 def test_pairs_beyond_the_training_are_zero_and_do_not_disturb(fixtures, loaded):

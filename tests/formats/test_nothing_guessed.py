@@ -10,8 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from hamfast.data import by_name, read_snapshot
+from hamfast.data import by_name, find_structures, read_snapshot
 from hamfast.data.blocks import BlockMatrix
+from hamfast.data.formats import format_of
 from hamfast.data.h5 import read_json, write_h5
 from hamfast.data.plausible import warn_of_mix_ups
 from hamfast.data.snapshot import check_snapshot
@@ -249,8 +250,16 @@ def exchanged(snapshot, how):
                 setattr(snapshot, name, BlockMatrix(pairs[how](m.pairs), m.shapes, m.boundaries, m.entries))
     elif how == "atoms":
         snapshot.positions = snapshot.positions[::-1].copy()
-    elif how == "bohr":
-        snapshot.positions, snapshot.cell = snapshot.positions * 0.529, snapshot.cell * 0.529
+    elif how in ("bohr", "in bohr"):
+        factor = 0.529 if how == "bohr" else 1.89
+        snapshot.positions, snapshot.cell = snapshot.positions * factor, snapshot.cell * factor
+    elif how in ("x and y", "x, y and z"):
+        axes = [1, 0, 2] if how == "x and y" else [1, 2, 0]
+        snapshot.positions, snapshot.cell = snapshot.positions[:, axes], snapshot.cell[:, axes]
+    elif how == "another":
+        snapshot.positions = (
+            snapshot.positions + np.array([[0, 0, 0], [0.08, -0.05, 0.03], [0, 0, 0]])[: len(snapshot.positions)]
+        )
     elif how == "elements":
         one, other = snapshot.elements
         snapshot.numbers = np.where(snapshot.numbers == one, other, one)
@@ -263,17 +272,24 @@ LIKELY = {
     "atoms": "atoms or coordinates in another order",
     "elements": "are the two elements exchanged",
     "bohr": "are lengths in another unit",
+    "in bohr": "are lengths in bohr",
+    "x and y": "another structure, or axes",
+    "x, y and z": "another structure, or axes",
+    "another": "another structure, or axes",
 }
+DIRECTIONS = ("x and y", "x, y and z", "another")
+"""Only overlaps know them."""
 
 
-@pytest.mark.parametrize("there", ["both", "hamiltonian", "overlap"])
 @pytest.mark.parametrize(
-    "label, how",
+    "label, how, there",
     [
-        (label, how)
+        (label, how, there)
+        for there in ("both", "hamiltonian", "overlap")
         for label in ("graphene_1x1_001", "hBN_1x1_000", "MoS2_1x1_000")
         for how in LIKELY
         if (label, how) != ("graphene_1x1_001", "elements")  # it has one
+        and not (how in DIRECTIONS and there == "hamiltonian")
     ],
 )
 def test_what_looks_exchanged_is_told_with_its_cause(fixtures, label, how, there):
@@ -308,6 +324,78 @@ def test_onsite_overlap_is_looked_at(fixtures):
     snapshot.overlap.block(n)[0, 0] = 3
     with pytest.warns(DataWarning, match="the overlap of orbital 0 of atom 1 with itself is 3, expected 1"):
         warn_of_mix_ups(snapshot, "here")
+
+
+@pytest.mark.parametrize("scale", [0.0, 1 / 27.2114])
+def test_energies_in_another_unit_or_none(fixtures, scale):
+    snapshot = read_snapshot(fixtures / "hBN_1x1_000")
+    h = snapshot.hamiltonian
+    snapshot.hamiltonian = BlockMatrix(h.pairs, h.shapes, h.boundaries, h.entries * scale)
+    with pytest.warns(DataWarning, match="in hartree or rydberg" if scale else "all elements of the Hamiltonian are 0"):
+        warn_of_mix_ups(snapshot, "here")
+    snapshot.hamiltonian = snapshot.overlap
+    with pytest.warns(DataWarning, match="the Hamiltonian is the overlap matrix"):
+        warn_of_mix_ups(snapshot, "here")
+
+
+def test_shells_in_another_order(fixtures):
+    snapshot = read_snapshot(fixtures / "hBN_1x1_000")
+    snapshot.shells = {5: (0, 1, 0, 1, 2), 7: (0, 0, 1, 1, 2)}
+    with pytest.warns(
+        DataWarning, match=r"are the shells of B in another order than \[0, 1, 0, 1, 2\]|or the p orbitals"
+    ):
+        warn_of_mix_ups(snapshot, "here")
+
+
+@pytest.mark.parametrize("key", ["cutoff_tolerance", "cutoff_Ry", "cutoffs"])
+def test_other_keys_are_no_cutoff(fixtures, key):
+    snapshot = read_snapshot(fixtures / "graphene_1x1_000")
+    snapshot.info[key] = 1e-6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_mix_ups(snapshot, "here")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.longdouble, ">f8", np.complex64, ">c16"])
+def test_numbers_of_another_precision(new, dtype):
+    with h5py.File(new / "hamiltonian.h5") as file:
+        entries = file["entries"][:]
+    put(new / "hamiltonian.h5", "entries", entries.astype(dtype))
+    found = read_snapshot(new).hamiltonian.entries
+    assert found.dtype in (np.float32, np.float64)
+    np.testing.assert_allclose(found, entries, atol=0.03 if dtype == np.float16 else 1e-6)
+
+
+def test_a_legacy_folder_with_a_poscar(old, fixtures):
+    shutil.copyfile(fixtures / "graphene_1x1_000" / "POSCAR", old / "POSCAR")
+    assert format_of(old).NAME == "deeph-legacy"
+
+
+def test_a_poscar_without_symbols(new):
+    lines = (new / "POSCAR").read_text().splitlines()
+    del lines[5]
+    (new / "POSCAR").write_text("\n".join(lines) + "\n")
+    refused(new, "POSCAR: line 6: expected the symbols of the elements, found their numbers")
+
+
+def test_own_values_are_written_over_foreign_keys(tmp_path, fixtures):
+    """A folder that went through another layout may have that layout's keys."""
+    snapshot = read_snapshot(fixtures / "hBN_1x1_000")
+    snapshot.info |= {"fermi_level": 99.5, "isspinful": True, "nsites": 7, "fermi_energy_eV": 98.5, "spinful": True}
+    for layout in ("deeph", "deeph-legacy"):
+        by_name(layout).write(snapshot, tmp_path / layout)
+        found = read_snapshot(tmp_path / layout)
+        assert (found.fermi_energy, found.spinful, found.num_atoms) == (snapshot.fermi_energy, False, 2)
+
+
+def test_incomplete_folders_are_named(tmp_path, fixtures):
+    for label in ("a", "b"):
+        shutil.copytree(fixtures / "hBN_1x1_000", tmp_path / "dft" / label)
+    (tmp_path / "dft" / "b" / "info.json").unlink()
+    with pytest.warns(
+        DataWarning, match=r"b: passed over; it has POSCAR, hamiltonian.h5, overlap.h5, but a structure needs"
+    ):
+        assert [f.name for f in find_structures(tmp_path)] == ["a"]
 
 
 def test_real_data_is_not_suspected(fixtures, graphene, legacy):

@@ -17,8 +17,8 @@ int main(int argc, char** argv) {
     a.operand[s] = in[kOperand + s].data;
     a.direction[s] = in[kDirection + s].data;
   }
-  a.x_index = in[kXIndex].present<int64_t>(), a.g_index = in[kGIndex].present<int64_t>();
-  a.order = in[kOrder].present<int64_t>(), a.ptr = in[kPtr].present<int64_t>();
+  a.x_index = in[kXIndex].maybe<int64_t>(), a.g_index = in[kGIndex].maybe<int64_t>();
+  a.order = in[kOrder].maybe<int64_t>(), a.ptr = in[kPtr].maybe<int64_t>();
   a.hidden = in[kHiddenRows].data;
   a.rows = numbers[0], a.edges = numbers[1], a.x_rows = numbers[2], a.g_rows = numbers[3];
   std::vector<Array> out;
