@@ -105,7 +105,10 @@ def config(
     if preset == "list":
         say("\n".join(preset_names()))
         return
-    text = preset_text(preset, root) if preset else config_template(root, suggestions=suggestions(Path(root)))
+    found = None if preset else suggestions(Path(root))
+    if not preset and root != "path/to/dataset" and found is None:
+        warnings.warn(f"{root}: no data set that can be read; the defaults were written", DataWarning, stacklevel=1)
+    text = preset_text(preset, root) if preset else config_template(root, suggestions=found)
     if output is None:
         print(text, end="")
         return
@@ -192,7 +195,10 @@ def evaluate(
         data = loaded.config.data
         split = read_split(Path(data.root), None if data.split is None else Path(data.split))
         if not split.get(part):
-            raise HamfastError(f"part: expected one of {', '.join(p for p in split if split[p])}, found {part!r}")
+            raise HamfastError(
+                f"part: expected one of {', '.join(p for p in split if split[p])}, found {part!r}; choose with --part, or name "
+                "structure folders"
+            )
         folders = split[part]
     with _progress("evaluating", len(folders)) as advance:
         result = evaluate_all(loaded, folders, eigenvalues=eigenvalues, report=advance)
@@ -226,6 +232,8 @@ def bands(
     dos: Annotated[bool, typer.Option("--dos", help="density of states beside the bands")] = False,
 ) -> None:
     """Band structure from H and S: predicted over DFT in one figure, E_F at 0, and the numbers as JSON and h5."""
+    import numpy as np
+
     from hamfast.analysis.bands import (
         band_difference,
         band_structures,
@@ -259,11 +267,12 @@ def bands(
         say(f"{name}: E_F = {curve.fermi_energy:.4f} eV ({curve.fermi_source}), {curve.energies.shape[1]} bands{gap}")
     if snapshot.fermi_energy is not None:
         say(f"the DFT code's own E_F: {snapshot.fermi_energy:.4f} eV")
+    if len(curves) == 2 and errors is None:
+        say("DFT and prediction have no counted bands in common: nothing was compared")
     if errors is not None:
-        say(
-            f"mean |dE| of the occupied levels and those within the window: {errors.levels_MAE:.3f} meV, after removing a "
-            f"shift of {errors.shift:.3f} meV"
-        )
+        few = any(curve.first_band != 0 or not np.isfinite(curve.energies).all() for curve in curves.values())
+        what = "the levels that were computed of both" if few else "the occupied levels and those within the window"
+        say(f"mean |dE| of {what}: {errors.levels_MAE:.3f} meV, after removing a shift of {errors.shift:.3f} meV")
         if errors.gap_error is not None:
             say(
                 f"errors in meV: gap {errors.gap_error:+.1f}, valence edge {errors.valence_edge_error:+.1f}, conduction "

@@ -10,6 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 
 from hamfast.analysis.band_errors import BandErrors
 from hamfast.analysis.bands import BandStructure, DensityOfStates
@@ -47,6 +48,8 @@ def plot_bands(
         style = _STYLE.get(name, {"lw": 1.0})
         if band.first_band is None:
             style = {"color": style.get("color"), "ls": "none", "marker": ".", "ms": 3}
+        elif not np.isfinite(band.energies).all():  # a level without a neighbour in its band is no line
+            style = style | {"marker": ".", "ms": 3}
         energies = band.energies - band.fermi_energy
         lines = [
             line

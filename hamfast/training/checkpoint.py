@@ -105,6 +105,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Raises HamfastError if the file is missing, damaged, or no hamfast checkpoint."""
     if not path.exists():
         raise HamfastError(f"{path}: checkpoint not found")
+    if path.is_dir():
+        raise HamfastError(f"{path}: expected a checkpoint like model.ckpt, found a folder")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice about files that are none of its own
