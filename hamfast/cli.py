@@ -300,9 +300,7 @@ def data_convert(
     """Convert structure folders between the DeepH layouts; the source's layout is detected."""
     from hamfast.data.convert import convert
 
-    with _progress("converting", 1) as advance:
-        count, left = convert(source, target, layout)
-        advance()
+    count, left = convert(source, target, layout)
     say(f"converted {count} structures to {target}")
     for path in left:
         say(f"left behind: {path}")

@@ -210,7 +210,8 @@ def random_snapshot(shells, numbers, spinful=False, seed=0, cutoff=3.0) -> Snaps
 def tiny_checkpoint(path, folders, blocks=1):
     """A checkpoint as a training writes it, of a small network with random weights; nothing is trained."""
     from hamfast.data import GraphDataset, dataset_spec
-    from hamfast.training.checkpoint import build_model, describe, save_checkpoint
+    from hamfast.data.tensor_file import save_tensors
+    from hamfast.training.checkpoint import build_model, describe
     from hamfast.training.config import parse_config
     from hamfast.training.train import pair_cutoffs
 
@@ -230,7 +231,7 @@ def tiny_checkpoint(path, folders, blocks=1):
     weights = {f"model.{name}": value for name, value in model.state_dict().items()}
     about = describe(config, model, cutoffs)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint({"hamfast": about, "state_dict": weights, "ema": None}, path)
+    save_tensors({"hamfast": about, "state_dict": weights, "ema": None}, path)
     return path
 
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from hamfast.analysis.bands import band_structures, densities_of_states
 from hamfast.analysis.eigen import eigen_problem
+from hamfast.on_demand import on_demand
 
 if TYPE_CHECKING:
     from hamfast.analysis.equivariance import equivariance_error
@@ -13,13 +14,12 @@ if TYPE_CHECKING:
 __all__ = ["band_structures", "densities_of_states", "eigen_problem", "equivariance_error", "evaluate", "predict"]
 
 
-_WITH_TORCH = {"equivariance_error": "equivariance", "evaluate": "evaluation", "predict": "prediction"}
-
-
-def __getattr__(name):
-    # On demand: bands take no torch.
-    if name not in _WITH_TORCH:
-        raise AttributeError(f"module 'hamfast.analysis' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"hamfast.analysis.{_WITH_TORCH[name]}"), name)
+# Bands take no torch.
+__getattr__ = on_demand(
+    __name__,
+    {
+        "equivariance_error": "hamfast.analysis.equivariance",
+        "evaluate": "hamfast.analysis.evaluation",
+        "predict": "hamfast.analysis.prediction",
+    },
+)

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hamfast.analysis.equivariance import equivariance_error
-from hamfast.analysis.metrics import ErrorSums
+from hamfast.analysis.metrics import ErrorSums, reference_bands
 from hamfast.analysis.prediction import predict
 from hamfast.data import read_snapshot
 from hamfast.data.formats import names_apart
@@ -46,11 +46,12 @@ def evaluate(
             raise HamfastError(f"{folder}: there is no DFT Hamiltonian to compare with")
         snapshot.label = name
         prediction = predict(loaded, snapshot)
+        reference = reference_bands(snapshot) if eigenvalues else None
         for stage in stages:
             matrix = prediction.baseline if stage == STAGE1 else prediction.refined
             sums[stage].add(snapshot, matrix)
-            if eigenvalues:
-                sums[stage].add_eigenvalues(snapshot, matrix)
+            if reference is not None:
+                sums[stage].add_eigenvalues(snapshot, matrix, reference=reference)
         if len(equivariance[STAGE1]) < 2:  # a property of the model more than of the structure
             for stage in stages:
                 error = equivariance_error(loaded.model, snapshot, rotations=2, refine=stage == CASCADE)

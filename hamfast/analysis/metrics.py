@@ -12,7 +12,7 @@ from ase.data import chemical_symbols
 from scipy.optimize import minimize_scalar
 
 from hamfast.analysis.band_errors import BandErrors, band_errors
-from hamfast.analysis.eigen import DENSE_LIMIT, eigen_problem
+from hamfast.analysis.eigen import DENSE_LIMIT, EigenProblem, eigen_problem
 from hamfast.analysis.fermi import default_mesh, monkhorst_pack, occupied_bands, whole_electrons
 from hamfast.data.blocks import BlockMatrix, pair_name, species_groups
 from hamfast.data.snapshot import Snapshot
@@ -21,6 +21,45 @@ from hamfast.errors import HamfastError
 MEV = 1e3
 LETTERS = "spdfghi"
 SPECIAL_KPOINTS = ((0, 0, 0), (1 / 3, 1 / 3, 0), (0.5, 0, 0), (0.13, 0.27, 0))
+
+
+@dataclass(frozen=True)
+class ReferenceBands:
+    """Levels of the DFT Hamiltonian, which all predictions of a structure are compared with."""
+
+    problem: EigenProblem
+    """With the number of electrons, counted below the Fermi level where the files do not have it."""
+    kpoints: np.ndarray
+    mesh: int
+    """So many of the k-points, the first, are a mesh."""
+    energies: np.ndarray
+    """``[kpoints, bands]`` eV."""
+
+
+def reference_bands(snapshot: Snapshot) -> ReferenceBands | None:
+    """None without S, without both electrons and Fermi level, or with more than ``DENSE_LIMIT`` orbitals.
+
+    Raises:
+        HamfastError: the Fermi level lies below all levels.
+    """
+    if snapshot.overlap is None or (snapshot.fermi_energy is None and snapshot.occupation is None):
+        return None
+    problem = eigen_problem(snapshot)
+    if problem.size > DENSE_LIMIT:
+        return None
+    mesh = monkhorst_pack(default_mesh(snapshot.cell))
+    kpoints = np.concatenate([mesh, SPECIAL_KPOINTS])
+    energies = problem.bands(kpoints)
+    if problem.occupation is None:
+        assert snapshot.fermi_energy is not None
+        below = np.sum(energies[: len(mesh)] <= snapshot.fermi_energy, axis=1)
+        if not below.any():
+            raise HamfastError(
+                f"{snapshot.label}: the Fermi level of the DFT code, {snapshot.fermi_energy:g} eV, lies below all levels, the "
+                f"lowest is {energies.min():.3f} eV: are they of the same calculation?"
+            )
+        problem.occupation = float(problem.degeneracy * below.mean())
+    return ReferenceBands(problem, kpoints, len(mesh), energies)
 
 
 @dataclass
@@ -93,35 +132,30 @@ class ErrorSums:
                     column += 2 * l2 + 1
                 row += 2 * l1 + 1
 
-    def add_eigenvalues(self, snapshot: Snapshot, predicted: BlockMatrix, window: float = 3.0) -> None:
+    def add_eigenvalues(
+        self,
+        snapshot: Snapshot,
+        predicted: BlockMatrix,
+        window: float = 3.0,
+        reference: ReferenceBands | None = None,
+    ) -> None:
         """Adds the errors of band energies, gap and band edges on a k-mesh and four more k-points.
 
         See :func:`hamfast.analysis.band_errors.band_errors` for which levels count; ``window`` is in eV on both sides of the
-        Fermi level. Nothing is added without S, without both
-        electrons and Fermi level, or with more than ``DENSE_LIMIT`` orbitals.
+        Fermi level. ``reference``: :func:`reference_bands` of the structure, where it is known already; nothing is added where
+        there is none.
         """
-        if snapshot.overlap is None or (snapshot.fermi_energy is None and snapshot.occupation is None):
+        reference = reference if reference is not None else reference_bands(snapshot)
+        if reference is None:
             return
-        exact, ours = eigen_problem(snapshot), eigen_problem(snapshot, predicted)
-        if exact.size > DENSE_LIMIT:
-            return
-        mesh = monkhorst_pack(default_mesh(snapshot.cell))
-        kpoints = np.concatenate([mesh, SPECIAL_KPOINTS])
-        reference, found = exact.bands(kpoints), ours.bands(kpoints)
-        if exact.occupation is None:
-            assert snapshot.fermi_energy is not None
-            below = np.sum(reference[: len(mesh)] <= snapshot.fermi_energy, axis=1)
-            if not below.any():
-                raise HamfastError(
-                    f"{snapshot.label}: the Fermi level of the DFT code, {snapshot.fermi_energy:g} eV, lies below all levels, the "
-                    f"lowest is {reference.min():.3f} eV: are they of the same calculation?"
-                )
-            exact.occupation = ours.occupation = float(exact.degeneracy * below.mean())
+        exact, ours = reference.problem, eigen_problem(snapshot, predicted)
+        ours.occupation = exact.occupation
+        found = ours.bands(reference.kpoints)
         error = band_errors(
-            reference,
+            reference.energies,
             found,
-            fermi=exact.fermi_energy_of(reference[: len(mesh)]),
-            predicted_fermi=ours.fermi_energy_of(found[: len(mesh)]),
+            fermi=exact.fermi_energy_of(reference.energies[: reference.mesh]),
+            predicted_fermi=ours.fermi_energy_of(found[: reference.mesh]),
             window=(-window, window),
             occupied=occupied_bands(whole_electrons(exact.electrons()), exact.degeneracy),
         )

@@ -6,6 +6,7 @@ from hamfast.data.blocks import BlockMatrix
 from hamfast.data.formats import by_name, find_structures, format_of, read_snapshot
 from hamfast.data.snapshot import Snapshot
 from hamfast.data.split import read_split, write_split
+from hamfast.on_demand import on_demand
 
 if TYPE_CHECKING:
     from hamfast.data.dataset import GraphDataset, dataset_spec, graph_loader
@@ -27,19 +28,14 @@ __all__ = [
     "write_split",
 ]
 
-_WITH_TORCH = {
-    "GraphDataset": "dataset",
-    "blocks_from_irreps": "graphs",
-    "build_graph": "graphs",
-    "dataset_spec": "dataset",
-    "graph_loader": "dataset",
-}
-
-
-def __getattr__(name):
-    # On demand: reading files, splitting sets and plotting bands take no torch, which takes seconds to load.
-    if name not in _WITH_TORCH:
-        raise AttributeError(f"module 'hamfast.data' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"hamfast.data.{_WITH_TORCH[name]}"), name)
+# Reading files, splitting sets and plotting bands take no torch.
+__getattr__ = on_demand(
+    __name__,
+    {
+        "GraphDataset": "hamfast.data.dataset",
+        "blocks_from_irreps": "hamfast.data.graphs",
+        "build_graph": "hamfast.data.graphs",
+        "dataset_spec": "hamfast.data.dataset",
+        "graph_loader": "hamfast.data.dataset",
+    },
+)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hamfast.data.formats import dataset_shells, read_snapshot
 from hamfast.data.graphs import build_graph
-from hamfast.data.h5 import replacing
+from hamfast.data.tensor_file import save_tensors
 from hamfast.errors import DataWarning, HamfastError
 from hamfast.graph import CrystalGraph, batch_graphs
 from hamfast.targets import TargetSpec
@@ -72,9 +72,8 @@ class GraphDataset(Dataset):
     def _keep(self, graph: CrystalGraph, path: Path) -> None:
         """Writes to the cache. A cache that cannot be written costs time, not the run."""
         try:
-            with replacing(path) as temporary:
-                torch.save(dict(graph.__dict__), temporary)
-        except (OSError, RuntimeError, HamfastError) as error:  # torch says RuntimeError when the disk is full
+            save_tensors(dict(graph.__dict__), path)
+        except HamfastError as error:
             if not self.warned:
                 self.warned = True
                 reason = " ".join(str(error).split())

@@ -122,12 +122,12 @@ def trained_pairs(snapshot: Snapshot, species: np.ndarray, pair_cutoffs: np.ndar
         return within
     name = "Hamiltonian" if snapshot.hamiltonian is not None else "overlap"
     limit = pair_cutoffs[species[given.pairs[:, 3]], species[given.pairs[:, 4]]]
-    too_long = np.linalg.norm(snapshot.pair_vectors(given.pairs), axis=1) > limit + SLACK
+    length = np.linalg.norm(snapshot.pair_vectors(given.pairs), axis=1)
+    too_long = length > limit + SLACK
     if too_long.any():
-        longest = float(np.linalg.norm(snapshot.pair_vectors(given.pairs), axis=1).max())
         warnings.warn(
             f"{snapshot.label}: {too_long.sum()} of {len(given)} pairs of the {name} are longer than those that the model was "
-            f"trained on, up to {longest:.2f} angstrom; their blocks are predicted as zero",
+            f"trained on, up to {length.max():.2f} angstrom; their blocks are predicted as zero",
             DataWarning,
             stacklevel=2,
         )

@@ -12,16 +12,17 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
+from hamfast.data.tensor_file import save_tensors
 from hamfast.errors import HamfastError
-from hamfast.training.checkpoint import read_checkpoint, save_checkpoint
+from hamfast.training.checkpoint import read_checkpoint
 from hamfast.training.config import SafetyConfig
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoints, written by :func:`hamfast.training.checkpoint.save_checkpoint`."""
+    """Lightning's checkpoints, written by :func:`hamfast.data.tensor_file.save_tensors`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
-        save_checkpoint(checkpoint, Path(path))
+        save_tensors(checkpoint, Path(path))
 
 
 class Checkpoints(Callback):

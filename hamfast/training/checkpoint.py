@@ -3,7 +3,6 @@ device."""
 
 from __future__ import annotations
 
-import io
 import platform
 import warnings
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ import e3nn
 import numpy as np
 import torch
 
-from hamfast.data.h5 import write_bytes
 from hamfast.errors import HamfastError
 from hamfast.models import Cascade, CovariantConfig, TransformerConfig
 from hamfast.targets import TargetSpec
@@ -22,18 +20,6 @@ from hamfast.training.config import Config, parse_config
 from hamfast.version import __version__
 
 FORMAT = 1
-
-
-def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """A killed process or a full disk leaves the previous checkpoint as it was.
-
-    Raises:
-        HamfastError: the file cannot be written.
-    """
-    # In memory first: on a full disk torch's own writer raises what does not say so, or ends the process.
-    content = io.BytesIO()
-    torch.save(checkpoint, content)
-    write_bytes(path, content.getbuffer())
 
 
 @dataclass(frozen=True)

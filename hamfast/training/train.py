@@ -16,6 +16,7 @@ from torch import distributed
 
 from hamfast.data import GraphDataset, dataset_spec, graph_loader, read_split
 from hamfast.data.h5 import write_json
+from hamfast.data.tensor_file import save_tensors
 from hamfast.errors import HamfastError
 from hamfast.models import Cascade
 from hamfast.targets import TargetSpec
@@ -25,7 +26,6 @@ from hamfast.training.checkpoint import (
     build_model,
     load_model,
     read_checkpoint,
-    save_checkpoint,
     spec_of,
 )
 from hamfast.training.config import Config
@@ -271,7 +271,7 @@ class Run:
     def _final(self, phase: str) -> Path:
         path = self.folder.path / MODEL_FILE
         if self.rank == 0:
-            save_checkpoint(read_checkpoint(self.folder.path / phase / "best.ckpt"), path)
+            save_tensors(read_checkpoint(self.folder.path / phase / "best.ckpt"), path)
         self._barrier()
         return path
 

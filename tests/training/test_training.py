@@ -14,9 +14,10 @@ import yaml
 from runs import final_weights, history, losses, start, wait_for_epoch
 
 from hamfast.data import read_snapshot
+from hamfast.data.tensor_file import save_tensors
 from hamfast.errors import HamfastError
 from hamfast.training import Run, config_template, load_config, load_model
-from hamfast.training.checkpoint import read_checkpoint, save_checkpoint
+from hamfast.training.checkpoint import read_checkpoint
 from hamfast.training.config import parse_config
 from hamfast.training.history import FIELDS
 from hamfast.training.lock import LOCK_FILE
@@ -133,14 +134,14 @@ def test_an_interrupted_process_resumes_to_the_uninterrupted_weights(settings, t
 
 def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
-    save_checkpoint({"hamfast": {"format": 1}, "n": 1}, path)
+    save_tensors({"hamfast": {"format": 1}, "n": 1}, path)
 
     def full(handle):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(HamfastError, match=r"last.ckpt: could not be written \(No space left on device\)"):
-        save_checkpoint({"hamfast": {"format": 1}, "n": 2}, path)
+        save_tensors({"hamfast": {"format": 1}, "n": 2}, path)
     assert read_checkpoint(path)["n"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 

@@ -1,0 +1,23 @@
+"""Files of tensors, written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hamfast.data.h5 import write_bytes
+
+
+def save_tensors(content: Any, path: Path) -> None:
+    """``torch.save``; what was there before stays where it fails.
+
+    Raises:
+        HamfastError: the file cannot be written.
+    """
+    # In memory first: on a full disk torch's own writer raises what does not say so, or ends the process.
+    image = io.BytesIO()
+    torch.save(content, image)
+    write_bytes(path, image.getbuffer())
