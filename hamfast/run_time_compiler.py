@@ -43,7 +43,7 @@ def problem() -> str:
     return _functions().hamfast_jit_problem().decode()
 
 
-def compile_channel_kernel(header: str, capability: int, load: bool = False) -> None:
+def compile_channel(header: str, capability: int, load: bool = False) -> None:
     """Compiles the channel-wise kernel into the cache.
 
     Args:

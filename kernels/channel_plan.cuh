@@ -1,10 +1,11 @@
 // The plan of a channel-wise product as the CUDA kernel sees it: values the compiler knows.
 //
-// csrc/tensor_product/channel_source.cpp writes one header per plan and kind of call, `hamfast_plan.h`, with constants
+// csrc/tensor_product/channel_source.cpp writes one header per plan and variant, `hamfast_plan.h`, with constants
 // of these types; kernels/channel.cuh reads it. The executor of the tests compiles the same two files for the host.
 #pragma once
 
 #include "common.cuh"
+#include "records.cuh"
 
 namespace hamfast::channel {
 
@@ -31,22 +32,18 @@ struct Block {
 };
 
 // What one warp does with one row: `width` channels from `first` on, which all blocks of a group with n > first have,
-// of 32 / width edges at a time. `kind`: which blocks those are.
+// of 32 / width edges at a time. `role`: which blocks those are.
 struct Unit {
-  int kind, first, width;
+  int role, first, width;
 };
-struct Kind {
+struct Role {
   int group, first;
 };
 
-enum Storage { float32 = 0, float64 = 1, bfloat16 = 2, float16 = 3 };
-enum Layout { mul_ir = 0, ir_mul = 1, blocks = 2 };
-enum Slot { X = 0, Y = 1, W = 2, G = 3 };
-
-// One call. Which operands and directions it has, and which results are wanted, the compiler knows.
+// One call. Which operands and tangents it has, and which results are wanted, the compiler knows.
 struct Arguments {
-  const void* operand[4];  // of w, where the kernel makes the weights: the matrix, [kHidden, w_dim]
-  const void* direction[4];
+  const void* operands[4];  // of w, where the kernel makes the weights: the matrix, [kHidden, w_dim]
+  const void* tangents[4];
   const void* hidden;  // [edges, kHidden]: the weights are hidden @ matrix, where the kernel makes them
   void* out[4];
   Maybe<const int64_t> x_index;  // row of x that edge e reads; absent: e
@@ -56,8 +53,8 @@ struct Arguments {
   int64_t rows;
   int64_t edges;
   int64_t x_rows, g_rows;  // of the tensors: Layout::blocks needs them
-  void* y_parts;           // dF/dy of every group of channels, [units, edges, y_dim], compute type
-  void* w_parts;           // dF/dw of every part, [parts, w_dim], compute type, where all edges share the weights
+  void* y_chunks;          // dF/tangent_y of every group of channels, [units, edges, y_dim], compute type
+  void* w_chunks;  // dF/tangent_w of every chunk, [chunks, w_dim], compute type, where all edges share the weights
 };
 
 constexpr int kWarpsPerBlock = 4;
@@ -79,7 +76,7 @@ HAMFAST_HD constexpr int shared_floats(int hidden, int weighted, int registers) 
 }
 
 // How often a unit's warps come by: a row of the result each time, or kRowsPerStep of them.
-HAMFAST_HD inline int64_t turns_of(const Arguments& a) {
+HAMFAST_HD inline int64_t steps_of(const Arguments& a) {
   return a.ptr ? a.rows : (a.rows + kRowsPerStep - 1) / kRowsPerStep;
 }
 

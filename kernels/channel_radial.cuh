@@ -76,8 +76,8 @@ HAMFAST_INLINE void make_task(const Number* matrix, const Task& task, const Unit
   }
 }
 
-// The weights of `count` edges from place `begin` on, of all tasks of a kind. All threads of the block.
-template <int kKind>
+// The weights of `count` edges from place `begin` on, of all tasks of a role. All threads of the block.
+template <int kRole>
 HAMFAST_INLINE void make_weights(const Arguments& a, const Unit& unit, int64_t begin, int count, float* hidden,
                                  float* tile) {
   constexpr int kColumns = padded_hidden(kHidden);
@@ -85,14 +85,14 @@ HAMFAST_INLINE void make_weights(const Arguments& a, const Unit& unit, int64_t b
   for (int n = threadIdx.x; n < kTileEdges * kColumns; n += kWarp * kWarpsPerBlock) {
     const int i = n / kColumns, k = n % kColumns;
     hidden[i * hidden_row(kHidden) + k] =
-        i < count && k < kHidden ? widen(__ldg(numbers(a.hidden) + edge_at(a, begin + i) * kHidden + k)) : 0.0f;
+        i < count && k < kHidden ? widen(__ldg(as_stored(a.hidden) + edge_at(a, begin + i) * kHidden + k)) : 0.0f;
   }
   __syncthreads();
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const Number* const matrix = numbers(a.operand[W]);
+  const Number* const matrix = as_stored(a.operands[slot_w]);
   int slot = 0;
   for (int t = 0; t < kTasks; ++t) {
-    if (!in_tile(kKind, t)) continue;
+    if (!in_tile(kRole, t)) continue;
     float* const to = tile + slot * kTileEdges * kTileRow;
     if (slot++ % kWarpsPerBlock != warp) continue;
     if (unit.width == 32)
@@ -107,7 +107,7 @@ HAMFAST_INLINE void make_weights(const Arguments& a, const Unit& unit, int64_t b
 
 // Adds up what slot 0 of every warp holds: slot 0 of warp 0 then has the total. All threads of the block.
 template <int N>
-HAMFAST_INLINE void sum_warps(T* values, const Place& at, float* shared) {
+HAMFAST_INLINE void sum_warps(T* values, const Lanes& at, float* shared) {
   const int warp = threadIdx.x / kWarp;
   __syncthreads();
   if (warp > 0) {
@@ -122,37 +122,37 @@ HAMFAST_INLINE void sum_warps(T* values, const Place& at, float* shared) {
 }
 
 // `at`: slots are those of the whole block.
-template <int kKind>
-HAMFAST_INLINE void row_with_weights_made(const Arguments& a, const Place& at, int number, int64_t turn) {
+template <int kRole>
+HAMFAST_INLINE void row_with_weights_made(const Arguments& a, const Lanes& at, int unit_index, int64_t step) {
   constexpr int kSums = kForward ? kGRegisters : kXRegisters;
-  constexpr bool writes_rows = kForward || (kWanted >> X & 1);
+  constexpr bool writes_rows = kForward || (kWanted >> slot_x & 1);
   float* const hidden = shared_memory();
   float* const tile = hidden + kTileEdges * hidden_row(kHidden);
   const float* const own = tile + at.lane % at.width;
-  T x[kXRegisters], dx[kXRegisters], sum[kSums];  // there are no directions: dx is nothing
+  T x[kXRegisters], tangent_x[kXRegisters], sum[kSums];  // there are no tangents: tangent_x is nothing
   set_zero<kSums>(sum);
-  int64_t first = turn * kRowsPerStep, last = first + kRowsPerStep < a.rows ? first + kRowsPerStep : a.rows;
-  if (a.ptr) first = a.ptr[turn], last = a.ptr[turn + 1];
+  int64_t first = step * kRowsPerStep, last = first + kRowsPerStep < a.rows ? first + kRowsPerStep : a.rows;
+  if (a.ptr) first = a.ptr[step], last = a.ptr[step + 1];
   const bool row_is_x = !kForward && a.ptr && a.x_index;
-  if (row_is_x) load_x<kKind>(a, turn, at.u, x, dx);
+  if (row_is_x) load_x<kRole>(a, step, at.u, x, tangent_x);
   auto write = [&](int64_t row) HAMFAST_ALWAYS_INLINE {
-    if constexpr (kForward) store_row<kKind, true>(sum, a.out[G], a.g_rows, row, at.u);
-    if constexpr (!kForward && writes_rows) store_row<kKind, false>(sum, a.out[X], a.x_rows, row, at.u);
+    if constexpr (kForward) store_row<kRole, true>(sum, a.out[slot_g], a.g_rows, row, at.u);
+    if constexpr (!kForward && writes_rows) store_row<kRole, false>(sum, a.out[slot_x], a.x_rows, row, at.u);
   };
   for (int64_t begin = first; begin < last; begin += kTileEdges) {
     const int count = static_cast<int>(last - begin < kTileEdges ? last - begin : kTileEdges);
-    make_weights<kKind>(a, units[number], begin, count, hidden, tile);
+    make_weights<kRole>(a, units[unit_index], begin, count, hidden, tile);
     // A warp's lanes stay together: the backward pass sums over them.
 #pragma unroll 1
-    for (int step = 0; step < count; step += at.slots) {
-      const bool active = step + at.slot < count;
-      const int i = active ? step + at.slot : 0;
+    for (int step = 0; step < count; step += at.edges) {
+      const bool active = step + at.edge < count;
+      const int i = active ? step + at.edge : 0;
       const int64_t e = edge_at(a, begin + i);
       if constexpr (kForward) {
-        if (active) forward_edge<kKind>(a, e, at.u, own + i * kTileRow, sum);
+        if (active) forward_edge<kRole>(a, e, at.u, own + i * kTileRow, sum);
       } else {
-        if (!row_is_x) load_x<kKind>(a, x_row(a, e), at.u, x, dx);
-        backward_edge<kKind>(a, at, number, e, active, own + i * kTileRow, x, dx, sum, nullptr);
+        if (!row_is_x) load_x<kRole>(a, x_row(a, e), at.u, x, tangent_x);
+        backward_edge<kRole>(a, at, unit_index, e, active, own + i * kTileRow, x, tangent_x, sum, nullptr);
       }
       if (a.ptr) continue;
       if (active) write(begin + i);
@@ -160,21 +160,22 @@ HAMFAST_INLINE void row_with_weights_made(const Arguments& a, const Place& at, i
     }
   }
   if (!a.ptr || !writes_rows) return;
-  sum_slots<kSums>(sum, at.width);
+  sum_edges<kSums>(sum, at.width);
   sum_warps<kSums>(sum, at, hidden);
-  if (at.slot == 0) write(turn);
+  if (at.edge == 0) write(step);
 }
 
 HAMFAST_INLINE void with_weights_made(const Arguments& a) {
-  static_assert(kStorage != float64 && !kDirections && !kSharedWeights);
-  const int64_t turns = turns_of(a);
-  for (int64_t item = blockIdx.x; item < turns * kUnits; item += gridDim.x) {
-    const int number = static_cast<int>(item / turns);
-    Place at = place_of(units[number]);
-    at.slot += static_cast<int>(threadIdx.x) / kWarp * at.slots;
-    at.slots *= kWarpsPerBlock;
-    with_kind(units[number].kind,
-              [&]<int kKind>() HAMFAST_ALWAYS_INLINE { row_with_weights_made<kKind>(a, at, number, item % turns); });
+  static_assert(kStorage != Storage::float64 && !kTangents && !kSharedWeights);
+  const int64_t steps = steps_of(a);
+  for (int64_t item = blockIdx.x; item < steps * kUnits; item += gridDim.x) {
+    const int unit_index = static_cast<int>(item / steps);
+    Lanes at = lanes_of(units[unit_index]);
+    at.edge += static_cast<int>(threadIdx.x) / kWarp * at.edges;
+    at.edges *= kWarpsPerBlock;
+    with_role(units[unit_index].role, [&]<int kRole>() HAMFAST_ALWAYS_INLINE {
+      row_with_weights_made<kRole>(a, at, unit_index, item % steps);
+    });
   }
 }
 

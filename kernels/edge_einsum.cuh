@@ -5,16 +5,15 @@
 #pragma once
 
 #include "common.cuh"
+#include "records.cuh"
 
 namespace hamfast {
-
-enum EdgePlace : int64_t { place_edge = 0, place_sender = 1, place_receiver = 2 };
 
 // Rows [rows, heads, components, width]; an axis it lacks has stride 0. `wide`: it has the last axis, with stride 1.
 template <class T>
 struct EdgeOperand {
   const T* data;
-  int64_t place, row, head, component;
+  int64_t row_of, row, head, component;  // RowOf; strides
   bool wide;
 };
 
@@ -32,8 +31,8 @@ struct EdgeEinsumCall {
   Maybe<const int64_t> order;  // edges by out's row; absent: out has a row per edge
   Maybe<const int64_t> ptr;    // [rows of out + 1], with an order
 
-  HAMFAST_HD int64_t row_of(int64_t place, int64_t edge) const {
-    return place == place_edge ? edge : place == place_sender ? senders[edge] : receivers[edge];
+  HAMFAST_HD int64_t row_at(int64_t row_of, int64_t edge) const {
+    return row_of == row_of_edge ? edge : row_of == row_of_sender ? senders[edge] : receivers[edge];
   }
 };
 
@@ -62,7 +61,7 @@ __global__ void edge_einsum_kernel(EdgeEinsumCall<T> call) {
         HAMFAST_UNROLL
         for (int i = 0; i < 3; ++i)  // known to the compiler, or the pointers would go through memory
           if (i < call.count)
-            data[i] = call.operand[i].data + call.row_of(call.operand[i].place, edge) * call.operand[i].row;
+            data[i] = call.operand[i].data + call.row_at(call.operand[i].row_of, edge) * call.operand[i].row;
         for (int64_t ih = 0; ih < inner_heads; ++ih)
           for (int64_t im = 0; im < inner_components; ++im) {
             const int64_t h = h0 + ih, m = m0 + im;

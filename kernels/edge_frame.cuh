@@ -1,24 +1,14 @@
 // Rotation of irreps into and out of each edge's own frame, and the per-|m| matrices from the path weights.
 //
 // A frame tensor is one flat buffer: for each block of the plan (one m) a row-major [edges, 1 or 2, width] matrix, the
-// 2 being
-// (+m, -m). Irreps of unnatural parity store (-m, minus +m) there; see hamfast/plan/edge_frame.py.
+// 2
+// being (+m, -m). Irreps of unnatural parity store (-m, minus +m) there; see hamfast/plan/edge_frame.py.
 #pragma once
 
 #include "common.cuh"
+#include "records.cuh"
 
 namespace hamfast {
-
-// One irreps block. Table rows have 4 + 4 (l_max + 1) numbers: these, then for each m a FramePlace.
-struct FrameBlock {
-  int64_t mul, l, natural, offset;
-};
-struct FramePlace {
-  int64_t start;   // of the matrix, in units of `edges` elements; -1: this m is not stored
-  int64_t stride;  // elements per edge: width, or 2 width
-  int64_t width;
-  int64_t column;  // first channel of this irreps block
-};
 
 constexpr int kMaxSources = 3;
 
@@ -43,14 +33,8 @@ struct FrameCall {
 constexpr int kMaxL = 8;
 #define HAMFAST_EACH_L(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8)
 
-// A term adds factor * weight[u, w] * scale[w] to matrix[u * stride + w].
-struct MatrixTerm {
-  int64_t weight, scale, matrix, stride, rows, columns;
-};
-
 // The trilinear form  sum over terms of factor weight[u, w] scale[w] matrix[u, w]; a call makes its derivative in one
 // of the three. Terms of one group write to one place, those of two groups never do.
-enum WeightSlot { slot_weight = 0, slot_scale = 1, slot_matrix = 2 };
 template <class T>
 struct MatrixCall {
   const MatrixTerm* terms;
@@ -123,7 +107,7 @@ HAMFAST_HD inline void rotate_edge(const Team& team, const FrameCall<T>& call, i
   for (int64_t n = 0; n < call.num_blocks[s]; ++n) {
     const int64_t* entry = call.table[s] + n * call.table_stride[s];
     const FrameBlock& block = *reinterpret_cast<const FrameBlock*>(entry);
-    const FramePlace* places = reinterpret_cast<const FramePlace*>(entry + 4);
+    const FrameColumns* places = reinterpret_cast<const FrameColumns*>(entry + 4);
     const int64_t d = 2 * block.l + 1;
     const T* wigner = call.wigner + e * call.wigner_dim + wigner_offset(block.l);
     const int64_t channel = call.channels_fast ? 1 : d, component = call.channels_fast ? block.mul : 1;
@@ -133,7 +117,7 @@ HAMFAST_HD inline void rotate_edge(const Team& team, const FrameCall<T>& call, i
     T sign[2 * kMaxL + 1];
     for (int64_t a = 0; a < d; ++a) {
       const int64_t m = a - block.l;
-      const FramePlace& place = places[m < 0 ? -m : m];
+      const FrameColumns& place = places[m < 0 ? -m : m];
       const FrameRow row = frame_row(m, block.natural != 0);
       frame[a] = place.start < 0
                      ? nullptr
@@ -215,16 +199,16 @@ struct FrameComponent {
   int64_t at;  // in the frame tensor
   int sign;    // 0: it is not stored
 };
-__device__ inline FrameComponent frame_component(const FrameBlock& block, const FramePlace* places, int64_t edges,
+__device__ inline FrameComponent frame_component(const FrameBlock& block, const FrameColumns* places, int64_t edges,
                                                  int64_t e, int64_t m) {
-  const FramePlace& place = places[m < 0 ? -m : m];
+  const FrameColumns& place = places[m < 0 ? -m : m];
   if (place.start < 0) return {0, 0};
   const HAMFAST_ISA::FrameRow row = HAMFAST_ISA::frame_row(m, block.natural != 0);
   return {place.start * edges + e * place.stride + row.row * place.width + place.column, row.sign};
 }
 
 template <int D, class T>
-__device__ inline void turn_into_frame(const FrameCall<T>& call, const FrameBlock& block, const FramePlace* places,
+__device__ inline void turn_into_frame(const FrameCall<T>& call, const FrameBlock& block, const FrameColumns* places,
                                        const T* x, int64_t e, int64_t u) {
   const T* wigner = call.wigner + e * call.wigner_dim + HAMFAST_ISA::wigner_offset(D / 2);
   T in[D];
@@ -242,7 +226,7 @@ __device__ inline void turn_into_frame(const FrameCall<T>& call, const FrameBloc
 
 // Adds the edge's share to `out`.
 template <int D, class T>
-__device__ inline void turn_from_frame(const FrameCall<T>& call, const FrameBlock& block, const FramePlace* places,
+__device__ inline void turn_from_frame(const FrameCall<T>& call, const FrameBlock& block, const FrameColumns* places,
                                        int64_t e, int64_t u, T* out) {
   const T* wigner = call.wigner + e * call.wigner_dim + HAMFAST_ISA::wigner_offset(D / 2);
   for (int a = 0; a < D; ++a) {
@@ -255,7 +239,7 @@ __device__ inline void turn_from_frame(const FrameCall<T>& call, const FrameBloc
 }
 
 template <bool kIntoFrame, int D, class T>
-__device__ inline void rotate_rows(const FrameCall<T>& call, int s, const FrameBlock& block, const FramePlace* places,
+__device__ inline void rotate_rows(const FrameCall<T>& call, int s, const FrameBlock& block, const FrameColumns* places,
                                    int64_t rows) {
   const int64_t first = int64_t(blockIdx.x) * kRotateRows;
   const int count = static_cast<int>(rows - first < kRotateRows ? rows - first : kRotateRows);
@@ -286,7 +270,7 @@ __global__ void __launch_bounds__(kRotateThreads) rotate_kernel(FrameCall<T> cal
   while (n >= call.num_blocks[s]) n -= call.num_blocks[s++];
   const int64_t* entry = call.table[s] + n * call.table_stride[s];
   const FrameBlock& block = *reinterpret_cast<const FrameBlock*>(entry);
-  const FramePlace* places = reinterpret_cast<const FramePlace*>(entry + 4);
+  const FrameColumns* places = reinterpret_cast<const FrameColumns*>(entry + 4);
 #define HAMFAST_ROTATE(L) \
   case L:                 \
     return rotate_rows<kIntoFrame, 2 * L + 1>(call, s, block, places, rows);

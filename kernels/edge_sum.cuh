@@ -2,15 +2,14 @@
 #pragma once
 
 #include "common.cuh"
+#include "records.cuh"
 
 namespace hamfast {
-
-enum Part { part_edge = 0, part_sender = 1, part_receiver = 2 };
 
 // Rows [rows, heads, width].
 template <class T>
 struct EdgeSum {
-  Maybe<const T> part[3];
+  Maybe<const T> part[3];  // by RowOf
   int64_t width;
   HAMFAST_HD bool any() const { return part[0] || part[1] || part[2]; }
 };

@@ -31,18 +31,18 @@ struct EdgeUpdateCall {
   Stored* out;  // [edges, width]
 
   const Stored* grad;
-  Stored* d_sum;  // [edges, width]: of x
-  T* d_norm;      // [parts, 2, width]: of weight and bias, summed over a part of the edges
-  int64_t parts;
+  Stored* grad_sum;  // [edges, width]: of x
+  T* grad_norm;      // [chunks, 2, width]: of weight and bias, summed over a chunk of the edges
+  int64_t chunks;
 
   // Double backward: directions, absent for zero, and the gradient of grad.
-  Maybe<const Stored> sum_dot;  // [edges, width]
-  Maybe<const T> norm_dot;      // [2, width]
-  Stored* d_grad;               // [edges, width]
+  Maybe<const Stored> tangent_sum;  // [edges, width]
+  Maybe<const T> tangent_norm;      // [2, width]
+  Stored* grad_grad;                // [edges, width]
 
   HAMFAST_HD int64_t width() const { return sum.width; }
-  HAMFAST_HD Maybe<T> d_norm_of(int64_t part) const {
-    return weight ? Maybe<T>(d_norm + part * 2 * sum.width) : Maybe<T>();
+  HAMFAST_HD Maybe<T> grad_norm_of(int64_t chunk) const {
+    return weight ? Maybe<T>(grad_norm + chunk * 2 * sum.width) : Maybe<T>();
   }
 };
 
@@ -194,44 +194,47 @@ struct UpdateRow {
         HAMFAST_UNROLL
         for (int i = 0; i < kColumns; ++i) grad.at[i] = (weight.at[i] * grad.at[i] - of_v - n.at[i] * of_vn) * scale;
       }
-      store_columns(grad, call.d_sum + row[0] * call.width() + c, left(c), call.packed);
+      store_columns(grad, call.grad_sum + row[0] * call.width() + c, left(c), call.packed);
     });
   }
 
   // Of the direction of a row's gradient.
   HAMFAST_INLINE Columns<T> along(int64_t c) const {
-    return call.sum_dot ? load_columns<T>(call.sum_dot + row[0] * call.width() + c, left(c), call.packed)
-                        : Columns<T>{};
+    return call.tangent_sum ? load_columns<T>(call.tangent_sum + row[0] * call.width() + c, left(c), call.packed)
+                            : Columns<T>{};
   }
   // Columns of what the second derivative is made of: see the top of the file.
   struct Second {
-    Columns<T> n, n_dot, to_grad, q, t, v, h;  // q = g act'(u), v = weight q; h without the terms of <v n> and <x' n>
+    Columns<T> n, tangent_n, to_grad, q, t, v,
+        h;  // q = g act'(u), v = weight q; h without the terms of <v n> and <x' n>
   };
-  HAMFAST_INLINE Second second(int64_t c, const Columns<T>& x, T mean_dot, T slope_dot) const {
+  HAMFAST_INLINE Second second(int64_t c, const Columns<T>& x, T tangent_mean, T tangent_slope) const {
     Second s;
     Columns<T> u;
     normalise(c, x, s.n, u);
     const bool has_norm = call.weight.given();
-    Columns<T> weight{}, weight_dot{}, bias_dot{};
+    Columns<T> weight{}, tangent_weight{}, tangent_bias{};
     if (has_norm) weight = factors(call.weight.data, c);
-    if (has_norm && call.norm_dot) {
-      weight_dot = factors(call.norm_dot.data, c);
-      bias_dot = factors(call.norm_dot + call.width(), c);
+    if (has_norm && call.tangent_norm) {
+      tangent_weight = factors(call.tangent_norm.data, c);
+      tangent_bias = factors(call.tangent_norm + call.width(), c);
     }
-    const Columns<T> x_dot = along(c);
+    const Columns<T> tangent_x = along(c);
     const Columns<T> grad = load_columns<T>(call.grad + row[0] * call.width() + c, left(c), call.packed);
     HAMFAST_UNROLL
     for (int i = 0; i < kColumns; ++i) {
       const T slope = call.silu ? HAMFAST_ISA::silu_slope(u.at[i]) : T(1);
       const T curvature = call.silu ? HAMFAST_ISA::silu_curvature(u.at[i]) : T(0);
-      s.n_dot.at[i] = has_norm ? (x_dot.at[i] - mean_dot - s.n.at[i] * slope_dot) * scale : x_dot.at[i];
-      const T u_dot =
-          has_norm ? weight.at[i] * s.n_dot.at[i] + weight_dot.at[i] * s.n.at[i] + bias_dot.at[i] : s.n_dot.at[i];
-      s.to_grad.at[i] = slope * u_dot;
+      s.tangent_n.at[i] =
+          has_norm ? (tangent_x.at[i] - tangent_mean - s.n.at[i] * tangent_slope) * scale : tangent_x.at[i];
+      const T tangent_u = has_norm
+                              ? weight.at[i] * s.tangent_n.at[i] + tangent_weight.at[i] * s.n.at[i] + tangent_bias.at[i]
+                              : s.tangent_n.at[i];
+      s.to_grad.at[i] = slope * tangent_u;
       s.q.at[i] = slope * grad.at[i];
-      s.t.at[i] = curvature * grad.at[i] * u_dot;
+      s.t.at[i] = curvature * grad.at[i] * tangent_u;
       s.v.at[i] = weight.at[i] * s.q.at[i];
-      s.h.at[i] = has_norm ? weight.at[i] * s.t.at[i] + weight_dot.at[i] * s.q.at[i] : s.t.at[i];
+      s.h.at[i] = has_norm ? weight.at[i] * s.t.at[i] + tangent_weight.at[i] * s.q.at[i] : s.t.at[i];
     }
     return s;
   }
@@ -240,36 +243,37 @@ struct UpdateRow {
   template <class F>
   HAMFAST_INLINE void double_backward(F&& add) const {
     const T share = T(1) / static_cast<T>(call.width());
-    T mean_dot = T(0), slope_dot = T(0), of_vn = T(0), of_change = T(0), of_h = T(0), of_hn = T(0);
+    T tangent_mean = T(0), tangent_slope = T(0), of_vn = T(0), of_change = T(0), of_h = T(0), of_hn = T(0);
     auto mean_over = [&](T& total) { total = over_group(total) * share; };
     if (call.weight) {
       each([&](int, int64_t c, const Columns<T>& x) {
-        const Columns<T> x_dot = along(c);
+        const Columns<T> tangent_x = along(c);
         HAMFAST_UNROLL
-        for (int i = 0; i < kColumns; ++i) mean_dot += x_dot.at[i], slope_dot += x_dot.at[i] * (x.at[i] - mean) * scale;
+        for (int i = 0; i < kColumns; ++i)
+          tangent_mean += tangent_x.at[i], tangent_slope += tangent_x.at[i] * (x.at[i] - mean) * scale;
       });
-      mean_over(mean_dot), mean_over(slope_dot);
+      mean_over(tangent_mean), mean_over(tangent_slope);
     }
     each([&](int k, int64_t c, const Columns<T>& x) {
-      const Second s = second(c, x, mean_dot, slope_dot);
+      const Second s = second(c, x, tangent_mean, tangent_slope);
       const int64_t at = row[0] * call.width() + c;
-      store_columns(s.to_grad, call.d_grad + at, left(c), call.packed);
-      if (!call.weight) return store_columns(s.h, call.d_sum + at, left(c), call.packed);
+      store_columns(s.to_grad, call.grad_grad + at, left(c), call.packed);
+      if (!call.weight) return store_columns(s.h, call.grad_sum + at, left(c), call.packed);
       Columns<T> of_weight;
       HAMFAST_UNROLL
       for (int i = 0; i < kColumns; ++i) {  // beyond the row v, q and t are 0
-        of_weight.at[i] = s.t.at[i] * s.n.at[i] + s.q.at[i] * s.n_dot.at[i];
-        of_vn += s.v.at[i] * s.n.at[i], of_change += s.v.at[i] * s.n_dot.at[i];
+        of_weight.at[i] = s.t.at[i] * s.n.at[i] + s.q.at[i] * s.tangent_n.at[i];
+        of_vn += s.v.at[i] * s.n.at[i], of_change += s.v.at[i] * s.tangent_n.at[i];
       }
       add(k, c, of_weight, s.t);
     });
     if (!call.weight) return;
     mean_over(of_vn), mean_over(of_change);
     auto mixed = [&](int64_t c, const Second& s, int i) {
-      return s.h.at[i] - (s.v.at[i] * slope_dot + along(c).at[i] * of_vn) * scale;
+      return s.h.at[i] - (s.v.at[i] * tangent_slope + along(c).at[i] * of_vn) * scale;
     };
     each([&](int, int64_t c, const Columns<T>& x) {
-      const Second s = second(c, x, mean_dot, slope_dot);
+      const Second s = second(c, x, tangent_mean, tangent_slope);
       HAMFAST_UNROLL
       for (int i = 0; i < kColumns; ++i) {
         const T h = mixed(c, s, i);
@@ -279,11 +283,11 @@ struct UpdateRow {
     mean_over(of_h), mean_over(of_hn);
     of_hn += of_change;
     each([&](int, int64_t c, const Columns<T>& x) {
-      const Second s = second(c, x, mean_dot, slope_dot);
+      const Second s = second(c, x, tangent_mean, tangent_slope);
       Columns<T> out;
       HAMFAST_UNROLL
       for (int i = 0; i < kColumns; ++i) out.at[i] = (mixed(c, s, i) - of_h - s.n.at[i] * of_hn) * scale;
-      store_columns(out, call.d_sum + row[0] * call.width() + c, left(c), call.packed);
+      store_columns(out, call.grad_sum + row[0] * call.width() + c, left(c), call.packed);
     });
   }
 };
@@ -300,18 +304,18 @@ __global__ void __launch_bounds__(kWarp* kUpdateWarps) edge_update_kernel(EdgeUp
   }
 }
 
-// The backward pass, or its derivative: a group of lanes has a part of the edges, and sums the gradients of weight and
+// The backward pass, or its derivative: a group of lanes has a chunk of the edges, and sums the gradients of weight and
 // bias over it.
 template <class T, class Stored, bool second>
 __global__ void __launch_bounds__(kWarp* kUpdateWarps, second && sizeof(T) == 8 ? 1 : 2)
     edge_update_gradients_kernel(EdgeUpdateCall<T, Stored> call) {
   using Row = UpdateRow<T, Stored>;
   Row row(call);
-  const int64_t part = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / row.lanes;
-  const int64_t first = part < call.parts ? call.edges * part / call.parts : call.edges;
-  const int64_t last = part < call.parts ? call.edges * (part + 1) / call.parts : call.edges;
-  const int64_t longest = (call.edges + call.parts - 1) / call.parts;  // the same for all lanes of a warp
-  const Maybe<T> to_weight = part < call.parts ? call.d_norm_of(part) : Maybe<T>();
+  const int64_t chunk = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / row.lanes;
+  const int64_t first = chunk < call.chunks ? call.edges * chunk / call.chunks : call.edges;
+  const int64_t last = chunk < call.chunks ? call.edges * (chunk + 1) / call.chunks : call.edges;
+  const int64_t longest = (call.edges + call.chunks - 1) / call.chunks;  // the same for all lanes of a warp
+  const Maybe<T> to_weight = chunk < call.chunks ? call.grad_norm_of(chunk) : Maybe<T>();
   Columns<T> weight[Row::kHeld] = {}, bias[Row::kHeld] = {};
   for (int64_t n = 0; n < longest; ++n) {
     row.start(first + n < last ? first + n : call.edges);

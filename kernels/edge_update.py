@@ -124,11 +124,11 @@ def edge_update_backward(
 
 @triton.jit
 def edge_update_double_backward(
-    sum_dot, norm_dot, grad, edge_rows, sender_rows, receiver_rows, weight, bias, senders, receivers, of_grad, of_sum,
+    tangent_sum, tangent_norm, grad, edge_rows, sender_rows, receiver_rows, weight, bias, senders, receivers, of_grad, of_sum,
     of_norm, edges, width, parts,
     EPSILON: tl.constexpr, SILU: tl.constexpr, REAL: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The derivative of the backward pass along sum_dot and norm_dot; a program has a part of the edges."""
+    """The derivative of the backward pass along tangent_sum and tangent_norm; a program has a part of the edges."""
     NORM: tl.constexpr = weight is not None
     part = tl.program_id(0).to(tl.int64)
     begin = edges * part // parts
@@ -142,31 +142,31 @@ def edge_update_double_backward(
         mask, n, scale, u = updated_rows(
             rows, weight, bias, senders, receivers, edge, end, column, width, EPSILON, REAL
         )
-        x_dot = tl.zeros(mask.shape, dtype=REAL)
-        if sum_dot is not None:
-            x_dot += tl.load(sum_dot + edge * width + column, mask=mask, other=0.0).to(REAL)
-        u_dot = x_dot
+        tangent_x = tl.zeros(mask.shape, dtype=REAL)
+        if tangent_sum is not None:
+            tangent_x += tl.load(tangent_sum + edge * width + column, mask=mask, other=0.0).to(REAL)
+        tangent_u = tangent_x
         if NORM:
             gamma = row_of(weight, column, width, REAL)
-            slope_dot = mean_of(x_dot * n, width)
-            n_dot = tl.where(mask, (x_dot - mean_of(x_dot, width) - n * slope_dot) * scale, 0.0)
-            u_dot = gamma * n_dot
-            if norm_dot is not None:
-                u_dot += row_of(norm_dot, column, width, REAL) * n + row_of(norm_dot + width, column, width, REAL)
+            tangent_slope = mean_of(tangent_x * n, width)
+            tangent_n = tl.where(mask, (tangent_x - mean_of(tangent_x, width) - n * tangent_slope) * scale, 0.0)
+            tangent_u = gamma * tangent_n
+            if tangent_norm is not None:
+                tangent_u += row_of(tangent_norm, column, width, REAL) * n + row_of(tangent_norm + width, column, width, REAL)
         _, slope, curvature = silu_of(u, SILU)
         g = tl.load(grad + edge * width + column, mask=mask, other=0.0).to(REAL)
-        tl.store(of_grad + edge * width + column, slope * u_dot, mask=mask)
-        t = curvature * g * u_dot
+        tl.store(of_grad + edge * width + column, slope * tangent_u, mask=mask)
+        t = curvature * g * tangent_u
         out = t
         if NORM:
             q = slope * g
             v = gamma * q
-            of_weight += t * n + q * n_dot
+            of_weight += t * n + q * tangent_n
             of_bias += t
-            h = gamma * t - (v * slope_dot + x_dot * mean_of(v * n, width)) * scale
-            if norm_dot is not None:
-                h += row_of(norm_dot, column, width, REAL) * q
-            out = (h - mean_of(h, width) - n * mean_of(h * n + v * n_dot, width)) * scale
+            h = gamma * t - (v * tangent_slope + tangent_x * mean_of(v * n, width)) * scale
+            if tangent_norm is not None:
+                h += row_of(tangent_norm, column, width, REAL) * q
+            out = (h - mean_of(h, width) - n * mean_of(h * n + v * tangent_n, width)) * scale
         tl.store(of_sum + edge * width + column, out, mask=mask)
     if NORM:
         to = of_norm + part * 2 * width + column

@@ -29,16 +29,6 @@
 
 namespace hamfast {
 
-enum ScoreKind : int64_t { score_dot = 0, score_additive = 1, score_given = 2 };
-enum WeightKind : int64_t {
-  weight_softmax = 0,
-  weight_identity = 1,
-  weight_silu = 2,
-  weight_sigmoid = 3,
-  weight_softplus = 4
-};
-enum ScoreActivation : int64_t { act_leaky_relu = 0, act_smooth_leaky_relu = 1, act_silu = 2 };
-
 // A number per edge and head, or none.
 template <class T>
 struct EdgeScalar {
@@ -66,10 +56,10 @@ struct AttentionCall {
   EdgeScalar<T> bias, score_scale, envelope, gate;
   const int64_t *senders, *sender_order, *sender_ptr, *receivers, *receiver_order, *receiver_ptr;
   int64_t heads, num_senders, num_receivers, edges;
-  int64_t score, activation, weight;
-  T slope;                    // of the score's activation
-  T scale, clip, epsilon;     // clip: infinity for none
-  Maybe<const int64_t> seed;  // of dropout; absent: none
+  int64_t score, activation, weighting;  // Score, ScoreActivation, Weighting
+  T slope;                               // of the score's activation
+  T scale, clip, epsilon;                // clip: infinity for none
+  Maybe<const int64_t> seed;             // of dropout; absent: none
   double dropout;
 
   // Results; those not wanted are absent.
@@ -83,31 +73,33 @@ struct AttentionCall {
   Maybe<const Stored> grad_out;
   const T* lse_before;
   Maybe<const T> grad_lse, grad_weights, grad_logits;
-  NodeRows<T> grad_on_edge;
-  Maybe<Stored> d_query[3], d_key[3], d_value[3], d_edge;
-  Maybe<T> d_query_on_edge, d_vector;  // d_vector: [parts, heads, width]
-  Maybe<T> d_bias, d_score_scale, d_envelope, d_gate;
-  Maybe<T> d_score, kept_weight;  // [edges, heads]: dz and w, from the first pass to the second
+  NodeRows<T> grad_out_on_edge;
+  Maybe<Stored> grad_query[3], grad_key[3], grad_value[3], grad_edge;
+  Maybe<T> grad_query_on_edge, grad_vector;  // grad_vector: [parts, heads, width]
+  Maybe<T> grad_bias, grad_score_scale, grad_envelope, grad_gate;
+  Maybe<T> grad_z, kept_weight;  // [edges, heads]: dz and w, from the first pass to the second
 
   // Double backward: directions of the operands (absent: zero), and the gradients of the gradients of the results.
   // There kept_weight is w'.
-  EdgeSum<Stored> query_dot, key_dot, value_dot;
-  NodeRows<T> query_on_edge_dot;
-  Maybe<const Stored> edge_dot;
-  Maybe<const T> vector_dot;
-  EdgeScalar<T> bias_dot, score_scale_dot, envelope_dot, gate_dot;
-  Maybe<Stored> to_grad_out;
-  Maybe<T> to_grad_on_edge, to_grad_lse, to_grad_weights, to_grad_logits;
-  Maybe<T> d_score_dot;  // [edges, heads]: the gradient of z', from the first pass to the second
+  EdgeSum<Stored> tangent_query, tangent_key, tangent_value;
+  NodeRows<T> tangent_query_on_edge;
+  Maybe<const Stored> tangent_edge;
+  Maybe<const T> tangent_vector;
+  EdgeScalar<T> tangent_bias, tangent_score_scale, tangent_envelope, tangent_gate;
+  Maybe<Stored> grad_grad_out;
+  Maybe<T> grad_grad_out_on_edge, grad_grad_lse, grad_grad_weights, grad_grad_logits;
+  Maybe<T> grad_tangent_z;  // [edges, heads]: the gradient of z', from the first pass to the second
 
   // The GPU's numbers per edge and head between its kernels: z (then dz), a, z' and b; and whether all rows of q, k, v
   // and features consist of whole, aligned vectors (columns.cuh).
-  Maybe<T> at_z, at_a, at_z_dot, at_b;
+  Maybe<T> at_z, at_a, tangent_at_z, at_b;
   bool packed;
 
-  HAMFAST_HD bool softmax() const { return weight == weight_softmax; }
+  HAMFAST_HD bool softmax() const { return weighting == weight_softmax; }
   HAMFAST_HD bool additive() const { return score == score_additive; }
-  HAMFAST_HD bool by_sender() const { return d_query[part_sender] || d_key[part_sender] || d_value[part_sender]; }
+  HAMFAST_HD bool by_sender() const {
+    return grad_query[row_of_sender] || grad_key[row_of_sender] || grad_value[row_of_sender];
+  }
 };
 
 namespace HAMFAST_ISA {
@@ -126,26 +118,26 @@ HAMFAST_HD inline T dropout_factor(const AttentionCall<T, Stored>& call, int64_t
 
 // The weight's activation and its derivatives.
 template <class T>
-HAMFAST_HD inline T weight_value(int64_t kind, T s) {
-  if (kind == weight_silu) return silu(s);
-  if (kind == weight_sigmoid) return sigmoid(s);
-  if (kind == weight_softplus) return s > T(0) ? s + log1p(exp(-s)) : log1p(exp(s));
+HAMFAST_HD inline T weight_value(int64_t weighting, T s) {
+  if (weighting == weight_silu) return silu(s);
+  if (weighting == weight_sigmoid) return sigmoid(s);
+  if (weighting == weight_softplus) return s > T(0) ? s + log1p(exp(-s)) : log1p(exp(s));
   return s;
 }
 template <class T>
-HAMFAST_HD inline T weight_slope(int64_t kind, T s) {
+HAMFAST_HD inline T weight_slope(int64_t weighting, T s) {
   const T y = sigmoid(s);
-  if (kind == weight_silu) return silu_slope(s);
-  if (kind == weight_sigmoid) return y * (T(1) - y);
-  if (kind == weight_softplus) return y;
+  if (weighting == weight_silu) return silu_slope(s);
+  if (weighting == weight_sigmoid) return y * (T(1) - y);
+  if (weighting == weight_softplus) return y;
   return T(1);
 }
 template <class T>
-HAMFAST_HD inline T weight_curvature(int64_t kind, T s) {
+HAMFAST_HD inline T weight_curvature(int64_t weighting, T s) {
   const T y = sigmoid(s), bell = y * (T(1) - y);
-  if (kind == weight_silu) return silu_curvature(s);
-  if (kind == weight_sigmoid) return bell * (T(1) - T(2) * y);
-  if (kind == weight_softplus) return bell;
+  if (weighting == weight_silu) return silu_curvature(s);
+  if (weighting == weight_sigmoid) return bell * (T(1) - T(2) * y);
+  if (weighting == weight_softplus) return bell;
   return T(0);
 }
 

@@ -63,11 +63,11 @@ def score_activation_curvature(KIND: tl.constexpr, SLOPE: tl.constexpr, x):
 def edge_dots(
     out, senders, receivers, order, edges, heads, width, features,
     a0, a1, a2, a_row, a_head, b0, b1, b2, b_row, b_head, c0, c1, c2, c_row, c_head, d0, d1, d2, d_row, d_head, vector,
-    vector_dot, SCORE: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, ADD: tl.constexpr,
+    tangent_vector, SCORE: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, ADD: tl.constexpr,
     REAL: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """``out[edge, head] = <a, b> + <c, d>``, of lengths width and features; with SCORE additive ``<vector, act(a + b)> + <c, d>``,
-    and along directions ``<vector_dot, act(a + b)> + <vector, act'(a + b) (c + d)>``, all of length width.
+    and along directions ``<tangent_vector, act(a + b)> + <vector, act'(a + b) (c + d)>``, all of length width.
 
     Edges are taken in the receivers' order, in which neighbours share rows. ADD: to what is there.
     """
@@ -96,7 +96,7 @@ def edge_dots(
                     d = rows_tile(d0, d1, d2, d_row, d_head, edge, sender, receiver, h * d_head + column, mask, REAL)
                     v = tl.load(vector + at, mask=column < width, other=0.0)
                     product += v * score_activation_slope(ACTIVATION, SLOPE, a + b) * (c + d)
-                    factor = vector_dot
+                    factor = tangent_vector
                 if factor is not None:
                     v = tl.load(factor + at, mask=column < width, other=0.0)
                     product += v * score_activation(ACTIVATION, SLOPE, a + b)
@@ -116,13 +116,13 @@ def edge_dots(
 def weighted_sums(
     out, senders, receivers, order, ptr, edges, heads, width,
     weight, a0, a1, a2, a_row, a_head, more, b0, b1, b2, b_row, b_head, vector,
-    c0, c1, c2, c_row, c_head, d0, d1, d2, d_row, d_head, vector_dot,
+    c0, c1, c2, c_row, c_head, d0, d1, d2, d_row, d_head, tangent_vector,
     KIND: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, OVER_HEADS: tl.constexpr, ADD: tl.constexpr,
     PARTS: tl.constexpr, REAL: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Sums over a row's edges of ``weight a + more b`` (KIND 0), ``weight act(a + b)`` (1) or ``weight vector act'(a + b)`` (2).
 
-    With more, that times the change of 1 and 2 along directions c of a, d of b and vector_dot is added to them.
+    With more, that times the change of 1 and 2 along directions c of a, d of b and tangent_vector is added to them.
     weight, more: ``[edges, heads]``. A row of the result is a list of ``ptr``, or one of PARTS equal parts of all edges, or an
     edge. It has heads x width elements, or width of them, summed over heads.
     """
@@ -177,8 +177,8 @@ def weighted_sums(
                         change = slope * (c + d)
                     else:
                         change = v * score_activation_curvature(ACTIVATION, SLOPE, a + b) * (c + d)
-                        if vector_dot is not None:
-                            change += tl.load(vector_dot + place, mask=inside, other=0.0) * slope
+                        if tangent_vector is not None:
+                            change += tl.load(tangent_vector + place, mask=inside, other=0.0) * slope
                     total += tl.load(more + edge * heads + h, mask=mask, other=0.0) * change
     if ptr is not None or PARTS > 0:
         row = turn

@@ -14,23 +14,23 @@ constexpr int kAttentionWarps = 4;  // per block; how many blocks a multiprocess
 constexpr int kGroup = 8;           // lanes per edge
 
 template <class T>
-HAMFAST_INLINE T score_activation(int64_t kind, T slope, T x) {
-  if (kind == act_leaky_relu) return x > T(0) ? x : slope * x;
+HAMFAST_INLINE T score_activation(int64_t activation, T slope, T x) {
+  if (activation == act_leaky_relu) return x > T(0) ? x : slope * x;
   const T y = HAMFAST_ISA::sigmoid(x);
-  return kind == act_silu ? x * y : x * (slope + (T(1) - slope) * y);
+  return activation == act_silu ? x * y : x * (slope + (T(1) - slope) * y);
 }
 template <class T>
-HAMFAST_INLINE T score_activation_slope(int64_t kind, T slope, T x) {
-  if (kind == act_leaky_relu) return x > T(0) ? T(1) : slope;
+HAMFAST_INLINE T score_activation_slope(int64_t activation, T slope, T x) {
+  if (activation == act_leaky_relu) return x > T(0) ? T(1) : slope;
   const T silu = HAMFAST_ISA::silu_slope(x);
-  return kind == act_silu ? silu : slope + (T(1) - slope) * silu;
+  return activation == act_silu ? silu : slope + (T(1) - slope) * silu;
 }
 
 template <class T>
-HAMFAST_INLINE T score_activation_curvature(int64_t kind, T slope, T x) {
-  if (kind == act_leaky_relu) return T(0);
+HAMFAST_INLINE T score_activation_curvature(int64_t activation, T slope, T x) {
+  if (activation == act_leaky_relu) return T(0);
   const T silu = HAMFAST_ISA::silu_curvature(x);
-  return kind == act_silu ? silu : (T(1) - slope) * silu;
+  return activation == act_silu ? silu : (T(1) - slope) * silu;
 }
 
 // One warp at one receiver and head.
@@ -126,31 +126,31 @@ struct ScoreWarp {
   }
   HAMFAST_INLINE void all_a() const {
     dots(call.at_a, [&](const int64_t (&row)[3]) {
-      return with_gradient(call.value, row) + on_edge(call.grad_on_edge, call.edge, row);
+      return with_gradient(call.value, row) + on_edge(call.grad_out_on_edge, call.edge, row);
     });
   }
   // <vector', act(q + k)> + <vector, act'(q + k) (q' + k')>
   HAMFAST_INLINE T activation_along(const int64_t (&row)[3]) const {
     return over_columns(call.query.width, [&](int64_t c) {
-      Columns<T> x = both(call.query, call.key, row, c), x_dot = both(call.query_dot, call.key_dot, row, c);
+      Columns<T> x = both(call.query, call.key, row, c), tangent_x = both(call.tangent_query, call.tangent_key, row, c);
       HAMFAST_UNROLL
       for (int i = 0; i < kColumns; ++i) {
-        x_dot.at[i] *= score_activation_slope(call.activation, call.slope, x.at[i]);
+        tangent_x.at[i] *= score_activation_slope(call.activation, call.slope, x.at[i]);
         x.at[i] = score_activation(call.activation, call.slope, x.at[i]);
       }
-      return dot_columns(of_vector(call.vector_dot, c), x) + dot_columns(of_vector(call.vector, c), x_dot);
+      return dot_columns(of_vector(call.tangent_vector, c), x) + dot_columns(of_vector(call.vector, c), tangent_x);
     });
   }
   HAMFAST_INLINE void all_along() const {
-    dots(call.at_z_dot, [&](const int64_t (&row)[3]) {
+    dots(call.tangent_at_z, [&](const int64_t (&row)[3]) {
       const T of_rows = call.additive()
                             ? activation_along(row)
-                            : product(call.query_dot, call.key, row) + product(call.query, call.key_dot, row);
-      return of_rows + on_edge(call.query_on_edge_dot, call.edge, row) +
-             on_edge(call.query_on_edge, call.edge_dot, row);
+                            : product(call.tangent_query, call.key, row) + product(call.query, call.tangent_key, row);
+      return of_rows + on_edge(call.tangent_query_on_edge, call.edge, row) +
+             on_edge(call.query_on_edge, call.tangent_edge, row);
     });
     dots(call.at_b, [&](const int64_t (&row)[3]) {
-      return with_gradient(call.value_dot, row) + on_edge(call.grad_on_edge, call.edge_dot, row);
+      return with_gradient(call.tangent_value, row) + on_edge(call.grad_out_on_edge, call.tangent_edge, row);
     });
   }
 
@@ -185,7 +185,7 @@ struct ScoreWarp {
 
   // exp(s - lse), or the activation.
   HAMFAST_INLINE T plain(const Edge& e, T lse) const {
-    if (!call.softmax()) return HAMFAST_ISA::weight_value(call.weight, e.s);
+    if (!call.softmax()) return HAMFAST_ISA::weight_value(call.weighting, e.s);
     // Finite also where an envelope of 0 took the edge out of lse: 0 times it is 0.
     constexpr T kMost = T(88);
     const T x = e.s - lse;
@@ -214,7 +214,7 @@ struct ScoreWarp {
     }
     each([&](const Edge& e) {
       // Not exp(s - lse): of large scores that would lose the digits of lse.
-      const T value = call.softmax() ? T(exp(e.s - top)) * inverse : HAMFAST_ISA::weight_value(call.weight, e.s);
+      const T value = call.softmax() ? T(exp(e.s - top)) * inverse : HAMFAST_ISA::weight_value(call.weighting, e.s);
       call.kept_weight[e.place] = e.f == T(0) ? T(0) : e.f * value * e.gate * e.drop;
       if (call.logits) call.logits[e.place] = e.s;
     });
@@ -236,35 +236,36 @@ struct ScoreWarp {
     }
     each([&](const Edge& e) {
       const T value = plain(e, lse), a = incoming(e), centred = e.gate * e.drop * a - mean;
-      T ds = e.f * centred * (softmax ? value : HAMFAST_ISA::weight_slope(call.weight, e.s));
+      T ds = e.f * centred * (softmax ? value : HAMFAST_ISA::weight_slope(call.weighting, e.s));
       if (call.grad_logits) ds += call.grad_logits[e.place];
       if (e.is_clipped) ds = T(0);
-      if (call.d_bias) call.d_bias[e.place] = ds;
-      if (call.d_gate) call.d_gate[e.place] = e.drop * e.f * value * a;
-      if (call.d_envelope) call.d_envelope[e.place] = value * centred;
-      if (call.d_score_scale) call.d_score_scale[e.place] = ds * call.scale * e.z;
-      call.d_score[e.place] = ds * e.slope;
+      if (call.grad_bias) call.grad_bias[e.place] = ds;
+      if (call.grad_gate) call.grad_gate[e.place] = e.drop * e.f * value * a;
+      if (call.grad_envelope) call.grad_envelope[e.place] = value * centred;
+      if (call.grad_score_scale) call.grad_score_scale[e.place] = ds * call.scale * e.z;
+      call.grad_z[e.place] = ds * e.slope;
       call.kept_weight[e.place] = e.f * value * e.gate * e.drop;
     });
   }
 
   // What D is made of at one edge; see graph_attention.cuh.
   struct Second {
-    T value, slope, p, s_dot, f_dot, change, a, u, r, gate_dot, scale_dot;
+    T value, slope, p, tangent_s, tangent_f, change, a, u, r, tangent_gate, tangent_scale;
   };
   HAMFAST_INLINE Second second(const Edge& e, T lse) const {
     Second x;
     x.value = plain(e, lse), x.p = e.f * x.value;
-    x.slope = call.softmax() ? x.value : HAMFAST_ISA::weight_slope(call.weight, e.s);
+    x.slope = call.softmax() ? x.value : HAMFAST_ISA::weight_slope(call.weighting, e.s);
     x.a = call.at_a[e.place] + (call.grad_weights ? call.grad_weights[e.place] : T(0));
-    x.gate_dot = at(call.gate_dot, T(0), e.edge, head);
-    x.scale_dot = at(call.score_scale_dot, T(0), e.edge, head);
-    x.s_dot = e.slope * call.at_z_dot[e.place] + call.scale * e.z * x.scale_dot + at(call.bias_dot, T(0), e.edge, head);
-    if (e.is_clipped) x.s_dot = T(0);
-    x.f_dot = at(call.envelope_dot, T(0), e.edge, head);
-    x.change = e.f * x.slope * x.s_dot + x.value * x.f_dot;
+    x.tangent_gate = at(call.tangent_gate, T(0), e.edge, head);
+    x.tangent_scale = at(call.tangent_score_scale, T(0), e.edge, head);
+    x.tangent_s = e.slope * call.tangent_at_z[e.place] + call.scale * e.z * x.tangent_scale +
+                  at(call.tangent_bias, T(0), e.edge, head);
+    if (e.is_clipped) x.tangent_s = T(0);
+    x.tangent_f = at(call.tangent_envelope, T(0), e.edge, head);
+    x.change = e.f * x.slope * x.tangent_s + x.value * x.tangent_f;
     x.u = e.gate * e.drop * x.a;
-    x.r = e.drop * (x.gate_dot * x.a + e.gate * call.at_b[e.place]);
+    x.r = e.drop * (x.tangent_gate * x.a + e.gate * call.at_b[e.place]);
     return x;
   }
 
@@ -284,25 +285,27 @@ struct ScoreWarp {
       k = add_all(k) - mean_u * mean_s;
       if (call.grad_lse) mean_u -= call.grad_lse[at_head];
     }
-    if (call.to_grad_lse && lane == 0) call.to_grad_lse[at_head] = mean_s;
+    if (call.grad_grad_lse && lane == 0) call.grad_grad_lse[at_head] = mean_s;
     each([&](const Edge& e) {
       const Second x = second(e, lse);
-      const T curvature = call.softmax() ? x.value : HAMFAST_ISA::weight_curvature(call.weight, e.s);
+      const T curvature = call.softmax() ? x.value : HAMFAST_ISA::weight_curvature(call.weighting, e.s);
       const T moved = x.change - x.p * mean_s, centred = x.u - mean_u, rest = x.r - mean_r - k;
-      T ds = (e.f * curvature * x.s_dot + x.slope * x.f_dot - x.p * mean_s) * centred + e.f * x.slope * rest;
-      T ds_dot = e.f * x.slope * centred;
-      if (call.grad_logits) ds_dot += call.grad_logits[e.place];
-      if (e.is_clipped) ds = ds_dot = T(0);
-      const T w_dot = moved * e.gate * e.drop + x.p * x.gate_dot * e.drop;
-      if (call.d_bias) call.d_bias[e.place] = ds;
-      if (call.d_score_scale) call.d_score_scale[e.place] = call.scale * (e.z * ds + call.at_z_dot[e.place] * ds_dot);
-      if (call.d_envelope) call.d_envelope[e.place] = (x.slope * x.s_dot - x.value * mean_s) * centred + x.value * rest;
-      if (call.d_gate) call.d_gate[e.place] = e.drop * (moved * x.a + x.p * call.at_b[e.place]);
-      if (call.to_grad_weights) call.to_grad_weights[e.place] = w_dot;
-      if (call.to_grad_logits) call.to_grad_logits[e.place] = x.s_dot;
-      call.d_score[e.place] = e.slope * ds + call.scale * x.scale_dot * ds_dot;
-      call.d_score_dot[e.place] = e.slope * ds_dot;
-      call.kept_weight[e.place] = w_dot;
+      T ds = (e.f * curvature * x.tangent_s + x.slope * x.tangent_f - x.p * mean_s) * centred + e.f * x.slope * rest;
+      T tangent_ds = e.f * x.slope * centred;
+      if (call.grad_logits) tangent_ds += call.grad_logits[e.place];
+      if (e.is_clipped) ds = tangent_ds = T(0);
+      const T tangent_w = moved * e.gate * e.drop + x.p * x.tangent_gate * e.drop;
+      if (call.grad_bias) call.grad_bias[e.place] = ds;
+      if (call.grad_score_scale)
+        call.grad_score_scale[e.place] = call.scale * (e.z * ds + call.tangent_at_z[e.place] * tangent_ds);
+      if (call.grad_envelope)
+        call.grad_envelope[e.place] = (x.slope * x.tangent_s - x.value * mean_s) * centred + x.value * rest;
+      if (call.grad_gate) call.grad_gate[e.place] = e.drop * (moved * x.a + x.p * call.at_b[e.place]);
+      if (call.grad_grad_weights) call.grad_grad_weights[e.place] = tangent_w;
+      if (call.grad_grad_logits) call.grad_grad_logits[e.place] = x.tangent_s;
+      call.grad_z[e.place] = e.slope * ds + call.scale * x.tangent_scale * tangent_ds;
+      call.grad_tangent_z[e.place] = e.slope * tangent_ds;
+      call.kept_weight[e.place] = tangent_w;
       call.at_a[e.place] = x.p * e.gate * e.drop;  // w
     });
   }

@@ -187,7 +187,7 @@ def attention_weights(
 
 @triton.jit
 def attention_gradients(
-    z, a, lse, grad_lse, grad_weights, grad_logits, d_score, kept_weight, d_bias, d_score_scale, d_envelope, d_gate,
+    z, a, lse, grad_lse, grad_weights, grad_logits, grad_z, kept_weight, grad_bias, grad_score_scale, grad_envelope, grad_gate,
     order, ptr, heads, seed,
     bias, bias_edge, bias_head, score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head,
     gate, gate_edge, gate_head,
@@ -225,21 +225,21 @@ def attention_gradients(
             ds = f * centred * weight_slope(WEIGHT, s)
         ds += number_tile(grad_logits, heads, 1, place // heads, h, mask, 0.0, REAL)
         ds = tl.where(clipped, 0.0, ds)
-        if d_bias is not None:
-            tl.store(d_bias + place, ds, mask=mask)
-        if d_gate is not None:
-            tl.store(d_gate + place, drop * f * value * incoming, mask=mask)
-        if d_envelope is not None:
-            tl.store(d_envelope + place, value * centred, mask=mask)
-        if d_score_scale is not None:
-            tl.store(d_score_scale + place, ds * SCALE * raw, mask=mask)
-        tl.store(d_score + place, ds * slope, mask=mask)
+        if grad_bias is not None:
+            tl.store(grad_bias + place, ds, mask=mask)
+        if grad_gate is not None:
+            tl.store(grad_gate + place, drop * f * value * incoming, mask=mask)
+        if grad_envelope is not None:
+            tl.store(grad_envelope + place, value * centred, mask=mask)
+        if grad_score_scale is not None:
+            tl.store(grad_score_scale + place, ds * SCALE * raw, mask=mask)
+        tl.store(grad_z + place, ds * slope, mask=mask)
         tl.store(kept_weight + place, f * value * g * drop, mask=mask)
 
 
 @triton.jit
 def second_numbers(
-    place, mask, h, heads, raw, slope, s, clipped, f, g, drop, lse_row, a, z_dot, b, grad_weights,
+    place, mask, h, heads, raw, slope, s, clipped, f, g, drop, lse_row, a, tangent_z, b, grad_weights,
     directions, WEIGHT: tl.constexpr, SCALE: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """What D is made of at one edge: P, P1, p, s', f', t, a, u, r, gate', scale', z', b."""
@@ -250,28 +250,28 @@ def second_numbers(
         value_slope = weight_slope(WEIGHT, s)
     p = f * value
     incoming = incoming_tile(a, grad_weights, heads, place, h, mask, REAL)
-    g_dot = number_tile(directions[9], directions[10], directions[11], edge, h, mask, 0.0, REAL)
-    c_dot = number_tile(directions[3], directions[4], directions[5], edge, h, mask, 0.0, REAL)
-    along = tl.load(z_dot + place, mask=mask, other=0.0)
-    s_dot = slope * along + SCALE * raw * c_dot
-    s_dot += number_tile(directions[0], directions[1], directions[2], edge, h, mask, 0.0, REAL)
-    s_dot = tl.where(clipped, 0.0, s_dot)
-    f_dot = number_tile(directions[6], directions[7], directions[8], edge, h, mask, 0.0, REAL)
-    change = tl.where(mask, f * value_slope * s_dot + value * f_dot, 0.0)
+    tangent_g = number_tile(directions[9], directions[10], directions[11], edge, h, mask, 0.0, REAL)
+    tangent_c = number_tile(directions[3], directions[4], directions[5], edge, h, mask, 0.0, REAL)
+    along = tl.load(tangent_z + place, mask=mask, other=0.0)
+    tangent_s = slope * along + SCALE * raw * tangent_c
+    tangent_s += number_tile(directions[0], directions[1], directions[2], edge, h, mask, 0.0, REAL)
+    tangent_s = tl.where(clipped, 0.0, tangent_s)
+    tangent_f = number_tile(directions[6], directions[7], directions[8], edge, h, mask, 0.0, REAL)
+    change = tl.where(mask, f * value_slope * tangent_s + value * tangent_f, 0.0)
     along_b = tl.load(b + place, mask=mask, other=0.0)
-    r = drop * (g_dot * incoming + g * along_b)
+    r = drop * (tangent_g * incoming + g * along_b)
     u = g * drop * incoming
-    return value, value_slope, p, s_dot, f_dot, change, incoming, u, r, g_dot, c_dot, along, along_b
+    return value, value_slope, p, tangent_s, tangent_f, change, incoming, u, r, tangent_g, tangent_c, along, along_b
 
 
 @triton.jit
 def attention_second_gradients(
-    z, a, z_dot, b, lse, grad_lse, grad_weights, grad_logits, d_score, d_score_dot, kept_weight, plain_weights,
-    to_grad_lse, to_grad_weights, to_grad_logits, d_bias, d_score_scale, d_envelope, d_gate, order, ptr, heads, seed,
+    z, a, tangent_z, b, lse, grad_lse, grad_weights, grad_logits, grad_z, grad_tangent_z, kept_weight, plain_weights,
+    grad_grad_lse, grad_grad_weights, grad_grad_logits, grad_bias, grad_score_scale, grad_envelope, grad_gate, order, ptr, heads, seed,
     bias, bias_edge, bias_head, score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head,
     gate, gate_edge, gate_head,
-    bias_dot, bias_dot_edge, bias_dot_head, scale_dot, scale_dot_edge, scale_dot_head,
-    envelope_dot, envelope_dot_edge, envelope_dot_head, gate_dot, gate_dot_edge, gate_dot_head,
+    tangent_bias, tangent_bias_edge, tangent_bias_head, tangent_scale, tangent_scale_edge, tangent_scale_head,
+    tangent_envelope, tangent_envelope_edge, tangent_envelope_head, tangent_gate, tangent_gate_edge, tangent_gate_head,
     WEIGHT: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, DROPOUT: tl.constexpr,
     REAL: tl.constexpr, EDGES: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
@@ -281,8 +281,8 @@ def attention_second_gradients(
         gate_edge, gate_head,
     )  # fmt: skip
     directions = (
-        bias_dot, bias_dot_edge, bias_dot_head, scale_dot, scale_dot_edge, scale_dot_head, envelope_dot,
-        envelope_dot_edge, envelope_dot_head, gate_dot, gate_dot_edge, gate_dot_head,
+        tangent_bias, tangent_bias_edge, tangent_bias_head, tangent_scale, tangent_scale_edge, tangent_scale_head, tangent_envelope,
+        tangent_envelope_edge, tangent_envelope_head, tangent_gate, tangent_gate_edge, tangent_gate_head,
     )  # fmt: skip
     receiver, begin, end, lane, h, h_mask = receiver_tile(ptr, heads, EDGES, HEADS)
     lse_row = tl.load(lse + receiver * heads + h, mask=h_mask, other=0.0)
@@ -296,7 +296,7 @@ def attention_second_gradients(
                 first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
             )
             _, _, p, _, _, change, _, u, r, _, _, _, _ = second_numbers(
-                place, mask, h, heads, raw, slope, s, clipped, f, g, drop, lse_row, a, z_dot, b, grad_weights,
+                place, mask, h, heads, raw, slope, s, clipped, f, g, drop, lse_row, a, tangent_z, b, grad_weights,
                 directions, WEIGHT, SCALE, REAL,
             )  # fmt: skip
             mean_u += tl.sum(tl.where(mask, p * u, 0.0), axis=0, keep_dims=True)
@@ -306,14 +306,14 @@ def attention_second_gradients(
         mixed -= mean_u * mean_s
         if grad_lse is not None:
             mean_u -= tl.load(grad_lse + receiver * heads + h, mask=h_mask, other=0.0)
-    if to_grad_lse is not None:
-        tl.store(to_grad_lse + receiver * heads + h, mean_s, mask=h_mask)
+    if grad_grad_lse is not None:
+        tl.store(grad_grad_lse + receiver * heads + h, mean_s, mask=h_mask)
     for first in range(begin, end, EDGES):
         place, mask, raw, slope, s, clipped, f, g, drop = edge_numbers(
             first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
         )
-        value, value_slope, p, s_dot, f_dot, change, incoming, u, r, g_dot, c_dot, along, along_b = second_numbers(
-            place, mask, h, heads, raw, slope, s, clipped, f, g, drop, lse_row, a, z_dot, b, grad_weights,
+        value, value_slope, p, tangent_s, tangent_f, change, incoming, u, r, tangent_g, tangent_c, along, along_b = second_numbers(
+            place, mask, h, heads, raw, slope, s, clipped, f, g, drop, lse_row, a, tangent_z, b, grad_weights,
             directions, WEIGHT, SCALE, REAL,
         )  # fmt: skip
         curvature = value
@@ -322,24 +322,24 @@ def attention_second_gradients(
         moved = change - p * mean_s
         centred = u - mean_u
         rest = r - mean_r - mixed
-        ds = (f * curvature * s_dot + value_slope * f_dot - p * mean_s) * centred + f * value_slope * rest
+        ds = (f * curvature * tangent_s + value_slope * tangent_f - p * mean_s) * centred + f * value_slope * rest
         ds = tl.where(clipped, 0.0, ds)
-        ds_dot = f * value_slope * centred + number_tile(grad_logits, heads, 1, place // heads, h, mask, 0.0, REAL)
-        ds_dot = tl.where(clipped, 0.0, ds_dot)
-        w_dot = moved * g * drop + p * g_dot * drop
-        if d_bias is not None:
-            tl.store(d_bias + place, ds, mask=mask)
-        if d_score_scale is not None:
-            tl.store(d_score_scale + place, SCALE * (raw * ds + along * ds_dot), mask=mask)
-        if d_envelope is not None:
-            tl.store(d_envelope + place, (value_slope * s_dot - value * mean_s) * centred + value * rest, mask=mask)
-        if d_gate is not None:
-            tl.store(d_gate + place, drop * (moved * incoming + p * along_b), mask=mask)
-        if to_grad_weights is not None:
-            tl.store(to_grad_weights + place, w_dot, mask=mask)
-        if to_grad_logits is not None:
-            tl.store(to_grad_logits + place, s_dot, mask=mask)
-        tl.store(d_score + place, slope * ds + SCALE * c_dot * ds_dot, mask=mask)
-        tl.store(d_score_dot + place, slope * ds_dot, mask=mask)
-        tl.store(kept_weight + place, w_dot, mask=mask)
+        tangent_ds = f * value_slope * centred + number_tile(grad_logits, heads, 1, place // heads, h, mask, 0.0, REAL)
+        tangent_ds = tl.where(clipped, 0.0, tangent_ds)
+        tangent_w = moved * g * drop + p * tangent_g * drop
+        if grad_bias is not None:
+            tl.store(grad_bias + place, ds, mask=mask)
+        if grad_score_scale is not None:
+            tl.store(grad_score_scale + place, SCALE * (raw * ds + along * tangent_ds), mask=mask)
+        if grad_envelope is not None:
+            tl.store(grad_envelope + place, (value_slope * tangent_s - value * mean_s) * centred + value * rest, mask=mask)
+        if grad_gate is not None:
+            tl.store(grad_gate + place, drop * (moved * incoming + p * along_b), mask=mask)
+        if grad_grad_weights is not None:
+            tl.store(grad_grad_weights + place, tangent_w, mask=mask)
+        if grad_grad_logits is not None:
+            tl.store(grad_grad_logits + place, tangent_s, mask=mask)
+        tl.store(grad_z + place, slope * ds + SCALE * tangent_c * tangent_ds, mask=mask)
+        tl.store(grad_tangent_z + place, slope * tangent_ds, mask=mask)
+        tl.store(kept_weight + place, tangent_w, mask=mask)
         tl.store(plain_weights + place, p * g * drop, mask=mask)

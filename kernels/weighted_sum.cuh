@@ -22,7 +22,7 @@ enum RowKind : int64_t {
 
 template <class T, class Stored>
 struct WeightedTerm {
-  int64_t kind;
+  int64_t weighed;
   const T* weight;  // [edges, heads]
   EdgeSum<Stored> a, b;
   const Stored* features;
@@ -37,11 +37,11 @@ struct WeightedSum {
   int64_t rows, heads, width;
   bool over_heads;
   Maybe<const int64_t> order, ptr;  // absent: a row is an edge
-  int64_t parts, edges;             // parts > 0: a row is that part of all edges
+  int64_t chunks, edges;            // chunks > 0: a row is that chunk of all edges
   const int64_t *senders, *receivers;
-  EdgeSum<Stored> a_dot, b_dot;
+  EdgeSum<Stored> tangent_a, tangent_b;
   const T* vector;
-  Maybe<const T> vector_dot;
+  Maybe<const T> tangent_vector;
   int64_t activation;
   T slope;
   bool packed;
@@ -52,8 +52,8 @@ struct WeightedSum {
     int64_t chunks, units, tiles, items;
     int lanes, groups;
   };
-  HAMFAST_HD bool activations() const { return count > 0 && term[0].kind >= rows_activation; }
-  HAMFAST_HD bool lists() const { return ptr || parts > 0; }
+  HAMFAST_HD bool activations() const { return count > 0 && term[0].weighed >= rows_activation; }
+  HAMFAST_HD bool lists() const { return ptr || chunks > 0; }
   HAMFAST_HD Cut cut() const {
     Cut c;
     c.chunks = (width + kColumns - 1) / kColumns;
@@ -72,29 +72,30 @@ template <class T, class Stored, class Out>
 HAMFAST_INLINE Columns<T> activation_columns(const WeightedSum<T, Stored, Out>& sum,
                                              const WeightedTerm<T, Stored>& term, const int64_t (&row)[3], int64_t h,
                                              int64_t c) {
-  const int64_t kind = term.kind, place = h * sum.width + c, left = sum.width - c;
-  Columns<T> x = row_columns<T>(term.a, term.b, sum.heads, row, h, c, sum.packed), x_dot{}, vector{}, vector_dot{};
-  if (kind == rows_activation_along || kind == rows_activation_slope_along)
-    x_dot = row_columns<T>(sum.a_dot, sum.b_dot, sum.heads, row, h, c, sum.packed);
-  if (kind == rows_activation_slope || kind == rows_activation_slope_along)
+  const int64_t weighed = term.weighed, place = h * sum.width + c, left = sum.width - c;
+  Columns<T> x = row_columns<T>(term.a, term.b, sum.heads, row, h, c, sum.packed), tangent_x{}, vector{},
+             tangent_vector{};
+  if (weighed == rows_activation_along || weighed == rows_activation_slope_along)
+    tangent_x = row_columns<T>(sum.tangent_a, sum.tangent_b, sum.heads, row, h, c, sum.packed);
+  if (weighed == rows_activation_slope || weighed == rows_activation_slope_along)
     vector = load_columns<T>(sum.vector + place, left, sum.packed);
-  if (kind == rows_activation_slope_along && sum.vector_dot)
-    vector_dot = load_columns<T>(sum.vector_dot + place, left, sum.packed);
+  if (weighed == rows_activation_slope_along && sum.tangent_vector)
+    tangent_vector = load_columns<T>(sum.tangent_vector + place, left, sum.packed);
   HAMFAST_UNROLL
   for (int i = 0; i < kColumns; ++i) {
     const T at = x.at[i];
-    if (kind == rows_activation) {
+    if (weighed == rows_activation) {
       x.at[i] = score_activation(sum.activation, sum.slope, at);
       continue;
     }
     const T slope = score_activation_slope(sum.activation, sum.slope, at);
-    if (kind == rows_activation_slope)
+    if (weighed == rows_activation_slope)
       x.at[i] = vector.at[i] * slope;
-    else if (kind == rows_activation_along)
-      x.at[i] = slope * x_dot.at[i];
+    else if (weighed == rows_activation_along)
+      x.at[i] = slope * tangent_x.at[i];
     else
-      x.at[i] = vector_dot.at[i] * slope +
-                vector.at[i] * score_activation_curvature(sum.activation, sum.slope, at) * x_dot.at[i];
+      x.at[i] = tangent_vector.at[i] * slope +
+                vector.at[i] * score_activation_curvature(sum.activation, sum.slope, at) * tangent_x.at[i];
   }
   return x;
 }
@@ -111,9 +112,9 @@ HAMFAST_INLINE void add_edge(const WeightedSum<T, Stored, Out>& sum, const int64
       const T weight = term.weight[row[0] * heads + h];
       if constexpr (activations) {
         add_columns(weight, activation_columns(sum, term, row, h, c), total);
-      } else if (term.kind == rows_sum) {
+      } else if (term.weighed == rows_sum) {
         add_columns(weight, row_columns<T>(term.a, heads, row, h, c, packed), total);
-      } else if (term.kind == rows_features) {
+      } else if (term.weighed == rows_features) {
         add_columns(weight, load_columns<T>(term.features + row[0] * width + c, width - c, packed), total);
       } else {
         const T* node = term.nodes.row(row[2]) + h * term.nodes.head_stride + c;
@@ -154,8 +155,8 @@ __global__ void __launch_bounds__(kWarp* kSumWarps, sum_blocks(activations, size
     const bool is_active = unit < cut.units && r < sum.rows;
     Columns<T> total{};
     if (lists) {
-      const int64_t first = sum.ptr ? sum.ptr[r] : sum.edges * r / sum.parts;
-      const int64_t last = sum.ptr ? sum.ptr[r + 1] : sum.edges * (r + 1) / sum.parts;
+      const int64_t first = sum.ptr ? sum.ptr[r] : sum.edges * r / sum.chunks;
+      const int64_t last = sum.ptr ? sum.ptr[r + 1] : sum.edges * (r + 1) / sum.chunks;
       add_list<activations>(sum, first, last, cut.lanes, lane, is_active, h, c, total);
     } else if (is_active) {
       const int64_t row[3] = {r, sum.senders[r], sum.receivers[r]};

@@ -21,7 +21,7 @@ struct OnCpu {
   static Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes, std::optional<ScalarType> type = {}) {
     return pooled_empty(sizes, type.value_or(like.scalar_type()));
   }
-  static Tensor sum_parts(const Tensor& parts) { return added_parts(parts); }
+  static Tensor sum_chunks(const Tensor& chunks) { return added_chunks(chunks); }
 };
 
 }  // namespace hamfast

@@ -65,7 +65,7 @@ class Rows {
 
   int64_t edge_at(int64_t n) const { return call_.order ? call_.order[n] : n; }
   void ask_for(const EdgeOperand<T>& x, int64_t edge) const {
-    if (x.place != place_edge) return;
+    if (x.row_of != row_of_edge) return;
     const int64_t last = (call_.heads - 1) * x.head + (call_.components - 1) * x.component;
     prefetch(x.data + edge * x.row, last + (x.wide ? call_.width : 1));
   }
@@ -74,11 +74,11 @@ class Rows {
     const int64_t edge = edge_at(n), later = edge_at(n + kAhead < last_ ? n + kAhead : last_ - 1);
     const T *row[wides + 1], *factor[narrows + 1];
     for (int i = 0; i < wides; ++i) {
-      row[i] = wide_[i].data + call_.row_of(wide_[i].place, edge) * wide_[i].row;
+      row[i] = wide_[i].data + call_.row_at(wide_[i].row_of, edge) * wide_[i].row;
       ask_for(wide_[i], later);
     }
     for (int i = 0; i < narrows; ++i) {
-      factor[i] = narrow_[i].data + call_.row_of(narrow_[i].place, edge) * narrow_[i].row;
+      factor[i] = narrow_[i].data + call_.row_at(narrow_[i].row_of, edge) * narrow_[i].row;
       ask_for(narrow_[i], later);
     }
     const T *at[wides + 1], *number[narrows + 1];

@@ -40,7 +40,7 @@ struct EdgeFrameOnCuda {
 
 STABLE_TORCH_LIBRARY_IMPL(hamfast, HAMFAST_CUDA_KEY, m) {
   using Ops = hamfast::EdgeFrameOps<hamfast::EdgeFrameOnCuda>;
-  m.impl("rotate_to_edge", TORCH_BOX(&Ops::rotate_to_edge));
-  m.impl("rotate_from_edge", TORCH_BOX(&Ops::rotate_from_edge));
-  m.impl("edge_frame_weights", TORCH_BOX(&Ops::weights));
+  m.impl("rotate_to_edge", TORCH_BOX(&hamfast::rotate_to_edge_boxed<Ops::rotate_to_edge>));
+  m.impl("rotate_from_edge", TORCH_BOX(&hamfast::rotate_from_edge_boxed<Ops::rotate_from_edge>));
+  m.impl("edge_frame_weights", TORCH_BOX(&hamfast::edge_frame_weights_boxed<Ops::weights>));
 }

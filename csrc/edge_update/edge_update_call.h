@@ -1,10 +1,11 @@
 // The ops on tensors, for any launcher: Launch::forward, backward and double_backward (call, device),
-// Launch::parts(edges), Launch::new_result and sum_parts, and Launch::reads_half.
+// Launch::chunks(edges), Launch::new_result and sum_chunks, and Launch::reads_half.
 #pragma once
 
 #include <tuple>
 #include <vector>
 
+#include "common/op_records.h"
 #include "common/stored_rows.h"
 #include "edge_update.cuh"
 
@@ -12,18 +13,14 @@ namespace hamfast {
 
 template <class Launch>
 struct EdgeUpdateOps {
-  using Optional = std::optional<Tensor>;
-
-  // The lists by node are for the derivative.
-  static Tensor forward(Optional edge, Optional sender, Optional receiver, Optional weight, Optional bias,
-                        Tensor senders, Tensor, Tensor, Tensor receivers, Tensor, Tensor, double epsilon, bool silu) {
-    Operands operands(edge, sender, receiver, weight, bias, senders, receivers);
+  static Tensor forward(const EdgeUpdateArguments& args) {
+    Operands operands(args);
     const typename Launch::Guard guard(operands.device());
     Tensor out = Launch::new_result(operands.any(), operands.sizes(), operands.read_as);
     dispatch_stored<Launch>(operands.read_as, "edge_update", [&](auto zero, auto of_rows) {
       using T = decltype(zero);
       using Stored = decltype(of_rows);
-      EdgeUpdateCall<T, Stored> call = operands.template call<T, Stored>(epsilon, silu);
+      EdgeUpdateCall<T, Stored> call = operands.template call<T, Stored>(args.epsilon, args.silu);
       call.out = new_rows<Stored>(out);
       Launch::forward(call, operands.device());
     });
@@ -31,46 +28,40 @@ struct EdgeUpdateOps {
   }
 
   // Gradients of x, [edges, width], and of weight and bias, [2, width].
-  static std::tuple<Tensor, Tensor> backward(Tensor grad_any, Optional edge, Optional sender, Optional receiver,
-                                             Optional weight, Optional bias, Tensor senders, Tensor, Tensor,
-                                             Tensor receivers, Tensor, Tensor, double epsilon, bool silu) {
-    Operands operands(edge, sender, receiver, weight, bias, senders, receivers);
+  static std::tuple<Tensor, Tensor> backward(const EdgeUpdateBackwardArguments& args) {
+    Operands operands(args);
     const typename Launch::Guard guard(operands.device());
-    Gradients gradients(operands, grad_any);
+    Gradients gradients(operands, args.grad);
     dispatch_stored<Launch>(operands.read_as, "edge_update_backward", [&](auto zero, auto of_rows) {
       using T = decltype(zero);
       using Stored = decltype(of_rows);
-      EdgeUpdateCall<T, Stored> call = operands.template call<T, Stored>(epsilon, silu);
+      EdgeUpdateCall<T, Stored> call = operands.template call<T, Stored>(args.epsilon, args.silu);
       gradients.set(call);
       Launch::backward(call, operands.device());
     });
-    return {converted(gradients.of_sum, operands.stored), Launch::sum_parts(gradients.of_norm)};
+    return {converted(gradients.grad_sum, operands.stored), Launch::sum_chunks(gradients.grad_norm)};
   }
 
-  // Of the backward pass along directions of its results: gradients of grad, of x and of weight and bias.
-  static std::tuple<Tensor, Tensor, Tensor> double_backward(Optional sum_dot, Optional norm_dot, Tensor grad_any,
-                                                            Optional edge, Optional sender, Optional receiver,
-                                                            Optional weight, Optional bias, Tensor senders, Tensor,
-                                                            Tensor, Tensor receivers, Tensor, Tensor, double epsilon,
-                                                            bool silu) {
-    Operands operands(edge, sender, receiver, weight, bias, senders, receivers);
+  // Of the backward pass along tangents of its results: gradients of grad, of x and of weight and bias.
+  static std::tuple<Tensor, Tensor, Tensor> double_backward(const EdgeUpdateDoubleBackwardArguments& args) {
+    Operands operands(args);
     const typename Launch::Guard guard(operands.device());
-    Gradients gradients(operands, grad_any);
-    sum_dot = contiguous(sum_dot), norm_dot = contiguous(norm_dot);
-    if (sum_dot.has_value()) sum_dot = converted(*sum_dot, operands.read_as);
-    const Tensor d_grad = Launch::new_result(operands.any(), operands.sizes(), operands.read_as);
+    Gradients gradients(operands, args.grad);
+    Optional tangent_sum = contiguous(args.tangent_sum), tangent_norm = contiguous(args.tangent_norm);
+    if (tangent_sum.has_value()) tangent_sum = converted(*tangent_sum, operands.read_as);
+    const Tensor grad_grad = Launch::new_result(operands.any(), operands.sizes(), operands.read_as);
     dispatch_stored<Launch>(operands.read_as, "edge_update_double_backward", [&](auto zero, auto of_rows) {
       using T = decltype(zero);
       using Stored = decltype(of_rows);
-      EdgeUpdateCall<T, Stored> call = operands.template call<T, Stored>(epsilon, silu);
+      EdgeUpdateCall<T, Stored> call = operands.template call<T, Stored>(args.epsilon, args.silu);
       gradients.set(call);
-      call.sum_dot = maybe_rows<Stored>(sum_dot);
-      call.norm_dot = maybe_data<T>(norm_dot);
-      call.d_grad = new_rows<Stored>(d_grad);
+      call.tangent_sum = maybe_rows<Stored>(tangent_sum);
+      call.tangent_norm = maybe_data<T>(tangent_norm);
+      call.grad_grad = new_rows<Stored>(grad_grad);
       Launch::double_backward(call, operands.device());
     });
-    return {converted(d_grad, operands.stored), converted(gradients.of_sum, operands.stored),
-            Launch::sum_parts(gradients.of_norm)};
+    return {converted(grad_grad, operands.stored), converted(gradients.grad_sum, operands.stored),
+            Launch::sum_chunks(gradients.grad_norm)};
   }
 
  private:
@@ -80,13 +71,14 @@ struct EdgeUpdateOps {
     Tensor senders, receivers;
     ScalarType stored, read_as;
 
-    Operands(Optional edge, Optional sender, Optional receiver, Optional weight_, Optional bias_, Tensor senders_,
-             Tensor receivers_)
-        : part{contiguous(edge), contiguous(sender), contiguous(receiver)},
-          weight(contiguous(weight_)),
-          bias(contiguous(bias_)),
-          senders(torch::stable::contiguous(senders_)),
-          receivers(torch::stable::contiguous(receivers_)) {
+    // Arguments: the struct of any of the ops.
+    template <class Arguments>
+    explicit Operands(const Arguments& args)
+        : part{contiguous(args.operands.edge), contiguous(args.operands.sender), contiguous(args.operands.receiver)},
+          weight(contiguous(args.operands.weight)),
+          bias(contiguous(args.operands.bias)),
+          senders(torch::stable::contiguous(args.graph.senders)),
+          receivers(torch::stable::contiguous(args.graph.receivers)) {
       stored = any().scalar_type();
       if (!reads<Launch>(stored))
         for (Optional& t : part) widen(t);
@@ -117,23 +109,23 @@ struct EdgeUpdateOps {
 
   // What a pass back reads and makes.
   struct Gradients {
-    Tensor grad, of_sum, of_norm;  // of_norm: [parts, 2, width]
-    int64_t parts;
+    Tensor grad, grad_sum, grad_norm;  // grad_norm: [chunks, 2, width]
+    int64_t chunks;
 
     Gradients(const Operands& operands, const Tensor& grad_any)
         : grad(converted(torch::stable::contiguous(grad_any), operands.read_as)),
-          of_sum(Launch::new_result(operands.any(), operands.sizes(), operands.read_as)),
-          parts(Launch::parts(operands.edges())) {
+          grad_sum(Launch::new_result(operands.any(), operands.sizes(), operands.read_as)),
+          chunks(Launch::chunks(operands.edges())) {
       const ScalarType number = is_half(operands.read_as) ? ScalarType::Float : operands.read_as;
       const int64_t width = operands.weight.has_value() ? operands.width() : 0;
-      of_norm = torch::stable::new_zeros(operands.any(), {parts, 2, width}, number);
+      grad_norm = torch::stable::new_zeros(operands.any(), {chunks, 2, width}, number);
     }
     template <class T, class Stored>
     void set(EdgeUpdateCall<T, Stored>& call) const {
       call.grad = maybe_rows<Stored>(grad).data;
-      call.d_sum = new_rows<Stored>(of_sum);
-      call.d_norm = of_norm.template mutable_data_ptr<T>();
-      call.parts = parts;
+      call.grad_sum = new_rows<Stored>(grad_sum);
+      call.grad_norm = grad_norm.template mutable_data_ptr<T>();
+      call.chunks = chunks;
     }
   };
 };

@@ -9,7 +9,7 @@ namespace hamfast {
 struct EdgeUpdateOnCuda : OnCuda {
   static constexpr bool reads_half = true;
   // Of which each group of lanes sums one: as many as fill a GPU, of 16 edges at least.
-  static int64_t parts(int64_t edges) { return edges < 16 * kMaxParts ? (edges + 15) / 16 : kMaxParts; }
+  static int64_t chunks(int64_t edges) { return edges < 16 * kMaxChunks ? (edges + 15) / 16 : kMaxChunks; }
 
   template <class T, class Stored>
   static void forward(EdgeUpdateCall<T, Stored> call, int32_t device) {
@@ -19,22 +19,23 @@ struct EdgeUpdateOnCuda : OnCuda {
   template <class T, class Stored>
   static void backward(EdgeUpdateCall<T, Stored> call, int32_t device) {
     call.packed = is_packed(call);
-    run(edge_update_gradients_kernel<T, Stored, false>, call, call.parts, device);
+    run(edge_update_gradients_kernel<T, Stored, false>, call, call.chunks, device);
   }
   template <class T, class Stored>
   static void double_backward(EdgeUpdateCall<T, Stored> call, int32_t device) {
     call.packed = is_packed(call);
-    run(edge_update_gradients_kernel<T, Stored, true>, call, call.parts, device);
+    run(edge_update_gradients_kernel<T, Stored, true>, call, call.chunks, device);
   }
 
  private:
-  static constexpr int64_t kMaxParts = 4096;
+  static constexpr int64_t kMaxChunks = 4096;
 
   template <class T, class Stored>
   static bool is_packed(const EdgeUpdateCall<T, Stored>& c) {
     return c.width() % kColumns == 0 &&
-           are_aligned(c.sum.part[0], c.sum.part[1], c.sum.part[2], c.out, c.grad, c.d_sum, c.sum_dot, c.d_grad) &&
-           are_aligned(c.weight, c.bias, c.d_norm, c.norm_dot);
+           are_aligned(c.sum.part[0], c.sum.part[1], c.sum.part[2], c.out, c.grad, c.grad_sum, c.tangent_sum,
+                       c.grad_grad) &&
+           are_aligned(c.weight, c.bias, c.grad_norm, c.tangent_norm);
   }
 
   // A group of lanes per item.
@@ -52,7 +53,7 @@ struct EdgeUpdateOnCuda : OnCuda {
 
 STABLE_TORCH_LIBRARY_IMPL(hamfast, HAMFAST_CUDA_KEY, m) {
   using Ops = hamfast::EdgeUpdateOps<hamfast::EdgeUpdateOnCuda>;
-  m.impl("edge_update", TORCH_BOX(&Ops::forward));
-  m.impl("edge_update_backward", TORCH_BOX(&Ops::backward));
-  m.impl("edge_update_double_backward", TORCH_BOX(&Ops::double_backward));
+  m.impl("edge_update", TORCH_BOX(&hamfast::edge_update_boxed<Ops::forward>));
+  m.impl("edge_update_backward", TORCH_BOX(&hamfast::edge_update_backward_boxed<Ops::backward>));
+  m.impl("edge_update_double_backward", TORCH_BOX(&hamfast::edge_update_double_backward_boxed<Ops::double_backward>));
 }

@@ -34,14 +34,14 @@ class UpdatedRows {
     }
   }
 
-  void backward(int64_t first, int count, T* d_weight, T* d_bias) {
+  void backward(int64_t first, int count, T* d_weight, T* grad_bias) {
     read(first, count);
     T of_v[kTogether], of_vn[kTogether];
     for (int r = 0; r < count; ++r) {
       const Norm norm = norm_[r];
       const T* x = x_[r];
       const T* grad = call_.grad + (first + r) * width_;
-      T* to = call_.weight ? buffer(kTogether + r) : call_.d_sum + (first + r) * width_;
+      T* to = call_.weight ? buffer(kTogether + r) : call_.grad_sum + (first + r) * width_;
       Vector<T> sum_v{}, sum_vn{};
       each([&](int64_t c, int64_t n) {
         const Vector<T> value = normal(x, c, n, norm);
@@ -49,7 +49,7 @@ class UpdatedRows {
         if (call_.silu) g *= silu_slope_of<T>(affine(value, c, n));
         if (call_.weight) {
           store_first(d_weight + c, load_first(d_weight + c, n) + g * value, n);
-          store_first(d_bias + c, load_first(d_bias + c, n) + g, n);
+          store_first(grad_bias + c, load_first(grad_bias + c, n) + g, n);
           g *= load_first(call_.weight + c, n);
           sum_v += g, sum_vn += g * value;  // g is 0 beyond the row
         }
@@ -61,23 +61,23 @@ class UpdatedRows {
     for (int r = 0; r < count; ++r) {
       const Norm norm = norm_[r];
       const T *x = x_[r], *v = buffer(kTogether + r), mean = of_v[r], slope = of_vn[r];
-      T* out = call_.d_sum + (first + r) * width_;
+      T* out = call_.grad_sum + (first + r) * width_;
       each([&](int64_t c, int64_t n) {
         store_first(out + c, (load_first(v + c, n) - mean - normal(x, c, n, norm) * slope) * norm.scale, n);
       });
     }
   }
 
-  void double_backward(int64_t first, int count, T* d_weight, T* d_bias) {
+  void double_backward(int64_t first, int count, T* d_weight, T* grad_bias) {
     read(first, count);
     for (int r = 0; r < count; ++r) {
       const Norm norm = norm_[r];
       const T* x = x_[r];
       const int64_t row = (first + r) * width_;
       const T* grad = call_.grad + row;
-      const Maybe<const T> along = call_.sum_dot.row(first + r, width_);
-      T* const to_grad = call_.d_grad + row;
-      T* const out = call_.d_sum + row;
+      const Maybe<const T> along = call_.tangent_sum.row(first + r, width_);
+      T* const to_grad = call_.grad_grad + row;
+      T* const out = call_.grad_sum + row;
       if (!call_.weight) {
         each([&](int64_t c, int64_t n) {
           const Vector<T> value = load_first(x + c, n), change = part_of(along, c, n), g = load_first(grad + c, n);
@@ -93,18 +93,18 @@ class UpdatedRows {
         sum += change, sum_n += change * normal(x, c, n, norm);
       });
       const T mean = sum_of<T>(sum) / T(width_), slope = sum_of<T>(sum_n) / T(width_);
-      const Maybe<const T> weight_dot = call_.norm_dot, bias_dot = call_.norm_dot.row(1, width_);
+      const Maybe<const T> tangent_weight = call_.tangent_norm, tangent_bias = call_.tangent_norm.row(1, width_);
       Vector<T> of_v{}, of_change{};
       each([&](int64_t c, int64_t n) {
         const Vector<T> value = normal(x, c, n, norm), u = affine(value, c, n), g = load_first(grad + c, n);
-        const Vector<T> weight = load_first(call_.weight + c, n), of_weight = part_of(weight_dot, c, n);
+        const Vector<T> weight = load_first(call_.weight + c, n), of_weight = part_of(tangent_weight, c, n);
         const Vector<T> change = (part_of(along, c, n) - mean - value * slope) * norm.scale;
-        const Vector<T> along_u = weight * change + of_weight * value + part_of(bias_dot, c, n);
+        const Vector<T> along_u = weight * change + of_weight * value + part_of(tangent_bias, c, n);
         const Vector<T> act_slope = call_.silu ? silu_slope_of<T>(u) : Vector<T>{} + T(1), q = g * act_slope;
         const Vector<T> t = call_.silu ? g * silu_curvature_of<T>(u) * along_u : Vector<T>{};
         store_first(to_grad + c, act_slope * along_u, n);
         store_first(d_weight + c, load_first(d_weight + c, n) + t * value + q * change, n);
-        store_first(d_bias + c, load_first(d_bias + c, n) + t, n);
+        store_first(grad_bias + c, load_first(grad_bias + c, n) + t, n);
         const Vector<T> weighed = weight * q;  // 0 beyond the row
         of_v += weighed * value, of_change += weighed * change;
         store_first(v + c, weighed, n);
@@ -218,17 +218,17 @@ static void in_batches(int64_t begin, int64_t end, F&& f) {
     UpdatedRows<T> rows(call, scratch);                                                                                \
     in_batches(begin, end, [&](int64_t first, int count) { rows.forward(first, count); });                             \
   }                                                                                                                    \
-  void edge_update_backward_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, int64_t part,              \
+  void edge_update_backward_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, int64_t chunk,             \
                                  T* scratch) {                                                                         \
     UpdatedRows<T> rows(call, scratch);                                                                                \
-    const Maybe<T> to = call.d_norm_of(part);                                                                          \
+    const Maybe<T> to = call.grad_norm_of(chunk);                                                                      \
     in_batches(begin, end,                                                                                             \
                [&](int64_t first, int count) { rows.backward(first, count, to.data, to.row(1, call.width()).data); }); \
   }                                                                                                                    \
-  void edge_update_double_backward_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, int64_t part,       \
+  void edge_update_double_backward_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, int64_t chunk,      \
                                         T* scratch) {                                                                  \
     UpdatedRows<T> rows(call, scratch);                                                                                \
-    const Maybe<T> to = call.d_norm_of(part);                                                                          \
+    const Maybe<T> to = call.grad_norm_of(chunk);                                                                      \
     in_batches(begin, end, [&](int64_t first, int count) {                                                             \
       rows.double_backward(first, count, to.data, to.row(1, call.width()).data);                                       \
     });                                                                                                                \

@@ -19,8 +19,8 @@ struct AttentionOnCpu : OnCpu {
 
   template <class T>
   static void backward(const AttentionCall<T>& call, const Tensor&) {
-    for_rows(call, call.receiver_ptr, call.num_receivers, [&](int64_t begin, int64_t end, int64_t part, T* scratch) {
-      HAMFAST_ISA_CALL(attention_backward, call, begin, end, part, scratch);
+    for_rows(call, call.receiver_ptr, call.num_receivers, [&](int64_t begin, int64_t end, int64_t chunk, T* scratch) {
+      HAMFAST_ISA_CALL(attention_backward, call, begin, end, chunk, scratch);
     });
     if (!call.by_sender()) return;
     for_rows(call, call.sender_ptr, call.num_senders, [&](int64_t begin, int64_t end, int64_t, T* scratch) {
@@ -30,8 +30,8 @@ struct AttentionOnCpu : OnCpu {
 
   template <class T>
   static void double_backward(const AttentionCall<T>& call, const Tensor&) {
-    for_rows(call, call.receiver_ptr, call.num_receivers, [&](int64_t begin, int64_t end, int64_t part, T* scratch) {
-      HAMFAST_ISA_CALL(attention_double_backward, call, begin, end, part, scratch);
+    for_rows(call, call.receiver_ptr, call.num_receivers, [&](int64_t begin, int64_t end, int64_t chunk, T* scratch) {
+      HAMFAST_ISA_CALL(attention_double_backward, call, begin, end, chunk, scratch);
     });
     if (!call.by_sender()) return;
     for_rows(call, call.sender_ptr, call.num_senders, [&](int64_t begin, int64_t end, int64_t, T* scratch) {
@@ -42,11 +42,11 @@ struct AttentionOnCpu : OnCpu {
  private:
   template <class T, class F>
   static void for_rows(const AttentionCall<T>& call, const int64_t* ptr, int64_t rows, F&& f) {
-    for_balanced_rows(ptr, rows, [&](int64_t begin, int64_t end, int64_t part) {
+    for_balanced_rows(ptr, rows, [&](int64_t begin, int64_t end, int64_t chunk) {
       int64_t degree = 0;
       for (int64_t r = begin; r < end; ++r) degree = std::max(degree, ptr[r + 1] - ptr[r]);
       Scratch<T> scratch(HAMFAST_ISA_CALL(attention_scratch, call, degree));
-      f(begin, end, part, scratch.data());
+      f(begin, end, chunk, scratch.data());
     });
   }
 };
@@ -55,7 +55,8 @@ struct AttentionOnCpu : OnCpu {
 
 STABLE_TORCH_LIBRARY_IMPL(hamfast, CPU, m) {
   using Ops = hamfast::AttentionOps<hamfast::AttentionOnCpu>;
-  m.impl("graph_attention", TORCH_BOX(&Ops::forward));
-  m.impl("graph_attention_backward", TORCH_BOX(&Ops::backward));
-  m.impl("graph_attention_double_backward", TORCH_BOX(&Ops::double_backward));
+  m.impl("graph_attention", TORCH_BOX(&hamfast::graph_attention_boxed<Ops::forward>));
+  m.impl("graph_attention_backward", TORCH_BOX(&hamfast::graph_attention_backward_boxed<Ops::backward>));
+  m.impl("graph_attention_double_backward",
+         TORCH_BOX(&hamfast::graph_attention_double_backward_boxed<Ops::double_backward>));
 }

@@ -20,12 +20,13 @@ class WeightedSums {
       if (!to[part]) continue;
       auto sum = new_sum(to[part].data, part, call_.query.width);
       if (call_.additive()) {
-        add(sum, rows_activation_slope, call_.d_score.data, call_.query, call_.key);
-        if (along_activation()) add(sum, rows_activation_slope_along, call_.d_score_dot.data, call_.query, call_.key);
+        add(sum, rows_activation_slope, call_.grad_z.data, call_.query, call_.key);
+        if (along_activation())
+          add(sum, rows_activation_slope_along, call_.grad_tangent_z.data, call_.query, call_.key);
       } else {
-        add(sum, rows_sum, call_.d_score.data, of_query ? call_.key : call_.query);
-        const EdgeSum<Stored>& along = of_query ? call_.key_dot : call_.query_dot;
-        if (along.any()) add(sum, rows_sum, call_.d_score_dot.data, along);
+        add(sum, rows_sum, call_.grad_z.data, of_query ? call_.key : call_.query);
+        const EdgeSum<Stored>& along = of_query ? call_.tangent_key : call_.tangent_query;
+        if (along.any()) add(sum, rows_sum, call_.grad_tangent_z.data, along);
       }
       run(sum);
     }
@@ -34,11 +35,11 @@ class WeightedSums {
   // Gradients of v: a weight times the row of grad_out.
   void of_value() const {
     for (int part = 0; part < 3; ++part) {
-      if (!call_.d_value[part]) continue;
-      auto sum = new_sum(call_.d_value[part].data, part, call_.value.width);
+      if (!call_.grad_value[part]) continue;
+      auto sum = new_sum(call_.grad_value[part].data, part, call_.value.width);
       if (call_.grad_out) {
         EdgeSum<Stored> grad{};
-        grad.part[part_receiver] = call_.grad_out;
+        grad.part[row_of_receiver] = call_.grad_out;
         grad.width = call_.value.width;
         add(sum, rows_sum, call_.kept_weight.data, grad);
       }
@@ -47,51 +48,51 @@ class WeightedSums {
   }
 
   void of_query_on_edge() const {
-    if (!call_.d_query_on_edge) return;
-    auto sum = new_sum(call_.d_query_on_edge.data, part_receiver, call_.features);
-    add_features(sum, call_.d_score.data, call_.edge.data);
-    if (call_.edge_dot) add_features(sum, call_.d_score_dot.data, call_.edge_dot.data);
+    if (!call_.grad_query_on_edge) return;
+    auto sum = new_sum(call_.grad_query_on_edge.data, row_of_receiver, call_.features);
+    add_features(sum, call_.grad_z.data, call_.edge.data);
+    if (call_.tangent_edge) add_features(sum, call_.grad_tangent_z.data, call_.tangent_edge.data);
     run(sum);
   }
 
   void of_edge() const {
-    if (!call_.d_edge) return;
-    auto sum = new_sum(call_.d_edge.data, part_edge, call_.features);
+    if (!call_.grad_edge) return;
+    auto sum = new_sum(call_.grad_edge.data, row_of_edge, call_.features);
     sum.over_heads = true;
-    add_nodes(sum, call_.d_score.data, call_.query_on_edge);
-    add_nodes(sum, call_.d_score_dot.data, call_.query_on_edge_dot);
-    add_nodes(sum, call_.kept_weight.data, call_.grad_on_edge);
+    add_nodes(sum, call_.grad_z.data, call_.query_on_edge);
+    add_nodes(sum, call_.grad_tangent_z.data, call_.tangent_query_on_edge);
+    add_nodes(sum, call_.kept_weight.data, call_.grad_out_on_edge);
     run(sum);
   }
 
   void of_vector() const {
-    if (!call_.d_vector) return;
-    auto sum = new_sum(call_.d_vector.data, part_edge, call_.query.width);
-    sum.rows = sum.parts = kParts;
-    add(sum, rows_activation, call_.d_score.data, call_.query, call_.key);
-    if (along_activation()) add(sum, rows_activation_along, call_.d_score_dot.data, call_.query, call_.key);
+    if (!call_.grad_vector) return;
+    auto sum = new_sum(call_.grad_vector.data, row_of_edge, call_.query.width);
+    sum.rows = sum.chunks = kChunks;
+    add(sum, rows_activation, call_.grad_z.data, call_.query, call_.key);
+    if (along_activation()) add(sum, rows_activation_along, call_.grad_tangent_z.data, call_.query, call_.key);
     run(sum);
   }
 
   // sum weight v (+ more v'), and the same of the edges' features.
   void aggregate(Maybe<Stored> out, Maybe<T> on_edge, const T* weight, Maybe<const T> more) const {
     if (out && call_.value.width > 0) {
-      auto sum = new_sum(out.data, part_receiver, call_.value.width);
+      auto sum = new_sum(out.data, row_of_receiver, call_.value.width);
       add(sum, rows_sum, weight, call_.value);
-      if (more && call_.value_dot.any()) add(sum, rows_sum, more.data, call_.value_dot);
+      if (more && call_.tangent_value.any()) add(sum, rows_sum, more.data, call_.tangent_value);
       run(sum);
     }
     if (on_edge) {
-      auto sum = new_sum(on_edge.data, part_receiver, call_.features);
+      auto sum = new_sum(on_edge.data, row_of_receiver, call_.features);
       add_features(sum, weight, call_.edge.data);
-      if (more && call_.edge_dot) add_features(sum, more.data, call_.edge_dot.data);
+      if (more && call_.tangent_edge) add_features(sum, more.data, call_.tangent_edge.data);
       run(sum);
     }
   }
 
   void gradients() const {
-    of_scores(call_.d_query, true);
-    of_scores(call_.d_key, false);
+    of_scores(call_.grad_query, true);
+    of_scores(call_.grad_key, false);
     of_value();
     of_query_on_edge();
     of_edge();
@@ -99,29 +100,31 @@ class WeightedSums {
   }
 
  private:
-  bool along_activation() const { return call_.query_dot.any() || call_.key_dot.any() || call_.vector_dot.given(); }
+  bool along_activation() const {
+    return call_.tangent_query.any() || call_.tangent_key.any() || call_.tangent_vector.given();
+  }
 
   template <class Out>
   WeightedSum<T, Stored, Out> new_sum(Out* out, int part, int64_t width) const {
     WeightedSum<T, Stored, Out> sum{};
     sum.out = out;
     sum.heads = call_.heads, sum.width = width, sum.edges = call_.edges;
-    sum.rows = part == part_edge ? call_.edges : part == part_sender ? call_.num_senders : call_.num_receivers;
-    if (part != part_edge) {
-      sum.order = part == part_sender ? call_.sender_order : call_.receiver_order;
-      sum.ptr = part == part_sender ? call_.sender_ptr : call_.receiver_ptr;
+    sum.rows = part == row_of_edge ? call_.edges : part == row_of_sender ? call_.num_senders : call_.num_receivers;
+    if (part != row_of_edge) {
+      sum.order = part == row_of_sender ? call_.sender_order : call_.receiver_order;
+      sum.ptr = part == row_of_sender ? call_.sender_ptr : call_.receiver_ptr;
     }
     sum.senders = call_.senders, sum.receivers = call_.receivers;
-    sum.a_dot = call_.query_dot, sum.b_dot = call_.key_dot;
-    sum.vector = call_.vector, sum.vector_dot = call_.vector_dot, sum.activation = call_.activation,
+    sum.tangent_a = call_.tangent_query, sum.tangent_b = call_.tangent_key;
+    sum.vector = call_.vector, sum.tangent_vector = call_.tangent_vector, sum.activation = call_.activation,
     sum.slope = call_.slope;
     sum.packed = call_.packed;
     return sum;
   }
   template <class Out>
-  static void add(WeightedSum<T, Stored, Out>& sum, int64_t kind, const T* weight, const EdgeSum<Stored>& a,
+  static void add(WeightedSum<T, Stored, Out>& sum, int64_t weighed, const T* weight, const EdgeSum<Stored>& a,
                   const EdgeSum<Stored>& b = EdgeSum<Stored>{}) {
-    sum.term[sum.count++] = {kind, weight, a, b, nullptr, {}};
+    sum.term[sum.count++] = {weighed, weight, a, b, nullptr, {}};
   }
   template <class Out>
   static void add_features(WeightedSum<T, Stored, Out>& sum, const T* weight, const Stored* features) {
@@ -154,12 +157,15 @@ template <class T, class Stored>
 bool is_packed(const AttentionCall<T, Stored>& c) {
   bool packed = c.query.width % kColumns == 0 && c.value.width % kColumns == 0 && c.features % kColumns == 0;
   for (int p = 0; p < 3; ++p)
-    packed = packed &&
-             are_aligned(c.query.part[p], c.key.part[p], c.value.part[p], c.d_query[p], c.d_key[p], c.d_value[p]) &&
-             are_aligned(c.query_dot.part[p], c.key_dot.part[p], c.value_dot.part[p]);
-  return packed && are_aligned(c.query_on_edge) && are_aligned(c.query_on_edge_dot) && are_aligned(c.grad_on_edge) &&
-         are_aligned(c.edge, c.edge_dot, c.d_edge, c.grad_out, c.to_grad_out, c.out) &&
-         are_aligned(c.vector, c.vector_dot, c.d_vector, c.out_on_edge, c.d_query_on_edge, c.to_grad_on_edge);
+    packed =
+        packed &&
+        are_aligned(c.query.part[p], c.key.part[p], c.value.part[p], c.grad_query[p], c.grad_key[p], c.grad_value[p]) &&
+        are_aligned(c.tangent_query.part[p], c.tangent_key.part[p], c.tangent_value.part[p]);
+  return packed && are_aligned(c.query_on_edge) && are_aligned(c.tangent_query_on_edge) &&
+         are_aligned(c.grad_out_on_edge) &&
+         are_aligned(c.edge, c.tangent_edge, c.grad_edge, c.grad_out, c.grad_grad_out, c.out) &&
+         are_aligned(c.vector, c.tangent_vector, c.grad_vector, c.out_on_edge, c.grad_query_on_edge,
+                     c.grad_grad_out_on_edge);
 }
 
 struct AttentionOnCuda : OnCuda {
@@ -207,7 +213,7 @@ struct AttentionOnCuda : OnCuda {
   static void backward(AttentionCall<T, Stored> call, const Tensor& like) {
     call.packed = is_packed(call);
     Numbers<T> numbers(like, call);
-    for (Maybe<T>* kept : {&call.at_z, &call.at_a, &call.d_score, &call.kept_weight}) numbers.make(*kept);
+    for (Maybe<T>* kept : {&call.at_z, &call.at_a, &call.grad_z, &call.kept_weight}) numbers.make(*kept);
     scores<pass_backward>(call, like.get_device_index());
     WeightedSums<T, Stored>(call, like.get_device_index()).gradients();
   }
@@ -216,13 +222,13 @@ struct AttentionOnCuda : OnCuda {
   static void double_backward(AttentionCall<T, Stored> call, const Tensor& like) {
     call.packed = is_packed(call);
     Numbers<T> numbers(like, call);
-    for (Maybe<T>* kept :
-         {&call.at_z, &call.at_a, &call.at_z_dot, &call.at_b, &call.d_score, &call.d_score_dot, &call.kept_weight})
+    for (Maybe<T>* kept : {&call.at_z, &call.at_a, &call.tangent_at_z, &call.at_b, &call.grad_z, &call.grad_tangent_z,
+                           &call.kept_weight})
       numbers.make(*kept);
     scores<pass_double>(call, like.get_device_index());
     const WeightedSums<T, Stored> sums(call, like.get_device_index());
     sums.gradients();
-    sums.aggregate(call.to_grad_out, call.to_grad_on_edge, call.kept_weight.data, call.at_a);
+    sums.aggregate(call.grad_grad_out, call.grad_grad_out_on_edge, call.kept_weight.data, call.at_a);
   }
 };
 
@@ -230,7 +236,8 @@ struct AttentionOnCuda : OnCuda {
 
 STABLE_TORCH_LIBRARY_IMPL(hamfast, HAMFAST_CUDA_KEY, m) {
   using Ops = hamfast::AttentionOps<hamfast::AttentionOnCuda>;
-  m.impl("graph_attention", TORCH_BOX(&Ops::forward));
-  m.impl("graph_attention_backward", TORCH_BOX(&Ops::backward));
-  m.impl("graph_attention_double_backward", TORCH_BOX(&Ops::double_backward));
+  m.impl("graph_attention", TORCH_BOX(&hamfast::graph_attention_boxed<Ops::forward>));
+  m.impl("graph_attention_backward", TORCH_BOX(&hamfast::graph_attention_backward_boxed<Ops::backward>));
+  m.impl("graph_attention_double_backward",
+         TORCH_BOX(&hamfast::graph_attention_double_backward_boxed<Ops::double_backward>));
 }

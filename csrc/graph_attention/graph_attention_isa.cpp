@@ -35,10 +35,10 @@ class Passes : public Node<T> {
     if (call_.weights) write(weight, call_.weights);
     set_zero(out, value_size_);
     if (on_edge) set_zero(on_edge.data, call_.heads * call_.features);
-    for (int64_t at = 0; at < degree_; at += kChunk) {
-      const int n = load_chunk(at, weight);
+    for (int64_t at = 0; at < degree_; at += kBatch) {
+      const int n = load_batch(at, weight);
       if (value_size_) {
-        resolve(call_.value, value_size_, chunk_, buffer_[0], value_);
+        resolve(call_.value, value_size_, batch_, buffer_[0], value_);
         accumulate(n, call_.heads, weight_, value_, call_.value.width, call_.value.width, out);
       }
       if (on_edge) {
@@ -48,71 +48,71 @@ class Passes : public Node<T> {
     }
   }
 
-  void backward(int64_t receiver, int64_t part) {
+  void backward(int64_t receiver, int64_t chunk) {
     begin_receiver(receiver);
     collect(receiver);
     const int64_t heads = call_.heads, width = call_.query.width;
-    const Maybe<T> d_query = call_.d_query[part_receiver].row(receiver, size_);
-    const Maybe<T> d_key = call_.d_key[part_receiver].row(receiver, size_);
-    const Maybe<T> d_value = call_.d_value[part_receiver].row(receiver, value_size_);
-    const Maybe<T> d_on_edge = call_.d_query_on_edge.row(receiver, heads * call_.features);
-    const Maybe<T> d_vector = call_.d_vector.row(part, size_);
-    if (d_query) prefetch<to_write>(d_query.data, size_);
+    const Maybe<T> grad_query = call_.grad_query[row_of_receiver].row(receiver, size_);
+    const Maybe<T> grad_key = call_.grad_key[row_of_receiver].row(receiver, size_);
+    const Maybe<T> grad_value = call_.grad_value[row_of_receiver].row(receiver, value_size_);
+    const Maybe<T> d_on_edge = call_.grad_query_on_edge.row(receiver, heads * call_.features);
+    const Maybe<T> grad_vector = call_.grad_vector.row(chunk, size_);
+    if (grad_query) prefetch<to_write>(grad_query.data, size_);
     if (d_on_edge) prefetch<to_write>(d_on_edge.data, heads * call_.features);
     T *raw = scalars(0), *p = scalars(1), *a = scalars(2), *slope = scalars(3);
     scores(p, raw, slope);
     incoming(receiver, a);
     score_gradients(receiver, raw, p, a, slope);  // raw -> gradient of z, p -> w
     const T *dz = raw, *w = p;
-    if (call_.d_score) write(dz, call_.d_score);
+    if (call_.grad_z) write(dz, call_.grad_z);
     if (call_.kept_weight) write(w, call_.kept_weight);
-    if (d_query) set_zero(d_query.data, size_);
-    if (d_key) set_zero(d_key.data, size_);
+    if (grad_query) set_zero(grad_query.data, size_);
+    if (grad_key) set_zero(grad_key.data, size_);
     if (d_on_edge) set_zero(d_on_edge.data, heads * call_.features);
-    if (d_value) value_of_receiver(receiver, w, d_value.data);
-    const bool of_scores = d_query || d_key || call_.d_query[part_edge] || call_.d_key[part_edge];
-    for (int64_t at = 0; at < degree_; at += kChunk) {
-      const int n = load_chunk(at, dz);
-      if (of_scores || d_vector) score_rows(d_vector.given());
-      if (d_query) accumulate(n, heads, weight_, for_query_, width, width, d_query.data);
-      if (d_key) accumulate(n, heads, weight_, for_key_, width, width, d_key.data);
-      if (d_vector) accumulate(n, heads, weight_, for_vector_, width, width, d_vector.data);
+    if (grad_value) value_of_receiver(receiver, w, grad_value.data);
+    const bool of_scores = grad_query || grad_key || call_.grad_query[row_of_edge] || call_.grad_key[row_of_edge];
+    for (int64_t at = 0; at < degree_; at += kBatch) {
+      const int n = load_batch(at, dz);
+      if (of_scores || grad_vector) score_rows(grad_vector.given());
+      if (grad_query) accumulate(n, heads, weight_, for_query_, width, width, grad_query.data);
+      if (grad_key) accumulate(n, heads, weight_, for_key_, width, width, grad_key.data);
+      if (grad_vector) accumulate(n, heads, weight_, for_vector_, width, width, grad_vector.data);
       for (int i = 0; i < n; ++i) {
-        const int64_t edge = chunk_.edge[i];
-        if (const Maybe<T> to = call_.d_query[part_edge].row(edge, size_))
+        const int64_t edge = batch_.edge[i];
+        if (const Maybe<T> to = call_.grad_query[row_of_edge].row(edge, size_))
           scale_heads(heads, weight_[i], for_query_[i], width, to.data);
-        if (const Maybe<T> to = call_.d_key[part_edge].row(edge, size_))
+        if (const Maybe<T> to = call_.grad_key[row_of_edge].row(edge, size_))
           scale_heads(heads, weight_[i], for_key_[i], width, to.data);
-        if (const Maybe<T> to = call_.d_value[part_edge].row(edge, value_size_))
+        if (const Maybe<T> to = call_.grad_value[row_of_edge].row(edge, value_size_))
           value_of_edge(receiver, w + (at + i) * heads, to.data);
       }
       if (d_on_edge) {
         edge_rows();
         accumulate(n, heads, weight_, edge_, call_.features, int64_t(0), d_on_edge.data);
       }
-      if (call_.d_edge) edge_gradients(at, w, nullptr, {});
+      if (call_.grad_edge) edge_gradients(at, w, nullptr, {});
     }
   }
 
   void backward_sender(int64_t sender) {
     begin_sender(sender);
     const int64_t heads = call_.heads, width = call_.query.width;
-    const Maybe<T> d_query = call_.d_query[part_sender].row(sender, size_);
-    const Maybe<T> d_key = call_.d_key[part_sender].row(sender, size_);
-    const Maybe<T> d_value = call_.d_value[part_sender].row(sender, value_size_);
-    if (d_query) set_zero(d_query.data, size_);
-    if (d_key) set_zero(d_key.data, size_);
-    if (d_value) set_zero(d_value.data, value_size_);
-    for (int64_t at = 0; at < degree_; at += kChunk) {
-      const int n = load_chunk(at, {});
-      ask_for(at, call_.d_score, call_.kept_weight);
-      if (d_query || d_key) {
-        for (int i = 0; i < n; ++i) weight_[i] = call_.d_score + chunk_.edge[i] * heads;
+    const Maybe<T> grad_query = call_.grad_query[row_of_sender].row(sender, size_);
+    const Maybe<T> grad_key = call_.grad_key[row_of_sender].row(sender, size_);
+    const Maybe<T> grad_value = call_.grad_value[row_of_sender].row(sender, value_size_);
+    if (grad_query) set_zero(grad_query.data, size_);
+    if (grad_key) set_zero(grad_key.data, size_);
+    if (grad_value) set_zero(grad_value.data, value_size_);
+    for (int64_t at = 0; at < degree_; at += kBatch) {
+      const int n = load_batch(at, {});
+      ask_for(at, call_.grad_z, call_.kept_weight);
+      if (grad_query || grad_key) {
+        for (int i = 0; i < n; ++i) weight_[i] = call_.grad_z + batch_.edge[i] * heads;
         score_rows(false);
-        if (d_query) accumulate(n, heads, weight_, for_query_, width, width, d_query.data);
-        if (d_key) accumulate(n, heads, weight_, for_key_, width, width, d_key.data);
+        if (grad_query) accumulate(n, heads, weight_, for_query_, width, width, grad_query.data);
+        if (grad_key) accumulate(n, heads, weight_, for_key_, width, width, grad_key.data);
       }
-      if (d_value && call_.grad_out) values_of_sender(d_value.data);
+      if (grad_value && call_.grad_out) values_of_sender(grad_value.data);
     }
   }
 
@@ -182,7 +182,7 @@ class Passes : public Node<T> {
     if (softmax && call_.grad_lse)
       for (int64_t h = 0; h < heads; ++h) mean[h] -= call_.grad_lse[receiver * heads + h];
     pattern_.repeat(mean, repeated_[0]);
-    T *d_score = scalars(8), *d_gate = scalars(9), *d_envelope = scalars(10), *d_scale = scalars(11);
+    T *grad_z = scalars(8), *grad_gate = scalars(9), *grad_envelope = scalars(10), *d_scale = scalars(11);
     Maybe<T> of_logits;
     if (call_.grad_logits) {
       of_logits = d_scale;
@@ -198,17 +198,17 @@ class Passes : public Node<T> {
       const Vector<T> ds_dz = load(slope + i);
       const auto is_clipped = ds_dz == kClipped;
       d = select<T>(is_clipped, zero, d);
-      store(d_score + i, d);
-      store(d_gate + i, ff * value * dropped);
-      store(d_envelope + i, value * centred);
+      store(grad_z + i, d);
+      store(grad_gate + i, ff * value * dropped);
+      store(grad_envelope + i, value * centred);
       store(d_scale + i, d * scale * load(raw + i));
       store(raw + i, select<T>(is_clipped, zero, d * ds_dz));
       store(p + i, ff * value * gated * load(drops + i));
     });
-    if (call_.d_bias) write(d_score, call_.d_bias);
-    if (call_.d_gate) write(d_gate, call_.d_gate);
-    if (call_.d_envelope) write(d_envelope, call_.d_envelope);
-    if (call_.d_score_scale) write(d_scale, call_.d_score_scale);
+    if (call_.grad_bias) write(grad_z, call_.grad_bias);
+    if (call_.grad_gate) write(grad_gate, call_.grad_gate);
+    if (call_.grad_envelope) write(grad_envelope, call_.grad_envelope);
+    if (call_.grad_score_scale) write(d_scale, call_.grad_score_scale);
   }
 };
 
@@ -218,9 +218,9 @@ class Passes : public Node<T> {
     Passes<T> node(call, scratch);                                                                                     \
     for (int64_t r = begin; r < end; ++r) node.forward(r);                                                             \
   }                                                                                                                    \
-  void attention_backward(const AttentionCall<T>& call, int64_t begin, int64_t end, int64_t part, T* scratch) {        \
+  void attention_backward(const AttentionCall<T>& call, int64_t begin, int64_t end, int64_t chunk, T* scratch) {       \
     Passes<T> node(call, scratch);                                                                                     \
-    for (int64_t r = begin; r < end; ++r) node.backward(r, part);                                                      \
+    for (int64_t r = begin; r < end; ++r) node.backward(r, chunk);                                                     \
     stream_fence();                                                                                                    \
   }                                                                                                                    \
   void attention_backward_senders(const AttentionCall<T>& call, int64_t begin, int64_t end, T* scratch) {              \

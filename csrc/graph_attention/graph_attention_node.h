@@ -1,4 +1,4 @@
-// What all passes over a node's edges share: the rows of its edges, chunk by chunk, scores, and numbers per edge and
+// What all passes over a node's edges share: the rows of its edges, batch by batch, scores, and numbers per edge and
 // head. For *_isa.cpp: compiled once per instruction set.
 #pragma once
 
@@ -17,7 +17,7 @@ class Node {
         streams_edges_(is_streamed(call.edges * call.features, sizeof(T))) {
     size_ = call.heads * call.query.width;
     value_size_ = call.heads * call.value.width;
-    for (T*& buffer : buffer_) buffer = take(kChunk * (size_ > value_size_ ? size_ : value_size_));
+    for (T*& buffer : buffer_) buffer = take(kBatch * (size_ > value_size_ ? size_ : value_size_));
     partial_ = take(partial_size<T>(call.heads));
     for (T*& numbers : head_) numbers = take(call.heads);
     for (T*& repeated : repeated_) repeated = take(pattern_.size());
@@ -27,7 +27,7 @@ class Node {
   // Elements of scratch that a node of this degree needs.
   static int64_t scratch(const AttentionCall<T>& call, int64_t degree) {
     const int64_t width = call.query.width > call.value.width ? call.query.width : call.value.width;
-    return kBuffers * (kChunk * call.heads * width + kAlign) + partial_size<T>(call.heads) + kAlign +
+    return kBuffers * (kBatch * call.heads * width + kAlign) + partial_size<T>(call.heads) + kAlign +
            kHeadNumbers * (call.heads + kAlign + HeadPattern<T>(call.heads).size() + kAlign) +
            kOnEdge * (call.heads * call.features + kAlign) + kScalars * (degree * call.heads + kAlign);
   }
@@ -53,7 +53,7 @@ class Node {
   // receiver's are asked for.
   void collect(int64_t receiver) {
     query_on_edge_ = collected(call_.query_on_edge, receiver, on_edge_[0]);
-    grad_on_edge_ = collected(call_.grad_on_edge, receiver, on_edge_[1]);
+    grad_out_on_edge_ = collected(call_.grad_out_on_edge, receiver, on_edge_[1]);
   }
   Maybe<const T> collected(const NodeRows<T>& rows, int64_t receiver, T* to) {
     if (!rows.data) return {};
@@ -69,45 +69,45 @@ class Node {
   T* scalars(int n) { return free_ + n * ((degree_ * call_.heads + kAlign - 1) / kAlign * kAlign); }
 
   // Edges `at` and following, with their rows of `weight` ([degree, heads]).
-  int load_chunk(int64_t at, Maybe<const T> weight) {
-    chunk_.count = static_cast<int>(degree_ - at < kChunk ? degree_ - at : kChunk);
+  int load_batch(int64_t at, Maybe<const T> weight) {
+    batch_.count = static_cast<int>(degree_ - at < kBatch ? degree_ - at : kBatch);
     // The end that all edges share need not be looked up.
-    int64_t* const same = by_receiver_ ? chunk_.receiver : chunk_.sender;
-    int64_t* const other = by_receiver_ ? chunk_.sender : chunk_.receiver;
+    int64_t* const same = by_receiver_ ? batch_.receiver : batch_.sender;
+    int64_t* const other = by_receiver_ ? batch_.sender : batch_.receiver;
     const int64_t* const others = by_receiver_ ? call_.senders : call_.receivers;
-    for (int i = 0; i < chunk_.count; ++i) {
+    for (int i = 0; i < batch_.count; ++i) {
       const int64_t edge = order_[at + i];
-      chunk_.edge[i] = edge, same[i] = node_, other[i] = others[edge];
+      batch_.edge[i] = edge, same[i] = node_, other[i] = others[edge];
       if (weight) weight_[i] = weight + (at + i) * call_.heads;
     }
-    return chunk_.count;
+    return batch_.count;
   }
 
-  // What the edges after a chunk's need, of this node or of the ones that follow: rows of features that are read for
+  // What the edges after a batch's need, of this node or of the ones that follow: rows of features that are read for
   // the first time, for head_dots to ask for; and numbers per edge and head (or null), which a sender finds anywhere.
   const T* const* later_rows(int64_t at, Maybe<const T> features) {
-    for (int i = 0; i < chunk_.count; ++i) later_[i] = features + edge_after(at + i, kAhead) * call_.features;
+    for (int i = 0; i < batch_.count; ++i) later_[i] = features + edge_after(at + i, kAhead) * call_.features;
     return later_;
   }
   template <class... Numbers>
   void ask_for(int64_t at, Numbers... numbers) {
-    for (int i = 0; i < chunk_.count; ++i) {
-      const int64_t first = edge_after(at + i, kChunk) * call_.heads;
+    for (int i = 0; i < batch_.count; ++i) {
+      const int64_t first = edge_after(at + i, kBatch) * call_.heads;
       ((numbers ? prefetch(numbers + first, call_.heads) : void()), ...);
     }
   }
 
   void edge_rows() {
-    for (int i = 0; i < chunk_.count; ++i) edge_[i] = call_.edge + chunk_.edge[i] * call_.features;
+    for (int i = 0; i < batch_.count; ++i) edge_[i] = call_.edge + batch_.edge[i] * call_.features;
   }
 
   // What dz is multiplied with for the gradients of q and of k and, if wanted, of the vector.
   void score_rows(bool of_vector) {
-    resolve(call_.query, size_, chunk_, buffer_[0], query_);
-    resolve(call_.key, size_, chunk_, buffer_[1], key_);
+    resolve(call_.query, size_, batch_, buffer_[0], query_);
+    resolve(call_.key, size_, batch_, buffer_[1], key_);
     if (call_.additive())
-      activate(call_, chunk_.count, query_, key_, of_vector ? Maybe<T>(buffer_[3]) : Maybe<T>(), Maybe<T>(buffer_[2]));
-    for (int i = 0; i < chunk_.count; ++i) {
+      activate(call_, batch_.count, query_, key_, of_vector ? Maybe<T>(buffer_[3]) : Maybe<T>(), Maybe<T>(buffer_[2]));
+    for (int i = 0; i < batch_.count; ++i) {
       for_query_[i] = call_.additive() ? buffer_[2] + i * size_ : key_[i];
       for_key_[i] = call_.additive() ? for_query_[i] : query_[i];
       for_vector_[i] = buffer_[3] + i * size_;
@@ -120,10 +120,10 @@ class Node {
     if (call_.score == score_given) {
       set_zero(raw, n);
     } else {
-      for (int64_t at = 0; at < degree_; at += kChunk) {
-        const int count = load_chunk(at, {});
-        resolve(call_.query, size_, chunk_, buffer_[0], query_);
-        resolve(call_.key, size_, chunk_, buffer_[1], key_);
+      for (int64_t at = 0; at < degree_; at += kBatch) {
+        const int count = load_batch(at, {});
+        resolve(call_.query, size_, batch_, buffer_[0], query_);
+        resolve(call_.key, size_, batch_, buffer_[1], key_);
         if (call_.additive()) {
           activate(call_, count, query_, key_, Maybe<T>(buffer_[2]), Maybe<T>());
           for (int i = 0; i < count; ++i) query_[i] = buffer_[2] + i * size_, key_[i] = call_.vector;
@@ -196,14 +196,14 @@ class Node {
   void incoming(int64_t receiver, T* a) {
     const int64_t heads = call_.heads;
     const Maybe<const T> g = call_.grad_out.row(receiver, value_size_);
-    for (int64_t at = 0; at < degree_; at += kChunk) {
-      const int n = load_chunk(at, {});
+    for (int64_t at = 0; at < degree_; at += kBatch) {
+      const int n = load_batch(at, {});
       if (g) {
-        resolve(call_.value, value_size_, chunk_, buffer_[0], value_);
+        resolve(call_.value, value_size_, batch_, buffer_[0], value_);
         for (int i = 0; i < n; ++i) query_[i] = g.data;
       }
       edge_rows();
-      head_dots(n, heads, query_, value_, g ? call_.value.width : 0, grad_on_edge_, edge_, call_.features, partial_,
+      head_dots(n, heads, query_, value_, g ? call_.value.width : 0, grad_out_on_edge_, edge_, call_.features, partial_,
                 a + at * heads);
     }
     if (!call_.grad_weights) return;
@@ -217,9 +217,9 @@ class Node {
     pattern_.pad(degree_, T(0), score);
     for (int64_t i = 0; i < degree_ * call_.heads; i += kLanes<T>) {
       const Vector<T> s = load(score + i);
-      if (slope) store(slope + i, weight_slopes<T>(call_.weight, s));
-      if (curvature) store(curvature + i, weight_curvatures<T>(call_.weight, s));
-      store(score + i, weight_values<T>(call_.weight, s));
+      if (slope) store(slope + i, weight_slopes<T>(call_.weighting, s));
+      if (curvature) store(curvature + i, weight_curvatures<T>(call_.weighting, s));
+      store(score + i, weight_values<T>(call_.weighting, s));
     }
   }
   // exp(s - lse), the softmax without its envelope.
@@ -231,7 +231,7 @@ class Node {
   }
 
   // Gradients of v, given the weight of each edge and head: its edge's part, its receiver's (the same row of grad_out
-  // for every edge) and its sender's, for the edges of the chunk.
+  // for every edge) and its sender's, for the edges of the batch.
   void value_of_edge(int64_t receiver, const T* weight, T* to) {
     if (!call_.grad_out) return set_zero(to, value_size_);
     scale_heads(call_.heads, weight, call_.grad_out + receiver * value_size_, call_.value.width, to);
@@ -244,22 +244,22 @@ class Node {
     value_of_edge(receiver, total, to);
   }
   void values_of_sender(T* to) {
-    for (int i = 0; i < chunk_.count; ++i) {
-      weight_[i] = call_.kept_weight + chunk_.edge[i] * call_.heads;
-      value_[i] = call_.grad_out + chunk_.receiver[i] * value_size_;
+    for (int i = 0; i < batch_.count; ++i) {
+      weight_[i] = call_.kept_weight + batch_.edge[i] * call_.heads;
+      value_[i] = call_.grad_out + batch_.receiver[i] * value_size_;
     }
-    accumulate(chunk_.count, call_.heads, weight_, value_, call_.value.width, call_.value.width, to);
+    accumulate(batch_.count, call_.heads, weight_, value_, call_.value.width, call_.value.width, to);
   }
 
   // dedge = dz qe (+ more more_rows) + w g_on_edge, summed over heads, for the edges from `at`, whose dz are weight_.
   void edge_gradients(int64_t at, const T* w, const T* const* more, Maybe<const T> more_rows) {
-    const T* weight[kChunk];
-    T* to[kChunk];
-    for (int i = 0; i < chunk_.count; ++i) {
+    const T* weight[kBatch];
+    T* to[kBatch];
+    for (int i = 0; i < batch_.count; ++i) {
       weight[i] = w + (at + i) * call_.heads;
-      to[i] = call_.d_edge + chunk_.edge[i] * call_.features;
+      to[i] = call_.grad_edge + batch_.edge[i] * call_.features;
     }
-    spread_all(chunk_.count, call_.heads, {{weight_, query_on_edge_}, {weight, grad_on_edge_}, {more, more_rows}},
+    spread_all(batch_.count, call_.heads, {{weight_, query_on_edge_}, {weight, grad_out_on_edge_}, {more, more_rows}},
                call_.features, streams_edges_, to);
   }
 
@@ -271,16 +271,16 @@ class Node {
   T* head_[kHeadNumbers];      // numbers per head
   T* repeated_[kHeadNumbers];  // those repeated
   T* on_edge_[kOnEdge];
-  Maybe<const T> query_on_edge_, grad_on_edge_;
+  Maybe<const T> query_on_edge_, grad_out_on_edge_;
   int64_t size_, value_size_;
   const int64_t* order_ = nullptr;
   int64_t degree_ = 0, node_ = 0;
   int64_t left_ = 0;  // edges from order_ to the end of the list
   bool by_receiver_ = true;
-  Chunk chunk_;
+  Batch batch_;
   const bool streams_edges_;
-  const T *query_[kChunk], *key_[kChunk], *value_[kChunk], *edge_[kChunk], *weight_[kChunk], *for_query_[kChunk],
-      *for_key_[kChunk], *for_vector_[kChunk], *later_[kChunk];
+  const T *query_[kBatch], *key_[kBatch], *value_[kBatch], *edge_[kBatch], *weight_[kBatch], *for_query_[kBatch],
+      *for_key_[kBatch], *for_vector_[kBatch], *later_[kBatch];
 
  private:
   int64_t edge_after(int64_t n, int64_t by) const { return order_[n + by < left_ ? n + by : left_ - 1]; }
@@ -302,12 +302,12 @@ class Node {
   using Node<T>::repeated_;         \
   using Node<T>::on_edge_;          \
   using Node<T>::query_on_edge_;    \
-  using Node<T>::grad_on_edge_;     \
+  using Node<T>::grad_out_on_edge_; \
   using Node<T>::size_;             \
   using Node<T>::value_size_;       \
   using Node<T>::order_;            \
   using Node<T>::degree_;           \
-  using Node<T>::chunk_;            \
+  using Node<T>::batch_;            \
   using Node<T>::query_;            \
   using Node<T>::key_;              \
   using Node<T>::value_;            \
@@ -322,7 +322,7 @@ class Node {
   using Node<T>::collect;           \
   using Node<T>::collected;         \
   using Node<T>::scalars;           \
-  using Node<T>::load_chunk;        \
+  using Node<T>::load_batch;        \
   using Node<T>::later_rows;        \
   using Node<T>::ask_for;           \
   using Node<T>::edge_rows;         \

@@ -8,13 +8,13 @@
 namespace hamfast::HAMFAST_ISA {
 
 // Edges of one node that are worked on together.
-constexpr int kChunk = 32;
+constexpr int kBatch = 32;
 // Rows that are added at once: the sum is loaded and stored once for all of them.
 constexpr int kTogether = 4;
 
-struct Chunk {
+struct Batch {
   int count;
-  int64_t edge[kChunk], sender[kChunk], receiver[kChunk];
+  int64_t edge[kBatch], sender[kBatch], receiver[kBatch];
 };
 
 template <class T>
@@ -29,19 +29,19 @@ inline void set_zero(T* to, int64_t n) {
   for (int64_t c = 0; c < n; ++c) to[c] = T(0);
 }
 
-// The row [heads, width] of q, k or v for every edge of a chunk: where it lies if it is one part, else a sum, in
+// The row [heads, width] of q, k or v for every edge of a batch: where it lies if it is one part, else a sum, in
 // `buffer`.
 template <class T>
-inline void resolve(const EdgeSum<T>& sum, int64_t size, const Chunk& chunk, T* buffer, const T** rows) {
-  const int64_t* index[3] = {chunk.edge, chunk.sender, chunk.receiver};
+inline void resolve(const EdgeSum<T>& sum, int64_t size, const Batch& batch, T* buffer, const T** rows) {
+  const int64_t* index[3] = {batch.edge, batch.sender, batch.receiver};
   int parts = 0, last = 0;
   for (int p = 0; p < 3; ++p)
     if (sum.part[p]) ++parts, last = p;
   if (parts == 1 || size == 0) {
-    for (int i = 0; i < chunk.count; ++i) rows[i] = parts ? sum.part[last] + index[last][i] * size : buffer;
+    for (int i = 0; i < batch.count; ++i) rows[i] = parts ? sum.part[last] + index[last][i] * size : buffer;
     return;
   }
-  for (int i = 0; i < chunk.count; ++i) {
+  for (int i = 0; i < batch.count; ++i) {
     T* row = buffer + i * size;
     set_zero(row, size);
     for (int p = 0; p < 3; ++p)
@@ -51,7 +51,7 @@ inline void resolve(const EdgeSum<T>& sum, int64_t size, const Chunk& chunk, T* 
 }
 
 template <class T, int vectors>
-inline Vector<T> add_dot(const T* a, const T* b, int64_t n, Vector<T> sum) {
+inline Vector<T> tangent_add(const T* a, const T* b, int64_t n, Vector<T> sum) {
   if constexpr (vectors > 0) {
     for (int i = 0; i < vectors; ++i) sum += load(a + i * kLanes<T>) * load(b + i * kLanes<T>);
   } else {
@@ -81,7 +81,7 @@ inline void partial_dots(int64_t heads, const T* const* a_rows, const T* const* 
           for (int j = 0; j < n; ++j) sum[j] += common * load(b[j] + h * width + i * kLanes<T>);
         }
       } else {
-        for (int j = 0; j < n; ++j) sum[j] = add_dot<T, wide>(a[j] + h * width, b[j] + h * width, width, sum[j]);
+        for (int j = 0; j < n; ++j) sum[j] = tangent_add<T, wide>(a[j] + h * width, b[j] + h * width, width, sum[j]);
       }
     }
     if constexpr (featured > 0) {
@@ -90,7 +90,7 @@ inline void partial_dots(int64_t heads, const T* const* a_rows, const T* const* 
         for (int j = 0; j < n; ++j) sum[j] += common * shared[j][i];
       }
     } else if (node) {
-      for (int j = 0; j < n; ++j) sum[j] = add_dot<T, 0>(node + h * features, edge[j], features, sum[j]);
+      for (int j = 0; j < n; ++j) sum[j] = tangent_add<T, 0>(node + h * features, edge[j], features, sum[j]);
     }
   };
   const int64_t pairs = (heads + 1) / 2;
@@ -275,49 +275,49 @@ inline void spread_all(int count, int64_t heads, const SpreadTerm<T> (&terms)[kS
 
 // The activation of additive scores, and its derivative.
 template <class T>
-inline Vector<T> score_activation(int64_t kind, T slope, Vector<T> x) {
-  if (kind == act_leaky_relu) return select<T>(x > T(0), x, slope * x);
+inline Vector<T> score_activation(int64_t activation, T slope, Vector<T> x) {
+  if (activation == act_leaky_relu) return select<T>(x > T(0), x, slope * x);
   const Vector<T> y = sigmoid_of<T>(x);
-  if (kind == act_silu) return x * y;
+  if (activation == act_silu) return x * y;
   // Equiformer's smooth leaky ReLU: (1 + a) / 2 x + (1 - a) / 2 x (2 sigmoid(x) - 1)
   return x * (slope + (T(1) - slope) * y);
 }
 template <class T>
-inline Vector<T> score_activation_slope(int64_t kind, T slope, Vector<T> x) {
+inline Vector<T> score_activation_slope(int64_t activation, T slope, Vector<T> x) {
   const Vector<T> zero{};
-  if (kind == act_leaky_relu) return select<T>(x > T(0), zero + T(1), zero + slope);
+  if (activation == act_leaky_relu) return select<T>(x > T(0), zero + T(1), zero + slope);
   const Vector<T> silu_slope = silu_slope_of<T>(x);
-  if (kind == act_silu) return silu_slope;
+  if (activation == act_silu) return silu_slope;
   return slope + (T(1) - slope) * silu_slope;
 }
 template <class T>
-inline Vector<T> score_activation_curvature(int64_t kind, T slope, Vector<T> x) {
-  if (kind == act_leaky_relu) return Vector<T>{};
-  return kind == act_silu ? silu_curvature_of<T>(x) : (T(1) - slope) * silu_curvature_of<T>(x);
+inline Vector<T> score_activation_curvature(int64_t activation, T slope, Vector<T> x) {
+  if (activation == act_leaky_relu) return Vector<T>{};
+  return activation == act_silu ? silu_curvature_of<T>(x) : (T(1) - slope) * silu_curvature_of<T>(x);
 }
 
 // The activations of weights, and their derivatives.
 template <class T>
-inline Vector<T> weight_values(int64_t kind, Vector<T> s) {
-  if (kind == weight_silu) return s * sigmoid_of<T>(s);
-  if (kind == weight_sigmoid) return sigmoid_of<T>(s);
-  if (kind == weight_softplus)
-    for (int i = 0; i < kLanes<T>; ++i) s[i] = weight_value(kind, s[i]);
+inline Vector<T> weight_values(int64_t weighting, Vector<T> s) {
+  if (weighting == weight_silu) return s * sigmoid_of<T>(s);
+  if (weighting == weight_sigmoid) return sigmoid_of<T>(s);
+  if (weighting == weight_softplus)
+    for (int i = 0; i < kLanes<T>; ++i) s[i] = weight_value(weighting, s[i]);
   return s;
 }
 template <class T>
-inline Vector<T> weight_slopes(int64_t kind, Vector<T> s) {
-  if (kind == weight_identity) return Vector<T>{} + T(1);
-  if (kind == weight_silu) return silu_slope_of<T>(s);
+inline Vector<T> weight_slopes(int64_t weighting, Vector<T> s) {
+  if (weighting == weight_identity) return Vector<T>{} + T(1);
+  if (weighting == weight_silu) return silu_slope_of<T>(s);
   const Vector<T> y = sigmoid_of<T>(s);
-  return kind == weight_sigmoid ? y * (T(1) - y) : y;
+  return weighting == weight_sigmoid ? y * (T(1) - y) : y;
 }
 template <class T>
-inline Vector<T> weight_curvatures(int64_t kind, Vector<T> s) {
-  if (kind == weight_identity) return Vector<T>{};
-  if (kind == weight_silu) return silu_curvature_of<T>(s);
+inline Vector<T> weight_curvatures(int64_t weighting, Vector<T> s) {
+  if (weighting == weight_identity) return Vector<T>{};
+  if (weighting == weight_silu) return silu_curvature_of<T>(s);
   const Vector<T> y = sigmoid_of<T>(s), bell = y * (T(1) - y);
-  return kind == weight_sigmoid ? bell * (T(1) - T(2) * y) : bell;
+  return weighting == weight_sigmoid ? bell * (T(1) - T(2) * y) : bell;
 }
 
 // value_i = act(q_i + k_i) and slope_i = vector act'(q_i + k_i), into buffers; either may be absent.
@@ -339,18 +339,18 @@ inline void activate(const AttentionCall<T>& call, int count, const T* const* q,
 // Their change along directions q', k' and vector': act' (q' + k') and vector' act' + vector act'' (q' + k').
 template <class T>
 inline void activate_along(const AttentionCall<T>& call, int count, const T* const* q, const T* const* k,
-                           const T* const* q_dot, const T* const* k_dot, T* value, T* slope) {
+                           const T* const* tangent_q, const T* const* tangent_k, T* value, T* slope) {
   const int64_t size = call.heads * call.query.width;
   for (int i = 0; i < count; ++i)
     for (int64_t c = 0; c < size; c += kLanes<T>) {
       const int64_t n = size - c;
       const Vector<T> z = load_first(q[i] + c, n) + load_first(k[i] + c, n);
-      const Vector<T> z_dot = load_first(q_dot[i] + c, n) + load_first(k_dot[i] + c, n);
+      const Vector<T> tangent_z = load_first(tangent_q[i] + c, n) + load_first(tangent_k[i] + c, n);
       const Vector<T> first = score_activation_slope(call.activation, call.slope, z);
       Vector<T> change =
-          load_first(call.vector + c, n) * score_activation_curvature(call.activation, call.slope, z) * z_dot;
-      if (call.vector_dot) change += load_first(call.vector_dot + c, n) * first;
-      store_first(value + i * size + c, first * z_dot, n);
+          load_first(call.vector + c, n) * score_activation_curvature(call.activation, call.slope, z) * tangent_z;
+      if (call.tangent_vector) change += load_first(call.tangent_vector + c, n) * first;
+      store_first(value + i * size + c, first * tangent_z, n);
       store_first(slope + i * size + c, change, n);
     }
 }

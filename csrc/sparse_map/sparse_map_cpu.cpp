@@ -19,5 +19,5 @@ struct SparseMapOnCpu : OnCpu {
 }  // namespace hamfast
 
 STABLE_TORCH_LIBRARY_IMPL(hamfast, CPU, m) {
-  m.impl("sparse_map", TORCH_BOX(&hamfast::SparseMapOp<hamfast::SparseMapOnCpu>::run));
+  m.impl("sparse_map", TORCH_BOX(&hamfast::sparse_map_boxed<hamfast::SparseMapOp<hamfast::SparseMapOnCpu>::run>));
 }

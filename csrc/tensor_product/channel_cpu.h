@@ -4,7 +4,7 @@
 #include "common/host_pool.h"
 #include "common/scratch.h"
 #include "common/streamed.h"
-#include "tensor_product/channel_kernel_isa.h"
+#include "tensor_product/channel_isa.h"
 #include "tensor_product/tensor_product_call.h"
 
 namespace hamfast {
@@ -13,9 +13,9 @@ using torch::stable::parallel_for;
 
 // out[i] += sum_p in[p * n + i], in the order of p.
 template <class T>
-void add_rows_in_order(const T* in, int64_t parts, int64_t n, T* out) {
+void add_rows_in_order(const T* in, int64_t chunks, int64_t n, T* out) {
   parallel_for(0, n, 16384, [&](int64_t begin, int64_t end) {
-    for (int64_t p = 0; p < parts; ++p)
+    for (int64_t p = 0; p < chunks; ++p)
       for (int64_t i = begin; i < end; ++i) out[i] += in[p * n + i];
   });
 }
@@ -27,33 +27,32 @@ class ChannelRun {
 
   ChannelCall<T> call{};
 
-  explicit ChannelRun(const TensorProductArguments& args) : args_(args) {
-    call.tasks = reinterpret_cast<const ChannelTask*>(args.tasks.const_data_ptr<int64_t>());
-    call.num_tasks = args.tasks.size(0);
-    call.x_blocks = reinterpret_cast<const ChannelBlock*>(args.x_blocks.const_data_ptr<int64_t>());
-    call.num_x_blocks = args.x_blocks.size(0);
-    call.g_blocks = reinterpret_cast<const ChannelBlock*>(args.g_blocks.const_data_ptr<int64_t>());
-    call.num_g_blocks = args.g_blocks.size(0);
-    call.entries = reinterpret_cast<const CouplingEntry*>(args.entries.const_data_ptr<int64_t>());
-    call.coupling = args.coupling.const_data_ptr<T>();
-    call.x_dim = args.dims[0], call.y_dim = args.dims[1], call.w_dim = args.dims[2], call.g_dim = args.dims[3];
-    call.x_padded = args.dims[5], call.g_padded = args.dims[6], call.max_coupling = args.dims[7];
-    call.covers_weights = args.dims[8] != 0;
+  explicit ChannelRun(const ProductArguments& args) : args_(args) {
+    const ProductTables& tables = args.tables;
+    const ProductDims& dims = args.dims;
+    call.tasks = rows_of<ChannelTask>(tables.tasks), call.num_tasks = tables.tasks.size(0);
+    call.x_blocks = rows_of<ChannelBlock>(tables.x_blocks), call.num_x_blocks = tables.x_blocks.size(0);
+    call.g_blocks = rows_of<ChannelBlock>(tables.g_blocks), call.num_g_blocks = tables.g_blocks.size(0);
+    call.entries = rows_of<CouplingEntry>(tables.entries);
+    call.coupling = tables.coupling.const_data_ptr<T>();
+    call.x_dim = dims.x, call.y_dim = dims.y, call.w_dim = dims.w, call.g_dim = dims.g;
+    call.x_padded = dims.x_padded, call.g_padded = dims.g_padded, call.max_coupling = dims.max_coupling;
+    call.covers_weights = dims.covers_weights != 0;
     call.storage = storage_of(args.any_operand());
-    call.x_layout = static_cast<Layout>(args.x_layout);
-    call.g_layout = static_cast<Layout>(args.g_layout);
+    call.x_layout = args.x_layout, call.g_layout = args.g_layout;
     call.x_rows = args.rows(slot_x), call.g_rows = args.rows(slot_g);
     call.shared_weights = args.shared_weights;
-    call.derivative = args.has_directions();
+    call.derivative = args.has_tangents();
     call.w_begin = -1;
-    for (int n = 0; n < 2; ++n)
-      for (int a = 0; a < 4; ++a)
-        set_rows(n == 0 ? args.operand[a] : args.direction[a], a, n == 0 ? call.operand[a] : call.direction[a]);
+    for (int slot = 0; slot < 4; ++slot) {
+      set_rows(args.operands[slot], slot, call.operands[slot]);
+      set_rows(args.tangents[slot], slot, call.tangents[slot]);
+    }
   }
 
   // An output that this call will write.
   Tensor new_output(int slot) {
-    const int64_t rows = args_.rows(slot), width = args_.dims[slot];
+    const int64_t rows = args_.rows(slot), width = args_.dim(slot);
     Tensor out = pooled_empty({rows, width}, args_.any_operand().scalar_type());
     call.out[slot] = out.mutable_data_ptr();
     call.stream[slot] = is_streamed(rows * width, sizeof(T));
@@ -65,11 +64,11 @@ class ChannelRun {
     return kept_.back().template mutable_data_ptr<T>();
   }
 
-  void by_receiver() { set_order(args_.receiver_order, args_.receiver_ptr); }
-  void by_sender() { set_order(args_.sender_order, args_.sender_ptr); }
+  void by_receiver() { set_order(args_.graph.receiver_order, args_.graph.receiver_ptr); }
+  void by_sender() { set_order(args_.graph.sender_order, args_.graph.sender_ptr); }
   int64_t num_rows() const { return rows_; }
   int64_t edges_before(int64_t row) const { return call.ptr ? call.ptr[row] : row; }
-  int64_t edge_at(int64_t place) const { return call.order ? call.order[place] : place; }
+  int64_t edge_at(int64_t n) const { return call.order ? call.order[n] : n; }
 
   void forward(int64_t first, int64_t last) const {
     parallel_for(first, last, call.ptr ? 1 : 8, [&](int64_t begin, int64_t end) {
@@ -78,13 +77,13 @@ class ChannelRun {
     });
   }
 
-  // In `parts` parts; with shared weights, part p writes its sum of their gradients to row p.
-  void backward(int64_t first, int64_t last, int64_t parts) const {
+  // In chunks of the rows; with shared weights, chunk n writes its sum of their gradients to row n.
+  void backward(int64_t first, int64_t last, int64_t chunks) const {
     const int64_t rows = last - first;
-    parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
       Scratch<T> scratch(channel_scratch(call));
-      for (int64_t p = begin; p < end; ++p)
-        HAMFAST_ISA_CALL(channel_backward, call, first + rows * p / parts, first + rows * (p + 1) / parts, p,
+      for (int64_t n = begin; n < end; ++n)
+        HAMFAST_ISA_CALL(channel_backward, call, first + rows * n / chunks, first + rows * (n + 1) / chunks, n,
                          scratch.data());
     });
   }
@@ -99,9 +98,9 @@ class ChannelRun {
   void set_rows(const std::optional<Tensor>& tensor, int slot, Rows& rows) {
     if (!tensor.has_value()) return;
     rows.data = tensor->const_data_ptr();
-    rows.dim = slot == slot_w && args_.shared_weights ? 0 : args_.dims[slot];
+    rows.dim = slot == slot_w && args_.shared_weights ? 0 : args_.dim(slot);
     if (slot != slot_x && slot != slot_g) return;
-    rows.index = maybe_data<int64_t>(slot == slot_x ? args_.senders : args_.receivers);
+    rows.index = maybe_data<int64_t>(slot == slot_x ? args_.graph.senders : args_.graph.receivers);
     if (!rows.index) return;
     // Nodes have many edges: their rows are brought into padded blocks once.
     const int64_t count = tensor->size(0);
@@ -113,7 +112,7 @@ class ChannelRun {
     rows.prepared = prepared;
   }
 
-  const TensorProductArguments& args_;
+  const ProductArguments& args_;
   int64_t rows_ = 0;
   std::vector<Tensor> kept_;  // what the call points to
 };

@@ -1,5 +1,6 @@
 #include "tensor_product/channel_jit.h"
 
+#include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -8,13 +9,12 @@
 namespace hamfast {
 namespace {
 
-auto tie(const ChannelKey& k) {
-  const ChannelCallKind& c = k.kind;
-  return std::make_tuple(k.plan, k.capability, c.forward, c.operands, c.directions, c.wanted, int(c.storage),
-                         int(c.x_layout), int(c.g_layout), c.shared_weights, c.hidden, c.passes);
-}
 struct Before {
-  bool operator()(const ChannelKey& a, const ChannelKey& b) const { return tie(a) < tie(b); }
+  bool operator()(const ChannelKey& a, const ChannelKey& b) const {
+    const auto numbers = std::make_tuple(a.plan, a.capability), others = std::make_tuple(b.plan, b.capability);
+    if (numbers != others) return numbers < others;
+    return std::memcmp(&a.variant, &b.variant, sizeof(ChannelVariant)) < 0;
+  }
 };
 
 }  // namespace
@@ -25,7 +25,7 @@ const ChannelJit& channel_kernel(const ChannelKey& key, ChannelTables (*tables)(
   const std::lock_guard<std::mutex> lock(mutex);
   std::unique_ptr<ChannelJit>& found = kernels[key];
   if (!found) {
-    const ChannelSource source = channel_source(tables(context), key.kind);
+    const ChannelSource source = channel_source(tables(context), key.variant);
     auto made = std::make_unique<ChannelJit>(ChannelJit{{}, source.units, source.shared_bytes});
     if (source.shared_bytes <= kMostShared)
       made->kernel.emplace(compile_channel(source.header, key.capability), kChannelKernel);

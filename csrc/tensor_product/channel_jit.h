@@ -1,4 +1,4 @@
-// The channel-wise kernel of one plan and kind of call, compiled at run time. No CUDA header: csrc/common/jit.h.
+// The channel-wise kernel of one plan and variant, compiled at run time. No CUDA header: csrc/common/jit.h.
 #pragma once
 
 #include <optional>
@@ -26,7 +26,7 @@ struct ChannelJit {
 struct ChannelKey {
   int64_t plan;
   int capability;
-  ChannelCallKind kind;
+  ChannelVariant variant;
 };
 
 // Compiled when first asked for, then kept; `tables` is called only then. Throws jit::Error. Threads may call it.

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "tensor_product/channel_kernel.h"
+#include "tensor_product/channel_call.h"
 
 namespace hamfast {
 
@@ -15,18 +15,7 @@ struct ChannelTables {
   std::vector<ChannelBlock> x_blocks, g_blocks;
   std::vector<CouplingEntry> entries;
   std::vector<double> coupling;
-  int64_t x_dim, y_dim, w_dim, g_dim;
-};
-
-// What else a kernel is compiled for: sets of x, y, w, g as bits.
-struct ChannelCallKind {
-  bool forward;  // dF/dg; else dF/d(x, y, w), those `wanted`
-  int operands, directions, wanted;
-  Storage storage;
-  Layout x_layout, g_layout;
-  bool shared_weights;
-  int hidden = 0;  // numbers per edge that the kernel makes the weights from; 0: it reads them
-  int passes = 3;  // of the tensor cores: see kernels/tensor_core.cuh
+  ProductDims dims;
 };
 
 struct ChannelSource {
@@ -35,6 +24,6 @@ struct ChannelSource {
   int64_t shared_bytes;  // of a block's memory
 };
 
-ChannelSource channel_source(const ChannelTables& tables, const ChannelCallKind& kind);
+ChannelSource channel_source(const ChannelTables& tables, const ChannelVariant& variant);
 
 }  // namespace hamfast

@@ -9,22 +9,26 @@
 namespace hamfast {
 
 template <class Row>
-std::vector<Row> rows_of(const Tensor& table) {
-  const Row* first = reinterpret_cast<const Row*>(table.const_data_ptr<int64_t>());
+std::vector<Row> vector_of(const Tensor& table) {
+  const Row* first = rows_of<Row>(table);
   return {first, first + table.size(0)};
 }
 
 ChannelTables channel_tables(const Tensor& tasks, const Tensor& x_blocks, const Tensor& g_blocks, const Tensor& entries,
-                             const Tensor& coupling, const std::vector<int64_t>& dims) {
-  ChannelTables tables{rows_of<ChannelTask>(tasks),
-                       rows_of<ChannelBlock>(x_blocks),
-                       rows_of<ChannelBlock>(g_blocks),
-                       rows_of<CouplingEntry>(entries),
+                             const Tensor& coupling, const ProductDims& dims) {
+  ChannelTables tables{vector_of<ChannelTask>(tasks),
+                       vector_of<ChannelBlock>(x_blocks),
+                       vector_of<ChannelBlock>(g_blocks),
+                       vector_of<CouplingEntry>(entries),
                        {},
-                       dims[0],
-                       dims[1],
-                       dims[2],
-                       dims[3]};
+                       dims};
+  for (const ChannelTask& task : tables.tasks) {
+    const bool inside =
+        task.x_block >= 0 && task.x_block < x_blocks.size(0) && task.g_block >= 0 && task.g_block < g_blocks.size(0);
+    STD_TORCH_CHECK(inside && task.d1 == tables.x_blocks[task.x_block].d && task.d3 == tables.g_blocks[task.g_block].d,
+                    "tensor_product: expected tasks that name a block of x and of g with as many components, found ",
+                    task.x_block, " and ", task.g_block);
+  }
   dispatch_real(coupling.scalar_type(), "tensor_product", [&](auto zero) {
     const auto* values = coupling.const_data_ptr<decltype(zero)>();
     tables.coupling.assign(values, values + coupling.numel());
@@ -32,29 +36,14 @@ ChannelTables channel_tables(const Tensor& tasks, const Tensor& x_blocks, const 
   return tables;
 }
 
-ChannelCallKind channel_call_kind(const std::vector<int64_t>& kind) {
-  return {kind[0] != 0,
-          static_cast<int>(kind[1]),
-          static_cast<int>(kind[2]),
-          static_cast<int>(kind[3]),
-          static_cast<Storage>(kind[4]),
-          static_cast<Layout>(kind[5]),
-          static_cast<Layout>(kind[6]),
-          kind[7] != 0,
-          static_cast<int>(kind[8]),
-          static_cast<int>(kind[9])};
-}
-
-std::tuple<Tensor, Tensor> channel_kernel_source(Tensor tasks, Tensor x_blocks, Tensor g_blocks, Tensor entries,
-                                                 Tensor coupling, std::vector<int64_t> dims,
-                                                 std::vector<int64_t> kind) {
-  STD_TORCH_CHECK(kind.size() == 10, "channel_kernel_source: kind: expected 10 numbers, found ", kind.size());
-  const ChannelSource made =
-      channel_source(channel_tables(tasks, x_blocks, g_blocks, entries, coupling, dims), channel_call_kind(kind));
-  Tensor text =
-      torch::stable::new_empty(tasks, {static_cast<int64_t>(made.header.size())}, torch::headeronly::ScalarType::Byte);
+std::tuple<Tensor, Tensor> channel_kernel_source(const ChannelKernelSourceArguments& args) {
+  const ChannelTables tables = channel_tables(args.tasks, args.x_blocks, args.g_blocks, args.entries, args.coupling,
+                                              row_of<ProductDims>(args.dims, "dims"));
+  const ChannelSource made = channel_source(tables, row_of<ChannelVariant>(args.variant, "variant"));
+  Tensor text = torch::stable::new_empty(args.tasks, {static_cast<int64_t>(made.header.size())},
+                                         torch::headeronly::ScalarType::Byte);
   std::memcpy(text.mutable_data_ptr(), made.header.data(), made.header.size());
-  Tensor sizes = torch::stable::new_empty(tasks, {2});
+  Tensor sizes = torch::stable::new_empty(args.tasks, {2});
   sizes.mutable_data_ptr<int64_t>()[0] = made.units;
   sizes.mutable_data_ptr<int64_t>()[1] = made.shared_bytes;
   return {text, sizes};
@@ -63,5 +52,5 @@ std::tuple<Tensor, Tensor> channel_kernel_source(Tensor tasks, Tensor x_blocks, 
 }  // namespace hamfast
 
 STABLE_TORCH_LIBRARY_IMPL(hamfast, CPU, m) {
-  m.impl("channel_kernel_source", TORCH_BOX(&hamfast::channel_kernel_source));
+  m.impl("channel_kernel_source", TORCH_BOX(&hamfast::channel_kernel_source_boxed<hamfast::channel_kernel_source>));
 }

@@ -1,5 +1,5 @@
-// The channel-wise product with weights w[e] = h[e] W, made for a block of rows at a time: a matrix product whose
-// result is used while it is in the cache, and never stored for all edges. A bias is a column of ones in h.
+// The channel-wise product with weights w[e] = hidden[e] W, made for a block of rows at a time: a matrix product whose
+// result is used while it is in the cache, and never stored for all edges. A bias is a column of ones in hidden.
 #include <torch/csrc/stable/library.h>
 
 #include "common/matmul.h"
@@ -10,9 +10,9 @@ namespace hamfast {
 // Edges per block: enough for a matrix product to run at full speed, few enough to stay in the cache.
 constexpr int64_t kBlockEdges = 1024;
 
-struct RadialArguments {
-  TensorProductArguments product;
-  Tensor h, matrix;  // [edges, k], [k, weights]
+struct RadialCall {
+  ProductArguments product;
+  Tensor hidden, matrix;  // [edges, k], [k, weights]
 };
 
 struct RowBlock {
@@ -48,7 +48,7 @@ class BlockMatrix {
   Tensor all_;
 };
 
-// Rows of h for a block's edges; or, the other way round, from a block's edges to all.
+// Rows of hidden for a block's edges; or, the other way round, from a block's edges to all.
 template <class T>
 void gather(const ChannelRun<T>& run, const RowBlock& block, const T* all, int64_t width, T* rows) {
   for (int64_t n = 0; n < block.count; ++n) {
@@ -65,18 +65,18 @@ void spread(const ChannelRun<T>& run, const RowBlock& block, const T* rows, int6
 }
 
 template <class T>
-Tensor radial_forward(RadialArguments& args) {
+Tensor radial_forward(RadialCall& args) {
   ChannelRun<T> run(args.product);
   Tensor out = run.new_output(slot_g);
   run.by_receiver();
   const std::vector<RowBlock> blocks = blocks_of(run);
-  const int64_t width = args.h.size(1);
+  const int64_t width = args.hidden.size(1);
   BlockMatrix all_rows(blocks, width, run.kCompute), all_weights(blocks, args.matrix.size(1), run.kCompute);
-  Rows& weights = run.call.operand[slot_w];
-  weights.dim = args.product.dims[slot_w];
+  Rows& weights = run.call.operands[slot_w];
+  weights.dim = args.product.dims.w;
   for (const RowBlock& block : blocks) {
     Tensor rows = all_rows.rows(block.count), w = all_weights.rows(block.count);
-    gather(run, block, args.h.const_data_ptr<T>(), width, rows.mutable_data_ptr<T>());
+    gather(run, block, args.hidden.const_data_ptr<T>(), width, rows.mutable_data_ptr<T>());
     multiply_into(rows, args.matrix, w);
     weights.data = w.const_data_ptr();
     run.call.w_begin = block.begin;
@@ -86,26 +86,26 @@ Tensor radial_forward(RadialArguments& args) {
 }
 
 template <class T>
-std::vector<Tensor> radial_backward(RadialArguments& args) {
+std::vector<Tensor> radial_backward(RadialCall& args) {
   ChannelRun<T> run(args.product);
-  const int64_t width = args.h.size(1), numel = args.matrix.numel();
+  const int64_t width = args.hidden.size(1), numel = args.matrix.numel();
   std::vector<Tensor> out{run.new_output(slot_x), run.new_output(slot_y),
-                          pooled_empty({args.h.size(0), width}, run.kCompute),
+                          pooled_empty({args.hidden.size(0), width}, run.kCompute),
                           torch::stable::new_zeros(args.matrix, {width, args.matrix.size(1)})};
   run.by_sender();
   const std::vector<RowBlock> blocks = blocks_of(run);
   const int64_t columns = args.matrix.size(1);
   BlockMatrix all_rows(blocks, width, run.kCompute), all_grad_rows(blocks, width, run.kCompute);
   BlockMatrix all_weights(blocks, columns, run.kCompute), all_grad_weights(blocks, columns, run.kCompute);
-  const Tensor part = pooled_empty({width, columns}, run.kCompute);
+  const Tensor partial = pooled_empty({width, columns}, run.kCompute);
   const Tensor transposed = torch::stable::transpose(args.matrix, 0, 1);
-  Rows& weights = run.call.operand[slot_w];
-  weights.dim = args.product.dims[slot_w];
+  Rows& weights = run.call.operands[slot_w];
+  weights.dim = args.product.dims.w;
   T* grad_matrix = out[3].template mutable_data_ptr<T>();
   for (const RowBlock& block : blocks) {
     Tensor rows = all_rows.rows(block.count), w = all_weights.rows(block.count);
     Tensor grad_rows = all_grad_rows.rows(block.count), grad_w = all_grad_weights.rows(block.count);
-    gather(run, block, args.h.const_data_ptr<T>(), width, rows.mutable_data_ptr<T>());
+    gather(run, block, args.hidden.const_data_ptr<T>(), width, rows.mutable_data_ptr<T>());
     multiply_into(rows, args.matrix, w);
     weights.data = w.const_data_ptr();
     run.call.out[slot_w] = grad_w.mutable_data_ptr();
@@ -114,34 +114,20 @@ std::vector<Tensor> radial_backward(RadialArguments& args) {
     run.backward(block.first, block.last, count < 32 ? count : 32);
     multiply_into(grad_w, transposed, grad_rows);
     spread(run, block, grad_rows.const_data_ptr<T>(), width, out[2].template mutable_data_ptr<T>());
-    multiply_into(torch::stable::transpose(rows, 0, 1), grad_w, part);
-    const T* summand = part.const_data_ptr<T>();
+    multiply_into(torch::stable::transpose(rows, 0, 1), grad_w, partial);
+    const T* summand = partial.const_data_ptr<T>();
     for (int64_t i = 0; i < numel; ++i) grad_matrix[i] += summand[i];
   }
   return out;
 }
 
-// g absent: the product. Else the gradients in x, y, h and the matrix.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> radial_tensor_product(Tensor x, Tensor y, Tensor h, Tensor matrix,
-                                                                         std::optional<Tensor> g,
-                                                                         HAMFAST_PLAN_AND_GRAPH, int64_t x_layout,
-                                                                         int64_t g_layout, std::vector<int64_t> dims) {
-  const int64_t wanted = g.has_value() ? 1 << slot_x | 1 << slot_y | 1 << slot_w : 1 << slot_g;
-  RadialArguments args{{{x, y, std::nullopt, g},
-                        {},
-                        HAMFAST_PLAN_AND_GRAPH_ARGUMENTS,
-                        wanted,
-                        h.size(0),
-                        false,
-                        x_layout,
-                        g_layout,
-                        dims},
-                       torch::stable::contiguous(h),
-                       torch::stable::contiguous(matrix)};
-  args.product.make_contiguous();
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> radial_tensor_product(const RadialTensorProductArguments& given) {
+  RadialCall args{ProductArguments(given, std::nullopt), torch::stable::contiguous(given.operands.hidden),
+                  torch::stable::contiguous(given.operands.matrix)};
+  const Tensor& x = given.operands.x;
   const Tensor none = torch::stable::new_empty(x, {0});
   const bool is_double = x.scalar_type() == ScalarType::Double;
-  if (!g.has_value())
+  if (!given.operands.g.has_value())
     return {is_double ? radial_forward<double>(args) : radial_forward<float>(args), none, none, none, none};
   std::vector<Tensor> out = is_double ? radial_backward<double>(args) : radial_backward<float>(args);
   return {none, out[0], out[1], out[2], out[3]};
@@ -150,5 +136,5 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> radial_tensor_product(Tensor 
 }  // namespace hamfast
 
 STABLE_TORCH_LIBRARY_IMPL(hamfast, CPU, m) {
-  m.impl("radial_tensor_product", TORCH_BOX(&hamfast::radial_tensor_product));
+  m.impl("radial_tensor_product", TORCH_BOX(&hamfast::radial_tensor_product_boxed<hamfast::radial_tensor_product>));
 }

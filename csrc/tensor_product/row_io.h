@@ -3,7 +3,7 @@
 
 #include "common.cuh"
 #include "common/simd.h"
-#include "tensor_product/channel_kernel.h"
+#include "tensor_product/channel_call.h"
 
 namespace hamfast::HAMFAST_ISA {
 

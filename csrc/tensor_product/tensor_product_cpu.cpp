@@ -1,37 +1,36 @@
 #include <torch/csrc/stable/library.h>
 
 #include "tensor_product/channel_cpu.h"
-#include "tensor_product/path_kernel_isa.h"
+#include "tensor_product/general_isa.h"
 
 namespace hamfast {
 
-constexpr int64_t kMostParts = 64;
+constexpr int64_t kMostChunks = 64;
 
 struct TensorProductOnCpu {
   using Guard = NoGuard;
-  static constexpr bool kChannels = true;
 
   template <class T>
-  static void paths(const TensorProductCall<T>& call, int64_t rows, const Tensor&) {
+  static void general(const GeneralCall<T>& call, int64_t rows, const Tensor&) {
     parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
       Scratch<T> scratch(call.scratch_size);
-      HAMFAST_ISA_CALL(tensor_product_rows, call, begin, end, scratch.data());
+      HAMFAST_ISA_CALL(general_rows, call, begin, end, scratch.data());
     });
   }
 
   template <class T>
-  static void add_rows(const T* in, int64_t parts, int64_t n, T* out, int32_t) {
-    add_rows_in_order(in, parts, n, out);
+  static void add_rows(const T* in, int64_t chunks, int64_t n, T* out, int32_t) {
+    add_rows_in_order(in, chunks, n, out);
   }
 
-  static std::vector<Tensor> channels(const TensorProductArguments& args) {
-    if (args.any_operand().scalar_type() == ScalarType::Double) return channels_in<double>(args);
-    return channels_in<float>(args);
+  static std::vector<Tensor> channel(const ProductArguments& args) {
+    if (args.any_operand().scalar_type() == ScalarType::Double) return channel_in<double>(args);
+    return channel_in<float>(args);
   }
 
  private:
   template <class T>
-  static std::vector<Tensor> channels_in(const TensorProductArguments& args) {
+  static std::vector<Tensor> channel_in(const ProductArguments& args) {
     const Tensor& like = args.any_operand();
     ChannelRun<T> run(args);
     std::vector<Tensor> out;
@@ -39,7 +38,7 @@ struct TensorProductOnCpu {
       if (!args.wants(slot))
         out.push_back(torch::stable::new_empty(like, {0}));
       else if (args.reduces_all(slot))
-        out.push_back(torch::stable::new_zeros(like, {args.dims[slot]}, run.kCompute));
+        out.push_back(torch::stable::new_zeros(like, {args.dim(slot)}, run.kCompute));
       else
         out.push_back(run.new_output(slot));
     }
@@ -49,15 +48,15 @@ struct TensorProductOnCpu {
     }
     if (!args.wants(slot_x) && !args.wants(slot_y) && !args.wants(slot_w)) return out;
     run.by_sender();
-    const int64_t parts = TensorProductArguments::parts_of(run.num_rows(), kMostParts);
+    const int64_t chunks = ProductArguments::chunks_of(run.num_rows(), kMostChunks);
     if (!args.wants(slot_w) || !args.shared_weights) {
-      run.backward(0, run.num_rows(), parts);
+      run.backward(0, run.num_rows(), chunks);
       return out;
     }
-    T* partial = run.new_compute(parts, args.dims[slot_w]);
+    T* partial = run.new_compute(chunks, args.dims.w);
     run.call.out[slot_w] = partial;
-    run.backward(0, run.num_rows(), parts);
-    add_rows_in_order(partial, parts, args.dims[slot_w], out[slot_w].mutable_data_ptr<T>());
+    run.backward(0, run.num_rows(), chunks);
+    add_rows_in_order(partial, chunks, args.dims.w, out[slot_w].mutable_data_ptr<T>());
     if (like.scalar_type() != run.kCompute) out[slot_w] = torch::stable::to(out[slot_w], like.scalar_type());
     return out;
   }
@@ -66,5 +65,6 @@ struct TensorProductOnCpu {
 }  // namespace hamfast
 
 STABLE_TORCH_LIBRARY_IMPL(hamfast, CPU, m) {
-  m.impl("tensor_product", TORCH_BOX(&hamfast::tensor_product<hamfast::TensorProductOnCpu>));
+  m.impl("tensor_product",
+         TORCH_BOX(&hamfast::tensor_product_boxed<hamfast::tensor_product<hamfast::TensorProductOnCpu>>));
 }

@@ -13,51 +13,39 @@ constexpr int64_t kScratchBlocks = 2048;
 
 struct TensorProductOnCuda {
   using Guard = LaunchGuard;
-  static constexpr bool kChannels = true;
 
   template <class T>
-  static void paths(const TensorProductCall<T>& call, int64_t rows, const Tensor& like) {
+  static void general(const GeneralCall<T>& call, int64_t rows, const Tensor& like) {
     if (rows == 0) return;
     const int64_t blocks = rows < kScratchBlocks ? rows : kScratchBlocks;
     Tensor scratch = torch::stable::new_empty(like, {blocks * call.scratch_size});
-    launch("tensor_product", tensor_product_kernel<T>, Grid{blocks}, kWarp, like.get_device_index(), call, rows,
+    launch("general", general_kernel<T>, Grid{blocks}, kWarp, like.get_device_index(), call, rows,
            scratch.mutable_data_ptr<T>());
   }
 
-  static std::vector<Tensor> channels(const TensorProductArguments& args) { return ChannelCuda(args).run(); }
+  static std::vector<Tensor> channel(const ProductArguments& args) { return ChannelCuda(args).run(); }
 
   template <class T>
-  static void add_rows(const T* in, int64_t parts, int64_t n, T* out, int32_t device) {
-    hamfast::add_rows(in, parts, n, out, device);
+  static void add_rows(const T* in, int64_t chunks, int64_t n, T* out, int32_t device) {
+    hamfast::add_rows(in, chunks, n, out, device);
   }
 };
 
 // g absent: the product. Else its gradients in x, y and the weights.
-std::tuple<Tensor, Tensor, Tensor, Tensor> tensor_product_from_hidden(Tensor x, Tensor y, Tensor hidden, Tensor matrix,
-                                                                      std::optional<Tensor> g, HAMFAST_PLAN_AND_GRAPH,
-                                                                      bool one_pass, int64_t x_layout, int64_t g_layout,
-                                                                      std::vector<int64_t> dims) {
-  const int64_t wanted = g.has_value() ? 1 << slot_x | 1 << slot_y | 1 << slot_w : 1 << slot_g;
-  TensorProductArguments args{{x, y, matrix, g},
-                              {},
-                              HAMFAST_PLAN_AND_GRAPH_ARGUMENTS,
-                              wanted,
-                              hidden.size(0),
-                              false,
-                              x_layout,
-                              g_layout,
-                              dims,
-                              hidden,
-                              one_pass};
-  args.make_contiguous();
-  const LaunchGuard guard(x.get_device_index());
-  std::vector<Tensor> out = TensorProductOnCuda::channels(args);
-  return {out[0], out[1], out[2], out[3]};
+std::tuple<Tensor, Tensor, Tensor, Tensor> tensor_product_from_hidden(const TensorProductFromHiddenArguments& given) {
+  ProductArguments args(given, given.operands.matrix);
+  args.hidden = torch::stable::contiguous(given.operands.hidden);
+  args.one_pass = given.one_pass;
+  const LaunchGuard guard(given.operands.x.get_device_index());
+  std::vector<Tensor> out = TensorProductOnCuda::channel(args);
+  return {out[slot_x], out[slot_y], out[slot_w], out[slot_g]};
 }
 
 }  // namespace hamfast
 
 STABLE_TORCH_LIBRARY_IMPL(hamfast, HAMFAST_CUDA_KEY, m) {
-  m.impl("tensor_product", TORCH_BOX(&hamfast::tensor_product<hamfast::TensorProductOnCuda>));
-  m.impl("tensor_product_from_hidden", TORCH_BOX(&hamfast::tensor_product_from_hidden));
+  m.impl("tensor_product",
+         TORCH_BOX(&hamfast::tensor_product_boxed<hamfast::tensor_product<hamfast::TensorProductOnCuda>>));
+  m.impl("tensor_product_from_hidden",
+         TORCH_BOX(&hamfast::tensor_product_from_hidden_boxed<hamfast::tensor_product_from_hidden>));
 }

@@ -40,9 +40,9 @@ def edge_update_backward(grad, edge, sender, receiver, weight, bias, senders, *r
     return _gradients(backward_kernel, (grad,), 0, (edge, sender, receiver), weight, bias, senders, rest)
 
 
-def edge_update_double_backward(sum_dot, norm_dot, grad, edge, sender, receiver, weight, bias, senders, *rest):
+def edge_update_double_backward(tangent_sum, tangent_norm, grad, edge, sender, receiver, weight, bias, senders, *rest):
     """See csrc/library.cpp."""
-    given = (sum_dot, norm_dot, grad)
+    given = (tangent_sum, tangent_norm, grad)
     return _gradients(double_backward_kernel, given, 1, (edge, sender, receiver), weight, bias, senders, rest)
 
 

@@ -148,12 +148,12 @@ class _Attention:
         }
         turns = parts or (self.rows[place] if ptr is not None else pieces(self.edges, edges))
         graph = (self.senders, self.receivers, order, ptr, self.edges)
-        vector, vector_dot, along = None, None, (_NO_ROWS, _NO_ROWS)
+        vector, tangent_vector, along = None, None, (_NO_ROWS, _NO_ROWS)
         if kind == _ACTIVATION_SLOPE:
-            vector, vector_dot = self.operands[VECTOR], self.directions[VECTOR]
+            vector, tangent_vector = self.operands[VECTOR], self.directions[VECTOR]
         if kind != _LINEAR:
             along = self.parts(QUERY, self.directions), self.parts(KEY, self.directions)
-        arguments = (out, *graph, self.heads, width, weight, *a, more, *b, vector, *along[0], *along[1], vector_dot)
+        arguments = (out, *graph, self.heads, width, weight, *a, more, *b, vector, *along[0], *along[1], tangent_vector)
         launch(weighted_sums, (turns, pieces(elements, columns)), arguments, constants, out, ATTENTION_SUMS.num_warps)
 
     def per_receiver(self, kernel, arguments: tuple, constants: dict, with_directions: bool = False) -> None:
@@ -180,12 +180,12 @@ class _Attention:
         return z
 
     def incoming(
-        self, grad_out: Tensor | None, grad_on_edge: Tensor | None, of: Sequence[Tensor | None] | None = None
+        self, grad_out: Tensor | None, grad_out_on_edge: Tensor | None, of: Sequence[Tensor | None] | None = None
     ) -> Tensor:
         """a: the weights' gradients; along directions of the operands, b."""
         a = self.numbers()
         rows = _node_rows(grad_out), self.parts(VALUE, of)
-        self.dots(a, *rows, self.width(VALUE), _node_rows(grad_on_edge), self.edge_features(of))
+        self.dots(a, *rows, self.width(VALUE), _node_rows(grad_out_on_edge), self.edge_features(of))
         return a
 
     def gradients_of(self, n: int) -> Tensor:
@@ -203,41 +203,41 @@ class _Attention:
         return gradients[n] if self.wanted >> n & 1 else None
 
     def add_up_gradients(
-        self, out: list[Tensor], d_score: Tensor, weight: Tensor, grad_out: Tensor | None, grad_on_edge: Tensor | None,
-        d_score_dot: Tensor | None = None,
+        self, out: list[Tensor], grad_z: Tensor, weight: Tensor, grad_out: Tensor | None, grad_out_on_edge: Tensor | None,
+        grad_tangent_z: Tensor | None = None,
     ) -> None:  # fmt: skip
         """The gradients of rows, from dz, w and, along directions, dz'."""
         additive = self.score == _ADDITIVE
         both = self.parts(QUERY), self.parts(KEY)
         is_along = any(self.directions[n] is not None for n in (*range(VALUE), VECTOR))
-        of_activation = d_score_dot if is_along else None
+        of_activation = grad_tangent_z if is_along else None
         for first, other in ((QUERY, KEY), (KEY, QUERY)):
             for place in range(3):
                 if not self.wanted >> first + place & 1:
                     continue
                 to, width = out[first + place], self.width(QUERY)
                 if additive:
-                    self.sums(to, place, width, d_score, both[0], of_activation, both[1], _ACTIVATION_SLOPE)
+                    self.sums(to, place, width, grad_z, both[0], of_activation, both[1], _ACTIVATION_SLOPE)
                 else:
                     along = self.parts(other, self.directions)
-                    more = d_score_dot if along else None
-                    self.sums(to, place, width, d_score, self.parts(other), more, along)
+                    more = grad_tangent_z if along else None
+                    self.sums(to, place, width, grad_z, self.parts(other), more, along)
         for place in range(3):
             if self.wanted >> VALUE + place & 1:
                 self.sums(out[VALUE + place], place, self.width(VALUE), weight, _node_rows(grad_out))
         if self.wanted >> ON_EDGE & 1:
             along = self.edge_features(self.directions)
-            more = d_score_dot if along else None
-            self.sums(out[ON_EDGE], AT_RECEIVER, self.features, d_score, self.edge_features(), more, along)
+            more = grad_tangent_z if along else None
+            self.sums(out[ON_EDGE], AT_RECEIVER, self.features, grad_z, self.edge_features(), more, along)
         if self.wanted >> EDGE & 1:
             query, change = _node_rows(self.operands[ON_EDGE]), _node_rows(self.directions[ON_EDGE])
             self._sums_of_nodes(
-                out[EDGE], [(d_score, query), (d_score_dot, change), (weight, _node_rows(grad_on_edge))]
+                out[EDGE], [(grad_z, query), (grad_tangent_z, change), (weight, _node_rows(grad_out_on_edge))]
             )
         if self.wanted >> VECTOR & 1:
             width = self.width(QUERY)
             parts = self.new(_VECTOR_PARTS, self.heads, width)
-            self.sums(parts, AT_EDGE, width, d_score, both[0], of_activation, both[1], _ACTIVATION, parts=_VECTOR_PARTS)
+            self.sums(parts, AT_EDGE, width, grad_z, both[0], of_activation, both[1], _ACTIVATION, parts=_VECTOR_PARTS)
             out[VECTOR] = parts.sum(0)
 
     def _sums_of_nodes(self, out: Tensor, terms: list[tuple[Tensor | None, _Rows]]) -> None:
@@ -308,26 +308,26 @@ def graph_attention(edge_key_weight, *arguments):
     )
 
 
-def graph_attention_backward(grad_out, grad_on_edge, grad_lse, grad_weights, grad_logits, lse, *arguments):
+def graph_attention_backward(grad_out, grad_out_on_edge, grad_lse, grad_weights, grad_logits, lse, *arguments):
     """``hamfast::graph_attention_backward``: see csrc/library.cpp."""
     call = _Attention(arguments)
-    grad_out, grad_on_edge = _contiguous(grad_out), _with_contiguous_rows(grad_on_edge)
+    grad_out, grad_out_on_edge = _contiguous(grad_out), _with_contiguous_rows(grad_out_on_edge)
     out = [call.gradients_of(n) for n in range(COUNT)]
-    d_score, weight = call.numbers(), call.numbers()
+    grad_z, weight = call.numbers(), call.numbers()
     call.per_receiver(
         attention_gradients,
         (
             call.raw_scores(),
-            call.incoming(grad_out, grad_on_edge),
+            call.incoming(grad_out, grad_out_on_edge),
             lse.contiguous(),
             *(_contiguous(t) for t in (grad_lse, grad_weights, grad_logits)),
-            d_score,
+            grad_z,
             weight,
             *(call.optional(out, BIAS + n) for n in range(4)),
         ),
         {"WEIGHT": call.weight},
     )
-    call.add_up_gradients(out, d_score, weight, grad_out, grad_on_edge)
+    call.add_up_gradients(out, grad_z, weight, grad_out, grad_out_on_edge)
     return tuple(out)
 
 
@@ -335,7 +335,7 @@ def graph_attention_double_backward(*arguments):
     """``hamfast::graph_attention_double_backward``: see csrc/library.cpp."""
     directions, gradients, lse = arguments[:COUNT], arguments[COUNT : COUNT + 5], arguments[COUNT + 5]
     call = _Attention(arguments[COUNT + 6 :], directions)
-    grad_out, grad_on_edge = _contiguous(gradients[0]), _with_contiguous_rows(gradients[1])
+    grad_out, grad_out_on_edge = _contiguous(gradients[0]), _with_contiguous_rows(gradients[1])
     wanted = [call.wanted >> COUNT + n & 1 for n in range(5)]
     rows, numbers = (call.rows[AT_RECEIVER], call.heads), (call.edges, call.heads)
     shapes = [(*rows, call.width(VALUE)), (*rows, call.features), rows, numbers, numbers]
@@ -348,28 +348,28 @@ def graph_attention_double_backward(*arguments):
     )
     out = [call.gradients_of(n) for n in range(COUNT)]
     along = call.directions
-    z_dot = call.numbers()
-    query_on_edge, query_on_edge_dot = (_node_rows(t[ON_EDGE]) for t in (call.operands, along))
+    tangent_z = call.numbers()
+    query_on_edge, tangent_query_on_edge = (_node_rows(t[ON_EDGE]) for t in (call.operands, along))
     both = (QUERY, KEY)
-    (query, key), (query_dot, key_dot) = ([call.parts(n, of) for n in both] for of in (None, along))
+    (query, key), (tangent_query, tangent_key) = ([call.parts(n, of) for n in both] for of in (None, along))
     width, additive = call.width(QUERY), call.score == _ADDITIVE
     if additive:
-        call.dots_along(z_dot)
-        query_dot = key_dot = _NO_ROWS
-    call.dots(z_dot, query_dot, key, width, query_on_edge_dot, call.edge_features(), add=additive)
-    call.dots(z_dot, query, key_dot, width, query_on_edge, call.edge_features(along), add=True)
-    d_score, d_score_dot, changed_weight, weight = (call.numbers() for _ in range(4))
+        call.dots_along(tangent_z)
+        tangent_query = tangent_key = _NO_ROWS
+    call.dots(tangent_z, tangent_query, key, width, tangent_query_on_edge, call.edge_features(), add=additive)
+    call.dots(tangent_z, query, tangent_key, width, query_on_edge, call.edge_features(along), add=True)
+    grad_z, grad_tangent_z, changed_weight, weight = (call.numbers() for _ in range(4))
     call.per_receiver(
         attention_second_gradients,
         (
             call.raw_scores(),
-            call.incoming(grad_out, grad_on_edge),
-            z_dot,
-            call.incoming(grad_out, grad_on_edge, along),
+            call.incoming(grad_out, grad_out_on_edge),
+            tangent_z,
+            call.incoming(grad_out, grad_out_on_edge, along),
             lse.contiguous(),
             *(_contiguous(t) for t in gradients[2:]),
-            d_score,
-            d_score_dot,
+            grad_z,
+            grad_tangent_z,
             changed_weight,
             weight,
             *to_numbers,
@@ -378,6 +378,6 @@ def graph_attention_double_backward(*arguments):
         {"WEIGHT": call.weight},
         with_directions=True,
     )
-    call.add_up_gradients(out, d_score, changed_weight, grad_out, grad_on_edge, d_score_dot)
+    call.add_up_gradients(out, grad_z, changed_weight, grad_out, grad_out_on_edge, grad_tangent_z)
     call.aggregate(to_out, to_on_edge, changed_weight, weight)
     return *to_gradients, *out

@@ -57,7 +57,7 @@ int main(int argc, char** argv) {
   const int64_t* numbers = a[kNumbers].as<int64_t>();
   call.heads = numbers[0], call.query.width = call.key.width = numbers[1], call.value.width = numbers[2];
   call.features = numbers[3], call.edges = numbers[4], call.num_senders = call.num_receivers = numbers[5];
-  call.score = numbers[6], call.activation = numbers[7], call.weight = numbers[8];
+  call.score = numbers[6], call.activation = numbers[7], call.weighting = numbers[8];
   call.scale = 0.5, call.clip = 2.0, call.slope = 0.2;
   const int64_t** graph[6] = {&call.senders,   &call.sender_order,   &call.sender_ptr,
                               &call.receivers, &call.receiver_order, &call.receiver_ptr};
@@ -65,9 +65,9 @@ int main(int argc, char** argv) {
   auto at = [&](int n) { return a[n].maybe<const T>(); };
   auto rows = [&](int n) { return NodeRows<T>{at(n), call.heads * call.features, call.features}; };
   auto scalar = [&](int n) { return EdgeScalar<T>{at(n), call.heads, 1}; };
-  call.query.part[part_receiver] = at(kQuery), call.query.part[part_edge] = at(kQueryEdge);
-  call.key.part[part_sender] = at(kKey);
-  call.value.part[part_sender] = at(kValue), call.value.part[part_edge] = at(kValueEdge);
+  call.query.part[row_of_receiver] = at(kQuery), call.query.part[row_of_edge] = at(kQueryEdge);
+  call.key.part[row_of_sender] = at(kKey);
+  call.value.part[row_of_sender] = at(kValue), call.value.part[row_of_edge] = at(kValueEdge);
   call.query_on_edge = rows(kOnEdge), call.edge = at(kEdge), call.vector = at(kVector).data;
   call.bias = scalar(kBias), call.envelope = scalar(kEnvelope);
 
@@ -86,27 +86,27 @@ int main(int argc, char** argv) {
   });
 
   call.lse_before = call.lse;
-  call.grad_out = at(kGrad), call.grad_on_edge = rows(kGradOnEdge);
+  call.grad_out = at(kGrad), call.grad_out_on_edge = rows(kGradOnEdge);
   call.grad_lse = at(kGradLse), call.grad_logits = at(kGradLogits);
   const Array kept[3] = {poisoned(8 * scores), poisoned(8 * scores), poisoned(8 * scores)};
-  call.d_score = kept[0].as<T>(), call.kept_weight = kept[1].as<T>(), call.d_score_dot = kept[2].as<T>();
+  call.grad_z = kept[0].as<T>(), call.kept_weight = kept[1].as<T>(), call.grad_tangent_z = kept[2].as<T>();
   auto gradients = [&] {
-    call.d_query[part_receiver] = result(nodes * call.query.width);
-    call.d_query[part_edge] = result(scores * call.query.width);
-    call.d_key[part_sender] = result(nodes * call.query.width);
-    call.d_value[part_sender] = result(nodes * call.value.width);
-    call.d_value[part_edge] = result(scores * call.value.width);
-    call.d_query_on_edge = result(nodes * call.features);
-    call.d_edge = result(call.edges * call.features);
+    call.grad_query[row_of_receiver] = result(nodes * call.query.width);
+    call.grad_query[row_of_edge] = result(scores * call.query.width);
+    call.grad_key[row_of_sender] = result(nodes * call.query.width);
+    call.grad_value[row_of_sender] = result(nodes * call.value.width);
+    call.grad_value[row_of_edge] = result(scores * call.value.width);
+    call.grad_query_on_edge = result(nodes * call.features);
+    call.grad_edge = result(call.edges * call.features);
     // A part for each thread, to be added up.
-    call.d_vector = {};
-    if (call.additive()) call.d_vector = result(threads * size);
-    for (int64_t i = 0; call.d_vector && i < threads * size; ++i) call.d_vector[i] = 0;
-    call.d_bias = result(scores), call.d_envelope = result(scores);
+    call.grad_vector = {};
+    if (call.additive()) call.grad_vector = result(threads * size);
+    for (int64_t i = 0; call.grad_vector && i < threads * size; ++i) call.grad_vector[i] = 0;
+    call.grad_bias = result(scores), call.grad_envelope = result(scores);
   };
   gradients();
-  in_threads(threads, call.num_receivers, call.receiver_ptr, [](int64_t begin, int64_t end, int64_t part, T* scratch) {
-    HAMFAST_ISA::attention_backward(call, begin, end, part, scratch);
+  in_threads(threads, call.num_receivers, call.receiver_ptr, [](int64_t begin, int64_t end, int64_t chunk, T* scratch) {
+    HAMFAST_ISA::attention_backward(call, begin, end, chunk, scratch);
   });
   in_threads(threads, call.num_senders, call.sender_ptr, [](int64_t begin, int64_t end, int64_t, T* scratch) {
     HAMFAST_ISA::attention_backward_senders(call, begin, end, scratch);
@@ -114,18 +114,22 @@ int main(int argc, char** argv) {
 
   auto direction = [&](int n) { return at(kDirections + n - kQuery); };
   auto set_width = [](EdgeSum<T>& dot, const EdgeSum<T>& of) { dot.width = of.width; };
-  set_width(call.query_dot, call.query), set_width(call.key_dot, call.key), set_width(call.value_dot, call.value);
-  call.query_dot.part[part_receiver] = direction(kQuery), call.query_dot.part[part_edge] = direction(kQueryEdge);
-  call.key_dot.part[part_sender] = direction(kKey);
-  call.value_dot.part[part_sender] = direction(kValue), call.value_dot.part[part_edge] = direction(kValueEdge);
-  call.query_on_edge_dot = rows(kDirections + kOnEdge - kQuery), call.edge_dot = direction(kEdge);
-  call.vector_dot = direction(kVector);
-  call.bias_dot = scalar(kDirections + kBias - kQuery), call.envelope_dot = scalar(kDirections + kEnvelope - kQuery);
+  set_width(call.tangent_query, call.query), set_width(call.tangent_key, call.key),
+      set_width(call.tangent_value, call.value);
+  call.tangent_query.part[row_of_receiver] = direction(kQuery),
+  call.tangent_query.part[row_of_edge] = direction(kQueryEdge);
+  call.tangent_key.part[row_of_sender] = direction(kKey);
+  call.tangent_value.part[row_of_sender] = direction(kValue),
+  call.tangent_value.part[row_of_edge] = direction(kValueEdge);
+  call.tangent_query_on_edge = rows(kDirections + kOnEdge - kQuery), call.tangent_edge = direction(kEdge);
+  call.tangent_vector = direction(kVector);
+  call.tangent_bias = scalar(kDirections + kBias - kQuery),
+  call.tangent_envelope = scalar(kDirections + kEnvelope - kQuery);
   gradients();
-  call.to_grad_out = result(nodes * call.value.width), call.to_grad_on_edge = result(nodes * call.features);
-  call.to_grad_lse = result(nodes), call.to_grad_logits = result(scores);
-  in_threads(threads, call.num_receivers, call.receiver_ptr, [](int64_t begin, int64_t end, int64_t part, T* scratch) {
-    HAMFAST_ISA::attention_double_backward(call, begin, end, part, scratch);
+  call.grad_grad_out = result(nodes * call.value.width), call.grad_grad_out_on_edge = result(nodes * call.features);
+  call.grad_grad_lse = result(nodes), call.grad_grad_logits = result(scores);
+  in_threads(threads, call.num_receivers, call.receiver_ptr, [](int64_t begin, int64_t end, int64_t chunk, T* scratch) {
+    HAMFAST_ISA::attention_double_backward(call, begin, end, chunk, scratch);
   });
   in_threads(threads, call.num_senders, call.sender_ptr, [](int64_t begin, int64_t end, int64_t, T* scratch) {
     HAMFAST_ISA::attention_double_backward_senders(call, begin, end, scratch);

@@ -28,14 +28,14 @@ int main(int argc, char** argv) {
   call.senders = a[kSenders].as<int64_t>(), call.receivers = a[kReceivers].as<int64_t>();
   const int64_t size = call.edges * call.width() * static_cast<int64_t>(sizeof(T));
   const int64_t norm_size = call.weight ? threads * 2 * call.width() * static_cast<int64_t>(sizeof(T)) : 0;
-  const Array out = poisoned(size), d_sum = poisoned(size), d_grad = poisoned(size), second_sum = poisoned(size);
-  const Array d_norm = poisoned(norm_size), second_norm = poisoned(norm_size);
-  for (const Array* sums : {&d_norm, &second_norm})
+  const Array out = poisoned(size), grad_sum = poisoned(size), grad_grad = poisoned(size), second_sum = poisoned(size);
+  const Array grad_norm = poisoned(norm_size), second_norm = poisoned(norm_size);
+  for (const Array* sums : {&grad_norm, &second_norm})
     if (sums->bytes) std::memset(sums->data, 0, sums->bytes);
-  call.out = out.as<T>(), call.d_sum = d_sum.as<T>(), call.d_norm = d_norm.as<T>();
+  call.out = out.as<T>(), call.grad_sum = grad_sum.as<T>(), call.grad_norm = grad_norm.as<T>();
   EdgeUpdateCall<T> second = call;
-  second.sum_dot = at(kSumDot), second.norm_dot = at(kNormDot);
-  second.d_grad = d_grad.as<T>(), second.d_sum = second_sum.as<T>(), second.d_norm = second_norm.as<T>();
+  second.tangent_sum = at(kSumDot), second.tangent_norm = at(kNormDot);
+  second.grad_grad = grad_grad.as<T>(), second.grad_sum = second_sum.as<T>(), second.grad_norm = second_norm.as<T>();
 
   std::vector<std::thread> pool;
   for (int t = 0; t < threads; ++t)
@@ -49,5 +49,5 @@ int main(int argc, char** argv) {
       HAMFAST_ISA::edge_update_double_backward_rows(second, begin, end, t, scratch.data());
     });
   for (auto& thread : pool) thread.join();
-  write_arrays(argv[2], {out, d_sum, d_norm, d_grad, second_sum, second_norm});
+  write_arrays(argv[2], {out, grad_sum, grad_norm, grad_grad, second_sum, second_norm});
 }

@@ -116,8 +116,8 @@ int main(int argc, char** argv) {
     c.operand[slot].prepared = Maybe<const void>(rows);
   }
   Exactly<T> out(nodes * c.g_dim), grad_x(nodes * c.x_dim), grad_y(edges * c.y_dim);
-  const int64_t parts = 5;
-  Exactly<T> grad_w(shared ? parts * c.w_dim : edges * c.w_dim);
+  const int64_t chunks = 5;
+  Exactly<T> grad_w(shared ? chunks * c.w_dim : edges * c.w_dim);
   c.out[3] = Maybe<void>(out.data);
   c.order = a[kReceiverOrder].as<int64_t>();
   c.ptr = a[kReceiverPtr].as<int64_t>();
@@ -129,13 +129,13 @@ int main(int argc, char** argv) {
   c.out[0] = Maybe<void>(grad_x.data), c.out[1] = Maybe<void>(grad_y.data), c.out[2] = Maybe<void>(grad_w.data);
   c.order = a[kSenderOrder].as<int64_t>();
   c.ptr = a[kSenderPtr].as<int64_t>();
-  in_threads(threads, parts, [&](int64_t begin, int64_t end) {
+  in_threads(threads, chunks, [&](int64_t begin, int64_t end) {
     Exactly<T> scratch(channel_scratch(c));
     for (int64_t p = begin; p < end; ++p)
-      HAMFAST_ISA::channel_backward(c, nodes * p / parts, nodes * (p + 1) / parts, p, scratch.data);
+      HAMFAST_ISA::channel_backward(c, nodes * p / chunks, nodes * (p + 1) / chunks, p, scratch.data);
   });
   if (shared)
-    for (int64_t p = 1; p < parts; ++p)
+    for (int64_t p = 1; p < chunks; ++p)
       for (int64_t i = 0; i < c.w_dim; ++i) grad_w.data[i] += grad_w.data[p * c.w_dim + i];
   check("channel dx", difference(grad_x.data, a[kGradX]));
   check("channel dy", difference(grad_y.data, a[kGradY]));
@@ -164,8 +164,8 @@ int main(int argc, char** argv) {
     p.scratch_size = numbers[4];
     int64_t rows = slot == 0 || slot == 3 ? nodes : edges;
     if (slot == 2 && shared) {
-      rows = parts;
-      p.chunk = edges > 0 ? (edges + parts - 1) / parts : 1;
+      rows = chunks;
+      p.chunk = edges > 0 ? (edges + chunks - 1) / chunks : 1;
     }
     Exactly<T> result(rows * p.out_dim);
     for (int64_t i = 0; i < result.n; ++i) result.data[i] = 0;
@@ -175,7 +175,7 @@ int main(int argc, char** argv) {
       HAMFAST_ISA::tensor_product_rows(p, begin, end, scratch.data);
     });
     if (slot == 2 && shared)
-      for (int64_t q = 1; q < parts; ++q)
+      for (int64_t q = 1; q < chunks; ++q)
         for (int64_t i = 0; i < p.out_dim; ++i) result.data[i] += result.data[q * p.out_dim + i];
     check("general", difference(result.data, a[results[slot]]));
   }

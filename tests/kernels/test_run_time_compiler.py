@@ -28,7 +28,7 @@ try:
         print(compiler.problem())
     else:
         for capability in sys.argv[2].split(","):
-            compiler.compile_channel_kernel(Path(sys.argv[1]).read_text(), int(capability), "load" in sys.argv)
+            compiler.compile_channel(Path(sys.argv[1]).read_text(), int(capability), "load" in sys.argv)
 except RuntimeError as error:
     print(error)
 """

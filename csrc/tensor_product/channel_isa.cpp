@@ -1,11 +1,9 @@
 // Compiled once per instruction set. Nothing of the standard library may be inlined here: see kernels/common.cuh.
-#include "tensor_product/channel_kernel_isa.h"
+#include "tensor_product/channel_isa.h"
 
 #include "tensor_product/row_io.h"
 
 namespace hamfast::HAMFAST_ISA {
-
-enum { slot_x = 0, slot_y = 1, slot_w = 2, slot_g = 3 };
 
 // M[k * d1 + i] = sum_j C[j][k * d1 + i] y_j
 template <class T>
@@ -139,11 +137,11 @@ static void pull_back_matrix(const ChannelTask& task, const ChannelCall<T>& call
 template <class T>
 struct Thread {
   const ChannelCall<T>& call;
-  T *x[2], *g[2], *w[2], *y[2];  // operand, direction: where rows are unpacked to
+  T *x[2], *g[2], *w[2], *y[2];  // operand, tangent: where rows are unpacked to
   T *sum_x, *sum_g, *sum_w, *row, *y_sums, *m[2], *matrix;
   T *task_w[2], *task_gw;  // weights of one task, where they are not contiguous
   const T *in_x[2] = {}, *in_y[2] = {}, *in_w[2] = {}, *in_g[2] = {};
-  const char* next[6];  // rows of the next edge, of x, w and g and their directions: see look_ahead
+  const char* next[6];  // rows of the next edge, of x, w and g and their tangents: see look_ahead
   int64_t next_bytes[6];
   int ahead = 0;  // how many
 
@@ -186,7 +184,7 @@ struct Thread {
   // `p`: the edge's place in the order of rows.
   void read(int64_t e, int64_t p, bool with_g) {
     for (int n = 0; n < (call.derivative ? 2 : 1); ++n) {
-      const Rows* rows = n == 0 ? call.operand : call.direction;
+      const Rows* rows = n == 0 ? call.operands : call.tangents;
       if (rows[slot_x].data) in_x[n] = blocks_of(rows[slot_x], false, n, e);
       if (rows[slot_y].data) in_y[n] = plain(rows[slot_y], call.y_dim, y[n], e);
       if (rows[slot_w].data) in_w[n] = plain(rows[slot_w], call.w_dim, w[n], weight_row(e, p));
@@ -206,7 +204,7 @@ struct Thread {
       next_bytes[ahead++] = rows.dim * size;
     };
     for (int n = 0; n < (call.derivative ? 2 : 1); ++n) {
-      const Rows* rows = n == 0 ? call.operand : call.direction;
+      const Rows* rows = n == 0 ? call.operands : call.tangents;
       if (call.x_layout != Layout::blocks) add(rows[slot_x], e);
       add(rows[slot_w], weight_row(e, p + 1));
       if (with_g && call.g_layout != Layout::blocks) add(rows[slot_g], e);
@@ -231,12 +229,12 @@ struct Thread {
   }
 };
 
-// Calls f(which) for the product itself, or for every operand that a direction takes the place of.
+// Calls f(which) for the product itself, or for every operand that a tangent takes the place of.
 template <class T, class F>
 static void for_each_term(const ChannelCall<T>& call, bool with_g, F&& f) {
   if (!call.derivative) return f(-1);
   for (int a = 0; a < 4; ++a)
-    if (call.direction[a].data && (a != slot_g || with_g)) f(a);
+    if (call.tangents[a].data && (a != slot_g || with_g)) f(a);
 }
 
 template <class T>
@@ -304,7 +302,7 @@ static void backward(const ChannelCall<T>& call, int64_t begin, int64_t end, int
         for_each_term(call, true, [&](int replaced) {
           if (replaced == slot_w && !has_weight) return;
           const T* w = t.weight(task, replaced == slot_w);
-          // A direction stands in for its operand, and the derivative in that operand is then none of this term's.
+          // A tangent stands in for its operand, and the derivative in that operand is then none of this term's.
           const Gradients<T> to{call.out[slot_x] && replaced != slot_x ? t.sum_x : nullptr,
                                 replaced != slot_w ? task_gw : nullptr,
                                 call.out[slot_y] && replaced != slot_y ? t.matrix : nullptr, add_w, add_matrix};

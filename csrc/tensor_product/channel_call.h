@@ -1,4 +1,4 @@
-// The channel-wise lowering on the CPU: what one call is. The kernel is channel_kernel_isa.cpp.
+// The channel-wise lowering on the CPU: what one call is. The kernel is channel_isa.cpp.
 //
 // A task multiplies n channels of one irrep of x by one channel v of one irrep of y, weight by weight:
 //   out[k][u] += w[u] sum_i M[k, i] x[i][u],    M[k, i] = sum_j C_ijk y_j  (times the path's normalisation).
@@ -11,41 +11,9 @@
 #include <cstdint>
 
 #include "common.cuh"
+#include "records.cuh"
 
 namespace hamfast {
-
-// One row of the table that hamfast/plan/channel.py builds. The order of the fields is the order there.
-struct ChannelTask {
-  int64_t n;                   // channels
-  int64_t d1, d2, d3;          // 2 l + 1
-  int64_t x_at, x_stride;      // in x's blocks: first element, elements from component to component
-  int64_t y_offset;            // in y's row
-  int64_t g_at, g_stride;      // in out's blocks
-  int64_t w_offset, w_stride;  // in w's row, channel to channel; offset -1: no weight
-  int64_t coupling_at;         // C[j][k * d1 + i], rows padded to `coupling_size`
-  int64_t coupling_size;
-  int64_t entries_begin, entries_end;  // C's entries that are not 0
-  int64_t diagonal;                    // 1: M is a multiple of the unit matrix (y is a scalar)
-};
-static_assert(sizeof(ChannelTask) == 16 * sizeof(int64_t));
-
-// C[j][p] != 0, found `at` in the task's matrices.
-struct CouplingEntry {
-  int64_t j, p, at;
-};
-
-// One irreps block of x or of out: channels [mul] of d components, in a row of the tensor and in the padded blocks.
-struct ChannelBlock {
-  int64_t mul, d;
-  int64_t offset;      // in a row of the tensor
-  int64_t at, stride;  // in the padded blocks
-};
-static_assert(sizeof(ChannelBlock) == 5 * sizeof(int64_t));
-
-enum class Storage : int64_t { float32 = 0, float64 = 1, bfloat16 = 2, float16 = 3 };
-
-// How irreps lie in memory: rows of mul_ir, rows of ir_mul, or one matrix [rows, d, mul] per irreps block.
-enum class Layout : int64_t { mul_ir = 0, ir_mul = 1, blocks = 2 };
 
 struct Rows {
   Maybe<const void> data;      // in storage type
@@ -71,9 +39,9 @@ struct ChannelCall {
   Storage storage;
   Layout x_layout, g_layout;
   int64_t x_rows, g_rows;         // of the tensors: Layout::blocks needs them
-  Rows operand[4], direction[4];  // x, y, w, g; directions: absent unless a derivative along them is asked for
+  Rows operands[4], tangents[4];  // x, y, w, g; tangents: absent unless a derivative along them is asked for
   bool covers_weights;            // every weight belongs to a task
-  bool derivative;                // along the directions
+  bool derivative;                // along the tangents
   bool shared_weights;
   Maybe<const int64_t> order;  // edges by output row; absent: output row r is edge r
   Maybe<const int64_t> ptr;    // [rows + 1] into `order`, or absent

@@ -1,4 +1,4 @@
-// Clebsch-Gordan tensor product of one row, and its partial derivatives.
+// The general kernel of tensor products: every mode of e3nn, path by path, and all partial derivatives.
 //
 // Per row, F(x, y, w, g) = <g, TP(x, y, w)> is linear in each argument. The product is dF/dg, its gradients are dF/dx,
 // dF/dy, dF/dw, and the gradient of any of these is again one of the four. `add_row<slot>` adds one row's dF/d(slot) to
@@ -11,33 +11,18 @@
 #pragma once
 
 #include "common.cuh"
+#include "records.cuh"
 
 namespace hamfast {
-
-enum class Pairing : int64_t { outer = 0, tied = 1, triangular = 2 };
-
-// One row of the path table that hamfast/ops/tensor_product.py builds. The order of the fields is the order there.
-struct Path {
-  int64_t pairing, mixing;
-  int64_t n1, n2, n3;  // multiplicities
-  int64_t d1, d2, d3;  // 2 l + 1
-  int64_t offset1, offset2, offset3;
-  int64_t weight_offset;     // -1: no weight
-  int64_t out_u, out_v;      // channel modes: where a pair goes
-  int64_t cg_begin, cg_end;  // entries of the coupling list
-};
-static_assert(sizeof(Path) == 16 * sizeof(int64_t));
 
 struct CouplingList {
   const int64_t* ijk;   // [entries, 3]
   const double* value;  // [entries], times the path's normalisation
 };
 
-enum Slot { slot_x = 0, slot_y = 1, slot_w = 2, slot_g = 3 };
-
 // A whole call: which rows there are, and which edges each row sums over.
 template <class T>
-struct TensorProductCall {
+struct GeneralCall {
   const Path* paths;
   int64_t num_paths;
   CouplingList cg;
@@ -306,7 +291,7 @@ HAMFAST_HD inline void add_row(const Team& team, const Path* paths, int64_t num_
 }
 
 template <class T, class Team>
-HAMFAST_HD inline void tensor_product_row(const Team& team, const TensorProductCall<T>& call, int64_t row, T* scratch) {
+HAMFAST_HD inline void general_row(const Team& team, const GeneralCall<T>& call, int64_t row, T* scratch) {
   T* out = call.out + row * call.out_dim;
   int64_t begin = row, end = row + 1;
   if (call.ptr) {
@@ -333,9 +318,9 @@ HAMFAST_HD inline void tensor_product_row(const Team& team, const TensorProductC
 #if defined(__CUDACC__) || defined(HAMFAST_SIMT)
 
 template <class T>
-__global__ void tensor_product_kernel(TensorProductCall<T> call, int64_t rows, T* scratch) {
+__global__ void general_kernel(GeneralCall<T> call, int64_t rows, T* scratch) {
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x)
-    HAMFAST_ISA::tensor_product_row(HAMFAST_ISA::Warp{}, call, row, scratch + blockIdx.x * call.scratch_size);
+    HAMFAST_ISA::general_row(HAMFAST_ISA::Warp{}, call, row, scratch + blockIdx.x * call.scratch_size);
 }
 
 #endif

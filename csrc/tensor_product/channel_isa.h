@@ -1,7 +1,7 @@
 #pragma once
 
 #include "common/isa.h"
-#include "tensor_product/channel_kernel.h"
+#include "tensor_product/channel_call.h"
 
 // One thread's share. forward: dF/dg of output rows [begin, end). backward: dF/dx, dF/dy, dF/dw of rows [begin, end) by
 // sender. prepare: rows [begin, end) of x or g as padded blocks.

@@ -1,0 +1,173 @@
+"""What a record of an op is made of, and the order of an op's arguments that follows from it."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+
+class Operand(NamedTuple):
+    """A tensor that an op takes, or one that it gives."""
+
+    name: str
+    shape: str = ""
+    """Its axes; ``a | b``: one of the two. int64 where it is an index, else real."""
+    optional: bool = False
+    differentiable: bool = False
+    """Has it a gradient and a tangent?"""
+    stored: bool = False
+    """May it stay in half precision where all arithmetic is float32?"""
+
+    @property
+    def schema(self) -> str:
+        """How the schema declares it."""
+        return f"Tensor{'?' if self.optional else ''} {self.name}"
+
+
+class Setting(NamedTuple):
+    """A number that an op takes, or a list of them."""
+
+    name: str
+    type: str
+    """As in the schema: ``int``, ``SymInt``, ``bool``, ``float``, ``int[]``, ``SymInt[]``."""
+    means: str = ""
+    """What it says, in words; or a class of :mod:`hamfast.records.choices` or :mod:`hamfast.records.tables`."""
+    differentiable = False
+    stored = False
+
+    @property
+    def schema(self) -> str:
+        """How the schema declares it."""
+        return f"{self.type} {self.name}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Arguments that belong together: a named tuple in Python, a struct or an array in C++."""
+
+    name: str
+    """What an op's arguments call it."""
+    type: str
+    """In C++: the struct, or the enum of the names of an array."""
+    members: tuple[Any, ...]
+    """:class:`Operand` or :class:`Setting`."""
+    indexed: bool = False
+    """In C++ an array, for tensors that are looped over."""
+    index: tuple[str, ...] = ()
+    """What the enum of an array calls its elements; by default their names."""
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the operands, in order."""
+        return tuple(member.name for member in self.members)
+
+    @cached_property
+    def fields(self) -> Any:
+        """The named tuple of its values."""
+        return namedtuple(self.type, self.names)  # type: ignore[misc]
+
+    @cached_property
+    def differentiable(self) -> tuple[str, ...]:
+        """Names of the operands that have gradients."""
+        return tuple(member.name for member in self.members if member.differentiable)
+
+    @cached_property
+    def stored(self) -> tuple[str, ...]:
+        """Names of the operands that may stay in half precision."""
+        return tuple(member.name for member in self.members if member.stored)
+
+    def bit(self, name: str) -> int:
+        """The bit of an operand in a set of them."""
+        return 1 << self.names.index(name)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.members)
+
+    def named(self, name: str, prefix: str) -> Group:
+        """Operands in another role: their gradients (prefix ``grad``) or tangents (``tangent``), each of which may lack."""
+        made = (member._replace(name=f"{prefix}_{member.name}", optional=True) for member in self.members)
+        return Group(name, self.type, tuple(made), self.indexed, self.index or self.names)
+
+
+Argument = Operand | Setting | Group
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op of ``torch.ops.hamfast``: what it takes and gives, in order.
+
+    Derived from it: the schema, the C++ struct of its arguments, :attr:`Arguments`, and how both lie flat.
+    """
+
+    name: str
+    means: str
+    """What it computes, and where that is explained."""
+    takes: tuple[Argument, ...]
+    gives: tuple[Operand, ...]
+
+    @cached_property
+    def Arguments(self) -> Any:  # noqa: N802 (a class)
+        """Named tuple of the arguments; a group is a named tuple within it."""
+        return namedtuple(f"{self.name}_arguments", [argument.name for argument in self.takes])  # type: ignore[misc]
+
+    @cached_property
+    def Results(self) -> Any:  # noqa: N802 (a class)
+        """Named tuple of the results."""
+        return namedtuple(f"{self.name}_results", [result.name for result in self.gives])  # type: ignore[misc]
+
+    @cached_property
+    def schema(self) -> str:
+        """As ``torch.library`` reads it."""
+        taken = ", ".join(item.schema for item in self.flat)
+        given = ", ".join("Tensor" for _ in self.gives)
+        return f"{self.name}({taken}) -> {f'({given})' if len(self.gives) > 1 else given}"
+
+    @cached_property
+    def flat(self) -> tuple[Operand | Setting, ...]:
+        """The arguments, one by one, in the order of the schema."""
+        found: list[Operand | Setting] = []
+        for argument in self.takes:
+            found += argument.members if isinstance(argument, Group) else [argument]
+        return tuple(found)
+
+    @cached_property
+    def _spans(self) -> tuple[tuple[Any, int, int], ...]:
+        """Of each argument: the class of its group or None, and where it lies among the flat ones."""
+        spans, begin = [], 0
+        for argument in self.takes:
+            is_group = isinstance(argument, Group)
+            size = len(argument) if is_group else 1
+            spans.append((argument.fields if is_group else None, begin, begin + size))  # type: ignore[union-attr]
+            begin += size
+        return tuple(spans)
+
+    def read(self, flat: Sequence[Any]) -> Any:
+        """:attr:`Arguments` of a flat sequence, as torch calls an op."""
+        return self.Arguments(
+            *(flat[begin] if group is None else group(*flat[begin:end]) for group, begin, end in self._spans)
+        )
+
+    def per_argument(self, **values: Any) -> tuple[Any, ...]:
+        """A flat sequence, as ``backward`` returns it: values by argument (a sequence for a group), None elsewhere."""
+        found: list[Any] = []
+        for argument, (group, begin, end) in zip(self.takes, self._spans, strict=True):
+            value = values.get(argument.name)
+            found += [None] * (end - begin) if value is None else [value] if group is None else value
+        return tuple(found)
+
+
+def flatten(arguments: Any) -> list[Any]:
+    """The flat sequence of an op's :attr:`Op.Arguments`."""
+    found: list[Any] = []
+    for argument in arguments:
+        if isinstance(argument, tuple) and hasattr(argument, "_fields"):
+            found += argument
+        else:
+            found.append(argument)
+    return found

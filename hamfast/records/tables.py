@@ -1,0 +1,196 @@
+"""Rows of the integer tables that kernels read: the columns by name, each an int64.
+
+A row of such a class is a row of the table.
+The C++ structs of ``kernels/records.cuh`` have the same fields, with the docstrings as comments.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Path(NamedTuple):
+    """A path of the general kernel."""
+
+    pairing: int
+    """A number of Pairing."""
+    mixing: int
+    """1: all pairs meet every output channel; 0: each goes to one."""
+    n1: int
+    n2: int
+    n3: int
+    """Multiplicities."""
+    d1: int
+    d2: int
+    d3: int
+    """2 l + 1."""
+    offset1: int
+    offset2: int
+    offset3: int
+    """First element in the rows of x, y and g."""
+    weight_offset: int
+    """-1: no weight."""
+    out_u: int
+    out_v: int
+    """Without mixing: the pair (u, v) goes to output channel out_u u + out_v v."""
+    cg_begin: int
+    cg_end: int
+    """Entries of the coupling list."""
+
+
+class ChannelTask(NamedTuple):
+    """n channels of one irreps block of x times one channel of y: a task of the channel-wise kernels."""
+
+    n: int
+    """Channels."""
+    d1: int
+    d2: int
+    d3: int
+    """2 l + 1."""
+    x_at: int
+    x_stride: int
+    """In x's padded blocks: first element, elements from component to component."""
+    y_offset: int
+    """In y's row."""
+    g_at: int
+    g_stride: int
+    """In g's padded blocks."""
+    w_offset: int
+    w_stride: int
+    """In w's row, and from channel to channel; offset -1: no weight."""
+    coupling_at: int
+    coupling_size: int
+    """Of C[j][k * d1 + i]: first element, and the padded length of a row."""
+    entries_begin: int
+    entries_end: int
+    """C's entries that are not 0."""
+    diagonal: int
+    """1: the matrix is a multiple of the unit matrix (y is a scalar)."""
+    x_block: int
+    """Row of the table of x's blocks."""
+    g_block: int
+    """Row of the table of g's blocks."""
+    g_first: int
+    """First channel there."""
+
+
+class ChannelBlock(NamedTuple):
+    """An irreps block of x or g: channels [mul] of d components."""
+
+    mul: int
+    d: int
+    """Channels, and components of each."""
+    offset: int
+    """First element in a row of the tensor."""
+    at: int
+    stride: int
+    """In the padded blocks: first element, elements from component to component."""
+
+
+class CouplingEntry(NamedTuple):
+    """A Clebsch-Gordan coefficient of a task that is not 0."""
+
+    i: int
+    j: int
+    k: int
+    """Components of x, y and g."""
+    p: int
+    """Element k d1 + i of the task's matrix."""
+    at: int
+    """In the task's couplings, from coupling_at on."""
+
+
+class ProductDims(NamedTuple):
+    """The sizes of a plan."""
+
+    x: int
+    y: int
+    w: int
+    g: int
+    """Row lengths."""
+    scratch: int
+    """Elements of scratch memory that a row of the general kernel needs."""
+    x_padded: int
+    g_padded: int
+    """Elements of a row's padded blocks."""
+    max_coupling: int
+    """Longest coupling_size of a task."""
+    covers_weights: int
+    """1: every weight belongs to a task."""
+    key: int
+    """Tells this plan's channel-wise tables from those of others."""
+
+
+class ChannelVariant(NamedTuple):
+    """What the channel-wise CUDA kernel of a plan is compiled for; sets of x, y, w, g are bits."""
+
+    forward: int
+    """1: dF/dg; 0: those of dF/dx, dF/dy, dF/dw that are wanted."""
+    operands: int
+    tangents: int
+    wanted: int
+    """Which of them there are, and which derivatives are made."""
+    storage: int
+    """A number of Storage."""
+    x_layout: int
+    g_layout: int
+    """Numbers of Layout."""
+    shared_weights: int
+    """1: one row of weights for all edges."""
+    hidden: int
+    """Length of the row that the kernel makes an edge's weights from; 0: it reads them."""
+    passes: int
+    """Of the tensor cores: see kernels/tensor_core.cuh."""
+
+
+class FrameBlock(NamedTuple):
+    """An irreps block of an edge frame's operand; for each m = 0 ... l_max a FrameColumns follows in the row."""
+
+    mul: int
+    l: int
+    """Channels, and degree."""
+    natural: int
+    """1: its parity is that of the spherical harmonics."""
+    offset: int
+    """In a row of the operand."""
+
+
+class FrameColumns(NamedTuple):
+    """Where the components (+m, -m) of a FrameBlock lie in the frame tensor."""
+
+    start: int
+    """First element of the matrix of this m, in units of `edges` elements; -1: this m is not stored."""
+    stride: int
+    """Elements per edge: width, or 2 width."""
+    width: int
+    """Of a row of the matrix."""
+    column: int
+    """Of the first channel of the irreps block."""
+
+
+class MatrixTerm(NamedTuple):
+    """Adds factor weight[u, w] scale[w] to matrix[u * stride + w]."""
+
+    weight: int
+    scale: int
+    matrix: int
+    """Offsets."""
+    stride: int
+    """From row to row of the matrix."""
+    rows: int
+    columns: int
+    """Of u, and of w."""
+
+
+TABLES = (
+    Path,
+    ChannelTask,
+    ChannelBlock,
+    CouplingEntry,
+    ProductDims,
+    ChannelVariant,
+    FrameBlock,
+    FrameColumns,
+    MatrixTerm,
+)
+"""All of them, in the order of the C++ header."""

@@ -1,0 +1,237 @@
+// Choices and rows of tables that Python and the kernels share. Written by `python -m
+// hamfast.records.write` from hamfast/records: change it there.
+#pragma once
+
+#include <cstdint>
+
+namespace hamfast {
+
+// The argument of the product's form F(x, y, w, g) in which a derivative is taken.
+enum Slot : int64_t {
+  slot_x = 0,
+  slot_y = 1,
+  slot_w = 2,
+  slot_g = 3,
+};
+
+// What an operand has a row for: every edge, or every node, which edges reach as their sender or
+// receiver.
+enum RowOf : int64_t {
+  row_of_edge = 0,
+  row_of_sender = 1,
+  row_of_receiver = 2,
+};
+
+// How irreps lie in memory: rows of mul_ir, rows of ir_mul, or one matrix [rows, d, mul] per irreps
+// block.
+enum class Layout : int64_t {
+  mul_ir = 0,
+  ir_mul = 1,
+  blocks = 2,
+};
+
+// The dtype of rows.
+enum class Storage : int64_t {
+  float32 = 0,
+  float64 = 1,
+  bfloat16 = 2,
+  float16 = 3,
+};
+
+// Which channels of x meet which of y: every u every v, u only u, or u every v > u.
+enum class Pairing : int64_t {
+  outer = 0,
+  tied = 1,
+  triangular = 2,
+};
+
+// Which matrix of C = A B comes out: C itself, A = C B^T, or B = A^T C.
+enum class MatrixProduct : int64_t {
+  c = 0,
+  a = 1,
+  b = 2,
+};
+
+// The argument of the edge frame's form sum factor weight scale matrix in which a derivative is
+// taken.
+enum WeightSlot : int64_t {
+  slot_weight = 0,
+  slot_scale = 1,
+  slot_matrix = 2,
+};
+
+// What attention's raw score z is: <q, k>, <vector, act(q + k)>, or 0.
+enum Score : int64_t {
+  score_dot = 0,
+  score_additive = 1,
+  score_given = 2,
+};
+
+// The activation of additive scores; the second is Equiformer's.
+enum ScoreActivation : int64_t {
+  act_leaky_relu = 0,
+  act_smooth_leaky_relu = 1,
+  act_silu = 2,
+};
+
+// What turns a score into a weight.
+enum Weighting : int64_t {
+  weight_softmax = 0,
+  weight_identity = 1,
+  weight_silu = 2,
+  weight_sigmoid = 3,
+  weight_softplus = 4,
+};
+
+// Bits of attention's results that are made only if they are wanted.
+enum AttentionWanted : int64_t {
+  want_weights = 1,
+  want_logits = 2,
+  want_out_on_edge = 4,
+};
+
+// A path of the general kernel.
+struct Path {
+  // A number of Pairing.
+  int64_t pairing;
+  // 1: all pairs meet every output channel; 0: each goes to one.
+  int64_t mixing;
+  // Multiplicities.
+  int64_t n1, n2, n3;
+  // 2 l + 1.
+  int64_t d1, d2, d3;
+  // First element in the rows of x, y and g.
+  int64_t offset1, offset2, offset3;
+  // -1: no weight.
+  int64_t weight_offset;
+  // Without mixing: the pair (u, v) goes to output channel out_u u + out_v v.
+  int64_t out_u, out_v;
+  // Entries of the coupling list.
+  int64_t cg_begin, cg_end;
+};
+static_assert(sizeof(Path) == 16 * sizeof(int64_t));
+
+// n channels of one irreps block of x times one channel of y: a task of the channel-wise kernels.
+struct ChannelTask {
+  // Channels.
+  int64_t n;
+  // 2 l + 1.
+  int64_t d1, d2, d3;
+  // In x's padded blocks: first element, elements from component to component.
+  int64_t x_at, x_stride;
+  // In y's row.
+  int64_t y_offset;
+  // In g's padded blocks.
+  int64_t g_at, g_stride;
+  // In w's row, and from channel to channel; offset -1: no weight.
+  int64_t w_offset, w_stride;
+  // Of C[j][k * d1 + i]: first element, and the padded length of a row.
+  int64_t coupling_at, coupling_size;
+  // C's entries that are not 0.
+  int64_t entries_begin, entries_end;
+  // 1: the matrix is a multiple of the unit matrix (y is a scalar).
+  int64_t diagonal;
+  // Row of the table of x's blocks.
+  int64_t x_block;
+  // Row of the table of g's blocks.
+  int64_t g_block;
+  // First channel there.
+  int64_t g_first;
+};
+static_assert(sizeof(ChannelTask) == 19 * sizeof(int64_t));
+
+// An irreps block of x or g: channels [mul] of d components.
+struct ChannelBlock {
+  // Channels, and components of each.
+  int64_t mul, d;
+  // First element in a row of the tensor.
+  int64_t offset;
+  // In the padded blocks: first element, elements from component to component.
+  int64_t at, stride;
+};
+static_assert(sizeof(ChannelBlock) == 5 * sizeof(int64_t));
+
+// A Clebsch-Gordan coefficient of a task that is not 0.
+struct CouplingEntry {
+  // Components of x, y and g.
+  int64_t i, j, k;
+  // Element k d1 + i of the task's matrix.
+  int64_t p;
+  // In the task's couplings, from coupling_at on.
+  int64_t at;
+};
+static_assert(sizeof(CouplingEntry) == 5 * sizeof(int64_t));
+
+// The sizes of a plan.
+struct ProductDims {
+  // Row lengths.
+  int64_t x, y, w, g;
+  // Elements of scratch memory that a row of the general kernel needs.
+  int64_t scratch;
+  // Elements of a row's padded blocks.
+  int64_t x_padded, g_padded;
+  // Longest coupling_size of a task.
+  int64_t max_coupling;
+  // 1: every weight belongs to a task.
+  int64_t covers_weights;
+  // Tells this plan's channel-wise tables from those of others.
+  int64_t key;
+};
+static_assert(sizeof(ProductDims) == 10 * sizeof(int64_t));
+
+// What the channel-wise CUDA kernel of a plan is compiled for; sets of x, y, w, g are bits.
+struct ChannelVariant {
+  // 1: dF/dg; 0: those of dF/dx, dF/dy, dF/dw that are wanted.
+  int64_t forward;
+  // Which of them there are, and which derivatives are made.
+  int64_t operands, tangents, wanted;
+  // A number of Storage.
+  int64_t storage;
+  // Numbers of Layout.
+  int64_t x_layout, g_layout;
+  // 1: one row of weights for all edges.
+  int64_t shared_weights;
+  // Length of the row that the kernel makes an edge's weights from; 0: it reads them.
+  int64_t hidden;
+  // Of the tensor cores: see kernels/tensor_core.cuh.
+  int64_t passes;
+};
+static_assert(sizeof(ChannelVariant) == 10 * sizeof(int64_t));
+
+// An irreps block of an edge frame's operand; for each m = 0 ... l_max a FrameColumns follows in
+// the row.
+struct FrameBlock {
+  // Channels, and degree.
+  int64_t mul, l;
+  // 1: its parity is that of the spherical harmonics.
+  int64_t natural;
+  // In a row of the operand.
+  int64_t offset;
+};
+static_assert(sizeof(FrameBlock) == 4 * sizeof(int64_t));
+
+// Where the components (+m, -m) of a FrameBlock lie in the frame tensor.
+struct FrameColumns {
+  // First element of the matrix of this m, in units of `edges` elements; -1: this m is not stored.
+  int64_t start;
+  // Elements per edge: width, or 2 width.
+  int64_t stride;
+  // Of a row of the matrix.
+  int64_t width;
+  // Of the first channel of the irreps block.
+  int64_t column;
+};
+static_assert(sizeof(FrameColumns) == 4 * sizeof(int64_t));
+
+// Adds factor weight[u, w] scale[w] to matrix[u * stride + w].
+struct MatrixTerm {
+  // Offsets.
+  int64_t weight, scale, matrix;
+  // From row to row of the matrix.
+  int64_t stride;
+  // Of u, and of w.
+  int64_t rows, columns;
+};
+static_assert(sizeof(MatrixTerm) == 6 * sizeof(int64_t));
+
+}  // namespace hamfast
