@@ -36,6 +36,14 @@ struct OptionalGraph {
   Optional receiver_ptr;    // [receivers + 1]
 };
 
+struct ProductSettings {
+  int64_t edges;
+  bool shared_weights;        // one row of weights for all edges
+  int64_t x_layout;           // Layout
+  int64_t g_layout;           // Layout
+  std::vector<int64_t> dims;  // ProductDims
+};
+
 // tensor_product: The partial derivatives of F in the wanted slots; with tangents, those of F's
 // derivative along them. See hamfast/ops/multilinear.py.
 struct TensorProductArguments {
@@ -43,12 +51,8 @@ struct TensorProductArguments {
   std::array<Optional, 4> tangents;
   ProductTables tables;
   OptionalGraph graph;
-  int64_t wanted;  // the bits of the slots
-  int64_t edges;
-  bool shared_weights;        // one row of weights for all edges
-  int64_t x_layout;           // Layout
-  int64_t g_layout;           // Layout
-  std::vector<int64_t> dims;  // ProductDims
+  int64_t wanted;  // bits of the slots
+  ProductSettings settings;
 };
 template <auto run>
 auto tensor_product_boxed(Optional x, Optional y, Optional w, Optional g, Optional tangent_x, Optional tangent_y,
@@ -62,11 +66,7 @@ auto tensor_product_boxed(Optional x, Optional y, Optional w, Optional g, Option
                                     {paths, cg_index, cg_value, tasks, x_blocks, g_blocks, entries, coupling},
                                     {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
                                     wanted,
-                                    edges,
-                                    shared_weights,
-                                    x_layout,
-                                    g_layout,
-                                    dims});
+                                    {edges, shared_weights, x_layout, g_layout, dims}});
 }
 
 struct RadialOperands {
@@ -285,13 +285,17 @@ struct UpdateOperands {
   Optional bias;      // [width]
 };
 
+struct UpdateSettings {
+  double epsilon;  // added to the variance
+  bool silu;       // else no activation
+};
+
 // edge_update: act(norm(edge[e] + sender[s] + receiver[t])), with weight and bias of the norm or
 // without it.
 struct EdgeUpdateArguments {
   UpdateOperands operands;
   Graph graph;
-  double epsilon;  // added to the variance
-  bool silu;       // else no activation
+  UpdateSettings settings;
 };
 template <auto run>
 auto edge_update_boxed(Optional edge, Optional sender, Optional receiver, Optional weight, Optional bias,
@@ -299,8 +303,7 @@ auto edge_update_boxed(Optional edge, Optional sender, Optional receiver, Option
                        Tensor receiver_ptr, double epsilon, bool silu) {
   return run(EdgeUpdateArguments{{edge, sender, receiver, weight, bias},
                                  {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
-                                 epsilon,
-                                 silu});
+                                 {epsilon, silu}});
 }
 
 // edge_update_backward: Its gradients in the sum, and in weight and bias.
@@ -308,8 +311,7 @@ struct EdgeUpdateBackwardArguments {
   Tensor grad;  // [edges, width]
   UpdateOperands operands;
   Graph graph;
-  double epsilon;  // added to the variance
-  bool silu;       // else no activation
+  UpdateSettings settings;
 };
 template <auto run>
 auto edge_update_backward_boxed(Tensor grad, Optional edge, Optional sender, Optional receiver, Optional weight,
@@ -318,8 +320,7 @@ auto edge_update_backward_boxed(Tensor grad, Optional edge, Optional sender, Opt
   return run(EdgeUpdateBackwardArguments{grad,
                                          {edge, sender, receiver, weight, bias},
                                          {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
-                                         epsilon,
-                                         silu});
+                                         {epsilon, silu}});
 }
 
 // edge_update_double_backward: The gradients of the backward pass along tangents of its results.
@@ -329,8 +330,7 @@ struct EdgeUpdateDoubleBackwardArguments {
   Tensor grad;            // [edges, width]
   UpdateOperands operands;
   Graph graph;
-  double epsilon;  // added to the variance
-  bool silu;       // else no activation
+  UpdateSettings settings;
 };
 template <auto run>
 auto edge_update_double_backward_boxed(Optional tangent_sum, Optional tangent_norm, Tensor grad, Optional edge,
@@ -343,8 +343,7 @@ auto edge_update_double_backward_boxed(Optional tangent_sum, Optional tangent_no
                                         grad,
                                         {edge, sender, receiver, weight, bias},
                                         {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
-                                        epsilon,
-                                        silu});
+                                        {epsilon, silu}});
 }
 
 struct AttentionOperand {

@@ -20,7 +20,7 @@ struct EdgeUpdateOps {
     dispatch_stored<Launch>(operands.read_as, "edge_update", [&](auto zero, auto of_rows) {
       using T = decltype(zero);
       using Stored = decltype(of_rows);
-      EdgeUpdateCall<T, Stored> call = operands.template call<T, Stored>(args.epsilon, args.silu);
+      EdgeUpdateCall<T, Stored> call = operands.template call<T, Stored>(args.settings.epsilon, args.settings.silu);
       call.out = new_rows<Stored>(out);
       Launch::forward(call, operands.device());
     });
@@ -35,7 +35,7 @@ struct EdgeUpdateOps {
     dispatch_stored<Launch>(operands.read_as, "edge_update_backward", [&](auto zero, auto of_rows) {
       using T = decltype(zero);
       using Stored = decltype(of_rows);
-      EdgeUpdateCall<T, Stored> call = operands.template call<T, Stored>(args.epsilon, args.silu);
+      EdgeUpdateCall<T, Stored> call = operands.template call<T, Stored>(args.settings.epsilon, args.settings.silu);
       gradients.set(call);
       Launch::backward(call, operands.device());
     });
@@ -53,7 +53,7 @@ struct EdgeUpdateOps {
     dispatch_stored<Launch>(operands.read_as, "edge_update_double_backward", [&](auto zero, auto of_rows) {
       using T = decltype(zero);
       using Stored = decltype(of_rows);
-      EdgeUpdateCall<T, Stored> call = operands.template call<T, Stored>(args.epsilon, args.silu);
+      EdgeUpdateCall<T, Stored> call = operands.template call<T, Stored>(args.settings.epsilon, args.settings.silu);
       gradients.set(call);
       call.tangent_sum = maybe_rows<Stored>(tangent_sum);
       call.tangent_norm = maybe_data<T>(tangent_norm);

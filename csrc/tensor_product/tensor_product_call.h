@@ -46,11 +46,11 @@ struct ProductArguments {
         tables(a.tables),
         graph(a.graph),
         wanted(a.wanted),
-        edges(a.edges),
-        shared_weights(a.shared_weights),
-        x_layout(static_cast<Layout>(a.x_layout)),
-        g_layout(static_cast<Layout>(a.g_layout)),
-        dims(row_of<ProductDims>(a.dims, "dims")) {
+        edges(a.settings.edges),
+        shared_weights(a.settings.shared_weights),
+        x_layout(static_cast<Layout>(a.settings.x_layout)),
+        g_layout(static_cast<Layout>(a.settings.g_layout)),
+        dims(row_of<ProductDims>(a.settings.dims, "dims")) {
     make_contiguous();
   }
   // Of weights that are made of hidden rows: the product if g is absent, else its gradients in x, y and w.

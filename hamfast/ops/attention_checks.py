@@ -7,7 +7,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from hamfast.ops.attention_formula import ACTIVATIONS, PARTS, SCORES, WEIGHTS
+from hamfast.ops.attention_formula import ACTIVATIONS, PARTS, SCORES, WEIGHTINGS
 from hamfast.ops.checks import check_rows, check_tensor, found
 from hamfast.ops.edge_index import EdgeIndex
 
@@ -36,17 +36,17 @@ def check_numbers(negative_slope, clip, epsilon, dropout, seed) -> None:
 
 
 def check_operands(
-    edges: EdgeIndex, given: dict[str, Tensor | None], outer_place: str, score: str, activation: str, weight: str
+    edges: EdgeIndex, given: dict[str, Tensor | None], outer_rows_of: str, score: str, activation: str, weight: str
 ) -> tuple[int, int | None]:
     """Number of heads, and the width of the query (None without one)."""
     for name, value, allowed in (
         ("score", score, SCORES),
         ("score_activation", activation, ACTIVATIONS),
-        ("weight", weight, WEIGHTS),
+        ("weight", weight, WEIGHTINGS),
     ):
         if value not in allowed:
             raise ValueError(f"{_NAME}: {name}: expected one of {', '.join(allowed)}, found {value!r}")
-    rows = {"edge": edges.num_edges, "sender": edges.num_senders, "receiver": edges.num_receivers}
+    rows = edges.rows
     heads = _heads(given)
     width = _check_scores(given, rows, heads, score)
     components = _check_values(given, rows, heads)
@@ -72,13 +72,13 @@ def check_operands(
                 )
     y, u = given["outer Y"], given["outer u"]
     if y is not None and u is not None:
-        if outer_place not in ("sender", "edge"):
-            raise ValueError(f"{_NAME}: outer: expected u per sender or edge, found {outer_place!r}")
+        if outer_rows_of not in ("sender", "edge"):
+            raise ValueError(f"{_NAME}: outer: expected u per sender or edge, found {outer_rows_of!r}")
         if y.dim() != 2 or y.shape[0] != rows["edge"]:
             raise ValueError(f"{_NAME}: outer Y: expected [{rows['edge']}, components], found {list(y.shape)}")
         if u.dim() != 3:
-            raise ValueError(f"{_NAME}: outer u: expected [{rows[outer_place]}, heads, width], found {list(u.shape)}")
-        check_rows(_NAME, "outer u", u, rows[outer_place], heads, u.shape[2])
+            raise ValueError(f"{_NAME}: outer u: expected [{rows[outer_rows_of]}, heads, width], found {list(u.shape)}")
+        check_rows(_NAME, "outer u", u, rows[outer_rows_of], heads, u.shape[2])
         if components is not None and components != (y.shape[1], u.shape[2]):
             raise ValueError(
                 f"{_NAME}: outer: expected {list(components)} components and width as the values, found {[y.shape[1], u.shape[2]]}"

@@ -6,67 +6,37 @@ except for additive scores.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hamfast.ops.edge_einsum import PLACES, run, sum_over_edges, to_edges
+from hamfast.ops.edge_einsum import ROW_OF, run, sum_over_edges, to_edges
+from hamfast.records.choices import RowOf, Score, ScoreActivation, Weighting
+from hamfast.records.ops import ATTENTION_OPERANDS, ATTENTION_RESULTS, ATTENTION_SETTINGS
 
-PARTS = ("edge", "sender", "receiver")
-OPERANDS = (
-    *(f"{operand}_{part}" for operand in ("query", "key", "value") for part in PARTS),
-    *("query_on_edge", "edge", "vector", "bias", "score_scale", "envelope", "gate"),
-)
+PARTS = RowOf.names()
+"""The addends of queries, keys and values."""
+OPERANDS = ATTENTION_OPERANDS.names
 """What the kernel takes, in its order. query_on_edge ``[receivers, heads, features]`` meets the rows of edge."""
-STORED = (*OPERANDS[:9], "edge")
+STORED = ATTENTION_OPERANDS.stored
 """Those that may be of half precision, as their gradients then are and the result; everything else is float32 then."""
-SCORES = ("dot", "additive", "given")
-ACTIVATIONS = ("leaky_relu", "smooth_leaky_relu", "silu")
-WEIGHTS = ("softmax", "identity", "silu", "sigmoid", "softplus")
+SCORES, ACTIVATIONS, WEIGHTINGS = Score.names(), ScoreActivation.names(), Weighting.names()
 
-Graph = tuple[Tensor, ...]
-"""Senders, their order and pointers; receivers, their order and pointers."""
-
-
-class Settings(NamedTuple):
-    """The numbers of a call."""
-
-    heads: int
-    score: int
-    activation: int
-    weight: int
-    slope: float
-    scale: float
-    clip: float
-    epsilon: float
-    dropout: float
-
-    @property
-    def kinds(self) -> list[int]:
-        return list(self[:4])
-
-    @property
-    def numbers(self) -> list[float]:
-        return list(self[4:])
+Settings = ATTENTION_SETTINGS.fields
+"""The settings of a call, as the record names them."""
+Results = ATTENTION_RESULTS.fields
+"""What the kernel gives: ``out [receivers, heads, value width]``, ``out_on_edge [receivers, heads, features]``,
+``lse [receivers, heads]``, ``weights`` and ``logits [edges, heads]``."""
 
 
-class Results(NamedTuple):
-    """What the kernel gives: ``[receivers, heads, value width]``, ``[receivers, heads, features]``, ``[receivers, heads]``, twice ``[edges, heads]``."""
-
-    out: Tensor
-    out_on_edge: Tensor
-    lse: Tensor
-    weights: Tensor
-    logits: Tensor
-
-
-def attention_formula(operands: list[Tensor | None], seed: Tensor | None, graph: Graph, settings: Settings) -> Results:
+def attention_formula(operands: Sequence[Tensor | None], seed: Tensor | None, graph: Any, settings: Any) -> Any:
     """What ``kernels/graph_attention.cuh`` computes, with operands as :data:`OPERANDS` names them."""
     named = dict(zip(OPERANDS, operands, strict=True))
     score, heads = raw_scores(named, graph, settings), settings.heads
-    edges = graph[0].shape[0]
+    edges = graph.senders.shape[0]
     like = next(t for t in operands if t is not None)
     if named["score_scale"] is not None:
         score = score * named["score_scale"]
@@ -78,7 +48,7 @@ def attention_formula(operands: list[Tensor | None], seed: Tensor | None, graph:
         weights = weights * named["gate"]
     if seed is not None:
         weights = weights * dropout_factors(seed, edges, heads, settings.dropout).to(weights.dtype)
-    rows = graph[5].shape[0] - 1
+    rows = graph.receiver_ptr.shape[0] - 1
     values = [named[f"value_{part}"] for part in PARTS]
     width = next((v.shape[2] for v in values if v is not None), 0)
     out = like.new_zeros(rows, heads, width)
@@ -92,12 +62,12 @@ def attention_formula(operands: list[Tensor | None], seed: Tensor | None, graph:
     return Results(out, on_edge, lse, weights, logits)
 
 
-def raw_scores(named, graph: Graph, settings: Settings, key_filter: Tensor | None = None) -> Tensor:
+def raw_scores(named, graph: Any, settings: Any, key_filter: Tensor | None = None) -> Tensor:
     """``[edges, heads]``, times the scale alone. key_filter: ``[edges, heads, width]``, multiplies the key."""
     terms = []
     queries, keys = ({p: named[f"{name}_{p}"] for p in PARTS} for name in ("query", "key"))
     if SCORES[settings.score] == "additive":
-        index = {"edge": None, "sender": graph[0], "receiver": graph[3]}
+        index = {"edge": None, "sender": graph.senders, "receiver": graph.receivers}
         summed = [
             tensor if index[part] is None else tensor.index_select(0, index[part])
             for parts in (queries, keys)
@@ -110,28 +80,28 @@ def raw_scores(named, graph: Graph, settings: Settings, key_filter: Tensor | Non
         for q_part, q in queries.items():
             for k_part, k in keys.items():
                 if q is not None and k is not None:
-                    factors, places = [q.unsqueeze(2), k.unsqueeze(2)], [PLACES[q_part], PLACES[k_part]]
+                    factors, rows_of = [q.unsqueeze(2), k.unsqueeze(2)], [ROW_OF[q_part], ROW_OF[k_part]]
                     if key_filter is not None:
-                        factors, places = [*factors, key_filter.unsqueeze(2)], [*places, PLACES["edge"]]
-                    terms.append(run(factors, [PLACES["edge"], *places], [settings.heads, 1, 1], graph))
+                        factors, rows_of = [*factors, key_filter.unsqueeze(2)], [*rows_of, ROW_OF["edge"]]
+                    terms.append(run(factors, [ROW_OF["edge"], *rows_of], [settings.heads, 1, 1], graph))
     if named["query_on_edge"] is not None:
         factors = [named["query_on_edge"].unsqueeze(2), named["edge"][:, None, None, :]]
-        places = [PLACES["edge"], PLACES["receiver"], PLACES["edge"]]
-        terms.append(run(factors, places, [settings.heads, 1, 1], graph))
-    edges = graph[0].shape[0]
+        rows_of = [ROW_OF["edge"], ROW_OF["receiver"], ROW_OF["edge"]]
+        terms.append(run(factors, rows_of, [settings.heads, 1, 1], graph))
+    edges = graph.senders.shape[0]
     if not terms:
         like = next(t for t in named.values() if t is not None)
         return like.new_zeros(edges, settings.heads)
     return sum(terms[1:], terms[0]).reshape(edges, settings.heads) * settings.scale
 
 
-def weighted_sum(weights: Tensor, value: Tensor, place: str, graph: Graph, *factors: Tensor) -> Tensor:
+def weighted_sum(weights: Tensor, value: Tensor, row_of: str, graph: Any, *factors: Tensor) -> Tensor:
     """Sum over each receiver's edges of weights ``[edges, heads]`` times value ``[rows, heads, components, width]`` (times factors of
     that many axes, per edge)."""
     shape = torch.broadcast_shapes(weights[:1, :, None, None].shape, value[:1].shape, *(f[:1].shape for f in factors))
     return run(
         [weights[:, :, None, None], value, *factors],
-        [PLACES["receiver"], PLACES["edge"], PLACES[place], *(PLACES["edge"] for _ in factors)],
+        [ROW_OF["receiver"], ROW_OF["edge"], ROW_OF[row_of], *(ROW_OF["edge"] for _ in factors)],
         [weights.shape[1], *shape[2:]],
         graph,
     )
@@ -146,20 +116,20 @@ def activation(name: str, slope: float, x: Tensor) -> Tensor:
     return x * (slope + (1 - slope) * torch.sigmoid(x))
 
 
-def _weights(logits: Tensor, envelope: Tensor | None, graph: Graph, settings: Settings) -> tuple[Tensor, Tensor]:
-    rows = graph[5].shape[0] - 1
-    kind = WEIGHTS[settings.weight]
-    if kind != "softmax":
+def _weights(logits: Tensor, envelope: Tensor | None, graph: Any, settings: Any) -> tuple[Tensor, Tensor]:
+    rows = graph.receiver_ptr.shape[0] - 1
+    weighting = WEIGHTINGS[settings.weighting]
+    if weighting != "softmax":
         value = {
             "identity": lambda: logits,
             "silu": lambda: functional.silu(logits),
             "sigmoid": lambda: torch.sigmoid(logits),
             "softplus": lambda: functional.softplus(logits),
-        }[kind]()
+        }[weighting]()
         return value if envelope is None else value * envelope, logits.new_zeros(rows, settings.heads)
     live = logits if envelope is None else logits.masked_fill(envelope == 0, -torch.inf)
     # The result does not depend on the shift, so neither do derivatives.
-    shift = _ReceiverMaximum.apply(live, graph[3], rows, settings.epsilon)
+    shift = _ReceiverMaximum.apply(live, graph.receivers, rows, settings.epsilon)
     plain = torch.exp(logits - to_edges(shift, "receiver", graph))
     weights = plain if envelope is None else plain * envelope
     total = sum_over_edges(weights, "receiver", graph) + settings.epsilon * torch.exp(-shift)

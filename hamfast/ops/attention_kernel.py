@@ -6,52 +6,51 @@ exists.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
-from hamfast.ops.attention_formula import (
-    OPERANDS,
-    STORED,
-    Graph,
-    Results,
-    Settings,
-    attention_formula,
-)
+from hamfast.ops.attention_formula import Results, Settings, attention_formula
 from hamfast.ops.transforms import by_sample, differentiable, second_derivative
+from hamfast.records.choices import AttentionWanted
+from hamfast.records.ops import (
+    ATTENTION_OPERANDS,
+    ATTENTION_RESULTS,
+    GRAPH_ATTENTION,
+    GRAPH_ATTENTION_BACKWARD,
+    GRAPH_ATTENTION_DOUBLE_BACKWARD,
+)
 
 _op_double = torch.ops.hamfast.graph_attention_double_backward.default
 
-_COUNT = len(OPERANDS)
-_RECEIVER_QUERY, _ON_EDGE, _EDGE, _BIAS = (
-    OPERANDS.index(n) for n in ("query_receiver", "query_on_edge", "edge", "bias")
-)
-_GRADIENTS = 5  # of out, out_on_edge, lse, weights, logits
-_REST = 10  # seed, six tensors of the graph, kinds, numbers, wanted: what follows the operands
+Operands = ATTENTION_OPERANDS.fields
+_COUNT = len(ATTENTION_OPERANDS)
+_NUMBERS = ("bias", "score_scale", "envelope", "gate")  # per edge and head
 
 
 def run_kernel(
-    operands: list[Tensor | None],
+    operands: Any,
     seed: Tensor | None,
-    graph: Graph,
-    settings: Settings,
+    graph: Any,
+    settings: Any,
     edge_key_weight: Tensor | None = None,
     weights: bool = False,
     logits: bool = False,
     out_on_edge: bool = True,
-) -> Results:
+) -> Any:
     """:func:`attention_formula` by the kernel; weights, logits and out_on_edge are empty unless asked for.
 
     With ``edge_key_weight`` ``[heads, width, features]`` query_on_edge is made from query_receiver, and not kept for the backward pass.
     """
     if edge_key_weight is not None:
-        query = operands[_RECEIVER_QUERY]
-        assert query is not None  # the public op has checked it
-        operands = [*operands]
+        assert operands.query_receiver is not None  # the public op has checked it
         with torch.no_grad():
-            operands[_ON_EDGE] = query_on_edge(query, edge_key_weight)
-    wanted = int(weights) | 2 * int(logits) | 4 * int(out_on_edge)
-    return Results(*_op(edge_key_weight, *operands, seed, *graph, settings.kinds, settings.numbers, wanted))
+            operands = operands._replace(query_on_edge=query_on_edge(operands.query_receiver, edge_key_weight))
+    wanted = AttentionWanted.WEIGHTS * weights | AttentionWanted.LOGITS * logits
+    wanted |= AttentionWanted.OUT_ON_EDGE * out_on_edge
+    return Results(*_op(edge_key_weight, *operands, seed, *graph, *settings, wanted))
 
 
 def query_on_edge(query: Tensor, edge_key_weight: Tensor) -> Tensor:
@@ -59,134 +58,151 @@ def query_on_edge(query: Tensor, edge_key_weight: Tensor) -> Tensor:
     return torch.matmul(query.to(edge_key_weight).transpose(0, 1), edge_key_weight).transpose(0, 1)
 
 
-def _parse(args):
-    """Operands, seed, graph, settings of what follows an op's own arguments."""
-    operands, seed, graph, (kinds, numbers, _) = list(args[:_COUNT]), args[_COUNT], args[_COUNT + 1 : -3], args[-3:]
-    return operands, seed, graph, Settings(*kinds, *numbers)
+class _Shapes:
+    """Sizes and dtypes of what a call gives, from its arguments."""
 
+    def __init__(self, arguments):
+        operands, graph = arguments.operands, arguments.graph
+        self.operands = operands
+        self.like = next(t for t in operands if t is not None)
+        rows = [t for member, t in zip(ATTENTION_OPERANDS, operands, strict=True) if member.stored and t is not None]
+        self.stored = (rows or [self.like])[0].dtype
+        # Of numbers per edge and head, and of all that meets the edges' features.
+        self.compute = torch.float64 if self.stored == torch.float64 else torch.float32
+        self.edges, self.receivers = graph.senders.shape[0], graph.receiver_ptr.shape[0] - 1
+        self.heads = arguments.settings.heads
+        self.features = 0 if operands.edge is None else operands.edge.shape[1]
+        values = (operands.value_edge, operands.value_sender, operands.value_receiver)
+        self.value_width = next((t.shape[2] for t in values if t is not None), 0)
 
-def _width(operands, first):
-    return next((t.shape[2] for t in operands[first : first + 3] if t is not None), 0)
+    def result(self, name: str, is_wanted: bool) -> Tensor:
+        """Room for one of the results, or for the gradient of its gradient."""
+        shape = {
+            "out": (self.receivers, self.heads, self.value_width),
+            "out_on_edge": (self.receivers, self.heads, self.features),
+            "lse": (self.receivers, self.heads),
+        }.get(name, (self.edges, self.heads))
+        dtype = self.stored if name in ATTENTION_RESULTS.stored else self.compute
+        return self.like.new_empty(shape if is_wanted else 0, dtype=dtype)
 
-
-def _types(operands):
-    """Of rows, and of numbers per edge and head and all that meets the edges' features."""
-    rows = [t for name, t in zip(OPERANDS, operands, strict=True) if name in STORED and t is not None]
-    stored = (rows or [t for t in operands if t is not None])[0].dtype
-    return stored, torch.float64 if stored == torch.float64 else torch.float32
+    def gradients(self, wanted: int) -> tuple[Tensor, ...]:
+        """Room for the gradients of the operands."""
+        made = []
+        for n, (name, operand) in enumerate(zip(ATTENTION_OPERANDS.names, self.operands, strict=True)):
+            dtype = self.stored if name in ATTENTION_OPERANDS.stored else self.compute
+            if not wanted >> n & 1:
+                made.append(self.like.new_empty(0, dtype=dtype))
+            else:
+                shape = (self.edges, self.heads) if name in _NUMBERS else operand.shape
+                made.append(self.like.new_empty(shape, dtype=dtype))
+        return tuple(made)
 
 
 @torch.library.register_fake("hamfast::graph_attention")
-def _(edge_key_weight, *args):
-    operands, _, graph, settings = _parse(args)
-    like, (stored, number) = next(t for t in operands if t is not None), _types(operands)
-    rows, edges, heads = graph[5].shape[0] - 1, graph[0].shape[0], settings.heads
-    features = operands[_EDGE].shape[1] if operands[_EDGE] is not None else 0
-    wanted = [args[-1] & bit != 0 for bit in (4, 1, 2)]
-    shapes = [(rows, heads, features), (edges, heads), (edges, heads)]
-    on_edge, *scores = (like.new_empty(s if w else 0, dtype=number) for s, w in zip(shapes, wanted, strict=True))
-    out = like.new_empty((rows, heads, _width(operands, 6)), dtype=stored)
-    return out, on_edge, like.new_empty((rows, heads), dtype=number), *scores
+def _(*flat):
+    arguments = GRAPH_ATTENTION.read(flat)
+    bits = {
+        "out_on_edge": AttentionWanted.OUT_ON_EDGE,
+        "weights": AttentionWanted.WEIGHTS,
+        "logits": AttentionWanted.LOGITS,
+    }
+    shapes = _Shapes(arguments)
+    return tuple(
+        shapes.result(name, name not in bits or arguments.wanted & bits[name] != 0) for name in ATTENTION_RESULTS.names
+    )
 
 
 @torch.library.register_fake("hamfast::graph_attention_backward")
-def _(*args):
-    operands, _, graph, settings = _parse(args[_GRADIENTS + 1 :])
-    return _fake_gradients(operands, graph, settings, args[-1])
-
-
-def _fake_gradients(operands, graph, settings, wanted):
-    like, edges = next(t for t in operands if t is not None), graph[0].shape[0]
-    stored, number = _types(operands)
-    made = []
-    for n, (name, operand) in enumerate(zip(OPERANDS, operands, strict=True)):
-        dtype = stored if name in STORED else number
-        if not wanted >> n & 1:
-            made.append(like.new_empty(0, dtype=dtype))
-        else:
-            made.append(like.new_empty((edges, settings.heads) if n >= _BIAS else operand.shape, dtype=dtype))
-    return tuple(made)
+def _(*flat):
+    arguments = GRAPH_ATTENTION_BACKWARD.read(flat)
+    return _Shapes(arguments).gradients(arguments.wanted)
 
 
 @torch.library.register_fake("hamfast::graph_attention_double_backward")
-def _(*args):
-    operands, _, graph, settings = _parse(args[_COUNT + _GRADIENTS + 1 :])
-    like, (stored, number) = next(t for t in operands if t is not None), _types(operands)
-    shapes = [None if t is None else t.shape for t in args[_COUNT : _COUNT + _GRADIENTS]]
-    to_gradients = (
-        like.new_empty(s if args[-1] >> _COUNT + n & 1 else 0, dtype=number if n else stored)
-        for n, s in enumerate(shapes)
+def _(*flat):
+    arguments = GRAPH_ATTENTION_DOUBLE_BACKWARD.read(flat)
+    shapes, wanted = _Shapes(arguments), arguments.wanted
+    of_gradients = (
+        shapes.result(name, wanted >> _COUNT + n & 1 != 0) for n, name in enumerate(ATTENTION_RESULTS.names)
     )
-    return *to_gradients, *_fake_gradients(operands, graph, settings, args[-1])
+    return *of_gradients, *shapes.gradients(wanted)
+
+
+def _bits(needed, tensors, first: int = 0) -> int:
+    """A set of those that are needed and there."""
+    return sum(1 << first + n for n, t in enumerate(tensors) if needed[n] and t is not None)
 
 
 def _setup(ctx, inputs, output):
-    edge_key_weight, *args = inputs
-    operands, seed, graph, ctx.settings = _parse(args)
+    arguments = GRAPH_ATTENTION.read(inputs)
+    ctx.settings = arguments.settings
     ctx.set_materialize_grads(False)
-    if edge_key_weight is not None:
-        operands[_ON_EDGE] = None
-    ctx.save_for_backward(edge_key_weight, output[2], *operands, seed, *graph)
+    operands = arguments.operands
+    if arguments.edge_key_weight is not None:
+        operands = operands._replace(query_on_edge=None)  # it is made again
+    lse = output[ATTENTION_RESULTS.names.index("lse")]
+    ctx.save_for_backward(arguments.edge_key_weight, lse, *operands, arguments.seed, *arguments.graph)
 
 
 def _backward(ctx, *gradients):
-    weight, lse, *args = ctx.saved_tensors
-    operands, rest = args[:_COUNT], args[_COUNT:]
-    needed = list(ctx.needs_input_grad[1 : _COUNT + 1])
+    weight, lse, *saved = ctx.saved_tensors
+    operands, seed_and_graph = Operands(*saved[:_COUNT]), saved[_COUNT:]
+    needs_weight, *others = ctx.needs_input_grad[: 1 + _COUNT]
+    needed = Operands(*others)
     if weight is not None:
-        operands[_ON_EDGE] = query_on_edge(operands[_RECEIVER_QUERY], weight)
-        needed[_ON_EDGE] = ctx.needs_input_grad[0] or needed[_RECEIVER_QUERY]
-    wanted = sum(1 << n for n, is_needed in enumerate(needed) if is_needed and operands[n] is not None)
+        operands = operands._replace(query_on_edge=query_on_edge(operands.query_receiver, weight))
+        needed = needed._replace(query_on_edge=needs_weight or needed.query_receiver)
+    wanted = _bits(needed, operands)
     given = [None if g is None or g.numel() == 0 else g for g in gradients]
-    found: list[Tensor | None] = [None] * _COUNT
+    found = Operands(*(None,) * _COUNT)
     if wanted and all(g is None for g in given):  # results without elements
-        found = [torch.zeros_like(t) if wanted >> n & 1 else None for n, t in enumerate(operands)]
+        found = Operands(*(torch.zeros_like(t) if wanted >> n & 1 else None for n, t in enumerate(operands)))
     elif wanted:
-        made = _op_backward(*given, lse, *operands, *rest, ctx.settings.kinds, ctx.settings.numbers, wanted)
-        found = [g if wanted >> n & 1 else None for n, g in enumerate(made)]
-    to_weight, raw = None, found[_ON_EDGE]
-    if weight is not None and raw is not None:
-        on_edge, query = raw.transpose(0, 1), operands[_RECEIVER_QUERY]
-        if ctx.needs_input_grad[0]:
-            to_weight = torch.matmul(query.to(weight).permute(1, 2, 0), on_edge)
-        if needed[_RECEIVER_QUERY]:
+        made = _op_backward(*given, lse, *operands, *seed_and_graph, *ctx.settings, wanted)
+        found = Operands(*(g if wanted >> n & 1 else None for n, g in enumerate(made)))
+    grad_weight = None
+    if weight is not None and found.query_on_edge is not None:
+        on_edge, query = found.query_on_edge.transpose(0, 1), operands.query_receiver
+        if needs_weight:
+            grad_weight = torch.matmul(query.to(weight).permute(1, 2, 0), on_edge)
+        if needed.query_receiver:
             projected = torch.matmul(on_edge, weight.transpose(1, 2)).transpose(0, 1)
-            before = found[_RECEIVER_QUERY]
-            found[_RECEIVER_QUERY] = (projected if before is None else before + projected).to(query)
-        found[_ON_EDGE] = None
-    return (to_weight, *found, *(None,) * _REST)
+            before = found.query_receiver
+            total = projected if before is None else before + projected
+            found = found._replace(query_receiver=total.to(query))
+        found = found._replace(query_on_edge=None)
+    return GRAPH_ATTENTION.per_argument(edge_key_weight=grad_weight, operands=found)
 
 
 def _setup_backward(ctx, inputs, output):
-    operands, seed, graph, ctx.settings = _parse(inputs[_GRADIENTS + 1 :])
-    ctx.wanted = inputs[-1]
+    arguments = GRAPH_ATTENTION_BACKWARD.read(inputs)
+    ctx.settings, ctx.wanted = arguments.settings, arguments.wanted
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[: _GRADIENTS + 1], *operands, seed, *graph)
+    ctx.save_for_backward(*inputs[: GRAPH_ATTENTION_BACKWARD.tensors])
 
 
-def _double_backward(ctx, *directions):
-    """Along directions of the gradients."""
-    saved = ctx.saved_tensors
-    needed = [*ctx.needs_input_grad[:_GRADIENTS], *ctx.needs_input_grad[_GRADIENTS + 1 :][:_COUNT]]
-    gradients, lse, operands = list(saved[:_GRADIENTS]), saved[_GRADIENTS], saved[_GRADIENTS + 1 :][:_COUNT]
-    seed, *graph = saved[_GRADIENTS + 1 + _COUNT :]
-    given = [d if ctx.wanted >> n & 1 else None for n, d in enumerate(directions)]
-    settings = ctx.settings
+def _double_backward(ctx, *tangents):
+    """Along tangents of the gradients."""
+    arguments = GRAPH_ATTENTION_BACKWARD.read((*ctx.saved_tensors, *ctx.settings, ctx.wanted))
+    gradients, operands, graph = arguments.gradients, arguments.operands, arguments.graph
+    needed = GRAPH_ATTENTION_BACKWARD.read(ctx.needs_input_grad)
+    given = [t if ctx.wanted >> n & 1 else None for n, t in enumerate(tangents)]
     if torch.is_grad_enabled():  # a third derivative may follow
-        number = _types(operands)[1]
+        compute = _Shapes(arguments).compute
 
         def formula(wide):
-            return attention_formula([t if t is None else t.to(number) for t in wide], seed, tuple(graph), settings)
+            in_compute = [t if t is None else t.to(compute) for t in wide]
+            return attention_formula(in_compute, arguments.seed, graph, Settings(*ctx.settings))
 
-        found = second_derivative(formula, operands, gradients, given, needed)
+        found = second_derivative(formula, operands, gradients, given, [*needed.gradients, *needed.operands])
+        grads, grad_operands = found[: len(gradients)], found[len(gradients) :]
     else:
-        wanted = sum(1 << n for n in range(_COUNT) if needed[_GRADIENTS + n] and operands[n] is not None)
-        wanted |= sum(1 << _COUNT + n for n, g in enumerate(gradients) if needed[n] and g is not None)
-        rest = (seed, *graph, settings.kinds, settings.numbers, wanted)
-        made = _op_double(*given, *gradients, lse, *operands, *rest)
-        bits = (*range(_COUNT, _COUNT + _GRADIENTS), *range(_COUNT))  # in the order of the results
-        found = [t if wanted >> bit & 1 else None for t, bit in zip(made, bits, strict=True)]
-    return (*found[:_GRADIENTS], None, *found[_GRADIENTS:], *(None,) * _REST)
+        wanted = _bits(needed.operands, operands) | _bits(needed.gradients, gradients, _COUNT)
+        given_operands = (arguments.lse, *operands, arguments.seed, *graph)
+        made = _op_double(*given, *gradients, *given_operands, *ctx.settings, wanted)
+        grads = [t if wanted >> _COUNT + n & 1 else None for n, t in enumerate(made[: len(gradients)])]
+        grad_operands = [t if wanted >> n & 1 else None for n, t in enumerate(made[len(gradients) :])]
+    return GRAPH_ATTENTION_BACKWARD.per_argument(gradients=grads, operands=grad_operands)
 
 
 _op = differentiable("graph_attention", _backward, _setup)

@@ -29,7 +29,7 @@ from hamfast import (
     run_time_compiler,
 )
 from hamfast.ops.notice import lower_backend
-from hamfast.ops.radial import radial_in_blocks
+from hamfast.ops.radial_blocks import radial_in_blocks
 
 BACKENDS = ("cuda", "triton", "cpu")
 MINIMUM_TRITON = (3, 6)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.transforms import differentiable
+from hamfast.records.choices import MatrixProduct
 
-_C, _A, _B = range(3)  # which matrix of C = A B comes out; A and B from C and the other one
+_C, _A, _B = MatrixProduct.C, MatrixProduct.A, MatrixProduct.B
 
 
 def block_matmul(a: Tensor, b: Tensor, rows: int, shapes: Sequence[tuple[int, int, int]]) -> Tensor:
@@ -26,26 +27,26 @@ def block_matmul(a: Tensor, b: Tensor, rows: int, shapes: Sequence[tuple[int, in
     return _op(a, b, rows, [n for shape in shapes for n in shape], _C)
 
 
-def _numel(which, rows, shapes):
+def _numel(product, rows, shapes):
     blocks = [shapes[n : n + 3] for n in range(0, len(shapes), 3)]
-    return sum({_C: rows * r * n, _A: rows * r * k, _B: k * n}[which] for r, k, n in blocks)
+    return sum({_C: rows * r * n, _A: rows * r * k, _B: k * n}[product] for r, k, n in blocks)
 
 
 @torch.library.register_fake("hamfast::block_matmul")
-def _(left, right, rows, shapes, which):
-    return left.new_empty(_numel(which, rows, shapes))
+def _(left, right, rows, shapes, product):
+    return left.new_empty(_numel(product, rows, shapes))
 
 
 def _setup_context(ctx, inputs, output):
-    left, right, ctx.rows, ctx.shapes, ctx.which = inputs
+    left, right, ctx.rows, ctx.shapes, ctx.product = inputs
     ctx.save_for_backward(left, right)
 
 
 def _backward(ctx, grad):
     # <C, A B> is linear in A, B and C: the gradient takes the place of the one that came out.
     left, right = ctx.saved_tensors
-    names = {_C: (_A, _B), _A: (_C, _B), _B: (_A, _C)}[ctx.which]
-    known = {names[0]: left, names[1]: right, ctx.which: grad}
+    names = {_C: (_A, _B), _A: (_C, _B), _B: (_A, _C)}[ctx.product]
+    known = {names[0]: left, names[1]: right, ctx.product: grad}
     grads = []
     for n, name in enumerate(names):
         others = {_C: (_A, _B), _A: (_C, _B), _B: (_A, _C)}[name]

@@ -14,11 +14,15 @@ from torch import Tensor
 from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.ops.transforms import differentiable
 from hamfast.plan import EdgeFramePlan
+from hamfast.plan.channel import as_table
 from hamfast.plan.constants import constant, real_tensors
 from hamfast.plan.edge_frame import Coupling, is_natural
 from hamfast.plan.plan import format_irreps
+from hamfast.records.choices import WeightSlot
+from hamfast.records.ops import EDGE_FRAME_WEIGHTS, ROTATE_FROM_EDGE, ROTATE_TO_EDGE
+from hamfast.records.tables import FrameBlock, FrameColumns, MatrixTerm
 
-WEIGHT, SCALE, MATRIX = range(3)
+WEIGHT, SCALE, MATRIX = WeightSlot.WEIGHT, WeightSlot.SCALE, WeightSlot.MATRIX
 
 MOST_SOURCES = 3  # kMaxSources in kernels/edge_frame.cuh
 
@@ -48,14 +52,18 @@ def frame_tables(plan: EdgeFramePlan, device: torch.device, widths: tuple[int, .
 
 
 def _make_tables(plan: EdgeFramePlan, device: torch.device, widths: tuple[int, ...]) -> FrameTables:
-    """The plan as the kernels read it: see ``FrameBlock``, ``FramePlace`` and ``MatrixTerm`` in kernels/edge_frame.cuh."""
+    """The plan as the kernels read it."""
     instructions = plan.plan.instructions
     scale_offsets = np.cumsum([0] + [ins.weight_shape[-1] for ins in instructions])
     terms, paths, factors, groups, onsite_sizes, matrix_start = [], [], [], [0], [], 0
 
     def add(coupling: Coupling, corner: int, stride: int, mul1: int, mul3: int) -> None:
         for n, factor in coupling.terms:
-            terms.append([instructions[n].weight_offset, scale_offsets[n], corner, stride, mul1, mul3])
+            scale = int(scale_offsets[n])
+            term = MatrixTerm(
+                weight=instructions[n].weight_offset, scale=scale, matrix=corner, stride=stride, rows=mul1, columns=mul3
+            )
+            terms.append(term)
             paths.append(n)
             factors.append(factor)
         groups.append(len(terms))
@@ -75,7 +83,7 @@ def _make_tables(plan: EdgeFramePlan, device: torch.device, widths: tuple[int, .
         matrix_start += mul1 * mul3
     by_path = np.cumsum([0, *np.bincount(paths, minlength=len(instructions))])
     term_arrays = (
-        np.array(terms, dtype=np.int64).reshape(-1, 6),
+        as_table(terms, MatrixTerm),
         np.array(factors, dtype=np.float64),
         np.array(groups, dtype=np.int64),
         by_path.astype(np.int64),
@@ -101,70 +109,81 @@ def frame_matrices(weight: Tensor, scale: Tensor | None, tables: FrameTables) ->
 
 def _split_table(table: Tensor, plan: EdgeFramePlan, widths: tuple[int, ...]) -> list[Tensor]:
     """The blocks of each source, with offsets in its own rows."""
-    starts = table[:, 3].tolist()
-    begin, parts = 0, []
+    offsets = table[:, FrameBlock._fields.index("offset")]
+    begin, split = 0, []
     for width in widths:
-        if begin not in starts and begin != plan.plan.dim_in1:
+        if begin not in offsets.tolist() and begin != plan.plan.dim_in1:
             raise ValueError(
                 f"edge_tensor_product: x: expected sources that split {format_irreps(plan.plan.irreps_in1)} between its blocks, "
                 f"found widths {list(widths)}"
             )
-        part = table[(table[:, 3] >= begin) & (table[:, 3] < begin + width)].clone()
-        part[:, 3] -= begin
-        parts.append(part)
+        own = table[(offsets >= begin) & (offsets < begin + width)].clone()
+        own[:, FrameBlock._fields.index("offset")] -= begin
+        split.append(own)
         begin += width
     if begin != plan.plan.dim_in1:
         raise ValueError(
             f"edge_tensor_product: x: expected widths that add up to {plan.plan.dim_in1}, found {list(widths)}"
         )
-    return parts
+    return split
 
 
 def _frame_table(irreps, blocks, side, width):
     l_max = max((l for _, l, _ in irreps), default=0)
-    places = {}
+    columns = {}
     sizes, start = [], 0
     for block in blocks:
         per_edge = getattr(block, width) * (1 if block.m == 0 else 2)
         for channel in getattr(block, side):
-            places[channel.block, block.m] = [start, per_edge, getattr(block, width), channel.start]
+            columns[channel.block, block.m] = FrameColumns(
+                start=start, stride=per_edge, width=getattr(block, width), column=channel.start
+            )
         sizes.append(per_edge)
         start += per_edge
     rows, offset = [], 0
     for i, (mul, l, p) in enumerate(irreps):
-        row = [mul, l, int(is_natural((mul, l, p))), offset]
+        row = list(FrameBlock(mul=mul, l=l, natural=int(is_natural((mul, l, p))), offset=offset))
         for m in range(l_max + 1):
-            row += places.get((i, m), [-1, 0, 0, 0])
+            row += columns.get((i, m), _NOT_STORED)
         rows.append(row)
         offset += mul * (2 * l + 1)
-    return torch.tensor(rows, dtype=torch.int64).view(len(rows), 4 * (l_max + 2)), sizes
+    row_length = len(FrameBlock._fields) + (l_max + 1) * len(FrameColumns._fields)
+    return torch.tensor(rows, dtype=torch.int64).view(len(rows), row_length), sizes
+
+
+_NOT_STORED = FrameColumns(start=-1, stride=0, width=0, column=0)
 
 
 @torch.library.register_fake("hamfast::rotate_to_edge")
-def _(x0, *rest):
-    wigner, frame_dim = rest[14], rest[15]
-    return x0.new_empty(wigner.shape[0] * frame_dim)
+def _(*flat):
+    arguments = ROTATE_TO_EDGE.read(flat)
+    return arguments.x.x0.new_empty(arguments.wigner.shape[0] * arguments.frame_dim)
 
 
 @torch.library.register_fake("hamfast::rotate_from_edge")
-def _(frame, table, index, order, ptr, wigner, dim, channels_fast, partial):
-    return frame.new_empty(wigner.shape[0] if ptr is None else ptr.shape[0] - 1, dim)
+def _(*flat):
+    arguments = ROTATE_FROM_EDGE.read(flat)
+    rows = arguments.wigner.shape[0] if arguments.ptr is None else arguments.ptr.shape[0] - 1
+    return arguments.frame.new_empty(rows, arguments.dim)
 
 
 @torch.library.register_fake("hamfast::edge_frame_weights")
-def _(weight, scale, matrix, terms, factors, by_matrix, by_path, path_order, slot, numel):
-    return (matrix if slot == WEIGHT else weight).new_empty(numel)
+def _(*flat):
+    arguments = EDGE_FRAME_WEIGHTS.read(flat)
+    like = arguments.operands[MATRIX if arguments.slot == WEIGHT else WEIGHT]
+    return like.new_empty(arguments.numel)
 
 
 def _save_to_edge(ctx, inputs, output):
-    *tensors, wigner, _, ctx.fast, _ = inputs
-    ctx.save_for_backward(*tensors[3:], wigner)
-    ctx.widths = [None if x is None else x.shape[1] for x in tensors[:3]]
+    arguments = ROTATE_TO_EDGE.read(inputs)
+    ctx.save_for_backward(*arguments.tables, *arguments.index, *arguments.order, *arguments.ptr, arguments.wigner)
+    ctx.widths = [None if x is None else x.shape[1] for x in arguments.x]
+    ctx.fast = arguments.channels_fast
 
 
 def _to_edge_backward(ctx, grad):
     *graph, wigner = ctx.saved_tensors
-    tables, indices, orders, ptrs = (graph[n : n + 3] for n in (0, 3, 6, 9))
+    tables, indices, orders, ptrs = (graph[n : n + MOST_SOURCES] for n in range(0, 4 * MOST_SOURCES, MOST_SOURCES))
     partial = sum(width is not None for width in ctx.widths) > 1
     grads = []
     for n, (width, table, index, order, ptr) in enumerate(zip(ctx.widths, tables, indices, orders, ptrs, strict=True)):
@@ -172,36 +191,39 @@ def _to_edge_backward(ctx, grad):
             grads.append(from_edge(grad, table, index, order, ptr, wigner, width, ctx.fast, partial))
         else:
             grads.append(None)
-    return (*grads, *(None,) * 16)
+    return ROTATE_TO_EDGE.per_argument(x=grads)
 
 
 def _save_from_edge(ctx, inputs, output):
-    frame, table, index, order, ptr, wigner, _, ctx.fast, ctx.partial = inputs
-    ctx.save_for_backward(table, index, order, ptr, wigner)
-    ctx.frame_dim = frame.shape[0] // max(wigner.shape[0], 1)
+    arguments = ROTATE_FROM_EDGE.read(inputs)
+    wigner = arguments.wigner
+    ctx.save_for_backward(arguments.table, arguments.index, arguments.order, arguments.ptr, wigner)
+    ctx.fast, ctx.partial = arguments.channels_fast, arguments.partial
+    ctx.frame_dim = arguments.frame.shape[0] // max(wigner.shape[0], 1)
 
 
 def _from_edge_backward(ctx, grad):
     table, index, order, ptr, wigner = ctx.saved_tensors
     two = (None, None)
     source = (grad, *two, table, *two, index, *two, order, *two, ptr, *two)
-    return to_edge(*source, wigner, ctx.frame_dim, ctx.fast, ctx.partial), *(None,) * 8
+    return ROTATE_FROM_EDGE.per_argument(frame=to_edge(*source, wigner, ctx.frame_dim, ctx.fast, ctx.partial))
 
 
 def _save_weights(ctx, inputs, output):
-    *tensors, ctx.slot, ctx.numel = inputs
-    ctx.save_for_backward(*tensors)
+    ctx.save_for_backward(*inputs[: EDGE_FRAME_WEIGHTS.tensors])
+    ctx.settings = inputs[EDGE_FRAME_WEIGHTS.tensors :]
 
 
 def _weights_backward(ctx, grad):
-    operands, rest = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-    found: list[Tensor | None] = [None] * 3
-    for slot in range(3):
-        if slot != ctx.slot and ctx.needs_input_grad[slot]:
+    arguments = EDGE_FRAME_WEIGHTS.read((*ctx.saved_tensors, *ctx.settings))
+    operands, tables = arguments.operands, ctx.saved_tensors[len(arguments.operands) :]
+    found: list[Tensor | None] = [None] * len(operands)
+    for slot in (WEIGHT, SCALE, MATRIX):
+        if slot != arguments.slot and ctx.needs_input_grad[slot]:
             others = list(operands)
-            others[ctx.slot], others[slot] = grad, None
-            found[slot] = _weights(*others, *rest, slot, operands[slot].shape[0])
-    return (*found, *(None,) * 7)
+            others[arguments.slot], others[slot] = grad, None
+            found[slot] = _weights(*others, *tables, slot, operands[slot].shape[0])
+    return EDGE_FRAME_WEIGHTS.per_argument(operands=found)
 
 
 to_edge = differentiable("rotate_to_edge", _to_edge_backward, _save_to_edge)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hamfast.ops.checks import INTEGERS, check_count, check_tensor, found
 from hamfast.plan.constants import outside_inference_mode
+from hamfast.records.ops import GRAPH
+
+_Graph = GRAPH.fields
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,16 @@ class EdgeIndex:
     @property
     def by_receiver(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.receivers, self.receiver_order, self.receiver_ptr
+
+    @property
+    def graph(self) -> Any:
+        """Both ends, as the records of the ops name them."""
+        return _Graph(*self.by_sender, *self.by_receiver)
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """How many rows an operand has that has one per edge, per sender or per receiver."""
+        return {"edge": self.num_edges, "sender": self.num_senders, "receiver": self.num_receivers}
 
     @property
     def num_edges(self) -> int:

@@ -180,7 +180,7 @@ def _in_frames(
     # The formula for the direction wants the operand of each edge.
     rows = list(tensors)
     if sources is not None:
-        graph = (*sources.edges.by_sender, *sources.edges.by_receiver)
+        graph = sources.edges.graph
         rows = [t if end == "edge" else to_edges(t, end, graph) for t, end in zip(tensors, sources.ends, strict=True)]
 
     def product(x: Sequence[Tensor], matrices: Tensor, wigner: Tensor, onsite: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ def _check_sources(x: EdgeSources, plan: EdgeFramePlan, edges: int) -> tuple[Ten
             f"edge_tensor_product: x: expected 1 to {MOST_SOURCES} tensors with one end each, "
             f"found {len(x.tensors)} and {len(x.ends)}"
         )
-    rows = {"edge": edges, "sender": x.edges.num_senders, "receiver": x.edges.num_receivers}
+    rows = x.edges.rows
     if x.edges.num_edges != edges:
         raise ValueError(f"edge_tensor_product: x.edges: expected {edges} edges, found {x.edges.num_edges}")
     for n, (tensor, end) in enumerate(zip(x.tensors, x.ends, strict=True)):

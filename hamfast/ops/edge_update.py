@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,12 +13,12 @@ from hamfast.ops.checks import HALF, check_device, check_rows, check_same, check
 from hamfast.ops.edge_einsum import sum_over_edges, to_edges
 from hamfast.ops.edge_index import EdgeIndex, check_graph
 from hamfast.ops.transforms import by_sample, differentiable, is_transformed, second_derivative
+from hamfast.records.choices import RowOf
+from hamfast.records.ops import EDGE_UPDATE, EDGE_UPDATE_BACKWARD, EDGE_UPDATE_DOUBLE_BACKWARD, UPDATE_OPERANDS
 
 _NAME = "edge_update"
 _ACTIVATIONS = ("silu", "identity")
-_PLACES = ("edge", "sender", "receiver")
-_OPERANDS = 5  # three sorts of rows, weight and bias
-_GRAPH = 6
+_ROWS = RowOf.names()
 _op_double = torch.ops.hamfast.edge_update_double_backward.default
 
 
@@ -57,12 +56,12 @@ def edge_update(
     """
     rows: tuple[Tensor | None, ...] = (edge, sender, receiver)
     check_graph(_NAME, edges)
-    place, first = next(((name, t) for name, t in zip(_PLACES, rows, strict=True) if t is not None), ("", None))
+    given, first = next(((name, t) for name, t in zip(_ROWS, rows, strict=True) if t is not None), ("", None))
     if first is None:
         raise ValueError(f"{_NAME}: expected at least one of edge, sender and receiver, found none")
-    check_tensor(_NAME, place, first)
+    check_tensor(_NAME, given, first)
     if first.dim() != 2:
-        raise ValueError(f"{_NAME}: {place}: expected [rows, width], found {list(first.shape)}")
+        raise ValueError(f"{_NAME}: {given}: expected [rows, width], found {list(first.shape)}")
     if (weight is None) != (bias is None):
         found = "weight" if bias is None else "bias"
         raise ValueError(f"{_NAME}: expected weight and bias, or neither, found only {found}")
@@ -71,9 +70,7 @@ def edge_update(
     if not epsilon >= 0:
         raise ValueError(f"{_NAME}: epsilon: expected 0 or more, found {epsilon}")
     width = first.shape[-1]
-    for name, tensor, count in zip(
-        _PLACES, rows, (edges.num_edges, edges.num_senders, edges.num_receivers), strict=True
-    ):
+    for (name, count), tensor in zip(edges.rows.items(), rows, strict=True):
         if tensor is not None:
             check_rows(_NAME, name, tensor, count, width)
     for name, tensor in (("weight", weight), ("bias", bias)):
@@ -85,135 +82,130 @@ def edge_update(
     autocast = torch.is_autocast_enabled(first.device.type)
     if autocast and len({t.dtype for t in rows if t is not None}) > 1:
         rows = tuple(t if t is None else t.float() for t in rows)
-    check_same(_NAME, True, **dict(zip(_PLACES, rows, strict=True)))
+    check_same(_NAME, True, **dict(zip(_ROWS, rows, strict=True)))
     dtype = next(t.dtype for t in rows if t is not None)
     if weight is not None and bias is not None:
-        number = torch.float32 if dtype in HALF else dtype
+        compute = torch.float32 if dtype in HALF else dtype
         if autocast or dtype in HALF:
-            weight, bias = weight.to(number), bias.to(number)
+            weight, bias = weight.to(compute), bias.to(compute)
         for name, tensor in (("weight", weight), ("bias", bias)):
-            if tensor.dtype != number:
-                raise ValueError(f"{_NAME}: {name}: expected {number}, found {tensor.dtype}")
-    check_device(_NAME, **dict(zip(_PLACES, rows, strict=True)), weight=weight, bias=bias, edges=edges.senders)
-    call = _Call((*edges.by_sender, *edges.by_receiver), float(epsilon), activation == "silu")
-    operands = (*rows, weight, bias)
+            if tensor.dtype != compute:
+                raise ValueError(f"{_NAME}: {name}: expected {compute}, found {tensor.dtype}")
+    check_device(_NAME, **dict(zip(_ROWS, rows, strict=True)), weight=weight, bias=bias, edges=edges.senders)
+    operands, graph = (*rows, weight, bias), edges.graph
+    settings = (float(epsilon), activation == "silu")
     if not autocast:
-        return _run(operands, call)
+        return _run(operands, graph, settings)
     with torch.autocast(first.device.type, enabled=False):
-        return _run(operands, call)
+        return _run(operands, graph, settings)
 
 
-class _Call(NamedTuple):
-    """All of a call but its operands."""
-
-    graph: tuple[Tensor, ...]
-    epsilon: float
-    silu: bool
-
-    @property
-    def arguments(self) -> tuple:
-        return (*self.graph, self.epsilon, self.silu)
-
-
-def _run(operands: tuple[Tensor | None, ...], call: _Call) -> Tensor:
+def _run(operands: tuple[Tensor | None, ...], graph: Any, settings: tuple[float, bool]) -> Tensor:
     if is_transformed(operands):
-        return _formula(operands, call).to(next(t.dtype for t in operands if t is not None))
-    return _op(*operands, *call.arguments)
+        return _formula(operands, graph, *settings).to(next(t.dtype for t in operands if t is not None))
+    return _op(*operands, *graph, *settings)
 
 
-def _formula(operands, call: _Call) -> Tensor:
+def _formula(operands, graph, epsilon: float, silu: bool) -> Tensor:
     """What the kernel computes, in float32 or float64; differentiable to any order."""
-    number = torch.float64 if any(t is not None and t.dtype == torch.float64 for t in operands) else torch.float32
-    edge, sender, receiver, weight, bias = (t if t is None else t.to(number) for t in operands)
+    compute = torch.float64 if any(t is not None and t.dtype == torch.float64 for t in operands) else torch.float32
+    edge, sender, receiver, weight, bias = (t if t is None else t.to(compute) for t in operands)
     terms = [] if edge is None else [edge]
-    terms += [
-        to_edges(t, place, call.graph) for t, place in ((sender, "sender"), (receiver, "receiver")) if t is not None
-    ]
+    terms += [to_edges(t, end, graph) for t, end in ((sender, "sender"), (receiver, "receiver")) if t is not None]
     x = sum(terms[1:], terms[0])
     if weight is not None:
-        x = functional.layer_norm(x, weight.shape, weight, bias, call.epsilon)
-    return functional.silu(x) if call.silu else x
+        x = functional.layer_norm(x, weight.shape, weight, bias, epsilon)
+    return functional.silu(x) if silu else x
 
 
 @torch.library.register_fake("hamfast::edge_update")
-def _(edge, sender, receiver, weight, bias, senders, *rest):
-    like = next(t for t in (edge, sender, receiver) if t is not None)
-    return like.new_empty(senders.shape[0], like.shape[1])
+def _(*flat):
+    return _new_rows(EDGE_UPDATE.read(flat))
 
 
 @torch.library.register_fake("hamfast::edge_update_backward")
-def _(grad, edge, sender, receiver, weight, bias, senders, *rest):
-    return _fake_gradients((edge, sender, receiver), weight, senders)
+def _(*flat):
+    arguments = EDGE_UPDATE_BACKWARD.read(flat)
+    return _new_rows(arguments), _new_norm(arguments)
 
 
 @torch.library.register_fake("hamfast::edge_update_double_backward")
-def _(sum_dot, norm_dot, grad, edge, sender, receiver, weight, bias, senders, *rest):
-    of_sum, of_norm = _fake_gradients((edge, sender, receiver), weight, senders)
-    return torch.empty_like(of_sum), of_sum, of_norm
+def _(*flat):
+    arguments = EDGE_UPDATE_DOUBLE_BACKWARD.read(flat)
+    return _new_rows(arguments), _new_rows(arguments), _new_norm(arguments)
 
 
-def _fake_gradients(rows, weight, senders):
-    like = next(t for t in rows if t is not None)
-    number = torch.float32 if like.dtype in HALF else like.dtype
-    of_norm = like.new_empty(2, 0 if weight is None else like.shape[1], dtype=number)
-    return like.new_empty(senders.shape[0], like.shape[1]), of_norm
+def _new_rows(arguments) -> Tensor:
+    like = next(t for t in arguments.operands[: len(_ROWS)] if t is not None)
+    return like.new_empty(arguments.graph.senders.shape[0], like.shape[1])
+
+
+def _new_norm(arguments) -> Tensor:
+    """Room for the gradients of weight and bias, ``[2, width]``, or ``[2, 0]``."""
+    like, weight = _new_rows(arguments), arguments.operands.weight
+    compute = torch.float32 if like.dtype in HALF else like.dtype
+    return like.new_empty(2, 0 if weight is None else like.shape[1], dtype=compute)
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.settings = inputs[_OPERANDS + _GRAPH :]
-    ctx.save_for_backward(*inputs[: _OPERANDS + _GRAPH])
+    ctx.save_for_backward(*inputs[: EDGE_UPDATE.tensors])
+    ctx.settings = inputs[EDGE_UPDATE.tensors :]
 
 
 def _backward(ctx, grad):
-    saved, needed = ctx.saved_tensors, ctx.needs_input_grad
-    graph = saved[_OPERANDS:]
-    of_sum, of_norm = _op_backward(grad, *saved, *ctx.settings)
-    to_norm = [of_norm[n] if needed[3 + n] else None for n in (0, 1)]
-    return (*_to_rows(of_sum, of_sum.dtype, needed[:3], graph), *to_norm, *(None,) * (_GRAPH + 2))
+    arguments = EDGE_UPDATE.read((*ctx.saved_tensors, *ctx.settings))
+    needed = UPDATE_OPERANDS.fields(*ctx.needs_input_grad[: len(UPDATE_OPERANDS)])
+    grad_sum, grad_norm = _op_backward(grad, *ctx.saved_tensors, *ctx.settings)
+    rows = _gradients_of_rows(grad_sum, grad_sum.dtype, needed, arguments.graph)
+    return EDGE_UPDATE.per_argument(operands=[*rows, *_gradients_of_norm(grad_norm, needed)])
 
 
 def _setup_backward(ctx, inputs, output):
-    ctx.set_materialize_grads(False)  # nothing is derived along directions of zeros
-    ctx.settings = inputs[1 + _OPERANDS + _GRAPH :]
-    ctx.save_for_backward(*inputs[: 1 + _OPERANDS + _GRAPH])
+    ctx.set_materialize_grads(False)  # nothing is derived along tangents of zeros
+    ctx.save_for_backward(*inputs[: EDGE_UPDATE_BACKWARD.tensors])
+    ctx.settings = inputs[EDGE_UPDATE_BACKWARD.tensors :]
 
 
-def _double_backward(ctx, of_sum, of_norm):
-    """Along directions of the derivatives in the sum, the weight and the bias."""
-    grad, *operands = ctx.saved_tensors[: 1 + _OPERANDS]
-    call = _Call(ctx.saved_tensors[1 + _OPERANDS :], *ctx.settings)
-    needed = ctx.needs_input_grad[: 1 + _OPERANDS]
+def _double_backward(ctx, tangent_sum, tangent_norm):
+    """Along tangents of the derivatives in the sum, the weight and the bias."""
+    arguments = EDGE_UPDATE_BACKWARD.read((*ctx.saved_tensors, *ctx.settings))
+    grad, operands, graph = arguments.grad, arguments.operands, arguments.graph
+    needs_grad, *others = ctx.needs_input_grad[: 1 + len(operands)]
+    needed = UPDATE_OPERANDS.fields(*others)
     if not torch.is_grad_enabled():  # no third derivative will follow
-        if of_sum is None and of_norm is None:
-            return (None,) * (1 + _OPERANDS + _GRAPH + 2)
-        to_grad, to_sum, of_both = _op_double(of_sum, of_norm, *ctx.saved_tensors, *ctx.settings)
-        to_norm = [of_both[n] if needed[4 + n] else None for n in (0, 1)]
-        to_rows = _to_rows(to_sum, grad.dtype, needed[1:4], call.graph)
-        return (to_grad, *to_rows, *to_norm, *(None,) * (_GRAPH + 2))
-    total = _formula((*operands[:3], None, None), call._replace(silu=False))
-    along = (of_sum, *((None, None) if operands[3] is None or of_norm is None else of_norm))
-    to_grad, to_sum, *to_norm = second_derivative(
-        lambda given: (_formula((given[0], None, None, *given[1:]), call),),
-        (total, *operands[3:]),
-        (grad,),
-        along,
-        (needed[0], any(needed[1:4]), *needed[4:]),
-    )
-    to_rows = _to_rows(to_sum, grad.dtype, needed[1:4], call.graph)
-    return (to_grad, *to_rows, *to_norm, *(None,) * (_GRAPH + 2))
+        if tangent_sum is None and tangent_norm is None:
+            return EDGE_UPDATE_BACKWARD.per_argument()
+        grad_grad, grad_sum, grad_norm = _op_double(tangent_sum, tangent_norm, *ctx.saved_tensors, *ctx.settings)
+        norm = _gradients_of_norm(grad_norm, needed)
+    else:
+        norm_operands = (operands.weight, operands.bias)
+        epsilon, silu = arguments.settings
+        total = _formula(operands._replace(weight=None, bias=None), graph, epsilon, False)
+        no_norm = operands.weight is None or tangent_norm is None
+        grad_grad, grad_sum, *norm = second_derivative(
+            lambda given: (_formula((given[0], None, None, *given[1:]), graph, epsilon, silu),),
+            (total, *norm_operands),
+            (grad,),
+            (tangent_sum, *((None, None) if no_norm else tangent_norm)),
+            (needs_grad, any(needed[: len(_ROWS)]), needed.weight, needed.bias),
+        )
+    rows = _gradients_of_rows(grad_sum, grad.dtype, needed, graph)
+    return EDGE_UPDATE_BACKWARD.per_argument(grad=grad_grad, operands=[*rows, *norm])
 
 
-def _to_rows(
-    of_sum: Tensor | None, dtype: torch.dtype, needed: Sequence[bool], graph: tuple[Tensor, ...]
-) -> list[Tensor | None]:
-    """Gradients of the edges', the senders' and the receivers' rows from that of their sum."""
-    if of_sum is None:
-        return [None] * 3
-    wide = of_sum.float() if of_sum.dtype in HALF else of_sum
-    found: list[Tensor | None] = [of_sum.to(dtype) if needed[0] else None]
-    for n in (1, 2):
-        found.append(sum_over_edges(wide, _PLACES[n], graph).to(dtype) if needed[n] else None)
+def _gradients_of_rows(grad_sum: Tensor | None, dtype: torch.dtype, needed: Any, graph: Any) -> list[Tensor | None]:
+    """Those of the edges', the senders' and the receivers' rows from that of their sum."""
+    if grad_sum is None:
+        return [None] * len(_ROWS)
+    wide = grad_sum.float() if grad_sum.dtype in HALF else grad_sum
+    found: list[Tensor | None] = [grad_sum.to(dtype) if needed.edge else None]
+    for end in ("sender", "receiver"):
+        found.append(sum_over_edges(wide, end, graph).to(dtype) if getattr(needed, end) else None)
     return found
+
+
+def _gradients_of_norm(grad_norm: Tensor, needed: Any) -> list[Tensor | None]:
+    return [grad_norm[0] if needed.weight else None, grad_norm[1] if needed.bias else None]
 
 
 _op = differentiable("edge_update", _backward, _setup_context)

@@ -15,14 +15,14 @@ from hamfast.ops.attention_formula import (
     PARTS,
     SCORES,
     STORED,
-    WEIGHTS,
+    WEIGHTINGS,
     Results,
     Settings,
     attention_formula,
     raw_scores,
     weighted_sum,
 )
-from hamfast.ops.attention_kernel import query_on_edge, run_kernel
+from hamfast.ops.attention_kernel import Operands, query_on_edge, run_kernel
 from hamfast.ops.block_matmul import block_matmul
 from hamfast.ops.checks import HALF, check_device, check_same, check_tensor, found
 from hamfast.ops.edge_index import EdgeIndex, check_graph
@@ -121,7 +121,7 @@ def graph_attention(
     """
     check_graph(_NAME, edges)
     if outer is not None and not (isinstance(outer, (tuple, list)) and len(outer) == 3):
-        raise TypeError(f"{_NAME}: outer: expected (Y, u, place), found {found(outer)}")
+        raise TypeError(f"{_NAME}: outer: expected (Y, u, sender or edge), found {found(outer)}")
     given = {
         "query_edge": query_edge,
         "query_sender": query_sender,
@@ -152,8 +152,8 @@ def graph_attention(
                 check_tensor(_NAME, name, tensor)
     if autocast and len({t.dtype for t in given.values() if t is not None}) > 1:
         # Weights and numbers are float32 then; rows stay as they are stored if they all are so.
-        kinds = {t.dtype for name, t in given.items() if name in STORED and t is not None}
-        stays = STORED if len(kinds) == 1 and kinds <= {*HALF} else ()
+        dtypes = {t.dtype for name, t in given.items() if name in STORED and t is not None}
+        stays = STORED if len(dtypes) == 1 and dtypes <= {*HALF} else ()
         given = {name: t if t is None or name in stays else t.float() for name, t in given.items()}
         check_device(_NAME, **given)
     else:
@@ -166,8 +166,8 @@ def graph_attention(
         sums_outside = any(given[name] is not None for name in ("key_filter", "value_filter", "outer Y"))
         stays = () if sums_outside or is_transformed(given.values()) else STORED
         given = {name: t if t is None or name in stays else t.float() for name, t in given.items()}
-    place = outer[2] if outer else "edge"
-    heads, width = check_operands(edges, given, place, score, score_activation, weight)
+    outer_rows_of = outer[2] if outer else "edge"
+    heads, width = check_operands(edges, given, outer_rows_of, score, score_activation, weight)
     check_numbers(negative_slope, clip, epsilon, dropout, seed)
     if scale is None:
         scale = 1 / math.sqrt(width) if width and score == "dot" else 1.0
@@ -175,16 +175,18 @@ def graph_attention(
         heads,
         SCORES.index(score),
         ACTIVATIONS.index(score_activation),
-        WEIGHTS.index(weight),
+        WEIGHTINGS.index(weight),
         float(negative_slope),
         float(scale),
         math.inf if clip is None else float(clip),
         float(epsilon),
         float(dropout),
     )
-    graph = (*edges.by_sender, *edges.by_receiver)
+    graph = edges.graph
     with torch.autocast(edges.senders.device.type, enabled=False):
-        results = _attend(given, place, seed if dropout > 0 else None, graph, settings, return_weights, return_logits)
+        results = _attend(
+            given, outer_rows_of, seed if dropout > 0 else None, graph, settings, return_weights, return_logits
+        )
     results = Results(*(t.to(dtype) for t in results)) if half else results
     if not (return_weights or return_logits or return_lse):
         return results.out
@@ -196,7 +198,7 @@ def graph_attention(
     )
 
 
-def _attend(given, outer_place, seed, graph, settings, want_weights, want_logits) -> Results:
+def _attend(given, outer_rows_of, seed, graph, settings, want_weights, want_logits) -> Any:
     """What the kernel does not know is computed before it (scores) or after it (sums with its weights)."""
     operands = {name: given.get(name) for name in OPERANDS}
     for name in ("bias", "score_scale", "envelope", "gate"):
@@ -238,7 +240,7 @@ def _attend(given, outer_place, seed, graph, settings, want_weights, want_logits
     extra = (
         () if transformed else (key_weight, want_weights or sums_after or outer, want_logits, value_weight is not None)
     )
-    found = run([operands[name] for name in OPERANDS], seed, graph, settings, *extra)
+    found = run(Operands(**{name: operands[name] for name in OPERANDS}), seed, graph, settings, *extra)
 
     out = found.out.unflatten(2, (*components, -1)) if components and found.out.shape[2] else found.out
     terms = [] if found.out.shape[2] == 0 else [out]
@@ -255,7 +257,7 @@ def _attend(given, outer_place, seed, graph, settings, want_weights, want_logits
                 terms.append(summed.squeeze(2) if value.dim() == 3 else summed)
     if outer:
         harmonics = given["outer Y"][:, None, :, None]
-        terms.append(weighted_sum(found.weights, given["outer u"].unsqueeze(2), outer_place, graph, harmonics))
+        terms.append(weighted_sum(found.weights, given["outer u"].unsqueeze(2), outer_rows_of, graph, harmonics))
     total = sum(terms[1:], terms[0]) if terms else found.out
     return found._replace(out=total if total.is_contiguous() else total.contiguous())
 

@@ -61,7 +61,7 @@ def tensor_product(
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.
     """
-    _check_kinds(x, y, weight, plan, edges)
+    _check_types(x, y, weight, plan, edges)
     gather, scatter = gather and edges is not None, scatter and edges is not None
     rows = edges.num_edges if edges is not None else x.shape[0]
     x, y, weight = _under_autocast(x, y, weight)
@@ -77,8 +77,8 @@ def tensor_product(
     shared = weight is None or weight.dim() == 1
     chosen = _chosen(plan, shared, x.device.type, lowering)
 
-    def run(part: str) -> Tensor:
-        tables = make_tables(plan, part, x.dtype, x.device)
+    def run(paths: str) -> Tensor:
+        tables = make_tables(plan, paths, x.dtype, x.device)
         if not tables.general:
             return multilinear(x, y, weight, tables, edges, gather, scatter, (layout, layout))
         return _general(x, y, weight, plan, tables, edges, gather, scatter, layout)
@@ -132,7 +132,7 @@ def _has_rest(plan):
     return any(not is_mixing(plan, ins) for ins in live_paths(plan))
 
 
-def _check_kinds(x: Any, y: Any, weight: Any, plan: Any, edges: Any) -> None:
+def _check_types(x: Any, y: Any, weight: Any, plan: Any, edges: Any) -> None:
     tensors = {"x": x, "y": y}
     if isinstance(weight, RadialWeights):
         tensors |= {"weight.hidden": weight.hidden, "weight.matrix": weight.matrix}
@@ -181,7 +181,7 @@ def broadcast_tensor_product(x: Tensor, y: Tensor, weight: Tensor | None, plan: 
     Returns:
         ``[..., dim_out]``.
     """
-    _check_kinds(x, y, weight, plan, None)
+    _check_types(x, y, weight, plan, None)
     rows = [x, y] if weight is None or weight.dim() == 1 else [x, y, weight]
     leading = torch.broadcast_shapes(*(t.shape[:-1] for t in rows))
     rows = [t.expand(*leading, t.shape[-1]).reshape(math.prod(leading), t.shape[-1]) for t in rows]
@@ -221,6 +221,6 @@ def _mix(x, y, weight, plan, edges, gather, scatter, layout):
     blocks = dict(zip((mix.i_out for mix in mixes), mixed.split([rows * r * n for r, _, n in shapes]), strict=True))
     columns = []
     for i, (mul, l, _) in enumerate(plan.irreps_out):
-        part = blocks[i].view(rows, 2 * l + 1, mul) if i in blocks else x.new_zeros(rows, 2 * l + 1, mul)
-        columns.append((part.transpose(1, 2) if layout == "mul_ir" else part).flatten(1))
+        block = blocks[i].view(rows, 2 * l + 1, mul) if i in blocks else x.new_zeros(rows, 2 * l + 1, mul)
+        columns.append((block.transpose(1, 2) if layout == "mul_ir" else block).flatten(1))
     return torch.cat(columns, dim=1)

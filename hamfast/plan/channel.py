@@ -8,16 +8,19 @@ product of those pairs with the weights for all rows at once: the *mix* lowering
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
 from hamfast.plan.coupling import wigner_3j
 from hamfast.plan.plan import Instruction, IrrepBlock, Plan, pair_count
+from hamfast.records.tables import ChannelBlock, ChannelTask, CouplingEntry
 
 PAD = 16
-"""Channels are padded to a multiple of it: ``kPad`` in csrc/tensor_product/channel_kernel.h."""
+"""Channels are padded to a multiple of it: ``kPad`` in csrc/tensor_product/channel_call.h."""
 
 L_MAX = 6
 """Highest l of the first operand for which the kernel exists."""
@@ -25,15 +28,15 @@ L_MAX = 6
 
 @dataclass(frozen=True)
 class ChannelTables:
-    """The arrays of one kernel call: ``ChannelTask`` and ``ChannelBlock`` rows of csrc/tensor_product/channel_kernel.h."""
+    """What the channel-wise kernels read of a plan; rows of the integer tables are those of :mod:`hamfast.records.tables`."""
 
     tasks: np.ndarray
-    """``[tasks, 16]`` int64."""
+    """``[tasks, ChannelTask]`` int64."""
     x_blocks: np.ndarray
-    """``[blocks, 5]`` int64."""
     g_blocks: np.ndarray
+    """``[blocks, ChannelBlock]`` int64."""
     entries: np.ndarray
-    """``[entries, 3]`` int64: where couplings are not 0."""
+    """``[entries, CouplingEntry]`` int64: where couplings are not 0."""
     coupling: np.ndarray
     """float64, matrices ``C[j][k * d1 + i]`` with padded rows."""
     x_padded: int
@@ -77,15 +80,15 @@ def is_mixing(plan: Plan, ins: Instruction) -> bool:
 def channel_tables(plan: Plan) -> ChannelTables:
     """Tables of the channel-wise paths of a plan; the other paths are left out."""
     out_blocks, g_padded = _blocks(plan.irreps_out)
-    builder = _Builder(plan)
+    builder = _Builder(plan, out_blocks)
     for ins in live_paths(plan):
         if not is_channel_wise(plan, ins):
             continue
         mul2 = plan.irreps_in2[ins.i_in2][0]
         for v in range(mul2):
             weight = (ins.weight_offset + v, mul2) if ins.has_weight else (-1, 0)
-            builder.add(ins, v, tuple(out_blocks[ins.i_out, 3:]), weight)
-    return builder.tables(out_blocks, g_padded)
+            builder.add(ins, v, _Target(ins.i_out, 0), weight)
+    return builder.tables(g_padded)
 
 
 @cache
@@ -99,41 +102,66 @@ def mix_tables(plan: Plan) -> tuple[ChannelTables, tuple[MixBlock, ...]]:
         if pairs * mul:
             mixes.append(MixBlock(i_out, l, mul, pairs, tuple(paths)))
     pair_blocks, g_padded = _blocks(tuple((mix.pairs, mix.l, 1) for mix in mixes))
-    builder = _Builder(plan)
-    for mix, (_, _, _, at, stride) in zip(mixes, pair_blocks, strict=True):
+    builder = _Builder(plan, pair_blocks)
+    for block, mix in enumerate(mixes):
+        first = 0
         for n in mix.instructions:
             ins = plan.instructions[n]
             for v in range(plan.irreps_in2[ins.i_in2][0]):
-                builder.add(ins, v, (at, stride), (-1, 0))
-                at += plan.irreps_in1[ins.i_in1][0]
+                builder.add(ins, v, _Target(block, first), (-1, 0))
+                first += plan.irreps_in1[ins.i_in1][0]
     # The last vector of a block may reach over its end, into zeros that are added to whatever is there.
-    return builder.tables(pair_blocks, g_padded + PAD), tuple(mixes)
+    return builder.tables(g_padded + PAD), tuple(mixes)
 
 
-def _blocks(irreps: tuple[IrrepBlock, ...]) -> tuple[np.ndarray, int]:
+def as_table(rows: Sequence[Sequence[int]], row: type) -> np.ndarray:
+    """``[rows, columns]`` int64 of rows of a class of :mod:`hamfast.records.tables`."""
+    return np.array(rows, dtype=np.int64).reshape(-1, len(row._fields))  # type: ignore[attr-defined]
+
+
+def _blocks(irreps: tuple[IrrepBlock, ...]) -> tuple[list[ChannelBlock], int]:
     rows, offset, at = [], 0, 0
     for mul, l, _ in irreps:
-        d, stride = 2 * l + 1, -(-mul // PAD) * PAD
-        rows.append([mul, d, offset, at, stride])
-        offset += mul * d
-        at += stride * d
-    return np.array(rows, dtype=np.int64).reshape(-1, 5), at
+        block = ChannelBlock(mul=mul, d=2 * l + 1, offset=offset, at=at, stride=-(-mul // PAD) * PAD)
+        rows.append(block)
+        offset += mul * block.d
+        at += block.stride * block.d
+    return rows, at
+
+
+class _Target(NamedTuple):
+    """Where a task's channels go: a block of the result, and the first channel there."""
+
+    block: int
+    first: int
+
+
+class _Coupling(NamedTuple):
+    """Where a coupling matrix and its entries lie in the tables."""
+
+    at: int
+    size: int
+    begin: int
+    end: int
 
 
 class _Builder:
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan, g_blocks: list[ChannelBlock]):
         self.plan = plan
         self.x_blocks, self.x_padded = _blocks(plan.irreps_in1)
+        self.g_blocks = g_blocks
         self.y_offsets = np.cumsum([0] + [mul * (2 * l + 1) for mul, l, _ in plan.irreps_in2])
-        self.rows: list[list[int]] = []
-        self.couplings: dict[tuple, tuple[int, int, int, int]] = {}
+        self.rows: list[ChannelTask] = []
+        self.couplings: dict[tuple, _Coupling] = {}
         self.values: list[np.ndarray] = []
-        self.entries: list[np.ndarray] = []
+        self.entries: list[CouplingEntry] = []
         self.size = 0
 
-    def add(self, ins: Instruction, v: int, out: tuple[int, int], weight: tuple[int, int]) -> None:
+    def add(self, ins: Instruction, v: int, target: _Target, weight: tuple[int, int]) -> None:
+        """The task of one channel v of y; weight: offset and stride."""
         (n, l1, _), (_, l2, _) = self.plan.irreps_in1[ins.i_in1], self.plan.irreps_in2[ins.i_in2]
         l3 = self.plan.irreps_out[ins.i_out][1]
+        d1, d2, d3 = 2 * l1 + 1, 2 * l2 + 1, 2 * l3 + 1
         key = (l1, l2, l3, ins.coefficient)
         if key not in self.couplings:
             c = np.asarray(wigner_3j(l1, l2, l3)) * ins.coefficient  # [i, j, k]
@@ -143,27 +171,44 @@ class _Builder:
                 flat = c.transpose(1, 2, 0).reshape(2 * l2 + 1, -1)
             padded = np.zeros((flat.shape[0], -(-flat.shape[1] // PAD) * PAD))
             padded[:, : flat.shape[1]] = flat
-            j, p = np.nonzero(padded)
-            begin = sum(len(e) for e in self.entries)
-            self.entries.append(np.stack([j, p, j * padded.shape[1] + p], axis=1))
-            self.couplings[key] = (self.size, padded.shape[1], begin, begin + len(j))
+            begin, size = len(self.entries), padded.shape[1]
+            for j, p in np.argwhere(padded).tolist():
+                self.entries.append(CouplingEntry(i=p % d1, j=j, k=p // d1, p=p, at=j * size + p))
+            self.couplings[key] = _Coupling(self.size, size, begin, len(self.entries))
             self.values.append(padded.ravel())
             self.size += padded.size
-        d1, d2, d3 = 2 * l1 + 1, 2 * l2 + 1, 2 * l3 + 1
-        _, _, _, x_at, x_stride = self.x_blocks[ins.i_in1]
-        y_offset = self.y_offsets[ins.i_in2] + v * d2
-        self.rows.append(
-            [n, d1, d2, d3, x_at, x_stride, y_offset, *out, *weight, *self.couplings[key], int(l2 == 0)],
+        x, g, coupling = self.x_blocks[ins.i_in1], self.g_blocks[target.block], self.couplings[key]
+        task = ChannelTask(
+            n=n,
+            d1=d1,
+            d2=d2,
+            d3=d3,
+            x_at=x.at,
+            x_stride=x.stride,
+            y_offset=int(self.y_offsets[ins.i_in2]) + v * d2,
+            g_at=g.at + target.first,
+            g_stride=g.stride,
+            w_offset=weight[0],
+            w_stride=weight[1],
+            coupling_at=coupling.at,
+            coupling_size=coupling.size,
+            entries_begin=coupling.begin,
+            entries_end=coupling.end,
+            diagonal=int(l2 == 0),
+            x_block=ins.i_in1,
+            g_block=target.block,
+            g_first=target.first,
         )
+        self.rows.append(task)
 
-    def tables(self, g_blocks: np.ndarray, g_padded: int) -> ChannelTables:
+    def tables(self, g_padded: int) -> ChannelTables:
         return ChannelTables(
-            np.array(self.rows, dtype=np.int64).reshape(-1, 16),
-            self.x_blocks,
-            g_blocks,
-            np.concatenate(self.entries) if self.entries else np.zeros((0, 3), dtype=np.int64),
+            as_table(self.rows, ChannelTask),
+            as_table(self.x_blocks, ChannelBlock),
+            as_table(self.g_blocks, ChannelBlock),
+            as_table(self.entries, CouplingEntry),
             np.concatenate(self.values) if self.values else np.zeros(0),
             self.x_padded,
             g_padded,
-            max((size for _, size, _, _ in self.couplings.values()), default=0),
+            max((coupling.size for coupling in self.couplings.values()), default=0),
         )

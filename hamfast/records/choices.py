@@ -93,5 +93,17 @@ class AttentionWanted(Choices):
     WEIGHTS, LOGITS, OUT_ON_EDGE = 1, 2, 4
 
 
-CHOICES = (Slot, RowOf, Layout, Storage, Pairing, MatrixProduct, WeightSlot, Score, ScoreActivation, Weighting, AttentionWanted)
+CHOICES = (
+    Slot,
+    RowOf,
+    Layout,
+    Storage,
+    Pairing,
+    MatrixProduct,
+    WeightSlot,
+    Score,
+    ScoreActivation,
+    Weighting,
+    AttentionWanted,
+)
 """All of them, in the order of the C++ header."""

@@ -52,6 +52,16 @@ PRODUCT_TABLES = Group(
 
 LAYOUTS = (Setting("x_layout", "int", "Layout"), Setting("g_layout", "int", "Layout"))
 DIMS = Setting("dims", "int[]", "ProductDims")
+PRODUCT_SETTINGS = Group(
+    "settings",
+    "ProductSettings",
+    (
+        Setting("edges", "SymInt"),
+        Setting("shared_weights", "bool", "one row of weights for all edges"),
+        *LAYOUTS,
+        DIMS,
+    ),
+)
 
 TENSOR_PRODUCT = Op(
     "tensor_product",
@@ -62,11 +72,8 @@ TENSOR_PRODUCT = Op(
         PRODUCT_OPERANDS.named("tangents", "tangent"),
         PRODUCT_TABLES,
         OPTIONAL_GRAPH,
-        Setting("wanted", "int", "the bits of the slots"),
-        Setting("edges", "SymInt"),
-        Setting("shared_weights", "bool", "one row of weights for all edges"),
-        *LAYOUTS,
-        DIMS,
+        Setting("wanted", "int", "bits of the slots"),
+        PRODUCT_SETTINGS,
     ),
     PRODUCT_OPERANDS.named("gradients", "grad").members,
 )
@@ -248,18 +255,22 @@ UPDATE_OPERANDS = Group(
         Operand("bias", "width", True, True),
     ),
 )
-UPDATE_SETTINGS = (Setting("epsilon", "float", "added to the variance"), Setting("silu", "bool", "else no activation"))
+UPDATE_SETTINGS = Group(
+    "settings",
+    "UpdateSettings",
+    (Setting("epsilon", "float", "added to the variance"), Setting("silu", "bool", "else no activation")),
+)
 
 EDGE_UPDATE = Op(
     "edge_update",
     "act(norm(edge[e] + sender[s] + receiver[t])), with weight and bias of the norm or without it.",
-    (UPDATE_OPERANDS, GRAPH, *UPDATE_SETTINGS),
+    (UPDATE_OPERANDS, GRAPH, UPDATE_SETTINGS),
     (Operand("out", "edges, width"),),
 )
 EDGE_UPDATE_BACKWARD = Op(
     "edge_update_backward",
     "Its gradients in the sum, and in weight and bias.",
-    (Operand("grad", "edges, width", False, True, True), UPDATE_OPERANDS, GRAPH, *UPDATE_SETTINGS),
+    (Operand("grad", "edges, width", False, True, True), UPDATE_OPERANDS, GRAPH, UPDATE_SETTINGS),
     (Operand("grad_sum", "edges, width"), Operand("grad_norm", "2, width")),
 )
 EDGE_UPDATE_DOUBLE_BACKWARD = Op(
@@ -271,7 +282,7 @@ EDGE_UPDATE_DOUBLE_BACKWARD = Op(
         Operand("grad", "edges, width", False, True, True),
         UPDATE_OPERANDS,
         GRAPH,
-        *UPDATE_SETTINGS,
+        UPDATE_SETTINGS,
     ),
     (Operand("grad_grad", "edges, width"), Operand("grad_sum", "edges, width"), Operand("grad_norm", "2, width")),
 )
@@ -320,15 +331,15 @@ ATTENTION_SETTINGS = Group(
     "settings",
     "AttentionSettings",
     (
-    Setting("heads", "int"),
-    Setting("score", "int", "Score"),
-    Setting("activation", "int", "ScoreActivation"),
-    Setting("weighting", "int", "Weighting"),
-    Setting("slope", "float", "of the score's activation"),
-    Setting("scale", "float", "of z"),
-    Setting("clip", "float", "scores stay within -clip and clip; infinity: no clip"),
-    Setting("epsilon", "float", "added to the sum of weights"),
-    Setting("dropout", "float", "probability"),
+        Setting("heads", "int"),
+        Setting("score", "int", "Score"),
+        Setting("activation", "int", "ScoreActivation"),
+        Setting("weighting", "int", "Weighting"),
+        Setting("slope", "float", "of the score's activation"),
+        Setting("scale", "float", "of z"),
+        Setting("clip", "float", "scores stay within -clip and clip; infinity: no clip"),
+        Setting("epsilon", "float", "added to the sum of weights"),
+        Setting("dropout", "float", "probability"),
     ),
 )
 _ATTENTION = (ATTENTION_OPERANDS, Operand("seed", "", True), GRAPH, ATTENTION_SETTINGS)

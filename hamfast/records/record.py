@@ -112,12 +112,12 @@ class Op:
     gives: tuple[Operand, ...]
 
     @cached_property
-    def Arguments(self) -> Any:  # noqa: N802 (a class)
+    def Arguments(self) -> Any:
         """Named tuple of the arguments; a group is a named tuple within it."""
         return namedtuple(f"{self.name}_arguments", [argument.name for argument in self.takes])  # type: ignore[misc]
 
     @cached_property
-    def Results(self) -> Any:  # noqa: N802 (a class)
+    def Results(self) -> Any:
         """Named tuple of the results."""
         return namedtuple(f"{self.name}_results", [result.name for result in self.gives])  # type: ignore[misc]
 
@@ -137,6 +137,11 @@ class Op:
         return tuple(found)
 
     @cached_property
+    def tensors(self) -> int:
+        """How many tensors the op takes; they stand before its settings, unless it says otherwise."""
+        return sum(isinstance(item, Operand) for item in self.flat)
+
+    @cached_property
     def _spans(self) -> tuple[tuple[Any, int, int], ...]:
         """Of each argument: the class of its group or None, and where it lies among the flat ones."""
         spans, begin = [], 0
@@ -153,6 +158,28 @@ class Op:
             *(flat[begin] if group is None else group(*flat[begin:end]) for group, begin, end in self._spans)
         )
 
+    def flatten(self, arguments: Any) -> list[Any]:
+        """The flat sequence of :attr:`Arguments`, as torch takes it."""
+        found: list[Any] = []
+        for value, (group, _, _) in zip(arguments, self._spans, strict=True):
+            if group is None:
+                found.append(value)
+            else:
+                found += value
+        return found
+
+    def by_name(self, **values: Any) -> tuple[Any, ...]:
+        """The flat sequence, each value by its own name; optional operands may be left out.
+
+        Raises:
+            TypeError: a name that the op does not have, or one that is missing.
+        """
+        unknown = values.keys() - {item.name for item in self.flat}
+        missing = {i.name for i in self.flat if not (isinstance(i, Operand) and i.optional)} - values.keys()
+        if unknown or missing:
+            raise TypeError(f"{self.name}: unknown arguments: {sorted(unknown)}, missing ones: {sorted(missing)}")
+        return tuple(values.get(item.name) for item in self.flat)
+
     def per_argument(self, **values: Any) -> tuple[Any, ...]:
         """A flat sequence, as ``backward`` returns it: values by argument (a sequence for a group), None elsewhere."""
         found: list[Any] = []
@@ -160,14 +187,3 @@ class Op:
             value = values.get(argument.name)
             found += [None] * (end - begin) if value is None else [value] if group is None else value
         return tuple(found)
-
-
-def flatten(arguments: Any) -> list[Any]:
-    """The flat sequence of an op's :attr:`Op.Arguments`."""
-    found: list[Any] = []
-    for argument in arguments:
-        if isinstance(argument, tuple) and hasattr(argument, "_fields"):
-            found += argument
-        else:
-            found.append(argument)
-    return found

@@ -7,6 +7,8 @@ import torch
 from kit import assert_close
 
 from hamfast import ops
+from hamfast.records.choices import RowOf
+from hamfast.records.ops import EDGE_EINSUM
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -71,7 +73,8 @@ def test_derivatives_of_every_kind():
 def test_opcheck_and_compile():
     edges = graph()
     a, b = torch.randn(SENDERS, HEADS, 1, 4, requires_grad=True), torch.randn(EDGES, HEADS, 1, 1, requires_grad=True)
-    args = (a, b, None, [2, 1, 0], [HEADS, 1, 4], *edges.by_sender, *edges.by_receiver)
+    rows_of = [RowOf.RECEIVER, RowOf.SENDER, RowOf.EDGE]
+    args = EDGE_EINSUM.by_name(a=a, b=b, rows_of=rows_of, shape=[HEADS, 1, 4], **edges.graph._asdict())
     torch.library.opcheck(torch.ops.hamfast.edge_einsum.default, args)
 
     def function(a, b):

@@ -8,6 +8,7 @@ from hamfast.nn import convert_layout
 from hamfast.ops import edge_frame
 from hamfast.ops.wigner import edge_wigner, wigner_dim
 from hamfast.plan import edge_frame_plan, make_plan
+from hamfast.records.ops import ROTATE_FROM_EDGE, ROTATE_TO_EDGE
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -173,22 +174,16 @@ def test_opcheck(memory):
     lowered, frames = edge_frame_plan(plan), ops.edge_frames(vectors, 5)
     tables = edge_frame.frame_tables(lowered, x.device, (plan.dim_in1,))
     edges = ops.edge_index(torch.arange(8) % 3, torch.arange(8) % 2, 3, 2)
-    none = (None, None)
-    for source, graph in (
-        (x, (None, None, None)),
-        (x[:3], (edges.senders, edges.sender_order, edges.sender_ptr)),
-    ):
+    settings = {"wigner": frames.wigner, "channels_fast": False, "partial": False}
+    for source, end in ((x, None), (x[:3], edges.by_sender)):
         source = (permuted(source) if memory == "permuted" else source).detach().requires_grad_()
-        spread = [t for part in graph for t in (part, *none)]
-        rest = (frames.wigner, tables.frame_in, False, False)
-        torch.library.opcheck(
-            torch.ops.hamfast.rotate_to_edge.default, (source, *none, *tables.tables_in, *none, *spread, *rest)
-        )
+        given = dict(zip(("index", "order", "ptr"), end or (None,) * 3, strict=True))
+        own = {f"{name}0": t for name, t in given.items()} | {"x0": source, "table0": tables.tables_in[0]}
+        into = ROTATE_TO_EDGE.by_name(**own, frame_dim=tables.frame_in, **settings)
+        torch.library.opcheck(torch.ops.hamfast.rotate_to_edge.default, into)
         frame = torch.randn(8 * tables.frame_out, requires_grad=True)
-        torch.library.opcheck(
-            torch.ops.hamfast.rotate_from_edge.default,
-            (frame, tables.table_out, *graph, frames.wigner, plan.dim_out, False, False),
-        )
+        back = ROTATE_FROM_EDGE.by_name(frame=frame, table=tables.table_out, dim=plan.dim_out, **given, **settings)
+        torch.library.opcheck(torch.ops.hamfast.rotate_from_edge.default, back)
     sizes = plan.weight_numel, sum(ins.weight_shape[-1] for ins in plan.instructions), tables.matrix_numel
     for slot in range(3):
         operands = [None if n == slot else torch.randn(sizes[n], requires_grad=True) for n in range(3)]

@@ -5,6 +5,7 @@ import torch
 from kit import assert_close, check_derivatives, permuted
 
 from hamfast import ops, reference
+from hamfast.records.ops import EDGE_UPDATE, EDGE_UPDATE_BACKWARD, EDGE_UPDATE_DOUBLE_BACKWARD, UPDATE_OPERANDS
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -157,13 +158,16 @@ def test_third_derivative_forward_mode_and_func():
 def test_opcheck_and_compile():
     edges = graph()
     tensors = leaves(ALL, 6)
-    rest = (*edges.by_sender, *edges.by_receiver, 1e-5, True)
-    for given in (tensors, [permuted(t.detach()).requires_grad_() for t in tensors], (*tensors[:2], None, None, None)):
-        torch.library.opcheck(torch.ops.hamfast.edge_update.default, (*given, *rest))
-        torch.library.opcheck(torch.ops.hamfast.edge_update_backward.default, (torch.randn(EDGES, 6), *given, *rest))
-        plain = [t if t is None else t.detach() for t in given]
-        norm_dot = None if given[3] is None else torch.randn(2, 6)
-        along = (torch.randn(EDGES, 6), norm_dot, torch.randn(EDGES, 6), *plain, *rest)
+    rest = edges.graph._asdict() | {"epsilon": 1e-5, "silu": True}
+    for chosen in (tensors, [permuted(t.detach()).requires_grad_() for t in tensors], tensors[:2]):
+        given = dict(zip(UPDATE_OPERANDS.names, chosen, strict=False))
+        rows = {name: torch.randn(EDGES, 6) for name in ("grad", "tangent_sum")}
+        torch.library.opcheck(torch.ops.hamfast.edge_update.default, EDGE_UPDATE.by_name(**given, **rest))
+        backward = EDGE_UPDATE_BACKWARD.by_name(grad=rows["grad"], **given, **rest)
+        torch.library.opcheck(torch.ops.hamfast.edge_update_backward.default, backward)
+        plain = {name: t.detach() for name, t in given.items()}
+        tangent_norm = torch.randn(2, 6) if "weight" in given else None
+        along = EDGE_UPDATE_DOUBLE_BACKWARD.by_name(**rows, tangent_norm=tangent_norm, **plain, **rest)
         torch.library.opcheck(torch.ops.hamfast.edge_update_double_backward.default, along)
     found, _ = both(edges, ALL)
     compiled = torch.compile(found, fullgraph=True, backend="aot_eager")

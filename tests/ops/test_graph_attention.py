@@ -8,6 +8,13 @@ from kit import INTERPRETED, assert_close, check_derivatives, permuted
 
 from hamfast import ops, reference
 from hamfast.ops.attention_formula import dropout_factors
+from hamfast.records.choices import Score, ScoreActivation, Weighting
+from hamfast.records.ops import (
+    ATTENTION_OPERANDS,
+    GRAPH_ATTENTION,
+    GRAPH_ATTENTION_BACKWARD,
+    GRAPH_ATTENTION_DOUBLE_BACKWARD,
+)
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -528,21 +535,26 @@ def test_opcheck(layout):
     e, weight = (change(arguments[n]).detach().requires_grad_() for n in ("edge", "edge_key_weight"))
     with torch.no_grad():
         on_edge = torch.einsum("nhc,hcf->nhf", q, weight)
-    operands = [None, None, q, None, k, None, None, v, None, on_edge, e, None, torch.randn(EDGES, HEADS)]
-    operands += [None, torch.rand(EDGES, 1).expand(EDGES, HEADS), None, None]
-    rest = (*edges.by_sender, *edges.by_receiver, [HEADS, 0, 0, 0], [0.2, 0.5, 2.0, 0.0, 0.0])
+    operands = {"query_receiver": q, "key_sender": k, "value_sender": v, "query_on_edge": on_edge, "edge": e}
+    operands |= {"bias": torch.randn(EDGES, HEADS), "envelope": torch.rand(EDGES, 1).expand(EDGES, HEADS)}
+    settings = {"heads": HEADS, "score": Score.DOT, "activation": ScoreActivation.LEAKY_RELU, "slope": 0.2}
+    settings |= {"weighting": Weighting.SOFTMAX, "scale": 0.5, "clip": 2.0, "epsilon": 0.0, "dropout": 0.0}
+    rest = settings | edges.graph._asdict()
     namespace = torch.ops.hamfast
-    torch.library.opcheck(namespace.graph_attention.default, (weight, *operands, *rest, 7))
-    out, on_edge_out, lse, *_ = namespace.graph_attention(weight, *operands, *rest, 7)
-    grads = [change(torch.randn_like(t)).requires_grad_() for t in (out, on_edge_out)]
-    wanted = 1 << 2 | 1 << 4 | 1 << 7 | 1 << 9 | 1 << 10 | 1 << 12 | 1 << 14
-    operands[9] = on_edge.clone().requires_grad_()
-    backward = (*grads, None, None, None, lse.detach(), *operands, *rest, wanted)
+    forward = GRAPH_ATTENTION.by_name(edge_key_weight=weight, **operands, **rest, wanted=7)
+    torch.library.opcheck(namespace.graph_attention.default, forward)
+    results = GRAPH_ATTENTION.Results(*namespace.graph_attention(*forward))
+    grads = {f"grad_{n}": change(torch.randn_like(getattr(results, n))) for n in ("out", "out_on_edge")}
+    lse = results.lse.detach()
+    wanted = sum(ATTENTION_OPERANDS.bit(name) for name in operands)
+    leaves = operands | {"query_on_edge": on_edge.clone().requires_grad_()}
+    of_leaves = {name: t.requires_grad_() for name, t in grads.items()}
+    backward = GRAPH_ATTENTION_BACKWARD.by_name(**of_leaves, lse=lse, **leaves, **rest, wanted=wanted)
     torch.library.opcheck(namespace.graph_attention_backward.default, backward)
-    plain = [None if t is None else t.detach() for t in operands]
-    directions = [None if t is None or n == 16 else change(torch.randn(t.shape)) for n, t in enumerate(plain)][:16]
-    first = (grads[0].detach(), grads[1].detach(), None, None, None, lse.detach())
-    double = (*directions, *first, *plain, *rest, wanted | 3 << 16)
+    plain = {name: t.detach() for name, t in (leaves | grads).items()}
+    tangents = {f"tangent_{name}": change(torch.randn(t.shape)) for name, t in operands.items()}
+    both = wanted | 3 << len(ATTENTION_OPERANDS)
+    double = GRAPH_ATTENTION_DOUBLE_BACKWARD.by_name(**tangents, lse=lse, **plain, **rest, wanted=both)
     torch.library.opcheck(namespace.graph_attention_double_backward.default, double)
 
 

@@ -5,7 +5,7 @@ import torch
 from kit import assert_close, check_derivatives
 
 from hamfast import ops, reference
-from hamfast.ops import radial
+from hamfast.ops import radial_blocks
 from hamfast.ops.layout import convert_layout
 from hamfast.ops.multilinear import LAYOUTS, graph_tensors, make_tables
 from hamfast.plan import make_plan
@@ -85,8 +85,8 @@ def on_blocks(plan, h, matrix, layout, graph, dtype, device, edges=11, start=0):
     x, y, h, matrix, g = (t.detach().to(dtype) for t in (*leaves, g))
     x, g = (convert_layout(t, irreps, "mul_ir", layout) for t, irreps in ((x, plan.irreps_in1), (g, plan.irreps_out)))
     matrix = torch.cat([matrix.new_zeros(start), matrix.flatten()])[start:].view_as(matrix)
-    found = radial.radial_in_blocks(x, y, h, matrix, None, *rest)[0]
-    grad_x, *grads = radial.radial_in_blocks(x, y, h, matrix, g, *rest)[1:]
+    found = radial_blocks.radial_in_blocks(x, y, h, matrix, None, *rest)[0]
+    grad_x, *grads = radial_blocks.radial_in_blocks(x, y, h, matrix, g, *rest)[1:]
     found = convert_layout(found, plan.irreps_out, layout, "mul_ir")
     return (found, convert_layout(grad_x, plan.irreps_in1, layout, "mul_ir"), *grads), expected
 
@@ -95,7 +95,7 @@ def on_blocks(plan, h, matrix, layout, graph, dtype, device, edges=11, start=0):
 @pytest.mark.parametrize("graph", ["rows", "gather", "scatter", "gather+scatter"])
 def test_block_by_block_from_the_plain_op(graph, layout, monkeypatch, device):
     """What runs on CUDA in float64, with blocks that end inside of rows."""
-    monkeypatch.setattr(radial, "LEAST_BLOCK", 3)
+    monkeypatch.setattr(radial_blocks, "LEAST_BLOCK", 3)
     plan, _, h, matrix, _ = make_case(False, edges=11)
     for ours, theirs in zip(*on_blocks(plan, h, matrix, layout, graph, torch.float64, device), strict=True):
         assert_close(ours, theirs)
@@ -110,7 +110,7 @@ def test_block_by_block_from_the_plain_op(graph, layout, monkeypatch, device):
 @pytest.mark.parametrize("k", [5, 40])
 def test_weights_made_in_the_kernel(k, graph, layout, dtype, precision, tolerance, monkeypatch, device):
     """What runs on CUDA in float32 and narrower (elsewhere, matrix products make the weights), rows longer than a tile of edges."""
-    monkeypatch.setattr(radial, "LEAST_BLOCK", 33)
+    monkeypatch.setattr(radial_blocks, "LEAST_BLOCK", 33)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     plan = wide_plan()

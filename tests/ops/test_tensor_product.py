@@ -10,6 +10,8 @@ from hamfast import ops, reference
 from hamfast.ops.layout import convert_layout
 from hamfast.ops.multilinear import make_tables
 from hamfast.plan import make_plan
+from hamfast.records.choices import Layout, Slot
+from hamfast.records.ops import TENSOR_PRODUCT
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -135,24 +137,23 @@ def test_third_derivative():
 
 @pytest.mark.parametrize("memory", ["contiguous", "permuted"])
 @pytest.mark.parametrize("graph", [False, True])
-@pytest.mark.parametrize("part", ["general", "channel"])
-def test_opcheck(memory, graph, part):
+@pytest.mark.parametrize("kernel", ["general", "channel"])
+def test_opcheck(memory, graph, kernel):
     plan, x, y, w = make_case("uvu", "per-sample", rows=4)
     edges = ops.edge_index(torch.tensor([0, 1, 2, 0]), torch.tensor([1, 1, 0, 0]), 4)
-    tables = make_tables(plan, part, x.dtype, x.device)
+    tables = make_tables(plan, kernel, x.dtype, x.device)
     operands = [permuted(t) if memory == "permuted" else t for t in (x, y, w, torch.randn(4, plan.dim_out))]
     operands = [t.detach().requires_grad_() for t in operands]
-    sender = (edges.senders, edges.sender_order, edges.sender_ptr) if graph else (None,) * 3
-    receiver = (edges.receivers, edges.receiver_order, edges.receiver_ptr) if graph else (None,) * 3
-    rest = (*tables.tensors, *sender, *receiver)
-    numbers = (4, False, 0, 0, tables.dims)
-    none = (None,) * 4
-    product = (*operands[:3], None, *none, *rest, 8, *numbers)
-    gradients = (*operands, *none, *rest, 7, *numbers)
-    directions = [torch.randn_like(t).requires_grad_() for t in operands]
-    derivative = (*operands, *directions, *rest, 15, *numbers)
-    for args in (product, gradients, derivative):
-        torch.library.opcheck(torch.ops.hamfast.tensor_product.default, args)
+    named = dict(zip("xywg", operands, strict=True))
+    tangents = {f"tangent_{name}": torch.randn_like(t).requires_grad_() for name, t in named.items()}
+    rest = tables.tensors._asdict() | (edges.graph._asdict() if graph else {})
+    rest |= {"edges": 4, "shared_weights": False, "x_layout": Layout.MUL_IR, "g_layout": Layout.MUL_IR}
+    rest["dims"] = tables.dims
+    product = {"x": operands[0], "y": operands[1], "w": operands[2], "wanted": 1 << Slot.G}
+    gradients = named | {"wanted": 1 << Slot.X | 1 << Slot.Y | 1 << Slot.W}
+    derivative = named | tangents | {"wanted": 15}
+    for call in (product, gradients, derivative):
+        torch.library.opcheck(torch.ops.hamfast.tensor_product.default, TENSOR_PRODUCT.by_name(**call, **rest))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
