@@ -20,8 +20,8 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
+from hamfast.constants import real_tensors
 from hamfast.ops.sparse_map import SparseMatrix, sparse_map, sparse_matrix
-from hamfast.plan.constants import real_tensors
 from hamfast.plan.coupling import wigner_3j
 from hamfast.shells import ShellSpec, labelled
 

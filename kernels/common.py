@@ -41,6 +41,15 @@ def look_up(index, at, mask):
 
 
 @triton.jit
+def edge_tile(order, first, end, EDGES: tl.constexpr):
+    """``[EDGES, 1]``: the edges at ``first`` and after it in an order (None: as they are numbered), and which of them come
+    before ``end``."""
+    position = first + tl.arange(0, EDGES)[:, None].to(tl.int64)
+    mask = position < end
+    return look_up(order, position, mask), mask
+
+
+@triton.jit
 def sigmoid(x):
     return 1.0 / (1.0 + tl.exp(-x))
 

@@ -152,7 +152,9 @@ def edge_update_double_backward(
             tangent_n = tl.where(mask, (tangent_x - mean_of(tangent_x, width) - n * tangent_slope) * scale, 0.0)
             tangent_u = gamma * tangent_n
             if tangent_norm is not None:
-                tangent_u += row_of(tangent_norm, column, width, REAL) * n + row_of(tangent_norm + width, column, width, REAL)
+                tangent_u += row_of(tangent_norm, column, width, REAL) * n + row_of(
+                    tangent_norm + width, column, width, REAL
+                )
         _, slope, curvature = silu_of(u, SILU)
         g = tl.load(grad + edge * width + column, mask=mask, other=0.0).to(REAL)
         tl.store(of_grad + edge * width + column, slope * tangent_u, mask=mask)

@@ -332,7 +332,9 @@ def attention_second_gradients(
         if grad_score_scale is not None:
             tl.store(grad_score_scale + place, SCALE * (raw * ds + along * tangent_ds), mask=mask)
         if grad_envelope is not None:
-            tl.store(grad_envelope + place, (value_slope * tangent_s - value * mean_s) * centred + value * rest, mask=mask)
+            tl.store(
+                grad_envelope + place, (value_slope * tangent_s - value * mean_s) * centred + value * rest, mask=mask
+            )
         if grad_gate is not None:
             tl.store(grad_gate + place, drop * (moved * incoming + p * along_b), mask=mask)
         if grad_grad_weights is not None:

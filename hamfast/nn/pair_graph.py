@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hamfast.constants import outside_inference_mode
 from hamfast.ops import EdgeIndex, edge_index
 from hamfast.ops.checks import INTEGERS, found
-from hamfast.plan.constants import outside_inference_mode
 
 
 class PairGraph(NamedTuple):

@@ -21,9 +21,9 @@ import torch
 from e3nn.o3._wigner import so3_generators
 from torch import Tensor
 
+from hamfast.constants import real_tensors
 from hamfast.ops.transforms import by_sample
 from hamfast.ops.wigner import float64_default
-from hamfast.plan.constants import real_tensors
 from hamfast.plan.plan import IrrepBlock
 
 G, W, X = range(3)

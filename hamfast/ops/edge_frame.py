@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
+from hamfast.constants import constant, real_tensors
 from hamfast.ops.transforms import differentiable
 from hamfast.plan import EdgeFramePlan
 from hamfast.plan.channel import as_table
-from hamfast.plan.constants import constant, real_tensors
 from hamfast.plan.edge_frame import Coupling, is_natural
 from hamfast.plan.plan import format_irreps
 from hamfast.records.choices import WeightSlot

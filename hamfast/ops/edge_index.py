@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hamfast.constants import outside_inference_mode
 from hamfast.ops.checks import INTEGERS, check_count, check_tensor, found
-from hamfast.plan.constants import outside_inference_mode
 from hamfast.records.ops import GRAPH
 
 _Graph = GRAPH.fields

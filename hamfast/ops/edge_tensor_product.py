@@ -10,6 +10,7 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
+from hamfast.constants import outside_inference_mode
 from hamfast.ops.block_matmul import block_matmul
 from hamfast.ops.checks import HALF, check_count, check_rows, check_same, check_tensor, found
 from hamfast.ops.edge_direction import Turns, product_with_direction
@@ -20,7 +21,6 @@ from hamfast.ops.tensor_product import tensor_product
 from hamfast.ops.transforms import is_transformed
 from hamfast.ops.wigner import edge_wigner
 from hamfast.plan import EdgeFramePlan
-from hamfast.plan.constants import outside_inference_mode
 from hamfast.plan.cost import choose_lowering
 from hamfast.plan.plan import IrrepBlock, irreps_dim
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
+from hamfast.constants import constant, real_tensors
 from hamfast.ops.edge_index import EdgeIndex
 from hamfast.ops.transforms import differentiable
 from hamfast.plan import Plan
@@ -29,7 +30,6 @@ from hamfast.plan.channel import (
     live_paths,
     mix_tables,
 )
-from hamfast.plan.constants import constant, real_tensors
 from hamfast.plan.coupling import wigner_3j
 from hamfast.plan.plan import Instruction, pair_count
 from hamfast.records.choices import Layout, Pairing, Slot

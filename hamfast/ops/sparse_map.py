@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
+from hamfast.constants import outside_inference_mode
 from hamfast.ops.checks import check_rows, check_same, check_tensor, found
 from hamfast.ops.transforms import differentiable
-from hamfast.plan.constants import outside_inference_mode
 
 
 class SparseMatrix(NamedTuple):

@@ -8,8 +8,8 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
+from hamfast.constants import real_tensors
 from hamfast.ops.checks import check_rows, check_tensor
-from hamfast.plan.constants import real_tensors
 
 
 def wigner_dim(l_max: int) -> int:

@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 from e3nn import o3
 
-from hamfast.plan.constants import real_tensors
+from hamfast.constants import real_tensors
 
 
 @cache

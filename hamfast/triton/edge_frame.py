@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from hamfast.constants import on_host
 from hamfast.kernels.edge_frame import add_matrix_terms, rotate_from_edges, rotate_into_edges
 from hamfast.triton.configurations import FRAME
-from hamfast.triton.launch import launch, on_host, pieces, real_of
+from hamfast.triton.launch import launch, pieces, real_of
 
 
 class _Blocks(NamedTuple):

@@ -6,12 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 OPTIONS = {"num_stages": 2, "enable_fp_fusion": True}
 """Of every kernel. Fused multiply-add said aloud: Triton's default changes with its version, and numbers with it."""
@@ -30,8 +28,9 @@ class Launch(NamedTuple):
 
     module: str
     kernel: str
-    signature: tuple[tuple[str, str], ...]
-    constants: tuple[tuple[str, Any], ...]
+    signature: tuple[tuple[str, Any], ...]
+    constants: tuple[tuple[tuple[int, ...], Any], ...]
+    """By the position of the parameter, and of the item within a tuple."""
     num_warps: int
 
 
@@ -60,7 +59,7 @@ def launch(
     """Launches ``kernel`` on ``like``'s device and its current stream.
 
     Args:
-        arguments: tensors, numbers or None, in the order of the kernel's parameters.
+        arguments: tensors, numbers, None, or named tuples of them, in the order of the kernel's parameters.
         constants: the ``tl.constexpr`` parameters.
     """
     if 0 in grid:
@@ -75,30 +74,36 @@ def launch(
 
 def _describe(kernel, arguments, constants, num_warps) -> Launch:
     names = kernel.arg_names
-    signature, fixed = {}, dict(constants)
-    for name, value in zip(names, arguments, strict=False):
-        if value is None:
-            fixed[name] = None
-        elif isinstance(value, Tensor):
-            signature[name] = _TYPES[value.dtype]
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        else:
-            signature[name] = "i32" if abs(value) < 1 << 31 else "i64"
-    signature |= dict.fromkeys(fixed, "constexpr")
-    ordered = tuple((name, signature[name]) for name in names)
+    fixed: dict[Any, Any] = {(names.index(name),): value for name, value in constants.items()}
+    types = {name: _type(value, (n,), fixed) for n, (name, value) in enumerate(zip(names, arguments, strict=False))}
+    types |= dict.fromkeys(constants, "constexpr")
+    ordered = tuple((name, types[name]) for name in names)
     function = kernel.fn
     return Launch(function.__module__, function.__name__, ordered, tuple(fixed.items()), num_warps)
 
 
-_ON_HOST: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+def _type(value: Any, path: tuple[int, ...], fixed: dict[Any, Any]) -> Any:
+    """Of an argument, or of each of a tuple; what is None is a constant, noted in ``fixed``."""
+    if isinstance(value, tuple):
+        types = (_type(item, (*path, n), fixed) for n, item in enumerate(value))
+        return type(value)(*types) if hasattr(value, "_fields") else tuple(types)
+    if value is None:
+        fixed[path] = None
+        return "constexpr"
+    if isinstance(value, Tensor):
+        return _TYPES[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if abs(value) < 1 << 31 else "i64"
 
 
-def on_host(table: Tensor) -> np.ndarray:
-    """A table's numbers; read back from the device once, for as long as the table lives."""
-    if table not in _ON_HOST:
-        _ON_HOST[table] = table.cpu().numpy()
-    return _ON_HOST[table]
+def contiguous(arguments: Any) -> Any:
+    """Named tuples of arguments with all tensors contiguous."""
+    if isinstance(arguments, Tensor):
+        return arguments.contiguous()
+    if isinstance(arguments, tuple) and hasattr(arguments, "_fields"):
+        return type(arguments)(*(contiguous(item) for item in arguments))
+    return arguments
 
 
 def real_of(like: Tensor) -> Any:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from hamfast.constants import on_host
 from hamfast.kernels.sparse_map import sparse_map as kernel
 from hamfast.triton.configurations import SPARSE_MAP
-from hamfast.triton.launch import launch, on_host, pieces, real_of
+from hamfast.triton.launch import launch, pieces, real_of
 
 
 def sparse_map(x, ptr, column, value, *transposed):

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from hamfast.constants import on_host
+from hamfast.kernels.channel import BlockRow, EntryShape, TaskRow, TaskShape, UnitHead
+from hamfast.records.choices import Layout
+from hamfast.records.tables import ChannelBlock, ChannelTask, CouplingEntry, ProductDims
 from hamfast.triton.configurations import ChannelConfiguration
-from hamfast.triton.launch import on_host, pieces, power_of_two
-
-MUL_IR, IR_MUL, BLOCKS = range(3)  # layouts, as hamfast/ops/multilinear.py numbers them
-
-Entry = tuple[int, int, int, float]
+from hamfast.triton.launch import pieces, power_of_two
 
 
 class Shape(NamedTuple):
     """What a kernel is compiled for."""
 
     own: tuple[tuple[int, int], ...]
-    """Components of each of the unit's own blocks, and their place among all of them."""
+    """Components of each of the unit's own blocks, and the first of them among all."""
     d: int
-    """Of all."""
-    tasks: tuple[tuple[int, int, int, int, int, bool, bool, int, int], ...]
-    entries: tuple[Entry, ...]
-    """See kernels/channel.py. Tuples of tuples, no deeper: Triton 3.6 knows no more."""
+    """Components of all."""
+    tasks: tuple[tuple, ...]
+    """The values of :class:`TaskShape`; plain tuples in one, no deeper: Triton 3.6 knows no more."""
+    entries: tuple[tuple, ...]
+    """The values of :class:`EntryShape`."""
     y: int
     """Components of y that the unit has a part in."""
     channels: int
@@ -50,140 +49,165 @@ class Group:
 @dataclass(frozen=True)
 class Units:
     groups: tuple[Group, ...]
-    parts: int
-    """Of the sums for y: one per unit."""
+    chunks: int
+    """Of the sums for y and the hidden rows: one per unit."""
     covers: bool
     """Does every element of the units' blocks belong to one?"""
 
 
 @dataclass
 class _Task:
-    n: int
-    d: tuple[int, int, int]
-    x_block: int
-    g_block: int
-    g_first: int
-    y_offset: int
-    weight: tuple[int, int]
-    entries: tuple[Entry, ...]
+    row: ChannelTask
+    entries: tuple[tuple, ...]
+    """The values of :class:`EntryShape`."""
 
 
 _CACHE: dict[tuple, Units] = {}
 
 
 def make_units(
-    tables: Sequence[Tensor], dims: Sequence[int], forward: bool, layouts: tuple[int, int], limits: ChannelConfiguration
+    tables: Any, dims: ProductDims, forward: bool, layouts: tuple[int, int], limits: ChannelConfiguration
 ) -> Units:
-    """Units of the plan whose tables (tasks, x_blocks, g_blocks, entries, coupling) these are.
+    """Units of the plan whose tables these are, the group ``tables`` of the ops' records.
 
     Args:
         forward: units write blocks of the result, else of x.
         layouts: of x and of the result.
     """
-    key = (dims[9], forward, layouts, limits, tables[0].device, tables[4].dtype)  # the couplings are as exact as that
+    coupling = tables.coupling  # as exact as its dtype
+    key = (dims.key, forward, layouts, limits, coupling.device, coupling.dtype)
     if key not in _CACHE:
         _CACHE[key] = _make_units(tables, dims, forward, layouts, limits)
     return _CACHE[key]
 
 
-def _read_tasks(tables: Sequence[Tensor]) -> list[_Task]:
-    rows, x_blocks, g_blocks, entries, coupling = (on_host(t) for t in tables)
+class _Host(NamedTuple):
+    """The plan's tables in host memory, row by row."""
+
+    tasks: list[_Task]
+    x_blocks: list[ChannelBlock]
+    g_blocks: list[ChannelBlock]
+
+
+def _read(tables: Any) -> _Host:
+    tasks, x_blocks, g_blocks, entries = (
+        [row(*values) for values in on_host(table).tolist()]
+        for row, table in (
+            (ChannelTask, tables.tasks),
+            (ChannelBlock, tables.x_blocks),
+            (ChannelBlock, tables.g_blocks),
+            (CouplingEntry, tables.entries),
+        )
+    )
+    coupling = on_host(tables.coupling)
     found = []
-    for n, d1, d2, d3, x_at, _, y_offset, g_at, _, w_offset, w_stride, at, _, begin, end, diagonal in rows.tolist():
-        x_block = int(np.nonzero(x_blocks[:, 3] == x_at)[0][-1])
-        inside = (g_blocks[:, 3] <= g_at) & (g_at < g_blocks[:, 3] + g_blocks[:, 4])
-        g_block = int(np.nonzero(inside)[0][0])
-        if diagonal:
-            values = tuple((i, 0, i, float(coupling[at])) for i in range(d1))
+    for task in tasks:
+        if x_blocks[task.x_block].d != task.d1 or g_blocks[task.g_block].d != task.d3:
+            raise ValueError(f"tensor_product: expected tasks that name a block of x and of g, found {task}")
+        values = coupling[task.coupling_at :]
+        if task.diagonal:
+            shapes = (EntryShape(i, 0, i, float(values[0])) for i in range(task.d1))
         else:
-            values = tuple(
-                (int(p) % d1, int(j), int(p) // d1, float(coupling[at + where]))
-                for j, p, where in entries[begin:end].tolist()
-            )
-        first = int(g_at - g_blocks[g_block, 3])
-        found.append(_Task(n, (d1, d2, d3), x_block, g_block, first, y_offset, (w_offset, w_stride), values))
-    return found
+            own = entries[task.entries_begin : task.entries_end]
+            shapes = (EntryShape(entry.i, entry.j, entry.k, float(values[entry.at])) for entry in own)
+        found.append(_Task(task, tuple(tuple(shape) for shape in shapes)))
+    return _Host(found, x_blocks, g_blocks)
 
 
-def _place(block: np.ndarray, layout: int, dim: int, first: int) -> list[int]:
+def _block_row(block: ChannelBlock, layout: int, dim: int, first: int) -> BlockRow:
     """A block of a tensor as kernels/channel.py reads it."""
-    mul, d, offset = (int(n) for n in block[:3])
-    if layout == BLOCKS:
-        return [offset, d * mul, mul, 1, first]
-    return [offset, dim, mul, 1, first] if layout == IR_MUL else [offset, dim, 1, d, first]
+    if layout == Layout.BLOCKS:
+        return BlockRow(block.offset, block.d * block.mul, block.mul, 1, first)
+    if layout == Layout.IR_MUL:
+        return BlockRow(block.offset, dim, block.mul, 1, first)
+    return BlockRow(block.offset, dim, 1, block.d, first)
 
 
-_Own = tuple[int, int, int]
-"""A block, its first channel, and how many: what a unit writes."""
+class _Own(NamedTuple):
+    """What a unit writes: channels of a block."""
+
+    block: int
+    first: int
+    channels: int
 
 
 def _make_units(tables, dims, forward, layouts, limits):
-    tasks = _read_tasks(tables)
-    x_blocks, g_blocks = on_host(tables[1]), on_host(tables[2])
-    blocks, side = (g_blocks, 1) if forward else (x_blocks, 0)
+    host = _read(tables)
+    blocks, layout, dim = (host.g_blocks, layouts[1], dims.g) if forward else (host.x_blocks, layouts[0], dims.x)
     by_own: dict[_Own, list[_Task]] = {}
-    for task in tasks:
-        own = (task.g_block, task.g_first, task.n) if forward else (task.x_block, 0, task.n)
+    for task in host.tasks:
+        row = task.row
+        own = _Own(row.g_block, row.g_first, row.n) if forward else _Own(row.x_block, 0, row.n)
         by_own.setdefault(own, []).append(task)
     rows: dict[tuple[int, Shape], list[list[int]]] = {}
-    parts = 0
-    for number, owned, members in _cut(by_own, blocks, limits, limits.components if forward else 0):
-        members.sort(key=(lambda t: (t.x_block, t.y_offset)) if forward else (lambda t: t.y_offset))
-        n = owned[0][2]
+    chunks = 0
+    for unit in _cut(by_own, blocks, limits, limits.components if forward else 0):
+        if forward:
+            unit.tasks.sort(key=lambda t: (t.row.x_block, t.row.y_offset))
+        else:
+            unit.tasks.sort(key=lambda t: t.row.y_offset)
+        n = unit.own[0].channels
         channels = max(limits.least_channels, min(power_of_two(n), limits.channels))
-        places, d = {}, 0
-        for own in owned:
-            places[own[:2]] = d
-            d += int(blocks[own[0], 1])
-        shape = Shape(
-            tuple((int(blocks[own[0], 1]), places[own[:2]]) for own in owned),
-            d,
-            *_describe(members, lambda task, places=places: places[task.g_block, task.g_first] if forward else 0),
-            channels,
-            number > 0,
-        )
-        numbers: list[int] = []
-        for own in owned:
-            numbers += _place(blocks[own[0]], layouts[side], dims[3 if forward else 0], own[1])
-        for task in members:
+        starts: dict[tuple[int, int], int] = {}
+        d = 0
+        for own in unit.own:
+            starts[own.block, own.first] = d
+            d += blocks[own.block].d
+        tasks, entries, y = _describe(unit.tasks, starts if forward else None)
+        own_shapes = tuple((blocks[own.block].d, starts[own.block, own.first]) for own in unit.own)
+        shape = Shape(own_shapes, d, tasks, entries, y, channels, unit.before > 0)
+        values: list[int] = []
+        for own in unit.own:
+            values += _block_row(blocks[own.block], layout, dim, own.first)
+        for task in unit.tasks:
+            row = task.row
             if forward:
-                numbers += _place(x_blocks[task.x_block], layouts[0], dims[0], 0)
+                values += _block_row(host.x_blocks[row.x_block], layouts[0], dims.x, 0)
             else:
-                numbers += _place(g_blocks[task.g_block], layouts[1], dims[3], task.g_first)
-            numbers += [task.y_offset, *task.weight]
+                values += _block_row(host.g_blocks[row.g_block], layouts[1], dims.g, row.g_first)
+            values += TaskRow(row.y_offset, row.w_offset, row.w_stride)
         for piece in range(pieces(n, channels)):
-            rows.setdefault((number, shape), []).append([piece * channels, n, parts, *numbers])
-            parts += 1
+            head = UnitHead(piece * channels, n, chunks)
+            rows.setdefault((unit.before, shape), []).append([*head, *values])
+            chunks += 1
     # Those that add to what others have stored come after them.
     groups = [
-        Group(shape, torch.tensor(found, dtype=torch.int64).to(tables[0].device))
+        Group(shape, torch.tensor(found, dtype=torch.int64).to(tables.tasks.device))
         for (_, shape), found in sorted(rows.items(), key=lambda item: item[0][0])
     ]
-    covered = sum(n * int(blocks[block, 1]) for block, _, n in by_own)
-    return Units(tuple(groups), parts, covered == dims[3 if forward else 0])
+    covered = sum(own.channels * blocks[own.block].d for own in by_own)
+    return Units(tuple(groups), chunks, covered == dim)
 
 
-def _cut(by_own: dict[_Own, list[_Task]], blocks: np.ndarray, limits: ChannelConfiguration, components: int):
-    """Units: (how many before it write the same, what it writes, its tasks). Small blocks of as many channels share one, up to so
-    many components; one whose tasks are too many is cut."""
-    units: list[tuple[int, list[_Own], list[_Task]]] = []
-    open_units: dict[int, tuple[list[_Own], list[_Task]]] = {}
-    for own, tasks in sorted(by_own.items(), key=lambda item: min(t.x_block for t in item[1])):
-        chunks: list[list[_Task]] = [[]]
-        for task in sorted(tasks, key=lambda t: t.y_offset):
-            if chunks[-1] and (_size([*chunks[-1], task]) > limits.entries or len(chunks[-1]) >= limits.tasks):
-                chunks.append([])
-            chunks[-1].append(task)
-        if len(chunks) > 1 or not components:
-            units += [(number, [own], chunk) for number, chunk in enumerate(chunks)]
+class _Unit(NamedTuple):
+    before: int
+    """How many units before it write the same."""
+    own: list[_Own]
+    tasks: list[_Task]
+
+
+def _cut(
+    by_own: dict[_Own, list[_Task]], blocks: list[ChannelBlock], limits: ChannelConfiguration, components: int
+) -> list[_Unit]:
+    """Small blocks of as many channels share a unit, up to so many components; one whose tasks are too many is cut."""
+    units: list[_Unit] = []
+    open_units: dict[int, _Unit] = {}
+    for own, tasks in sorted(by_own.items(), key=lambda item: min(t.row.x_block for t in item[1])):
+        cuts: list[list[_Task]] = [[]]
+        for task in sorted(tasks, key=lambda t: t.row.y_offset):
+            if cuts[-1] and (_size([*cuts[-1], task]) > limits.entries or len(cuts[-1]) >= limits.tasks):
+                cuts.append([])
+            cuts[-1].append(task)
+        if len(cuts) > 1 or not components:
+            units += [_Unit(before, [own], cut) for before, cut in enumerate(cuts)]
             continue
-        owned, members = open_units.get(own[2], ([], []))
-        d = sum(int(blocks[block, 1]) for block, _, _ in [*owned, own])
-        if own[2] not in open_units or d > components or _size([*members, *tasks]) > limits.entries:
-            owned, members = open_units[own[2]] = ([], [])
-            units.append((0, owned, members))
-        owned.append(own)
-        members += tasks
+        unit = open_units.get(own.channels)
+        d = blocks[own.block].d + sum(blocks[other.block].d for other in (unit.own if unit else ()))
+        if unit is None or d > components or _size([*unit.tasks, *tasks]) > limits.entries:
+            unit = open_units[own.channels] = _Unit(0, [], [])
+            units.append(unit)
+        unit.own.append(own)
+        unit.tasks.extend(tasks)
     return units
 
 
@@ -191,19 +215,32 @@ def _size(tasks: list[_Task]) -> int:
     return sum(len(task.entries) for task in tasks)
 
 
-def _describe(tasks: list[_Task], place_of) -> tuple[tuple, tuple[Entry, ...], int]:
-    """The constants of a unit's tasks, their couplings, and how many components of y they read."""
+def _describe(tasks: list[_Task], starts: dict[tuple[int, int], int] | None) -> tuple[tuple, tuple, int]:
+    """The constants of a unit's tasks, their couplings, and how many components of y they read.
+
+    starts: the first component of each block, by block and channel, among those of the unit.
+    """
     described: list[tuple] = []
-    entries: list[Entry] = []
-    y_places: dict[int, int] = {}
+    entries: list[tuple] = []
+    y_starts: dict[int, int] = {}
     y, before = 0, None
     for task in tasks:
-        if task.y_offset not in y_places:
-            y_places[task.y_offset] = y
-            y += task.d[1]
-        new_x, before = task.x_block != before, task.x_block
-        y_place = y_places[task.y_offset]
-        place = (len(entries), len(entries) + len(task.entries))
+        row = task.row
+        if row.y_offset not in y_starts:
+            y_starts[row.y_offset] = y
+            y += row.d2
+        shape = TaskShape(
+            d1=row.d1,
+            d2=row.d2,
+            d3=row.d3,
+            begin=len(entries),
+            end=len(entries) + len(task.entries),
+            weighted=row.w_offset >= 0,
+            new_x=row.x_block != before,
+            y=y_starts[row.y_offset],
+            to=0 if starts is None else starts[row.g_block, row.g_first],
+        )
+        described.append(tuple(shape))
         entries += task.entries
-        described.append((*task.d, *place, task.weight[0] >= 0, new_x, y_place, place_of(task)))
+        before = row.x_block
     return tuple(described), tuple(entries), y

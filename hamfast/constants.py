@@ -1,4 +1,4 @@
-"""Tensors that are made once and kept: real ones, whatever torch is doing when they are first needed."""
+"""Tensors that are made once and kept: real ones, whatever torch is doing when they are first needed; and what is in them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
 @contextmanager
@@ -35,3 +36,13 @@ def constant(array: np.ndarray, device: torch.device, dtype: torch.dtype | None 
     """
     given = torch.as_tensor(array)
     return torch.empty(given.shape, dtype=dtype or given.dtype, device=device).copy_(given)
+
+
+_ON_HOST: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def on_host(table: Tensor) -> np.ndarray:
+    """A table's numbers; read back from the device once, for as long as the table lives."""
+    if table not in _ON_HOST:
+        _ON_HOST[table] = table.cpu().numpy()
+    return _ON_HOST[table]
