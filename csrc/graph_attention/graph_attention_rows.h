@@ -51,7 +51,7 @@ inline void resolve(const EdgeSum<T>& sum, int64_t size, const Batch& batch, T* 
 }
 
 template <class T, int vectors>
-inline Vector<T> tangent_add(const T* a, const T* b, int64_t n, Vector<T> sum) {
+inline Vector<T> add_dot(const T* a, const T* b, int64_t n, Vector<T> sum) {
   if constexpr (vectors > 0) {
     for (int i = 0; i < vectors; ++i) sum += load(a + i * kLanes<T>) * load(b + i * kLanes<T>);
   } else {
@@ -81,7 +81,7 @@ inline void partial_dots(int64_t heads, const T* const* a_rows, const T* const* 
           for (int j = 0; j < n; ++j) sum[j] += common * load(b[j] + h * width + i * kLanes<T>);
         }
       } else {
-        for (int j = 0; j < n; ++j) sum[j] = tangent_add<T, wide>(a[j] + h * width, b[j] + h * width, width, sum[j]);
+        for (int j = 0; j < n; ++j) sum[j] = add_dot<T, wide>(a[j] + h * width, b[j] + h * width, width, sum[j]);
       }
     }
     if constexpr (featured > 0) {
@@ -90,7 +90,7 @@ inline void partial_dots(int64_t heads, const T* const* a_rows, const T* const* 
         for (int j = 0; j < n; ++j) sum[j] += common * shared[j][i];
       }
     } else if (node) {
-      for (int j = 0; j < n; ++j) sum[j] = tangent_add<T, 0>(node + h * features, edge[j], features, sum[j]);
+      for (int j = 0; j < n; ++j) sum[j] = add_dot<T, 0>(node + h * features, edge[j], features, sum[j]);
     }
   };
   const int64_t pairs = (heads + 1) / 2;
