@@ -29,7 +29,7 @@ exclude_patterns = ["images"]
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 
-stand_ins.install(["ase", "e3nn", "h5py", "lightning", "matplotlib", "scipy", "torch", "triton"])
+stand_ins.install(["ase", "e3nn", "h5py", "lightning", "matplotlib", "rich", "scipy", "torch", "triton"])
 stand_ins.install(["hamfast._library"])  # the kernels, which are not compiled
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
