@@ -33,7 +33,7 @@ bench: $(VENV)/.hamfast-test
 	$(BIN)/python -m pytest bench --benchmark-only
 
 docs: $(VENV)/.hamfast-docs
-	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs build/docs
 	@echo "website: build/docs/index.html"
 
 # The demo needs no CUDA kernels where there is no GPU; the tests compile them wherever nvcc is.
