@@ -1,5 +1,5 @@
-# Two commands: `make demo` sets up and runs the main job on the bundled data, `make test` sets up and runs the tests.
-# Both make the virtual environment .venv; the system's Python stays as it is.
+# `make demo` sets up and runs the main job on the bundled data, `make test` sets up and runs the tests.
+# `make docs` builds the documentation's website. All make the virtual environment .venv; the system's Python stays as it is.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ RUN ?= runs/demo
 # A file's tests stay together: they share what they compile.
 PARALLEL ?= -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench docs clean
 
 demo: $(VENV)/.hamfast-demo
 	@rm -rf $(RUN)
@@ -32,6 +32,10 @@ bench: $(VENV)/.hamfast-test
 	tools/setup_peers.sh $(VENV)
 	$(BIN)/python -m pytest bench --benchmark-only
 
+docs: $(VENV)/.hamfast-docs
+	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs build/docs
+	@echo "website: build/docs/index.html"
+
 # The demo needs no CUDA kernels where there is no GPU; the tests compile them wherever nvcc is.
 SOURCES := setup.py CMakeLists.txt pyproject.toml $(shell find csrc kernels hamfast -name '*.cpp' -o -name '*.h' -o -name '*.cu*' -o -name '*.py')
 
@@ -43,6 +47,10 @@ $(VENV)/.hamfast-test: tools/setup_venv.sh $(SOURCES)
 
 $(VENV)/.hamfast-lint: tools/setup_venv.sh $(SOURCES)
 	tools/setup_venv.sh $(PYTHON) $(VENV) lint
+
+# The website is made from pages and docstrings: hamfast itself is not built for it.
+$(VENV)/.hamfast-docs: tools/setup_venv.sh pyproject.toml
+	tools/setup_venv.sh $(PYTHON) $(VENV) docs
 
 clean:
 	rm -rf build $(VENV) runs hamfast/lib hamfast/_native*.so

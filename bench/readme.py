@@ -2,6 +2,7 @@
 
 import csv
 import re
+import textwrap
 from pathlib import Path
 
 from cases import EDGE_PRODUCTS, PRODUCTS
@@ -31,9 +32,19 @@ def medians(threads, name="cpu"):
     return groups
 
 
-def source(name, extra=""):
+def note(*sentences):
+    """The text below a table: a sentence begins a line, and lines have at most 100 columns."""
+    lines = [line for s in sentences for line in textwrap.wrap(s, 100, break_long_words=False, break_on_hyphens=False)]
+    return "\n\n" + "\n".join(lines)
+
+
+def source(name):
     first = read(name)[0]
-    return f"\n\nMedians of one run on {first['machine']}, torch {first['torch']}, {first['date']} (`bench/results/{name}.csv`{extra})."
+    return f"Medians of one run on {first['machine']}, torch {first['torch']}, {first['date']} (`bench/results/{name}.csv`)."
+
+
+def attention_source():
+    return f"Attention and stage 2: {read('attention')[0]['date']} (`bench/results/attention.csv`)."
 
 
 # The rows of the README: work of the sizes people train with, and with it what gains least.
@@ -76,18 +87,18 @@ def headline_table() -> str:
     found = speed_rows()
     rows = [[text, *found[key]] for key, text in HEADLINES.items()]
     ratios = [float(row[3][:-1]) for row in found.values() if row[1] == "e3nn"]
-    note = f"; attention and stage 2: `attention.csv`, {read('attention')[0]['date']}"
     closing = (
-        f" All {len(ratios)} comparisons with e3nn, {min(ratios):.0f}x to {max(ratios):.0f}x, those with compiled code, cuEquivariance and DGL, and what"
-        " misses its target, and why: [docs/performance.md](docs/performance.md). No kernel has been timed on a GPU."
+        f"All {len(ratios)} comparisons with e3nn range from {min(ratios):.0f}x to {max(ratios):.0f}x.",
+        "They are in [docs/performance.md](docs/performance.md), with compiled code, cuEquivariance and DGL,",
+        "and with what misses its target, and why.",
     )
-    return table(["work (float32)", *_SPEED], rows) + source("cpu", note) + closing
+    return table(["work (float32)", *_SPEED], rows) + note(source("cpu"), attention_source(), *closing)
 
 
 def speed_table() -> str:
     rows = [[*key, *row] for key, row in speed_rows().items()]
-    note = f"; attention and stage 2: `attention.csv`, {read('attention')[0]['date']}; cases: `bench/cases.py`"
-    return table(["work (float32)", "step", *_SPEED], rows) + source("cpu", note)
+    sentences = (source("cpu"), attention_source(), "The cases are in `bench/cases.py`.")
+    return table(["work (float32)", "step", *_SPEED], rows) + note(*sentences)
 
 
 def peers_table() -> str:
@@ -108,7 +119,7 @@ def peers_table() -> str:
                     seconds,
                 ]
             )
-    return table(["work", "step", "against", "hamfast ms", "ms", "ratio", "compile s"], rows) + source("cpu")
+    return table(["work", "step", "against", "hamfast ms", "ms", "ratio", "compile s"], rows) + note(source("cpu"))
 
 
 def attention_table() -> str:
@@ -140,7 +151,7 @@ def attention_table() -> str:
         for (case, mode), found in medians(2, "attention").items()
         if "edges" in case
     )
-    return table(header, rows) + f"\n\nForward + backward by number of edges: {growth}." + source("attention")
+    return table(header, rows) + note(f"Forward + backward by number of edges: {growth}.", source("attention"))
 
 
 def bounds_table() -> str:
@@ -180,8 +191,10 @@ def bounds_table() -> str:
                     f"{bound / ms:.0%} of SGEMM",
                 ]
             )
-    note = f"Copy: {copy:.0f} GB/s read and written. SGEMM of {SQUARE}: {sgemm:.0f} GFLOP/s. Both in the same run, 2 threads."
-    return table(["work", "step", "least", "bound ms", "hamfast ms", "reached"], rows) + f"\n\n{note}"
+    return table(["work", "step", "least", "bound ms", "hamfast ms", "reached"], rows) + note(
+        f"Copy: {copy:.0f} GB/s read and written. SGEMM of {SQUARE}: {sgemm:.0f} GFLOP/s.",
+        "Both in the same run, 2 threads.",
+    )
 
 
 def memory_table() -> str:
@@ -190,18 +203,20 @@ def memory_table() -> str:
         groups.setdefault(row["case"], {})[row["implementation"]] = row["peak_mb"]
     rows = [[case, v["hamfast"], v.get("hamfast, weights stored", ""), v["e3nn"]] for case, v in groups.items()]
     first = read("memory")[0]
-    note = f"\n\nMB above the operands, forward + backward in a fresh process; {first['machine']}, {first['date']} (`bench/memory.py`)."
-    return table(["work", "hamfast", "hamfast, weights stored", "e3nn"], rows) + note
+    return table(["work", "hamfast", "hamfast, weights stored", "e3nn"], rows) + note(
+        "MB above the operands, forward + backward in a fresh process.",
+        f"{first['machine']}, {first['date']} (`bench/memory.py`).",
+    )
 
 
-def csv_table(name, columns, note="") -> str:
-    return table(columns, [[row[c] for c in columns] for row in read(name)]) + note
+def csv_table(name, columns) -> str:
+    return table(columns, [[row[c] for c in columns] for row in read(name)])
 
 
 def latency_note() -> str:
     first = read("latency")[0]
-    return (
-        f"\n\n{first['machine']}, torch {first['torch']}, e3nn {first['e3nn']}, {first['date']} (`bench/latency.py`)."
+    return note(
+        f"{first['machine']}, torch {first['torch']}, e3nn {first['e3nn']}, {first['date']} (`bench/latency.py`)."
     )
 
 
@@ -213,8 +228,10 @@ def lowerings_table() -> str:
     names = ["channel", "mix", "edge_frame", "general"]
     rows = [[*key, *(times.get(name, "") for name in names)] for key, times in groups.items()]
     first = read("lowerings")[0]
-    note = f"\n\nms, forward + backward of 1,000 rows; {first['machine']}, {first['date']} (`bench/lowerings.py`)."
-    return table(["product", "mode", "weights", *names], rows) + note
+    return table(["product", "mode", "weights", *names], rows) + note(
+        "Milliseconds, forward + backward of 1,000 rows.",
+        f"{first['machine']}, {first['date']} (`bench/lowerings.py`).",
+    )
 
 
 def cascade_table() -> str:
@@ -224,9 +241,9 @@ def cascade_table() -> str:
     return table(
         ["model", "epochs", "training s", "MAE of H (meV)", "on-site (meV)", "equivariance error"],
         [[row[c] for c in columns] for row in rows],
-    ) + (
-        f"\n\nTest set of {first['test_structures']} structures, one of them a larger cell than any of the training; {first['machine']}, "
-        f"torch {first['torch']}, {first['date']} (`bench/results/cascade.csv`, made by `bench/cascade.py`)."
+    ) + note(
+        f"The test set has {first['test_structures']} structures; one of them is a larger cell than any of the training.",
+        f"{first['machine']}, torch {first['torch']}, {first['date']} (`bench/results/cascade.csv`, `bench/cascade.py`).",
     )
 
 
@@ -256,7 +273,9 @@ def roofline_table() -> str:
         "A100 us",
     ]
     rows = [[row[c] for c in columns] for row in read("roofline")]
-    return table(header, rows) + "\n\nLeast microseconds, from data sheets: nothing here was run (`bench/roofline.py`)."
+    return table(header, rows) + note(
+        "Least microseconds, from data sheets: nothing here was run (`bench/roofline.py`)."
+    )
 
 
 TABLES = {
@@ -269,10 +288,12 @@ TABLES = {
         "memory": memory_table,
         "lowerings": lowerings_table,
         "latency": lambda: csv_table("latency", ["call", "mode", "median_us", "min_us"]) + latency_note(),
-        "harmonics": lambda: csv_table(
-            "harmonics",
-            ["l_max", "mode", "implementation", "median_ms"],
-            "\n\n100,000 points, 2 threads (`bench/harmonics.py`).",
+        "harmonics": lambda: (
+            csv_table(
+                "harmonics",
+                ["l_max", "mode", "implementation", "median_ms"],
+            )
+            + note("100,000 points, 2 threads (`bench/harmonics.py`).")
         ),
     },
     "docs/cuda.md": {"roofline": roofline_table},
@@ -287,12 +308,14 @@ def main():
         path = Path(name)
         text = path.read_text()
         for marker, make in tables.items():
-            text = re.sub(
+            text, found = re.subn(
                 f"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)",
                 lambda m, t=make(): f"{m[1]}{t}\n{m[2]}",
                 text,
                 flags=re.S,
             )
+            if found != 1:
+                raise SystemExit(f"{name}: expected the table {marker} once, found {found} pairs of markers")
         path.write_text(text)
 
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes a virtual environment and installs hamfast into it from this source folder.
-#   tools/setup_venv.sh PYTHON VENV demo|test|lint
+#   tools/setup_venv.sh PYTHON VENV demo|test|lint|docs
+# For docs it installs what builds the website, and not hamfast.
 # If PYTHON already has a torch that is new enough, the environment uses it; else torch is installed: its CPU build where there
 # is no NVIDIA GPU. PYTHON itself is not changed.
 set -euo pipefail
@@ -24,6 +25,14 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 # --no-compile: Python compiles what is imported when it is first imported; compiling all of torch here takes longer than that.
 pip_install() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --no-compile "$@"; }
+
+if [ "$purpose" = docs ]; then
+  "$venv/bin/python" -c 'import tomllib; print("\n".join(
+    tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"]))' >"$venv/docs.txt"
+  pip_install -r "$venv/docs.txt"
+  touch "$venv/.hamfast-docs"
+  exit
+fi
 
 if ! has_torch "$venv/bin/python"; then
   if has_gpu; then

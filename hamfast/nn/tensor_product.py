@@ -24,8 +24,8 @@ class TensorProduct(LoadsE3nnState):
     """``e3nn.o3.TensorProduct``: same arguments, weights, normalisation and ``state_dict``.
 
     Args:
-        irreps_in1, irreps_in2, irreps_out, instructions, in1_var, in2_var, out_var, irrep_normalization,
-            path_normalization: as in e3nn.
+        irreps_in1, irreps_in2, irreps_out, instructions: as in e3nn.
+        in1_var, in2_var, out_var, irrep_normalization, path_normalization: as in e3nn.
         internal_weights: the module owns a parameter ``weight``; by default if weights are shared.
         shared_weights: one weight for all rows.
         layout: of the first operand and of the result, ``mul_ir`` as e3nn has it, or ``ir_mul``.
