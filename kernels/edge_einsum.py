@@ -4,114 +4,129 @@ A program makes COLUMNS elements of one head and component of a row of the resul
 each edge is a row.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
 from hamfast.kernels.common import look_up
+from hamfast.records.choices import RowOf
+
+SENDER, RECEIVER = tl.constexpr(RowOf.SENDER), tl.constexpr(RowOf.RECEIVER)
+
+
+class Operand(NamedTuple):
+    """Rows ``[rows, heads, components, width]``; an axis of length 1 has stride 0."""
+
+    data: object
+    row: object
+    head: object
+    component: object
+    """Strides."""
+
+
+class Graph(NamedTuple):
+    """Edges, their ends, and which of them each row of the result sums (None: each edge is a row)."""
+
+    senders: object
+    receivers: object
+    order: object
+    ptr: object
+    edges: object
+
+
+class Sizes(NamedTuple):
+    """Of the result, and of what each of its elements sums."""
+
+    width: object
+    heads: object
+    components: object
+    summed_heads: object
+    summed_components: object
 
 
 @triton.jit
-def operand_tile(
-    data,
-    row,
-    h,
-    m,
-    c,
-    row_stride,
-    head_stride,
-    component_stride,
-    edge_mask,
-    mask,
-    WIDE: tl.constexpr,
-    REAL: tl.constexpr,
-):
+def operand_tile(operand, row, h, m, c, edge_mask, mask, WIDE: tl.constexpr, REAL: tl.constexpr):
     """``[EDGES, COLUMNS]``, or ``[EDGES, 1]`` of an operand without the last axis."""
-    at = row * row_stride + h * head_stride + m * component_stride
+    at = row * operand.row + h * operand.head + m * operand.component
     if WIDE:
-        tile = tl.load(data + at + c, mask=mask, other=0.0).to(REAL)
+        tile = tl.load(operand.data + at + c, mask=mask, other=0.0).to(REAL)
     else:
-        tile = tl.load(data + at, mask=edge_mask, other=0.0).to(REAL)
+        tile = tl.load(operand.data + at, mask=edge_mask, other=0.0).to(REAL)
     return tile
 
 
 @triton.jit
-def row_at(PLACE: tl.constexpr, edge, senders, receivers, mask):
+def row_at(ROW_OF: tl.constexpr, edge, graph, mask):
+    """The row an edge reads of an operand."""
     row = edge
-    if PLACE == 1:
-        row = tl.load(senders + edge, mask=mask, other=0)
-    elif PLACE == 2:
-        row = tl.load(receivers + edge, mask=mask, other=0)
+    if ROW_OF == SENDER:
+        row = tl.load(graph.senders + edge, mask=mask, other=0)
+    elif ROW_OF == RECEIVER:
+        row = tl.load(graph.receivers + edge, mask=mask, other=0)
     return row
 
 
 @triton.jit
 def add_products(
-    total, edge, edge_mask, c, width, a, b, c_operand, senders, receivers, h0, m0, heads, components,
-    a_row, a_head, a_component, b_row, b_head, b_component, c_row, c_head, c_component,
-    PLACES: tl.constexpr, WIDE: tl.constexpr, REAL: tl.constexpr,
+    total, operands, graph, sizes, edge, edge_mask, c, h0, m0, ROWS_OF: tl.constexpr, WIDE: tl.constexpr,
+    REAL: tl.constexpr,
 ):  # fmt: skip
     """Adds the products of a tile of edges and columns, over the heads and components that the result lacks."""
-    mask = edge_mask & (c < width)
-    row_a = row_at(PLACES[0], edge, senders, receivers, edge_mask)
-    row_b = row_at(PLACES[1], edge, senders, receivers, edge_mask)
-    row_c = row_at(PLACES[2], edge, senders, receivers, edge_mask)
-    for h in range(h0, h0 + heads):
-        for m in range(m0, m0 + components):
-            product = operand_tile(a, row_a, h, m, c, a_row, a_head, a_component, edge_mask, mask, WIDE[0], REAL)
-            if b is not None:
-                product *= operand_tile(b, row_b, h, m, c, b_row, b_head, b_component, edge_mask, mask, WIDE[1], REAL)
-            if c_operand is not None:
-                product *= operand_tile(
-                    c_operand, row_c, h, m, c, c_row, c_head, c_component, edge_mask, mask, WIDE[2], REAL
-                )
+    mask = edge_mask & (c < sizes.width)
+    rows = ()
+    for n in tl.static_range(len(operands)):
+        rows = rows + (row_at(ROWS_OF[n], edge, graph, edge_mask),)
+    for h in range(h0, h0 + sizes.summed_heads):
+        for m in range(m0, m0 + sizes.summed_components):
+            product = operand_tile(operands[0], rows[0], h, m, c, edge_mask, mask, WIDE[0], REAL)
+            for n in tl.static_range(1, len(operands)):
+                product *= operand_tile(operands[n], rows[n], h, m, c, edge_mask, mask, WIDE[n], REAL)
             total += tl.where(mask, product, 0.0)
     return total
 
 
 @triton.jit
 def edge_einsum(
-    a, b, c_operand, out, senders, receivers, order, ptr, edges, width, heads_out, components_out, heads, components,
-    a_row, a_head, a_component, b_row, b_head, b_component, c_row, c_head, c_component,
-    PLACES: tl.constexpr, WIDE: tl.constexpr, OUT_WIDE: tl.constexpr,
+    operands, out, graph, sizes,
+    ROWS_OF: tl.constexpr, WIDE: tl.constexpr, OUT_WIDE: tl.constexpr,
     REAL: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """heads, components: how many of them each element of the result sums."""
-    turn = tl.program_id(0).to(tl.int64)
+    """operands: one to three. ROWS_OF: what each has a row for; WIDE: whether it has the last axis."""
+    step = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1).to(tl.int64)
-    h0 = block // components_out
-    m0 = block % components_out
+    h0 = block // sizes.components
+    m0 = block % sizes.components
     column = tl.program_id(2).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)[None, :].to(tl.int64)
     lane = tl.arange(0, EDGES)[:, None].to(tl.int64)
     total = tl.zeros((EDGES, COLUMNS), dtype=REAL)
-    begin = turn * EDGES
+    begin = step * EDGES
     end = begin + 1
-    if ptr is not None:
-        begin = tl.load(ptr + turn)
-        end = tl.load(ptr + turn + 1)
+    if graph.ptr is not None:
+        begin = tl.load(graph.ptr + step)
+        end = tl.load(graph.ptr + step + 1)
     last_column = 1
     if not OUT_WIDE:
-        last_column = width
+        last_column = sizes.width
     for first in range(begin, end, EDGES):
-        slot = first + lane
-        edge_mask = slot < edges
-        if ptr is not None:
-            edge_mask = slot < end
-        edge = look_up(order, slot, edge_mask)
+        position = first + lane
+        edge_mask = position < graph.edges
+        if graph.ptr is not None:
+            edge_mask = position < end
+        edge = look_up(graph.order, position, edge_mask)
         for first_column in range(0, last_column, COLUMNS):
             total = add_products(
-                total, edge, edge_mask, column + first_column, width, a, b, c_operand, senders, receivers, h0, m0, heads,
-                components, a_row, a_head, a_component, b_row, b_head, b_component, c_row, c_head, c_component,
-                PLACES, WIDE, REAL,
-            )  # fmt: skip
+                total, operands, graph, sizes, edge, edge_mask, column + first_column, h0, m0, ROWS_OF, WIDE, REAL
+            )
     row = begin + lane
-    mask = row < edges
-    if ptr is not None:
-        row = turn + tl.zeros((1, 1), dtype=tl.int64)
+    mask = row < graph.edges
+    if graph.ptr is not None:
+        row = step + tl.zeros((1, 1), dtype=tl.int64)
         mask = tl.full((1, 1), 1, tl.int1)
         total = tl.sum(total, axis=0, keep_dims=True)
-    row_length = heads_out * components_out
+    row_length = sizes.heads * sizes.components
     if OUT_WIDE:
-        place = (row * row_length + block) * width + column
-        tl.store(out + place, total, mask=mask & (column < width))
+        at = (row * row_length + block) * sizes.width + column
+        tl.store(out + at, total, mask=mask & (column < sizes.width))
     else:
         tl.store(out + row * row_length + block, tl.sum(total, axis=1, keep_dims=True), mask=mask)

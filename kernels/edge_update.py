@@ -3,24 +3,47 @@
 A program has whole rows, EDGES of them at a time; COLUMNS is the width, or the next power of 2.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
 from hamfast.kernels.common import look_up, sigmoid, silu_curvature, silu_slope
+from hamfast.records.choices import RowOf
+
+SENDER, RECEIVER = tl.constexpr(RowOf.SENDER), tl.constexpr(RowOf.RECEIVER)
+
+
+class Operands(NamedTuple):
+    """Tensors, or None."""
+
+    rows: tuple[object, object, object]
+    """Of edges, of senders and of receivers."""
+    weight: object
+    bias: object
+    """Of the norm."""
+
+
+class Graph(NamedTuple):
+    """Edges: where they come from and go to, and how many there are."""
+
+    senders: object
+    receivers: object
+    edges: object
 
 
 @triton.jit
-def sum_of_rows(parts, senders, receivers, edge, is_edge, column, mask, width, REAL: tl.constexpr):
+def sum_of_rows(operands, graph, edge, is_edge, column, mask, width, REAL: tl.constexpr):
     """``[EDGES, COLUMNS]``: what the edges add up, 0 beyond a row."""
     total = tl.zeros(mask.shape, dtype=REAL)
-    for p in tl.static_range(3):
-        if parts[p] is not None:
+    for n in tl.static_range(len(operands.rows)):
+        if operands.rows[n] is not None:
             row = edge
-            if p == 1:
-                row = look_up(senders, edge, is_edge)
-            elif p == 2:
-                row = look_up(receivers, edge, is_edge)
-            total += tl.load(parts[p] + row * width + column, mask=mask, other=0.0).to(REAL)
+            if n == SENDER:
+                row = look_up(graph.senders, edge, is_edge)
+            elif n == RECEIVER:
+                row = look_up(graph.receivers, edge, is_edge)
+            total += tl.load(operands.rows[n] + row * width + column, mask=mask, other=0.0).to(REAL)
     return total
 
 
@@ -61,116 +84,113 @@ def row_of(values, column, width, REAL: tl.constexpr):
 
 
 @triton.jit
-def updated_rows(
-    parts, weight, bias, senders, receivers, edge, end, column, width, EPSILON: tl.constexpr, REAL: tl.constexpr
-):  # fmt: skip
+def updated_rows(operands, graph, edge, end, column, width, EPSILON: tl.constexpr, REAL: tl.constexpr):
     """Of the edges before ``end``: where their rows are, n, what it was multiplied with, and u."""
-    NORM: tl.constexpr = weight is not None
+    NORM: tl.constexpr = operands.weight is not None
     is_edge = edge < end
     mask = is_edge & (column < width)
-    x = sum_of_rows(parts, senders, receivers, edge, is_edge, column, mask, width, REAL)
+    x = sum_of_rows(operands, graph, edge, is_edge, column, mask, width, REAL)
     n, scale = normalise(x, mask, width, EPSILON, NORM)
     u = n
     if NORM:
-        u = n * row_of(weight, column, width, REAL) + row_of(bias, column, width, REAL)
+        u = n * row_of(operands.weight, column, width, REAL) + row_of(operands.bias, column, width, REAL)
     return mask, n, scale, u
 
 
 @triton.jit
+def chunk_of_edges(edges, chunks):
+    """This program's chunk, and where its edges begin and end."""
+    chunk = tl.program_id(0).to(tl.int64)
+    return chunk, edges * chunk // chunks, edges * (chunk + 1) // chunks
+
+
+@triton.jit
+def store_norm(grad_norm, chunk, column, width, of_weight, of_bias):
+    """A chunk's gradients of weight and bias, each summed over the edges."""
+    to = grad_norm + chunk * 2 * width + column
+    tl.store(to, tl.sum(of_weight, axis=0, keep_dims=True), mask=column < width)
+    tl.store(to + width, tl.sum(of_bias, axis=0, keep_dims=True), mask=column < width)
+
+
+@triton.jit
 def edge_update(
-    edge_rows, sender_rows, receiver_rows, weight, bias, senders, receivers, out, edges, width,
+    operands, graph, out, width,
     EPSILON: tl.constexpr, SILU: tl.constexpr, REAL: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
+    """``act(norm(sum of the rows))``"""
     edge = tl.program_id(0).to(tl.int64) * EDGES + tl.arange(0, EDGES)[:, None].to(tl.int64)
     column = tl.arange(0, COLUMNS)[None, :]
-    parts = (edge_rows, sender_rows, receiver_rows)
-    mask, _, _, u = updated_rows(parts, weight, bias, senders, receivers, edge, edges, column, width, EPSILON, REAL)
+    mask, _, _, u = updated_rows(operands, graph, edge, graph.edges, column, width, EPSILON, REAL)
     y, _, _ = silu_of(u, SILU)
     tl.store(out + edge * width + column, y, mask=mask)
 
 
 @triton.jit
 def edge_update_backward(
-    grad, edge_rows, sender_rows, receiver_rows, weight, bias, senders, receivers, of_sum, of_norm, edges, width, parts,
+    grad, operands, graph, grad_sum, grad_norm, width, chunks,
     EPSILON: tl.constexpr, SILU: tl.constexpr, REAL: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """A program has a part of the edges. of_norm: ``[parts, 2, width]``, its sums for weight and bias."""
-    NORM: tl.constexpr = weight is not None
-    part = tl.program_id(0).to(tl.int64)
-    begin = edges * part // parts
-    end = edges * (part + 1) // parts
+    """A program has a chunk of the edges. grad_norm: ``[chunks, 2, width]``, its sums for weight and bias."""
+    NORM: tl.constexpr = operands.weight is not None
+    chunk, begin, end = chunk_of_edges(graph.edges, chunks)
     column = tl.arange(0, COLUMNS)[None, :]
     of_weight = tl.zeros((EDGES, COLUMNS), dtype=REAL)
     of_bias = tl.zeros((EDGES, COLUMNS), dtype=REAL)
     for first in range(begin, end, EDGES):
         edge = first + tl.arange(0, EDGES)[:, None].to(tl.int64)
-        rows = (edge_rows, sender_rows, receiver_rows)
-        mask, normal, scale, u = updated_rows(
-            rows, weight, bias, senders, receivers, edge, end, column, width, EPSILON, REAL
-        )
+        mask, n, scale, u = updated_rows(operands, graph, edge, end, column, width, EPSILON, REAL)
         _, slope, _ = silu_of(u, SILU)
         g = tl.load(grad + edge * width + column, mask=mask, other=0.0).to(REAL) * slope
         if NORM:
-            of_weight += g * normal
+            of_weight += g * n
             of_bias += g
-            g *= row_of(weight, column, width, REAL)
-            g = (g - mean_of(g, width) - normal * mean_of(g * normal, width)) * scale
-        tl.store(of_sum + edge * width + column, g, mask=mask)
+            g *= row_of(operands.weight, column, width, REAL)
+            g = (g - mean_of(g, width) - n * mean_of(g * n, width)) * scale
+        tl.store(grad_sum + edge * width + column, g, mask=mask)
     if NORM:
-        to = of_norm + part * 2 * width + column
-        tl.store(to, tl.sum(of_weight, axis=0, keep_dims=True), mask=column < width)
-        tl.store(to + width, tl.sum(of_bias, axis=0, keep_dims=True), mask=column < width)
+        store_norm(grad_norm, chunk, column, width, of_weight, of_bias)
 
 
 @triton.jit
 def edge_update_double_backward(
-    tangent_sum, tangent_norm, grad, edge_rows, sender_rows, receiver_rows, weight, bias, senders, receivers, of_grad, of_sum,
-    of_norm, edges, width, parts,
+    tangent_sum, tangent_norm, grad, operands, graph, grad_grad, grad_sum, grad_norm, width, chunks,
     EPSILON: tl.constexpr, SILU: tl.constexpr, REAL: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The derivative of the backward pass along tangent_sum and tangent_norm; a program has a part of the edges."""
-    NORM: tl.constexpr = weight is not None
-    part = tl.program_id(0).to(tl.int64)
-    begin = edges * part // parts
-    end = edges * (part + 1) // parts
+    """The derivative of the backward pass along tangent_sum and tangent_norm; a program has a chunk of the edges."""
+    NORM: tl.constexpr = operands.weight is not None
+    chunk, begin, end = chunk_of_edges(graph.edges, chunks)
     column = tl.arange(0, COLUMNS)[None, :]
     of_weight = tl.zeros((EDGES, COLUMNS), dtype=REAL)
     of_bias = tl.zeros((EDGES, COLUMNS), dtype=REAL)
     for first in range(begin, end, EDGES):
         edge = first + tl.arange(0, EDGES)[:, None].to(tl.int64)
-        rows = (edge_rows, sender_rows, receiver_rows)
-        mask, n, scale, u = updated_rows(
-            rows, weight, bias, senders, receivers, edge, end, column, width, EPSILON, REAL
-        )
+        mask, n, scale, u = updated_rows(operands, graph, edge, end, column, width, EPSILON, REAL)
         tangent_x = tl.zeros(mask.shape, dtype=REAL)
         if tangent_sum is not None:
             tangent_x += tl.load(tangent_sum + edge * width + column, mask=mask, other=0.0).to(REAL)
         tangent_u = tangent_x
         if NORM:
-            gamma = row_of(weight, column, width, REAL)
-            tangent_slope = mean_of(tangent_x * n, width)
-            tangent_n = tl.where(mask, (tangent_x - mean_of(tangent_x, width) - n * tangent_slope) * scale, 0.0)
-            tangent_u = gamma * tangent_n
+            weight = row_of(operands.weight, column, width, REAL)
+            mean_xn = mean_of(tangent_x * n, width)
+            tangent_n = tl.where(mask, (tangent_x - mean_of(tangent_x, width) - n * mean_xn) * scale, 0.0)
+            tangent_u = weight * tangent_n
             if tangent_norm is not None:
-                tangent_u += row_of(tangent_norm, column, width, REAL) * n + row_of(
-                    tangent_norm + width, column, width, REAL
-                )
+                tangent_u += row_of(tangent_norm, column, width, REAL) * n
+                tangent_u += row_of(tangent_norm + width, column, width, REAL)
         _, slope, curvature = silu_of(u, SILU)
         g = tl.load(grad + edge * width + column, mask=mask, other=0.0).to(REAL)
-        tl.store(of_grad + edge * width + column, slope * tangent_u, mask=mask)
+        tl.store(grad_grad + edge * width + column, slope * tangent_u, mask=mask)
         t = curvature * g * tangent_u
         out = t
         if NORM:
             q = slope * g
-            v = gamma * q
+            v = weight * q
             of_weight += t * n + q * tangent_n
             of_bias += t
-            h = gamma * t - (v * tangent_slope + tangent_x * mean_of(v * n, width)) * scale
+            h = weight * t - (v * mean_xn + tangent_x * mean_of(v * n, width)) * scale
             if tangent_norm is not None:
                 h += row_of(tangent_norm, column, width, REAL) * q
             out = (h - mean_of(h, width) - n * mean_of(h * n + v * tangent_n, width)) * scale
-        tl.store(of_sum + edge * width + column, out, mask=mask)
+        tl.store(grad_sum + edge * width + column, out, mask=mask)
     if NORM:
-        to = of_norm + part * 2 * width + column
-        tl.store(to, tl.sum(of_weight, axis=0, keep_dims=True), mask=column < width)
-        tl.store(to + width, tl.sum(of_bias, axis=0, keep_dims=True), mask=column < width)
+        store_norm(grad_norm, chunk, column, width, of_weight, of_bias)

@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor
+
+from hamfast.kernels.edge_einsum import Graph, Operand, Sizes
 from hamfast.kernels.edge_einsum import edge_einsum as kernel
+from hamfast.ops.edge_einsum import rows_by_end
+from hamfast.records.choices import RowOf
+from hamfast.records.ops import EDGE_EINSUM
 from hamfast.triton.configurations import EINSUM
 from hamfast.triton.launch import launch, pieces, real_of
 
 
-def edge_einsum(a, b, c, places, shape, senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr):
-    """See csrc/library.cpp."""
-    given = [t for t in (a, b, c) if t is not None]
+def edge_einsum(*flat: Any) -> Tensor:
+    """The op, with its arguments as its record has them."""
+    arguments = EDGE_EINSUM.read(flat)
+    graph, shape, (row_of, *rows_of) = arguments.graph, arguments.shape, arguments.rows_of
+    given = [t for t in arguments.operands if t is not None]
     given = [t.contiguous() if t.shape[3] > 1 and t.stride(3) != 1 else t for t in given]
-    edges = senders.shape[0]
     axes = [max(size) if 0 not in size else 0 for size in zip(*(t.shape[1:] for t in given), shape, strict=True)]
-    rows = (edges, sender_ptr.shape[0] - 1, receiver_ptr.shape[0] - 1)[places[0]]
-    out = a.new_empty(rows, *shape)
-    order, ptr = ((None, None), (sender_order, sender_ptr), (receiver_order, receiver_ptr))[places[0]]
-    out_wide = shape[2] > 1
+    heads, components, width = shape
+    edges = graph.senders.shape[0]
+    rows = rows_by_end(graph)[row_of]
+    out = given[0].new_empty(rows, *shape)
+    order, ptr = {
+        RowOf.EDGE: (None, None),
+        RowOf.SENDER: (graph.sender_order, graph.sender_ptr),
+        RowOf.RECEIVER: (graph.receiver_order, graph.receiver_ptr),
+    }[row_of]
     tile_edges, columns = EINSUM.cut(axes[2])
-    absent = [None] * (3 - len(given))
-    strides = [0 if t.shape[d] == 1 else t.stride(d) for t in given for d in (0, 1, 2)]
-    for n, t in enumerate(given):
-        strides[3 * n] = t.stride(0)
-    summed = [axes[d] // shape[d] if shape[d] else 0 for d in (0, 1)]
-    arguments = (
-        *given, *absent, out, senders, receivers, order, ptr, edges, axes[2], shape[0], shape[1], *summed,
-        *strides, *[0] * (3 * len(absent)),
-    )  # fmt: skip
+    operands = tuple(Operand(t, t.stride(0), *(0 if t.shape[d] == 1 else t.stride(d) for d in (1, 2))) for t in given)
+    summed = [axis // size if size else 0 for axis, size in zip(axes, (heads, components), strict=False)]
+    sizes = Sizes(axes[2], heads, components, *summed)
+    lists = Graph(graph.senders, graph.receivers, order, ptr, edges)
     constants = {
-        "PLACES": (*places[1:], *[0] * len(absent)),
-        "WIDE": (*(t.shape[3] > 1 for t in given), *[False] * len(absent)),
-        "OUT_WIDE": out_wide,
-        "REAL": real_of(a),
+        "ROWS_OF": tuple(rows_of),
+        "WIDE": tuple(t.shape[3] > 1 for t in given),
+        "OUT_WIDE": width > 1,
+        "REAL": real_of(out),
         "EDGES": tile_edges,
         "COLUMNS": columns,
     }
-    turns = rows if ptr is not None else pieces(edges, tile_edges)
-    grid = (turns, shape[0] * shape[1], pieces(axes[2], columns) if out_wide else min(1, shape[2]))
-    launch(kernel, grid, arguments, constants, out, EINSUM.num_warps)
+    steps = rows if ptr is not None else pieces(edges, tile_edges)
+    grid = (steps, heads * components, pieces(axes[2], columns) if width > 1 else min(1, width))
+    launch(kernel, grid, (operands, out, lists, sizes), constants, out, EINSUM.num_warps)
     return out

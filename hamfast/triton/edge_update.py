@@ -2,60 +2,77 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from hamfast.kernels.edge_update import Graph, Operands
 from hamfast.kernels.edge_update import edge_update as forward_kernel
 from hamfast.kernels.edge_update import edge_update_backward as backward_kernel
 from hamfast.kernels.edge_update import edge_update_double_backward as double_backward_kernel
+from hamfast.records.ops import EDGE_UPDATE, EDGE_UPDATE_BACKWARD, EDGE_UPDATE_DOUBLE_BACKWARD
 from hamfast.triton.configurations import UPDATE
-from hamfast.triton.launch import launch, pieces, power_of_two, real_of
+from hamfast.triton.launch import contiguous, launch, pieces, power_of_two, real_of
 
-MAX_PARTS = 4096
+MAX_CHUNKS = 4096
 """Of the edges, for the sums that all edges share: as many as fill a GPU."""
 
 
-def _prepared(rows, weight, bias, epsilon, silu):
-    rows = [t if t is None else t.contiguous() for t in rows]
-    like = next(t for t in rows if t is not None)
-    columns = power_of_two(like.shape[1])
-    edges_at_once = max(1, UPDATE.edges * UPDATE.columns // columns)
-    constants = {"EPSILON": epsilon, "SILU": silu, "REAL": real_of(like), "EDGES": edges_at_once, "COLUMNS": columns}
-    return rows, *(t if t is None else t.contiguous() for t in (weight, bias)), like, constants
+class _Call:
+    """What all three ops take, as the kernels do."""
+
+    def __init__(self, arguments: Any):
+        edge, sender, receiver, weight, bias = arguments.operands
+        senders, receivers = arguments.graph.senders, arguments.graph.receivers
+        self.edges = senders.shape[0]
+        self.operands = Operands((edge, sender, receiver), weight, bias)
+        self.graph = Graph(senders, receivers, self.edges)
+        self.like = next(t for t in (edge, sender, receiver) if t is not None)
+        self.width = self.like.shape[1]
+        columns = power_of_two(self.width)
+        self.constants = {
+            "EPSILON": arguments.settings.epsilon,
+            "SILU": arguments.settings.silu,
+            "REAL": real_of(self.like),
+            "EDGES": max(1, UPDATE.edges * UPDATE.columns // columns),
+            "COLUMNS": columns,
+        }
+
+    def new_rows(self) -> Tensor:
+        return self.like.new_empty(self.edges, self.width)
 
 
-def edge_update(edge, sender, receiver, weight, bias, senders, *rest):
-    """See csrc/library.cpp."""
-    receivers = rest[2]
-    rows, weight, bias, like, constants = _prepared((edge, sender, receiver), weight, bias, *rest[-2:])
-    edges, width = senders.shape[0], like.shape[1]
-    out = like.new_empty(edges, width)
-    arguments = (*rows, weight, bias, senders, receivers, out, edges, width)
-    grid = (pieces(edges, constants["EDGES"]) if width else 0,)
-    launch(forward_kernel, grid, arguments, constants, out, UPDATE.num_warps)
+def edge_update(*flat: Any) -> Tensor:
+    """The op, with its arguments as its record has them."""
+    call = _Call(contiguous(EDGE_UPDATE.read(flat)))
+    out = call.new_rows()
+    grid = (pieces(call.edges, call.constants["EDGES"]) if call.width else 0,)
+    arguments = (call.operands, call.graph, out, call.width)
+    launch(forward_kernel, grid, arguments, call.constants, out, UPDATE.num_warps)
     return out
 
 
-def edge_update_backward(grad, edge, sender, receiver, weight, bias, senders, *rest):
-    """See csrc/library.cpp."""
-    return _gradients(backward_kernel, (grad,), 0, (edge, sender, receiver), weight, bias, senders, rest)
+def edge_update_backward(*flat: Any) -> tuple[Tensor, ...]:
+    """The op, with its arguments as its record has them."""
+    arguments = contiguous(EDGE_UPDATE_BACKWARD.read(flat))
+    return _gradients(backward_kernel, _Call(arguments), (arguments.grad,), 1)
 
 
-def edge_update_double_backward(tangent_sum, tangent_norm, grad, edge, sender, receiver, weight, bias, senders, *rest):
-    """See csrc/library.cpp."""
-    given = (tangent_sum, tangent_norm, grad)
-    return _gradients(double_backward_kernel, given, 1, (edge, sender, receiver), weight, bias, senders, rest)
+def edge_update_double_backward(*flat: Any) -> tuple[Tensor, ...]:
+    """The op, with its arguments as its record has them."""
+    arguments = contiguous(EDGE_UPDATE_DOUBLE_BACKWARD.read(flat))
+    given = (arguments.tangent_sum, arguments.tangent_norm, arguments.grad)
+    return _gradients(double_backward_kernel, _Call(arguments), given, 2)
 
 
-def _gradients(kernel, given, more, rows, weight, bias, senders, rest):
-    """A pass back over parts of the edges. more: rows of edges that it makes besides the gradient of the sum."""
-    receivers = rest[2]
-    rows, weight, bias, like, constants = _prepared(rows, weight, bias, *rest[-2:])
-    edges, width = senders.shape[0], like.shape[1]
-    made = [like.new_empty(edges, width) for _ in range(more + 1)]
-    parts = min(pieces(edges, 16), MAX_PARTS)
-    number = torch.float64 if like.dtype == torch.float64 else torch.float32
-    of_norm = like.new_empty(parts, 2, 0 if weight is None else width, dtype=number)
-    given = [t if t is None else t.contiguous() for t in given]
-    arguments = (*given, *rows, weight, bias, senders, receivers, *made, of_norm, edges, width, parts)
-    launch(kernel, (parts if width else 0,), arguments, constants, made[0], UPDATE.num_warps)
-    return *made, of_norm.sum(0)
+def _gradients(kernel: Any, call: _Call, given: tuple, count: int) -> tuple[Tensor, ...]:
+    """A pass back over chunks of the edges, which makes so many tensors of rows, and the gradients of the norm."""
+    rows = [call.new_rows() for _ in range(count)]
+    chunks = min(pieces(call.edges, 16), MAX_CHUNKS)
+    compute = torch.float64 if call.like.dtype == torch.float64 else torch.float32
+    norm_width = 0 if call.operands.weight is None else call.width
+    grad_norm = call.like.new_empty(chunks, 2, norm_width, dtype=compute)
+    arguments = (*given, call.operands, call.graph, *rows, grad_norm, call.width, chunks)
+    launch(kernel, (chunks if call.width else 0,), arguments, call.constants, rows[0], UPDATE.num_warps)
+    return *rows, grad_norm.sum(0)
