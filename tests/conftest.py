@@ -17,6 +17,29 @@ if not torch.cuda.is_available():
 HERE = Path(__file__).parent
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--through",
+        choices=["cuda_sources", "interpreter"],
+        help="only the tests that are marked to run through another backend, too",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Of ``--through MARKER``: cases that one of a test's markers fits; its arguments say which values, by parameter."""
+    marker = config.getoption("--through")
+    if marker is None:
+        return
+
+    def fits(item, given):
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        return all(parameters[name] in values for name, values in given.kwargs.items())
+
+    chosen = [item for item in items if any(fits(item, given) for given in item.iter_markers(marker))]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+    items[:] = chosen
+
+
 @pytest.fixture(autouse=True)
 def _seeded_and_poisoned():
     """Deterministic mode fills every new torch.empty with NaN, also those made in C++: unwritten outputs show."""

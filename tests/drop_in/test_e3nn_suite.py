@@ -11,7 +11,7 @@ import pytest
 FILES = ["tests/o3/tensor_product_test.py", "tests/o3/tensor_product_sub_test.py"]
 # All of them but statistics over a million random products, which take as long as all else here, with e3nn's own code as well;
 # tests/plan/test_plan.py compares the normalisations themselves.
-CHOSEN = "not test_normalized and not test_square_normalization"
+STATISTICS = ("test_normalized", "test_square_normalization")
 
 PLUGIN = """
 import hamfast
@@ -44,8 +44,9 @@ def test_e3nn_tests_pass_on_the_backend(tmp_path):
     shutil.unpack_archive(archives[0], tmp_path)
     (tmp_path / "hamfast_plugin.py").write_text(PLUGIN)
     source = archives[0].name.removesuffix(".tar.gz")
+    left_out = [f"--deselect={FILES[0]}::{name}" for name in STATISTICS]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-s", "-W", "ignore", "-p", "hamfast_plugin", "-k", CHOSEN, *FILES],
+        [sys.executable, "-m", "pytest", "-q", "-s", "-W", "ignore", "-p", "hamfast_plugin", *left_out, *FILES],
         cwd=tmp_path / source,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,

@@ -29,18 +29,6 @@ SOURCES = [
     "csrc/tensor_product/channel_jit.cpp",
     "tests/simt/jit.cpp",
 ]
-# Of each file of tests/ops, the tests that are run.
-TESTS = {
-    "test_edge_tensor_product.py": "value_and_derivatives or directions and ir_mul or separate and False or sources_are and ir_mul",
-    "test_edge_einsum.py": "every_shape",
-    "test_edge_update.py": "derivatives or any_width or no_edges or half",
-    "test_graph_attention.py": "cpu-transformer_conv-scaled_gated or cpu-additive-silu or cpu-all_parts_and_features or no_edges or stable or without_envelope or half or whole_vectors and cpu and not (additive and 40) or differentiable_results and scaled_gated-transformer_conv",
-    "test_radial_weights.py": "in_the_kernel and (40 or rows-mul_ir-tf32) or cannot_make or by_block and gather+scatter-mul_ir",
-    "test_searched.py": "cpu and not radial and not product and (zero or short)",
-    "test_sparse_map.py": "derivatives",
-    "test_tensor_product.py": "over_a_graph and True-True-per-sample or third_derivative or zero_stride or wrong_edges",
-}
-CHOSEN = " or ".join(f"{file} and ({tests})" for file, tests in TESTS.items())
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
@@ -95,7 +83,7 @@ def environment(library: Path) -> dict[str, str]:
 @pytest.mark.slow
 def test_ops_through_the_cuda_sources(tmp_path):
     given = environment(compile_all(tmp_path))
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--durations=20", "tests/ops", "-k", CHOSEN]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--durations=20", "tests/ops", "--through", "cuda_sources"]
     done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
     print(done.stdout)

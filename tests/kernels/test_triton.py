@@ -19,33 +19,12 @@ from hamfast.ops.backend import triton_problem
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(triton_problem()), reason=triton_problem())]
 
-OPTIONS = [
-    "plain and not functional or bias_envelope or dropout or additive-silu or outer-plain or no_edges or stable",
-    "without_envelope or sources_are and ir_mul or adversarial or unequal or third_derivative",
-    "zero_stride or paths_with_and_without",
-    "any_width or differentiable_results and not filters",
-]
-FILES = ["test_graph_attention.py", "test_edge_tensor_product.py", "test_edge_update.py", "test_tensor_product.py"]
-
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: test_backends.py runs the kernels there")
 def test_options_of_the_ops_in_the_interpreter():
     environment = os.environ | {"HAMFAST_BACKEND": "triton", "TRITON_INTERPRET": "1"}
-    files = [f"tests/ops/{name}" for name in FILES]
-    chosen = f"not functional and ({' or '.join(OPTIONS)})"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "--durations=5",
-        "-p",
-        "no:cacheprovider",
-        *files,
-        "-k",
-        chosen,
-    ]
+    options = ["-q", "-x", "--durations=5", "-p", "no:cacheprovider", "--through", "interpreter"]
+    command = [sys.executable, "-m", "pytest", *options, "tests/ops"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
     print(done.stdout)

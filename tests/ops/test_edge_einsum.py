@@ -41,6 +41,7 @@ OPERAND_SHAPES = [
 ]
 
 
+@pytest.mark.cuda_sources
 @pytest.mark.parametrize("shapes", OPERAND_SHAPES, ids=str)
 @pytest.mark.parametrize("out", list(ROWS))
 def test_every_shape_and_place(out, shapes, device):

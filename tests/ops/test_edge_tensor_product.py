@@ -30,6 +30,7 @@ def make_case(case=MIXED):
     return irreps, plan, vectors, irreps[0].randn(8, -1), torch.randn(plan.weight_numel)
 
 
+@pytest.mark.cuda_sources
 @pytest.mark.parametrize("case", [MIXED, HIGH, HIGHEST], ids=["mixed", "l6", "l8"])
 def test_value_and_derivatives(case, device):
     _, plan, vectors, x, w = make_case(case)
@@ -44,6 +45,7 @@ def test_value_and_derivatives(case, device):
     )
 
 
+@pytest.mark.cuda_sources(layout=["ir_mul"])
 @pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
 def test_derivatives_in_the_direction(layout, device):
     """The poles included: nothing there tells a frame from another."""
@@ -108,6 +110,8 @@ def test_wigner_matrices_point_the_edge_along_the_axis():
         assert_close(torch.einsum("eij,ej->ei", turn[1:], harmonics), axis.expand(7, d), atol=1e-12)
 
 
+@pytest.mark.cuda_sources(layout=["ir_mul"])
+@pytest.mark.interpreter(layout=["ir_mul"])
 @pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
 def test_sources_are_the_concatenation(layout, device):
     """[n_receiver | n_sender | edge], never put together."""
@@ -135,6 +139,7 @@ def test_sources_are_the_concatenation(layout, device):
     check_derivatives(op, truth, [t.to(device).requires_grad_() for t in args], atol=1e-10)
 
 
+@pytest.mark.cuda_sources(directions=[False])
 @pytest.mark.parametrize("directions", [False, True])
 def test_separate_weights_are_their_product(directions, device):
     _, plan, vectors, x, w = make_case()

@@ -32,6 +32,7 @@ def both(edges, names, **more):
     )
 
 
+@pytest.mark.cuda_sources
 @pytest.mark.parametrize("activation", ["silu", "identity"])
 @pytest.mark.parametrize(
     "names", [ALL, ALL[:3], ("edge",), ("edge", *ALL[3:]), ("sender", "receiver", *ALL[3:])], ids=str
@@ -41,6 +42,8 @@ def test_value_and_derivatives(names, activation, device):
     check_derivatives(found, truth, leaves(names, 7, device))
 
 
+@pytest.mark.cuda_sources
+@pytest.mark.interpreter
 @pytest.mark.parametrize("width", [1, 2, 16, 31, 128, 300, 1100])
 def test_any_width(width, device):
     """Less than a vector, whole vectors, more than a group of lanes holds. float32 and float64 hold different numbers of columns."""
@@ -64,6 +67,8 @@ def test_any_width(width, device):
             assert_close(a.double(), b, atol=tolerance * max(1.0, b.abs().max().item()), rtol=0.0)
 
 
+@pytest.mark.cuda_sources
+@pytest.mark.interpreter
 def test_no_edges_and_rows_of_one_value(device):
     edges = ops.edge_index(*torch.zeros(2, 0, dtype=torch.long), 3).to(device)
     x, weight, bias = torch.zeros(0, 4, device=device), *torch.ones(2, 4, device=device).requires_grad_()
@@ -87,6 +92,7 @@ def test_nan_stays_in_its_edges(device):
     assert torch.equal(out.isnan().any(1), edges.senders == 2)
 
 
+@pytest.mark.cuda_sources
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_as_it_is_stored(dtype, device):
     """Also under autocast, with weights of float32."""
@@ -126,6 +132,7 @@ def test_rows_of_nodes_are_what_is_kept():
     assert {t.data_ptr() for t in kept} <= own
 
 
+@pytest.mark.interpreter
 def test_third_derivative_forward_mode_and_func():
     edges = graph()
     found, truth = both(edges, ALL)

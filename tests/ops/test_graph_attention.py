@@ -180,6 +180,11 @@ def graph(device="cpu"):
     return ops.edge_index(SENDERS, RECEIVERS, NODES).to(device)
 
 
+@pytest.mark.cuda_sources(form=["transformer_conv"], option=["scaled_gated"])
+@pytest.mark.cuda_sources(form=["additive"], option=["silu"])
+@pytest.mark.cuda_sources(form=["all_parts_and_features"])
+@pytest.mark.interpreter(option=["plain", "bias_envelope", "dropout"])
+@pytest.mark.interpreter(form=["additive"], option=["silu"])
 @pytest.mark.parametrize(("form", "option"), CASES, ids=["-".join(case) for case in CASES])
 def test_value_and_derivatives(form, option, device):
     arguments, edges = make(form, option), graph(device)
@@ -198,6 +203,8 @@ def test_value_and_derivatives(form, option, device):
     check_derivatives(found, expected, leaves)
 
 
+@pytest.mark.cuda_sources(form=["transformer_conv"], option=["scaled_gated"])
+@pytest.mark.interpreter(form=["transformer_conv", "additive"])
 @pytest.mark.parametrize("form", ["transformer_conv", "additive", "filters"])
 @pytest.mark.parametrize("option", ["bias_envelope", "scaled_gated", "silu"])
 def test_weights_logits_and_lse_are_differentiable_results(form, option, device):
@@ -249,6 +256,7 @@ def test_forward_mode_and_functional_transforms(form):
     assert torch.autograd.gradcheck(function, primal, check_forward_ad=True, fast_mode=True)
 
 
+@pytest.mark.interpreter
 def test_third_derivative():
     arguments = make("transformer_conv")
     q, k = arguments["query_receiver"].requires_grad_(), arguments["key_sender"].requires_grad_()
@@ -305,6 +313,8 @@ def test_any_graph_and_width(seed, nodes, edges, heads, widths, dtype):
             assert error < (1e-12 if dtype == torch.float64 else 1e-4)
 
 
+@pytest.mark.cuda_sources(score=["dot"])
+@pytest.mark.cuda_sources(score=["additive"], heads=[1, 3])
 @pytest.mark.parametrize("place", ["aligned", "shifted"])
 @pytest.mark.parametrize("heads", [1, 3, 40])
 @pytest.mark.parametrize("score", ["dot", "additive"])
@@ -369,6 +379,8 @@ def test_many_edges_of_one_node_and_many_heads():
     assert (out[1:] == 0).all()
 
 
+@pytest.mark.cuda_sources
+@pytest.mark.interpreter
 def test_no_edges_and_no_nodes():
     for nodes in (0, 3):
         edges = ops.edge_index(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), nodes)
@@ -379,6 +391,8 @@ def test_no_edges_and_no_nodes():
         assert (gradient == 0).all()
 
 
+@pytest.mark.cuda_sources
+@pytest.mark.interpreter
 @pytest.mark.parametrize("score", [-1e4, 0.0, 1e4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_softmax_is_stable_for_any_score(score, dtype):
@@ -392,6 +406,8 @@ def test_softmax_is_stable_for_any_score(score, dtype):
             assert_close(weights[into].sum(0), torch.ones(HEADS, dtype=dtype), atol=1e-6)
 
 
+@pytest.mark.cuda_sources
+@pytest.mark.interpreter
 def test_an_edge_without_envelope_is_no_edge():
     arguments = make("transformer_conv")
     envelope = torch.rand(EDGES)
@@ -439,6 +455,7 @@ def test_a_sum_over_an_even_cutoff_is_smooth():
     assert abs(slope[0] - slope[1]) < 2e-2 * abs(slope[1]) and torch.isfinite(slope[1])
 
 
+@pytest.mark.interpreter
 def test_dropout_keeps_the_mean_and_depends_on_the_seed_alone():
     factors = dropout_factors(torch.tensor(7), 5000, 8, 0.3)
     assert abs(float((factors == 0).double().mean()) - 0.3) < 0.01
@@ -465,6 +482,7 @@ def test_nan_stays_with_its_neighbours(name):
     assert torch.isnan(out[hit]).all() and torch.isfinite(out[~hit]).all()
 
 
+@pytest.mark.cuda_sources
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("form", list(FORMS))
 def test_half_precision_is_stored_and_computed_in_float32(form, dtype, device):
@@ -502,6 +520,7 @@ def test_half_precision_is_stored_and_computed_in_float32(form, dtype, device):
             close(a, b)
 
 
+@pytest.mark.cuda_sources
 def test_half_precision_is_what_is_kept():
     """No float32 copy of a row waits for the backward pass."""
     arguments, edges = make("transformer_conv"), graph()
@@ -513,6 +532,7 @@ def test_half_precision_is_what_is_kept():
     assert wide.isdisjoint(tuple(arguments[n].shape) for n in ("query_receiver", "key_sender", "value_sender", "edge"))
 
 
+@pytest.mark.cuda_sources
 def test_under_autocast_rows_stay_half_if_all_are():
     arguments, edges = make("transformer_conv"), graph()
     weights = ("edge_key_weight", "edge_value_weight")

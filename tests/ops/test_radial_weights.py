@@ -91,6 +91,7 @@ def on_blocks(plan, h, matrix, layout, graph, dtype, device, edges=11, start=0):
     return (found, convert_layout(grad_x, plan.irreps_in1, layout, "mul_ir"), *grads), expected
 
 
+@pytest.mark.cuda_sources(graph=["gather+scatter"], layout=["mul_ir"])
 @pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
 @pytest.mark.parametrize("graph", ["rows", "gather", "scatter", "gather+scatter"])
 def test_block_by_block_from_the_plain_op(graph, layout, monkeypatch, device):
@@ -101,6 +102,8 @@ def test_block_by_block_from_the_plain_op(graph, layout, monkeypatch, device):
         assert_close(ours, theirs)
 
 
+@pytest.mark.cuda_sources(k=[40])
+@pytest.mark.cuda_sources(graph=["rows"], precision=["high"])
 @pytest.mark.parametrize(
     ("dtype", "precision", "tolerance"),
     [(torch.float32, "highest", 2e-6), (torch.float32, "high", 1e-3), (torch.bfloat16, "highest", 1e-2)],
@@ -124,6 +127,7 @@ def test_weights_made_in_the_kernel(k, graph, layout, dtype, precision, toleranc
         assert error < tolerance, error
 
 
+@pytest.mark.cuda_sources
 @pytest.mark.parametrize("reason", ["too many numbers for a block's memory", "not where a vector may start"])
 def test_weights_the_kernel_cannot_make_are_stored(reason, device):
     plan = wide_plan()

@@ -72,6 +72,11 @@ def search(case, backend, examples):
     run()
 
 
+EXECUTED = [case for case in CASES if "radial" not in case and "product" not in case]
+"""On the CUDA sources, whose products are compiled for every plan."""
+
+
+@pytest.mark.cuda_sources(backend=["cpu"], case=EXECUTED)
 @pytest.mark.parametrize("backend", backends.BACKENDS)
 @pytest.mark.parametrize("case", list(CASES))
 def test_short(case, backend):
@@ -88,6 +93,7 @@ def test_long(case, backend):
 PLAIN = {"edges": 7, "senders": 3, "receivers": 3, "heads": 2, "width": 5, "value": 3, "features": 4, "components": 3}
 
 
+@pytest.mark.cuda_sources(backend=["cpu"], case=EXECUTED)
 @pytest.mark.parametrize("backend", backends.BACKENDS)
 @pytest.mark.parametrize("case", list(CASES))
 def test_each_size_zero(case, backend):

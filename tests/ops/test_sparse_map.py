@@ -15,6 +15,7 @@ def random_matrix(dim_out=37, dim_in=19):
     return dense
 
 
+@pytest.mark.cuda_sources
 @pytest.mark.parametrize("rows", [0, 1, 70])
 def test_derivatives(rows, device):
     dense = random_matrix().to(device)

@@ -65,6 +65,7 @@ def test_equals_e3nn(mode, weights):
     assert_close(ops.tensor_product(x, y, w, plan), expected)
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("mode", ["uvu", "uuu"])
 @pytest.mark.parametrize("weights", ["shared", "per-sample"])
 def test_paths_with_and_without_weights_together(mode, weights, device):
@@ -95,6 +96,7 @@ def test_uuw_without_weight_sums_channels():
     assert_close(ops.tensor_product(x, y, None, plan), theirs(x, y))
 
 
+@pytest.mark.cuda_sources(weights=["per-sample"], gather=[True], scatter=[True])
 @pytest.mark.parametrize("weights", ["shared", "per-sample"])
 @pytest.mark.parametrize(("gather", "scatter"), [(True, True), (True, False), (False, True)])
 def test_over_a_graph(weights, gather, scatter, device):
@@ -120,6 +122,8 @@ def test_over_a_graph(weights, gather, scatter, device):
     check_derivatives(op, truth, args)
 
 
+@pytest.mark.cuda_sources
+@pytest.mark.interpreter
 def test_third_derivative():
     plan, x, y, w = make_case("uvw", "shared", rows=2)
 
@@ -171,6 +175,8 @@ def test_compiles_in_one_graph_with_dynamic_rows(backend):
         assert_close(torch.autograd.grad(out.sum(), x)[0], torch.autograd.grad(expected.sum(), x)[0])
 
 
+@pytest.mark.cuda_sources
+@pytest.mark.interpreter
 def test_zero_stride_gradient_and_empty_rows():
     plan, x, y, w = make_case("uvw", "shared")
     x.requires_grad_()
@@ -257,6 +263,7 @@ def random_plan(generator, mode):
     return make_plan(*(o3.Irreps(block) for block in blocks), paths)
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("mode", ["uvu", "uvw"])
 @pytest.mark.parametrize("muls", [(1, 3, 8), (24, 128, 3), (8, 1, 24)])
 def test_unequal_multiplicities_and_high_l(mode, muls):
@@ -290,6 +297,7 @@ def test_offsets_beyond_two_to_the_31():
     assert out.tolist() == [[2.0, 3.0]]
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("mode", ["uvu", "uvw", "uuu"])
 def test_adversarial_strides(mode):
     """Expanded, permuted and offset operands and gradients."""
@@ -368,6 +376,7 @@ def test_wrong_lowering_gets_a_sentence():
         ops.tensor_product(x, y, w, plan, lowering="mix")
 
 
+@pytest.mark.cuda_sources
 def test_wrong_edges_get_a_sentence():
     with pytest.raises(ValueError, match=r"senders: expected indices in \[0, 3\), found 0 to 3"):
         ops.edge_index(torch.tensor([0, 3]), torch.tensor([0, 1]), 3)
