@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hamfast.errors import DataWarning, HamfastError
+from hamfast.placeholder import DATA_FOLDER
 from hamfast.version import __version__
 
 app = typer.Typer(
@@ -89,7 +90,7 @@ def doctor() -> None:
 @app.command()
 def config(
     output: Annotated[Path | None, typer.Argument(help="file to write; prints without it")] = None,
-    root: Annotated[str, typer.Option(help="data set folder to fill in")] = "path/to/dataset",
+    root: Annotated[str, typer.Option(help="data set folder to fill in")] = DATA_FOLDER,
     preset: Annotated[
         str | None, typer.Option(help="one of the ready configurations instead; 'list' names them")
     ] = None,
@@ -106,7 +107,7 @@ def config(
         say("\n".join(preset_names()))
         return
     found = None if preset else suggestions(Path(root))
-    if not preset and root != "path/to/dataset" and found is None:
+    if not preset and root != DATA_FOLDER and found is None:
         warnings.warn(f"{root}: no data set that can be read; the defaults were written", DataWarning, stacklevel=1)
     text = preset_text(preset, root) if preset else config_template(root, suggestions=found)
     if output is None:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from hamfast.graph import CrystalGraph
-from hamfast.models.covariant import CovariantConfig, CovariantNetwork
+from hamfast.models.covariant import CovariantNetwork
 from hamfast.models.normalization import TargetNormalization
-from hamfast.models.transformer import RefinementTransformer, TransformerConfig
+from hamfast.models.settings import FREEZE_STAGE1, CovariantConfig, TransformerConfig
+from hamfast.models.transformer import RefinementTransformer
 from hamfast.targets import TargetSpec
 
 
@@ -49,7 +50,7 @@ class Cascade(nn.Module):
         target_scale: str = "none",
         hermitian: bool = False,
         r_max: float = 10.0,
-        freeze_stage1: bool = True,
+        freeze_stage1: bool = FREEZE_STAGE1,
     ):
         super().__init__()
         self.spec, self.hermitian, self.freeze_stage1, self.r_max = spec, hermitian, freeze_stage1, r_max

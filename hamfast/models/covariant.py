@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from e3nn.o3 import Irrep, Irreps
 from torch import Tensor, nn
 
 from hamfast.graph import CrystalGraph
+from hamfast.models.settings import CovariantConfig
 from hamfast.nn import (
     EdgeTensorProduct,
     EquivariantLayerNorm,
@@ -25,25 +24,6 @@ from hamfast.targets import TargetSpec
 
 LAYOUT = "ir_mul"
 """Layout of all features between the layers."""
-
-
-@dataclass(frozen=True)
-class CovariantConfig:
-    """Settings of stage 1; the defaults are DeepH-E3's for new data."""
-
-    irreps_mid: str = "64x0e+32x1o+16x2e+8x3o+8x4e"
-    l_max: int = 4
-    """Highest l of the edge's spherical harmonics."""
-    num_blocks: int = 3
-    cutoff: float = 7.2
-    """Angstrom: where the radial basis ends (pairs beyond it are kept)."""
-    num_basis: int = 128
-    radial_hidden: int = 64
-    edge_basis_stop: float = 6.0
-    """Angstrom: range of the basis that starts the edge features."""
-    embed_dim: int = 64
-    cutoff_envelope: float | None = None
-    """Angstrom: if set, messages to nodes fade to zero at this length."""
 
 
 class Messages:

@@ -11,33 +11,15 @@ It reads covariant inputs as raw components, so any non-linearity is allowed; co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from e3nn import o3
 from torch import Tensor, nn
 
 from hamfast.graph import CrystalGraph
+from hamfast.models.settings import TransformerConfig, check_heads
 from hamfast.nn import GaussianBasis
 from hamfast.ops import EdgeIndex, edge_einsum, edge_index, edge_update, graph_attention
 from hamfast.targets import TargetSpec
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Settings of stage 2."""
-
-    hidden: int = 128
-    num_blocks: int = 3
-    num_heads: int = 4
-    l_max: int = 4
-    """Highest l of the edge's harmonics as inputs."""
-    num_basis: int = 64
-    cutoff: float = 8.0
-    """Angstrom: where the Gaussians of the length end."""
-    ffn_factor: int = 2
-    """Width of the node's feed-forward network in units of ``hidden``."""
-    score_clip: float = 5.0
 
 
 class NormAct(nn.Module):
@@ -128,8 +110,7 @@ class RefinementTransformer(nn.Module):
 
     def __init__(self, config: TransformerConfig, spec: TargetSpec, irreps_node: o3.Irreps, irreps_edge: o3.Irreps):
         super().__init__()
-        if config.hidden % config.num_heads:
-            raise ValueError(f"stage2: hidden = {config.hidden} is not a multiple of num_heads = {config.num_heads}")
+        check_heads(config)
         self.config, self.spec = config, spec
         self.gaussians = GaussianBasis(0.0, config.cutoff, config.num_basis)
         self.pair_embedding = nn.Embedding(spec.num_species**2, config.hidden)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from hamfast.errors import HamfastError
-from hamfast.models import Cascade, CovariantConfig, TransformerConfig
+from hamfast.models import Cascade
 from hamfast.targets import TargetSpec
 from hamfast.training.config import Config, parse_config
 from hamfast.version import __version__
@@ -72,8 +72,8 @@ def build_model(config: Config, spec: TargetSpec, r_max: float) -> Cascade:
     try:
         return Cascade(
             spec,
-            CovariantConfig(**config.stage1.model_dump()),
-            None if config.stage2 is None else TransformerConfig(**config.stage2.model_dump()),
+            config.stage1,
+            config.stage2,
             target_shift=config.target.shift,
             target_scale=config.target.scale,
             hermitian=config.target.hermitian,

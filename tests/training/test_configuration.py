@@ -12,12 +12,12 @@ import yaml
 from hypothesis import HealthCheck, given, note
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
 
 from hamfast.configs import preset_names, preset_text
 from hamfast.data.summary import suggest, suggestions, summarize
 from hamfast.errors import HamfastError
-from hamfast.training.config import Config, config_template, load_config, parse_config, parse_irreps
+from hamfast.setting_types import parse_irreps
+from hamfast.training.config import Config, config_template, fields_of, load_config, parse_config, section_of
 
 MINIMAL = "output: o\ndata: {root: r}\n"
 NUMBER = r"\b(int|float)\b"
@@ -169,9 +169,8 @@ def test_any_name_of_a_folder_can_be_filled_in(root):
 
 def keys(model, prefix=""):
     """Every key with its field: ``training.stage1.epochs``."""
-    for name, field in model.model_fields.items():
-        candidates = getattr(field.annotation, "__args__", (field.annotation,))
-        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    for name, field in fields_of(model).items():
+        section = section_of(field.annotation)
         if section is None:
             yield prefix + name, field
         else:

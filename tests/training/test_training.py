@@ -202,14 +202,6 @@ def test_template_is_complete_and_valid(tmp_path):
     assert len(comments) >= len(keys)
 
 
-def test_defaults_of_configuration_and_models_agree():
-    from hamfast.models import CovariantConfig, TransformerConfig
-    from hamfast.training.config import Stage1Config, Stage2Config
-
-    assert CovariantConfig(**Stage1Config().model_dump()) == CovariantConfig()
-    assert TransformerConfig(**Stage2Config().model_dump()) == TransformerConfig()
-
-
 def test_toml_works(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text('output = "o"\n[data]\nroot = "r"\n[training.stage1]\nepochs = 3\n')
