@@ -1,7 +1,6 @@
 """What several tests share: checks every op must pass, and small structures."""
 
 import contextlib
-import os
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import torch
 from e3nn import o3
 
 import hamfast
+from hamfast import environment
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.snapshot import Snapshot
 from hamfast.ops import backend as backends
@@ -16,9 +16,9 @@ from hamfast.ops import backend as backends
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
 
-INTERPRETED = os.environ.get("HAMFAST_BACKEND") == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETED = environment.text("HAMFAST_BACKEND") == "triton" and environment.switch("TRITON_INTERPRET")
 """Do CPU tensors run through Triton's interpreter?"""
-ON_EXECUTOR = "HAMFAST_SIMT_FOLDER" in os.environ
+ON_EXECUTOR = environment.text("HAMFAST_SIMT_FOLDER") != ""
 """Or through the CUDA sources, on the host's executor?"""
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from torch import distributed
 
+from hamfast import environment
 from hamfast.data import GraphDataset, dataset_spec, graph_loader, read_split
 from hamfast.data.h5 import write_json
 from hamfast.data.tensor_file import save_tensors
@@ -41,7 +42,7 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 def process_count() -> tuple[int, int]:
     """Rank and number of processes, as torchrun (or a cluster's launcher) sets them."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    return environment.whole("RANK"), environment.whole("WORLD_SIZE")
 
 
 def pair_cutoffs(dataset: GraphDataset, spec: TargetSpec) -> np.ndarray:
@@ -262,7 +263,7 @@ class Run:
     @staticmethod
     def _local_world() -> int:
         """Processes of this machine."""
-        return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        return environment.whole("LOCAL_WORLD_SIZE")
 
     def _load_best(self, model: Cascade, phase: str) -> None:
         best = load_model(self.folder.path / phase / "best.ckpt", dtype=self.dtype).model
