@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from hamfast.data.formats import dataset_shells, read_snapshot
+from hamfast.data.formats import read_snapshot
 from hamfast.data.graphs import build_graph
+from hamfast.data.statistics import dataset_statistics
 from hamfast.data.tensor_file import save_tensors
 from hamfast.errors import DataWarning, HamfastError
 from hamfast.graph import CrystalGraph, batch_graphs
+from hamfast.shells import ShellSpec
 from hamfast.targets import TargetSpec
 from hamfast.version import __version__
 
@@ -128,6 +130,10 @@ def graph_loader(
 
 
 def dataset_spec(folders: Sequence[Path]) -> TargetSpec:
-    """Elements and orbitals of a data set; raises as :func:`hamfast.data.formats.dataset_shells`."""
-    found = dataset_shells(folders)
-    return TargetSpec(found.shells, found.spinful)
+    """Elements and orbitals of a data set; raises as :func:`hamfast.data.statistics.dataset_statistics`."""
+    return target_spec(dataset_statistics(folders).shells)
+
+
+def target_spec(shells: ShellSpec) -> TargetSpec:
+    """The targets of a data set with these orbitals."""
+    return TargetSpec(shells.shells, shells.spinful)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NAME = "deeph"
 HAMILTONIAN, OVERLAP, PREDICTION = "hamiltonian.h5", "overlap.h5", "hamiltonian_pred.h5"
-FILES = ("POSCAR", "info.json", HAMILTONIAN, OVERLAP, PREDICTION)
+FILES: tuple[str, ...] = ("POSCAR", "info.json", HAMILTONIAN, OVERLAP, PREDICTION)
 
 _INFO_KEYS = {
     "atoms_quantity",
@@ -34,6 +34,7 @@ _INFO_KEYS = {
 
 
 def is_this_layout(folder: Path) -> bool:
+    """Does a folder hold a structure of this layout?"""
     if not ((folder / "POSCAR").exists() and (folder / "info.json").exists()):
         return False
     if not (folder / "lat.dat").exists():
@@ -75,6 +76,11 @@ def read_structure(folder: Path) -> Snapshot:
 
 
 def read_poscar(path: Path) -> Atoms:
+    """The atoms and the cell of a POSCAR, in angstrom.
+
+    Raises:
+        HamfastError: it is missing, or cannot be read without guessing.
+    """
     from ase.io import read as ase_read  # takes most of a second, which finding structures need not
 
     text = read_text(path)
@@ -96,7 +102,21 @@ def read_poscar(path: Path) -> Atoms:
         ) from error
 
 
+def read_pairs(path: Path) -> np.ndarray:
+    """``[pairs, 5]`` int64: the atom pairs in the file of a matrix, without its blocks."""
+    with open_h5(path) as file:
+        pairs = read_array(file, "atom_pairs", "iu", "whole numbers").astype(np.int64)
+    if pairs.shape != (len(pairs) if pairs.ndim else 0, 5):
+        raise HamfastError(f"{path}: expected atom_pairs [N, 5], found {pairs.shape}")
+    return pairs
+
+
 def read_matrix(path: Path) -> BlockMatrix | None:
+    """The matrix in a file; None if there is no such file.
+
+    Raises:
+        HamfastError: the file is damaged, or is no such matrix.
+    """
     if not path.exists():
         return None
     with open_h5(path) as file:
@@ -138,6 +158,7 @@ def write(snapshot: Snapshot, folder: Path) -> None:
 
 
 def write_matrix(matrix: BlockMatrix, path: Path, compress: bool = True) -> None:
+    """Writes a matrix with its dtype; ``compress`` by gzip."""
     options = {"compression": "gzip", "shuffle": True} if compress else {}
     arrays = {
         "atom_pairs": matrix.pairs.astype(np.int32),

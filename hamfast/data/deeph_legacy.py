@@ -17,12 +17,13 @@ from hamfast.errors import HamfastError
 NAME = "deeph-legacy"
 HAMILTONIAN, OVERLAP, PREDICTION = "hamiltonians.h5", "overlaps.h5", "hamiltonians_pred.h5"
 TABLES = ("lat.dat", "rlat.dat", "site_positions.dat", "element.dat", "orbital_types.dat")
-FILES = (*TABLES, "info.json", HAMILTONIAN, OVERLAP, PREDICTION)
+FILES: tuple[str, ...] = (*TABLES, "info.json", HAMILTONIAN, OVERLAP, PREDICTION)
 
 _INFO_KEYS = {"nsites", "isorthogonal", "isspinful", "fermi_level", "occupation"}
 
 
 def is_this_layout(folder: Path) -> bool:
+    """Does a folder hold a structure of this layout?"""
     return (folder / "lat.dat").exists() and (folder / "element.dat").exists()
 
 
@@ -117,8 +118,25 @@ def _read_shells(path: Path, numbers) -> dict[int, tuple[int, ...]]:
     return found
 
 
+def read_pairs(path: Path) -> np.ndarray:
+    """``[pairs, 5]`` int64: the atom pairs in the file of a matrix, without its blocks; atoms from 0."""
+    with open_h5(path) as file:
+        pairs = np.array([_pair(key, path) for key in file], dtype=np.int64).reshape(-1, 5)
+    pairs[:, 3:] -= 1
+    return pairs
+
+
 def read_matrix(path: Path, per_atom: list[tuple[int, ...]], spinful: bool) -> BlockMatrix | None:
-    """``per_atom``: shells of each atom, to bring rows and columns from OpenMX's to the standard order."""
+    """The matrix in a file; None if there is no such file.
+
+    Args:
+        per_atom: shells of each atom, by which rows and columns go from OpenMX's order to the
+            standard one.
+        spinful: blocks carry spin.
+
+    Raises:
+        HamfastError: the file is damaged, or is no such matrix.
+    """
     if not path.exists():
         return None
     pairs, blocks = [], []
@@ -183,6 +201,7 @@ def write(snapshot: Snapshot, folder: Path) -> None:
 def write_matrix(
     matrix: BlockMatrix, per_atom: list[tuple[int, ...]], spinful: bool, path: Path, compress: bool = False
 ) -> None:
+    """Writes a matrix in OpenMX's order of orbitals; arguments as :func:`read_matrix`."""
     options = {"compression": "gzip", "shuffle": True} if compress else {}
 
     def fill(file):

@@ -95,6 +95,16 @@ def check_snapshot(snapshot: Snapshot, where: str) -> Snapshot:
     return snapshot
 
 
+def check_atoms(snapshot: Snapshot, name: str, pairs: np.ndarray, where: str) -> None:
+    """Raises HamfastError if ``pairs`` ``[pairs, 5]`` of the matrix ``name`` have atoms that are not there."""
+    atoms = pairs[:, 3:]
+    if len(atoms) and not (atoms.min() >= 0 and atoms.max() < snapshot.num_atoms):
+        raise HamfastError(
+            f"{where}: the {name} names atoms {atoms.min()} to {atoms.max()}, but the structure has "
+            f"{snapshot.num_atoms} atoms"
+        )
+
+
 def check_pairs(hamiltonian: BlockMatrix, overlap: BlockMatrix, where: str) -> None:
     """Raises HamfastError if the overlap has pairs that the Hamiltonian lacks."""
     extra = [pair for pair in overlap.index if pair not in hamiltonian.index]
@@ -174,11 +184,8 @@ def check_matrix(snapshot: Snapshot, name: str, matrix: BlockMatrix, where: str)
             f"{where}: the {name} is complex, its imaginary part reaches {np.abs(matrix.entries.imag).max():.3g}; expected "
             f"real numbers{' without spin-orbit coupling' if name == 'Hamiltonian' else ''}"
         )
+    check_atoms(snapshot, name, matrix.pairs, where)
     atoms = matrix.pairs[:, 3:]
-    if not (atoms.min() >= 0 and atoms.max() < snapshot.num_atoms):
-        raise HamfastError(
-            f"{where}: the {name} names atoms {atoms.min()} to {atoms.max()}, but the structure has {snapshot.num_atoms} atoms"
-        )
     orbitals = np.array([snapshot.num_orbitals(a) for a in range(snapshot.num_atoms)])
     expected = orbitals[atoms] * spin
     wrong = np.flatnonzero(np.any(matrix.shapes != expected, axis=1))

@@ -213,7 +213,7 @@ def _template(model, given, suggested, indent, lines):
             lines.append("")
 
 
-def fields_of(section: type) -> dict[str, FieldInfo]:
+def fields_of(section: Any) -> dict[str, FieldInfo]:
     """The keys of a section, which is a pydantic model or a dataclass of annotated fields."""
     if issubclass(section, BaseModel):
         return section.model_fields
