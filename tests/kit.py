@@ -209,11 +209,12 @@ def random_snapshot(shells, numbers, spinful=False, seed=0, cutoff=3.0) -> Snaps
 
 def tiny_checkpoint(path, folders, blocks=1):
     """A checkpoint as a training writes it, of a small network with random weights; nothing is trained."""
-    from hamfast.data import GraphDataset, dataset_spec
+    from hamfast.data import GraphDataset
+    from hamfast.data.dataset import target_spec
+    from hamfast.data.statistics import dataset_statistics
     from hamfast.data.tensor_file import save_tensors
     from hamfast.training.checkpoint import build_model, describe
     from hamfast.training.config import parse_config
-    from hamfast.training.train import pair_cutoffs
 
     small = {"irreps_mid": "4x0e+2x1o+2x2e+1x3o+1x4e", "num_basis": 8, "embed_dim": 4, "num_blocks": blocks}
     content = {
@@ -222,10 +223,10 @@ def tiny_checkpoint(path, folders, blocks=1):
         "stage1": small,
         "stage2": {"hidden": 8, "num_blocks": 1},
     }
-    config, spec = parse_config(content, "kit"), dataset_spec(folders)
+    config, statistics = parse_config(content, "kit"), dataset_statistics(folders, measured=folders)
+    spec, cutoffs = target_spec(statistics.shells), statistics.pair_cutoffs()
     torch.manual_seed(0)
     dataset = GraphDataset(folders, spec, None)
-    cutoffs = pair_cutoffs(dataset, spec)
     model = build_model(config, spec, float(cutoffs.max()))
     model.normalization.fit(dataset)
     weights = {f"model.{name}": value for name, value in model.state_dict().items()}

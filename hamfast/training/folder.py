@@ -40,14 +40,21 @@ class RunFolder:
         self.made: list[Path] = []
 
     def last(self, phase: str) -> Path:
+        """The checkpoint of a phase's last complete epoch."""
         return self.path / phase / "last.ckpt"
 
+    def best(self, phase: str) -> Path:
+        """The checkpoint of a phase's lowest validation loss."""
+        return self.path / phase / "best.ckpt"
+
     def epochs(self, phase: str) -> int:
+        """How many epochs the configuration wants of a phase."""
         settings = self.config.training.stage2 if phase == "stage2" else self.config.training.stage1
         assert settings is not None
         return settings.epochs
 
     def finished_file(self, phase: str) -> Path:
+        """What a phase leaves when it has ended."""
         return self.path / phase / "finished.json"
 
     def is_finished(self, phase: str) -> bool:

@@ -64,7 +64,7 @@ def test_the_mean_of_the_gradients_is_that_of_one_process(settings, fixtures, do
         module = CascadeTraining(model, config, "stage1", cutoffs, 1, sampler, sampler)
         numbers = list(sampler)[step * batch_size : (step + 1) * batch_size]
         model.zero_grad()
-        module.training_step(batch_graphs([run.data["train"][n] for n in numbers]), step).backward()
+        module.training_step(batch_graphs([run.data.training[n] for n in numbers]), step).backward()
         return torch.cat([p.grad.flatten() for p in model.stage1.parameters() if p.grad is not None])
 
     for step in range(-(-length // (size * world))):
@@ -88,7 +88,7 @@ def test_logged_losses_are_means_over_structures(settings, fixtures, double):
         expected = {}
         for part in ("train", "validate"):
             losses, absolute = [], []
-            for graph in run.data[part]:
+            for graph in run.data.subsets[part]:
                 difference = model(graph, refine=False).refined.detach() - graph.target
                 blocks = model.spec.to_blocks(difference, 0, 0)
                 absolute.append(1e3 * float(blocks.abs().mean()))
