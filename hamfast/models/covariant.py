@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from e3nn.o3 import Irrep, Irreps
 from torch import Tensor, nn
 
 from hamfast.graph import CrystalGraph
+from hamfast.models.data_axes import DataAxis
 from hamfast.models.settings import CovariantConfig
 from hamfast.nn import (
     EdgeTensorProduct,
@@ -74,7 +77,9 @@ class _Update(nn.Module):
 
 
 class NodeUpdate(_Update):
-    """Messages ``[n_i | n_j | e_ij]``, summed over the edges that leave i."""
+    """Sums the messages of a node's incoming edges. A message is made of ``[receiver | sender | edge]``."""
+
+    data_axes = {"species": DataAxis.SPECIES_MATRICES}
 
     def __init__(self, config, irreps_node: Irreps, irreps_edge: Irreps, irreps_out: Irreps, num_species: int):
         super().__init__(config, irreps_node, irreps_node + irreps_node + irreps_edge, irreps_out, num_species)
@@ -90,6 +95,8 @@ class NodeUpdate(_Update):
 
 class EdgeUpdate(_Update):
     """The same message from the new nodes; the result is the edge's."""
+
+    data_axes = {"species": DataAxis.PAIR_MATRICES}
 
     def __init__(self, config, irreps_node: Irreps, irreps_edge: Irreps, irreps_out: Irreps, num_species: int):
         super().__init__(config, irreps_edge, irreps_node + irreps_node + irreps_edge, irreps_out, num_species**2)
@@ -137,6 +144,8 @@ def output_irreps(config: CovariantConfig, spec: TargetSpec) -> tuple[Irreps, Ir
 class CovariantNetwork(nn.Module):
     """Predicts the irreps of every block from a crystal graph, and covariant features of nodes and edges."""
 
+    data_axes = {"embedding": DataAxis.SPECIES_INPUTS, "output": DataAxis.ENTRY_OUTPUTS}
+
     def __init__(self, config: CovariantConfig, spec: TargetSpec):
         super().__init__()
         self.config, self.spec = config, spec
@@ -161,6 +170,11 @@ class CovariantNetwork(nn.Module):
         self.unused_node_output.requires_grad_(False)
         features = [node, edge, mid, spec.irreps]
         self.l_max = max(ir.l for irreps in features for _, ir in irreps)
+
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters but those of the published network's output that nothing reads."""
+        unused = set(self.unused_node_output.parameters())
+        return (parameter for parameter in self.parameters() if parameter not in unused)
 
     def forward(self, graph: CrystalGraph) -> tuple[Tensor, Tensor, Tensor]:
         """Returns irreps of the blocks ``[edges, spec.dim]`` (in network units), node and edge features (``mul_ir``)."""

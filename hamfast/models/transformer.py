@@ -16,6 +16,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from hamfast.graph import CrystalGraph
+from hamfast.models.data_axes import DataAxis
 from hamfast.models.settings import TransformerConfig, check_heads
 from hamfast.nn import GaussianBasis
 from hamfast.ops import EdgeIndex, edge_einsum, edge_index, edge_update, graph_attention
@@ -107,6 +108,12 @@ class RefinementTransformer(nn.Module):
     Args:
         irreps_node, irreps_edge: stage 1's features.
     """
+
+    data_axes = {
+        "pair_embedding": DataAxis.PAIR_ROWS,
+        "edge_in": DataAxis.COMPONENT_INPUTS,
+        "output": DataAxis.COMPONENT_OUTPUTS,
+    }
 
     def __init__(self, config: TransformerConfig, spec: TargetSpec, irreps_node: o3.Irreps, irreps_edge: o3.Irreps):
         super().__init__()

@@ -15,7 +15,7 @@ from rich.console import Console
 from hamfast.data.tensor_file import save_tensors
 from hamfast.errors import HamfastError
 from hamfast.training.checkpoint import read_checkpoint
-from hamfast.training.config import SafetyConfig
+from hamfast.training.config import SafetyConfig, section_of_phase
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -98,7 +98,7 @@ class SafetyNet(Callback):
             )
 
     def sentence(self, trainer: lightning.Trainer, module: Any) -> str:
-        key = f"training.{'stage2' if module.phase == 'stage2' else 'stage1'}"
+        key = f"training.{section_of_phase(module.phase)}"
         rate = module.settings.learning_rate * module.lr_factor
         return (
             f"{module.phase}: after epoch {trainer.current_epoch + 1} the loss is not a number, at a learning rate of {rate:.2g}; "

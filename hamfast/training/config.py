@@ -113,6 +113,22 @@ class TrainingConfig(_Section):
         None, description="checkpoint to start from: its weights and target normalisation; null: fresh weights"
     )
 
+    def of_phase(self, phase: str) -> PhaseConfig:
+        """The settings of ``stage1``, ``stage2`` or ``joint``.
+
+        Raises:
+            ValueError: the configuration has no such phase.
+        """
+        settings = self.stage2 if section_of_phase(phase) == "stage2" else self.stage1
+        if settings is None:
+            raise ValueError(f"expected settings of the phase {phase}, found none")
+        return settings
+
+
+def section_of_phase(phase: str) -> str:
+    """The section of ``training`` that a phase has its settings in; joint training has those of stage 1."""
+    return "stage2" if phase == "stage2" else "stage1"
+
 
 class Config(_Section):
     output: PathName = Field(description="folder of this run: checkpoints, logs, the configuration")

@@ -11,7 +11,7 @@ from typing import Any
 
 from hamfast.errors import HamfastError
 from hamfast.training.checkpoint import read_checkpoint
-from hamfast.training.config import Config, load_config, write_config
+from hamfast.training.config import Config, load_config, section_of_phase, write_config
 from hamfast.training.lock import LOCK_FILE, RunLock
 
 CONFIG_FILE = "config.yaml"
@@ -49,9 +49,7 @@ class RunFolder:
 
     def epochs(self, phase: str) -> int:
         """How many epochs the configuration wants of a phase."""
-        settings = self.config.training.stage2 if phase == "stage2" else self.config.training.stage1
-        assert settings is not None
-        return settings.epochs
+        return self.config.training.of_phase(phase).epochs
 
     def finished_file(self, phase: str) -> Path:
         """What a phase leaves when it has ended."""
@@ -148,7 +146,7 @@ class RunFolder:
         self.words += [f"  {key}: {_text(old)} -> {_text(new)}" for key, (old, new) in changes.items()]
 
     def _check_epochs(self, phase: str, changes: Mapping[str, tuple]) -> None:
-        key = f"training.{'stage2' if phase == 'stage2' else 'stage1'}.epochs"
+        key = f"training.{section_of_phase(phase)}.epochs"
         if key not in changes or not self.last(phase).exists():
             return
         checkpoint = read_checkpoint(self.last(phase))

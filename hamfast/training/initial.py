@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from hamfast.errors import HamfastError
 from hamfast.models import Cascade, TargetNormalization
-from hamfast.models.covariant import EdgeUpdate, NodeUpdate
-from hamfast.nn import Linear, SpeciesLinear
+from hamfast.models.data_axes import DataAxis, data_axis
+from hamfast.nn import Linear
 from hamfast.shells import Channel
 from hamfast.targets import TargetSpec
 from hamfast.training.checkpoint import LoadedModel
@@ -137,22 +137,22 @@ def _own(module: nn.Module) -> dict[str, Tensor]:
 
 def _copy(model, name, module, key, value, other, maps: _Maps, cutoffs: np.ndarray) -> None:
     old: Tensor = _own(other)[key].to(value)
-    parent = model.get_submodule(name.rpartition(".")[0])
-    if isinstance(module, SpeciesLinear):
-        kinds = {NodeUpdate: maps.species, EdgeUpdate: maps.pairs}
-        _copy_species(module, other, old, value, kinds[type(parent)])
-    elif name == "stage1.embedding" and key == "weight":  # a one-hot species, so each row belongs to one
+    axis = data_axis(model, name)
+    if axis in (DataAxis.SPECIES_MATRICES, DataAxis.PAIR_MATRICES):
+        rows = maps.species if axis is DataAxis.SPECIES_MATRICES else maps.pairs
+        _copy_species(module, other, old, value, rows)
+    elif axis is DataAxis.SPECIES_INPUTS and key == "weight":
         rows, before = value.view(len(maps.species), -1), old.view(maps.old.num_species, -1)
         scale = (len(rows) / len(before)) ** 0.5  # e3nn divides by the root of the number of rows
         _copy_rows(rows, before * scale, maps.species)
-    elif name == "stage1.output":
+    elif axis is DataAxis.ENTRY_OUTPUTS:
         _copy_output(module, other, key, old, value, maps.entries)
-    elif name == "stage2.edge_in" and key == "weight":
+    elif axis is DataAxis.COMPONENT_INPUTS and key == "weight":
         edge = value.shape[1] - maps.new.dim
         value.copy_(torch.cat([old[:, :edge], old[:, edge:][:, maps.components.to(old.device)]], dim=1))
-    elif name == "stage2.output":
+    elif axis is DataAxis.COMPONENT_OUTPUTS:
         value.copy_(old[maps.components])
-    elif name == "stage2.pair_embedding":
+    elif axis is DataAxis.PAIR_ROWS:
         _copy_rows(value, old, maps.pairs)
     elif isinstance(module, TargetNormalization):
         # A pair that the checkpoint's data did not have keeps what was fitted to the new data.

@@ -15,7 +15,7 @@ from hamfast.graph import CrystalGraph
 from hamfast.models import Cascade
 from hamfast.ops import rotate_irreps, rotation_from_euler
 from hamfast.training.checkpoint import describe
-from hamfast.training.config import Config, PhaseConfig
+from hamfast.training.config import Config, section_of_phase
 
 MEV = 1e3
 
@@ -61,9 +61,7 @@ class CascadeTraining(lightning.LightningModule):
         self.sums: dict[str, Tensor] = {}
         self.model, self.config, self.phase, self.pair_cutoffs = model, config, phase, pair_cutoffs
         self.steps_per_epoch = steps_per_epoch
-        settings = config.training.stage2 if phase == "stage2" else config.training.stage1
-        assert settings is not None
-        self.settings: PhaseConfig = settings
+        self.settings = config.training.of_phase(phase)
         self.lr_factor = 1.0  # lowered by the safety net
         self.ema: dict[str, Tensor] | None = None
         self.ema_updates = 0
@@ -74,16 +72,12 @@ class CascadeTraining(lightning.LightningModule):
         elements = [math.prod(spec.block_shape(p // spec.num_species, p % spec.num_species)) for p in pairs]
         self.register_buffer("component_weight", weight.to(torch.get_default_dtype()), persistent=False)
         self.register_buffer("elements", torch.tensor(elements, dtype=torch.get_default_dtype()), persistent=False)
-        for name, parameter in model.named_parameters():
-            if "unused" not in name:
-                parameter.requires_grad_(self._trains(name))
-
-    def _trains(self, name: str) -> bool:
-        if self.phase == "joint":
-            return True
-        if self.phase == "stage1":
-            return name.startswith("stage1.")
-        return name.startswith("stage2.") or not self.model.freeze_stage1
+        self.stages = [list(model.stage1.trainable_parameters())]
+        self.stages.append([] if model.stage2 is None else list(model.stage2.parameters()))
+        trained = (phase != "stage2" or not model.freeze_stage1, phase != "stage1")
+        for parameters, is_trained in zip(self.stages, trained, strict=True):
+            for parameter in parameters:
+                parameter.requires_grad_(is_trained)
 
     def predict(self, graph: CrystalGraph) -> Tensor:
         output = self.model(graph, refine=self.phase != "stage1")
@@ -173,10 +167,8 @@ class CascadeTraining(lightning.LightningModule):
 
     def _groups(self) -> list[list[Tensor]]:
         """The trained parameters of stage 1 and of stage 2, without a stage that is not trained."""
-        trained = self._trained()
-        first = [p for n, p in trained.items() if not n.startswith("stage2.")]
-        second = [p for n, p in trained.items() if n.startswith("stage2.")]
-        return [group for group in (first, second) if group]
+        groups = [[p for p in stage if p.requires_grad] for stage in self.stages]
+        return [group for group in groups if group]
 
     def base_rates(self) -> list[float]:
         """The peak learning rate of each group."""
@@ -274,6 +266,6 @@ class CascadeTraining(lightning.LightningModule):
             self.ema_updates = checkpoint["ema"]["updates"]
         # The safety net lowered the rate that was asked for then; another one is taken as it
         # stands.
-        phases = checkpoint["hamfast"]["config"]["training"]
-        before = phases["stage2" if self.phase == "stage2" else "stage1"]["learning_rate"]
+        sections = checkpoint["hamfast"]["config"]["training"]
+        before = sections[section_of_phase(self.phase)]["learning_rate"]
         self.lr_factor = checkpoint["lr_factor"] if before == self.settings.learning_rate else 1.0
