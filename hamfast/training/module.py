@@ -165,7 +165,7 @@ class CascadeTraining(lightning.LightningModule):
 
     # --- optimiser ------------------------------------------------------------------------------------------------
 
-    def _groups(self) -> list[list[Tensor]]:
+    def _groups(self) -> list[list[torch.nn.Parameter]]:
         """The trained parameters of stage 1 and of stage 2, without a stage that is not trained."""
         groups = [[p for p in stage if p.requires_grad] for stage in self.stages]
         return [group for group in groups if group]
