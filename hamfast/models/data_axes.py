@@ -29,6 +29,6 @@ class DataAxis(Enum):
 
 
 def data_axis(model: nn.Module, name: str) -> DataAxis | None:
-    """The axis of the submodule with this dotted name; None if the configuration alone fixes its shapes."""
+    """The axis of the submodule with this dotted name; None if it has no such axis."""
     parent, _, child = name.rpartition(".")
     return getattr(model.get_submodule(parent), "data_axes", {}).get(child)
