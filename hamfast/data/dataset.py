@@ -23,8 +23,10 @@ from hamfast.version import __version__
 
 
 class GraphDataset(Dataset):
-    """Crystal graphs of structure folders, read one at a time; each is prepared once and kept in
-    ``cache``.
+    """Crystal graphs with targets of structure folders, read one at a time.
+
+    Each graph is prepared once and kept in ``cache``. It is prepared anew whenever its files, the
+    orbitals or the program have changed, or the cached file is damaged.
 
     Args:
         folders: one per structure.
@@ -107,7 +109,7 @@ def _check(graph: CrystalGraph, spec: TargetSpec, dtype: torch.dtype) -> None:
         (graph.vector, (edges, 3), dtype),
         (target, (edges, spec.dim), dtype),
     )
-    if any(tuple(tensor.shape) != shape or tensor.dtype != kind for tensor, shape, kind in expected):
+    if any(tuple(tensor.shape) != shape or tensor.dtype != wanted for tensor, shape, wanted in expected):
         raise ValueError("shapes or types of another graph")
     if not (graph.vector.isfinite().all() and target.isfinite().all()):
         raise ValueError("numbers that are not finite")
@@ -116,7 +118,16 @@ def _check(graph: CrystalGraph, spec: TargetSpec, dtype: torch.dtype) -> None:
 def graph_loader(
     dataset: GraphDataset, batch_size: int, *, shuffle: bool = False, seed: int = 0, num_workers: int = 0, sampler=None
 ) -> DataLoader:
-    """Batches of graphs; never more than the running batches in memory."""
+    """Batches of graphs, one graph for each batch; no others are held in memory.
+
+    Args:
+        dataset: of the graphs.
+        batch_size: structures of a batch.
+        shuffle: random order; only without a ``sampler``.
+        seed: of that order.
+        num_workers: processes that read; 0 reads in this one.
+        sampler: which structures, in which order.
+    """
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -130,7 +141,11 @@ def graph_loader(
 
 
 def dataset_spec(folders: Sequence[Path]) -> TargetSpec:
-    """Elements and orbitals of a data set; raises as :func:`hamfast.data.statistics.dataset_statistics`."""
+    """Elements and orbitals of a data set.
+
+    Raises:
+        HamfastError: as :func:`hamfast.data.statistics.dataset_statistics`.
+    """
     return target_spec(dataset_statistics(folders).shells)
 
 

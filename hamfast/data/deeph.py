@@ -1,4 +1,8 @@
-"""The new DeepH layout (DeepH-dock, JAX DeepH-pack): POSCAR, info.json, hamiltonian.h5, overlap.h5 in one folder."""
+"""The new DeepH layout, of DeepH-dock and the JAX version of DeepH-pack.
+
+A folder holds ``POSCAR``, ``info.json``, ``hamiltonian.h5`` and ``overlap.h5``. The public names
+are those of :class:`hamfast.data.formats.Format`.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +48,12 @@ def is_this_layout(folder: Path) -> bool:
 
 
 def read(folder: Path, hamiltonian: str | None = HAMILTONIAN) -> Snapshot:
-    """Reads one structure; matrices that are not there are None. ``hamiltonian``: file name, None to skip it."""
+    """Reads one structure; matrices that are not there are None.
+
+    Args:
+        folder: of the structure.
+        hamiltonian: the name of the Hamiltonian's file; None to leave it out.
+    """
     snapshot = read_structure(folder)
     snapshot.hamiltonian = None if hamiltonian is None else read_matrix(folder / hamiltonian)
     snapshot.overlap = read_matrix(folder / OVERLAP)

@@ -1,4 +1,8 @@
-"""The legacy DeepH layout (DeepH-pack 0.2, DeepH-E3, MACE-H): text files and one h5 data set per block."""
+"""The legacy DeepH layout, of DeepH-pack 0.2, DeepH-E3 and MACE-H.
+
+A folder holds text files, and HDF5 files with one data set for each block. Atoms count from 1 in
+them. The public names are those of :class:`hamfast.data.formats.Format`.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,12 @@ def is_this_layout(folder: Path) -> bool:
 
 
 def read(folder: Path, hamiltonian: str | None = HAMILTONIAN) -> Snapshot:
-    """Reads one structure; matrices that are not there are None. ``hamiltonian``: file name, None to skip it."""
+    """Reads one structure; matrices that are not there are None.
+
+    Args:
+        folder: of the structure.
+        hamiltonian: the name of the Hamiltonian's file; None to leave it out.
+    """
     snapshot = read_structure(folder)
     per_atom = [snapshot.shells[int(z)] for z in snapshot.numbers]
     if hamiltonian is not None:
@@ -88,8 +97,8 @@ def _columns(path: Path, count: int | None = None) -> np.ndarray:
         return table
     if table.shape != (3, count):
         wanted = "3 x N, a column of x, y, z per atom" if count is None else f"3 x {count}, vectors as columns"
-        turned = "; is it transposed?" if table.shape[1] == 3 else ""
-        raise HamfastError(f"{path}: expected {wanted}, found {table.shape[0]} x {table.shape[1]}{turned}")
+        hint = "; is it transposed?" if table.shape[1] == 3 else ""
+        raise HamfastError(f"{path}: expected {wanted}, found {table.shape[0]} x {table.shape[1]}{hint}")
     return table
 
 
@@ -119,7 +128,7 @@ def _read_shells(path: Path, numbers) -> dict[int, tuple[int, ...]]:
 
 
 def read_pairs(path: Path) -> np.ndarray:
-    """``[pairs, 5]`` int64: the atom pairs in the file of a matrix, without its blocks; atoms from 0."""
+    """``[pairs, 5]`` int64: the atom pairs in the file of a matrix, without its blocks."""
     with open_h5(path) as file:
         pairs = np.array([_pair(key, path) for key in file], dtype=np.int64).reshape(-1, 5)
     pairs[:, 3:] -= 1

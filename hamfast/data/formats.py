@@ -99,7 +99,7 @@ def read_snapshot(folder: Path | str, *, hamiltonian: str | None = "dft") -> Sna
 
     Args:
         folder: of one structure.
-        hamiltonian: ``dft``, ``prediction`` (what ``hamfast predict`` wrote) or None to leave it out.
+        hamiltonian: ``dft``; ``prediction``, which ``hamfast predict`` wrote; None for neither.
 
     Raises:
         HamfastError: something is missing, unreadable or wrong.
@@ -122,7 +122,7 @@ def read_structure(folder: Path | str) -> Snapshot:
 
 
 def read_pairs(folder: Path | str, snapshot: Snapshot) -> np.ndarray | None:
-    """The atom pairs of a structure's Hamiltonian, without its blocks; of its overlap if it has none.
+    """The atom pairs of a structure's Hamiltonian, or of its overlap if it has no Hamiltonian.
 
     Args:
         folder: of the structure.
@@ -145,7 +145,9 @@ def read_pairs(folder: Path | str, snapshot: Snapshot) -> np.ndarray | None:
 
 
 def find_structures(root: Path | str) -> list[Path]:
-    """Structure folders at ``root``: itself, or those in it, or in its sub-folder ``dft``; sorted by name.
+    """The structure folders at ``root``, sorted by name.
+
+    That is ``root`` itself, or the folders in its sub-folder ``dft``, or those in ``root``.
 
     Raises:
         HamfastError: there is none.
@@ -187,7 +189,11 @@ def label_of(folder: Path) -> str:
 
 
 def names_apart(folders: Sequence[Path]) -> list[str]:
-    """A name for each structure folder: its own, or with those above it where two have the same: ``a__s``, ``b__s``."""
+    """A name for each structure folder, all of them different.
+
+    It is the folder's own name. Where two have the same, the folders above them go before it, as
+    ``a__s`` and ``b__s``.
+    """
     paths = [Path(os.path.abspath(folder)).parts for folder in folders]  # links keep their names
     depth = [1] * len(paths)
     while True:

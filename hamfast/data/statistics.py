@@ -16,7 +16,7 @@ from hamfast.errors import HamfastError
 from hamfast.shells import ShellSpec
 
 CUTOFF_MARGIN = 1e-3
-"""Angstrom by which a cutoff exceeds the longest pair, so that rounding does not leave that pair out."""
+"""Angstrom by which a cutoff exceeds the longest pair, so that rounding does not leave it out."""
 
 
 @dataclass
@@ -54,7 +54,7 @@ class DatasetStatistics:
         return max(self.longest_pairs.values(), default=None)
 
     def pair_cutoffs(self) -> np.ndarray:
-        """``[species, species]`` angstrom: the longest pair of each species pair, and a margin; 0 where there is none."""
+        """``[species, species]`` angstrom: the longest pair of two species and a margin, or 0."""
         cutoffs = np.zeros((self.shells.num_species, self.shells.num_species))
         row = {z: n for n, z in enumerate(self.shells.elements)}
         for (first, second), length in self.longest_pairs.items():

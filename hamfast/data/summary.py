@@ -39,8 +39,10 @@ def suggest(shells: Iterable[Sequence[int]], spinful: bool, longest: float) -> d
 
 
 def suggestions(root: Path) -> dict[str, dict[str, Any]] | None:
-    """:func:`suggest` for a data set, and a name for its run; None where ``root`` is no data set
-    that can be read."""
+    """:func:`suggest` for a data set, and a name for its run.
+
+    None where ``root`` is no data set that can be read.
+    """
     try:
         folders = find_structures(root)
         statistics = dataset_statistics(folders, read_whole=sample(folders))
@@ -65,7 +67,7 @@ def summarize(root: Path, most: int = 8) -> dict[str, str]:
     """Text for each property; matrices of at most ``most`` structures are read for distances.
 
     Raises:
-        HamfastError: there are no structures, or they do not belong together, or one cannot be read.
+        HamfastError: there are no structures, they do not belong together, or one cannot be read.
     """
     folders = find_structures(root)
     chosen = sample(folders, most)
@@ -111,6 +113,8 @@ def _irreps(spec: ShellSpec) -> str:
 
 
 def _step_memory(edges: int, l_max: int) -> float:
-    """Bytes: about 12 float32 edge tensors of the hidden irreps are kept per update, of which there
-    are 6."""
+    """Bytes of the activations of a step.
+
+    There are 6 updates. About 12 float32 tensors of ``[edges, hidden irreps]`` are kept for each.
+    """
     return 6 * 12.0 * edges * sum(mul * (2 * l + 1) for l, mul in enumerate(MULTIPLICITIES[: l_max + 1])) * 4

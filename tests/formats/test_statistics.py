@@ -8,6 +8,9 @@ from hamfast.data import by_name, statistics
 from hamfast.data.statistics import CUTOFF_MARGIN, dataset_statistics
 from hamfast.errors import HamfastError
 
+# Random crystals are none that a plausibility check would pass.
+pytestmark = pytest.mark.filterwarnings("ignore::hamfast.errors.DataWarning")
+
 SHELLS = {42: (0, 1, 2), 16: (0, 0, 3)}
 
 
