@@ -238,8 +238,8 @@ def bands(
     from hamfast.analysis.bands import (
         band_difference,
         band_structures,
-        check_places,
         check_window,
+        check_writable,
         densities_of_states,
         matrices_of,
         write_bands,
@@ -251,7 +251,7 @@ def bands(
     snapshot = read_snapshot(structure)
     matrices = matrices_of(snapshot, structure, prediction)
     folder = structure / "bands" if output is None else output
-    check_places(folder, matrices)
+    check_writable(folder, matrices)
     with _progress("solving", len(matrices) * points) as advance:
         curves = band_structures(
             snapshot, matrices, kpath, points=points, mesh=mesh, fermi=fermi, num_bands=num_bands,
