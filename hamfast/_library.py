@@ -1,4 +1,4 @@
-"""Loads the compiled kernels, ``hamfast/lib/libhamfast.so``, and says plainly why not if that fails."""
+"""Loads the compiled kernels, ``hamfast/lib/libhamfast.so``, and says plainly if it cannot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hamfast import environment
 
 MINIMUM_TORCH = (2, 11)
 PATH = Path(environment.text("HAMFAST_LIBRARY") or Path(__file__).parent / "lib" / "libhamfast.so")
-"""``HAMFAST_LIBRARY`` names another build of the same library."""
+"""The library; ``HAMFAST_LIBRARY`` names another build of it."""
 
 
 def torch_version() -> tuple[int, int]:

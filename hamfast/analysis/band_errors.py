@@ -21,8 +21,8 @@ class BandErrors:
     levels_MAE: float
     """Mean |dE - shift| over the levels that count."""
     shift: float
-    """The constant that was removed: the median of dE, for which ``levels_MAE`` is smallest. It is no
-    error, as a shift of all levels is a choice of the zero of energy."""
+    """The constant that was removed: the median of dE, for which ``levels_MAE`` is smallest. It is
+    no error, as a shift of all levels is a choice of the zero of energy."""
     gap_DFT: float | None
     """None if the number of occupied bands is not known or not whole, or if an edge is not known at
     every k-point. So are the values below."""

@@ -46,7 +46,7 @@ class NearLevels:
 
     energies: np.ndarray
     first_band: int | None
-    """The index, from 0, of the band of ``energies[0]``; None if the levels could not be counted."""
+    """The index, from 0, of the band of ``energies[0]``; None if levels could not be counted."""
 
 
 class Factor:
