@@ -291,7 +291,8 @@ def bands(
 
 @data_app.command("info")
 def data_info(root: Folder) -> None:
-    """Elements, orbitals, pairs, distances, suggested irreps and cutoff, size of a training step."""
+    """Elements, orbitals, pairs, distances, suggested irreps and cutoff, size of a training
+    step."""
     from hamfast.data.summary import summarize
 
     for name, text in summarize(root).items():

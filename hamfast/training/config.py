@@ -1,7 +1,7 @@
-"""The training configuration: every key with its default and meaning, read from YAML or TOML and
-checked.
+"""The training configuration: every key with its default and meaning, read from a file and checked.
 
-Neither torch nor e3nn is imported here: ``hamfast config`` starts without them.
+The keys of both stages stand in :mod:`hamfast.models.settings`. Neither torch nor e3nn is imported
+here, so that ``hamfast config`` starts without them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ MOST_EPOCHS = 1_000_000
 
 
 def _path(value: str) -> str:
-    """Names that no file system takes would otherwise be tracebacks wherever they are first
-    used."""
+    """Refuses names that no file system takes, which would be tracebacks where they are used."""
     if not value.strip() or not value.isprintable():
         raise ValueError(f"expected the name of a file or folder, found {value!r}")
     if len(value) > 4000 or any(len(part.encode()) > 255 for part in value.split("/")):
@@ -41,6 +40,8 @@ class _Section(BaseModel):
 
 
 class DataConfig(_Section):
+    """The section ``data``."""
+
     root: PathName = Field(
         description="folder of the data set: <root>/dft/<label>/ or <root>/<label>/, either DeepH layout"
     )
@@ -55,6 +56,8 @@ class DataConfig(_Section):
 
 
 class TargetConfig(_Section):
+    """The section ``target``: what the network predicts."""
+
     shift: Literal["none", "constant", "radial"] = Field(
         "radial", description="subtract a fitted mean per species pair and irrep; radial: a function of distance"
     )
@@ -65,6 +68,8 @@ class TargetConfig(_Section):
 
 
 class SafetyConfig(_Section):
+    """The section ``safety`` of a phase: what happens when the training diverges."""
+
     factor: Real = Field(
         2.0, gt=1, le=1e6, description="validation loss above factor x best counts as diverged; NaN always does"
     )
@@ -75,6 +80,8 @@ class SafetyConfig(_Section):
 
 
 class PhaseConfig(_Section):
+    """The sections ``training.stage1`` and ``training.stage2``: how a phase is optimised."""
+
     epochs: Whole = Field(500, ge=1, le=MOST_EPOCHS, description="passes over the training set")
     learning_rate: Real = Field(2e-3, gt=0, le=1e6, description="peak learning rate (Adam)")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate, after the warm-up")
@@ -97,6 +104,8 @@ class PhaseConfig(_Section):
 
 
 class TrainingConfig(_Section):
+    """The section ``training``."""
+
     stage1: PhaseConfig = Field(default_factory=PhaseConfig, description="the covariant network alone")
     stage2: PhaseConfig | None = Field(
         default_factory=PhaseConfig, description="then the Transformer; null: stage 1 is the model"
@@ -126,11 +135,13 @@ class TrainingConfig(_Section):
 
 
 def section_of_phase(phase: str) -> str:
-    """The section of ``training`` that a phase has its settings in; joint training has those of stage 1."""
+    """The section of ``training`` with the settings of a phase; joint training takes stage 1's."""
     return "stage2" if phase == "stage2" else "stage1"
 
 
 class Config(_Section):
+    """The whole configuration."""
+
     output: PathName = Field(description="folder of this run: checkpoints, logs, the configuration")
     seed: Whole = Field(0, ge=0, le=2**32 - 1, description="of weights, order of the data and augmentation")
     precision: Literal["float32", "float64"] = Field("float32", description="of the training")
@@ -248,6 +259,11 @@ def section_of(annotation: Any) -> type | None:
 
 
 def write_config(config: Config, path: Path) -> None:
+    """Writes every key with its value as YAML, whole or not at all.
+
+    Raises:
+        HamfastError: the file cannot be written.
+    """
     import yaml
 
     from hamfast.data.h5 import replacing

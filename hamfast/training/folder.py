@@ -21,8 +21,10 @@ MAY_CHANGE = re.compile(
     r"output|accelerator|threads|data\.(batch_size|num_workers|cache)|training\.stage2_rate|training\.stage[12]\."
     r"(epochs|learning_rate|schedule|warmup_steps|final_fraction|clip|ema|weight_decay|rotate|rotate_angle|safety\.\w+)"
 )
-"""Keys that a resumed run may have otherwise: they change the way to the weights, not what is
-learned from what."""
+"""Keys that may change when a run is resumed.
+
+They change the way to the weights, not what is learned, and from what.
+"""
 
 
 class RunFolder:
@@ -31,6 +33,9 @@ class RunFolder:
     Args:
         config: of the run.
         phases: ``stage1`` and ``stage2``, ``stage1`` alone, or ``joint``.
+
+    Attributes:
+        words: what the user should hear about it once it is open.
     """
 
     def __init__(self, config: Config, phases: list[str]):
@@ -168,8 +173,10 @@ class RunFolder:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (old value, new value) of every key that differs; a section that is new or gone
-    counts as one."""
+    """Dotted key -> (old value, new value) of every key that differs.
+
+    A section that is new or gone counts as one key.
+    """
     found: dict[str, tuple[Any, Any]] = {}
     for key in {**before, **now}:
         old, new = before.get(key), now.get(key)

@@ -144,7 +144,8 @@ def _in_a_sentence(error: Exception, phase: str, last: Path) -> Exception:
     resume = f"{last} holds the last complete epoch: continue with --resume"
     lines = str(error).strip().splitlines() or [""]
     if lines[0].startswith("Caught ") and isinstance(error, HamfastError | OSError):
-        # From a worker process it comes with the worker's traceback as its text, "type: sentence" last.
+        # The text of an error in a worker process is that process's traceback. "type: sentence" is
+        # its last line.
         return HamfastError(lines[-1].partition(": ")[2] or lines[-1])
     if isinstance(error, torch.OutOfMemoryError):
         return HamfastError(

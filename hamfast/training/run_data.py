@@ -70,7 +70,7 @@ class RunData:
         return self.subsets["train"]
 
     def pair_cutoffs(self) -> np.ndarray:
-        """``[species, species]`` angstrom: the longest pairs of the training set, and a margin; 0 where there is none."""
+        """``[species, species]`` angstrom: the longest pairs of the training set, and a margin."""
         return self.statistics.pair_cutoffs()
 
     def batches(self) -> Batches:

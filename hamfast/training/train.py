@@ -65,21 +65,25 @@ class Run:
         return ["stage1"] + (["stage2"] if self.config.training.stage2 is not None else [])
 
     def say(self, text: str) -> None:
-        """A line on the console of the first process; never markup, since paths and labels are the
-        user's."""
+        """A line on the console of the first process.
+
+        It is no markup, since paths and labels are the user's.
+        """
         if self.console is not None:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     # --- training -------------------------------------------------------------------------------------------------
 
     def train(self, resume: bool = False, stop_after_epoch: int | None = None) -> Path | None:
-        """Runs every phase that is not finished; returns the path of the final model, None if
-        interrupted.
+        """Runs every phase that is not finished.
 
         Args:
             resume: go on with the run in the output folder; its optimiser, schedule, batches and
                 numbers of epochs may differ.
             stop_after_epoch: ends the first unfinished phase early, as an interruption would.
+
+        Returns:
+            The path of the final model; None if the training was interrupted.
 
         Raises:
             HamfastError: the folder is not that of such a run, or another process works in it; the
