@@ -22,6 +22,14 @@ ON_EXECUTOR = environment.text("HAMFAST_SIMT_FOLDER") != ""
 """Or through the CUDA sources, on the host's executor?"""
 
 
+def cases(named):
+    """Values for ``pytest.mark.parametrize``, with readable ids: name -> the values of a case.
+
+    A case of several arguments is a tuple.
+    """
+    return [pytest.param(*(v if isinstance(v, tuple) else (v,)), id=name) for name, v in named.items()]
+
+
 @contextlib.contextmanager
 def running_on(backend):
     """Yields the device of the tensors."""

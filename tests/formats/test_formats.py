@@ -68,7 +68,7 @@ def test_pairs_of_atoms_that_are_not_there(tmp_path, layout):
         read_pairs(tmp_path, smaller)
 
 
-@pytest.mark.parametrize("spinful", [False, True])
+@pytest.mark.parametrize("spinful", [False, True], ids=["plain", "soc"])
 @pytest.mark.parametrize("layout", ["deeph", "deeph-legacy"])
 def test_round_trip(tmp_path, layout, spinful):
     before = random_snapshot(SHELLS, [42, 16, 16], spinful)
