@@ -5,7 +5,6 @@ were compiled with, nor on later releases of torch. HAMFAST_CUDA=0 or 1 forces t
 compiled if nvcc is found. Neither a GPU nor a CUDA build of torch is needed for that.
 """
 
-import os
 import re
 import shutil
 import subprocess
@@ -17,6 +16,11 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+sys.path.insert(0, str(ROOT))  # an isolated build does not look into the source folder
+
+from hamfast import environment  # noqa: E402
+from hamfast.errors import HamfastError  # noqa: E402
+
 MINIMUM_TORCH = (2, 11)
 
 
@@ -25,7 +29,7 @@ def stop(sentence):
 
 
 def find_nvcc():
-    home = os.environ.get("CUDA_HOME")
+    home = environment.text("CUDA_HOME")
     return shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
 
 
@@ -40,15 +44,16 @@ def check_tools():
     for tool in ("cmake", "ninja"):
         if shutil.which(tool) is None:
             stop(f"{tool} was not found; `pip install {tool}`")
-    compiler = os.environ.get("CXX", "c++")
+    compiler = environment.text("CXX")
     if shutil.which(compiler.split()[0]) is None:
         stop(f"the C++ compiler {compiler!r} was not found; install g++ 11 or newer, or clang 14 or newer, or set CXX")
 
 
 def cuda_compiler():
-    wanted = os.environ.get("HAMFAST_CUDA")
-    if wanted not in (None, "0", "1"):
-        stop(f"HAMFAST_CUDA must be 0 or 1, found {wanted!r}")
+    try:
+        wanted = environment.text("HAMFAST_CUDA")
+    except HamfastError as error:
+        stop(error)
     nvcc = find_nvcc()
     if wanted == "1" and nvcc is None:
         stop("HAMFAST_CUDA=1, but nvcc was found neither in CUDA_HOME nor on the PATH")

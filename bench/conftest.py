@@ -5,14 +5,15 @@ for a while meets them alike. bench/to_csv.py puts the turns together.
 """
 
 import math
-import os
 import platform
 
 import e3nn
 import pytest
 import torch
 
-TURNS = int(os.environ.get("HAMFAST_BENCH_TURNS", "3"))
+from hamfast import environment
+
+TURNS = environment.whole("HAMFAST_BENCH_TURNS")
 
 
 def pytest_generate_tests(metafunc):
@@ -34,7 +35,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_configure(config):
-    torch.set_num_threads(int(os.environ.get("HAMFAST_BENCH_THREADS", torch.get_num_threads())))
+    torch.set_num_threads(environment.whole("HAMFAST_BENCH_THREADS") or torch.get_num_threads())
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):

@@ -5,7 +5,6 @@ PyG's GATv2Conv, whose edge features are not linear in the score and so are proj
 is timed. HAMFAST_BENCH_COMPILED=1 adds torch.compile'd scatter code.
 """
 
-import os
 import sys
 import types
 from functools import cache
@@ -15,10 +14,10 @@ import torch
 from cases import ordered_graph
 from test_products import MODES
 
-from hamfast import nn, ops
+from hamfast import environment, nn, ops
 
 HEADS, WIDTH, FEATURES, NODES, DEGREE = 8, 32, 64, 2000, 40
-COMPILED = ["compiled scatter"] if os.environ.get("HAMFAST_BENCH_COMPILED") == "1" else []
+COMPILED = ["compiled scatter"] if environment.switch("HAMFAST_BENCH_COMPILED") else []
 
 
 class Problem:

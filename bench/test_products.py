@@ -3,7 +3,6 @@
 HAMFAST_BENCH_COMPILED=1 adds torch.compile'd e3nn: minutes of compiling.
 """
 
-import os
 import sys
 import time
 from functools import cache
@@ -14,13 +13,13 @@ import torch
 from cases import EDGE_PRODUCTS, PRODUCTS, RADIAL_WIDTH, random_graph
 from e3nn import o3
 
-from hamfast import ops
+from hamfast import environment, ops
 from hamfast.plan import edge_frame_plan
 
 sys.path.append(str(Path(sys.prefix) / "peers"))
 MODES = ("forward", "forward+backward")
 FORCE_MODES = (*MODES, "double backward")
-COMPILED = ["e3nn compiled"] if os.environ.get("HAMFAST_BENCH_COMPILED") == "1" else []
+COMPILED = ["e3nn compiled"] if environment.switch("HAMFAST_BENCH_COMPILED") else []
 
 
 def step(function, leaves, mode):

@@ -1,4 +1,7 @@
-"""Fast equivariant layers, and the cascade of a covariant network and a graph Transformer that learns DFT Hamiltonians."""
+"""Fast equivariant layers, and a cascade of two networks that learns DFT Hamiltonians.
+
+The first network is covariant, and the second is a graph Transformer.
+"""
 
 from hamfast.on_demand import on_demand
 from hamfast.version import __version__

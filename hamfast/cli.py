@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hamfast.errors import DataWarning, HamfastError
+from hamfast.placeholder import DATA_FOLDER
 from hamfast.version import __version__
 
 app = typer.Typer(
@@ -39,7 +40,7 @@ Window = Annotated[tuple[float, float], typer.Option(help="eV around the Fermi l
 
 @app.callback()
 def _common(context: typer.Context) -> None:
-    """Warnings about data are one line each, on stderr."""
+    """Shows each warning about data as one line on stderr."""
     shown = warnings.catch_warnings()
     shown.__enter__()
     warnings.simplefilter("default", DataWarning)
@@ -61,13 +62,16 @@ def _tell(label: str, style: str, text: str) -> None:
 
 
 def say(text: str) -> None:
-    """A line on stdout, as it is."""
+    """A line on stdout, as it is: brackets are no markup, and long lines are not broken."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def _progress(what: str, total: int):
-    """A bar with the time left while the block runs, where someone is watching; yields the function that moves it on."""
+    """Shows a bar with the time left while the block runs, if the output is a terminal.
+
+    Yields the function that moves it on.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(escape(what), total=total)
@@ -89,12 +93,13 @@ def doctor() -> None:
 @app.command()
 def config(
     output: Annotated[Path | None, typer.Argument(help="file to write; prints without it")] = None,
-    root: Annotated[str, typer.Option(help="data set folder to fill in")] = "path/to/dataset",
+    root: Annotated[str, typer.Option(help="data set folder to fill in")] = DATA_FOLDER,
     preset: Annotated[
         str | None, typer.Option(help="one of the ready configurations instead; 'list' names them")
     ] = None,
 ) -> None:
-    """Write a commented configuration: every key with its default, or a ready one for a published database."""
+    """Write a commented configuration: every key with its default, or a ready one for a published
+    database."""
     from hamfast.configs import preset_names, preset_text
     from hamfast.data.h5 import write_text
     from hamfast.data.summary import suggestions
@@ -106,7 +111,7 @@ def config(
         say("\n".join(preset_names()))
         return
     found = None if preset else suggestions(Path(root))
-    if not preset and root != "path/to/dataset" and found is None:
+    if not preset and root != DATA_FOLDER and found is None:
         warnings.warn(f"{root}: no data set that can be read; the defaults were written", DataWarning, stacklevel=1)
     text = preset_text(preset, root) if preset else config_template(root, suggestions=found)
     if output is None:
@@ -126,7 +131,8 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in the output folder")] = False,
     output: Annotated[Path | None, typer.Option(help="replaces `output` of the configuration")] = None,
 ) -> None:
-    """Train a model: stage 1, then stage 2, or both jointly. Several GPUs: start it with torchrun."""
+    """Train a model: stage 1, then stage 2, or both jointly. Several GPUs: start it with
+    torchrun."""
     from hamfast.training import Run, load_config
 
     settings = load_config(config)
@@ -231,14 +237,15 @@ def bands(
     ] = None,
     dos: Annotated[bool, typer.Option("--dos", help="density of states beside the bands")] = False,
 ) -> None:
-    """Band structure from H and S: predicted over DFT in one figure, E_F at 0, and the numbers as JSON and h5."""
+    """Band structure from H and S: predicted over DFT in one figure, E_F at 0, and the numbers as
+    JSON and h5."""
     import numpy as np
 
     from hamfast.analysis.bands import (
         band_difference,
         band_structures,
-        check_places,
         check_window,
+        check_writable,
         densities_of_states,
         matrices_of,
         write_bands,
@@ -250,7 +257,7 @@ def bands(
     snapshot = read_snapshot(structure)
     matrices = matrices_of(snapshot, structure, prediction)
     folder = structure / "bands" if output is None else output
-    check_places(folder, matrices)
+    check_writable(folder, matrices)
     with _progress("solving", len(matrices) * points) as advance:
         curves = band_structures(
             snapshot, matrices, kpath, points=points, mesh=mesh, fermi=fermi, num_bands=num_bands,
@@ -284,7 +291,8 @@ def bands(
 
 @data_app.command("info")
 def data_info(root: Folder) -> None:
-    """Elements, orbitals, pairs, distances, suggested irreps and cutoff, size of a training step."""
+    """Elements, orbitals, pairs, distances, suggested irreps and cutoff, size of a training
+    step."""
     from hamfast.data.summary import summarize
 
     for name, text in summarize(root).items():
@@ -317,7 +325,7 @@ def data_split(
     from hamfast.data import write_split
 
     split = write_split(root, fractions, seed, overwrite=overwrite)
-    say(", ".join(f"{part} {len(labels)}" for part, labels in split.items()))
+    say(", ".join(f"{subset} {len(labels)}" for subset, labels in split.items()))
 
 
 def _device(name: str) -> str:
@@ -329,7 +337,7 @@ def _device(name: str) -> str:
         raise HamfastError("device: cuda was asked for, but torch sees no GPU; run `hamfast doctor`")
     try:
         torch.empty(1, device=name).fill_(0.0).item()
-    except Exception as error:  # torch raises many kinds
+    except Exception as error:  # torch raises many types of errors
         reason = str(error).strip().splitlines()[0]
         raise HamfastError(f"device: expected cpu, cuda or auto, found {name!r} ({reason})") from error
     return name
@@ -353,7 +361,11 @@ def _log_of(error: BaseException) -> str:
 
 
 def run(command) -> int:
-    """Runs a command; the exit status. Errors of the user are one sentence, and so are ours, with a file that tells more."""
+    """Runs a command; returns the exit status.
+
+    An error of the user is one sentence on stderr. So is an error of hamfast, with the name of a
+    file that holds the traceback.
+    """
     try:
         command()
     except HamfastError as error:
@@ -379,7 +391,11 @@ def run(command) -> int:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point; ``arguments`` in place of those of the command line."""
+    """The entry point.
+
+    Args:
+        arguments: in place of those of the command line.
+    """
     for stream in (sys.stdout, sys.stderr):  # names that the terminal's encoding does not have are no reason to fail
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

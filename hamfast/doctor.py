@@ -14,12 +14,15 @@ PACKAGES = ("torch", "triton", "e3nn", "numpy", "scipy", "h5py", "ase", "lightni
 
 @dataclass
 class Finding:
+    """A line of ``hamfast doctor``."""
+
     name: str
     ok: bool
     text: str
 
 
 def versions() -> list[Finding]:
+    """The versions of Python and of the packages that hamfast stands on."""
     found = [Finding("python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
     for name in PACKAGES:
         try:
@@ -64,7 +67,7 @@ def backends() -> list[Finding]:
 
 
 def _run_time_compiler() -> Finding:
-    """What makes the CUDA kernels of single plans."""
+    """NVRTC, which makes the CUDA kernels of single plans."""
     from hamfast import run_time_compiler
 
     problem, folder = run_time_compiler.problem(), run_time_compiler.cache_folder()

@@ -10,17 +10,19 @@ from torch import Tensor
 
 @dataclass
 class CrystalGraph:
-    """Atoms and the ordered pairs (i in the home cell, j in cell R) for which the Hamiltonian has a block.
+    """Atoms, and the ordered pairs of atoms for which the Hamiltonian has a block.
 
-    On-site blocks are edges with i = j and R = 0. Both (R, i, j) and (-R, j, i) are present.
+    A pair is an edge. As in the literature, H_ij(R) is the block whose row atom i lies in the home
+    cell and whose column atom j lies in cell R. On-site blocks are edges with i = j and R = 0. With
+    (R, i, j) there is always (-R, j, i). Messages run from j, the sender, to i, the receiver.
     """
 
     species: Tensor
     """``[atoms]`` int64, index into the data set's elements."""
     i: Tensor
-    """``[edges]`` int64: the block's row atom, in the home cell."""
+    """``[edges]`` int64: the block's row atom, in the home cell; it receives."""
     j: Tensor
-    """``[edges]`` int64: the block's column atom."""
+    """``[edges]`` int64: the block's column atom; it sends."""
     shift: Tensor
     """``[edges, 3]`` int64: the lattice vector R of j."""
     vector: Tensor
@@ -30,32 +32,49 @@ class CrystalGraph:
     atom_graph: Tensor
     """``[atoms]`` int64: which structure of the batch."""
     edge_graph: Tensor
-    """``[edges]`` int64."""
+    """``[edges]`` int64: which structure of the batch."""
     num_graphs: int = 1
     target: Tensor | None = None
     """``[edges, target dim]`` eV, irreps of the blocks."""
     labels: tuple[str, ...] = ()
+    """The name of each structure."""
 
     @property
     def num_atoms(self) -> int:
+        """Of all structures together."""
         return self.species.shape[0]
 
     @property
     def num_edges(self) -> int:
+        """Of all structures together."""
         return self.i.shape[0]
 
     @property
+    def senders(self) -> Tensor:
+        """``[edges]`` int64: the atom that a message comes from, which is ``j``."""
+        return self.j
+
+    @property
+    def receivers(self) -> Tensor:
+        """``[edges]`` int64: the atom that a message goes to, which is ``i``."""
+        return self.i
+
+    @property
     def length(self) -> Tensor:
+        """``[edges]`` angstrom."""
         return self.vector.norm(dim=-1)
 
     @property
     def e3nn_vector(self) -> Tensor:
-        """``[edges, 3]``: ``vector`` in e3nn's axis order. Its (x, y, z) are the crystal's (y, z, x), which makes the
-        components of its l = 1 irreps y, z, x and of all irreps m = -l ... l."""
+        """``[edges, 3]`` angstrom: ``vector`` in e3nn's order of axes.
+
+        Its (x, y, z) are the crystal's (y, z, x). So the components of its l = 1 irreps are the
+        crystal's y, z, x, and those of all irreps are m = -l ... l.
+        """
         return self.vector[:, [1, 2, 0]]
 
     def known_target(self) -> Tensor:
-        """The target.
+        """The target, ``[edges, target dim]`` eV.
 
         Raises:
             ValueError: the graph was built without a Hamiltonian.
@@ -67,8 +86,8 @@ class CrystalGraph:
         return self.target
 
     def pair_species(self, num_species: int) -> Tensor:
-        """``[edges]``: index of the ordered species pair."""
-        return num_species * self.species[self.i] + self.species[self.j]
+        """``[edges]`` int64: ``num_species`` times the receiver's species, plus the sender's."""
+        return num_species * self.species[self.receivers] + self.species[self.senders]
 
     def to(self, device=None, dtype: torch.dtype | None = None) -> CrystalGraph:
         """Moves all tensors; ``dtype`` applies to the floating-point ones."""
@@ -81,12 +100,12 @@ class CrystalGraph:
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
 
     def rotated(self, rotation: Tensor) -> CrystalGraph:
-        """The same structure turned by ``rotation`` ``[3, 3]``, without its target."""
+        """The same structure rotated by ``rotation`` ``[3, 3]``, without its target."""
         return replace(self, vector=self.vector @ rotation.T.to(self.vector), target=None)
 
 
 def batch_graphs(graphs: list[CrystalGraph]) -> CrystalGraph:
-    """One graph of several structures."""
+    """One graph of several structures; the rows of all their tensors follow each other."""
     if len(graphs) == 1:
         return graphs[0]
     atoms, edges = [0], [0]

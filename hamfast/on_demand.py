@@ -1,4 +1,7 @@
-"""Names of a package that are imported when they are first asked for: torch and what stands on it takes seconds to load."""
+"""Names of a package that are imported when they are first asked for.
+
+Torch, and what imports it, takes seconds to load. Much of hamfast can do without it.
+"""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -6,7 +9,7 @@ from typing import Any
 
 
 def on_demand(package: str, where: Mapping[str, str]) -> Callable[[str], Any]:
-    """A package's ``__getattr__``.
+    """Makes the ``__getattr__`` of a package.
 
     Args:
         package: its name.

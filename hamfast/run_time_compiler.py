@@ -1,7 +1,8 @@
-"""The compiler of kernels made for one plan each (NVRTC): where it is, and why it cannot be used if so.
+"""NVRTC, which compiles CUDA kernels for single plans at run time.
 
-The compiled library opens it when a CUDA kernel is first needed; CUDA builds of torch bring it along as the package
-``nvidia-cuda-nvrtc``. What it makes is kept in :func:`cache_folder`.
+CUDA builds of torch bring it along as the package ``nvidia-cuda-nvrtc``. The compiled library opens
+it when such a kernel is first needed, and keeps what it makes in :func:`cache_folder`. This module
+says where NVRTC is, or why it cannot be used.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from hamfast import _library
 
 
 def find_compiler() -> Path | None:
-    """libnvrtc of an ``nvidia-cuda-nvrtc`` package beside torch: of torch's own CUDA version if it is there, else the newest."""
+    """The library of an ``nvidia-cuda-nvrtc`` package; None if there is none.
+
+    Of several the one of torch's own CUDA version is taken, else the newest.
+    """
     spec = importlib.util.find_spec("nvidia")
     folders = [] if spec is None else [Path(p) for p in spec.submodule_search_locations or []]
     found = {int(f.name.rsplit(".", 1)[1]): f for folder in folders for f in folder.glob("*/lib/libnvrtc.so.[0-9]*")}
@@ -60,5 +64,8 @@ def compile_channel(header: str, capability: int, load: bool = False) -> None:
 
 
 def cache_folder() -> str:
-    """``$HAMFAST_CACHE``, ``$XDG_CACHE_HOME/hamfast`` or ``~/.cache/hamfast``; empty if there is no such place."""
+    """The folder of compiled kernels; empty if there is none.
+
+    It is ``$HAMFAST_CACHE``, else ``$XDG_CACHE_HOME/hamfast``, else ``~/.cache/hamfast``.
+    """
     return _functions().hamfast_cache_folder().decode()

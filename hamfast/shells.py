@@ -1,4 +1,7 @@
-"""The shells of a data set's elements, and the irreps of the blocks between them. Needs no torch."""
+"""The shells of a data set's elements, and the irreps of the blocks between them.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ class ShellSpec:
     """The orbitals of a data set, and which irreps its blocks are made of.
 
     Args:
-        shells: for each element (atomic number, in the data set's order) the l of its shells, in orbital order.
+        shells: (atomic number, l of each shell in orbital order) for each element, in the data
+            set's order.
         spinful: blocks carry spin (spin-orbit coupling).
     """
 
@@ -35,10 +39,11 @@ class ShellSpec:
 
     @property
     def num_species(self) -> int:
+        """How many elements there are."""
         return len(self.shells)
 
     def num_orbitals(self, species: int) -> int:
-        """Spatial orbitals of the species with this index."""
+        """Orbitals of the species with this index, without spin."""
         return sum(2 * l + 1 for l in self.shells[species][1])
 
     def block_shape(self, first: int, second: int) -> tuple[int, int]:
@@ -71,7 +76,7 @@ class ShellSpec:
 
     @property
     def dim(self) -> int:
-        """Numbers per pair of atoms."""
+        """Components of all irreps: real numbers for each pair of atoms."""
         return sum(2 * l + 1 for l, _ in self.irrep_list)
 
 

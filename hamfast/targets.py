@@ -1,13 +1,19 @@
-"""Hamiltonian blocks as irreps: which channels there are, and the exact map in both directions (Wigner-Eckart).
+"""Hamiltonian blocks as irreps, and the exact map in both directions.
 
-A block couples the shells of atom i with the shells of atom j. A pair of shells (l1, l2) is the direct sum of the irreps
-l = |l1 - l2| ... l1 + l2 with parity (-1)^(l1 + l2):
+A block couples the shells of its row atom with those of its column atom. A pair of shells (l1, l2)
+is a channel. Its (2 l1 + 1)(2 l2 + 1) matrix elements H are the direct sum of the irreps
+l = |l1 - l2| ... l1 + l2, all of parity (-1)^(l1 + l2). With Wigner's 3j symbols w3j of real
+harmonics, the components x are (Wigner-Eckart theorem)
 
-    x_lm = (2 l + 1) sum_m1,m2 w3j[m1, m2, m] H[m1, m2],        H[m1, m2] = sum_l,m w3j[m1, m2, m] x_lm.
+    x_lm = (2 l + 1) sum_m1,m2 w3j[m1, m2, m] H[m1, m2],
 
-With spin-orbit coupling a block is complex and twice as large per side. Its four spin parts are expanded in (1, sigma_y,
-sigma_z, sigma_x) / sqrt(2), a scalar and an axial vector in e3nn's order; the vector couples with every spatial irrep l to
-l - 1, l, l + 1. All real parts come first, then all imaginary parts. Channel order and normalisation are DeepH-E3's.
+    H[m1, m2] = sum_l,m w3j[m1, m2, m] x_lm.
+
+With spin-orbit coupling a block is complex and has twice as many rows and columns. Its four spin
+blocks are expanded in (1, sigma_y, sigma_z, sigma_x) / sqrt(2): a scalar, and an axial vector in
+e3nn's order. The vector couples with each spatial irrep l to l - 1, l and l + 1. The real halves of
+all components come first, then the imaginary ones. The order of channels and the normalisation are
+DeepH-E3's.
 """
 
 from __future__ import annotations
@@ -38,9 +44,10 @@ class TargetSpec(ShellSpec):
     @cached_property
     @real_tensors()
     def component_weight(self) -> Tensor:
-        """``[dim]``: with these, the sum of squares of the irreps is the sum of squares of the matrix elements.
+        """``[dim]`` float64: weights that make sums of squares of irreps those of matrix elements.
 
-        A component of l counts 1 / (2 l + 1); an irrep made with spin also the 1 / (2 l + 1) of its spatial part.
+        A component of l has the weight 1 / (2 l + 1). One that is made with spin is divided by
+        2 l + 1 of its spatial irrep, too.
         """
         weights = []
         for l1, _, l2, _ in self.channels:
@@ -55,7 +62,10 @@ class TargetSpec(ShellSpec):
     @cached_property
     @real_tensors()
     def transpose(self) -> tuple[Tensor, Tensor]:
-        """``[dim]`` int64 and ``[dim]`` float64: irreps of the Hermitian conjugate block are ``sign * x[..., index]``."""
+        """``index`` ``[dim]`` int64 and ``sign`` ``[dim]`` float64.
+
+        The irreps of a block's Hermitian conjugate are ``sign * x[..., index]``.
+        """
         start, starts = 0, {}
         sizes = {}
         for channel in self.channels:
@@ -72,13 +82,16 @@ class TargetSpec(ShellSpec):
             sign += [(-1.0) ** (l1 + l2 + l) for l in ls for _ in range(2 * l + 1)]
             if self.spinful:
                 sign += [(-1.0) ** (l1 + l2 + l) for l in ls for _ in range(3 * (2 * l + 1))]
-        if self.spinful:  # the Pauli matrices are Hermitian: only the spatial part is conjugated
+        if self.spinful:  # the Pauli matrices are Hermitian: only the spatial factor is conjugated
             index = index + [start + i for i in index]
             sign = sign + [-s for s in sign]
         return torch.tensor(index), torch.tensor(sign, dtype=torch.float64)
 
     def mask(self, first: int, second: int) -> Tensor:
-        """``[dim]`` bool: the components that a pair of species has."""
+        """``[dim]`` bool: the components that a pair of species has.
+
+        ``first`` and ``second`` are the indices of the row and the column atom's species.
+        """
         mask = torch.zeros(self.dim, dtype=torch.bool)
         for group in _layout(self, first, second):
             mask[group.components.flatten()] = True
@@ -87,7 +100,14 @@ class TargetSpec(ShellSpec):
         return mask
 
     def to_irreps(self, blocks: Tensor, first: int, second: int) -> Tensor:
-        """``[edges, rows, columns]`` blocks between two species -> ``[edges, dim]``, zero where the pair has no shells.
+        """The irreps of blocks between two species.
+
+        Args:
+            blocks: ``[edges, rows, columns]``, real or, with spin, complex.
+            first, second: indices of the row and the column atom's species.
+
+        Returns:
+            ``[edges, dim]``, real; zero in channels that the two species do not have.
 
         Raises:
             ValueError: the blocks' shape is not that of the orbital list.
@@ -101,21 +121,26 @@ class TargetSpec(ShellSpec):
         real = blocks.real.dtype if blocks.is_complex() else blocks.dtype
         half = self.dim // 2 if self.spinful else self.dim
         x = torch.zeros(blocks.shape[0], half, dtype=blocks.dtype, device=blocks.device)
-        parts = self._spin_parts(blocks) if self.spinful else blocks.flatten(1).unsqueeze(0)  # [spin, edges, elements]
+        spins = (
+            self._spin_components(blocks) if self.spinful else blocks.flatten(1).unsqueeze(0)
+        )  # [spin, edges, elements]
         for group in _layout(self, first, second):
             matrix = _coupling(group.l1, group.l2, self.spinful).to(real).to(x)
             elements = group.elements.to(blocks.device)
-            h = parts[:, :, elements].permute(1, 2, 0, 3).flatten(2)  # [edges, channels, spin * d]
+            h = spins[:, :, elements].permute(1, 2, 0, 3).flatten(2)  # [edges, channels, spin * d]
             x[:, group.components.to(blocks.device)] = h @ matrix.T
         return torch.cat([x.real, x.imag], dim=1) if self.spinful else x
 
     def to_blocks(self, x: Tensor, first: int, second: int) -> Tensor:
-        """``[edges, dim]`` -> ``[edges, rows, columns]``, the exact inverse of :meth:`to_irreps`; differentiable."""
+        """``[edges, dim]`` -> ``[edges, rows, columns]``: the exact inverse of :meth:`to_irreps`.
+
+        It is differentiable.
+        """
         shape = self.block_shape(first, second)
         out = sparse_map(x, _block_matrix(self, first, second, x.dtype, x.device))
         return torch.view_as_complex(out.view(-1, *shape, 2)) if self.spinful else out.view(-1, *shape)
 
-    def _spin_parts(self, blocks):
+    def _spin_components(self, blocks):
         """``[edges, 2 n1, 2 n2]`` -> ``[4, edges, n1 * n2]`` for (1, y, z, x)."""
         rows, columns = blocks.shape[1] // 2, blocks.shape[2] // 2
         quarters = blocks.view(-1, 2, rows, 2, columns).permute(0, 1, 3, 2, 4).reshape(-1, 4, rows * columns)
@@ -128,8 +153,8 @@ class _Group:
 
     l1: int
     l2: int
-    components: Tensor  # [channels, (4) (2 l1 + 1)(2 l2 + 1)]: where in the irreps
-    elements: Tensor  # [channels, (2 l1 + 1)(2 l2 + 1)]: where in the flattened spatial block
+    components: Tensor  # [channels, (4) (2 l1 + 1)(2 l2 + 1)]: positions in the irreps
+    elements: Tensor  # [channels, (2 l1 + 1)(2 l2 + 1)]: positions in the flattened block
 
 
 @cache
@@ -159,23 +184,27 @@ def _layout(spec: TargetSpec, first: int, second: int) -> tuple[_Group, ...]:
 @cache
 @real_tensors()
 def _block_matrix(spec: TargetSpec, first: int, second: int, dtype: torch.dtype, device: torch.device) -> SparseMatrix:
-    """The block's elements (row by row; with spin, real and imaginary part of each) from the irreps."""
+    """The matrix that makes a block's elements of the irreps.
+
+    Its rows are the elements, row by row; with spin there are two rows for each, the real and the
+    imaginary half.
+    """
     n1, n2 = spec.num_orbitals(first), spec.num_orbitals(second)
     spins, half = (4, spec.dim // 2) if spec.spinful else (1, spec.dim)
-    parts = torch.zeros(spins, n1 * n2, half, dtype=torch.float64)
+    rows = torch.zeros(spins, n1 * n2, half, dtype=torch.float64)
     for group in _layout(spec, first, second):
         d = group.elements.shape[1]
         matrix = _inverse_coupling(group.l1, group.l2, spec.spinful).unflatten(0, (spins, d))
         for components, elements in zip(group.components, group.elements, strict=True):
-            parts[:, elements[:, None], components[None, :]] = matrix
+            rows[:, elements[:, None], components[None, :]] = matrix
     if spec.spinful:
-        spatial = torch.einsum("sk,knm->snm", _spin_basis(torch.complex128), parts.to(torch.complex128))
+        spatial = torch.einsum("sk,knm->snm", _spin_basis(torch.complex128), rows.to(torch.complex128))
         elements = spatial.view(2, 2, n1, n2, half).permute(0, 2, 1, 3, 4).reshape(4 * n1 * n2, half)
         # (re + i im)(a + i b), as a real matrix of (a, b).
         real = torch.cat([elements.real, -elements.imag], dim=1)
         imaginary = torch.cat([elements.imag, elements.real], dim=1)
-        parts = torch.stack([real, imaginary], dim=1)
-    return sparse_matrix(parts.flatten(0, 1)).to(torch.empty(0, dtype=dtype, device=device))
+        rows = torch.stack([real, imaginary], dim=1)
+    return sparse_matrix(rows.flatten(0, 1)).to(torch.empty(0, dtype=dtype, device=device))
 
 
 @cache
@@ -226,7 +255,10 @@ def _inverse_coupling(l1: int, l2: int, spinful: bool) -> Tensor:
 
 
 def _spin_basis(dtype: torch.dtype) -> Tensor:
-    """``[4, 4]``: columns (1, sigma_y, sigma_z, sigma_x) / sqrt(2), rows (up up, up down, down up, down down)."""
+    """``[4, 4]``: the matrices (1, sigma_y, sigma_z, sigma_x) / sqrt(2), each in a column.
+
+    Its rows are (up up, up down, down up, down down).
+    """
     i = 1j
     basis = [[1, 0, 1, 0], [0, -i, 0, 1], [0, i, 0, 1], [1, 0, -1, 0]]
     return torch.tensor(basis, dtype=dtype) / math.sqrt(2)

@@ -3,10 +3,12 @@
 import os
 from pathlib import Path
 
+from hamfast import environment
+
 os.environ.setdefault("HAMFAST_POISON", "1")  # before the library is loaded
-if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # several processes share the cores
+if (processes := environment.whole("PYTEST_XDIST_WORKER_COUNT")) > 1:  # they share the cores
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
 
 import pytest
 import torch

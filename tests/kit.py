@@ -1,7 +1,6 @@
 """What several tests share: checks every op must pass, and small structures."""
 
 import contextlib
-import os
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import torch
 from e3nn import o3
 
 import hamfast
+from hamfast import environment
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.snapshot import Snapshot
 from hamfast.ops import backend as backends
@@ -16,10 +16,18 @@ from hamfast.ops import backend as backends
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
 
-INTERPRETED = os.environ.get("HAMFAST_BACKEND") == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETED = environment.text("HAMFAST_BACKEND") == "triton" and environment.switch("TRITON_INTERPRET")
 """Do CPU tensors run through Triton's interpreter?"""
-ON_EXECUTOR = "HAMFAST_SIMT_FOLDER" in os.environ
+ON_EXECUTOR = environment.text("HAMFAST_SIMT_FOLDER") != ""
 """Or through the CUDA sources, on the host's executor?"""
+
+
+def cases(named):
+    """Values for ``pytest.mark.parametrize``, with readable ids: name -> the values of a case.
+
+    A case of several arguments is a tuple.
+    """
+    return [pytest.param(*(v if isinstance(v, tuple) else (v,)), id=name) for name, v in named.items()]
 
 
 @contextlib.contextmanager
@@ -209,11 +217,12 @@ def random_snapshot(shells, numbers, spinful=False, seed=0, cutoff=3.0) -> Snaps
 
 def tiny_checkpoint(path, folders, blocks=1):
     """A checkpoint as a training writes it, of a small network with random weights; nothing is trained."""
-    from hamfast.data import GraphDataset, dataset_spec
+    from hamfast.data import GraphDataset
+    from hamfast.data.dataset import target_spec
+    from hamfast.data.statistics import dataset_statistics
     from hamfast.data.tensor_file import save_tensors
     from hamfast.training.checkpoint import build_model, describe
     from hamfast.training.config import parse_config
-    from hamfast.training.train import pair_cutoffs
 
     small = {"irreps_mid": "4x0e+2x1o+2x2e+1x3o+1x4e", "num_basis": 8, "embed_dim": 4, "num_blocks": blocks}
     content = {
@@ -222,10 +231,10 @@ def tiny_checkpoint(path, folders, blocks=1):
         "stage1": small,
         "stage2": {"hidden": 8, "num_blocks": 1},
     }
-    config, spec = parse_config(content, "kit"), dataset_spec(folders)
+    config, statistics = parse_config(content, "kit"), dataset_statistics(folders, measured=folders)
+    spec, cutoffs = target_spec(statistics.shells), statistics.pair_cutoffs()
     torch.manual_seed(0)
     dataset = GraphDataset(folders, spec, None)
-    cutoffs = pair_cutoffs(dataset, spec)
     model = build_model(config, spec, float(cutoffs.max()))
     model.normalization.fit(dataset)
     weights = {f"model.{name}": value for name, value in model.state_dict().items()}

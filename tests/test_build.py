@@ -14,7 +14,8 @@ def build(tmp_path, **environment):
     for name in ("csrc", "kernels"):
         shutil.copytree(ROOT / name, source / name)
     (source / "hamfast").mkdir()
-    shutil.copy(ROOT / "hamfast" / "version.py", source / "hamfast")
+    for name in ("__init__.py", "environment.py", "errors.py", "on_demand.py", "version.py"):
+        shutil.copy(ROOT / "hamfast" / name, source / "hamfast")
     for name in ("setup.py", "CMakeLists.txt"):
         shutil.copy(ROOT / name, source)
     tools = tmp_path / "bin"
@@ -44,7 +45,7 @@ def test_no_compiler(tmp_path):
 
 
 def test_wrong_switch(tmp_path):
-    assert "HAMFAST_CUDA must be 0 or 1, found 'yes'" in build(tmp_path, HAMFAST_CUDA="yes")
+    assert "HAMFAST_CUDA: expected 0 or 1, found 'yes'" in build(tmp_path, HAMFAST_CUDA="yes")
 
 
 def test_no_cmake(tmp_path):

@@ -9,7 +9,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
-from kit import tiny_checkpoint, tree
+from kit import cases, tiny_checkpoint, tree
 
 from hamfast import cli
 from hamfast.data import by_name, read_snapshot
@@ -95,11 +95,13 @@ def test_structures_of_one_name_are_kept_apart(tmp_path, fixtures, model, hamfas
 
 @pytest.mark.parametrize(
     "paths, names",
-    [
-        (["/r/a", "/r/b"], ["a", "b"]),
-        (["/r/a/s", "/r/b/s"], ["a__s", "b__s"]),
-        (["/q/a/s", "/r/a/s", "/r/t"], ["q__a__s", "r__a__s", "t"]),
-    ],
+    cases(
+        {
+            "different": (["/r/a", "/r/b"], ["a", "b"]),
+            "same": (["/r/a/s", "/r/b/s"], ["a__s", "b__s"]),
+            "one-same": (["/q/a/s", "/r/a/s", "/r/t"], ["q__a__s", "r__a__s", "t"]),
+        }
+    ),
 )
 def test_names_apart(tmp_path, paths, names):
     folders = [tmp_path / p[1:] for p in paths]
@@ -246,17 +248,22 @@ def test_the_folder_one_is_in(tmp_path, fixtures, hamfast, monkeypatch):
 
 @pytest.mark.parametrize(
     "options, words",
-    [
-        (["--mesh", 0, 0, 0], "mesh: expected three whole numbers from 1 on, found (0, 0, 0)"),
-        (["--num-bands", -3], "number of bands: expected 1 or more, found -3"),
-        (["--points", 1], "points along the path: expected 2 or more, found 1"),
-        (["--window", "nan", 1], "window: expected two numbers of eV"),
-        (["--window", 2, -2], "window: expected two numbers of eV, the lower one first, found (2.0, -2.0)"),
-        (["--fermi", "nan"], "Fermi level: expected a number of eV, found nan"),
-        (["--project-overlap", 0], "--project-overlap: expected a positive number, found 0.0"),
-        (["--kpath", "A 0 0 0, B nan 0 0"], "expected 'NAME k1 k2 k3', found 'B nan 0 0'"),
-        (["--prediction", "/nowhere"], "/nowhere: not a structure folder"),
-    ],
+    cases(
+        {
+            "mesh-zero": (["--mesh", 0, 0, 0], "mesh: expected three whole numbers from 1 on, found (0, 0, 0)"),
+            "negative-bands": (["--num-bands", -3], "number of bands: expected 1 or more, found -3"),
+            "one-point": (["--points", 1], "points along the path: expected 2 or more, found 1"),
+            "window-nan": (["--window", "nan", 1], "window: expected two numbers of eV"),
+            "window-wrong-order": (
+                ["--window", 2, -2],
+                "window: expected two numbers of eV, the lower one first, found (2.0, -2.0)",
+            ),
+            "fermi-nan": (["--fermi", "nan"], "Fermi level: expected a number of eV, found nan"),
+            "projection-zero": (["--project-overlap", 0], "--project-overlap: expected a positive number, found 0.0"),
+            "path-nan": (["--kpath", "A 0 0 0, B nan 0 0"], "expected 'NAME k1 k2 k3', found 'B nan 0 0'"),
+            "prediction-nowhere": (["--prediction", "/nowhere"], "/nowhere: not a structure folder"),
+        }
+    ),
 )
 def test_options_of_bands(fixtures, hamfast, tmp_path, options, words):
     failed(
@@ -265,7 +272,19 @@ def test_options_of_bands(fixtures, hamfast, tmp_path, options, words):
     assert not (tmp_path / "b").exists()
 
 
-@pytest.mark.parametrize("device", ["banana", "cuda", "cuda:99", "", "cpu:7:7", "meta"])
+@pytest.mark.parametrize(
+    "device",
+    cases(
+        {
+            "unknown": "banana",
+            "no-gpu": "cuda",
+            "no-such-gpu": "cuda:99",
+            "empty": "",
+            "malformed": "cpu:7:7",
+            "meta": "meta",
+        }
+    ),
+)
 def test_devices(fixtures, hamfast, model, device):
     import torch
 
@@ -366,11 +385,13 @@ def test_an_error_of_ours_is_a_sentence_and_a_file(monkeypatch, fixtures, hamfas
 
 @pytest.mark.parametrize(
     "error, words",
-    [
-        (MemoryError(), "the memory of this machine does not suffice"),
-        (PermissionError(13, "Permission denied", "/x[y]"), "/x[y]: Permission denied"),
-        (RecursionError("deep"), "unexpected RecursionError: deep"),
-    ],
+    cases(
+        {
+            "memory": (MemoryError(), "the memory of this machine does not suffice"),
+            "permission": (PermissionError(13, "Permission denied", "/x[y]"), "/x[y]: Permission denied"),
+            "recursion": (RecursionError("deep"), "unexpected RecursionError: deep"),
+        }
+    ),
 )
 def test_errors_of_the_machine(capsys, error, words):
     def command():

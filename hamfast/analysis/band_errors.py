@@ -1,4 +1,7 @@
-"""How far predicted bands are from those of DFT: one measure, for ``hamfast bands`` and ``hamfast evaluate``."""
+"""How far predicted bands are from those of DFT.
+
+It is one measure, for both ``hamfast bands`` and ``hamfast evaluate``.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,18 @@ MEV = 1e3
 
 @dataclass(frozen=True)
 class BandErrors:
-    """All in meV. Bands are compared by their number, the n-th with the n-th."""
+    """Errors of predicted levels, in meV. The n-th band is compared with the n-th."""
 
     levels_MAE: float
     """Mean |dE - shift| over the levels that count."""
     shift: float
-    """The constant that was removed: the median of dE, for which the mean above is smallest. A shift of all levels is a
-    choice of the zero of energy."""
+    """The constant that was removed: the median of dE, for which ``levels_MAE`` is smallest. It is
+    no error, as a shift of all levels is a choice of the zero of energy."""
     gap_DFT: float | None
-    """None: the number of occupied bands is not known or not whole, or an edge is not known at every k-point."""
+    """None if the number of occupied bands is not known or not whole, or if an edge is not known at
+    every k-point. So are the values below."""
     gap_predicted: float | None
+    """At least 0, as ``gap_DFT``."""
     valence_edge_error: float | None
     """Of the highest occupied level, the shift removed."""
     conduction_edge_error: float | None
@@ -30,12 +35,13 @@ class BandErrors:
 
     @property
     def gap_error(self) -> float | None:
+        """Predicted minus DFT; None if one of the two is not known."""
         if self.gap_DFT is None or self.gap_predicted is None:
             return None
         return self.gap_predicted - self.gap_DFT
 
-    def numbers(self) -> dict[str, float | None]:
-        """For JSON."""
+    def as_dict(self) -> dict[str, float | None]:
+        """Name -> meV, for JSON."""
         return asdict(self) | {"gap_error": self.gap_error}
 
 
@@ -50,14 +56,17 @@ def band_errors(
 ) -> BandErrors | None:
     """Errors of predicted levels.
 
-    The levels that count are those within ``window`` of the Fermi level in DFT, those within it in the prediction, and all
-    occupied ones. So a level that moved out of the window, or into it, is not passed over.
+    These levels count: those within ``window`` of the Fermi level in DFT, those within it in the
+    prediction, and all occupied ones. So a level that moved out of the window, or into it, is not
+    passed over.
 
     Args:
-        reference, predicted: ``[kpoints, bands]`` eV, the same band in the same column; NaN where one is not known.
+        reference, predicted: ``[kpoints, bands]`` eV, the same band in the same column; NaN where
+            one is not known.
         fermi, predicted_fermi: eV, each in the scale of its levels.
         window: eV around the Fermi level.
-        occupied: the number of columns that are occupied bands; None if that is not known or differs from k to k.
+        occupied: the number of columns that are occupied bands; None if that is not known or
+            differs from k to k.
 
     Returns:
         None if no level counts.

@@ -35,22 +35,28 @@ SPARSE_BANDS = 60
 
 @dataclass
 class BandStructure:
-    """Energies along a path; zero of energy is as the Hamiltonian has it, ``fermi_energy`` is in the same scale."""
+    """Energies along a path, with the zero of energy that the Hamiltonian has."""
 
     path: KPath
     energies: np.ndarray
     """``[kpoints, columns]`` eV; NaN where a band is not among those computed."""
     fermi_energy: float
+    """eV, in the same scale as ``energies``."""
     fermi_source: str
     """Where the Fermi level is from, for the reader."""
     first_band: int | None = 0
-    """The number of the band in column 0; None: levels could not be counted, and columns are no bands."""
+    """The index, from 0, of the band in column 0. None if the levels could not be counted: then
+    columns are no bands."""
     occupied: int | None = None
-    """The number of columns that are occupied bands; None: not known, or no whole number of bands is filled."""
+    """How many columns are occupied bands. None if that is not known, or if they are no whole
+    number."""
 
     @property
     def gap(self) -> float | None:
-        """eV, on the points of the path; 0 where bands overlap, None where an edge is not known at every point."""
+        """eV, on the points of the path; 0 if bands overlap.
+
+        None if an edge is not known at every point.
+        """
         if self.occupied is None or not edges_known(self.energies, self.occupied):
             return None
         valence, conduction = band_edges(self.energies, self.occupied)
@@ -62,8 +68,9 @@ class DensityOfStates:
     """Density of states on a grid of energies relative to the Fermi level."""
 
     grid: np.ndarray
+    """``[points]`` eV."""
     density: np.ndarray
-    """states / eV / cell."""
+    """``[points]`` states / eV / cell."""
     fermi_energy: float
 
 
@@ -110,11 +117,16 @@ def solve(
     """Bands along a path.
 
     Args:
-        mesh: k-mesh for the Fermi level, from the electrons per cell; about 0.35 1/angstrom between points by default.
-        fermi: eV, the Fermi level instead of counting electrons.
-        known_fermi: eV, of the DFT code: taken where there are too many orbitals to count electrons.
-        num_bands: only so many bands, half of them below the Fermi level. Systems with more than ``DENSE_LIMIT`` orbitals
-            always get ``SPARSE_BANDS``.
+        problem: H(k) and S(k).
+        path: its k-points.
+        cell: ``[3, 3]`` angstrom.
+        mesh: k-mesh on which electrons are counted for the Fermi level; by default about
+            0.35 1/angstrom between points.
+        fermi: eV, the Fermi level; then no electrons are counted.
+        known_fermi: eV, the DFT code's Fermi level. It is taken where there are too many orbitals
+            to count electrons.
+        num_bands: only so many bands, half of them below the Fermi level. Systems with more than
+            ``DENSE_LIMIT`` orbitals get ``SPARSE_BANDS`` unless this says otherwise.
         report: called after every k-point.
 
     Raises:
@@ -157,7 +169,19 @@ def band_structures(
     projection: float | None = None,
     report: Callable[[], None] | None = None,
 ) -> dict[str, BandStructure]:
-    """Bands of several Hamiltonians of one structure, each with its own Fermi level; arguments as :func:`solve`."""
+    """Bands of several Hamiltonians of one structure, each with its own Fermi level.
+
+    Args:
+        snapshot: the structure, with its overlap.
+        matrices: name -> Hamiltonian.
+        kpath: see :func:`hamfast.analysis.kpath.parse_kpath`.
+        points: k-points along the path.
+        mesh, fermi, num_bands, report: see :func:`solve`.
+        projection: see :class:`hamfast.analysis.eigen.EigenProblem`.
+
+    Raises:
+        HamfastError: as these.
+    """
     path = parse_kpath(kpath, snapshot.cell, points, periodic_axes(next(iter(matrices.values()))))
     return {
         name: solve(
@@ -169,7 +193,10 @@ def band_structures(
 
 
 def periodic_axes(matrix: BlockMatrix) -> list[bool]:
-    """The axes along which blocks reach into other cells, with more than 1 meV: the others are vacuum, or a molecule's."""
+    """For each axis: do blocks with an element above 1 meV reach into other cells along it?
+
+    The other axes are vacuum.
+    """
     largest = np.maximum.reduceat(np.abs(matrix.entries), matrix.boundaries[:-1])
     return [bool(np.any((matrix.pairs[:, axis] != 0) & (largest > 1e-3))) for axis in range(3)]
 
@@ -186,8 +213,15 @@ def densities_of_states(
 ) -> dict[str, DensityOfStates]:
     """DOS of several Hamiltonians of one structure on the same k-mesh.
 
-    ``fermi``: eV, of each Hamiltonian, the zero of its energies, as the bands beside have it; by default from the electrons on
-    the DOS's own mesh.
+    Args:
+        snapshot: the structure, with its overlap.
+        matrices: name -> Hamiltonian.
+        window: eV around the Fermi level.
+        mesh: of k-points; by default about 0.2 1/angstrom between them.
+        fermi: name -> eV, the zero of the energies, as the bands beside have it. By default
+            electrons are counted on ``mesh``.
+        width: eV, the standard deviation of the Gaussian on each level.
+        projection: see :class:`hamfast.analysis.eigen.EigenProblem`.
 
     Raises:
         HamfastError: the window is none, or there are too many orbitals for all bands.
@@ -210,7 +244,7 @@ def densities_of_states(
 
 
 def check_window(window: tuple[float, float]) -> None:
-    """Raises HamfastError unless ``window`` is two numbers of a reasonable size, the lower one first."""
+    """Raises HamfastError unless the window is two numbers below 1e6 eV, the lower one first."""
     if not (np.all(np.abs(window) < 1e6) and window[0] < window[1]):
         raise HamfastError(f"window: expected two numbers of eV, the lower one first, found {tuple(window)}")
 
@@ -220,8 +254,16 @@ def write_bands(
 ) -> list[Path]:
     """``bands.json`` with every curve, and ``band_<name>.h5`` each in DeepH's layout.
 
-    ``dft_fermi``: the Fermi level that the DFT code itself gave, written beside. Curves of an earlier run that are not among
-    these are removed.
+    Curves of an earlier call that are not among these are removed.
+
+    Args:
+        bands: ``DFT``, ``predicted`` or both.
+        folder: where to write.
+        errors: of the predicted bands, for the JSON.
+        dft_fermi: eV, the Fermi level that the DFT code itself gave, for the JSON.
+
+    Returns:
+        What was written.
     """
     written = [folder / "bands.json"]
     content: dict[str, Any] = {"unit": "eV", "fermi_energy_of_the_DFT_code": dft_fermi}
@@ -250,12 +292,12 @@ def write_bands(
         if name not in bands:
             (folder / f"band_{name}.h5").unlink(missing_ok=True)
     if errors is not None:
-        content["errors_meV"] = errors.numbers()
+        content["errors_meV"] = errors.as_dict()
     write_json(folder / "bands.json", content)
     return written
 
 
-def check_places(folder: Path, names: Iterable[str]) -> None:
+def check_writable(folder: Path, names: Iterable[str]) -> None:
     """Raises HamfastError if a result of these curves could not be written, before the first is."""
     for path in (folder / "bands.png", folder / "bands.json", *(folder / f"band_{name}.h5" for name in names)):
         if path.is_dir():
@@ -273,7 +315,11 @@ def _fill(arrays: dict[str, Any], file: h5py.File) -> None:
 def band_difference(
     reference: BandStructure, predicted: BandStructure, window: tuple[float, float]
 ) -> BandErrors | None:
-    """Errors of a predicted band structure on the same path; None if levels could not be counted or none is in the window."""
+    """Errors of a predicted band structure on the same path.
+
+    None if levels could not be counted, or none counts, see
+    :func:`hamfast.analysis.band_errors.band_errors`.
+    """
     if reference.first_band is None or predicted.first_band is None:
         return None
     # Columns of the two may begin at different bands.

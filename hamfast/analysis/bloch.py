@@ -1,4 +1,7 @@
-"""M(k) from real-space blocks: M(k) = sum over R of exp(2 pi i k.R) M(R), k in fractions of the reciprocal lattice."""
+"""M(k) from real-space blocks: M(k) = sum over R of exp(2 pi i k.R) M(R).
+
+k is in fractions of the reciprocal lattice vectors, and R in whole lattice vectors.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,18 @@ from hamfast.data.blocks import BlockMatrix
 
 
 class BlochMatrix:
-    """M(k) of a block matrix, assembled without ever holding a dense M(R)."""
+    """M(k) of a block matrix, assembled without ever holding a dense M(R).
+
+    Args:
+        matrix: the blocks M(R).
+        sizes: ``[atoms]``, how many rows each atom has in ``matrix``.
+        spin_copies: 2 repeats the matrix for both spins.
+
+    Attributes:
+        size: rows of M(k).
+    """
 
     def __init__(self, matrix: BlockMatrix, sizes: np.ndarray, spin_copies: int = 1):
-        """``sizes``: orbitals of each atom in this matrix; ``spin_copies`` = 2 repeats the matrix for both spins."""
         starts = np.concatenate([[0], np.cumsum(sizes * spin_copies)])
         self.size = int(starts[-1])
         rows, columns, cells, values = [], [], [], []
@@ -37,7 +48,10 @@ class BlochMatrix:
         self.shifts = shifts
 
     def at(self, k) -> scipy.sparse.csc_matrix:
-        """M(k), Hermitian; real where M(R) and all phases are, as at Gamma, complex otherwise."""
+        """M(k), ``[size, size]``, Hermitian.
+
+        It is real where M(R) and all phases are real, as at Gamma, and complex otherwise.
+        """
         phase = np.exp(2j * np.pi * (self.shifts @ np.asarray(k, dtype=np.float64)))
         if np.all(np.abs(phase.imag) < 1e-12):
             phase = phase.real

@@ -1,4 +1,7 @@
-"""H(k) c = E S(k) c of one structure: all bands with LAPACK, or those next to an energy by sparse shift-invert."""
+"""The eigenvalue problem H(k) c = E S(k) c of one structure.
+
+LAPACK finds all bands. A sparse solver (shift-invert) finds those next to an energy.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from hamfast.errors import DataWarning, HamfastError
 DENSE_LIMIT = 2500
 """Orbitals up to which all bands are computed with LAPACK."""
 SMALL_OVERLAP = 1e-4
-"""Below this, the smallest eigenvalue of S(k) is worth a warning: an error of H is divided by it."""
+"""A smallest eigenvalue of S(k) below this is worth a warning: an error of H is divided by it."""
 
 
 @dataclass
@@ -27,9 +30,11 @@ class Levels:
     """Energies at several k-points, eV."""
 
     energies: np.ndarray
-    """``[kpoints, columns]``, ascending. Of counted levels a column is a band; NaN where it is not among those found."""
+    """``[kpoints, columns]``, ascending. If the levels were counted, a column is a band; NaN stands
+    where it was not found."""
     first_band: int | None
-    """The number, from 0, of the band in column 0. None: the levels could not be counted, and columns are no bands."""
+    """The index, from 0, of the band in column 0. None if the levels could not be counted: then
+    columns are no bands."""
 
 
 @dataclass
@@ -39,13 +44,16 @@ class EigenProblem:
     hamiltonian: BlochMatrix
     overlap: BlochMatrix
     spinful: bool
+    """Do H and S carry spin?"""
     occupation: float | None
+    """Electrons per cell; None if not known."""
     projection: float | None = None
-    """Directions in which S(k) is below this are left out, as they hold no more than rounding errors; None: an S(k) that is
-    not positive definite is an error."""
+    """Eigenvectors of S(k) with eigenvalues below this are left out, as they hold little but
+    rounding errors. None leaves out nothing: then S(k) must be positive definite."""
 
     @property
     def size(self) -> int:
+        """Rows of H(k): orbitals, spin included."""
         return self.hamiltonian.size
 
     @property
@@ -60,9 +68,14 @@ class EigenProblem:
         around: float | None = None,
         report: Callable[[], None] | None = None,
     ) -> Levels:
-        """All bands with LAPACK; or ``num_bands`` of them by sparse shift-invert, half below and half above ``around`` (eV).
+        """The levels at some k-points.
 
-        ``report`` is called after every k-point.
+        Args:
+            kpoints: ``[kpoints, 3]``, in fractions of the reciprocal lattice vectors.
+            num_bands: how many, half of them below and half above ``around``, by sparse
+                shift-invert. None finds all with LAPACK.
+            around: eV.
+            report: called after every k-point.
 
         Raises:
             HamfastError: S(k) is not positive definite, or the sparse solver does not converge.
@@ -106,12 +119,19 @@ class EigenProblem:
         return self.levels(kpoints, num_bands, around).energies
 
     def fermi_energy(self, mesh, temperature: float = 300.0) -> float:
-        """Fermi level from the number of electrons, on a k-mesh (all bands, dense); raises as :meth:`fermi_energy_of`."""
+        """The Fermi level, eV, from all bands on a k-mesh ``[kpoints, 3]``.
+
+        Args and errors are those of :meth:`fermi_energy_of`.
+        """
         self.electrons()
         return self.fermi_energy_of(self.bands(mesh), temperature)
 
     def fermi_energy_of(self, energies: np.ndarray, temperature: float = 300.0) -> float:
-        """The same from all bands on a mesh, ``[kpoints, bands]`` eV.
+        """The Fermi level, eV.
+
+        Args:
+            energies: ``[kpoints, bands]`` eV, all bands on a mesh.
+            temperature: kelvin, of the Fermi-Dirac function in a metal.
 
         Raises:
             HamfastError: the number of electrons is not known.
@@ -173,10 +193,16 @@ def _aligned(found: list[NearLevels]) -> Levels:
 def eigen_problem(
     snapshot: Snapshot, hamiltonian: BlockMatrix | None = None, *, projection: float | None = None
 ) -> EigenProblem:
-    """The eigenvalue problem of a structure, with its own Hamiltonian or another one of the same structure.
+    """The eigenvalue problem of a structure.
+
+    Args:
+        snapshot: the structure, with its overlap.
+        hamiltonian: another one of the same structure; None takes the structure's own.
+        projection: see :class:`EigenProblem`.
 
     Raises:
-        HamfastError: the Hamiltonian or the overlap is missing, or the Hamiltonian is not one of this structure.
+        HamfastError: the Hamiltonian or the overlap is missing, or the Hamiltonian is not one of
+            this structure.
     """
     matrix = hamiltonian if hamiltonian is not None else snapshot.hamiltonian
     if matrix is None:

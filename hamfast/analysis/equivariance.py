@@ -1,4 +1,4 @@
-"""How exactly a model's Hamiltonian turns with the crystal."""
+"""How exactly a model's Hamiltonian rotates with the crystal."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from hamfast.ops import rotate_irreps, rotation_from_euler
 def equivariance_error(
     model: Cascade, structure: Snapshot | CrystalGraph, *, rotations: int = 3, seed: int = 0, refine: bool = True
 ) -> float:
-    """``||H(Qx) - D H(x) D^T|| / ||H(x)||`` over all matrix elements, the mean over random rotations Q.
+    """The mean of ``||H(Qx) - D H(x) D^T|| / ||H(x)||`` over random rotations Q of a crystal x.
+
+    D rotates the orbitals, and the norms run over all matrix elements.
 
     Args:
         model: the cascade.
         structure: a snapshot or a graph.
+        rotations: how many.
+        seed: of the rotations.
         refine: False measures stage 1 alone.
     """
     parameter = next(model.parameters())
@@ -33,7 +37,7 @@ def equivariance_error(
         angles = torch.rand(3, generator=generator, dtype=torch.float64) * 2 * torch.pi
         rotation = rotation_from_euler(angles)
         there = model(graph.rotated(rotation), refine=refine).refined
-        turned = rotate_irreps(here, model.spec.irreps, rotation)
+        rotated = rotate_irreps(here, model.spec.irreps, rotation)
         norm = ((here.square() * weight).sum()).sqrt()
-        errors.append(float(((there - turned).square() * weight).sum().sqrt() / norm))
+        errors.append(float(((there - rotated).square() * weight).sum().sqrt() / norm))
     return sum(errors) / len(errors)

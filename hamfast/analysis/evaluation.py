@@ -29,10 +29,20 @@ def evaluate(
     eigenvalues: bool = True,
     report: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """All metrics of stage 1 and of the cascade over structure folders, meV; ``report`` is called after each folder.
+    """All metrics of stage 1 and of the cascade over structures, in meV.
+
+    Args:
+        loaded: the model.
+        folders: of the structures, which have DFT Hamiltonians.
+        eigenvalues: compare band energies, too.
+        report: called after each structure.
+
+    Returns:
+        What ``hamfast evaluate`` writes as JSON: ``unit``, ``structures`` (their names) and
+        ``stages``, which has the metrics of ``stage 1`` and of ``cascade``.
 
     Raises:
-        HamfastError: no folders, or one without a DFT Hamiltonian.
+        HamfastError: there are no folders, or one has no DFT Hamiltonian.
     """
     if not folders:
         raise HamfastError("evaluate: there are no structures")
@@ -83,7 +93,13 @@ _ROWS = (
 def evaluation_table(
     result: dict[str, Any], label_noise: dict[str, float] | None = None, title: str = "Test set"
 ) -> Table:
-    """The table that ``hamfast evaluate`` prints; ``label_noise``: the same metrics of the DFT data itself."""
+    """The table that ``hamfast evaluate`` prints.
+
+    Args:
+        result: of :func:`evaluate`.
+        label_noise: the same metrics of the DFT data itself, for a column of its own.
+        title: what was evaluated.
+    """
     table = Table(title=f"{escape(title)}: {len(result['structures'])} structures, errors in meV")
     table.add_column("metric")
     for stage in result["stages"]:
@@ -103,12 +119,12 @@ def evaluation_table(
         for label in first["MAE_by_structure"]:
             cells = [f"{stages['MAE_by_structure'][label]:.3f}" for stages in result["stages"].values()]
             table.add_row(escape(f"  {label}"), *cells, *([""] if label_noise else []))
-        for label, numbers in first["bands_by_structure"].items():
-            if numbers["gap_DFT"] is not None:
+        for label, errors in first["bands_by_structure"].items():
+            if errors["gap_DFT"] is not None:
                 gaps = [stages["bands_by_structure"][label]["gap_predicted"] for stages in result["stages"].values()]
                 cells = ["-" if gap is None else f"{gap:.1f}" for gap in gaps]
                 table.add_row(
-                    escape(f"  {label}: gap, in DFT {numbers['gap_DFT']:.1f}"), *cells, *([""] if label_noise else [])
+                    escape(f"  {label}: gap, in DFT {errors['gap_DFT']:.1f}"), *cells, *([""] if label_noise else [])
                 )
     worst = sorted(first["MAE_by_shell_pair"], key=lambda name: -first["MAE_by_shell_pair"][name])
     for name in worst[:5]:

@@ -10,12 +10,14 @@ from hamfast.errors import DataWarning, HamfastError
 
 KELVIN = 8.617333262e-5  # eV
 ROUNDING = 0.01
-"""Electrons: a number this close to a whole one is taken for it. A hundredth of an electron in a conduction band
-would move the Fermi level of an insulator across the gap."""
+"""Electrons: a number this close to a whole one is taken for it. A hundredth of an electron in a
+conduction band would move the Fermi level of an insulator across the gap."""
 
 
 def whole_electrons(electrons: float) -> float:
-    """The number of electrons, rounded where it is within ``ROUNDING`` of a whole number; a warning says so.
+    """The number of electrons, rounded if it is within ``ROUNDING`` of a whole number.
+
+    A warning (:class:`DataWarning`) says so.
 
     Raises:
         HamfastError: not a positive, finite number.
@@ -30,13 +32,16 @@ def whole_electrons(electrons: float) -> float:
 
 
 def occupied_bands(electrons: float, degeneracy: int) -> int | None:
-    """How many bands so many electrons fill at every k if the crystal is an insulator; None if they fill no whole number."""
+    """How many bands the electrons of a cell fill at every k if the crystal is an insulator.
+
+    A band holds ``degeneracy`` electrons. None if they fill no whole number of bands.
+    """
     filled = electrons / degeneracy
     return round(filled) if abs(filled - round(filled)) < 1e-9 and round(filled) >= 1 else None
 
 
 def band_edges(energies: np.ndarray, occupied: int) -> tuple[float, float]:
-    """Highest level of the occupied bands and lowest of the others, eV, over ``[kpoints, bands]``."""
+    """The highest occupied and the lowest unoccupied level, eV, of ``[kpoints, bands]``."""
     return float(np.nanmax(energies[:, occupied - 1])), float(np.nanmin(energies[:, occupied]))
 
 
@@ -46,10 +51,16 @@ def edges_known(energies: np.ndarray, occupied: int) -> bool:
 
 
 def fermi_level(energies: np.ndarray, electrons: float, degeneracy: int, temperature: float = 300.0) -> float:
-    """Fermi level of ``energies`` ``[kpoints, bands]`` eV with so many electrons per cell.
+    """The Fermi level, eV.
 
-    Of an insulator, the middle of its gap on these k-points. Of a metal, the energy at which the bands hold the electrons
-    (Fermi-Dirac at ``temperature`` kelvin, bisection). NaN stands for bands that are not there.
+    In an insulator it is the middle of the gap on these k-points. In a metal it is the energy at
+    which the bands, occupied by the Fermi-Dirac function, hold the electrons; bisection finds it.
+
+    Args:
+        energies: ``[kpoints, bands]`` eV; NaN stands for bands that are not there.
+        electrons: per cell.
+        degeneracy: electrons that a band holds.
+        temperature: kelvin.
 
     Raises:
         HamfastError: the electrons do not fit into the bands, or are no positive number.
@@ -96,7 +107,14 @@ def default_mesh(cell: np.ndarray, spacing: float = 0.35) -> tuple[int, int, int
 
 
 def density_of_states(energies: np.ndarray, grid: np.ndarray, width: float, degeneracy: int) -> np.ndarray:
-    """``[grid]`` states / eV / cell: Gaussians of the given standard deviation (eV) on each level."""
+    """``[points]`` states / eV / cell: a Gaussian on each level.
+
+    Args:
+        energies: ``[kpoints, bands]`` eV.
+        grid: ``[points]`` eV.
+        width: eV, the standard deviation.
+        degeneracy: electrons that a band holds.
+    """
     levels = energies[np.isfinite(energies)]
     x = (grid[:, None] - levels[None, :]) / width
     return degeneracy * np.exp(-0.5 * x**2).sum(axis=1) / (width * np.sqrt(2 * np.pi) * energies.shape[0])

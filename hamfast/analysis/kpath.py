@@ -18,13 +18,13 @@ class KPath:
     """Points along straight segments."""
 
     kpoints: np.ndarray
-    """``[points, 3]`` fractional."""
+    """``[points, 3]``, in fractions of the reciprocal lattice vectors."""
     distance: np.ndarray
     """``[points]`` 1/angstrom along the path; the two points of a break have the same."""
     ticks: list[tuple[float, str]]
     """Distance and name of each corner; ``K|U`` where the path is broken."""
     starts: list[int] = field(default_factory=lambda: [0])
-    """The number of the point at which each unbroken piece begins."""
+    """The index of the point at which each unbroken piece begins."""
 
     @property
     def pieces(self) -> list[slice]:
@@ -39,16 +39,19 @@ def parse_kpath(text: str | None, cell: np.ndarray, points: int, periodic: Seque
     """A path through named or own points.
 
     Args:
-        text: names of the lattice's special points (``GKMG``, ``G-X1-H``), with ``,`` or ``|`` where the path is broken
-            (``GXWKGLUWLK,UX``, as ASE writes them); or own points, ``G 0 0 0, K 1/3 1/3 0, M 0.5 0 0``, with ``|`` for a
-            break. None: ASE's path for the lattice.
+        text: names of the lattice's special points, as ``GKMG`` or ``G-X1-H``. A ``,`` or ``|``
+            breaks the path, as in ``GXWKGLUWLK,UX``, which is ASE's way. Or own points, as
+            ``G 0 0 0, K 1/3 1/3 0, M 0.5 0 0``; then only ``|`` breaks it. None takes ASE's path
+            for the lattice.
         cell: ``[3, 3]`` angstrom.
-        points: about how many k-points, at least two per segment.
-        periodic: of the three axes: a layer's lattice is named after its plane. None: axes of more than 11 angstrom that are
-            1.4 times the shortest are taken for vacuum.
+        points: about how many k-points, at least two for each segment.
+        periodic: for each axis, is the crystal periodic along it? A layer's lattice is named after
+            its plane. None takes axes for vacuum that are longer than 11 angstrom and 1.4 times the
+            shortest one.
 
     Raises:
-        HamfastError: a name is unknown for this lattice, a coordinate is not a number, or the path is not one.
+        HamfastError: a name is unknown for this lattice, a coordinate is not a number, or the path
+            has too few points.
     """
     if points < 2:
         raise HamfastError(f"points along the path: expected 2 or more, found {points}")
@@ -91,7 +94,7 @@ def _length(first: Corner, second: Corner, reciprocal) -> float:
 
 def _has_coordinates(text: str) -> bool:
     """Is a word after a name a number? ``X1`` is a name, ``1/3`` a number."""
-    return any(_is_number(word) for part in re.split("[,|]", text) for word in part.split()[1:])
+    return any(_is_number(word) for piece in re.split("[,|]", text) for word in piece.split()[1:])
 
 
 def _is_number(word: str) -> bool:
@@ -108,7 +111,7 @@ def _named(text: str | None, cell, periodic) -> list[list[Corner]]:
         periodic = [bool(length < 11 or length < 1.4 * lengths.min()) for length in lengths]
     try:
         path = Cell(cell).bandpath(npoints=0, pbc=list(periodic) if any(periodic) else [True] * 3)
-    except Exception as error:  # ASE raises many kinds on unusual cells
+    except Exception as error:  # ASE raises many types of errors on unusual cells
         raise HamfastError(
             f"kpath: the special points of this cell are not known ({error}); give coordinates"
         ) from error
@@ -116,8 +119,8 @@ def _named(text: str | None, cell, periodic) -> list[list[Corner]]:
     # Longest names first, so that X1 is not X followed by a 1.
     pattern = re.compile("|".join(re.escape(name) for name in sorted(known, key=len, reverse=True)))
     pieces = []
-    for part in re.split("[,|]", path.path if text is None else text):
-        names = re.sub(r"[\s\-_]", "", part).replace("Gamma", "G").replace("Γ", "G")
+    for section in re.split("[,|]", path.path if text is None else text):
+        names = re.sub(r"[\s\-_]", "", section).replace("Gamma", "G").replace("Γ", "G")
         piece, at = [], 0
         while at < len(names):
             found = pattern.match(names, at)
@@ -134,17 +137,17 @@ def _named(text: str | None, cell, periodic) -> list[list[Corner]]:
 
 
 def _explicit(text: str) -> list[list[Corner]]:
-    return [[_corner(part) for part in piece.split(",")] for piece in text.split("|")]
+    return [[_corner(corner) for corner in piece.split(",")] for piece in text.split("|")]
 
 
-def _corner(part: str) -> Corner:
-    words = part.split()
+def _corner(text: str) -> Corner:
+    words = text.split()
     try:
         name, coordinates = words[0], [_number(w) for w in words[1:]]
         if len(coordinates) != 3 or not np.all(np.isfinite(coordinates)):
             raise ValueError
     except (ValueError, IndexError, ZeroDivisionError) as error:
-        raise HamfastError(f"kpath: expected 'NAME k1 k2 k3', found {part.strip()!r}") from error
+        raise HamfastError(f"kpath: expected 'NAME k1 k2 k3', found {text.strip()!r}") from error
     return name, np.array(coordinates)
 
 

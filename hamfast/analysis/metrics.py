@@ -28,16 +28,21 @@ class ReferenceBands:
     """Levels of the DFT Hamiltonian, which all predictions of a structure are compared with."""
 
     problem: EigenProblem
-    """With the number of electrons, counted below the Fermi level where the files do not have it."""
+    """With the number of electrons: where the files lack it, levels below the Fermi level are
+    counted."""
     kpoints: np.ndarray
+    """``[kpoints, 3]``, in fractions of the reciprocal lattice vectors."""
     mesh: int
-    """So many of the k-points, the first, are a mesh."""
+    """How many of the k-points, the first ones, are a mesh."""
     energies: np.ndarray
     """``[kpoints, bands]`` eV."""
 
 
 def reference_bands(snapshot: Snapshot) -> ReferenceBands | None:
-    """None without S, without both electrons and Fermi level, or with more than ``DENSE_LIMIT`` orbitals.
+    """The levels of a structure's DFT Hamiltonian on a mesh and at ``SPECIAL_KPOINTS``.
+
+    None without S, without both electrons and Fermi level, or with more than ``DENSE_LIMIT``
+    orbitals.
 
     Raises:
         HamfastError: the Fermi level lies below all levels.
@@ -71,9 +76,13 @@ class ErrorSums:
     gauge: list[float] = field(default_factory=list)
     """MAE of each structure after the best mu S is removed; only where S is known."""
     mu: list[float] = field(default_factory=list)
+    """These mu, in meV."""
     onsite: list[float] = field(default_factory=lambda: [0.0, 0])
+    """Sum of |dH| and number of matrix elements, of on-site blocks; the same in the two below."""
     by_distance: dict[int, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0]))
+    """By whole angstroms of the pair's length, rounded down."""
     by_shells: dict[str, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0]))
+    """By shells as ``C2s-Cp``."""
     bands: dict[str, BandErrors] = field(default_factory=dict)
     """Of each structure that has S, electrons or a Fermi level, and few enough orbitals."""
 
@@ -125,10 +134,10 @@ class ErrorSums:
             for a, l1 in enumerate(snapshot.shells[first]):
                 column = 0
                 for b, l2 in enumerate(snapshot.shells[second]):
-                    part = mean[row : row + 2 * l1 + 1, column : column + 2 * l2 + 1]
+                    piece = mean[row : row + 2 * l1 + 1, column : column + 2 * l2 + 1]
                     name = f"{chemical_symbols[first]}{_shell(snapshot.shells[first], a)}-{chemical_symbols[second]}{_shell(snapshot.shells[second], b)}"
-                    self.by_shells[name][0] += float(part.sum())
-                    self.by_shells[name][1] += part.size * spins**2 * len(which)
+                    self.by_shells[name][0] += float(piece.sum())
+                    self.by_shells[name][1] += piece.size * spins**2 * len(which)
                     column += 2 * l2 + 1
                 row += 2 * l1 + 1
 
@@ -141,9 +150,14 @@ class ErrorSums:
     ) -> None:
         """Adds the errors of band energies, gap and band edges on a k-mesh and four more k-points.
 
-        See :func:`hamfast.analysis.band_errors.band_errors` for which levels count; ``window`` is in eV on both sides of the
-        Fermi level. ``reference``: :func:`reference_bands` of the structure, where it is known already; nothing is added where
-        there is none.
+        See :func:`hamfast.analysis.band_errors.band_errors` for which levels count. Nothing is
+        added where there are no reference bands.
+
+        Args:
+            snapshot: the structure.
+            predicted: its Hamiltonian.
+            window: eV on both sides of the Fermi level.
+            reference: :func:`reference_bands` of the structure, if it is known already.
         """
         reference = reference if reference is not None else reference_bands(snapshot)
         if reference is None:
@@ -163,7 +177,7 @@ class ErrorSums:
             self.bands[snapshot.label] = error
 
     def summary(self) -> dict[str, Any]:
-        """All metrics in meV as plain numbers."""
+        """All metrics in meV, for JSON."""
         maes = [mae for _, mae in self.structures]
         worst_block = max(self.by_shells.items(), key=lambda item: item[1][0] / item[1][1])
         return {
@@ -182,7 +196,7 @@ class ErrorSums:
             "valence_edge_error": self._band_mean("valence_edge_error", np.abs),
             "conduction_edge_error": self._band_mean("conduction_edge_error", np.abs),
             "MAE_by_structure": dict(self.structures),
-            "bands_by_structure": {label: errors.numbers() for label, errors in self.bands.items()},
+            "bands_by_structure": {label: errors.as_dict() for label, errors in self.bands.items()},
         }
 
     def _band_mean(self, name: str, of: Callable = float) -> float | None:
@@ -198,10 +212,18 @@ def _shell(shells, n):
 
 
 def remove_gauge(difference: np.ndarray, reference: BlockMatrix, snapshot: Snapshot) -> tuple[float, np.ndarray]:
-    """H is defined up to mu S, a shift of the energy zero. Returns the mu (eV) for which mean |dH - mu S| is smallest, and
-    dH - mu S there.
+    """Removes the multiple of S that makes an error of H smallest.
 
-    Of real matrices that mu is the median of dH / S weighted with |S|. Of complex ones it is searched: the mean is convex.
+    H is defined up to mu S, which shifts the zero of energy. For real matrices the best mu is the
+    median of dH / S, weighted with |S|. For complex ones it is searched; the mean is convex in mu.
+
+    Args:
+        difference: dH, the entries of the predicted matrix minus those of ``reference``, eV.
+        reference: the Hamiltonian.
+        snapshot: the structure, with its overlap.
+
+    Returns:
+        The mu (eV) for which the mean |dH - mu S| is smallest, and dH - mu S.
     """
     assert snapshot.overlap is not None
     overlap = reordered(snapshot.overlap, reference.pairs, spins=2 if snapshot.spinful else 1, shapes=reference.shapes)
@@ -231,7 +253,14 @@ def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
 
 
 def reordered(matrix: BlockMatrix, pairs: np.ndarray, spins: int = 1, shapes: np.ndarray | None = None) -> BlockMatrix:
-    """The blocks of ``matrix`` in the order of ``pairs``; pairs it lacks are zero; ``spins`` = 2 puts a copy on each spin."""
+    """The blocks of a matrix in the order of other pairs.
+
+    Args:
+        matrix: the blocks.
+        pairs: ``[pairs, 5]``, the new order.
+        spins: 2 puts a copy of each block on each spin.
+        shapes: ``[pairs, 2]``, of the blocks that ``matrix`` lacks, which become zero.
+    """
     blocks = []
     for n, pair in enumerate(map(tuple, pairs.tolist())):
         found = matrix.index.get(pair)

@@ -1,4 +1,4 @@
-"""Figures."""
+"""The figure of ``hamfast bands``."""
 
 from __future__ import annotations
 
@@ -30,8 +30,22 @@ def plot_bands(
 ) -> Path:
     """All band structures in one panel, E_F at 0; the density of states in a second one.
 
-    Lines join the points of one band. Levels that could not be counted are drawn as points. Gaps and errors stand above the
-    panels, beside the legend, where they cover no band.
+    Lines join the points of one band. Levels that could not be counted are drawn as points. The
+    errors stand above the panels and the gaps in the legend below, where they cover no band.
+
+    Args:
+        bands: name -> curve.
+        path: of the image; its ending is the format.
+        window: eV around the Fermi level.
+        title: above the figure.
+        dos: name -> density of states.
+        errors: of the predicted bands.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        HamfastError: the file cannot be written.
     """
     figure, axes = plt.subplots(
         1,
@@ -89,4 +103,4 @@ def plot_bands(
 
 
 def _greek(name: str) -> str:
-    return "|".join("Γ" if part in ("G", "Gamma") else part.replace("$", r"\$") for part in name.split("|"))
+    return "|".join("Γ" if corner in ("G", "Gamma") else corner.replace("$", r"\$") for corner in name.split("|"))

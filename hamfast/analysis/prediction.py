@@ -34,7 +34,8 @@ def predict(loaded: LoadedModel, snapshot: Snapshot) -> Prediction:
     (:func:`hamfast.data.graphs.trained_pairs`). The result has these pairs and those of the files.
 
     Raises:
-        HamfastError: an element or its orbitals are unknown to the model, or the result is not finite.
+        HamfastError: an element or its orbitals are unknown to the model, or the result is not
+            finite.
     """
     model = loaded.model
     parameter = next(model.parameters())
@@ -68,15 +69,22 @@ def _blocks(irreps, graph, snapshot, spec) -> BlockMatrix:
 def write_prediction(
     loaded: LoadedModel, folder: Path, target: Path, precision: str = "float64", compress: bool = True
 ) -> Path:
-    """Predicts the Hamiltonian of a structure folder and writes it, in the folder's layout; returns the path.
+    """Predicts the Hamiltonian of a structure folder and writes it, in the folder's layout.
+
+    Of what ``target`` holds nothing but an earlier prediction is written over.
 
     Args:
+        loaded: the model.
+        folder: of the structure.
         target: ``folder`` itself, or another one that gets a copy of the structure.
-        precision: ``float64`` or ``float32``, of the written numbers.
+        precision: ``float64`` or ``float32``, of the written values.
+        compress: the file, by gzip.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        HamfastError: as :func:`predict`; ``target`` holds another structure, or other files. Of what it holds nothing but an
-            earlier prediction is written over.
+        HamfastError: as :func:`predict`; or ``target`` holds another structure, or other files.
     """
     snapshot = read_snapshot(folder)
     layout = format_of(folder)

@@ -1,8 +1,12 @@
-"""Levels of H(k) c = E S(k) c next to an energy, for matrices too large to diagonalise: sparse, and counted.
+"""Levels of H(k) c = E S(k) c next to an energy, for matrices too large to diagonalise.
 
-ARPACK in shift-invert mode finds levels on both sides of the energy sigma. It does not say which bands they are, or whether it
-missed one. The factors of H - sigma S do: by Sylvester's law of inertia, H - sigma S has as many negative pivots as there
-are levels below sigma (S positive definite). With the same count at both ends of what was found, every level has its number.
+The solver is sparse, and it counts the levels:
+
+1. ARPACK in shift-invert mode finds levels on both sides of an energy sigma. It does not say which
+   bands they are, or whether it missed one.
+2. The factors L D L^H of H - sigma S do. By Sylvester's law of inertia, D has as many negative
+   entries (pivots) as there are levels below sigma, if S is positive definite.
+3. With such a count at both ends of what was found, the band of every level is known.
 """
 
 from __future__ import annotations
@@ -18,17 +22,22 @@ import scipy.sparse.linalg
 from hamfast.errors import DataWarning, HamfastError
 
 STEPS = (1e-5, 1e-4, 1e-3, 1e-2)
-"""eV by which an energy is moved where H - E S has no stable factors: on a level, or on a diagonal element."""
+"""eV by which an energy is moved where H - E S has no stable factors. That is on a level, or on a
+diagonal element."""
 SINGULAR = 1e-12
 """An eigenvalue of S below this is rounding."""
 ON_LEVEL = 1e-6
 """eV: a level this near to sigma makes all others lose digits."""
 RESIDUAL = 1e-6
-"""Largest ``|H c - E S c| / |S c|`` of a level that is believed, in units of the largest matrix element of H (or 1 eV)."""
+"""Largest ``|H c - E S c| / |S c|`` of a level that is believed. The unit is the largest matrix
+element of H, and at least 1 eV."""
 
 
 class Unstable(Exception):
-    """At this energy the factors are of no use, or a level lies on it: another energy nearby will do."""
+    """An energy at which the factors are of no use, or on which a level lies.
+
+    Another energy nearby will do.
+    """
 
 
 @dataclass
@@ -37,7 +46,7 @@ class NearLevels:
 
     energies: np.ndarray
     first_band: int | None
-    """The number, from 0, of the band that ``energies[0]`` belongs to; None: they could not be counted."""
+    """The index, from 0, of the band of ``energies[0]``; None if levels could not be counted."""
 
 
 class Factor:
@@ -73,14 +82,27 @@ class Factor:
         return bool(np.all(np.isfinite(x)) and np.linalg.norm(self.matrix @ x - b) <= 1e-10 * scale)
 
     def solve(self, b):
+        """The x of ``matrix x = b``; ``b`` is ``[size]`` or ``[size, columns]``."""
         return self.lu.solve(np.ascontiguousarray(b, dtype=self.matrix.dtype))
 
 
 class ShiftedFactor:
-    """Solves with H - sigma S and counts its negative pivots; on the complement of ``null`` where that is given.
+    """Solves with H - sigma S and counts its negative pivots.
 
-    ``null`` ``[size, m]``: orthonormal eigenvectors of S that are left out. Bordering the matrix with them projects it, and
-    Haynsworth's additivity gives the inertia: negative pivots of the whole, plus positive eigenvalues of N^H A^-1 N, less m.
+    With ``null`` it does so on the complement of these vectors. Bordering the matrix A with them as
+    columns N projects it. The count is then, by Haynsworth's additivity of inertia, that of A, plus
+    the positive eigenvalues of N^H A^-1 N, less the number of vectors.
+
+    Args:
+        h, s: ``[size, size]`` sparse, Hermitian.
+        sigma: eV.
+        null: ``[size, m]``, orthonormal eigenvectors of S that are left out; None for none.
+
+    Attributes:
+        negative: how many levels lie below sigma; None if they could not be counted.
+
+    Raises:
+        Unstable: the matrix is singular to rounding.
     """
 
     def __init__(self, h, s, sigma: float, null: np.ndarray | None):
@@ -94,6 +116,7 @@ class ShiftedFactor:
                 self.negative += int(np.sum(scipy.linalg.eigvalsh(self.schur) > 0)) - null.shape[1]
 
     def solve(self, b):
+        """The x of ``(H - sigma S) x = b``, ``[size]``, on the complement of ``null``."""
         x = self.factor.solve(np.ravel(b))
         if self.null is not None:
             x = x - self.solved @ np.linalg.solve(self.schur, self.null.conj().T @ x)
@@ -101,7 +124,7 @@ class ShiftedFactor:
 
 
 def smallest_overlap(s, where: str) -> float:
-    """Smallest eigenvalue of S, found sparsely.
+    """The smallest eigenvalue of a sparse overlap matrix S.
 
     Raises:
         HamfastError: S is not positive definite; ``where`` names the k-point.
@@ -123,9 +146,11 @@ def smallest_overlap(s, where: str) -> float:
 
 
 def not_positive(where: str, lowest: float) -> HamfastError:
+    """The error for an overlap at the k-point ``where`` with the smallest eigenvalue ``lowest``."""
     what = "not positive definite" if lowest < 0 else "singular to rounding"
     return HamfastError(
-        f"the overlap matrix at {where} is {what}, its smallest eigenvalue is {lowest:.3g}: expected more than 1e-12; is the overlap cut off, or another structure's? --project-overlap 1e-3 leaves out what is below 1e-3"
+        f"the overlap matrix at {where} is {what}, its smallest eigenvalue is {lowest:.3g}: expected more than 1e-12; "
+        "is the overlap cut off, or another structure's? --project-overlap 1e-3 leaves out what is below 1e-3"
     )
 
 
@@ -145,12 +170,13 @@ def near_null(s, threshold: float) -> np.ndarray:
 
 
 def levels_near(h, s, sigma: float, count: int, where: str, null: np.ndarray | None = None) -> NearLevels:
-    """``count`` levels next to ``sigma``, half below and half above it as far as there are so many.
+    """Levels next to ``sigma``, half of them below and half above it, as far as there are so many.
 
     Args:
-        h, s: ``[size, size]`` sparse, Hermitian; S positive definite (on the complement of ``null``).
+        h, s: ``[size, size]`` sparse, Hermitian; S is positive definite on the complement of
+            ``null``.
         sigma: eV.
-        count: at least 1, at most size - 2.
+        count: how many, from 1 to size - 2.
         where: the k-point, for messages.
         null: see :class:`ShiftedFactor`.
 
@@ -205,7 +231,7 @@ def _both_sides(h, s, sigma, count, factor, size, null) -> NearLevels:
         at_high = nu if len(high[0]) == 0 else _count(h, s, energies[-1], 1, null)
         if at_low is None or at_high is None:
             break
-        # Levels that were passed over between sigma and the ends, or that are still to be found beyond them.
+        # Levels that were passed over between sigma and the ends, or that lie beyond the ends.
         more_low = max(nu - at_low - len(low[0]), below - len(low[0]))
         more_high = max(at_high - nu - len(high[0]), above - len(high[0]))
         if len(low[0]) > nu - at_low or len(high[0]) > at_high - nu:
@@ -214,14 +240,18 @@ def _both_sides(h, s, sigma, count, factor, size, null) -> NearLevels:
             # A multiplet at the end was found whole; what was asked for is enough.
             chosen = np.concatenate([np.sort(low[0])[len(low[0]) - below :], np.sort(high[0])[:above]])
             return NearLevels(chosen, nu - below)
-        # One vector's Krylov space has one vector of a multiplet only: search for the others where those are not.
+        # The Krylov space of one vector holds only one vector of a multiplet. So the others are
+        # searched for on the complement of what was found.
         low = _search(h, s, sigma, max(0, more_low), factor, "SA", null, low)
         high = _search(h, s, sigma, max(0, more_high), factor, "LA", null, high)
     return NearLevels(energies, None)
 
 
 def _count(h, s, end, sign, null) -> int | None:
-    """Levels below an energy a little beyond ``end``, a level itself; None: they could not be counted."""
+    """How many levels lie below an energy a little beyond the level ``end``.
+
+    None if they could not be counted.
+    """
     for step in STEPS:
         try:
             count = ShiftedFactor(h, s, end + sign * step, null).negative
@@ -233,12 +263,16 @@ def _count(h, s, end, sign, null) -> int | None:
 
 
 def _search(h, s, sigma, count, factor, which, null, known=None) -> tuple[np.ndarray, np.ndarray]:
-    """Adds ``count`` levels on one side of sigma to ``known``: energies, and vectors that are orthonormal in S.
+    """Adds ``count`` levels on one side of sigma to those that are ``known``.
 
     Each level is checked against the equation that it solves.
 
+    Returns:
+        Energies, and vectors that are orthonormal in S.
+
     Raises:
-        Unstable: a level lies on sigma, so that the others lose digits; or one does not solve the equation.
+        Unstable: a level lies on sigma, so that the others lose digits; or a level does not solve
+            the equation.
     """
     empty = np.zeros(0), np.zeros((h.shape[0], 0), dtype=factor.dtype)
     values, vectors = known or empty

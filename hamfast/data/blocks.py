@@ -12,16 +12,23 @@ from hamfast.errors import HamfastError
 
 @dataclass(frozen=True)
 class BlockMatrix:
-    """Blocks ``M[(R, i, j)]``: rows are orbitals of atom i in the home cell, columns those of atom j in cell R."""
+    """Blocks ``M[(R, i, j)]``, one for each ordered pair of atoms.
+
+    The rows of a block are the orbitals of atom i in the home cell. Its columns are those of atom j
+    in the cell at the lattice vector R.
+
+    Raises:
+        HamfastError: the arrays do not fit each other.
+    """
 
     pairs: np.ndarray
     """``[pairs, 5]`` int64: R1, R2, R3, i, j; atoms counted from 0."""
     shapes: np.ndarray
-    """``[pairs, 2]`` int64."""
+    """``[pairs, 2]`` int64: rows and columns of each block."""
     boundaries: np.ndarray
     """``[pairs + 1]`` int64: block n is ``entries[boundaries[n]:boundaries[n + 1]]``, row-major."""
     entries: np.ndarray
-    """Flat, real or complex."""
+    """Flat, real or complex: eV for a Hamiltonian, plain numbers for an overlap."""
 
     def __post_init__(self):
         pairs = len(self.pairs) if self.pairs.ndim else 0
@@ -41,7 +48,7 @@ class BlockMatrix:
 
     @staticmethod
     def from_blocks(pairs, blocks) -> BlockMatrix:
-        """From a list of pairs ``(R1, R2, R3, i, j)`` and a list of 2-D blocks."""
+        """From pairs ``(R1, R2, R3, i, j)`` and as many two-dimensional blocks."""
         shapes = np.array([b.shape for b in blocks], dtype=np.int64).reshape(-1, 2)
         boundaries = np.concatenate([[0], np.cumsum(shapes[:, 0] * shapes[:, 1])]).astype(np.int64)
         entries = np.concatenate([np.ravel(b) for b in blocks]) if blocks else np.zeros(0)
@@ -51,22 +58,23 @@ class BlockMatrix:
         return len(self.pairs)
 
     def block(self, n: int) -> np.ndarray:
+        """``[rows, columns]``: the block of the n-th pair."""
         return self.entries[self.boundaries[n] : self.boundaries[n + 1]].reshape(self.shapes[n])
 
     def group(self, which: np.ndarray) -> np.ndarray:
-        """The blocks with these numbers, all of one shape, as ``[blocks, rows, columns]``."""
+        """``[blocks, rows, columns]``: the blocks with these indices, which all have one shape."""
         rows, columns = self.shapes[which[0]]
         index = self.boundaries[which][:, None] + np.arange(rows * columns)
         return self.entries[index].reshape(-1, rows, columns)
 
     @cached_property
     def index(self) -> dict[tuple[int, ...], int]:
-        """Number of each pair."""
+        """The position of each pair."""
         return {tuple(pair): n for n, pair in enumerate(self.pairs.tolist())}
 
     @cached_property
     def reverse(self) -> np.ndarray:
-        """``[pairs]``: the number of (-R, j, i).
+        """``[pairs]``: the position of (-R, j, i) for each pair (R, i, j).
 
         Raises:
             HamfastError: a pair lacks its reverse, or occurs twice.
@@ -74,7 +82,7 @@ class BlockMatrix:
         return reverse_pairs(self.pairs, self.index)
 
     def hermiticity_error(self) -> tuple[float, int]:
-        """Largest ``|M[(R, i, j)] - M[(-R, j, i)]^dagger|`` and the pair where it is."""
+        """Largest ``|M[(R, i, j)] - M[(-R, j, i)]^dagger|``, and the position of its pair."""
         worst, where = 0.0, 0
         for n, m in enumerate(self.reverse.tolist()):
             if n <= m:
@@ -84,11 +92,17 @@ class BlockMatrix:
         return worst, where
 
     def norm(self) -> float:
+        """The square root of the sum of all ``|entries|^2``."""
         return float(np.sqrt(np.sum(np.abs(self.entries.astype(np.complex128)) ** 2)))
 
 
 def species_groups(species: np.ndarray, pairs: np.ndarray):
-    """Yields (first species, second species, numbers of the pairs between them); any integer labels of atoms will do."""
+    """Yields (first species, second species, positions of the pairs between them).
+
+    Args:
+        species: ``[atoms]``, any whole number for each species.
+        pairs: ``[pairs, 5]``.
+    """
     count = int(species.max()) + 1 if len(species) else 0
     code = species[pairs[:, 3]] * count + species[pairs[:, 4]]
     for value in np.unique(code):
@@ -96,12 +110,17 @@ def species_groups(species: np.ndarray, pairs: np.ndarray):
 
 
 def pair_name(pair) -> str:
+    """``R = (0, 0, 1), i = 0, j = 2``, for messages."""
     a, b, c, i, j = (int(n) for n in pair)
     return f"R = ({a}, {b}, {c}), i = {i}, j = {j}"
 
 
 def reverse_pairs(pairs: np.ndarray, index: dict[tuple[int, ...], int] | None = None) -> np.ndarray:
-    """``[pairs]``: the number of (-R, j, i) of each pair; ``index`` is the number of each pair, if it is known already.
+    """``[pairs]``: the position of (-R, j, i) for each pair (R, i, j).
+
+    Args:
+        pairs: ``[pairs, 5]``.
+        index: the position of each pair, if it is known already.
 
     Raises:
         HamfastError: a pair lacks its reverse, or occurs twice.

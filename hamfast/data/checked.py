@@ -12,13 +12,18 @@ from ase.data import atomic_numbers, chemical_symbols
 from hamfast.errors import HamfastError
 
 HIGHEST_L = 6
+"""Of a shell: the letters s, p, d, f, g, h, i, by which tables name shells, end there."""
 LARGEST = 1e15
 """No energy in eV, and no number of electrons, is larger."""
 HIGHEST_Z = len(chemical_symbols) - 1
 
 
 def boolean(info: Mapping[str, Any], key: str, path: Path) -> bool:
-    """``true`` or ``false``; False if the key is not there. Text like ``"false"`` is neither."""
+    """``true`` or ``false``; False if the key is not there.
+
+    Raises:
+        HamfastError: it is something else, as the text ``"false"``.
+    """
     value = info.get(key)
     if value is None:
         return False
@@ -28,7 +33,11 @@ def boolean(info: Mapping[str, Any], key: str, path: Path) -> bool:
 
 
 def number(info: Mapping[str, Any], key: str, path: Path) -> float | None:
-    """A finite number; None if the key is not there or null."""
+    """A finite number; None if the key is not there or null.
+
+    Raises:
+        HamfastError: it is something else, or too large to be meant.
+    """
     value = info.get(key)
     if value is None:
         return None
@@ -41,14 +50,21 @@ def number(info: Mapping[str, Any], key: str, path: Path) -> float | None:
 
 
 def check_count(info: Mapping[str, Any], key: str, path: Path, expected: int, what: str) -> None:
-    """Raises HamfastError if the key is there and is not the ``expected`` number."""
+    """Raises HamfastError if the key is there and its value is not ``expected``.
+
+    ``what`` says in words what is counted, and where.
+    """
     found = number(info, key, path)
     if found is not None and found != expected:
         raise HamfastError(f"{path}: {key} is {info[key]}, but {what} {expected}")
 
 
 def shells(value: Any, where: str) -> tuple[int, ...]:
-    """l of each shell, from a list of whole numbers."""
+    """l of each shell, from a list of whole numbers.
+
+    Raises:
+        HamfastError: it is something else, or an l is higher than ``HIGHEST_L``.
+    """
     if not isinstance(value, (list, tuple)) or not value:
         raise HamfastError(f"{where}: expected the l of each shell, as [0, 0, 1, 1, 2] for s2p2d1, found {value!r}")
     for l in value:
@@ -60,7 +76,11 @@ def shells(value: Any, where: str) -> tuple[int, ...]:
 
 
 def shells_by_element(value: Any, where: str) -> dict[int, tuple[int, ...]]:
-    """``{"C": [0, 0, 1, 1, 2]}`` -> shells by atomic number."""
+    """``{"C": [0, 0, 1, 1, 2]}`` -> shells by atomic number.
+
+    Raises:
+        HamfastError: it is something else, or a name is no element.
+    """
     if not isinstance(value, dict):
         raise HamfastError(
             f'{where}: expected elements with their shells, as {{"C": [0, 0, 1, 1, 2]}}, found {value!r}'
@@ -74,7 +94,10 @@ def shells_by_element(value: Any, where: str) -> dict[int, tuple[int, ...]]:
 
 
 def usual_precision(entries: np.ndarray) -> np.ndarray:
-    """Single or double precision in the machine's byte order, whatever else a file has; nothing is rounded but long doubles."""
+    """The same values in single or double precision and in the machine's byte order.
+
+    Only long doubles are rounded.
+    """
     is_complex = entries.dtype.kind == "c"
     single = entries.dtype.itemsize <= (8 if is_complex else 4)
     wanted = {

@@ -11,18 +11,22 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from hamfast.data.formats import dataset_shells, read_snapshot
+from hamfast.data.formats import read_snapshot
 from hamfast.data.graphs import build_graph
+from hamfast.data.statistics import dataset_statistics
 from hamfast.data.tensor_file import save_tensors
 from hamfast.errors import DataWarning, HamfastError
 from hamfast.graph import CrystalGraph, batch_graphs
+from hamfast.shells import ShellSpec
 from hamfast.targets import TargetSpec
 from hamfast.version import __version__
 
 
 class GraphDataset(Dataset):
-    """Crystal graphs of structure folders, read one at a time; each is prepared once and kept in
-    ``cache``.
+    """Crystal graphs with targets of structure folders, read one at a time.
+
+    Each graph is prepared once and kept in ``cache``. It is prepared anew whenever its files, the
+    orbitals or the program have changed, or the cached file is damaged.
 
     Args:
         folders: one per structure.
@@ -105,7 +109,7 @@ def _check(graph: CrystalGraph, spec: TargetSpec, dtype: torch.dtype) -> None:
         (graph.vector, (edges, 3), dtype),
         (target, (edges, spec.dim), dtype),
     )
-    if any(tuple(tensor.shape) != shape or tensor.dtype != kind for tensor, shape, kind in expected):
+    if any(tuple(tensor.shape) != shape or tensor.dtype != wanted for tensor, shape, wanted in expected):
         raise ValueError("shapes or types of another graph")
     if not (graph.vector.isfinite().all() and target.isfinite().all()):
         raise ValueError("numbers that are not finite")
@@ -114,7 +118,16 @@ def _check(graph: CrystalGraph, spec: TargetSpec, dtype: torch.dtype) -> None:
 def graph_loader(
     dataset: GraphDataset, batch_size: int, *, shuffle: bool = False, seed: int = 0, num_workers: int = 0, sampler=None
 ) -> DataLoader:
-    """Batches of graphs; never more than the running batches in memory."""
+    """Batches of graphs, one graph for each batch; no others are held in memory.
+
+    Args:
+        dataset: of the graphs.
+        batch_size: structures of a batch.
+        shuffle: random order; only without a ``sampler``.
+        seed: of that order.
+        num_workers: processes that read; 0 reads in this one.
+        sampler: which structures, in which order.
+    """
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -128,6 +141,14 @@ def graph_loader(
 
 
 def dataset_spec(folders: Sequence[Path]) -> TargetSpec:
-    """Elements and orbitals of a data set; raises as :func:`hamfast.data.formats.dataset_shells`."""
-    found = dataset_shells(folders)
-    return TargetSpec(found.shells, found.spinful)
+    """Elements and orbitals of a data set.
+
+    Raises:
+        HamfastError: as :func:`hamfast.data.statistics.dataset_statistics`.
+    """
+    return target_spec(dataset_statistics(folders).shells)
+
+
+def target_spec(shells: ShellSpec) -> TargetSpec:
+    """The targets of a data set with these orbitals."""
+    return TargetSpec(shells.shells, shells.spinful)

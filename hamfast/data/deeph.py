@@ -1,4 +1,8 @@
-"""The new DeepH layout (DeepH-dock, JAX DeepH-pack): POSCAR, info.json, hamiltonian.h5, overlap.h5 in one folder."""
+"""The new DeepH layout, of DeepH-dock and the JAX version of DeepH-pack.
+
+A folder holds ``POSCAR``, ``info.json``, ``hamiltonian.h5`` and ``overlap.h5``. The public names
+are those of :class:`hamfast.data.formats.Format`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
 
 NAME = "deeph"
 HAMILTONIAN, OVERLAP, PREDICTION = "hamiltonian.h5", "overlap.h5", "hamiltonian_pred.h5"
-FILES = ("POSCAR", "info.json", HAMILTONIAN, OVERLAP, PREDICTION)
+FILES: tuple[str, ...] = ("POSCAR", "info.json", HAMILTONIAN, OVERLAP, PREDICTION)
 
 _INFO_KEYS = {
     "atoms_quantity",
@@ -34,6 +38,7 @@ _INFO_KEYS = {
 
 
 def is_this_layout(folder: Path) -> bool:
+    """Does a folder hold a structure of this layout?"""
     if not ((folder / "POSCAR").exists() and (folder / "info.json").exists()):
         return False
     if not (folder / "lat.dat").exists():
@@ -43,7 +48,12 @@ def is_this_layout(folder: Path) -> bool:
 
 
 def read(folder: Path, hamiltonian: str | None = HAMILTONIAN) -> Snapshot:
-    """Reads one structure; matrices that are not there are None. ``hamiltonian``: file name, None to skip it."""
+    """Reads one structure; matrices that are not there are None.
+
+    Args:
+        folder: of the structure.
+        hamiltonian: the name of the Hamiltonian's file; None to leave it out.
+    """
     snapshot = read_structure(folder)
     snapshot.hamiltonian = None if hamiltonian is None else read_matrix(folder / hamiltonian)
     snapshot.overlap = read_matrix(folder / OVERLAP)
@@ -75,6 +85,11 @@ def read_structure(folder: Path) -> Snapshot:
 
 
 def read_poscar(path: Path) -> Atoms:
+    """The atoms and the cell of a POSCAR, in angstrom.
+
+    Raises:
+        HamfastError: it is missing, or cannot be read without guessing.
+    """
     from ase.io import read as ase_read  # takes most of a second, which finding structures need not
 
     text = read_text(path)
@@ -96,7 +111,21 @@ def read_poscar(path: Path) -> Atoms:
         ) from error
 
 
+def read_pairs(path: Path) -> np.ndarray:
+    """``[pairs, 5]`` int64: the atom pairs in the file of a matrix, without its blocks."""
+    with open_h5(path) as file:
+        pairs = read_array(file, "atom_pairs", "iu", "whole numbers").astype(np.int64)
+    if pairs.shape != (len(pairs) if pairs.ndim else 0, 5):
+        raise HamfastError(f"{path}: expected atom_pairs [N, 5], found {pairs.shape}")
+    return pairs
+
+
 def read_matrix(path: Path) -> BlockMatrix | None:
+    """The matrix in a file; None if there is no such file.
+
+    Raises:
+        HamfastError: the file is damaged, or is no such matrix.
+    """
     if not path.exists():
         return None
     with open_h5(path) as file:
@@ -138,6 +167,7 @@ def write(snapshot: Snapshot, folder: Path) -> None:
 
 
 def write_matrix(matrix: BlockMatrix, path: Path, compress: bool = True) -> None:
+    """Writes a matrix with its dtype; ``compress`` by gzip."""
     options = {"compression": "gzip", "shuffle": True} if compress else {}
     arrays = {
         "atom_pairs": matrix.pairs.astype(np.int32),

@@ -1,4 +1,8 @@
-"""The legacy DeepH layout (DeepH-pack 0.2, DeepH-E3, MACE-H): text files and one h5 data set per block."""
+"""The legacy DeepH layout, of DeepH-pack 0.2, DeepH-E3 and MACE-H.
+
+A folder holds text files, and HDF5 files with one data set for each block. Atoms count from 1 in
+them. The public names are those of :class:`hamfast.data.formats.Format`.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +21,23 @@ from hamfast.errors import HamfastError
 NAME = "deeph-legacy"
 HAMILTONIAN, OVERLAP, PREDICTION = "hamiltonians.h5", "overlaps.h5", "hamiltonians_pred.h5"
 TABLES = ("lat.dat", "rlat.dat", "site_positions.dat", "element.dat", "orbital_types.dat")
-FILES = (*TABLES, "info.json", HAMILTONIAN, OVERLAP, PREDICTION)
+FILES: tuple[str, ...] = (*TABLES, "info.json", HAMILTONIAN, OVERLAP, PREDICTION)
 
 _INFO_KEYS = {"nsites", "isorthogonal", "isspinful", "fermi_level", "occupation"}
 
 
 def is_this_layout(folder: Path) -> bool:
+    """Does a folder hold a structure of this layout?"""
     return (folder / "lat.dat").exists() and (folder / "element.dat").exists()
 
 
 def read(folder: Path, hamiltonian: str | None = HAMILTONIAN) -> Snapshot:
-    """Reads one structure; matrices that are not there are None. ``hamiltonian``: file name, None to skip it."""
+    """Reads one structure; matrices that are not there are None.
+
+    Args:
+        folder: of the structure.
+        hamiltonian: the name of the Hamiltonian's file; None to leave it out.
+    """
     snapshot = read_structure(folder)
     per_atom = [snapshot.shells[int(z)] for z in snapshot.numbers]
     if hamiltonian is not None:
@@ -87,8 +97,8 @@ def _columns(path: Path, count: int | None = None) -> np.ndarray:
         return table
     if table.shape != (3, count):
         wanted = "3 x N, a column of x, y, z per atom" if count is None else f"3 x {count}, vectors as columns"
-        turned = "; is it transposed?" if table.shape[1] == 3 else ""
-        raise HamfastError(f"{path}: expected {wanted}, found {table.shape[0]} x {table.shape[1]}{turned}")
+        hint = "; is it transposed?" if table.shape[1] == 3 else ""
+        raise HamfastError(f"{path}: expected {wanted}, found {table.shape[0]} x {table.shape[1]}{hint}")
     return table
 
 
@@ -117,8 +127,25 @@ def _read_shells(path: Path, numbers) -> dict[int, tuple[int, ...]]:
     return found
 
 
+def read_pairs(path: Path) -> np.ndarray:
+    """``[pairs, 5]`` int64: the atom pairs in the file of a matrix, without its blocks."""
+    with open_h5(path) as file:
+        pairs = np.array([_pair(key, path) for key in file], dtype=np.int64).reshape(-1, 5)
+    pairs[:, 3:] -= 1
+    return pairs
+
+
 def read_matrix(path: Path, per_atom: list[tuple[int, ...]], spinful: bool) -> BlockMatrix | None:
-    """``per_atom``: shells of each atom, to bring rows and columns from OpenMX's to the standard order."""
+    """The matrix in a file; None if there is no such file.
+
+    Args:
+        per_atom: shells of each atom, by which rows and columns go from OpenMX's order to the
+            standard one.
+        spinful: blocks carry spin.
+
+    Raises:
+        HamfastError: the file is damaged, or is no such matrix.
+    """
     if not path.exists():
         return None
     pairs, blocks = [], []
@@ -183,6 +210,7 @@ def write(snapshot: Snapshot, folder: Path) -> None:
 def write_matrix(
     matrix: BlockMatrix, per_atom: list[tuple[int, ...]], spinful: bool, path: Path, compress: bool = False
 ) -> None:
+    """Writes a matrix in OpenMX's order of orbitals; arguments as :func:`read_matrix`."""
     options = {"compression": "gzip", "shuffle": True} if compress else {}
 
     def fill(file):

@@ -1,4 +1,4 @@
-"""Every on-disk format, and which one a folder has. A new format is a module with the functions below and a line here."""
+"""What an on-disk format has to provide, the formats there are, and which one a folder has."""
 
 from __future__ import annotations
 
@@ -6,31 +6,85 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import Protocol, runtime_checkable
+
+import numpy as np
 
 from hamfast.data import deeph, deeph_legacy
+from hamfast.data.blocks import BlockMatrix
 from hamfast.data.plausible import warn_of_mix_ups
-from hamfast.data.snapshot import Snapshot, check_snapshot, check_structure
+from hamfast.data.snapshot import Snapshot, check_atoms, check_snapshot, check_structure
 from hamfast.errors import DataWarning, HamfastError
-from hamfast.shells import ShellSpec
-
-FORMATS: tuple[ModuleType, ...] = (deeph, deeph_legacy)
-"""Each has NAME, HAMILTONIAN, PREDICTION, FILES, is_this_layout(folder), read_structure(folder), read(folder),
-write(snapshot, folder), write_prediction(snapshot, matrix, folder, compress)."""
 
 
-def detect(folder: Path) -> ModuleType | None:
+@runtime_checkable
+class Format(Protocol):
+    """One on-disk layout of structure folders: a module with these names.
+
+    A new format is such a module, and its name in :data:`FORMATS`. All of its functions raise
+    :class:`hamfast.errors.HamfastError` where a file is missing, damaged or wrong. What they read
+    is in the units and the orbital order of :class:`hamfast.data.snapshot.Snapshot`.
+    """
+
+    NAME: str
+    """What ``hamfast data convert --to`` calls it."""
+    HAMILTONIAN: str
+    OVERLAP: str
+    PREDICTION: str
+    """The files of the matrices; the last one is what ``hamfast predict`` writes."""
+    FILES: tuple[str, ...]
+    """All files of a structure in this layout, also those that need not be there."""
+
+    def is_this_layout(self, folder: Path) -> bool:
+        """Does a folder hold a structure of this layout?"""
+
+    def read_structure(self, folder: Path) -> Snapshot:
+        """Reads all but the matrices."""
+
+    def read_pairs(self, path: Path) -> np.ndarray:
+        """``[pairs, 5]`` int64: the atom pairs in the file of a matrix, without its blocks."""
+
+    def read(self, folder: Path, hamiltonian: str | None = ...) -> Snapshot:
+        """Reads a structure with its matrices; those that are not there are None.
+
+        Args:
+            folder: of the structure.
+            hamiltonian: the name of the Hamiltonian's file; None to leave it out.
+        """
+
+    def write(self, snapshot: Snapshot, folder: Path) -> None:
+        """Writes a structure with the matrices that it has."""
+
+    def write_prediction(self, snapshot: Snapshot, matrix: BlockMatrix, folder: Path, compress: bool = ...) -> Path:
+        """Writes a predicted Hamiltonian beside the structure's files; returns the path."""
+
+
+FORMATS: tuple[Format, ...] = (deeph, deeph_legacy)
+
+
+def detect(folder: Path) -> Format | None:
+    """The format of a folder; None if it holds no structure."""
     return next((f for f in FORMATS if f.is_this_layout(folder)), None)
 
 
-def by_name(name: str) -> ModuleType:
+def by_name(name: str) -> Format:
+    """The format with this ``NAME``.
+
+    Raises:
+        HamfastError: there is none.
+    """
     for f in FORMATS:
         if name == f.NAME:
             return f
     raise HamfastError(f"format: expected one of {', '.join(f.NAME for f in FORMATS)}, found {name!r}")
 
 
-def format_of(folder: Path) -> ModuleType:
+def format_of(folder: Path) -> Format:
+    """The format of a folder.
+
+    Raises:
+        HamfastError: it holds no structure.
+    """
     found = detect(folder)
     if found is None:
         raise HamfastError(
@@ -45,7 +99,7 @@ def read_snapshot(folder: Path | str, *, hamiltonian: str | None = "dft") -> Sna
 
     Args:
         folder: of one structure.
-        hamiltonian: ``dft``, ``prediction`` (what ``hamfast predict`` wrote) or None to leave it out.
+        hamiltonian: ``dft``; ``prediction``, which ``hamfast predict`` wrote; None for neither.
 
     Raises:
         HamfastError: something is missing, unreadable or wrong.
@@ -67,8 +121,33 @@ def read_structure(folder: Path | str) -> Snapshot:
     return snapshot
 
 
+def read_pairs(folder: Path | str, snapshot: Snapshot) -> np.ndarray | None:
+    """The atom pairs of a structure's Hamiltonian, or of its overlap if it has no Hamiltonian.
+
+    Args:
+        folder: of the structure.
+        snapshot: what :func:`read_structure` has read from it.
+
+    Returns:
+        ``[pairs, 5]`` int64: R1, R2, R3, i, j; None if there is no matrix.
+
+    Raises:
+        HamfastError: the file is damaged, or names atoms that the structure does not have.
+    """
+    folder = Path(folder)
+    layout = format_of(folder)
+    for name, file in (("Hamiltonian", layout.HAMILTONIAN), ("overlap", layout.OVERLAP)):
+        if (folder / file).exists():
+            pairs = layout.read_pairs(folder / file)
+            check_atoms(snapshot, name, pairs, str(folder))
+            return pairs
+    return None
+
+
 def find_structures(root: Path | str) -> list[Path]:
-    """Structure folders at ``root``: itself, or those in it, or in its sub-folder ``dft``; sorted by name.
+    """The structure folders at ``root``, sorted by name.
+
+    That is ``root`` itself, or the folders in its sub-folder ``dft``, or those in ``root``.
 
     Raises:
         HamfastError: there is none.
@@ -91,30 +170,6 @@ def find_structures(root: Path | str) -> list[Path]:
     )
 
 
-def dataset_shells(folders: Sequence[Path]) -> ShellSpec:
-    """Elements (in order of first appearance over all folders) and orbitals of a data set.
-
-    Raises:
-        HamfastError: two folders give one element different orbitals, or differ in spin.
-    """
-    shells: dict[int, tuple[int, ...]] = {}
-    owner: dict[int, str] = {}
-    spinful = None
-    for folder in folders:
-        snapshot = read_structure(folder)
-        if spinful is None:
-            spinful = snapshot.spinful
-        if snapshot.spinful != spinful:
-            raise HamfastError(f"{folder}: spinful is {snapshot.spinful}, in {folders[0]} it is {spinful}")
-        for z in snapshot.elements:
-            if shells.setdefault(z, snapshot.shells[z]) != snapshot.shells[z]:
-                raise HamfastError(
-                    f"{folder}: atomic number {z} has shells {list(snapshot.shells[z])}, in {owner[z]} {list(shells[z])}"
-                )
-            owner.setdefault(z, str(folder))
-    return ShellSpec.from_mapping(shells, bool(spinful))
-
-
 def _warn_of_incomplete(folders: Sequence[Path]) -> None:
     """Folders that hold files of a layout, but not those that make a structure."""
     for folder in folders:
@@ -134,7 +189,11 @@ def label_of(folder: Path) -> str:
 
 
 def names_apart(folders: Sequence[Path]) -> list[str]:
-    """A name for each structure folder: its own, or with those above it where two have the same: ``a__s``, ``b__s``."""
+    """A name for each structure folder, all of them different.
+
+    It is the folder's own name. Where two have the same, the folders above them go before it, as
+    ``a__s`` and ``b__s``.
+    """
     paths = [Path(os.path.abspath(folder)).parts for folder in folders]  # links keep their names
     depth = [1] * len(paths)
     while True:

@@ -49,16 +49,19 @@ def build_graph(
     pair_cutoffs: np.ndarray | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> CrystalGraph:
-    """The graph of a structure: its pairs as edges, and the blocks of its Hamiltonian, if there is one, as targets.
+    """The graph of a structure: its pairs are edges, and the blocks of its Hamiltonian are targets.
 
     Args:
-        pair_cutoffs: ``[species, species]`` angstrom, the longest pairs of the training. With them the pairs are those that a
-            trained model expects, see :func:`trained_pairs`, and there is no target. Without them, those of the
-            Hamiltonian or else of the overlap.
+        snapshot: the structure; without a Hamiltonian there is no target.
+        spec: elements and orbitals.
+        pair_cutoffs: ``[species, species]`` angstrom, the longest pairs of the training. With them
+            the pairs are those that a trained model expects, see :func:`trained_pairs`, and there
+            is no target. Without them they are those of the Hamiltonian, or else of the overlap.
         dtype: of vectors and targets.
 
     Raises:
-        HamfastError: elements or orbitals are not those of ``spec``; there is neither a matrix nor a cutoff.
+        HamfastError: elements or orbitals are not those of ``spec``; or there is neither a matrix
+            nor a cutoff.
     """
     species = species_index(snapshot, spec)
     matrix: BlockMatrix | None = None
@@ -95,24 +98,29 @@ def build_graph(
 
 
 REACH = 0.5
-"""Angstrom: a list of pairs that ends so much before the trained cutoff was cut short."""
+"""Angstrom: a list of pairs that ends by more than this before the trained cutoff was cut short."""
 FEW = 0.02
-"""Of the pairs: so many may be missing before it is worth a word."""
+"""The fraction of the pairs that may be missing before it is worth a word."""
 NOT_SMALL = 0.05
-"""Of the largest element between two atoms: blocks that no code drops."""
+"""No code drops a block with an element above this fraction of the largest between two atoms."""
 SLACK = 0.1
-"""Angstrom: the longest pair of a few displaced structures falls so much short of the code's own cutoff."""
+"""Angstrom by which the longest pair of a small training set falls short of the code's cutoff."""
 
 
 def trained_pairs(snapshot: Snapshot, species: np.ndarray, pair_cutoffs: np.ndarray) -> np.ndarray:
     """``[pairs, 5]``: the pairs that a model expects which was trained with these cutoffs.
 
-    A network that is given other neighbours than in its training is wrong without a word, everywhere: its messages are sums
-    over neighbours. So all pairs within the cutoffs are there, whatever the files say. Pairs of the files that are a little
-    longer stay; a Hamiltonian's own list stays as it is unless it was cut short or has holes, as codes that drop small blocks
-    are learned with their lists. A warning (:class:`hamfast.errors.DataWarning`) says where lists differ.
+    The features of an atom are sums over its incoming edges. A network that is given other edges
+    than in its training is wrong everywhere, without a word. So all pairs within the cutoffs are
+    there, whatever the files say, and pairs of the files that are a little longer stay.
+
+    A Hamiltonian's own list stays as it is, unless it was cut short or has holes: some DFT codes
+    drop small blocks, and a network that learns from such a code learns its lists.
+
+    A warning (:class:`hamfast.errors.DataWarning`) says where lists differ.
 
     Args:
+        snapshot: the structure.
         species: ``[atoms]``, index of each atom's element.
         pair_cutoffs: ``[species, species]`` angstrom.
     """
@@ -156,8 +164,9 @@ def trained_pairs(snapshot: Snapshot, species: np.ndarray, pair_cutoffs: np.ndar
 def _lacks_neighbours(snapshot, species, pairs, missing, pair_cutoffs) -> bool:
     """Was a Hamiltonian's list cut short, or does it have holes?
 
-    Codes drop small blocks, which are far pairs'. So a list that ends well before the trained distance of some two species,
-    or a missing pair that is nearer than another one whose block is not small, is no such code's.
+    Codes that drop small blocks drop those of far pairs. So two lists are not of such a code: one
+    that ends well before the trained distance of some two species; and one that lacks a pair which
+    is nearer than another one whose block is not small.
     """
     h = snapshot.hamiltonian
     length = np.linalg.norm(snapshot.pair_vectors(pairs), axis=1)
@@ -180,17 +189,29 @@ def _lacks_neighbours(snapshot, species, pairs, missing, pair_cutoffs) -> bool:
 
 
 def pairs_within(snapshot: Snapshot, species: np.ndarray, pair_cutoffs: np.ndarray) -> np.ndarray:
-    """``[pairs, 5]``: all pairs up to the cutoff of their species, on-site pairs first."""
+    """``[pairs, 5]``: all pairs up to the cutoff of their species, on-site pairs first.
+
+    Args:
+        snapshot: the structure.
+        species: ``[atoms]``, index of each atom's element.
+        pair_cutoffs: ``[species, species]`` angstrom.
+    """
     i, j, d, shift = snapshot.neighbors("ijdS", float(pair_cutoffs.max()))
     keep = d <= pair_cutoffs[species[i], species[j]]
-    neighbors = np.concatenate([shift[keep], i[keep, None], j[keep, None]], axis=1).astype(np.int64)
+    hoppings = np.concatenate([shift[keep], i[keep, None], j[keep, None]], axis=1).astype(np.int64)
     onsite = np.zeros((snapshot.num_atoms, 5), dtype=np.int64)
     onsite[:, 3] = onsite[:, 4] = np.arange(snapshot.num_atoms)
-    return np.concatenate([onsite, neighbors])
+    return np.concatenate([onsite, hoppings])
 
 
 def blocks_from_irreps(irreps: Tensor, graph: CrystalGraph, spec: TargetSpec) -> BlockMatrix:
-    """Predicted irreps ``[edges, spec.dim]`` of one structure -> its Hamiltonian blocks (eV)."""
+    """The Hamiltonian blocks of one structure, in eV, in the order of its edges.
+
+    Args:
+        irreps: ``[edges, spec.dim]`` eV, as a model predicts them.
+        graph: of the structure.
+        spec: the targets.
+    """
     species = graph.species.cpu().numpy()
     pairs = torch.cat([graph.shift, graph.i[:, None], graph.j[:, None]], dim=1).cpu().numpy()
     shapes = np.zeros((len(pairs), 2), dtype=np.int64)

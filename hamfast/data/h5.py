@@ -41,22 +41,25 @@ def _reason(error: Exception) -> str:
     return str(error).split("(")[-1].rstrip(")") or type(error).__name__
 
 
-def read_array(file: h5py.File, name: str, kinds: str, what: str) -> Any:
+def read_array(file: h5py.File, name: str, letters: str, what: str) -> Any:
     """A data set, after a look at its type and size.
 
     Args:
-        kinds: the allowed letters of ``numpy.dtype.kind``, as ``iu`` for whole numbers.
+        file: that is open.
+        name: of the data set.
+        letters: the allowed letters of ``numpy.dtype.kind``, as ``iu`` for whole numbers.
         what: the expected type in words.
 
     Raises:
-        HamfastError: it is missing, no data set, of another type, or declares more than the file can hold.
+        HamfastError: it is missing, no data set, or of another type; or it declares more than the
+            file can hold.
     """
     if name not in file:
         raise HamfastError(f"{file.filename}: expected the data set {name}, found {sorted(file)}")
     data = file[name]
     if not isinstance(data, h5py.Dataset):
         raise HamfastError(f"{file.filename}: {name}: expected a data set, found a group")
-    if data.dtype.kind not in kinds:
+    if data.dtype.kind not in letters:
         raise HamfastError(f"{file.filename}: {name}: expected {what}, found type {data.dtype}")
     if data.size is not None and data.size * data.dtype.itemsize > LARGEST_RATIO * data.id.get_storage_size() + 4096:
         raise HamfastError(
@@ -109,9 +112,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_h5(path: Path, fill: Callable[[h5py.File], Any]) -> None:
-    """Writes an HDF5 file whole or not at all; ``fill`` puts the data sets into it. Raises as :func:`replacing`.
+    """Writes an HDF5 file whole or not at all; ``fill`` puts the data sets into it.
 
-    The file is made in memory: the HDF5 library does not survive a disk that is full when it closes a file.
+    The file is made in memory, because the HDF5 library does not survive a disk that is full when
+    it closes a file. Raises as :func:`replacing`.
     """
     with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
         fill(file)
@@ -135,7 +139,12 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object; a key that is given twice is an error, as one of the two would be lost."""
+    """The object in a JSON file.
+
+    Raises:
+        HamfastError: as :func:`read_text`; the file holds no object; or a key is given twice, as
+            one of the two values would be lost.
+    """
     text = read_text(path)
     try:
         content = json.loads(text, object_pairs_hook=_unique)
@@ -154,5 +163,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def write_json(path: Path, content) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON whole or not at all; raises as :func:`replacing`."""
     write_text(path, json.dumps(content, indent=1) + "\n")

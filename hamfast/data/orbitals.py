@@ -1,7 +1,15 @@
 """Orders of the orbitals inside a shell, and conversion of blocks between them.
 
-Inside hamfast, and in the new DeepH layout, the order is m = -l ... l (p: y, z, x; d: xy, yz, z2, xz, x2-y2). OpenMX and the
-legacy DeepH layout have p: x, y, z; d: z2, x2-y2, xy, xz, yz; f: z3, xz2, yz2, z(x2-y2), xyz, x(x2-3y2), y(3x2-y2).
+Inside hamfast, and in the new DeepH layout, the order is m = -l ... l:
+
+- p: y, z, x;
+- d: xy, yz, z2, xz, x2-y2.
+
+OpenMX and the legacy DeepH layout have another order:
+
+- p: x, y, z;
+- d: z2, x2-y2, xy, xz, yz;
+- f: z3, xz2, yz2, z(x2-y2), xyz, x(x2-3y2), y(3x2-y2).
 """
 
 from functools import cache
@@ -10,13 +18,19 @@ import numpy as np
 
 from hamfast.errors import HamfastError
 
-# Entry m of the standard order is entry OPENMX[l][m] of OpenMX's.
 OPENMX = {0: (0,), 1: (1, 2, 0), 2: (2, 4, 0, 3, 1), 3: (6, 4, 2, 0, 1, 3, 5)}
+"""l -> for each m from -l on, the position of that orbital in OpenMX's order."""
 
 
 @cache
 def from_openmx(shells: tuple[int, ...], spinful: bool) -> np.ndarray:
-    """Index array: ``block_openmx[index]`` has its rows in the standard order. Spin: all up, then all down."""
+    """The index with which ``block_openmx[index]`` has its rows in the order m = -l ... l.
+
+    With spin all orbitals with spin up come first, then all with spin down.
+
+    Raises:
+        HamfastError: a shell has an l above 3.
+    """
     index: list[int] = []
     for l in shells:
         if l not in OPENMX:

@@ -1,7 +1,10 @@
 """Signs that a structure's matrices are another structure's, or in another order than its atoms.
 
-A matrix with pairs, signs or atoms exchanged is Hermitian and has the right shapes. But overlaps of atomic orbitals know
-their distance: the norm of a block of S is a function of the two elements and of the distance alone, and falls with it.
+A matrix with pairs, signs or atoms exchanged is still Hermitian and has the right shapes. But the
+overlap of two atomic orbitals depends on where they are: the norm of a block of S is a function of
+the two elements and of their distance alone, and falls with the distance.
+
+Each check below looks for one such sign, and says in a sentence what looks wrong.
 """
 
 from __future__ import annotations
@@ -21,13 +24,15 @@ STEEPEST = 4.0
 NEAR = 0.5
 """Angstrom: pairs are compared whose lengths differ by less."""
 NOT_SMALL = 0.1
-"""Of the largest norm of the two elements."""
+"""In units of the largest norm of the two elements: smaller blocks are not compared."""
 MAIN_GROUPS = ((5, 6, 7, 8, 9), (13, 14, 15, 16, 17), (31, 32, 33, 34, 35), (49, 50, 51, 52, 53))
-"""Groups 13 to 17 of each period: along each, the valence s level falls. Before them, the deepest s may be of the core."""
+"""Atomic numbers of groups 13 to 17, a row for each period. Along a row the valence s level falls.
+In earlier groups the deepest s level may be one of the core."""
 SHORTEST, LONGEST = 0.65, 1.5
-"""Of the sum of two covalent radii: bonds are not shorter, and the shortest of a crystal is not longer."""
+"""In units of the sum of two covalent radii: no bond is shorter than the first, and the shortest
+bond of a crystal is not longer than the second."""
 OFF_AXIS = 0.02
-"""Of the s-p elements of an overlap block, the largest part across the bond: they point along it exactly."""
+"""The s-p elements of an overlap block are a vector along the bond: so much may point across."""
 NARROWEST = 2.5
 """eV: s, p and d orbitals of an atom differ by more."""
 CUTOFF_KEY = re.compile(r"cutoff(_radius)?(_(A|angstrom))?")
@@ -36,7 +41,14 @@ CLEARLY = 1.1
 
 
 def warn_of_mix_ups(snapshot: Snapshot, where: str) -> None:
-    """Warns (:class:`DataWarning`) of what looks exchanged, with its likely cause; never an error, as it is a guess."""
+    """Warns of the first sign that something is exchanged, and of its likely cause.
+
+    It is a :class:`DataWarning`, never an error, because the cause is a guess.
+
+    Args:
+        snapshot: the structure with its matrices, which have passed their checks.
+        where: its folder, for the message.
+    """
     checks = (
         _bonds,
         _longer_than_cutoff,
@@ -54,7 +66,7 @@ def warn_of_mix_ups(snapshot: Snapshot, where: str) -> None:
 
 
 def _bonds(snapshot: Snapshot) -> str | None:
-    """Lengths in another unit."""
+    """Are lengths in another unit?"""
     matrix = snapshot.hamiltonian if snapshot.hamiltonian is not None else snapshot.overlap
     if matrix is None or np.linalg.norm(snapshot.pair_vectors(matrix.pairs), axis=1).max() < 1e-6:
         return None  # atoms that are alone
@@ -77,7 +89,7 @@ def _bonds(snapshot: Snapshot) -> str | None:
 
 
 def _longer_than_cutoff(snapshot: Snapshot) -> str | None:
-    """Some programs write the cutoff of their pairs into info.json."""
+    """Is a pair longer than the cutoff that some programs write into info.json?"""
     for key, cutoff in snapshot.info.items():
         if not CUTOFF_KEY.fullmatch(key) or isinstance(cutoff, bool) or not isinstance(cutoff, (int, float)):
             continue
@@ -94,8 +106,9 @@ def _longer_than_cutoff(snapshot: Snapshot) -> str | None:
 
 
 def _norms_against_distance(snapshot: Snapshot) -> str | None:
-    """Blocks of pairs of almost the same length must have almost the same norm."""
-    # The norms of H depend on the surroundings, too: threefold between bonds within a layer and across it.
+    """Have blocks of pairs of almost the same length almost the same norm?"""
+    # The norms of H depend on the surroundings, too: they differ threefold between bonds within a
+    # layer and across it.
     for name, matrix, slack in (("overlap", snapshot.overlap, 1.3), ("Hamiltonian", snapshot.hamiltonian, 6.0)):
         if matrix is None:
             continue
@@ -127,13 +140,13 @@ def _norms_against_distance(snapshot: Snapshot) -> str | None:
 
 
 def _norms(matrix: BlockMatrix) -> np.ndarray:
-    """``[pairs]``: Frobenius norm of each block; the same however the crystal is turned."""
+    """``[pairs]``: Frobenius norm of each block; a rotation of the crystal does not change it."""
     squares = np.abs(matrix.entries.astype(np.complex128 if np.iscomplexobj(matrix.entries) else np.float64)) ** 2
     return np.sqrt(np.add.reduceat(squares, matrix.boundaries[:-1]))
 
 
 def _directions(snapshot: Snapshot) -> str | None:
-    """The overlaps of an s orbital with the three p of another atom are a vector along the bond."""
+    """Do the overlaps of an s orbital with another atom's three p orbitals point along the bond?"""
     s = snapshot.overlap
     if s is None:
         return None
@@ -169,7 +182,7 @@ def _starts(shells: tuple[int, ...], l: int) -> list[int]:
 
 
 def _onsite_overlap(snapshot: Snapshot) -> str | None:
-    """Orbitals are normalised, and atoms of one element have the same."""
+    """Are orbitals normalised, and do atoms of one element have the same ones?"""
     if snapshot.overlap is None:
         return None
     first: dict[int, tuple[int, np.ndarray]] = {}
@@ -200,10 +213,11 @@ def _onsite_overlap(snapshot: Snapshot) -> str | None:
 
 
 def _levels_of_elements(snapshot: Snapshot) -> str | None:
-    """Only of elements with the same shells: others, exchanged, do not fit the blocks.
+    """Are two elements exchanged that have the same shells?
 
-    Of two main-group elements of one period the heavier has the lower levels. Of two elements of clearly different
-    covalent radius the larger has the wider orbitals.
+    Elements with different shells do not fit the blocks once they are exchanged. Of two main-group
+    elements of one period the heavier has the lower levels. Of two elements whose covalent radii
+    differ clearly the larger has the wider orbitals.
     """
     elements = sorted(snapshot.elements)
     for n, light in enumerate(elements):
@@ -245,7 +259,7 @@ def _spatial(snapshot: Snapshot, block: np.ndarray) -> np.ndarray:
 
 
 def _units_of_energy(snapshot: Snapshot) -> str | None:
-    """The on-site levels of s, p and d orbitals of one atom span many electronvolts."""
+    """Are energies in another unit? The s, p and d levels of one atom span many electronvolts."""
     h, s = snapshot.hamiltonian, snapshot.overlap
     if h is None:
         return None

@@ -1,4 +1,4 @@
-"""One structure with its matrices, as read from any format, and the checks that every one passes."""
+"""One structure with its matrices, as read from any format, and the checks that it passes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Snapshot:
-    """A crystal, its orbitals, and its matrices where there are any. Angstrom, eV, orbital order m = -l ... l."""
+    """A crystal, its orbitals, and its matrices where there are any.
+
+    Lengths are in angstrom, energies in eV. Orbitals of a shell are in the order m = -l ... l, and
+    with spin all orbitals with spin up come before those with spin down.
+    """
 
     label: str
+    """The name of its folder."""
     cell: np.ndarray
     """``[3, 3]``, rows are lattice vectors."""
     positions: np.ndarray
@@ -29,9 +34,11 @@ class Snapshot:
     shells: dict[int, tuple[int, ...]]
     """Atomic number -> l of the shells, in orbital order."""
     spinful: bool = False
+    """Does the Hamiltonian carry spin (spin-orbit coupling)? The overlap never does."""
     hamiltonian: BlockMatrix | None = None
     overlap: BlockMatrix | None = None
     fermi_energy: float | None = None
+    """eV, as the DFT code gives it."""
     occupation: float | None = None
     """Electrons per cell."""
     info: dict = field(default_factory=dict)
@@ -39,10 +46,11 @@ class Snapshot:
 
     @property
     def num_atoms(self) -> int:
+        """Atoms of the cell."""
         return len(self.numbers)
 
     def num_orbitals(self, atom: int) -> int:
-        """Spatial orbitals."""
+        """Orbitals of an atom, without spin."""
         return sum(2 * l + 1 for l in self.shells[int(self.numbers[atom])])
 
     @property
@@ -58,18 +66,28 @@ class Snapshot:
         return Atoms(numbers=self.numbers, positions=self.positions, cell=self.cell, pbc=True)
 
     def neighbors(self, quantities: str, cutoff: float | np.ndarray) -> tuple[np.ndarray, ...]:
-        """``ase.neighborlist.neighbor_list``: ``quantities`` as ``ijdS`` of all pairs within ``cutoff`` angstrom."""
+        """``ase.neighborlist.neighbor_list`` of the crystal.
+
+        Args:
+            quantities: as ``ijdS``, in ASE's letters.
+            cutoff: angstrom.
+        """
         from ase.neighborlist import neighbor_list  # takes half a second to load
 
         return neighbor_list(quantities, self.atoms, cutoff)
 
     def pair_vectors(self, pairs: np.ndarray) -> np.ndarray:
-        """``[pairs, 3]``: from atom i in the home cell to atom j in cell R."""
+        """``[pairs, 3]`` angstrom: from atom i in the home cell to atom j in the cell at R.
+
+        Args:
+            pairs: ``[pairs, 5]``: R1, R2, R3, i, j.
+        """
         return self.positions[pairs[:, 4]] + pairs[:, :3] @ self.cell - self.positions[pairs[:, 3]]
 
 
 HERMITICITY_TOLERANCE = 1e-3
-"""eV (and plain numbers for overlaps): larger differences between (R, i, j) and (-R, j, i) are an error."""
+"""eV, and without a unit for overlaps: a larger difference between the blocks (R, i, j) and
+(-R, j, i)^dagger is an error."""
 SAME = 1e-3
 """Angstrom: structures whose pair vectors differ by less are the same."""
 
@@ -79,7 +97,11 @@ NEAREST = 0.3
 
 
 def check_snapshot(snapshot: Snapshot, where: str) -> Snapshot:
-    """Checks the structure, and both matrices: finite, shapes from the orbital lists, Hermitian, S within the pairs of H.
+    """Checks the structure and both matrices; returns the snapshot.
+
+    Matrices must be finite and Hermitian, and their shapes must be those of the orbital lists. All
+    pairs of the overlap must be pairs of the Hamiltonian. A complex matrix that has to be real
+    becomes real.
 
     Raises:
         HamfastError: with ``where``, what was expected and what was found.
@@ -93,6 +115,16 @@ def check_snapshot(snapshot: Snapshot, where: str) -> Snapshot:
     if snapshot.hamiltonian is not None and snapshot.overlap is not None:
         check_pairs(snapshot.hamiltonian, snapshot.overlap, where)
     return snapshot
+
+
+def check_atoms(snapshot: Snapshot, name: str, pairs: np.ndarray, where: str) -> None:
+    """Raises HamfastError if the pairs ``[pairs, 5]`` of a matrix name atoms that are not there."""
+    atoms = pairs[:, 3:]
+    if len(atoms) and not (atoms.min() >= 0 and atoms.max() < snapshot.num_atoms):
+        raise HamfastError(
+            f"{where}: the {name} names atoms {atoms.min()} to {atoms.max()}, but the structure has "
+            f"{snapshot.num_atoms} atoms"
+        )
 
 
 def check_pairs(hamiltonian: BlockMatrix, overlap: BlockMatrix, where: str) -> None:
@@ -174,11 +206,8 @@ def check_matrix(snapshot: Snapshot, name: str, matrix: BlockMatrix, where: str)
             f"{where}: the {name} is complex, its imaginary part reaches {np.abs(matrix.entries.imag).max():.3g}; expected "
             f"real numbers{' without spin-orbit coupling' if name == 'Hamiltonian' else ''}"
         )
+    check_atoms(snapshot, name, matrix.pairs, where)
     atoms = matrix.pairs[:, 3:]
-    if not (atoms.min() >= 0 and atoms.max() < snapshot.num_atoms):
-        raise HamfastError(
-            f"{where}: the {name} names atoms {atoms.min()} to {atoms.max()}, but the structure has {snapshot.num_atoms} atoms"
-        )
     orbitals = np.array([snapshot.num_orbitals(a) for a in range(snapshot.num_atoms)])
     expected = orbitals[atoms] * spin
     wrong = np.flatnonzero(np.any(matrix.shapes != expected, axis=1))
@@ -208,10 +237,14 @@ def check_matrix(snapshot: Snapshot, name: str, matrix: BlockMatrix, where: str)
 
 
 def difference(one: Snapshot, other: Snapshot, pairs: np.ndarray) -> str | None:
-    """What tells two structures apart, in words; None where matrices of the one are matrices of the other.
+    """What tells two structures apart, in words; None if a matrix of one is a matrix of the other.
 
-    ``pairs``: ``[pairs, 5]``, of the matrix that is to serve for both; if there are none, positions are compared. An atom that one of them has in another cell is a
-    difference, as R means another pair there.
+    An atom that one of them has in another cell is a difference, as R means another pair there.
+
+    Args:
+        one, other: the structures.
+        pairs: ``[pairs, 5]``, of the matrix that is to serve for both. If there are none, positions
+            are compared.
     """
     if one.num_atoms != other.num_atoms:
         return f"{one.num_atoms} atoms and {other.num_atoms}"

@@ -1,4 +1,7 @@
-"""Which structures train, which validate, which test: ``dataset_split.json``. Needs no torch."""
+"""The subsets of a data set: training, validation, test. ``dataset_split.json`` lists them.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from hamfast.data.formats import find_structures
 from hamfast.data.h5 import read_json, write_json
 from hamfast.errors import HamfastError
 
-PARTS = ("train", "validate", "test")
+SUBSETS = ("train", "validate", "test")
 SPLIT_FILE = "dataset_split.json"
 WHAT_FOR = {
     "train": "the weights are fitted to it",
@@ -19,35 +22,38 @@ WHAT_FOR = {
 
 
 def read_split(root: Path, file: Path | None = None) -> dict[str, list[Path]]:
-    """The folders of each part, from ``dataset_split.json``. A set without a test part has no key
-    ``test``.
+    """The folders of each subset. Without a test set there is no key ``test``.
+
+    Args:
+        root: of the data set.
+        file: with the split; None: ``dataset_split.json`` of the data set.
 
     Raises:
-        HamfastError: no such file, not lists of labels, an unknown part or label, a label twice, or
-            nothing to train or validate with.
+        HamfastError: there is no such file; it holds no lists of labels; a subset or label is
+            unknown; a label is there twice; or there is nothing to train or validate with.
     """
     path = file if file is not None else root / SPLIT_FILE
     content = _read(path, root)
     folders = {p.name: p for p in find_structures(root)}
     split: dict[str, list[Path]] = {}
     seen: dict[str, str] = {}
-    for part in PARTS:
-        labels = content.get(part, [])
+    for subset in SUBSETS:
+        labels = content.get(subset, [])
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-            raise HamfastError(f'{path}: {part}: expected a list of labels like ["a", "b"], found {_short(labels)}')
-        if not labels and part in WHAT_FOR:
+            raise HamfastError(f'{path}: {subset}: expected a list of labels like ["a", "b"], found {_short(labels)}')
+        if not labels and subset in WHAT_FOR:
             raise HamfastError(
-                f"{path}: the part {part!r} is empty or missing; expected at least one label, because {WHAT_FOR[part]}"
+                f"{path}: the subset {subset!r} is empty or missing; expected at least one label, because {WHAT_FOR[subset]}"
             )
         for label in labels:
             if label not in folders:
-                raise HamfastError(f"{path}: {part}: no structure folder {label!r} in {root}")
+                raise HamfastError(f"{path}: {subset}: no structure folder {label!r} in {root}")
             if label in seen:
-                where = f"twice in {part}" if seen[label] == part else f"in {seen[label]} and in {part}"
+                where = f"twice in {subset}" if seen[label] == subset else f"in {seen[label]} and in {subset}"
                 raise HamfastError(f"{path}: {label!r} is {where}")
-            seen[label] = part
+            seen[label] = subset
         if labels:
-            split[part] = [folders[label] for label in labels]
+            split[subset] = [folders[label] for label in labels]
     return split
 
 
@@ -55,9 +61,9 @@ def _read(path: Path, root: Path) -> dict:
     if not path.exists():
         raise HamfastError(f"{path}: file not found; make one with `hamfast data split {root}`")
     content = read_json(path)
-    unknown = [part for part in content if part not in PARTS]
+    unknown = [subset for subset in content if subset not in SUBSETS]
     if unknown:
-        raise HamfastError(f"{path}: expected the parts {', '.join(PARTS)}, found {_short(unknown[0])}")
+        raise HamfastError(f"{path}: expected the subsets {', '.join(SUBSETS)}, found {_short(unknown[0])}")
     return content
 
 
@@ -76,8 +82,11 @@ def write_split(root: Path, fractions: Sequence[float], seed: int, *, overwrite:
         overwrite: replace a file that is there.
 
     Raises:
-        HamfastError: fractions do not fit, a part would be empty, or the file exists and
+        HamfastError: the fractions do not fit, a subset would be empty, or the file exists and
             ``overwrite`` is not set.
+
+    Returns:
+        The labels of each subset.
     """
     path = root / SPLIT_FILE
     if path.exists() and not overwrite:
@@ -102,10 +111,10 @@ def write_split(root: Path, fractions: Sequence[float], seed: int, *, overwrite:
     }
     if not fractions[2]:
         del split["test"]
-    for part, chosen in split.items():
+    for subset, chosen in split.items():
         if not chosen:
             raise HamfastError(
-                f"{root}: {len(labels)} structures with fractions {tuple(fractions)} leave the part {part!r} empty"
+                f"{root}: {len(labels)} structures with fractions {tuple(fractions)} leave the subset {subset!r} empty"
             )
     write_json(path, split)
     return split

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ase.data import chemical_symbols
 
-from hamfast.data.formats import dataset_shells, find_structures, format_of, read_snapshot, read_structure
-from hamfast.data.snapshot import Snapshot
+from hamfast.data.formats import find_structures
 from hamfast.data.split import SPLIT_FILE
+from hamfast.data.statistics import DatasetStatistics, dataset_statistics
 from hamfast.errors import HamfastError
 from hamfast.shells import ShellSpec
 
@@ -40,19 +39,23 @@ def suggest(shells: Iterable[Sequence[int]], spinful: bool, longest: float) -> d
 
 
 def suggestions(root: Path) -> dict[str, dict[str, Any]] | None:
-    """:func:`suggest` for a data set, and a name for its run; None where ``root`` is no data set
-    that can be read."""
+    """:func:`suggest` for a data set, and a name for its run.
+
+    None where ``root`` is no data set that can be read.
+    """
     try:
         folders = find_structures(root)
-        spec = dataset_shells(folders)
-        snapshots = [read_snapshot(folder) for folder in sample(folders)]
-        lengths = [float(length.max()) for length in map(_lengths, snapshots) if length is not None and len(length)]
-        if not lengths:
-            return None
+        statistics = dataset_statistics(folders, read_whole=sample(folders))
     except (HamfastError, OSError):
         return None
-    found = suggest((ls for _, ls in spec.shells), spec.spinful, max(lengths))
-    return found | {"": {"output": f"runs/{root.resolve().name}"}}
+    if statistics.longest_pair is None:
+        return None
+    return _suggest(statistics, statistics.longest_pair) | {"": {"output": f"runs/{root.resolve().name}"}}
+
+
+def _suggest(statistics: DatasetStatistics, longest: float) -> dict[str, dict[str, Any]]:
+    spec = statistics.shells
+    return suggest((ls for _, ls in spec.shells), spec.spinful, longest)
 
 
 def sample(folders: Sequence[Path], most: int = 8) -> Sequence[Path]:
@@ -60,59 +63,42 @@ def sample(folders: Sequence[Path], most: int = 8) -> Sequence[Path]:
     return folders[:: max(1, len(folders) // most)][:most]
 
 
-def _lengths(snapshot: Snapshot) -> np.ndarray | None:
-    """``[pairs]`` angstrom, of H where there is one, else of S."""
-    matrix = snapshot.hamiltonian if snapshot.hamiltonian is not None else snapshot.overlap
-    return None if matrix is None else np.linalg.norm(snapshot.pair_vectors(matrix.pairs), axis=1)
-
-
 def summarize(root: Path, most: int = 8) -> dict[str, str]:
-    """Text for each property; matrices of at most ``most`` structures are read for distances."""
+    """Text for each property; matrices of at most ``most`` structures are read for distances.
+
+    Raises:
+        HamfastError: there are no structures, they do not belong together, or one cannot be read.
+    """
     folders = find_structures(root)
-    spec = dataset_shells(folders)
-    layouts = Counter(format_of(f).NAME for f in folders)
-    sizes = [read_structure(f).num_atoms for f in folders]
     chosen = sample(folders, most)
-    longest: dict[tuple[int, int], float] = {}
-    pairs, elements, extra, with_h, with_s = [], [], 0, 0, 0
-    for folder in chosen:
-        snapshot = read_snapshot(folder)
-        with_h += snapshot.hamiltonian is not None
-        with_s += snapshot.overlap is not None
-        matrix = snapshot.hamiltonian if snapshot.hamiltonian is not None else snapshot.overlap
-        length = _lengths(snapshot)
-        if matrix is None or length is None:
-            continue
-        if snapshot.hamiltonian is not None and snapshot.overlap is not None:
-            extra += len(snapshot.hamiltonian) - len(snapshot.overlap)
-        pairs.append(len(matrix))
-        elements.append(len(matrix.entries))
-        for z1, z2, r in zip(
-            snapshot.numbers[matrix.pairs[:, 3]], snapshot.numbers[matrix.pairs[:, 4]], length, strict=True
-        ):
-            key = (int(z1), int(z2))
-            longest[key] = max(longest.get(key, 0.0), float(r))
+    found = dataset_statistics(folders, read_whole=chosen)
+    spec, matrices = found.shells, found.matrices
     result = {
-        "structures": f"{len(folders)} ({', '.join(f'{n} {name}' for name, n in layouts.items())}), "
-        f"{min(sizes)} to {max(sizes)} atoms",
+        "structures": f"{len(folders)} ({', '.join(f'{n} {name}' for name, n in found.layouts.items())}), "
+        f"{min(found.num_atoms)} to {max(found.num_atoms)} atoms",
         "elements and shells": ", ".join(
             f"{chemical_symbols[z]} {list(ls)} ({sum(2 * l + 1 for l in ls)} orbitals)" for z, ls in spec.shells
         ),
         "spin-orbit coupling": "yes" if spec.spinful else "no",
-        "matrices": f"H in {with_h}, S in {with_s} of {len(chosen)} structures read",
+        "matrices": f"H in {sum(m.has_hamiltonian for m in matrices)}, S in {sum(m.has_overlap for m in matrices)} of "
+        f"{len(chosen)} structures read",
         "target": f"{len(spec.channels)} shell pairs, {spec.dim} numbers per pair: {_irreps(spec)}",
     }
-    if pairs:
-        stage1 = suggest((ls for _, ls in spec.shells), spec.spinful, max(longest.values()))["stage1"]
+    longest = found.longest_pair
+    if longest is not None:
+        stage1 = _suggest(found, longest)["stage1"]
         shown = ("irreps_mid", "l_max", "cutoff")
+        pairs = [m.pairs for m in matrices if m.has_hamiltonian or m.has_overlap]
+        extra, elements = sum(m.extra_pairs for m in matrices), max(m.elements for m in matrices)
         result |= {
             "pairs": f"{min(pairs)} to {max(pairs)} per structure"
             + (f"; H has {extra} more than S over these structures" if extra else ""),
             "longest pairs": ", ".join(
-                f"{chemical_symbols[a]}-{chemical_symbols[b]} {r:.2f} A" for (a, b), r in sorted(longest.items())
+                f"{chemical_symbols[a]}-{chemical_symbols[b]} {r:.2f} A"
+                for (a, b), r in sorted(found.longest_pairs.items())
             ),
             "suggested stage1": ", ".join(f"{key}: {stage1[key]}" for key in shown),
-            "training step": f"{max(pairs):,} edges, {max(elements):,} matrix elements per structure; about "
+            "training step": f"{max(pairs):,} edges, {elements:,} matrix elements per structure; about "
             f"{_step_memory(max(pairs), stage1['l_max']) / 2**30:.1f} GiB of activations with these irreps in float32",
         }
     split = root / SPLIT_FILE
@@ -127,6 +113,8 @@ def _irreps(spec: ShellSpec) -> str:
 
 
 def _step_memory(edges: int, l_max: int) -> float:
-    """Bytes: about 12 float32 edge tensors of the hidden irreps are kept per update, of which there
-    are 6."""
+    """Bytes of the activations of a step.
+
+    There are 6 updates. About 12 float32 tensors of ``[edges, hidden irreps]`` are kept for each.
+    """
     return 6 * 12.0 * edges * sum(mul * (2 * l + 1) for l, mul in enumerate(MULTIPLICITIES[: l_max + 1])) * 4

@@ -1,9 +1,15 @@
 """The models: stage 1 (covariant network), stage 2 (graph Transformer), and their cascade."""
 
-from hamfast.models.cascade import Cascade, CascadeOutput
-from hamfast.models.covariant import CovariantConfig, CovariantNetwork
-from hamfast.models.normalization import TargetNormalization
-from hamfast.models.transformer import RefinementTransformer, TransformerConfig
+from typing import TYPE_CHECKING
+
+from hamfast.models.settings import CovariantConfig, TransformerConfig
+from hamfast.on_demand import on_demand
+
+if TYPE_CHECKING:
+    from hamfast.models.cascade import Cascade, CascadeOutput
+    from hamfast.models.covariant import CovariantNetwork
+    from hamfast.models.normalization import TargetNormalization
+    from hamfast.models.transformer import RefinementTransformer
 
 __all__ = [
     "Cascade",
@@ -14,3 +20,15 @@ __all__ = [
     "TargetNormalization",
     "TransformerConfig",
 ]
+
+# The settings take no torch: a configuration is written without it.
+__getattr__ = on_demand(
+    __name__,
+    {
+        "Cascade": "hamfast.models.cascade",
+        "CascadeOutput": "hamfast.models.cascade",
+        "CovariantNetwork": "hamfast.models.covariant",
+        "RefinementTransformer": "hamfast.models.transformer",
+        "TargetNormalization": "hamfast.models.normalization",
+    },
+)

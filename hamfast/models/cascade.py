@@ -1,4 +1,7 @@
-"""The cascade: stage 1, its normalisation, and stage 2 as a residual on it. The head gives Hamiltonian blocks."""
+"""The cascade: stage 1, its normalisation, and stage 2, which adds a correction to stage 1.
+
+The head that makes Hamiltonian blocks of the result is :class:`hamfast.targets.TargetSpec`.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from hamfast.graph import CrystalGraph
-from hamfast.models.covariant import CovariantConfig, CovariantNetwork
+from hamfast.models.covariant import CovariantNetwork
 from hamfast.models.normalization import TargetNormalization
-from hamfast.models.transformer import RefinementTransformer, TransformerConfig
+from hamfast.models.settings import FREEZE_STAGE1, CovariantConfig, TransformerConfig
+from hamfast.models.transformer import RefinementTransformer
 from hamfast.targets import TargetSpec
 
 
 class CascadeOutput(NamedTuple):
-    """Irreps of the blocks, ``[edges, spec.dim]``, eV; :meth:`TargetSpec.to_blocks` makes the blocks."""
+    """Irreps of the blocks, ``[edges, spec.dim]``, in eV.
+
+    :meth:`hamfast.targets.TargetSpec.to_blocks` makes the blocks of them.
+    """
 
     baseline: Tensor
     """H0 of stage 1."""
@@ -29,11 +36,16 @@ class Cascade(nn.Module):
     Args:
         spec: elements, orbitals, spin.
         stage1: settings of the covariant network.
-        stage2: settings of the Transformer, None for stage 1 alone.
-        target_shift, target_scale: ``none``, ``constant`` or ``radial``, see :class:`TargetNormalization`.
+        stage2: settings of the Transformer; None for stage 1 alone.
+        target_shift, target_scale: ``none``, ``constant`` or ``radial``, see
+            :class:`TargetNormalization`.
         hermitian: average each block with the conjugate transpose of its reverse.
         r_max: angstrom, the longest pair of the data.
         freeze_stage1: stage 2's loss does not reach stage 1.
+
+    Raises:
+        ValueError: the irreps of ``stage1`` cannot make the targets, or the heads of ``stage2`` do
+            not divide its width.
     """
 
     transpose_index: Tensor
@@ -49,7 +61,7 @@ class Cascade(nn.Module):
         target_scale: str = "none",
         hermitian: bool = False,
         r_max: float = 10.0,
-        freeze_stage1: bool = True,
+        freeze_stage1: bool = FREEZE_STAGE1,
     ):
         super().__init__()
         self.spec, self.hermitian, self.freeze_stage1, self.r_max = spec, hermitian, freeze_stage1, r_max
@@ -63,7 +75,12 @@ class Cascade(nn.Module):
         self.register_buffer("transpose_sign", sign.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, graph: CrystalGraph, *, refine: bool = True) -> CascadeOutput:
-        """Predicts all blocks of a graph; ``refine=False`` stops after stage 1."""
+        """Predicts all blocks of a graph.
+
+        Args:
+            graph: of one or several structures, on the model's device and in its dtype.
+            refine: False stops after stage 1.
+        """
         refine = refine and self.stage2 is not None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not (refine and self.freeze_stage1)):
             raw, node, edge = self.stage1(graph)

@@ -1,14 +1,21 @@
-"""Stage 1: the covariant network. Function for function DeepH-E3 (Gong et al., Nature Communications 14, 2848, 2023)."""
+"""Stage 1: the covariant network.
+
+Function for function it is DeepH-E3 (Gong et al., Nature Communications 14, 2848, 2023). Nodes are
+atoms. An edge is an ordered pair of atoms for which the Hamiltonian has a block. A message runs
+from the block's column atom (the sender) to its row atom (the receiver).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 from e3nn.o3 import Irrep, Irreps
 from torch import Tensor, nn
 
 from hamfast.graph import CrystalGraph
+from hamfast.models.data_axes import DataAxis
+from hamfast.models.settings import CovariantConfig
 from hamfast.nn import (
     EdgeTensorProduct,
     EquivariantLayerNorm,
@@ -27,27 +34,20 @@ LAYOUT = "ir_mul"
 """Layout of all features between the layers."""
 
 
-@dataclass(frozen=True)
-class CovariantConfig:
-    """Settings of stage 1; the defaults are DeepH-E3's for new data."""
-
-    irreps_mid: str = "64x0e+32x1o+16x2e+8x3o+8x4e"
-    l_max: int = 4
-    """Highest l of the edge's spherical harmonics."""
-    num_blocks: int = 3
-    cutoff: float = 7.2
-    """Angstrom: where the radial basis ends (pairs beyond it are kept)."""
-    num_basis: int = 128
-    radial_hidden: int = 64
-    edge_basis_stop: float = 6.0
-    """Angstrom: range of the basis that starts the edge features."""
-    embed_dim: int = 64
-    cutoff_envelope: float | None = None
-    """Angstrom: if set, messages to nodes fade to zero at this length."""
-
-
 class Messages:
-    """What all convolutions of one forward pass share."""
+    """What all convolutions of one forward pass share.
+
+    Args:
+        graph: the crystal.
+        edges: its edges, sorted by sender and by receiver.
+        frames: of the edges, see :func:`hamfast.ops.edge_frames`.
+        radial: ``[edges, basis]``, the radial basis at each edge's length.
+        num_species: of the data set.
+
+    Attributes:
+        pair: ``[edges]``, the index of the ordered species pair.
+        envelope: ``[edges, 1]``, a factor of each message to a node; None for none.
+    """
 
     def __init__(self, graph: CrystalGraph, edges: EdgeIndex, frames: EdgeFrames, radial: Tensor, num_species: int):
         self.edges, self.frames, self.radial = edges, frames, radial
@@ -58,7 +58,13 @@ class Messages:
 
 
 class EquivariantConvolution(nn.Module):
-    """Tensor product with the edge's harmonics, gate, and a radial factor per channel."""
+    """Tensor product with the edge's harmonics, gate, and a radial factor per channel.
+
+    Args:
+        config: of stage 1.
+        irreps_in: of the operands of an edge, one after the other.
+        irreps_out: that are wanted; those that no path makes are left out of ``self.irreps_out``.
+    """
 
     def __init__(self, config: CovariantConfig, irreps_in: Irreps, irreps_out: Irreps):
         super().__init__()
@@ -72,11 +78,20 @@ class EquivariantConvolution(nn.Module):
         self.radial = RadialMLP(config.num_basis, config.radial_hidden, self.irreps_out.num_irreps)
 
     def forward(self, x: EdgeSources, messages: Messages) -> Tensor:
+        """The messages ``[edges, irreps_out.dim]``, in the layout ``ir_mul``."""
         return self.gate(self.product(x, messages.frames), self.radial(messages.radial))
 
 
 class _Update(nn.Module):
-    """The common end of node and edge updates: linear, species term, layer norm, skip connection."""
+    """The common end of node and edge updates: linear, species term, layer norm, skip connection.
+
+    Args:
+        config: of stage 1.
+        irreps_old: of what is updated.
+        irreps_conv_in: of the operands of an edge.
+        irreps_out: that are wanted.
+        num_species: species of nodes, or ordered species pairs of edges.
+    """
 
     def __init__(self, config, irreps_old: Irreps, irreps_conv_in: Irreps, irreps_out: Irreps, num_species: int):
         super().__init__()
@@ -89,19 +104,26 @@ class _Update(nn.Module):
         self.skip = Linear(irreps_old, self.irreps_out, layout=LAYOUT) if irreps_old != self.irreps_out else None
 
     def finish(self, old: Tensor, new: Tensor, species: Tensor, graph: Tensor, num_graphs: int) -> Tensor:
+        """The updated features: what is new is normalised within each structure, then added."""
         new = self.norm(self.linear_post(new) + self.species(old, species), graph, num_graphs)
         return new + (old if self.skip is None else self.skip(old))
 
 
 class NodeUpdate(_Update):
-    """Messages ``[n_i | n_j | e_ij]``, summed over the edges that leave i."""
+    """Adds up the messages of each node's incoming edges.
+
+    The message of an edge is made of the features ``[receiver | sender | edge]``.
+    """
+
+    data_axes = {"species": DataAxis.SPECIES_MATRICES}
 
     def __init__(self, config, irreps_node: Irreps, irreps_edge: Irreps, irreps_out: Irreps, num_species: int):
         super().__init__(config, irreps_node, irreps_node + irreps_node + irreps_edge, irreps_out, num_species)
 
     def forward(self, node: Tensor, edge: Tensor, messages: Messages) -> Tensor:
+        """The new features of the nodes, ``[atoms, irreps_out.dim]``."""
         old, node = node, self.linear_pre(node)
-        update = self.convolution(sources(node, node, edge, messages), messages)
+        update = self.convolution(operands_of_edges(node, edge, messages), messages)
         if messages.envelope is not None:
             update = update * messages.envelope
         total = update.new_zeros(node.shape[0], update.shape[1]).index_add(0, messages.edges.receivers, update)
@@ -109,19 +131,22 @@ class NodeUpdate(_Update):
 
 
 class EdgeUpdate(_Update):
-    """The same message from the new nodes; the result is the edge's."""
+    """The same message, made of the new nodes, becomes the update of its edge."""
+
+    data_axes = {"species": DataAxis.PAIR_MATRICES}
 
     def __init__(self, config, irreps_node: Irreps, irreps_edge: Irreps, irreps_out: Irreps, num_species: int):
         super().__init__(config, irreps_edge, irreps_node + irreps_node + irreps_edge, irreps_out, num_species**2)
 
     def forward(self, node: Tensor, edge: Tensor, messages: Messages) -> Tensor:
-        update = self.convolution(sources(node, node, self.linear_pre(edge), messages), messages)
+        """The new features of the edges, ``[edges, irreps_out.dim]``."""
+        update = self.convolution(operands_of_edges(node, self.linear_pre(edge), messages), messages)
         return self.finish(edge, update, messages.pair, messages.edge_graph, messages.num_graphs)
 
 
-def sources(center: Tensor, neighbor: Tensor, edge: Tensor, messages: Messages) -> EdgeSources:
-    """``[n_i | n_j | e_ij]`` of every edge. Block i is the receiver of messages: sums run over the edges that leave it."""
-    return EdgeSources((center, neighbor, edge), ("receiver", "sender", "edge"), messages.edges)
+def operands_of_edges(node: Tensor, edge: Tensor, messages: Messages) -> EdgeSources:
+    """``[receiver | sender | edge]`` of every edge, without gathering the rows of the nodes."""
+    return EdgeSources((node, node, edge), ("receiver", "sender", "edge"), messages.edges)
 
 
 def path_exists(irreps_in: Irreps, l_max: int, ir_out: Irrep) -> bool:
@@ -132,8 +157,13 @@ def path_exists(irreps_in: Irreps, l_max: int, ir_out: Irrep) -> bool:
 def output_irreps(config: CovariantConfig, spec: TargetSpec) -> tuple[Irreps, Irreps]:
     """Irreps of the last node update and of the last edge update.
 
-    The last edge update emits the sorted target irreps. Where mid irreps cannot make one of them (``0o`` of spin-orbit
-    coupling needs an irrep of unnatural parity), the last nodes also get that parity partner of a mid irrep, l >= 1.
+    The last edge update makes the target irreps, sorted. Products of the hidden irreps with
+    harmonics do not reach all of them: ``0o``, which spin-orbit coupling has, needs an irrep whose
+    parity is not (-1)^l. For such a target the last nodes get one more irrep: a hidden one of
+    l >= 1, with the other parity.
+
+    Raises:
+        ValueError: no such irrep makes a target.
     """
     mid = Irreps(config.irreps_mid)
     post_edge = spec.irreps.sort().irreps.simplify()
@@ -155,7 +185,17 @@ def output_irreps(config: CovariantConfig, spec: TargetSpec) -> tuple[Irreps, Ir
 
 
 class CovariantNetwork(nn.Module):
-    """Predicts the irreps of every block from a crystal graph, and covariant features of nodes and edges."""
+    """Predicts the irreps of every block from a crystal graph, and covariant features beside them.
+
+    Args:
+        config: settings of stage 1.
+        spec: the targets.
+
+    Raises:
+        ValueError: as :func:`output_irreps`.
+    """
+
+    data_axes = {"embedding": DataAxis.SPECIES_INPUTS, "output": DataAxis.ENTRY_OUTPUTS}
 
     def __init__(self, config: CovariantConfig, spec: TargetSpec):
         super().__init__()
@@ -176,18 +216,28 @@ class CovariantNetwork(nn.Module):
             edge = self.edge_updates[-1].irreps_out
         self.irreps_node, self.irreps_edge = node, edge
         self.output = Linear(edge, spec.irreps, biases=True, layout=LAYOUT)
-        # The published network has this output too, and never uses it; kept so that its parameters map one to one.
+        # The published network has this output and never uses it. It stays, so that the parameters
+        # of both map one to one.
         self.unused_node_output = Linear(node, "1x0e", biases=True, layout=LAYOUT)
         self.unused_node_output.requires_grad_(False)
         features = [node, edge, mid, spec.irreps]
         self.l_max = max(ir.l for irreps in features for _, ir in irreps)
 
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters but those of the published network's output that nothing reads."""
+        unused = set(self.unused_node_output.parameters())
+        return (parameter for parameter in self.parameters() if parameter not in unused)
+
     def forward(self, graph: CrystalGraph) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns irreps of the blocks ``[edges, spec.dim]`` (in network units), node and edge features (``mul_ir``)."""
+        """Returns three tensors in the layout ``mul_ir``.
+
+        The first is ``[edges, spec.dim]``: the irreps of the blocks, in units of the target
+        normalisation. The others are the features of the nodes, ``[atoms, irreps_node.dim]``, and
+        of the edges, ``[edges, irreps_edge.dim]``.
+        """
         one_hot = torch.nn.functional.one_hot(graph.species, self.spec.num_species).to(graph.vector)
         length = graph.length
-        # Messages run from j to i.
-        edges = edge_index(graph.j, graph.i, graph.num_atoms)
+        edges = edge_index(graph.senders, graph.receivers, graph.num_atoms)
         frames = edge_frames(graph.e3nn_vector, self.l_max)
         messages = Messages(graph, edges, frames, self.radial_basis(length), self.spec.num_species)
         if self.config.cutoff_envelope is not None:

@@ -1,9 +1,15 @@
-"""Shift and scale of the targets, per species pair and irrep, constant or as functions of the distance.
+"""Shift and scale of the targets, for each species pair and irrep.
 
-The network predicts ``(target - shift) / scale``. Both are covariant by construction. A constant shift exists only for scalars
-of on-site blocks and of hoppings; a radial one is a two-centre model, ``f(r) Y_l(direction)`` for every irrep of natural
-parity (the Slater-Koster form), fitted to the training set by linear least squares. The scale is the root mean square of what
-is left.
+Both are constants, or functions of the distance.
+
+The network predicts ``(target - shift) / scale``. Both are covariant by construction.
+
+- A constant shift exists only for scalars.
+- A radial shift is a two-centre model (the Slater-Koster form): ``f(r) Y_l(direction)`` for every
+  irrep whose parity is (-1)^l. Linear least squares fit it to the training set.
+- The scale is the root mean square of what the shift leaves.
+
+Blocks of one atom (on-site) have shifts and scales of their own. A hopping is a block of two atoms.
 """
 
 from __future__ import annotations
@@ -18,17 +24,19 @@ from hamfast.graph import CrystalGraph
 from hamfast.nn import GaussianBasis
 from hamfast.targets import TargetSpec
 
-KINDS = ("none", "constant", "radial")
-
 
 class TargetNormalization(nn.Module):
-    """Fitted to a training set once, then part of the model (its numbers are buffers of the checkpoint).
+    """Fitted to a training set once, then a part of the model: checkpoints hold its coefficients.
 
     Args:
         spec: the targets.
         shift, scale: ``none`` (as DeepH-E3), ``constant`` or ``radial``.
         r_max: angstrom, where the radial functions end; the longest pair of the data.
         num_basis: Gaussians of the radial functions.
+
+    Attributes:
+        shift_coefficients, scale_coefficients: ``[species pairs, num_basis, irreps]``, of hoppings.
+        onsite_shift, onsite_scale: ``[species pairs, irreps]``.
     """
 
     shift_coefficients: Tensor
@@ -42,16 +50,15 @@ class TargetNormalization(nn.Module):
 
     def __init__(self, spec: TargetSpec, shift: str, scale: str, r_max: float, num_basis: int = 32):
         super().__init__()
-        self.spec, self.shift_kind, self.scale_kind = spec, shift, scale
+        self.spec, self.shift_mode, self.scale_mode = spec, shift, scale
         self.basis = GaussianBasis(0.0, r_max, num_basis)
         irreps = spec.irreps
         self.l_max = max(ir.l for _, ir in irreps)
-        pairs, number = spec.num_species**2, len(irreps)
-        # Row 0 of the second dimension: hoppings, row 1: on-site.
-        self.register_buffer("shift_coefficients", torch.zeros(pairs, num_basis, number))
-        self.register_buffer("onsite_shift", torch.zeros(pairs, number))
-        self.register_buffer("scale_coefficients", torch.ones(pairs, num_basis, number))
-        self.register_buffer("onsite_scale", torch.ones(pairs, number))
+        pairs, count = spec.num_species**2, len(irreps)
+        self.register_buffer("shift_coefficients", torch.zeros(pairs, num_basis, count))
+        self.register_buffer("onsite_shift", torch.zeros(pairs, count))
+        self.register_buffer("scale_coefficients", torch.ones(pairs, num_basis, count))
+        self.register_buffer("onsite_scale", torch.ones(pairs, count))
         self.register_buffer(
             "irrep_of", torch.repeat_interleave(torch.tensor([ir.dim for _, ir in irreps])), persistent=False
         )
@@ -64,25 +71,34 @@ class TargetNormalization(nn.Module):
 
     @property
     def is_trivial(self) -> bool:
-        return self.shift_kind == "none" and self.scale_kind == "none"
+        """Is there neither a shift nor a scale?"""
+        return self.shift_mode == "none" and self.scale_mode == "none"
 
     def shift_and_scale(self, graph: CrystalGraph) -> tuple[Tensor, Tensor] | None:
-        """``[edges, spec.dim]`` each, eV: a target is ``shift + scale * output``. None where there is nothing to do."""
+        """Shift and scale ``[edges, spec.dim]``, eV: a target is ``shift + scale * output``.
+
+        None where there is neither.
+        """
         if self.is_trivial:
             return None
         pair, onsite = graph.pair_species(self.spec.num_species), graph.length < 1e-6
-        phi = self._features(graph.length, self.shift_kind)
+        phi = self._features(graph.length, self.shift_mode)
         amplitude = torch.where(onsite[:, None], self.onsite_shift[pair], self._mix(phi, self.shift_coefficients, pair))
         shift = amplitude[:, self.irrep_of] * self._harmonics(graph, onsite)[:, self.harmonic_of]
-        phi = self._features(graph.length, self.scale_kind)
+        phi = self._features(graph.length, self.scale_mode)
         scale = torch.where(onsite[:, None], self.onsite_scale[pair], self._mix(phi, self.scale_coefficients, pair))
         return shift, scale[:, self.irrep_of]
 
     def fit(self, graphs: Iterable[CrystalGraph]) -> None:
-        """Fits shift and scale to graphs with targets; reads ``graphs`` once for each of the two."""
-        if self.shift_kind != "none":
+        """Fits shift and scale to graphs with targets.
+
+        The scale measures what the fitted shift leaves, so the graphs are read once for each. Sums
+        of one pass for both would hold products of three basis functions, and the difference of
+        large sums that follows would lose digits.
+        """
+        if self.shift_mode != "none":
             self._fit_shift(graphs)
-        if self.scale_kind != "none":
+        if self.scale_mode != "none":
             self._fit_scale(graphs)
 
     def _fit_shift(self, graphs):
@@ -96,14 +112,14 @@ class TargetNormalization(nn.Module):
                 graph.known_target()
             )
             projection = self._per_irrep(product).double() * self.inverse_dim.double() * self.has_shift.double()
-            phi = self._features(graph.length, self.shift_kind).double()
+            phi = self._features(graph.length, self.shift_mode).double()
             for p in pair.unique().tolist():
                 hop, home = (pair == p) & ~onsite, (pair == p) & onsite
                 gram[p] += phi[hop].T @ phi[hop]
                 right[p] += phi[hop].T @ projection[hop]
                 onsite_sum[p] += projection[home].sum(0)
                 onsite_count[p] += home.sum()
-        # A little ridge: basis functions that no pair of the data reaches stay zero.
+        # A little ridge: coefficients of functions that no pair of the data reaches stay zero.
         ridge = 1e-6 * gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
         gram = gram + ridge[:, None, None] * torch.eye(shape[1], dtype=torch.float64)
         self.shift_coefficients.copy_(torch.linalg.solve(gram, right))
@@ -122,7 +138,7 @@ class TargetNormalization(nn.Module):
             units = self.shift_and_scale(graph)
             assert units is not None  # there is a scale to fit
             squares = self._per_irrep((graph.known_target() - units[0]).double().square()) * self.inverse_dim.double()
-            phi = self._features(graph.length, self.scale_kind).double()
+            phi = self._features(graph.length, self.scale_mode).double()
             for p in pair.unique().tolist():
                 hop, home = (pair == p) & ~onsite, (pair == p) & onsite
                 square[p] += phi[hop].T @ squares[hop]
@@ -131,16 +147,20 @@ class TargetNormalization(nn.Module):
                 onsite_count[p] += home.sum()
         present = self._per_irrep(masks.double()) > 0  # [pairs, irreps]
         hop = torch.where(weight > 1e-6, square / weight.clamp(min=1e-6), torch.zeros_like(square)).sqrt()
-        # Floors: a channel that symmetry makes exactly zero keeps a scale, so that noise in it is not blown up.
+        # Symmetry makes some channels exactly zero. Floors keep a scale for them, so that noise in
+        # them is not blown up.
         top = (hop * present[:, None]).amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
         self.scale_coefficients.copy_(hop.clamp(min=1e-6).maximum(1e-5 * top))
         home = (onsite_square / onsite_count.clamp(min=1)).sqrt()
         top = (home * present).amax(dim=1, keepdim=True).clamp(min=1e-12)
         self.onsite_scale.copy_(home.clamp(min=1e-6).maximum(1e-5 * top))
 
-    def _features(self, length, kind):
-        """Smooth partition of the distance axis; a constant is its special case."""
-        if kind != "radial":
+    def _features(self, length, mode):
+        """``[edges, num_basis]``: smooth functions of the distance that add up to 1.
+
+        A constant is the special case in which all of them are equal.
+        """
+        if mode != "radial":
             return torch.full((length.shape[0], self.basis.centers.shape[0]), 1.0 / self.basis.centers.shape[0]).to(
                 length
             )
@@ -149,6 +169,7 @@ class TargetNormalization(nn.Module):
 
     @staticmethod
     def _mix(phi, coefficients, pair):
+        """``[edges, irreps]``: ``phi`` times the coefficients of each edge's species pair."""
         out = phi.new_zeros(phi.shape[0], coefficients.shape[-1])
         for p in range(coefficients.shape[0]):
             which = torch.nonzero(pair == p).flatten()
@@ -156,12 +177,13 @@ class TargetNormalization(nn.Module):
         return out
 
     def _harmonics(self, graph, onsite):
+        """``[edges, (l_max + 1)^2]``; on-site, where there is no direction, (1, 0, ..., 0)."""
         directions = graph.e3nn_vector
         harmonics = o3.spherical_harmonics(list(range(self.l_max + 1)), directions, True, "component")
-        first = torch.zeros_like(harmonics[:1])
-        first[:, 0] = 1.0
-        return torch.where(onsite[:, None], first, harmonics)
+        scalar = torch.zeros_like(harmonics[:1])
+        scalar[:, 0] = 1.0
+        return torch.where(onsite[:, None], scalar, harmonics)
 
     def _per_irrep(self, values):
-        """Sums over the components of each irrep."""
+        """``[edges, irreps]``: sums over the components of each irrep."""
         return values.new_zeros(values.shape[0], len(self.spec.irreps)).index_add(1, self.irrep_of, values)

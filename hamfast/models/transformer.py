@@ -1,47 +1,35 @@
 """Stage 2: the non-linear 3D graph Transformer that refines stage 1's Hamiltonian.
 
-It reads covariant inputs as raw components, so any non-linearity is allowed; covariance is learned. One block (h: width):
+It reads covariant inputs as plain components, so any non-linearity is allowed. Covariance is not
+built in: the network learns it. One block, for an edge with features e that runs from a sender with
+features n_s to a receiver with features n_r:
 
-    e = SiLU LN W [ SiLU LN W1 e | SiLU LN W2 Y | SiLU LN W3 g ]          Y: harmonics, g: Gaussians of the length
-    x = [ n_source | e | n_target ]
-    a = softmax over the edges of the target of clip(<Wq x, Wk x> / sqrt(d), +-5)        per head
-    n = LN(Wo sum_e a Wv x + n),   n = n + FFN(LN n)
-    e = e + W4 SiLU LN W3' [ n_source | e | n_target ]
+    e = SiLU LN W [ SiLU LN W1 e | SiLU LN W2 Y | SiLU LN W3 g ]
+    x = [ n_s | e | n_r ]
+    a = softmax of clip(<Wq x, Wk x> / sqrt(d), +-score_clip)
+    n = LN(Wo sum_e a Wv x + n),   then n = n + FFN(LN n)
+    e = e + W5 SiLU LN W4 [ n_s | e | n_r ]
+
+LN is a layer norm, Y are harmonics of the edge's direction, g Gaussians of its length. The softmax,
+one for each head, and the sum run over a receiver's incoming edges.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from e3nn import o3
 from torch import Tensor, nn
 
 from hamfast.graph import CrystalGraph
+from hamfast.models.data_axes import DataAxis
+from hamfast.models.settings import TransformerConfig, check_heads
 from hamfast.nn import GaussianBasis
 from hamfast.ops import EdgeIndex, edge_einsum, edge_index, edge_update, graph_attention
 from hamfast.targets import TargetSpec
 
 
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Settings of stage 2."""
-
-    hidden: int = 128
-    num_blocks: int = 3
-    num_heads: int = 4
-    l_max: int = 4
-    """Highest l of the edge's harmonics as inputs."""
-    num_basis: int = 64
-    cutoff: float = 8.0
-    """Angstrom: where the Gaussians of the length end."""
-    ffn_factor: int = 2
-    """Width of the node's feed-forward network in units of ``hidden``."""
-    score_clip: float = 5.0
-
-
 class NormAct(nn.Module):
-    """``SiLU LN W`` for rows of edges."""
+    """A linear map, layer norm and SiLU for rows of edges."""
 
     def __init__(self, width_in: int, width_out: int):
         super().__init__()
@@ -49,11 +37,15 @@ class NormAct(nn.Module):
         self.norm = nn.LayerNorm(width_out)
 
     def forward(self, x: Tensor, edges: EdgeIndex) -> Tensor:
+        """``[edges, width_in]`` -> ``[edges, width_out]``."""
         return edge_update(edges, self.linear(x), weight=self.norm.weight, bias=self.norm.bias, epsilon=self.norm.eps)
 
 
 class EdgeSplitLinear(nn.Module):
-    """``W [n_source | e | n_target]`` as three matrices, so that the wide edge tensor is never made."""
+    """``W [sender | edge | receiver]`` as three matrices: the tensor of all three is never made.
+
+    The sender's matrix is called ``source`` and the receiver's ``target`` in checkpoints.
+    """
 
     def __init__(self, hidden: int, width_out: int):
         super().__init__()
@@ -61,13 +53,27 @@ class EdgeSplitLinear(nn.Module):
         self.edge = nn.Linear(hidden, width_out)
         self.target = nn.Linear(hidden, width_out, bias=False)
 
+    @property
+    def sender(self) -> nn.Module:
+        """The matrix that meets the sender's features."""
+        return self.source
+
+    @property
+    def receiver(self) -> nn.Module:
+        """The matrix that meets the receiver's features."""
+        return self.target
+
     def forward(self, node: Tensor, edge: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(edge, sender, receiver) parts, before they are gathered and added."""
-        return self.edge(edge), self.source(node), self.target(node)
+        """The parts of (edge, sender, receiver), before those of nodes are gathered and all added.
+
+        Returns:
+            ``[edges, width_out]``, and twice ``[atoms, width_out]``.
+        """
+        return self.edge(edge), self.sender(node), self.receiver(node)
 
 
 class TransformerBlock(nn.Module):
-    """Edge merge, attention of nodes over their edges, feed-forward, edge update."""
+    """Edge merge, attention over a node's incoming edges, feed-forward network, edge update."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -90,14 +96,25 @@ class TransformerBlock(nn.Module):
         self.edge_norm = nn.LayerNorm(h)
         self.edge_out = nn.Linear(h, h)
 
-    def forward(self, node, edge, harmonics, gaussians, edges: EdgeIndex) -> tuple[Tensor, Tensor]:
-        parts = (
+    def forward(
+        self, node: Tensor | None, edge: Tensor, harmonics: Tensor, gaussians: Tensor, edges: EdgeIndex
+    ) -> tuple[Tensor, Tensor]:
+        """The new features of nodes and edges.
+
+        Args:
+            node: ``[atoms, hidden]``; None in the first block.
+            edge: ``[edges, hidden]``.
+            harmonics: ``[edges, (l_max + 1)^2]``, of the edge's direction.
+            gaussians: ``[edges, num_basis]``, of the edge's length.
+            edges: with senders and receivers.
+        """
+        inputs = (
             self.merge_edge(edge, edges),
             self.merge_harmonics(harmonics, edges),
             self.merge_length(gaussians, edges),
         )
-        merged = self.merge(torch.cat(parts, dim=-1), edges)
-        if node is None:  # first block: nodes start as the mean of their edges
+        merged = self.merge(torch.cat(inputs, dim=-1), edges)
+        if node is None:  # nodes start as the mean of their incoming edges
             degree = (edges.receiver_ptr[1:] - edges.receiver_ptr[:-1]).clamp(min=1).to(merged).unsqueeze(-1)
             shape = (1, 1, merged.shape[1])
             node = edge_einsum(edges, "receiver", shape, (merged[:, None, None], "edge"))[:, 0, 0] / degree
@@ -106,30 +123,40 @@ class TransformerBlock(nn.Module):
         for name, linear in (("query", self.query), ("key", self.key)):
             for part, tensor in zip(("edge", "sender", "receiver"), linear(node, merged), strict=True):
                 operands[f"{name}_{part}"] = tensor.unflatten(-1, heads)
-        # The weights of a receiver add up to 1: what all its edges share goes with the receiver.
-        operands["value_sender"] = self.value.source(node).unflatten(-1, heads)
-        operands["value_receiver"] = (self.value.target(node) + self.value.edge.bias).unflatten(-1, heads)
+        # The weights of a receiver's edges add up to 1, so what all its edges share goes with it.
+        operands["value_sender"] = self.value.sender(node).unflatten(-1, heads)
+        operands["value_receiver"] = (self.value.receiver(node) + self.value.edge.bias).unflatten(-1, heads)
         operands |= {"edge": merged, "edge_value_weight": self.value.edge.weight.unflatten(0, heads)}
         attended = graph_attention(edges, **operands, clip=self.config.score_clip).flatten(1)
         node = self.attention_norm(self.attention_out(attended) + node)
         node = node + self.ffn(node)
-        own, source, target = self.edge_in(node, merged)
+        own, sender, receiver = self.edge_in(node, merged)
         norm = self.edge_norm
-        update = edge_update(edges, own, source, target, norm.weight, norm.bias, epsilon=norm.eps)
+        update = edge_update(edges, own, sender, receiver, norm.weight, norm.bias, epsilon=norm.eps)
         return node, edge + self.edge_out(update)
 
 
 class RefinementTransformer(nn.Module):
-    """Predicts the correction to stage 1, in stage 1's network units.
+    """Predicts the correction to stage 1, in the same units of the target normalisation.
 
     Args:
-        irreps_node, irreps_edge: stage 1's features.
+        config: settings of stage 2.
+        spec: the targets.
+        irreps_node, irreps_edge: of stage 1's features.
+
+    Raises:
+        ValueError: the heads do not divide the width.
     """
+
+    data_axes = {
+        "pair_embedding": DataAxis.PAIR_ROWS,
+        "edge_in": DataAxis.COMPONENT_INPUTS,
+        "output": DataAxis.COMPONENT_OUTPUTS,
+    }
 
     def __init__(self, config: TransformerConfig, spec: TargetSpec, irreps_node: o3.Irreps, irreps_edge: o3.Irreps):
         super().__init__()
-        if config.hidden % config.num_heads:
-            raise ValueError(f"stage2: hidden = {config.hidden} is not a multiple of num_heads = {config.num_heads}")
+        check_heads(config)
         self.config, self.spec = config, spec
         self.gaussians = GaussianBasis(0.0, config.cutoff, config.num_basis)
         self.pair_embedding = nn.Embedding(spec.num_species**2, config.hidden)
@@ -146,8 +173,14 @@ class RefinementTransformer(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, graph: CrystalGraph, baseline: Tensor, node_features: Tensor, edge_features: Tensor) -> Tensor:
-        """``baseline``: stage 1's output ``[edges, spec.dim]``; features in ``mul_ir`` -> ``[edges, spec.dim]``."""
-        edges = edge_index(graph.j, graph.i, graph.num_atoms)
+        """The correction ``[edges, spec.dim]``.
+
+        Args:
+            graph: the crystal.
+            baseline: stage 1's output ``[edges, spec.dim]``.
+            node_features, edge_features: of stage 1, in the layout ``mul_ir``.
+        """
+        edges = edge_index(graph.senders, graph.receivers, graph.num_atoms)
         harmonics = o3.spherical_harmonics(list(range(self.config.l_max + 1)), graph.e3nn_vector, True, "component")
         gaussians = self.gaussians(graph.length)
         edge = self.edge_in(torch.cat([self.feature_norm(edge_features), baseline], dim=-1))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from hamfast import (
     _library,  # noqa: F401  (loads the kernels)
+    environment,
     run_time_compiler,
 )
 from hamfast.ops.notice import lower_backend
@@ -105,7 +105,7 @@ def triton_problem() -> str:
 
 
 def interpreting() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    return environment.switch("TRITON_INTERPRET")
 
 
 def choose(wanted: str) -> Rung:
@@ -140,9 +140,9 @@ _current = choose("auto")
 _installed: list[torch.library.Library] = []
 
 
-def _check_name(name: str, source: str) -> str:
+def _check_name(name: str) -> str:
     if name not in ("auto", *BACKENDS):
-        raise ValueError(f"{source}: expected auto, {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}, found {name!r}")
+        raise ValueError(f"backend: expected auto, {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}, found {name!r}")
     return name
 
 
@@ -157,7 +157,7 @@ def backend(name: str) -> Iterator[None]:
         RuntimeError: it cannot be used here; the message says why.
     """
     before = _wanted
-    rung = choose(_check_name(name, "backend"))
+    rung = choose(_check_name(name))
     if rung.problem:
         raise RuntimeError(f"hamfast: backend {name!r} cannot be used: {rung.problem}")
     _use(name)
@@ -240,4 +240,4 @@ def _on_copies(op: str, arguments: tuple) -> Any:
     return type(found)(t.to(device) for t in found)
 
 
-_use(_check_name(os.environ.get("HAMFAST_BACKEND", "auto"), "HAMFAST_BACKEND"))
+_use(environment.text("HAMFAST_BACKEND"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from functools import cache
 
 import torch
 
+from hamfast import environment
 from hamfast.plan import Plan
 from hamfast.plan.channel import is_channel_wise, is_mixing, live_paths
 from hamfast.plan.plan import format_irreps
@@ -19,7 +19,7 @@ class SlowPathWarning(UserWarning):
     """A product runs on the general kernel: right, but not one of the fast ones."""
 
 
-_strict = os.environ.get("HAMFAST_STRICT", "0") == "1"
+_strict = environment.switch("HAMFAST_STRICT")
 
 
 @contextmanager

@@ -15,13 +15,14 @@ from rich.console import Console
 from hamfast.data.tensor_file import save_tensors
 from hamfast.errors import HamfastError
 from hamfast.training.checkpoint import read_checkpoint
-from hamfast.training.config import SafetyConfig
+from hamfast.training.config import SafetyConfig, section_of_phase
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoints, written by :func:`hamfast.data.tensor_file.save_tensors`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
+        """Writes a checkpoint whole or not at all; ``storage_options`` have no meaning here."""
         save_tensors(checkpoint, Path(path))
 
 
@@ -30,6 +31,14 @@ class Checkpoints(Callback):
 
     ``last.ckpt`` of the state before the first epoch is written too, so an interrupted run always
     has one.
+
+    Args:
+        folder: of the phase.
+        resumed: the phase goes on from its ``last.ckpt``.
+
+    Attributes:
+        best: the lowest validation loss, meV.
+        best_epoch: how many epochs were done then.
     """
 
     def __init__(self, folder: Path, resumed: bool):
@@ -39,21 +48,27 @@ class Checkpoints(Callback):
 
     @property
     def best_path(self) -> Path:
+        """``best.ckpt``."""
         return self.folder / "best.ckpt"
 
     @property
     def last_path(self) -> Path:
+        """``last.ckpt``."""
         return self.folder / "last.ckpt"
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Writes the state before the first epoch."""
         # Saving waits for all processes, so whether to save must not depend on a file that one of
         # them writes.
         if not self.resumed:
             trainer.save_checkpoint(self.last_path)
 
-    # After the safety net has acted and Lightning has closed the epoch, so that a resumed run
-    # starts at the next one.
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Writes ``last.ckpt``, and ``best.ckpt`` if the validation loss is the lowest yet.
+
+        This comes after the safety net has acted and Lightning has closed the epoch, so that a
+        resumed run starts at the next one.
+        """
         loss = float(trainer.callback_metrics["val_loss_meV"])
         if loss < self.best:
             self.best, self.best_epoch = loss, trainer.current_epoch
@@ -61,14 +76,21 @@ class Checkpoints(Callback):
         trainer.save_checkpoint(self.last_path)
 
     def state_dict(self) -> dict[str, Any]:
+        """The best epoch, for the checkpoint."""
         return {"best": self.best, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the best epoch from a checkpoint."""
         self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
 
 
 class SafetyNet(Callback):
     """Reloads the best weights at a lower learning rate when the validation loss diverges.
+
+    Args:
+        settings: when a loss counts as diverged, and what follows.
+        checkpoints: of the phase.
+        console: for a line when the best weights come back; None prints none.
 
     Raises:
         HamfastError: the loss or the weights are not numbers before there were any best weights.
@@ -81,6 +103,7 @@ class SafetyNet(Callback):
         self.bad = 0
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Looks at the epoch's validation loss and at the weights, and acts if it must."""
         loss, best = float(trainer.callback_metrics["val_loss_meV"]), self.checkpoints.best
         lost = not math.isfinite(loss) or not all(bool(p.isfinite().all()) for p in module.parameters())
         self.bad = self.bad + 1 if lost or loss > self.settings.factor * best else 0
@@ -98,7 +121,8 @@ class SafetyNet(Callback):
             )
 
     def sentence(self, trainer: lightning.Trainer, module: Any) -> str:
-        key = f"training.{'stage2' if module.phase == 'stage2' else 'stage1'}"
+        """What the user is told when there are no best weights to go back to."""
+        key = f"training.{section_of_phase(module.phase)}"
         rate = module.settings.learning_rate * module.lr_factor
         return (
             f"{module.phase}: after epoch {trainer.current_epoch + 1} the loss is not a number, at a learning rate of {rate:.2g}; "
@@ -107,6 +131,7 @@ class SafetyNet(Callback):
         )
 
     def reload(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Goes on from the best weights, with fresh moments and a lower rate."""
         checkpoint = read_checkpoint(self.checkpoints.best_path)
         module.load_state_dict(checkpoint["state_dict"])
         module.restore_average(checkpoint)
@@ -116,9 +141,11 @@ class SafetyNet(Callback):
         module.set_rates()
 
     def state_dict(self) -> dict[str, Any]:
+        """How many epochs in a row have diverged, for the checkpoint."""
         return {"bad": self.bad}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes that number from a checkpoint."""
         self.bad = state_dict["bad"]
 
 
@@ -139,8 +166,13 @@ def duration(seconds: float) -> str:
 
 
 class Progress(Callback):
-    """A line of at most 80 columns per epoch (and every few seconds): losses in meV, learning rate,
-    time left."""
+    """Lines of at most 80 columns: losses in meV, learning rate, time left.
+
+    Args:
+        console: where they are printed.
+        phase: its name.
+        every: seconds, the shortest time between two lines; the last epoch always has one.
+    """
 
     def __init__(self, console: Console, phase: str, every: float = 8.0):
         self.console, self.phase, self.every = console, phase, every
@@ -148,12 +180,14 @@ class Progress(Callback):
         self.first_epoch = 0
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Prints the header."""
         self.started = time.monotonic()
         self.first_epoch = trainer.current_epoch
         for line in self.header():
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Prints a line, unless the last one is too recent."""
         now, epoch, epochs = time.monotonic(), trainer.current_epoch + 1, trainer.max_epochs or 1
         if now - self.printed < self.every and epoch != epochs:
             return
@@ -165,6 +199,7 @@ class Progress(Callback):
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def header(self) -> tuple[str, str]:
+        """The names of the columns, in two lines."""
         above = f"{self.phase:<6} {'':>15} {'training':>9} {'valid.':>9} {'valid.':>9} {'learning':>8} {'s per':>7}"
         below = (
             f"{'':<6} {'epoch':>15} {'loss meV':>9} {'loss meV':>9} {'MAE meV':>9} {'rate':>8} {'epoch':>7} {'left':>9}"
@@ -172,6 +207,14 @@ class Progress(Callback):
         return above, below
 
     def line(self, epoch: int, epochs: int, metrics: dict[str, float], rate: float, per_epoch: float) -> str:
+        """The line of an epoch.
+
+        Args:
+            epoch, epochs: how many are done, and how many there will be.
+            metrics: ``train_loss_meV``, ``val_loss_meV`` and ``val_mae_meV``.
+            rate: the learning rate.
+            per_epoch: seconds.
+        """
         losses = " ".join(number(metrics[f"{name}_meV"], 9) for name in ("train_loss", "val_loss", "val_mae"))
         seconds = f"{per_epoch:7.2f}" if per_epoch < 9999 else f"{per_epoch:7.1e}"
         left = duration(per_epoch * (epochs - epoch))

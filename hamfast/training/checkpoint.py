@@ -1,5 +1,7 @@
-"""Checkpoints: written to a temporary name and renamed, self-contained, loadable on any machine and
-device."""
+"""Checkpoints: what they hold, and the model in one.
+
+A checkpoint is self-contained and can be loaded on any machine and device.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ import numpy as np
 import torch
 
 from hamfast.errors import HamfastError
-from hamfast.models import Cascade, CovariantConfig, TransformerConfig
+from hamfast.models import Cascade
 from hamfast.targets import TargetSpec
 from hamfast.training.config import Config, parse_config
 from hamfast.version import __version__
@@ -31,21 +33,30 @@ class LoadedModel:
     pair_cutoffs: np.ndarray
     """``[species, species]`` angstrom: the longest pair of the training data."""
     versions: dict[str, str]
+    """Of hamfast, torch, e3nn and Python, by which it was trained."""
 
     @property
     def spec(self) -> TargetSpec:
+        """Elements, orbitals and spin that the model knows."""
         return self.model.spec
 
 
 def describe(config: Config, model: Cascade, pair_cutoffs: np.ndarray) -> dict[str, Any]:
-    """What a checkpoint carries beside weights: plain numbers and strings only."""
+    """What a checkpoint carries beside weights: plain numbers and strings only.
+
+    Args:
+        config: of the run.
+        model: of the run.
+        pair_cutoffs: ``[species, species]`` angstrom, the longest pairs of the training set.
+    """
     return {
         "format": FORMAT,
         "config": config.model_dump(),
         "shells": [[z, list(ls)] for z, ls in model.spec.shells],
         "spinful": model.spec.spinful,
         "pair_cutoffs": pair_cutoffs.tolist(),
-        "r_max": model.r_max,  # of the normalisation; a model that started from a checkpoint keeps that checkpoint's
+        # Of the normalisation. A model that started from a checkpoint keeps that checkpoint's.
+        "r_max": model.r_max,
         "units": {"energy": "eV", "length": "angstrom"},
         "orbital_order": "m = -l ... l",
         "versions": {
@@ -72,8 +83,8 @@ def build_model(config: Config, spec: TargetSpec, r_max: float) -> Cascade:
     try:
         return Cascade(
             spec,
-            CovariantConfig(**config.stage1.model_dump()),
-            None if config.stage2 is None else TransformerConfig(**config.stage2.model_dump()),
+            config.stage1,
+            config.stage2,
             target_shift=config.target.shift,
             target_scale=config.target.scale,
             hermitian=config.target.hermitian,
@@ -88,7 +99,11 @@ def build_model(config: Config, spec: TargetSpec, r_max: float) -> Cascade:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Raises HamfastError if the file is missing, damaged, or no hamfast checkpoint."""
+    """All that a checkpoint holds, on the CPU.
+
+    Raises:
+        HamfastError: the file is missing, damaged, or no checkpoint of this version of hamfast.
+    """
     if not path.exists():
         raise HamfastError(f"{path}: checkpoint not found")
     if path.is_dir():
@@ -108,7 +123,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def spec_of(about: dict[str, Any]) -> TargetSpec:
-    """The targets that a checkpoint was made for; ``about``: its entry ``hamfast``."""
+    """The targets that a checkpoint was made for; ``about`` is its entry ``hamfast``."""
     return TargetSpec(tuple((z, tuple(ls)) for z, ls in about["shells"]), about["spinful"])
 
 

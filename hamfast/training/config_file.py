@@ -17,8 +17,10 @@ SUFFIXES = (".yaml", ".yml", ".toml")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: a key stands once, and 1e-3 is a number (in YAML 1.1 it lacks a
-    dot)."""
+    """YAML as people write it.
+
+    A key that is given twice is an error. 1e-3 is a number; in YAML 1.1 it would need a dot.
+    """
 
     def construct_mapping(self, node, deep=False):
         lines: dict[Any, int] = {}
@@ -44,17 +46,17 @@ def read_mapping(path: Path) -> dict:
     """The content of a configuration file.
 
     Raises:
-        HamfastError: missing, a folder, of another kind or encoding, badly written, or a key is
-            given twice.
+        HamfastError: the file is missing, a folder, of another type or encoding, or badly written;
+            or a key is given twice.
     """
     text = read_text(path)
     if path.suffix not in SUFFIXES:
         raise HamfastError(
             f"{path}: expected a file that ends in {', '.join(SUFFIXES)}, found {path.suffix or 'no ending'!r}"
         )
-    kind = "TOML" if path.suffix == ".toml" else "YAML"
+    language = "TOML" if path.suffix == ".toml" else "YAML"
     try:
-        content = tomllib.loads(text) if kind == "TOML" else yaml.load(text, _Loader)
+        content = tomllib.loads(text) if language == "TOML" else yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = "" if mark is None else f", line {mark.line + 1}"
@@ -64,7 +66,7 @@ def read_mapping(path: Path) -> dict:
     except tomllib.TOMLDecodeError as error:
         raise HamfastError(f"{path}: not readable as TOML: {_one_line(error)}{_toml_line(text, error)}") from error
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:  # also an impossible date or number
-        raise HamfastError(f"{path}: not readable as {kind}: {_one_line(error)}") from error
+        raise HamfastError(f"{path}: not readable as {language}: {_one_line(error)}") from error
     if not isinstance(content, dict):
         found = "an empty file" if content is None else f"a {type(content).__name__}"
         raise HamfastError(f"{path}: expected sections like data: and training:, found {found}")

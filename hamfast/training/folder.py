@@ -11,7 +11,7 @@ from typing import Any
 
 from hamfast.errors import HamfastError
 from hamfast.training.checkpoint import read_checkpoint
-from hamfast.training.config import Config, load_config, write_config
+from hamfast.training.config import Config, load_config, section_of_phase, write_config
 from hamfast.training.lock import LOCK_FILE, RunLock
 
 CONFIG_FILE = "config.yaml"
@@ -21,8 +21,10 @@ MAY_CHANGE = re.compile(
     r"output|accelerator|threads|data\.(batch_size|num_workers|cache)|training\.stage2_rate|training\.stage[12]\."
     r"(epochs|learning_rate|schedule|warmup_steps|final_fraction|clip|ema|weight_decay|rotate|rotate_angle|safety\.\w+)"
 )
-"""Keys that a resumed run may have otherwise: they change the way to the weights, not what is
-learned from what."""
+"""Keys that may change when a run is resumed.
+
+They change the way to the weights, not what is learned, and from what.
+"""
 
 
 class RunFolder:
@@ -31,6 +33,9 @@ class RunFolder:
     Args:
         config: of the run.
         phases: ``stage1`` and ``stage2``, ``stage1`` alone, or ``joint``.
+
+    Attributes:
+        words: what the user should hear about it once it is open.
     """
 
     def __init__(self, config: Config, phases: list[str]):
@@ -40,14 +45,19 @@ class RunFolder:
         self.made: list[Path] = []
 
     def last(self, phase: str) -> Path:
+        """The checkpoint of a phase's last complete epoch."""
         return self.path / phase / "last.ckpt"
 
+    def best(self, phase: str) -> Path:
+        """The checkpoint of a phase's lowest validation loss."""
+        return self.path / phase / "best.ckpt"
+
     def epochs(self, phase: str) -> int:
-        settings = self.config.training.stage2 if phase == "stage2" else self.config.training.stage1
-        assert settings is not None
-        return settings.epochs
+        """How many epochs the configuration wants of a phase."""
+        return self.config.training.of_phase(phase).epochs
 
     def finished_file(self, phase: str) -> Path:
+        """What a phase leaves when it has ended."""
         return self.path / phase / "finished.json"
 
     def is_finished(self, phase: str) -> bool:
@@ -141,7 +151,7 @@ class RunFolder:
         self.words += [f"  {key}: {_text(old)} -> {_text(new)}" for key, (old, new) in changes.items()]
 
     def _check_epochs(self, phase: str, changes: Mapping[str, tuple]) -> None:
-        key = f"training.{'stage2' if phase == 'stage2' else 'stage1'}.epochs"
+        key = f"training.{section_of_phase(phase)}.epochs"
         if key not in changes or not self.last(phase).exists():
             return
         checkpoint = read_checkpoint(self.last(phase))
@@ -163,8 +173,10 @@ class RunFolder:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (old value, new value) of every key that differs; a section that is new or gone
-    counts as one."""
+    """Dotted key -> (old value, new value) of every key that differs.
+
+    A section that is new or gone counts as one key.
+    """
     found: dict[str, tuple[Any, Any]] = {}
     for key in {**before, **now}:
         old, new = before.get(key), now.get(key)

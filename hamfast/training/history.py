@@ -1,5 +1,7 @@
-"""``metrics.csv``: one row per epoch, the whole history of a phase in one file however often it is
-resumed."""
+"""``metrics.csv``: one row per epoch.
+
+The whole history of a phase stands in one file, however often the phase is resumed.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,9 @@ FIELDS = (
 
 
 class History(Callback):
-    """Writes a row at the end of each epoch, before its checkpoint: what a checkpoint has behind it
-    is in the file.
+    """Writes a row at the end of each epoch.
+
+    It is written before the epoch's checkpoint, so all epochs of a checkpoint are in the file.
 
     Args:
         path: of the file.
@@ -37,10 +40,16 @@ class History(Callback):
         self.path = path
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Leaves the rows of the epochs that are done."""
         if trainer.is_global_zero:
             start_at(self.path, trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Writes the epoch's row.
+
+        Raises:
+            HamfastError: the file cannot be written.
+        """
         if not trainer.is_global_zero:
             return
         row: dict[str, Any] = {k: float(v) for k, v in trainer.callback_metrics.items() if k in FIELDS}
@@ -54,10 +63,10 @@ class History(Callback):
 
 
 def start_at(path: Path, epoch: int) -> None:
-    """Keeps the rows of the epochs before ``epoch``: a run that is resumed there repeats the
-    others.
+    """Keeps the rows of the epochs before ``epoch``.
 
-    A row that was cut off when the process was killed belongs to an epoch that is repeated.
+    A run that is resumed there repeats the others. A row that was cut off when the process was
+    killed belongs to an epoch that is repeated.
     """
     rows: dict[int, dict[str, str]] = {}
     if path.exists():

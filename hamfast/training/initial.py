@@ -1,5 +1,7 @@
-"""Weights to start from: those of a checkpoint, also for other elements where the targets allow
-it."""
+"""Weights to start from: those of a checkpoint.
+
+The new data may have other elements, as long as they have the same pairs of shells.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from torch import Tensor, nn
 
 from hamfast.errors import HamfastError
 from hamfast.models import Cascade, TargetNormalization
-from hamfast.models.covariant import EdgeUpdate, NodeUpdate
-from hamfast.nn import Linear, SpeciesLinear
+from hamfast.models.data_axes import DataAxis, data_axis
+from hamfast.nn import Linear
 from hamfast.shells import Channel
 from hamfast.targets import TargetSpec
 from hamfast.training.checkpoint import LoadedModel
@@ -61,8 +63,13 @@ def _orbitals(spec: TargetSpec) -> str:
 
 @dataclass
 class _Maps:
-    """For each species, species pair and target entry of the new model its number in the old one,
-    or -1."""
+    """Where the old model has what the new one has; -1 where the old one lacks it.
+
+    Attributes:
+        species, pairs: for each species and each ordered pair of species, its index.
+        entries: for each target entry, which is an irrep of the targets, its index.
+        components: for each component of the targets, its index.
+    """
 
     old: TargetSpec
     new: TargetSpec
@@ -80,13 +87,11 @@ class _Maps:
         where = {key: n for n, key in enumerate(_entries(self.old))}
         self.entries = torch.tensor([where[key] for key in _entries(self.new)])
         slices = list(self.old.irreps.slices())
-        parts = [torch.arange(slices[n].start, slices[n].stop) for n in self.entries.tolist()]
-        self.components = torch.cat(parts)
+        self.components = torch.cat([torch.arange(slices[n].start, slices[n].stop) for n in self.entries.tolist()])
 
 
 def _entries(spec: TargetSpec) -> Iterator[tuple[int, Channel, int]]:
-    """(real or imaginary half, channel, number within the channel) of each entry of
-    ``spec.irreps``."""
+    """(real or imaginary half, channel, position in the channel) of each target entry."""
     for half in range(2 if spec.spinful else 1):
         for channel in spec.channels:
             l1, _, l2, _ = channel
@@ -97,8 +102,9 @@ def _entries(spec: TargetSpec) -> Iterator[tuple[int, Channel, int]]:
 
 
 def take_weights(model: Cascade, source: LoadedModel) -> list[str]:
-    """Copies the checkpoint's weights, element by element and element pair by element pair; new
-    ones stay as they are.
+    """Copies the checkpoint's weights, for each element and each pair of elements its own.
+
+    Weights that the checkpoint does not have stay as they are.
 
     Args:
         model: of a configuration that :func:`check_compatible` accepts, with ``r_max`` of the
@@ -137,22 +143,22 @@ def _own(module: nn.Module) -> dict[str, Tensor]:
 
 def _copy(model, name, module, key, value, other, maps: _Maps, cutoffs: np.ndarray) -> None:
     old: Tensor = _own(other)[key].to(value)
-    parent = model.get_submodule(name.rpartition(".")[0])
-    if isinstance(module, SpeciesLinear):
-        kinds = {NodeUpdate: maps.species, EdgeUpdate: maps.pairs}
-        _copy_species(module, other, old, value, kinds[type(parent)])
-    elif name == "stage1.embedding" and key == "weight":  # a one-hot species, so each row belongs to one
+    axis = data_axis(model, name)
+    if axis in (DataAxis.SPECIES_MATRICES, DataAxis.PAIR_MATRICES):
+        rows = maps.species if axis is DataAxis.SPECIES_MATRICES else maps.pairs
+        _copy_species(module, other, old, value, rows)
+    elif axis is DataAxis.SPECIES_INPUTS and key == "weight":
         rows, before = value.view(len(maps.species), -1), old.view(maps.old.num_species, -1)
         scale = (len(rows) / len(before)) ** 0.5  # e3nn divides by the root of the number of rows
         _copy_rows(rows, before * scale, maps.species)
-    elif name == "stage1.output":
+    elif axis is DataAxis.ENTRY_OUTPUTS:
         _copy_output(module, other, key, old, value, maps.entries)
-    elif name == "stage2.edge_in" and key == "weight":
+    elif axis is DataAxis.COMPONENT_INPUTS and key == "weight":
         edge = value.shape[1] - maps.new.dim
         value.copy_(torch.cat([old[:, :edge], old[:, edge:][:, maps.components.to(old.device)]], dim=1))
-    elif name == "stage2.output":
+    elif axis is DataAxis.COMPONENT_OUTPUTS:
         value.copy_(old[maps.components])
-    elif name == "stage2.pair_embedding":
+    elif axis is DataAxis.PAIR_ROWS:
         _copy_rows(value, old, maps.pairs)
     elif isinstance(module, TargetNormalization):
         # A pair that the checkpoint's data did not have keeps what was fitted to the new data.
@@ -170,27 +176,33 @@ def _copy_rows(new: Tensor, old: Tensor, rows: Tensor) -> None:
 
 
 def _copy_species(module, other, old: Tensor, value: Tensor, rows: Tensor) -> None:
-    """One matrix per species; e3nn divides by the root of the number of inputs, which counts the
-    species."""
+    """Copies one matrix per species, or per pair of species.
+
+    e3nn divides by the root of the number of inputs, and one-hot species are among the inputs.
+    """
     known = torch.nonzero(rows >= 0).flatten()
     scale = (module.species / other.species) ** 0.5
-    parts = zip(module.pairs, torch.split(value, module.sizes), torch.split(old, other.sizes), strict=True)
-    for (_, _, mul_in, mul_out), new_part, old_part in parts:
-        matrices = old_part.view(mul_in, other.species, mul_out)
-        new_part.view(mul_in, module.species, mul_out)[:, known] = scale * matrices[:, rows[known]]
+    blocks = zip(module.pairs, torch.split(value, module.sizes), torch.split(old, other.sizes), strict=True)
+    for (_, _, mul_in, mul_out), new_block, old_block in blocks:
+        matrices = old_block.view(mul_in, other.species, mul_out)
+        new_block.view(mul_in, module.species, mul_out)[:, known] = scale * matrices[:, rows[known]]
 
 
 def _copy_output(module: Linear, other: Linear, key: str, old: Tensor, value: Tensor, entries: Tensor) -> None:
-    """The last linear map of stage 1 has an output for each target entry, in the order of the data
-    set's channels."""
+    """Copies the last linear map of stage 1.
+
+    It has an output for each target entry, in the order of the data set's channels.
+    """
     if key == "bias":  # for the scalars only
-        number = {o: n for n, o in enumerate(_scalars(other))}
-        value.copy_(old[[number[int(entries[o])] for o in _scalars(module)]])
+        position = {irrep: n for n, irrep in enumerate(_scalars(other))}
+        value.copy_(old[[position[int(entries[irrep])] for irrep in _scalars(module)]])
         return
-    where = {(i, o): part for (i, o, _, _), part in zip(other.pairs, torch.split(old, other.sizes), strict=True)}
-    for (i, o, _, _), part in zip(module.pairs, torch.split(value, module.sizes), strict=True):
-        part.copy_(where[i, int(entries[o])])
+    # A path of the map runs from an input irrep to an output irrep.
+    known = {path[:2]: weights for path, weights in zip(other.pairs, torch.split(old, other.sizes), strict=True)}
+    for (irrep_in, irrep_out, _, _), weights in zip(module.pairs, torch.split(value, module.sizes), strict=True):
+        weights.copy_(known[irrep_in, int(entries[irrep_out])])
 
 
 def _scalars(linear: Linear) -> list[int]:
-    return [o for o, (_, ir) in enumerate(linear.irreps_out) if ir.is_scalar()]
+    """The positions of the scalars among the output irreps."""
+    return [n for n, (_, ir) in enumerate(linear.irreps_out) if ir.is_scalar()]

@@ -20,10 +20,9 @@ LOCK_FILE = "run.lock"
 
 
 def identity(pid: int) -> dict | None:
-    """Host, number and start time of a process; None if this host has no such process.
+    """Host, id and start time of a process; None if this host has no such process.
 
-    A number is given to another process once its owner has ended; the start time tells the two
-    apart.
+    The id is given to another process once its owner has ended. The start time tells the two apart.
     """
     found = {"host": socket.gethostname(), "pid": pid, "started": None}
     try:
@@ -105,8 +104,10 @@ class RunLock:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator:
-        """The open file, for one process at a time: of two that find a dead owner only one takes
-        over."""
+        """The open file, for one process at a time.
+
+        So of two that find a dead owner only one takes over.
+        """
         while True:
             with open(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8") as file:
                 if fcntl is not None:

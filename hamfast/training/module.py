@@ -15,7 +15,7 @@ from hamfast.graph import CrystalGraph
 from hamfast.models import Cascade
 from hamfast.ops import rotate_irreps, rotation_from_euler
 from hamfast.training.checkpoint import describe
-from hamfast.training.config import Config, PhaseConfig
+from hamfast.training.config import Config, section_of_phase
 
 MEV = 1e3
 
@@ -28,19 +28,29 @@ class Deal(Protocol):
     world: int
 
     def real(self, batch: int) -> tuple[int, int]:
-        """Structures of a batch that are no repeats: of this process (they come first), and of
-        all."""
+        """How many structures of a batch are no repeats: of this process, and of all.
 
-    def position(self, batch: int, number: int) -> int:
-        """Place in the epoch of the structure with this number in this process's batch."""
+        In this process's batch they come first.
+        """
+
+    def position(self, batch: int, index: int) -> int:
+        """The position in the epoch of the structure at ``index`` of this process's batch."""
 
 
 class CascadeTraining(lightning.LightningModule):
     """One phase: ``stage1``, ``stage2`` or ``joint``.
 
     The loss is a mean over structures of means over matrix elements. Any split of a batch over
-    processes gives the same
-    gradient: structures that only fill up a process's batch have no weight.
+    processes gives the same gradient: structures that only fill up a process's batch have no
+    weight.
+
+    Args:
+        model: its parameters are trained in place.
+        config: of the run.
+        phase: its name.
+        pair_cutoffs: ``[species, species]`` angstrom, for the checkpoints.
+        steps_per_epoch: optimiser steps.
+        training, validation: how the structures of each set are dealt out.
     """
 
     component_weight: Tensor
@@ -61,9 +71,7 @@ class CascadeTraining(lightning.LightningModule):
         self.sums: dict[str, Tensor] = {}
         self.model, self.config, self.phase, self.pair_cutoffs = model, config, phase, pair_cutoffs
         self.steps_per_epoch = steps_per_epoch
-        settings = config.training.stage2 if phase == "stage2" else config.training.stage1
-        assert settings is not None
-        self.settings: PhaseConfig = settings
+        self.settings = config.training.of_phase(phase)
         self.lr_factor = 1.0  # lowered by the safety net
         self.ema: dict[str, Tensor] | None = None
         self.ema_updates = 0
@@ -74,26 +82,27 @@ class CascadeTraining(lightning.LightningModule):
         elements = [math.prod(spec.block_shape(p // spec.num_species, p % spec.num_species)) for p in pairs]
         self.register_buffer("component_weight", weight.to(torch.get_default_dtype()), persistent=False)
         self.register_buffer("elements", torch.tensor(elements, dtype=torch.get_default_dtype()), persistent=False)
-        for name, parameter in model.named_parameters():
-            if "unused" not in name:
-                parameter.requires_grad_(self._trains(name))
-
-    def _trains(self, name: str) -> bool:
-        if self.phase == "joint":
-            return True
-        if self.phase == "stage1":
-            return name.startswith("stage1.")
-        return name.startswith("stage2.") or not self.model.freeze_stage1
+        self.stages = [list(model.stage1.trainable_parameters())]
+        self.stages.append([] if model.stage2 is None else list(model.stage2.parameters()))
+        trained = (phase != "stage2" or not model.freeze_stage1, phase != "stage1")
+        for parameters, is_trained in zip(self.stages, trained, strict=True):
+            for parameter in parameters:
+                parameter.requires_grad_(is_trained)
 
     def predict(self, graph: CrystalGraph) -> Tensor:
+        """The irreps that this phase trains, ``[edges, spec.dim]`` eV: of stage 1, or refined."""
         output = self.model(graph, refine=self.phase != "stage1")
         return output.refined
 
     # --- loss -----------------------------------------------------------------------------------------------------
 
     def errors(self, graph: CrystalGraph, difference: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean square (eV^2) and mean absolute error (eV) over matrix elements, one per
-        structure."""
+        """Mean square (eV^2) and mean absolute error (eV) of each structure, over matrix elements.
+
+        Args:
+            graph: of the structures.
+            difference: ``[edges, spec.dim]`` eV.
+        """
         spec, pair = self.model.spec, graph.pair_species(self.model.spec.num_species)
         count = self._per_graph(graph, self.elements[pair])
         square = self._per_graph(graph, (difference.square() * self.component_weight[pair]).sum(1)) / count
@@ -109,21 +118,23 @@ class CascadeTraining(lightning.LightningModule):
         return values.new_zeros(graph.num_graphs).index_add(0, graph.edge_graph, values)
 
     def training_step(self, batch: CrystalGraph, batch_idx: int) -> Tensor:
+        """The loss of this process's batch, so that the mean over processes is that of all."""
         square, absolute = self._errors_of(self._augment(batch, batch_idx), batch_idx, "train")
         deal = self.deals["train"]
-        # In meV, where numbers are of order one.
+        # In meV, so that values are of order one.
         per_structure = square * MEV**2 if self.settings.loss == "mse" else absolute * MEV
         # Gradients are averaged over the processes, each of which may have another number of
         # structures.
         return per_structure.sum() * (deal.world / deal.real(batch_idx)[1])
 
     def validation_step(self, batch: CrystalGraph, batch_idx: int) -> None:
+        """Adds the errors of a batch to the sums of the epoch."""
         self._errors_of(batch, batch_idx, "val")
 
-    def _errors_of(self, batch: CrystalGraph, batch_idx: int, part: str) -> tuple[Tensor, Tensor]:
+    def _errors_of(self, batch: CrystalGraph, batch_idx: int, subset: str) -> tuple[Tensor, Tensor]:
         """:meth:`errors` of the structures that are no repeats; they are added up for the epoch's
         means."""
-        real, _ = self.deals[part].real(batch_idx)
+        real, _ = self.deals[subset].real(batch_idx)
         square, absolute = self.errors(batch, self.predict(batch) - batch.known_target())
         square, absolute = square[:real], absolute[:real]
         mse = self.settings.loss == "mse"
@@ -135,25 +146,27 @@ class CascadeTraining(lightning.LightningModule):
                 torch.ones_like(square),
             )
             new = torch.stack([column.double().sum() for column in columns])
-            self.sums[part] = self.sums[part] + new if part in self.sums else new
+            self.sums[subset] = self.sums[subset] + new if subset in self.sums else new
         return square, absolute
 
     def log_means(self) -> None:
-        """Logs the epoch's means over all structures of all processes, of the training and of the
-        validation."""
-        for part, sums in self.sums.items():
-            if self.deals[part].world > 1:
+        """Logs the epoch's means over all structures of all processes, in meV.
+
+        ``train_`` are those of the training set and ``val_`` those of the validation set.
+        """
+        for subset, sums in self.sums.items():
+            if self.deals[subset].world > 1:
                 distributed.all_reduce(sums)
             loss, mae, objective = (sums[:3] / sums[3]).unbind()
-            values = {f"{part}_loss_meV": loss, f"{part}_mae_meV": mae}
-            self.log_dict(values | ({"train_objective": objective} if part == "train" else {}), on_epoch=True)
+            values = {f"{subset}_loss_meV": loss, f"{subset}_mae_meV": mae}
+            self.log_dict(values | ({"train_objective": objective} if subset == "train" else {}), on_epoch=True)
         self.sums = {}
 
     def _augment(self, graph: CrystalGraph, batch_idx: int) -> CrystalGraph:
-        """Turns each structure and its target by random Euler angles.
+        """Rotates each structure and its target by random Euler angles.
 
-        They depend on the seed, the epoch and the structure's place in it alone, on no number of
-        processes.
+        The angles depend on the seed, the epoch and the structure's position in it alone. So they
+        are the same for any number of processes.
         """
         settings = self.settings
         if settings.rotate_angle == 0 or self.current_epoch < settings.rotate * settings.epochs:
@@ -171,12 +184,10 @@ class CascadeTraining(lightning.LightningModule):
 
     # --- optimiser ------------------------------------------------------------------------------------------------
 
-    def _groups(self) -> list[list[Tensor]]:
+    def _groups(self) -> list[list[torch.nn.Parameter]]:
         """The trained parameters of stage 1 and of stage 2, without a stage that is not trained."""
-        trained = self._trained()
-        first = [p for n, p in trained.items() if not n.startswith("stage2.")]
-        second = [p for n, p in trained.items() if n.startswith("stage2.")]
-        return [group for group in (first, second) if group]
+        groups = [[p for p in stage if p.requires_grad] for stage in self.stages]
+        return [group for group in groups if group]
 
     def base_rates(self) -> list[float]:
         """The peak learning rate of each group."""
@@ -184,6 +195,7 @@ class CascadeTraining(lightning.LightningModule):
         return [rate, rate * self.config.training.stage2_rate][: len(self._groups())]
 
     def configure_optimizers(self) -> Any:
+        """AdamW with the rates of each stage, and the schedule of the configuration."""
         s = self.settings
         groups = [
             {"params": params, "lr": rate} for params, rate in zip(self._groups(), self.base_rates(), strict=True)
@@ -202,16 +214,18 @@ class CascadeTraining(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
+        """Sets the rates of the first step, also in a run that is resumed."""
         self.set_rates()
 
     def set_rates(self) -> None:
-        """Sets the rates of the next step from the configuration, the epochs done and what the
-        safety net has decided."""
+        """Sets the rates of the next step.
+
+        They follow from the configuration, the epochs that are done, and the safety net.
+        """
         (optimizer,) = self.trainer.optimizers
         scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
         progress: Any = self.trainer.fit_loop.epoch_progress.current
-        # Not from the checkpoint: a resumed run may have other rates, batches and numbers of
-        # epochs.
+        # Not from the checkpoint: rates, batches and epochs of a resumed run may differ.
         scheduler.last_epoch = progress.processed * self.steps_per_epoch
         scheduler.base_lrs = self.base_rates()
         for group, rate in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
@@ -219,6 +233,7 @@ class CascadeTraining(lightning.LightningModule):
             group["lr"] = rate * scheduler.lr_lambdas[0](scheduler.last_epoch)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        """Scales the gradient down if its norm exceeds the phase's ``clip``."""
         if self.settings.clip is not None:
             torch.nn.utils.clip_grad_norm_(
                 [p for p in self.model.parameters() if p.requires_grad], self.settings.clip, error_if_nonfinite=False
@@ -230,6 +245,7 @@ class CascadeTraining(lightning.LightningModule):
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
     def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
+        """Takes the new weights into the averaged ones."""
         if self.settings.ema is None:
             return
         trained = self._trained()
@@ -242,13 +258,16 @@ class CascadeTraining(lightning.LightningModule):
             torch._foreach_lerp_(list(self.ema.values()), [trained[n].detach() for n in self.ema], 1 - decay)
 
     def on_validation_epoch_start(self) -> None:
+        """Validates with the averaged weights."""
         self._swap()
 
     def on_validation_epoch_end(self) -> None:
+        """Goes back to the trained weights, and logs the epoch."""
         self._swap()
         self.log_means()
 
     def _swap(self) -> None:
+        """Exchanges the trained and the averaged weights."""
         if self.ema is not None:
             trained = self._trained()
             for name, average in self.ema.items():
@@ -264,16 +283,18 @@ class CascadeTraining(lightning.LightningModule):
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the description of the model, the averaged weights and the lowered rate."""
         checkpoint["hamfast"] = describe(self.config, self.model, self.pair_cutoffs) | {"phase": self.phase}
         checkpoint["ema"] = None if self.ema is None else {"weights": self.ema, "updates": self.ema_updates}
         checkpoint["lr_factor"] = self.lr_factor
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes averaged weights and lowered rate from a checkpoint."""
         self.restore_average(checkpoint)
         if checkpoint.get("ema"):
             self.ema_updates = checkpoint["ema"]["updates"]
         # The safety net lowered the rate that was asked for then; another one is taken as it
         # stands.
-        phases = checkpoint["hamfast"]["config"]["training"]
-        before = phases["stage2" if self.phase == "stage2" else "stage1"]["learning_rate"]
+        sections = checkpoint["hamfast"]["config"]["training"]
+        before = sections[section_of_phase(self.phase)]["learning_rate"]
         self.lr_factor = checkpoint["lr_factor"] if before == self.settings.learning_rate else 1.0

@@ -29,6 +29,7 @@ class EpochSampler(torch.utils.data.Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Says which epoch comes next; Lightning does so."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -42,14 +43,18 @@ class EpochSampler(torch.utils.data.Sampler[int]):
     def __len__(self) -> int:
         return self.total // self.world
 
-    def position(self, batch: int, number: int) -> int:
-        """Place in the epoch of the structure with this number in this process's batch; repeats
-        come after the last."""
-        return self.rank + self.world * (batch * self.batch_size + number)
+    def position(self, batch: int, index: int) -> int:
+        """The position in the epoch of the structure at ``index`` of this process's batch.
+
+        Repeats have the positions after the last structure.
+        """
+        return self.rank + self.world * (batch * self.batch_size + index)
 
     def real(self, batch: int) -> tuple[int, int]:
-        """Structures of a batch that are no repeats: of this process (they come first), and of all
-        processes."""
+        """How many structures of a batch are no repeats: of this process, and of all processes.
+
+        In this process's batch they come first.
+        """
         size = min(self.batch_size, len(self) - batch * self.batch_size)
         own = sum(self.position(batch, n) < self.length for n in range(size))
         first = batch * self.batch_size * self.world

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from kit import chain
+from kit import cases, chain
 
 from hamfast.analysis.band_errors import band_errors
 from hamfast.analysis.bands import band_difference, band_structures, check_window, matrices_of, write_bands
@@ -65,14 +65,32 @@ def test_sparse_and_dense_bands_are_measured_alike():
     assert errors.gap_error == pytest.approx(1e3 * (dense["predicted"].gap - dense["DFT"].gap))
 
 
-@pytest.mark.parametrize("window", [(float("nan"), 1.0), (1.0, -1.0), (0.0, 0.0), (0.0, float("inf"))])
+@pytest.mark.parametrize(
+    "window",
+    cases(
+        {
+            "nan": ((float("nan"), 1.0),),
+            "wrong-order": ((1.0, -1.0),),
+            "empty": ((0.0, 0.0),),
+            "infinite": ((0.0, float("inf")),),
+        }
+    ),
+)
 def test_what_is_no_window(window):
     with pytest.raises(HamfastError, match="window: expected two numbers of eV, the lower one first"):
         check_window(window)
 
 
 @pytest.mark.parametrize(
-    "option, value", [("num_bands", 0), ("num_bands", -3), ("fermi", np.nan), ("projection", -1.0)]
+    "option, value",
+    cases(
+        {
+            "no-bands": ("num_bands", 0),
+            "negative-bands": ("num_bands", -3),
+            "fermi-nan": ("fermi", np.nan),
+            "negative-projection": ("projection", -1.0),
+        }
+    ),
 )
 def test_what_is_no_option(fixtures, option, value):
     snapshot = read_snapshot(fixtures / "graphene_1x1_000")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import scipy.linalg
-from kit import random_snapshot
+from kit import cases, random_snapshot
 
 from hamfast.analysis.bands import band_structures, densities_of_states, write_bands
 from hamfast.analysis.bloch import BlochMatrix
@@ -41,7 +41,7 @@ def test_bundled_supercell_too(graphene):
         assert np.abs(ours[: len(theirs)] - theirs)[low].max() < 1e-3
 
 
-@pytest.mark.parametrize("spinful", [False, True])
+@pytest.mark.parametrize("spinful", [False, True], ids=["plain", "soc"])
 def test_bloch_sum_by_hand(spinful):
     snapshot = random_snapshot({6: (0, 1)}, [6, 6], spinful)
     k = (0.1, 0.37, 0.0)
@@ -58,7 +58,16 @@ def test_bloch_sum_by_hand(spinful):
     np.testing.assert_allclose(problem.bands([k])[0], scipy.linalg.eigvalsh(h, s), atol=1e-10)
 
 
-@pytest.mark.parametrize("k", [(0.2, 0.1, 0.0), (0.0, 0.0, 0.0), (0.5, 0.5, 0.0)])
+@pytest.mark.parametrize(
+    "k",
+    cases(
+        {
+            "complex-k": ((0.2, 0.1, 0.0),),
+            "gamma": ((0.0, 0.0, 0.0),),
+            "zone-corner": ((0.5, 0.5, 0.0),),
+        }
+    ),
+)
 @pytest.mark.parametrize("count", [1, 2, 21])
 def test_shift_invert_finds_both_sides_and_counts_them(graphene, k, count):
     """Against LAPACK, at a complex k and at two real ones."""
@@ -166,7 +175,16 @@ def test_fermi_level_in_the_middle_of_the_gap_of_hbn(fixtures):
     assert theirs[:, 3].max() < fermi < theirs[:, 4].min()
 
 
-@pytest.mark.parametrize("mesh", [(0, 0, 0), (2, -1, 1), (2, 2)])
+@pytest.mark.parametrize(
+    "mesh",
+    cases(
+        {
+            "zeros": ((0, 0, 0),),
+            "negative": ((2, -1, 1),),
+            "two-numbers": ((2, 2),),
+        }
+    ),
+)
 def test_a_mesh_is_three_numbers_from_one_on(mesh):
     with pytest.raises(HamfastError, match="mesh: expected three whole numbers from 1 on, found"):
         monkhorst_pack(mesh)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ase.cell import Cell
 from ase.lattice import all_variants
+from kit import cases
 
 from hamfast.analysis.bands import band_structures, periodic_axes
 from hamfast.analysis.kpath import parse_kpath
@@ -81,18 +82,20 @@ def test_a_path_of_own_points(cell):
 
 @pytest.mark.parametrize(
     "text, message",
-    [
-        ("GX", "this lattice has the special points .*found 'X'"),
-        ("GK1", "this lattice has the special points .*found '1'"),
-        ("A 0 0 0, B 1/2 0", "expected 'NAME k1 k2 k3', found 'B 1/2 0'"),
-        ("A 0 0 0, B 1/0 0 0", "expected 'NAME k1 k2 k3', found 'B 1/0 0 0'"),
-        ("A 0 0 0, B nan 0 0", "expected 'NAME k1 k2 k3', found 'B nan 0 0'"),
-        ("A 0 0 0, B inf 0 0", "expected 'NAME k1 k2 k3'"),
-        ("G", "at least two points"),
-        ("GK,M", "at least two points"),
-        ("", "at least two points"),
-        ("A 0 0 0, B 0 0 0", "expected points that differ"),
-    ],
+    cases(
+        {
+            "unknown-name": ("GX", "this lattice has the special points .*found 'X'"),
+            "unknown-number": ("GK1", "this lattice has the special points .*found '1'"),
+            "two-coordinates": ("A 0 0 0, B 1/2 0", "expected 'NAME k1 k2 k3', found 'B 1/2 0'"),
+            "division-by-zero": ("A 0 0 0, B 1/0 0 0", "expected 'NAME k1 k2 k3', found 'B 1/0 0 0'"),
+            "nan": ("A 0 0 0, B nan 0 0", "expected 'NAME k1 k2 k3', found 'B nan 0 0'"),
+            "infinite": ("A 0 0 0, B inf 0 0", "expected 'NAME k1 k2 k3'"),
+            "one-point": ("G", "at least two points"),
+            "piece-of-one-point": ("GK,M", "at least two points"),
+            "empty": ("", "at least two points"),
+            "points-the-same": ("A 0 0 0, B 0 0 0", "expected points that differ"),
+        }
+    ),
 )
 def test_what_is_no_path(cell, text, message):
     with pytest.raises(HamfastError, match=message):

@@ -15,7 +15,7 @@ def perturbed(snapshot, seed=0, scale=1e-3):
     return BlockMatrix(h.pairs, h.shapes, h.boundaries, h.entries + scale * rng.normal(size=h.entries.shape))
 
 
-@pytest.mark.parametrize("spinful", [False, True])
+@pytest.mark.parametrize("spinful", [False, True], ids=["plain", "soc"])
 def test_every_mean_by_hand(spinful):
     snapshots = [random_snapshot({6: (0, 1), 8: (0, 0, 2)}, [6, 8, 8], spinful, seed=s) for s in (0, 1)]
     sums, everything = ErrorSums(), []
@@ -45,7 +45,7 @@ def test_every_mean_by_hand(spinful):
     assert found["MAE_cha_b"] == max(found["MAE_by_shell_pair"].values())
 
 
-@pytest.mark.parametrize("spinful", [False, True])
+@pytest.mark.parametrize("spinful", [False, True], ids=["plain", "soc"])
 def test_a_constant_shift_is_removed(spinful):
     """H + mu S describes the same bands; only the raw error sees it."""
     from hamfast.analysis.metrics import reordered
@@ -81,7 +81,7 @@ def test_order_of_pairs_does_not_matter_but_the_set_does():
         )
 
 
-@pytest.mark.parametrize("spinful", [False, True])
+@pytest.mark.parametrize("spinful", [False, True], ids=["plain", "soc"])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_gauge_is_removed_in_the_norm_that_is_reported(spinful, seed):
     """Never more than without, and no other mu on a fine grid gives less."""

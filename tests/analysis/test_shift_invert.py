@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.sparse
-from kit import chain
+from kit import cases, chain
 
 from hamfast.analysis.eigen import eigen_problem
 from hamfast.analysis.shift_invert import Factor
@@ -18,7 +18,15 @@ def closed_form(atoms, overlap, hopping=-1.0):
     return np.sort(2 * hopping * np.cos(k) / (1 + 2 * overlap * np.cos(k)))
 
 
-@pytest.mark.parametrize("num_bands", [None, 10])
+@pytest.mark.parametrize(
+    "num_bands",
+    cases(
+        {
+            "dense": None,
+            "sparse": 10,
+        }
+    ),
+)
 def test_an_indefinite_overlap_is_refused_by_both_solvers(num_bands):
     """1 + 2 s cos k is negative at k = pi for s = 0.6: its smallest value is -0.2."""
     problem = eigen_problem(chain(60, 0.6))
@@ -94,7 +102,7 @@ def test_energies_on_every_level(count, level, off):
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("is_complex", [False, True])
+@pytest.mark.parametrize("is_complex", [False, True], ids=["real", "complex"])
 def test_inertia(seed, is_complex):
     """Sylvester: as many negative pivots as negative eigenvalues, or no claim at all."""
     rng = np.random.default_rng(seed)
@@ -107,7 +115,15 @@ def test_inertia(seed, is_complex):
     assert Factor(scipy.sparse.csc_matrix(positive)).negative == 0
 
 
-@pytest.mark.parametrize("num_bands", [None, 12])
+@pytest.mark.parametrize(
+    "num_bands",
+    cases(
+        {
+            "dense": None,
+            "sparse": 12,
+        }
+    ),
+)
 def test_projection_leaves_out_what_is_nearly_singular(num_bands):
     """On the ring S is diagonal in k: levels with 1 + 2 s cos k below the threshold are gone, the others are untouched."""
     atoms, overlap, threshold = 60, 0.4999, 0.05
@@ -121,7 +137,15 @@ def test_projection_leaves_out_what_is_nearly_singular(num_bands):
     np.testing.assert_allclose(energies, exact[found.first_band :][: len(energies)], atol=1e-8)
 
 
-@pytest.mark.parametrize("num_bands", [None, 6])
+@pytest.mark.parametrize(
+    "num_bands",
+    cases(
+        {
+            "dense": None,
+            "sparse": 6,
+        }
+    ),
+)
 def test_a_small_eigenvalue_of_s_is_said(num_bands):
     """1 - 2 s = 2e-5: an error of 1 meV may move a level by 50 eV."""
     problem = eigen_problem(chain(30, 0.49999))
@@ -132,7 +156,16 @@ def test_a_small_eigenvalue_of_s_is_said(num_bands):
         eigen_problem(chain(30, 0.3)).levels([(0, 0, 0)], num_bands, 0.05)
 
 
-@pytest.mark.parametrize("energy", [None, np.nan, np.inf])
+@pytest.mark.parametrize(
+    "energy",
+    cases(
+        {
+            "missing": None,
+            "nan": np.nan,
+            "infinite": np.inf,
+        }
+    ),
+)
 def test_the_energy_must_be_one(energy):
     with pytest.raises(HamfastError, match="expected a number of eV, found"):
         eigen_problem(chain(30, 0.1)).levels([(0, 0, 0)], 4, energy)

@@ -1,10 +1,11 @@
 """Packages that are compared with, from where tools/setup_peers.sh puts them."""
 
-import os
 import sys
 from pathlib import Path
 
-PEERS = Path(os.environ.get("HAMFAST_PEERS", Path(sys.prefix) / "peers"))
+from hamfast import environment
+
+PEERS = Path(environment.text("HAMFAST_PEERS") or Path(sys.prefix) / "peers")
 
 
 def available(package: str) -> bool:

@@ -1,5 +1,6 @@
 """Reading and writing of both DeepH layouts, and what bad files say."""
 
+import inspect
 import json
 import shutil
 
@@ -9,7 +10,7 @@ import pytest
 from kit import random_snapshot
 
 from hamfast.data import by_name, find_structures, read_snapshot
-from hamfast.data.formats import format_of
+from hamfast.data.formats import FORMATS, Format, format_of, read_pairs, read_structure
 from hamfast.errors import HamfastError
 
 SHELLS = {42: (0, 1, 2), 16: (0, 0, 3)}
@@ -37,7 +38,37 @@ def test_the_two_layouts_of_one_structure_agree(fixtures, legacy):
     assert new.fermi_energy == pytest.approx(old.fermi_energy)
 
 
-@pytest.mark.parametrize("spinful", [False, True])
+@pytest.mark.parametrize("layout", FORMATS, ids=[f.NAME for f in FORMATS])
+def test_a_format_has_all_that_the_protocol_asks_for(layout):
+    assert isinstance(layout, Format)  # every name
+    for name, asked in inspect.getmembers(Format, inspect.isfunction):
+        if not name.startswith("_"):  # and of the functions every argument, in order
+            parameters = list(inspect.signature(asked).parameters)[1:]
+            assert list(inspect.signature(getattr(layout, name)).parameters) == parameters, name
+    assert {layout.HAMILTONIAN, layout.OVERLAP, layout.PREDICTION} < set(layout.FILES)
+
+
+@pytest.mark.parametrize("layout", ["deeph", "deeph-legacy"])
+def test_pairs_alone_are_those_of_the_whole_matrix(tmp_path, layout):
+    snapshot = random_snapshot(SHELLS, [42, 16, 16])
+    by_name(layout).write(snapshot, tmp_path)
+    structure = read_structure(tmp_path)
+    np.testing.assert_array_equal(read_pairs(tmp_path, structure), read_snapshot(tmp_path).hamiltonian.pairs)
+    (tmp_path / by_name(layout).HAMILTONIAN).unlink()
+    np.testing.assert_array_equal(read_pairs(tmp_path, structure), read_snapshot(tmp_path).overlap.pairs)
+    (tmp_path / by_name(layout).OVERLAP).unlink()
+    assert read_pairs(tmp_path, structure) is None
+
+
+@pytest.mark.parametrize("layout", ["deeph", "deeph-legacy"])
+def test_pairs_of_atoms_that_are_not_there(tmp_path, layout):
+    by_name(layout).write(random_snapshot(SHELLS, [42, 16, 16]), tmp_path)
+    smaller = random_snapshot(SHELLS, [42, 16])
+    with pytest.raises(HamfastError, match="the Hamiltonian names atoms 0 to 2, but the structure has 2 atoms"):
+        read_pairs(tmp_path, smaller)
+
+
+@pytest.mark.parametrize("spinful", [False, True], ids=["plain", "soc"])
 @pytest.mark.parametrize("layout", ["deeph", "deeph-legacy"])
 def test_round_trip(tmp_path, layout, spinful):
     before = random_snapshot(SHELLS, [42, 16, 16], spinful)

@@ -53,7 +53,7 @@ def test_number_of_channels_is_as_published():
     assert (len(bismuth.channels), bismuth.dim) == (49, 2888)
 
 
-@pytest.mark.parametrize("improper", [False, True])
+@pytest.mark.parametrize("improper", [False, True], ids=["proper", "improper"])
 def test_irreps_turn_as_orbitals_do(improper):
     """D H D^T with D from the orbitals' own definition, against D matrices on the irreps."""
     shells = (0, 1, 2, 3)

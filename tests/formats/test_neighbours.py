@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from kit import random_snapshot
+from kit import cases, random_snapshot
 
 from hamfast.analysis import predict
 from hamfast.data import read_snapshot
@@ -49,7 +49,16 @@ def blocks(matrix):
     return {pair: matrix.block(n) for pair, n in matrix.index.items()}
 
 
-@pytest.mark.parametrize("overlap", [2.0, 5.0, 7.5])
+@pytest.mark.parametrize(
+    "overlap",
+    cases(
+        {
+            "2-angstrom": 2.0,
+            "5-angstrom": 5.0,
+            "7.5-angstrom": 7.5,
+        }
+    ),
+)
 def test_a_short_overlap_changes_no_number(fixtures, loaded, overlap):
     """The whole graph is what the neighbour list of ASE gives within the trained distance."""
     with warnings.catch_warnings():

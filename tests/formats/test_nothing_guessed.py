@@ -9,6 +9,7 @@ import warnings
 import h5py
 import numpy as np
 import pytest
+from kit import cases
 
 from hamfast.data import by_name, find_structures, read_snapshot
 from hamfast.data.blocks import BlockMatrix
@@ -42,29 +43,43 @@ def refused(folder, message):
 
 @pytest.mark.parametrize(
     "changes, message",
-    [
-        ({"spinful": "false"}, "info.json: spinful: expected true or false, found 'false'"),
-        ({"spinful": 0}, "info.json: spinful: expected true or false, found 0"),
-        ({"orthogonal_basis": True}, "orthogonal_basis is true; expected false"),
-        ({"occupation": 0}, "occupation: expected electrons per cell, more than 0 and at most the 52 .* found 0"),
-        ({"occupation": -8}, "found -8"),
-        ({"occupation": 53}, "found 53"),
-        ({"occupation": float("nan")}, "info.json: occupation: expected a number, found nan"),
-        ({"occupation": "8"}, "info.json: occupation: expected a number, found '8'"),
-        ({"occupation": True}, "info.json: occupation: expected a number, found True"),
-        ({"fermi_energy_eV": float("inf")}, "fermi_energy_eV: expected a number, found inf"),
-        ({"fermi_energy_eV": [1]}, r"fermi_energy_eV: expected a number, found \[1\]"),
-        ({"atoms_quantity": 3}, "atoms_quantity is 3, but the atoms of POSCAR are 2"),
-        ({"elements_orbital_map": "s2p2d1"}, "elements_orbital_map: expected elements with their shells"),
-        ({"elements_orbital_map": {"B": "s2p2d1", "N": [0]}}, "B: expected the l of each shell, as .* found 's2p2d1'"),
-        ({"elements_orbital_map": {"B": [0, 1.5], "N": [0]}}, "expected whole numbers l from 0 to 6, found 1.5"),
-        ({"elements_orbital_map": {"B": [0, -1], "N": [0]}}, "found -1"),
-        ({"elements_orbital_map": {"B": [0, True], "N": [0]}}, "found True"),
-        ({"elements_orbital_map": {"B": [0, 9], "N": [0]}}, "found 9"),
-        ({"elements_orbital_map": {"B": [], "N": [0]}}, r"found \[\]"),
-        ({"elements_orbital_map": {"Bq": [0]}}, "'Bq' is not an element"),
-        ({"elements_orbital_map": {"B": [0]}}, "no orbital list for element N"),
-    ],
+    cases(
+        {
+            "spin-as-text": ({"spinful": "false"}, "info.json: spinful: expected true or false, found 'false'"),
+            "spin-as-number": ({"spinful": 0}, "info.json: spinful: expected true or false, found 0"),
+            "orthogonal-basis": ({"orthogonal_basis": True}, "orthogonal_basis is true; expected false"),
+            "no-electrons": (
+                {"occupation": 0},
+                "occupation: expected electrons per cell, more than 0 and at most the 52 .* found 0",
+            ),
+            "negative-electrons": ({"occupation": -8}, "found -8"),
+            "too-many-electrons": ({"occupation": 53}, "found 53"),
+            "electrons-nan": ({"occupation": float("nan")}, "info.json: occupation: expected a number, found nan"),
+            "electrons-as-text": ({"occupation": "8"}, "info.json: occupation: expected a number, found '8'"),
+            "electrons-true": ({"occupation": True}, "info.json: occupation: expected a number, found True"),
+            "fermi-infinite": ({"fermi_energy_eV": float("inf")}, "fermi_energy_eV: expected a number, found inf"),
+            "fermi-as-list": ({"fermi_energy_eV": [1]}, r"fermi_energy_eV: expected a number, found \[1\]"),
+            "wrong-number-of-atoms": ({"atoms_quantity": 3}, "atoms_quantity is 3, but the atoms of POSCAR are 2"),
+            "shells-as-text": (
+                {"elements_orbital_map": "s2p2d1"},
+                "elements_orbital_map: expected elements with their shells",
+            ),
+            "shells-of-element-as-text": (
+                {"elements_orbital_map": {"B": "s2p2d1", "N": [0]}},
+                "B: expected the l of each shell, as .* found 's2p2d1'",
+            ),
+            "fractional-l": (
+                {"elements_orbital_map": {"B": [0, 1.5], "N": [0]}},
+                "expected whole numbers l from 0 to 6, found 1.5",
+            ),
+            "negative-l": ({"elements_orbital_map": {"B": [0, -1], "N": [0]}}, "found -1"),
+            "l-true": ({"elements_orbital_map": {"B": [0, True], "N": [0]}}, "found True"),
+            "l-too-high": ({"elements_orbital_map": {"B": [0, 9], "N": [0]}}, "found 9"),
+            "no-shells": ({"elements_orbital_map": {"B": [], "N": [0]}}, r"found \[\]"),
+            "no-element": ({"elements_orbital_map": {"Bq": [0]}}, "'Bq' is not an element"),
+            "element-lacks-shells": ({"elements_orbital_map": {"B": [0]}}, "no orbital list for element N"),
+        }
+    ),
 )
 def test_info(new, changes, message):
     change_info(new, **changes)
@@ -73,12 +88,14 @@ def test_info(new, changes, message):
 
 @pytest.mark.parametrize(
     "text, message",
-    [
-        ("[1, 2]", r"info.json: expected a JSON object \{...\}, found list"),
-        ('{"spinful": true, "spinful": false}', "not valid JSON .the key 'spinful' is given twice"),
-        ("{", "not valid JSON"),
-        ("", "not valid JSON"),
-    ],
+    cases(
+        {
+            "list": ("[1, 2]", r"info.json: expected a JSON object \{...\}, found list"),
+            "key-twice": ('{"spinful": true, "spinful": false}', "not valid JSON .the key 'spinful' is given twice"),
+            "cut-off": ("{", "not valid JSON"),
+            "empty": ("", "not valid JSON"),
+        }
+    ),
 )
 def test_json(new, text, message):
     (new / "info.json").write_text(text)
@@ -101,13 +118,15 @@ def test_json_with_a_mark_of_its_encoding(new):
 
 @pytest.mark.parametrize(
     "line, words, message",
-    [
-        (1, "0.0", "cell: expected three independent lattice vectors, found lengths 0, 0, 0"),
-        (3, "2.5 0 0", "cell: expected three independent lattice vectors"),
-        (2, "nan 0 0", "cell: expected finite numbers, found nan|not a readable POSCAR"),
-        (8, "nan 0.1 0.2", "positions: expected finite numbers, found nan|not a readable POSCAR"),
-        (6, "2", "expected a number of atoms for each of [BN] [BN], found 2"),
-    ],
+    cases(
+        {
+            "scale-zero": (1, "0.0", "cell: expected three independent lattice vectors, found lengths 0, 0, 0"),
+            "dependent-vectors": (3, "2.5 0 0", "cell: expected three independent lattice vectors"),
+            "vector-nan": (2, "nan 0 0", "cell: expected finite numbers, found nan|not a readable POSCAR"),
+            "position-nan": (8, "nan 0.1 0.2", "positions: expected finite numbers, found nan|not a readable POSCAR"),
+            "one-count-for-two": (6, "2", "expected a number of atoms for each of [BN] [BN], found 2"),
+        }
+    ),
 )
 def test_poscar(new, line, words, message):
     lines = (new / "POSCAR").read_text().splitlines()
@@ -127,19 +146,37 @@ def test_atoms_at_one_place(new):
 
 @pytest.mark.parametrize(
     "name, change, message",
-    [
-        ("site_positions.dat", lambda t: t.T, r"site_positions.dat: expected 3 x N, .* found 2 x 3; is it transposed"),
-        ("lat.dat", lambda t: t[:2], r"lat.dat: expected 3 x 3, vectors as columns, found 2 x 3"),
-        ("lat.dat", lambda t: t.T, r"rlat.dat does not hold the reciprocal vectors of lat.dat; .* transposed"),
-        ("element.dat", lambda t: t + 0.5, r"element.dat: expected atomic numbers from 1 to \d+, found 6.5"),
-        ("element.dat", lambda t: t * 0, r"found 0"),
-        (
-            "element.dat",
-            lambda t: np.array([[6, 6], [6, 6]]),
-            r"element.dat: expected one atomic number per atom, found 2 x 2",
-        ),
-        ("element.dat", lambda t: np.append(t, 6), r"element.dat has 3 atoms, site_positions.dat has 2"),
-    ],
+    cases(
+        {
+            "positions-transposed": (
+                "site_positions.dat",
+                lambda t: t.T,
+                r"site_positions.dat: expected 3 x N, .* found 2 x 3; is it transposed",
+            ),
+            "cell-cut-off": ("lat.dat", lambda t: t[:2], r"lat.dat: expected 3 x 3, vectors as columns, found 2 x 3"),
+            "cell-transposed": (
+                "lat.dat",
+                lambda t: t.T,
+                r"rlat.dat does not hold the reciprocal vectors of lat.dat; .* transposed",
+            ),
+            "fractional-element": (
+                "element.dat",
+                lambda t: t + 0.5,
+                r"element.dat: expected atomic numbers from 1 to \d+, found 6.5",
+            ),
+            "element-zero": ("element.dat", lambda t: t * 0, r"found 0"),
+            "elements-as-table": (
+                "element.dat",
+                lambda t: np.array([[6, 6], [6, 6]]),
+                r"element.dat: expected one atomic number per atom, found 2 x 2",
+            ),
+            "too-many-elements": (
+                "element.dat",
+                lambda t: np.append(t, 6),
+                r"element.dat has 3 atoms, site_positions.dat has 2",
+            ),
+        }
+    ),
 )
 def test_legacy_tables(old, name, change, message):
     np.savetxt(old / name, change(np.loadtxt(old / name)))
@@ -148,12 +185,17 @@ def test_legacy_tables(old, name, change, message):
 
 @pytest.mark.parametrize(
     "text, message",
-    [
-        ("0 0 1 1 2\n0 0 1 1.5 2\n", "orbital_types.dat: line 2: expected whole numbers l from 0 to 6, found '1.5'"),
-        ("0 0 1 1 2\n", "expected one line for each of the 2 atoms, found 1"),
-        ("s2p2d1\ns2p2d1\n", "line 1: expected whole numbers l from 0 to 6, found 's2p2d1'"),
-        ("0 0 1 1 2\n0 0 1 1\n", "have different orbitals"),
-    ],
+    cases(
+        {
+            "fractional-l": (
+                "0 0 1 1 2\n0 0 1 1.5 2\n",
+                "orbital_types.dat: line 2: expected whole numbers l from 0 to 6, found '1.5'",
+            ),
+            "line-missing": ("0 0 1 1 2\n", "expected one line for each of the 2 atoms, found 1"),
+            "shells-as-text": ("s2p2d1\ns2p2d1\n", "line 1: expected whole numbers l from 0 to 6, found 's2p2d1'"),
+            "atoms-of-one-element-differ": ("0 0 1 1 2\n0 0 1 1\n", "have different orbitals"),
+        }
+    ),
 )
 def test_legacy_orbitals(old, text, message):
     (old / "orbital_types.dat").write_text(text)
@@ -168,7 +210,17 @@ def test_legacy_info(old):
 
 
 @pytest.mark.parametrize(
-    "key", ["abc", "5", "[0, 0, 0, 1]", "[0, 0, 0, 1, 1.5]", '[0, 0, 0, "1", 1]', "[0, 0, 0, true, 1]"]
+    "key",
+    cases(
+        {
+            "word": "abc",
+            "number": "5",
+            "too-short": "[0, 0, 0, 1]",
+            "fraction": "[0, 0, 0, 1, 1.5]",
+            "text": '[0, 0, 0, "1", 1]',
+            "true": "[0, 0, 0, true, 1]",
+        }
+    ),
 )
 def test_legacy_block_names(old, key):
     with h5py.File(old / "hamiltonians.h5", "r+") as file:
@@ -326,7 +378,15 @@ def test_onsite_overlap_is_looked_at(fixtures):
         warn_of_mix_ups(snapshot, "here")
 
 
-@pytest.mark.parametrize("scale", [0.0, 1 / 27.2114])
+@pytest.mark.parametrize(
+    "scale",
+    cases(
+        {
+            "zero": 0.0,
+            "hartree": 1 / 27.2114,
+        }
+    ),
+)
 def test_energies_in_another_unit_or_none(fixtures, scale):
     snapshot = read_snapshot(fixtures / "hBN_1x1_000")
     h = snapshot.hamiltonian
@@ -356,7 +416,18 @@ def test_other_keys_are_no_cutoff(fixtures, key):
         warn_of_mix_ups(snapshot, "here")
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.longdouble, ">f8", np.complex64, ">c16"])
+@pytest.mark.parametrize(
+    "dtype",
+    cases(
+        {
+            "half": np.float16,
+            "long-double": np.longdouble,
+            "big-endian": ">f8",
+            "single-complex": np.complex64,
+            "big-endian-complex": ">c16",
+        }
+    ),
+)
 def test_numbers_of_another_precision(new, dtype):
     with h5py.File(new / "hamiltonian.h5") as file:
         entries = file["entries"][:]
@@ -436,7 +507,7 @@ except HamfastError as error:
 
 
 @pytest.mark.parametrize("layout", ["deeph", "deeph-legacy"])
-@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("compress", [False, True], ids=["plain", "compressed"])
 def test_predictions_compressed_or_not(tmp_path, fixtures, layout, compress):
     snapshot = read_snapshot(fixtures / "graphene_1x1_000")
     by_name(layout).write(snapshot, tmp_path)

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from hamfast import _library, _native, ops  # noqa: F401  (ops: their fakes and autograd are registered)
+from hamfast import _library, _native, environment, ops  # noqa: F401  (ops: their fakes and autograd are registered)
 
 OPS = [
     "tensor_product",
@@ -97,7 +97,7 @@ def test_registrations(op):
 
 
 def test_cuda_kernels_are_compiled_where_nvcc_is():
-    if shutil.which("nvcc") is None or os.environ.get("HAMFAST_CUDA") == "0":
+    if shutil.which("nvcc") is None or environment.text("HAMFAST_CUDA") == "0":
         pytest.skip("no nvcc")
     assert _native.cuda_architectures() == "80,90,100"
 

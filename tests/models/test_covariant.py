@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kit import random_rotation, random_snapshot, turned_orbitals
+from kit import cases, random_rotation, random_snapshot, turned_orbitals
 
 from hamfast.analysis import equivariance_error
 from hamfast.data import blocks_from_irreps, build_graph, read_snapshot
@@ -42,7 +42,15 @@ def small(spec, **options):
     return cascade
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    cases(
+        {
+            "float64": (torch.float64, 1e-12),
+            "float32": (torch.float32, 1e-5),
+        }
+    ),
+)
 @pytest.mark.parametrize("case", ["MoS2", "batch", "soc"])
 def test_equals_the_network_of_e3nn_modules(case, dtype, tolerance, fixtures):
     torch.set_default_dtype(dtype)

@@ -12,12 +12,13 @@ import yaml
 from hypothesis import HealthCheck, given, note
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from kit import cases
 
 from hamfast.configs import preset_names, preset_text
 from hamfast.data.summary import suggest, suggestions, summarize
 from hamfast.errors import HamfastError
-from hamfast.training.config import Config, config_template, load_config, parse_config, parse_irreps
+from hamfast.setting_types import parse_irreps
+from hamfast.training.config import Config, config_template, fields_of, load_config, parse_config, section_of
 
 MINIMAL = "output: o\ndata: {root: r}\n"
 NUMBER = r"\b(int|float)\b"
@@ -39,21 +40,23 @@ def test_the_configuration_needs_no_torch():
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [
-        ("output: o\nseed: 1\ndata: {root: r}\nseed: 2\n", "line 4: .*the key `seed` is given twice, first in line 2"),
-        (MINIMAL + "training:\n  stage1:\n    epochs: 3\n    epochs: 4\n", "line 6: .*`epochs` is given twice, first in line 5"),
-        ("output: o\ndata: {root: r, root: s}\n", "line 2: .*`root` is given twice"),
-        ("", "expected sections like data: and training:, found an empty file"),
-        ("- a\n- b\n", "expected sections like data: and training:, found a list"),
-        ("output: [\n", r"line 2: not readable as YAML"),
-        (MINIMAL + "seed: 2020-13-45\n", "not readable as YAML: month must be in"),
-        (MINIMAL + f"seed: {'9' * 5000}\n", "not readable as YAML: Exceeds the limit"),
-        (MINIMAL + "seed: " + "[" * 3000 + "]" * 3000, "not readable as YAML"),
-        (MINIMAL + "seed: !!python/object/apply:os.getpid []\n", "line 3: not readable as YAML: could not determine"),
-        ((MINIMAL + "# größe").encode("latin-1"), "expected text in UTF-8, found other bytes at position"),
-        (MINIMAL.encode("utf-16"), "expected text in UTF-8, found other bytes at position 0"),
-        (bytes(range(256)), "expected text in UTF-8"),
-    ],
+    cases(
+        {
+            "key-twice": ("output: o\nseed: 1\ndata: {root: r}\nseed: 2\n", "line 4: .*the key `seed` is given twice, first in line 2"),
+            "nested-key-twice": (MINIMAL + "training:\n  stage1:\n    epochs: 3\n    epochs: 4\n", "line 6: .*`epochs` is given twice, first in line 5"),
+            "key-twice-in-braces": ("output: o\ndata: {root: r, root: s}\n", "line 2: .*`root` is given twice"),
+            "empty": ("", "expected sections like data: and training:, found an empty file"),
+            "list": ("- a\n- b\n", "expected sections like data: and training:, found a list"),
+            "unclosed": ("output: [\n", r"line 2: not readable as YAML"),
+            "impossible-date": (MINIMAL + "seed: 2020-13-45\n", "not readable as YAML: month must be in"),
+            "number-too-long": (MINIMAL + f"seed: {'9' * 5000}\n", "not readable as YAML: Exceeds the limit"),
+            "nested-too-deep": (MINIMAL + "seed: " + "[" * 3000 + "]" * 3000, "not readable as YAML"),
+            "python-object": (MINIMAL + "seed: !!python/object/apply:os.getpid []\n", "line 3: not readable as YAML: could not determine"),
+            "latin-1": ((MINIMAL + "# größe").encode("latin-1"), "expected text in UTF-8, found other bytes at position"),
+            "utf-16": (MINIMAL.encode("utf-16"), "expected text in UTF-8, found other bytes at position 0"),
+            "bytes": (bytes(range(256)), "expected text in UTF-8"),
+        }
+    ),
 )  # fmt: skip
 def test_files_that_are_no_configuration(tmp_path, content, message):
     with pytest.raises(HamfastError, match=f"config.yaml.*{message}") as error:
@@ -114,7 +117,19 @@ def test_numbers_as_people_write_them(tmp_path):
     assert (stage1.learning_rate, stage1.clip, stage1.weight_decay) == (1e-3, 50.0, 2e-5)
 
 
-@pytest.mark.parametrize("text", ["64x0e+32x1o", "0e", " 3x0e + 2x1o", "0x1o+2x0e", "2x0o+1x0e", "12x0e+1x11e"])
+@pytest.mark.parametrize(
+    "text",
+    cases(
+        {
+            "usual": "64x0e+32x1o",
+            "without-multiplicity": "0e",
+            "spaces": " 3x0e + 2x1o",
+            "zero-of-one-irrep": "0x1o+2x0e",
+            "not-sorted": "2x0o+1x0e",
+            "high-l": "12x0e+1x11e",
+        }
+    ),
+)
 def test_irreps_are_read_as_e3nn_reads_them(text):
     from e3nn.o3 import Irreps
 
@@ -122,7 +137,22 @@ def test_irreps_are_read_as_e3nn_reads_them(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "64y0e", "x0e", "2x", "2x0e+", "-1x0e", "2x0e 1o", "1.5x0e", "2x0e,1o", "1x12e", "²x0e"]
+    "text",
+    cases(
+        {
+            "empty": "",
+            "wrong-letter": "64y0e",
+            "no-multiplicity": "x0e",
+            "no-l": "2x",
+            "ends-with-plus": "2x0e+",
+            "negative": "-1x0e",
+            "no-plus": "2x0e 1o",
+            "fraction": "1.5x0e",
+            "comma": "2x0e,1o",
+            "l-too-high": "1x12e",
+            "superscript": "²x0e",
+        }
+    ),
 )
 def test_irreps_that_are_none(text):
     with pytest.raises(ValueError, match="not irreps like|expected l up to 11"):
@@ -157,7 +187,22 @@ def test_the_template_takes_what_the_data_suggest(graphene, tmp_path):
     assert "[from the data]" not in config_template(str(tmp_path), suggestions=None)
 
 
-@pytest.mark.parametrize("root", ["a: b", "[relaxed]", "a #b", "'q' \"d\"", "ä ö", "- x", "null", "1e3", "*a"])
+@pytest.mark.parametrize(
+    "root",
+    cases(
+        {
+            "colon": "a: b",
+            "brackets": "[relaxed]",
+            "hash": "a #b",
+            "quotes": "'q' \"d\"",
+            "umlauts": "ä ö",
+            "dash": "- x",
+            "null": "null",
+            "number": "1e3",
+            "star": "*a",
+        }
+    ),
+)
 def test_any_name_of_a_folder_can_be_filled_in(root):
     assert parse_config(yaml.safe_load(config_template(root)), "test").data.root == root
     for name in preset_names():
@@ -169,9 +214,8 @@ def test_any_name_of_a_folder_can_be_filled_in(root):
 
 def keys(model, prefix=""):
     """Every key with its field: ``training.stage1.epochs``."""
-    for name, field in model.model_fields.items():
-        candidates = getattr(field.annotation, "__args__", (field.annotation,))
-        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    for name, field in fields_of(model).items():
+        section = section_of(field.annotation)
         if section is None:
             yield prefix + name, field
         else:

@@ -8,9 +8,9 @@ import shutil
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from kit import cases
 from rich.console import Console
 from runs import final_weights, history
 
@@ -160,7 +160,17 @@ def test_a_full_disk_while_the_history_is_written(settings, monkeypatch):
     assert Run(parse_config(settings, "test")).train(resume=True) is not None
 
 
-@pytest.mark.parametrize("output", ["file", "file/run", "/proc/nothing/run", "/dev/null"])
+@pytest.mark.parametrize(
+    "output",
+    cases(
+        {
+            "file": "file",
+            "in-a-file": "file/run",
+            "in-proc": "/proc/nothing/run",
+            "device": "/dev/null",
+        }
+    ),
+)
 def test_an_output_that_is_no_folder(settings, tmp_path, output):
     (tmp_path / "file").write_text("mine")
     settings["output"] = str(tmp_path / output)
@@ -178,7 +188,15 @@ def test_names_with_brackets_are_shown_as_they_are(settings, tmp_path):
     assert console.export_text().count(settings["output"]) == 2
 
 
-@pytest.mark.parametrize("error", [HamfastError("s/info.json: not valid JSON"), OSError(5, "Input/output error")])
+@pytest.mark.parametrize(
+    "error",
+    cases(
+        {
+            "of-hamfast": HamfastError("s/info.json: not valid JSON"),
+            "of-the-system": OSError(5, "Input/output error"),
+        }
+    ),
+)
 def test_an_error_in_a_worker_process_is_one_sentence(settings, monkeypatch, error):
     def fail(self, folder):
         raise error
@@ -266,23 +284,34 @@ def test_a_set_without_a_test_part_is_trained(settings):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [
-        ([["a"], ["b"]], r"expected a JSON object \{...\}, found list"),
-        ({"train": ["a"]}, "the part 'validate' is empty or missing; .*because the best weights are chosen by it"),
-        ({"train": [], "validate": ["b"]}, "the part 'train' is empty or missing"),
-        ({"train": "ab", "validate": ["b"]}, r"train: expected a list of labels like .*found 'ab'"),
-        ({"train": ["a", 3], "validate": ["b"]}, r"train: expected a list of labels like .*found \['a', 3\]"),
-        ({"train": {"a": 1}, "validate": ["b"]}, "train: expected a list of labels"),
-        ({"train": None, "validate": ["b"]}, "train: expected a list of labels like .*, found None"),
-        ({"train": ["a", "a"], "validate": ["b"]}, "'a' is twice in train"),
-        ({"train": ["a"], "validate": ["a"]}, "'a' is in train and in validate"),
-        ({"train": ["a"], "val": ["b"]}, "expected the parts train, validate, test, found 'val'"),
-        ({"train": ["a"], "validate": ["../a"]}, "no structure folder '../a'"),
-        ('{"train": ["a"], "train": ["b"]}', "the key 'train' is given twice"),
-        ("[" * 100_000, "not valid JSON"),
-        (b"\xff\xfe\x00", "expected text in UTF-8, found other bytes at position 0"),
-        (None, "expected a file, found a folder"),
-    ],
+    cases(
+        {
+            "list": ([["a"], ["b"]], r"expected a JSON object \{...\}, found list"),
+            "no-validation-set": (
+                {"train": ["a"]},
+                "the subset 'validate' is empty or missing; .*because the best weights are chosen by it",
+            ),
+            "empty-training-set": ({"train": [], "validate": ["b"]}, "the subset 'train' is empty or missing"),
+            "labels-as-text": (
+                {"train": "ab", "validate": ["b"]},
+                r"train: expected a list of labels like .*found 'ab'",
+            ),
+            "number-among-labels": (
+                {"train": ["a", 3], "validate": ["b"]},
+                r"train: expected a list of labels like .*found \['a', 3\]",
+            ),
+            "labels-as-mapping": ({"train": {"a": 1}, "validate": ["b"]}, "train: expected a list of labels"),
+            "null": ({"train": None, "validate": ["b"]}, "train: expected a list of labels like .*, found None"),
+            "label-twice": ({"train": ["a", "a"], "validate": ["b"]}, "'a' is twice in train"),
+            "label-in-two-sets": ({"train": ["a"], "validate": ["a"]}, "'a' is in train and in validate"),
+            "unknown-set": ({"train": ["a"], "val": ["b"]}, "expected the subsets train, validate, test, found 'val'"),
+            "label-outside": ({"train": ["a"], "validate": ["../a"]}, "no structure folder '../a'"),
+            "key-twice": ('{"train": ["a"], "train": ["b"]}', "the key 'train' is given twice"),
+            "nested-too-deep": ("[" * 100_000, "not valid JSON"),
+            "bytes": (b"\xff\xfe\x00", "expected text in UTF-8, found other bytes at position 0"),
+            "folder": (None, "expected a file, found a folder"),
+        }
+    ),
 )
 def test_splits_that_are_none(tmp_path, fixtures, content, message):
     for label in "ab":
@@ -361,5 +390,5 @@ def test_everything_a_training_prints_fits_80_columns(settings, tmp_path, monkey
 def test_longest_pairs(settings):
     run = Run(parse_config(settings, "test"))
     _, cutoffs = run._initial_model()
-    lengths = [float(graph.length.max()) for graph in run.data["train"]]
-    np.testing.assert_allclose(cutoffs, [[max(lengths) + 1e-3]])
+    lengths = [float(graph.length.max()) for graph in run.data.training]
+    assert cutoffs.tolist() == [[max(lengths) + 1e-3]]  # to the last digit: those of the graphs

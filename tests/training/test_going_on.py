@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from kit import cases
 from rich.console import Console
 from runs import final_weights, history
 
@@ -140,15 +141,32 @@ def test_stage_2_starts_anew_when_stage_1_goes_on(settings):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [
-        ({"stage1": {"num_blocks": 3}}, "stage1.num_blocks: 2 in the run, 3 in the configuration"),
-        ({"seed": 3, "precision": "float64"}, "seed: 0 in the run, 3 .*; precision: float32 in the run, float64 in"),
-        ({"target": {"hermitian": False}}, "target.hermitian: true in the run, false in the configuration"),
-        ({"stage2": None, "training": {"stage2": None}}, "stage2: a section in the run, null in the configuration"),
-        ({"training": {"stage1": {"loss": "mae"}}}, "training.stage1.loss: mse in the run, mae in the configuration"),
-        ({"data": {"split": "x.json"}}, "data.split: null in the run, .*x.json in the configuration"),
-        ({"training": {"stage1": {"epochs": 1}}}, "training.stage1.epochs: 1, because 2 epochs are done already"),
-    ],
+    cases(
+        {
+            "stage1": ({"stage1": {"num_blocks": 3}}, "stage1.num_blocks: 2 in the run, 3 in the configuration"),
+            "two-keys": (
+                {"seed": 3, "precision": "float64"},
+                "seed: 0 in the run, 3 .*; precision: float32 in the run, float64 in",
+            ),
+            "target": (
+                {"target": {"hermitian": False}},
+                "target.hermitian: true in the run, false in the configuration",
+            ),
+            "stage2": (
+                {"stage2": None, "training": {"stage2": None}},
+                "stage2: a section in the run, null in the configuration",
+            ),
+            "loss": (
+                {"training": {"stage1": {"loss": "mae"}}},
+                "training.stage1.loss: mse in the run, mae in the configuration",
+            ),
+            "split": ({"data": {"split": "x.json"}}, "data.split: null in the run, .*x.json in the configuration"),
+            "fewer-epochs-than-done": (
+                {"training": {"stage1": {"epochs": 1}}},
+                "training.stage1.epochs: 1, because 2 epochs are done already",
+            ),
+        }
+    ),
 )
 def test_what_may_not_change_is_named(settings, change, message):
     Run(parse_config(settings, "test")).train(stop_after_epoch=2)
@@ -243,7 +261,16 @@ def test_two_new_runs_in_one_folder(settings):
     assert not (first.path / LOCK_FILE).exists()
 
 
-@pytest.mark.parametrize("error", [HamfastError("x"), RuntimeError("x"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error",
+    cases(
+        {
+            "of-the-user": HamfastError("x"),
+            "of-hamfast": RuntimeError("x"),
+            "ctrl-c": KeyboardInterrupt(),
+        }
+    ),
+)
 def test_the_folder_is_given_back_after_an_error(settings, monkeypatch, error):
     def fail(self):
         assert (Path(settings["output"]) / LOCK_FILE).exists()

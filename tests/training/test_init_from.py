@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from kit import random_snapshot
+from kit import cases, random_snapshot
 from rich.console import Console
 
 from hamfast.analysis import predict
@@ -120,12 +120,14 @@ def test_a_new_second_stage_starts_fresh(tmp_path, double):
 
 @pytest.mark.parametrize(
     ("changes", "spec", "message"),
-    [
-        ({"stage1": {"num_blocks": 1}}, (A, B), "stage1.irreps_mid: .* in the checkpoint.*stage1.num_blocks: 2 in the checkpoint, 1 in"),
-        ({"target": {"scale": "none"}}, (A, B), "target.scale: radial in the checkpoint, none in the configuration"),
-        ({}, (A, B, 42), r"the targets differ.*C \[0, 0, 1, 2\], N \[0, 1\] in the checkpoint, .*Mo \[3\] in the data"),
-        ({}, (7, 6), r"N has shells \[0, 1\] in the checkpoint, \[0\] in the data"),
-    ],
+    cases(
+        {
+            "stage1": ({"stage1": {"num_blocks": 1}}, (A, B), "stage1.irreps_mid: .* in the checkpoint.*stage1.num_blocks: 2 in the checkpoint, 1 in"),
+            "normalisation": ({"target": {"scale": "none"}}, (A, B), "target.scale: radial in the checkpoint, none in the configuration"),
+            "other-targets": ({}, (A, B, 42), r"the targets differ.*C \[0, 0, 1, 2\], N \[0, 1\] in the checkpoint, .*Mo \[3\] in the data"),
+            "other-shells": ({}, (7, 6), r"N has shells \[0, 1\] in the checkpoint, \[0\] in the data"),
+        }
+    ),
 )  # fmt: skip
 def test_what_does_not_fit_is_named(tmp_path, double, changes, spec, message):
     source = trained(tmp_path / "model.ckpt", spec_of((A, B)), config())

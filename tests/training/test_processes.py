@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kit import cases
 from runs import TORCHRUN, final_weights, finish, history, start
 
 from hamfast.graph import batch_graphs
@@ -28,7 +29,17 @@ def enlarge(settings, fixtures, train, validate):
 
 
 @pytest.mark.parametrize(
-    ("length", "world", "size"), [(3, 2, 1), (5, 2, 2), (7, 2, 2), (7, 3, 2), (2, 4, 1), (9, 4, 3)]
+    ("length", "world", "size"),
+    cases(
+        {
+            "3-on-2": (3, 2, 1),
+            "5-on-2-by-2": (5, 2, 2),
+            "7-on-2-by-2": (7, 2, 2),
+            "7-on-3-by-2": (7, 3, 2),
+            "2-on-4": (2, 4, 1),
+            "9-on-4-by-3": (9, 4, 3),
+        }
+    ),
 )
 def test_every_structure_counts_once(length, world, size):
     samplers = [EpochSampler(length, 5, rank, world, size) for rank in range(world)]
@@ -47,7 +58,16 @@ def test_every_structure_counts_once(length, world, size):
         assert totals == {len(expected)}
 
 
-@pytest.mark.parametrize(("length", "world", "size"), [(3, 2, 1), (5, 2, 2), (3, 4, 1)])
+@pytest.mark.parametrize(
+    ("length", "world", "size"),
+    cases(
+        {
+            "3-on-2": (3, 2, 1),
+            "5-on-2-by-2": (5, 2, 2),
+            "3-on-4": (3, 4, 1),
+        }
+    ),
+)
 @pytest.mark.parametrize("loss", ["mse", "mae"])
 def test_the_mean_of_the_gradients_is_that_of_one_process(settings, fixtures, double, length, world, size, loss):
     """What DistributedDataParallel does, by hand: the mean over processes of each one's
@@ -64,7 +84,7 @@ def test_the_mean_of_the_gradients_is_that_of_one_process(settings, fixtures, do
         module = CascadeTraining(model, config, "stage1", cutoffs, 1, sampler, sampler)
         numbers = list(sampler)[step * batch_size : (step + 1) * batch_size]
         model.zero_grad()
-        module.training_step(batch_graphs([run.data["train"][n] for n in numbers]), step).backward()
+        module.training_step(batch_graphs([run.data.training[n] for n in numbers]), step).backward()
         return torch.cat([p.grad.flatten() for p in model.stage1.parameters() if p.grad is not None])
 
     for step in range(-(-length // (size * world))):
@@ -88,7 +108,7 @@ def test_logged_losses_are_means_over_structures(settings, fixtures, double):
         expected = {}
         for part in ("train", "validate"):
             losses, absolute = [], []
-            for graph in run.data[part]:
+            for graph in run.data.subsets[part]:
                 difference = model(graph, refine=False).refined.detach() - graph.target
                 blocks = model.spec.to_blocks(difference, 0, 0)
                 absolute.append(1e3 * float(blocks.abs().mean()))

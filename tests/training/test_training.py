@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from kit import cases
 from runs import final_weights, history, losses, start, wait_for_epoch
 
 from hamfast.data import read_snapshot
@@ -202,14 +203,6 @@ def test_template_is_complete_and_valid(tmp_path):
     assert len(comments) >= len(keys)
 
 
-def test_defaults_of_configuration_and_models_agree():
-    from hamfast.models import CovariantConfig, TransformerConfig
-    from hamfast.training.config import Stage1Config, Stage2Config
-
-    assert CovariantConfig(**Stage1Config().model_dump()) == CovariantConfig()
-    assert TransformerConfig(**Stage2Config().model_dump()) == TransformerConfig()
-
-
 def test_toml_works(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text('output = "o"\n[data]\nroot = "r"\n[training.stage1]\nepochs = 3\n')
@@ -218,20 +211,25 @@ def test_toml_works(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [
-        ({"stagee1": {}}, "unknown key stagee1"),
-        ({"stage1": {"lmax": 4}}, "unknown key stage1.lmax"),
-        ({"data": {}}, "missing key data.root"),
-        ({"stage1": {"irreps_mid": "64y0e"}}, "stage1.irreps_mid: not irreps like"),
-        ({"stage1": {"irreps_mid": "4x1o"}}, "stage1.irreps_mid: needs scalar channels"),
-        ({"training": {"stage1": {"epochs": 0}}}, "training.stage1.epochs: .*, found 0"),
-        (
-            {"training": {"stage1": {"loss": "rmse"}}},
-            "training.stage1.loss: input should be 'mse' or 'mae', found 'rmse'",
-        ),
-        ({"stage2": {"hidden": 10, "num_heads": 4}}, "hidden = 10 is not a multiple of num_heads = 4"),
-        ({"stage2": None}, "stage2 is null, so training.stage2 must be null"),
-    ],
+    cases(
+        {
+            "unknown-section": ({"stagee1": {}}, "unknown key stagee1"),
+            "unknown-key": ({"stage1": {"lmax": 4}}, "unknown key stage1.lmax"),
+            "missing-key": ({"data": {}}, "missing key data.root"),
+            "bad-irreps": ({"stage1": {"irreps_mid": "64y0e"}}, "stage1.irreps_mid: not irreps like"),
+            "no-scalars": ({"stage1": {"irreps_mid": "4x1o"}}, "stage1.irreps_mid: needs scalar channels"),
+            "no-epochs": ({"training": {"stage1": {"epochs": 0}}}, "training.stage1.epochs: .*, found 0"),
+            "unknown-loss": (
+                {"training": {"stage1": {"loss": "rmse"}}},
+                "training.stage1.loss: input should be 'mse' or 'mae', found 'rmse'",
+            ),
+            "heads-do-not-divide": (
+                {"stage2": {"hidden": 10, "num_heads": 4}},
+                "hidden = 10 is not a multiple of num_heads = 4",
+            ),
+            "stage2-without-model": ({"stage2": None}, "stage2 is null, so training.stage2 must be null"),
+        }
+    ),
 )
 def test_a_wrong_configuration_names_the_key(change, message):
     with pytest.raises(HamfastError, match=message):

@@ -1,0 +1,141 @@
+"""The statistics of a data set: one object, made in one pass over its structures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from hamfast.data.blocks import BlockMatrix
+from hamfast.data.formats import format_of, read_pairs, read_snapshot, read_structure
+from hamfast.data.snapshot import Snapshot
+from hamfast.errors import HamfastError
+from hamfast.shells import ShellSpec
+
+CUTOFF_MARGIN = 1e-3
+"""Angstrom by which a cutoff exceeds the longest pair, so that rounding does not leave it out."""
+
+
+@dataclass
+class MatrixSizes:
+    """How large the matrices of one structure are."""
+
+    pairs: int
+    """Of the Hamiltonian, or of the overlap if there is no Hamiltonian."""
+    elements: int
+    """Matrix elements of all their blocks."""
+    has_hamiltonian: bool
+    has_overlap: bool
+    extra_pairs: int
+    """How many pairs the Hamiltonian has more than the overlap; 0 where one of them is missing."""
+
+
+@dataclass
+class DatasetStatistics:
+    """What the structures of a data set are made of, and how large and long-ranged they are."""
+
+    shells: ShellSpec
+    """Elements, in order of first appearance, with their orbitals; and whether there is spin."""
+    layouts: Counter[str] = field(default_factory=Counter)
+    """How many structures each on-disk format has."""
+    num_atoms: list[int] = field(default_factory=list)
+    """Of each structure."""
+    matrices: list[MatrixSizes] = field(default_factory=list)
+    """Of each structure whose matrices were read."""
+    longest_pairs: dict[tuple[int, int], float] = field(default_factory=dict)
+    """The two atomic numbers -> angstrom: the longest pair of the structures that were measured."""
+
+    @property
+    def longest_pair(self) -> float | None:
+        """Angstrom, over all species pairs; None if no pair was measured."""
+        return max(self.longest_pairs.values(), default=None)
+
+    def pair_cutoffs(self) -> np.ndarray:
+        """``[species, species]`` angstrom: the longest pair of two species and a margin, or 0."""
+        cutoffs = np.zeros((self.shells.num_species, self.shells.num_species))
+        row = {z: n for n, z in enumerate(self.shells.elements)}
+        for (first, second), length in self.longest_pairs.items():
+            cutoffs[row[first], row[second]] = length + CUTOFF_MARGIN
+        return cutoffs
+
+
+def norms(vectors: np.ndarray) -> np.ndarray:
+    """The lengths of vectors ``[pairs, 3]``."""
+    return np.linalg.norm(vectors, axis=1)
+
+
+def dataset_statistics(
+    folders: Sequence[Path],
+    *,
+    measured: Collection[Path] = (),
+    read_whole: Collection[Path] = (),
+    lengths: Callable[[np.ndarray], np.ndarray] = norms,
+) -> DatasetStatistics:
+    """Reads every structure once.
+
+    Args:
+        folders: of the structures.
+        measured: those of them whose pairs are measured; of their matrices only the pairs are read.
+        read_whole: those of them whose matrices are read and checked, and whose pairs are measured.
+        lengths: ``[pairs, 3]`` angstrom -> ``[pairs]``.
+
+    Raises:
+        HamfastError: two structures give one element different orbitals, or differ in spin; one
+            cannot be read.
+    """
+    measured, read_whole = set(measured), set(read_whole)
+    shells: dict[int, tuple[int, ...]] = {}
+    owner: dict[int, Path] = {}
+    spinful = None
+    found = DatasetStatistics(ShellSpec(()))
+    for folder in folders:
+        snapshot = read_snapshot(folder) if folder in read_whole else read_structure(folder)
+        if spinful is None:
+            spinful = snapshot.spinful
+        if snapshot.spinful != spinful:
+            raise HamfastError(f"{folder}: spinful is {snapshot.spinful}, in {folders[0]} it is {spinful}")
+        for z in snapshot.elements:
+            if shells.setdefault(z, snapshot.shells[z]) != snapshot.shells[z]:
+                raise HamfastError(
+                    f"{folder}: atomic number {z} has shells {list(snapshot.shells[z])}, in {owner[z]} {list(shells[z])}"
+                )
+            owner.setdefault(z, folder)
+        found.layouts[format_of(folder).NAME] += 1
+        found.num_atoms.append(snapshot.num_atoms)
+        if folder in read_whole:
+            found.matrices.append(_sizes(snapshot))
+            matrix = _main_matrix(snapshot)
+            _measure(found, snapshot, None if matrix is None else matrix.pairs, lengths)
+        elif folder in measured:
+            _measure(found, snapshot, read_pairs(folder, snapshot), lengths)
+    found.shells = ShellSpec.from_mapping(shells, bool(spinful))
+    return found
+
+
+def _main_matrix(snapshot: Snapshot) -> BlockMatrix | None:
+    return snapshot.hamiltonian if snapshot.hamiltonian is not None else snapshot.overlap
+
+
+def _sizes(snapshot: Snapshot) -> MatrixSizes:
+    h, s, matrix = snapshot.hamiltonian, snapshot.overlap, _main_matrix(snapshot)
+    return MatrixSizes(
+        pairs=0 if matrix is None else len(matrix),
+        elements=0 if matrix is None else len(matrix.entries),
+        has_hamiltonian=h is not None,
+        has_overlap=s is not None,
+        extra_pairs=0 if h is None or s is None else len(h) - len(s),
+    )
+
+
+def _measure(found: DatasetStatistics, snapshot: Snapshot, pairs: np.ndarray | None, lengths) -> None:
+    """Takes the pairs ``[pairs, 5]`` of a structure into the longest ones."""
+    if pairs is None or not len(pairs):
+        return
+    length = lengths(snapshot.pair_vectors(pairs))
+    first, second = snapshot.numbers[pairs[:, 3]], snapshot.numbers[pairs[:, 4]]
+    for a, b in np.unique(np.stack([first, second], axis=1), axis=0).tolist():
+        longest = float(length[(first == a) & (second == b)].max())
+        found.longest_pairs[a, b] = max(found.longest_pairs.get((a, b), 0.0), longest)

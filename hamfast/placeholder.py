@@ -1,0 +1,3 @@
+"""What a written configuration names as the data folder until the user fills it in."""
+
+DATA_FOLDER = "path/to/dataset"

@@ -1,0 +1,47 @@
+"""The processes of a training, as torchrun or a cluster's launcher starts them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import distributed
+
+from hamfast import environment
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all that train together."""
+
+    rank: int
+    """The number of this process, from 0."""
+    world: int
+    """How many there are."""
+    local_world: int
+    """How many of them run on this machine."""
+
+    @classmethod
+    def from_environment(cls) -> Processes:
+        """As the launcher's environment variables say; one process without a launcher.
+
+        Raises:
+            HamfastError: one of these variables is no whole number.
+        """
+        names = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+        return cls(*map(environment.whole, names))
+
+    @property
+    def is_first(self) -> bool:
+        """Is this the process that writes and prints?"""
+        return self.rank == 0
+
+    @property
+    def machines(self) -> int:
+        """How many machines there are, with as many processes each as this one."""
+        return max(1, self.world // self.local_world)
+
+    @staticmethod
+    def wait_for_all() -> None:
+        """Returns once every process has called this."""
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.barrier()

@@ -1,0 +1,101 @@
+"""The data of a run: its subsets, their statistics, and the batches of a phase."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from hamfast.data import GraphDataset, graph_loader, read_split
+from hamfast.data.dataset import target_spec
+from hamfast.data.statistics import dataset_statistics
+from hamfast.errors import HamfastError
+from hamfast.training.config import Config
+from hamfast.training.processes import Processes
+from hamfast.training.sampler import EpochSampler
+
+
+class Batches(NamedTuple):
+    """What one phase reads, with the samplers that know which structures a batch has."""
+
+    training: DataLoader
+    training_sampler: EpochSampler
+    validation: DataLoader
+    validation_sampler: EpochSampler
+
+
+class RunData:
+    """The data set of a configuration.
+
+    Args:
+        config: of the run; its section ``data`` names the data set.
+        processes: among which the structures are dealt out.
+        dtype: of vectors and targets.
+
+    Attributes:
+        split: the structure folders of each subset.
+        statistics: of all subsets; pairs are measured in the training set alone.
+        spec: the targets.
+        subsets: the graphs of each subset.
+
+    Raises:
+        HamfastError: the batch size is not a multiple of the number of processes; there is no
+            split; a structure cannot be read or does not fit the others; the folder of prepared
+            graphs cannot be one.
+    """
+
+    def __init__(self, config: Config, processes: Processes, dtype: torch.dtype):
+        self.config, self.processes = config, processes
+        root = Path(config.data.root)
+        self.split = read_split(root, None if config.data.split is None else Path(config.data.split))
+        folders = [folder for subset in self.split.values() for folder in subset]
+        # Lengths as the graphs have them, so that both agree to the last digit.
+        self.statistics = dataset_statistics(
+            folders,
+            measured=self.split["train"],
+            lengths=lambda vectors: torch.from_numpy(vectors).to(dtype).norm(dim=-1).double().numpy(),
+        )
+        self.spec = target_spec(self.statistics.shells)
+        cache = root / ".hamfast_cache" if config.data.cache is None else Path(config.data.cache)
+        check_cache(cache)
+        self.subsets = {name: GraphDataset(subset, self.spec, cache, dtype) for name, subset in self.split.items()}
+
+    @property
+    def training(self) -> GraphDataset:
+        """The training set."""
+        return self.subsets["train"]
+
+    def pair_cutoffs(self) -> np.ndarray:
+        """``[species, species]`` angstrom: the longest pairs of the training set, and a margin."""
+        return self.statistics.pair_cutoffs()
+
+    def batches(self) -> Batches:
+        """New loaders of the training and the validation set, for one phase."""
+        data, rank, world = self.config.data, self.processes.rank, self.processes.world
+        training, validation = self.training, self.subsets["validate"]
+        sampler = EpochSampler(len(training), self.config.seed, rank, world, data.batch_size // world)
+        validation_sampler = EpochSampler(len(validation), None, rank, world, 1)
+        workers = min(data.num_workers, len(training))
+        return Batches(
+            graph_loader(training, sampler.batch_size, sampler=sampler, num_workers=workers),
+            sampler,
+            graph_loader(validation, 1, sampler=validation_sampler, num_workers=min(workers, len(validation))),
+            validation_sampler,
+        )
+
+
+def check_cache(folder: Path) -> None:
+    """Raises HamfastError if the folder of prepared graphs is none, or cannot be written."""
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise HamfastError(
+            f"{folder}: expected a folder for prepared graphs, found that {parent} is a file; set data.cache"
+        )
+    if not os.access(parent, os.W_OK):
+        raise HamfastError(f"{folder}: cannot be written; set data.cache to a folder for prepared graphs")
