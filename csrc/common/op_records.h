@@ -1,6 +1,6 @@
-// The ops: their schemas; the arguments of each as a struct; and `op_boxed<run>`, which takes them
-// in the order of the schema and calls run(struct). Written by `python -m hamfast.records.write`
-// from hamfast/records: change it there.
+// The ops: their schemas; the arguments of each as a struct; and a function `<op>_boxed`, which
+// takes them in the order of the schema and calls run(struct). Written by `python -m
+// hamfast.records.write` from hamfast/records: change it there.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -11,13 +11,13 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def found(value: Any) -> str:
-    """What a message says of an argument of the wrong kind."""
+    """What a message says of an argument of the wrong type."""
     if value is None or isinstance(value, str):
         return repr(value)
     if isinstance(value, Number):
         return str(value)  # repr would say np.int64(13)
-    kind = type(value)
-    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+    type_ = type(value)
+    name = type_.__name__ if type_.__module__ == "builtins" else f"{type_.__module__}.{type_.__name__}"
     return f"{name} {list(value.shape)}" if isinstance(getattr(value, "shape", None), tuple) else name
 
 

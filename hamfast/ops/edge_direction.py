@@ -31,11 +31,11 @@ G, W, X = range(3)
 Irreps = tuple[IrrepBlock, ...]
 
 Product = Callable[[Sequence[Tensor], Tensor, Tensor, Tensor], Tensor]
-"""``(x, weight, wigner, onsite) -> M x``, the directions fixed; x in one or more parts, each of some of its irreps blocks."""
+"""``(x, weight, wigner, onsite) -> M x``, the directions fixed; x in one or more pieces, each of some of its irreps blocks."""
 
 
-class Turns(NamedTuple):
-    """What the formula needs to know of a product: its irreps, one list per part of x, and their layout."""
+class Rotations(NamedTuple):
+    """What the formula needs to know of a product: its irreps, one list per piece of x, and their layout."""
 
     irreps_in: Sequence[Irreps]
     irreps_out: Irreps
@@ -47,42 +47,42 @@ class Turns(NamedTuple):
     ) -> Tensor:
         """dT/dr, ``[edges, 3]``, for ``out = M x`` and ``adjoint = M^T g``. Zero on edges of length zero."""
         torque = _pairing(g, out, self.irreps_out, self.layout)
-        for part, other, irreps in zip(x, adjoint, self.irreps_in, strict=True):
-            torque = torque - _pairing(other, part, irreps, self.layout)
+        for piece, other, irreps in zip(x, adjoint, self.irreps_in, strict=True):
+            torque = torque - _pairing(other, piece, irreps, self.layout)
         return _per_square(torch.linalg.cross(torque, vector), vector, onsite)
 
-    def turned(self, angle: Tensor, x: Sequence[Tensor]) -> list[Tensor]:
-        """``sum over a of angle_a J_a x``, part by part."""
-        return [_turn(angle, part, irreps, self.layout) for part, irreps in zip(x, self.irreps_in, strict=True)]
+    def rotated(self, angle: Tensor, x: Sequence[Tensor]) -> list[Tensor]:
+        """``sum over a of angle_a J_a x``, piece by piece."""
+        return [_rotate(angle, piece, irreps, self.layout) for piece, irreps in zip(x, self.irreps_in, strict=True)]
 
-    def turned_out(self, angle: Tensor, g: Tensor) -> Tensor:
-        return _turn(angle, g, self.irreps_out, self.layout)
+    def rotated_out(self, angle: Tensor, g: Tensor) -> Tensor:
+        return _rotate(angle, g, self.irreps_out, self.layout)
 
 
 def product_with_direction(
-    x: Sequence[Tensor], weight: Tensor, vector: Tensor, wigner: Tensor, onsite: Tensor, turns: Turns
+    x: Sequence[Tensor], weight: Tensor, vector: Tensor, wigner: Tensor, onsite: Tensor, rotations: Rotations
 ) -> Tensor:
-    """``turns.product(x, weight, wigner, onsite)``, differentiable in ``vector`` as well; also in forward mode and under ``torch.func``.
+    """``rotations.product(x, weight, wigner, onsite)``, differentiable in ``vector`` as well; also in forward mode and under ``torch.func``.
 
     Args:
-        x: parts, one row per edge each.
+        x: pieces, one row per edge each.
         wigner, onsite: the frames of the vectors, and the edges of length zero.
     """
-    return _Trilinear.apply(x[0].new_empty(0), weight, vector, wigner, onsite, (G,), turns, *x)[G]
+    return _Trilinear.apply(x[0].new_empty(0), weight, vector, wigner, onsite, (G,), rotations, *x)[G]
 
 
 class _Trilinear(torch.autograd.Function):
-    """The wanted derivatives of T(g, weight, x): M x (slot G), dT/dweight (slot W), M^T g (slot X, all parts)."""
+    """The wanted derivatives of T(g, weight, x): M x (slot G), dT/dweight (slot W), M^T g (slot X, all pieces)."""
 
     @staticmethod
-    def forward(g, weight, vector, wigner, onsite, wanted, turns, *x):
+    def forward(g, weight, vector, wigner, onsite, wanted, rotations, *x):
         out = [x[0].new_empty(0) for _ in range(2 + len(x))]
         if wanted == (G,):
-            out[G] = turns.product(x, weight, wigner, onsite)
+            out[G] = rotations.product(x, weight, wigner, onsite)
             return tuple(out)
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_() for t in (weight, *x)]
-            value = turns.product(leaves[1:], leaves[0], wigner, onsite)
+            value = rotations.product(leaves[1:], leaves[0], wigner, onsite)
             slots = [n for n in range(len(leaves)) if (W if n == 0 else X) in wanted]
             found = torch.autograd.grad(value, [leaves[n] for n in slots], g)
         for n, gradient in zip(slots, found, strict=True):
@@ -93,7 +93,7 @@ class _Trilinear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        g, weight, vector, wigner, onsite, ctx.wanted, ctx.turns, *x = inputs
+        g, weight, vector, wigner, onsite, ctx.wanted, ctx.rotations, *x = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(g, weight, vector, wigner, onsite, *x)
         ctx.save_for_forward(g, weight, vector, wigner, onsite, *x, *output)
@@ -102,7 +102,7 @@ class _Trilinear(torch.autograd.Function):
     def backward(ctx, *grads):
         g, weight, vector, wigner, onsite, *x = ctx.saved_tensors
         fixed = (vector, wigner, onsite)
-        to_x, to_vector = any(ctx.needs_input_grad[_FIRST_PART:]), ctx.needs_input_grad[2]
+        to_x, to_vector = any(ctx.needs_input_grad[_FIRST_X:]), ctx.needs_input_grad[2]
         needs = (ctx.needs_input_grad[0] and ctx.wanted != (G,), ctx.needs_input_grad[1], to_x)
         needed = {slot for slot in (G, W, X) if needs[slot]}
         total: list[Tensor | None] = [None] * (2 + len(x))
@@ -117,20 +117,20 @@ class _Trilinear(torch.autograd.Function):
             wanted = needed - {slot} | ({X, G} if to_vector else set())
             if not wanted:
                 continue
-            found = _Trilinear.apply(*operands[:2], *fixed, tuple(sorted(wanted)), ctx.turns, *operands[2:])
+            found = _Trilinear.apply(*operands[:2], *fixed, tuple(sorted(wanted)), ctx.rotations, *operands[2:])
             for other in needed - {slot}:
                 for n in range(X, len(total)) if other == X else (other,):
                     total[n] = found[n] if total[n] is None else total[n] + found[n]
             if to_vector:
-                term = ctx.turns.gradient(operands[X:], operands[G], found[G], found[X:], vector, onsite)
+                term = ctx.rotations.gradient(operands[X:], operands[G], found[G], found[X:], vector, onsite)
                 vector_grad = term if vector_grad is None else vector_grad + term
         return total[G], total[W], vector_grad, None, None, None, None, *total[X:]
 
     @staticmethod
-    def jvp(ctx, dot_g, dot_weight, dot_vector, *dots):
-        turns, dot_x = ctx.turns, dots[_FIRST_PART - 3 :]
+    def jvp(ctx, dot_g, dot_weight, dot_vector, *tangents):
+        rotations, tangents_x = ctx.rotations, tangents[_FIRST_X - 3 :]
         g, weight, vector, wigner, onsite, *rest = ctx.saved_tensors
-        x, results = rest[: len(dot_x)], rest[len(dot_x) :]
+        x, results = rest[: len(tangents_x)], rest[len(tangents_x) :]
         total: list[Tensor | None] = [None] * (2 + len(x))
 
         def add_term(n, term):
@@ -140,7 +140,7 @@ class _Trilinear(torch.autograd.Function):
         def add(g, weight, x, wanted, sign=1.0):
             if not wanted:
                 return
-            found = _Trilinear.apply(g, weight, vector, wigner, onsite, tuple(sorted(wanted)), turns, *x)
+            found = _Trilinear.apply(g, weight, vector, wigner, onsite, tuple(sorted(wanted)), rotations, *x)
             for slot in wanted:
                 for n in range(X, len(total)) if slot == X else (slot,):
                     add_term(n, sign * found[n])
@@ -150,25 +150,25 @@ class _Trilinear(torch.autograd.Function):
             add(dot_g, weight, x, every - {G})
         if dot_weight is not None:
             add(g, dot_weight, x, every - {W})
-        if any(t is not None for t in dot_x):
-            zeros = [torch.zeros_like(t) if d is None else d for t, d in zip(x, dot_x, strict=True)]
+        if any(t is not None for t in tangents_x):
+            zeros = [torch.zeros_like(t) if d is None else d for t, d in zip(x, tangents_x, strict=True)]
             add(g, weight, zeros, every - {X})
         if dot_vector is not None:
             # M turns with the edge: d(M x) = J M x - M J x, and the same for the other two.
             angle = _per_square(torch.linalg.cross(vector, dot_vector), vector, onsite)
-            turned_x = turns.turned(angle, x)
+            rotated_x = rotations.rotated(angle, x)
             maps = every - {W}
             if maps:
-                now = _Trilinear.apply(g, weight, vector, wigner, onsite, tuple(sorted(maps)), turns, *x)
+                now = _Trilinear.apply(g, weight, vector, wigner, onsite, tuple(sorted(maps)), rotations, *x)
                 if G in maps:
-                    add_term(G, turns.turned_out(angle, now[G]))
+                    add_term(G, rotations.rotated_out(angle, now[G]))
                 if X in maps:
-                    for n, term in enumerate(turns.turned(angle, now[X:]), X):
+                    for n, term in enumerate(rotations.rotated(angle, now[X:]), X):
                         add_term(n, term)
-            turned_g = g if every == {G} else turns.turned_out(angle, g)
-            add(turned_g, weight, turned_x, maps, -1.0)
-            add(turned_g, weight, x, every & {W}, -1.0)
-            add(g, weight, turned_x, every & {W}, -1.0)
+            rotated_g = g if every == {G} else rotations.rotated_out(angle, g)
+            add(rotated_g, weight, rotated_x, maps, -1.0)
+            add(rotated_g, weight, x, every & {W}, -1.0)
+            add(g, weight, rotated_x, every & {W}, -1.0)
         # What did not change, and what is not wanted and empty.
         return tuple(torch.zeros_like(t) if dot is None else dot for t, dot in zip(results, total, strict=True))
 
@@ -177,7 +177,7 @@ class _Trilinear(torch.autograd.Function):
         return by_sample(_Trilinear.apply)(info, in_dims, *args)
 
 
-_FIRST_PART = 7  # where x begins among the arguments
+_FIRST_X = 7  # where x begins among the arguments
 
 
 def _per_square(x: Tensor, vector: Tensor, onsite: Tensor) -> Tensor:
@@ -186,20 +186,20 @@ def _per_square(x: Tensor, vector: Tensor, onsite: Tensor) -> Tensor:
     return (x / square).index_fill(0, onsite, 0.0)
 
 
-def _turn(angle: Tensor, x: Tensor, irreps: Irreps, layout: str) -> Tensor:
+def _rotate(angle: Tensor, x: Tensor, irreps: Irreps, layout: str) -> Tensor:
     """``sum over k of angle_k J_k x`` per edge; angle ``[edges, 3]``."""
-    parts = []
+    pieces = []
     for block, (mul, l, _) in zip(x.split([mul * (2 * l + 1) for mul, l, _ in irreps], 1), irreps, strict=True):
         if l == 0 or mul == 0:
-            parts.append(torch.zeros_like(block))
+            pieces.append(torch.zeros_like(block))
             continue
         # J_k x for the three axes by one product with a constant matrix, then their sum.
         d = 2 * l + 1
         generators = _generators(l, x.dtype, x.device).T.reshape(3 * d, d)
-        turned = (_components(block, mul, d, layout).reshape(-1, d) @ generators.T).view(-1, mul, 3, d)
-        turned = (turned * angle[:, None, :, None]).sum(2)
-        parts.append((turned.transpose(1, 2) if layout == "ir_mul" else turned).reshape(block.shape))
-    return torch.cat(parts, dim=1)
+        rotated = (_components(block, mul, d, layout).reshape(-1, d) @ generators.T).view(-1, mul, 3, d)
+        rotated = (rotated * angle[:, None, :, None]).sum(2)
+        pieces.append((rotated.transpose(1, 2) if layout == "ir_mul" else rotated).reshape(block.shape))
+    return torch.cat(pieces, dim=1)
 
 
 def _components(block: Tensor, mul: int, d: int, layout: str) -> Tensor:

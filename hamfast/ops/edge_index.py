@@ -81,22 +81,22 @@ def edge_index(senders: Tensor, receivers: Tensor, num_senders: int, num_receive
         ValueError: wrong shape or dtype, or an index out of range; the message names the argument.
     """
     num_receivers = num_senders if num_receivers is None else num_receivers
-    for name, index, number in (("senders", senders, num_senders), ("receivers", receivers, num_receivers)):
+    for name, index, count in (("senders", senders, num_senders), ("receivers", receivers, num_receivers)):
         check_tensor("edge_index", name, index)
-        check_count("edge_index", f"num_{name}", number)
+        check_count("edge_index", f"num_{name}", count)
         if index.dim() != 1 or index.dtype not in INTEGERS:
             raise ValueError(f"{name}: expected [edges] int64, found {list(index.shape)} {index.dtype}")
-        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < number:
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < count:
             raise ValueError(
-                f"{name}: expected indices in [0, {number}), found {int(index.min())} to {int(index.max())}"
+                f"{name}: expected indices in [0, {count}), found {int(index.min())} to {int(index.max())}"
             )
     if senders.shape != receivers.shape:
         raise ValueError(f"receivers: expected {senders.shape[0]} edges as in senders, found {receivers.shape[0]}")
 
-    def sort(index, number):
+    def sort(index, count):
         order = torch.argsort(index, stable=True)
-        ptr = torch.zeros(number + 1, dtype=torch.int64, device=index.device)
-        ptr[1:] = torch.cumsum(torch.bincount(index, minlength=number), 0)
+        ptr = torch.zeros(count + 1, dtype=torch.int64, device=index.device)
+        ptr[1:] = torch.cumsum(torch.bincount(index, minlength=count), 0)
         return order, ptr
 
     with outside_inference_mode():
@@ -122,7 +122,7 @@ def reverse_edges(edges: EdgeIndex, shifts: Tensor | None = None) -> Tensor:
             negated. Of edges that are alike in all of that, the n-th goes with the n-th.
 
     Raises:
-        TypeError: another kind of graph; shifts that are no tensor.
+        TypeError: another type of graph; shifts that are no tensor.
         ValueError: an edge has no way back; the message names one.
     """
     check_graph("reverse_edges", edges)

@@ -13,7 +13,7 @@ from torch import Tensor
 from hamfast.constants import outside_inference_mode
 from hamfast.ops.block_matmul import block_matmul
 from hamfast.ops.checks import HALF, check_count, check_rows, check_same, check_tensor, found
-from hamfast.ops.edge_direction import Turns, product_with_direction
+from hamfast.ops.edge_direction import Rotations, product_with_direction
 from hamfast.ops.edge_einsum import to_edges
 from hamfast.ops.edge_frame import MOST_SOURCES, frame_matrices, frame_tables, from_edge, to_edge
 from hamfast.ops.edge_index import EdgeIndex, check_graph
@@ -26,7 +26,7 @@ from hamfast.plan.plan import IrrepBlock, irreps_dim
 
 
 class EdgeSources(NamedTuple):
-    """The parts ``[x_a | x_b | ...]`` of an operand of every edge, up to three: never concatenated, never gathered."""
+    """The operand x of every edge, ``[x_a | x_b | ...]``, from up to three tensors that are never gathered or concatenated."""
 
     tensors: tuple[Tensor, ...]
     """``[rows, dim]`` each."""
@@ -91,7 +91,7 @@ def edge_tensor_product(
     zero every Y with l > 0 is 0. See ``hamfast/plan/edge_frame.py`` for the mathematics.
 
     Args:
-        x: ``[edges, dim_in1]``; or its parts as :class:`EdgeSources`, which split the irreps between blocks.
+        x: ``[edges, dim_in1]``; or the tensors it consists of as :class:`EdgeSources`, which split the irreps between blocks.
         weight: ``[weight_numel]``, shared by all edges, in e3nn's order; or :class:`SeparateWeights`. All operands have one dtype:
             float32 or float64; or bfloat16 or float16, and the frames float32: all arithmetic is float32 then. Under autocast each
             operand may have another, and the result is as wide as the widest of x.
@@ -125,8 +125,8 @@ def edge_tensor_product(
     dtype = reduce(torch.promote_types, (t.dtype for t in tensors))
     autocast = torch.is_autocast_enabled(left.device.type)
     if autocast:
-        number = torch.promote_types(dtype, frames.wigner.dtype)
-        operands = {name: t if t is None else t.to(number) for name, t in operands.items()}
+        widest = torch.promote_types(dtype, frames.wigner.dtype)
+        operands = {name: t if t is None else t.to(widest) for name, t in operands.items()}
     if frames.wigner.dtype in HALF:
         raise ValueError(
             f"edge_tensor_product: frames: expected torch.float32 or torch.float64, found {frames.wigner.dtype}"
@@ -187,8 +187,8 @@ def _in_frames(
         return _in_fixed_frames(x, [_OWN] * len(x), matrices, plan, wigner, onsite, layout)
 
     irreps = _split_irreps(plan, [t.shape[1] for t in tensors])
-    turns = Turns(irreps, plan.plan.irreps_out, layout, product)
-    return product_with_direction(rows, matrices, frames.vector, frames.wigner, frames.onsite, turns)
+    rotations = Rotations(irreps, plan.plan.irreps_out, layout, product)
+    return product_with_direction(rows, matrices, frames.vector, frames.wigner, frames.onsite, rotations)
 
 
 @torch.compiler.assume_constant_result
@@ -208,9 +208,9 @@ def _harmonics(plan: EdgeFramePlan, frames: EdgeFrames) -> Tensor:
 
 def _check_sources(x: EdgeSources, plan: EdgeFramePlan, edges: int) -> tuple[Tensor, ...]:
     check_graph("edge_tensor_product", x.edges, "x.edges")
-    for name, parts in (("tensors", x.tensors), ("ends", x.ends)):
-        if not isinstance(parts, (tuple, list)):
-            raise TypeError(f"edge_tensor_product: x.{name}: expected a tuple, found {found(parts)}")
+    for name, given in (("tensors", x.tensors), ("ends", x.ends)):
+        if not isinstance(given, (tuple, list)):
+            raise TypeError(f"edge_tensor_product: x.{name}: expected a tuple, found {found(given)}")
     if not 1 <= len(x.tensors) <= MOST_SOURCES or len(x.ends) != len(x.tensors):
         raise ValueError(
             f"edge_tensor_product: x: expected 1 to {MOST_SOURCES} tensors with one end each, "
@@ -257,13 +257,13 @@ def _ends(x: EdgeSources) -> list[_End]:
 
 def _split_irreps(plan: EdgeFramePlan, widths: list[int]) -> list[tuple[IrrepBlock, ...]]:
     """The irreps blocks of each source."""
-    blocks, parts = list(plan.plan.irreps_in1), []
+    blocks, split = list(plan.plan.irreps_in1), []
     for width in widths:
-        part: list[IrrepBlock] = []
-        while irreps_dim(part) < width:
-            part.append(blocks.pop(0))
-        parts.append(tuple(part))
-    return parts
+        own: list[IrrepBlock] = []
+        while irreps_dim(own) < width:
+            own.append(blocks.pop(0))
+        split.append(tuple(own))
+    return split
 
 
 def _in_fixed_frames(

@@ -43,7 +43,7 @@ class _End(NamedTuple):
     """One end of the edges: None where operands have a row per edge."""
 
     row_of: int
-    index: Tensor | None
+    nodes: Tensor | None
     order: Tensor | None
     ptr: Tensor | None
 
@@ -67,7 +67,7 @@ def _add_path(arguments: Any, path: Path, slot: int, operands: list, out: Tensor
 
     def rows(t, end: _End, offset: int, count: int, d: int):
         t = t[:, offset : offset + count * d].unflatten(1, (count, d))
-        return t if end.index is None else t[end.index]
+        return t if end.nodes is None else t[end.nodes]
 
     xs: Any = None if x is None else rows(x, senders, path.offset1, path.n1, path.d1)[:, us]
     ys: Any = None if y is None else rows(y, edges, path.offset2, path.n2, path.d2)[:, vs]
@@ -93,8 +93,8 @@ def _add_path(arguments: Any, path: Path, slot: int, operands: list, out: Tensor
             made = torch.einsum("rpk,rwk->rpw", pairs, gs).flatten(1)
         else:
             made = (pairs * gs[:, channels]).sum(-1)
-        columns = out[..., path.weight_offset : path.weight_offset + made.shape[1]]
-        columns += made.sum(0) if arguments.settings.shared_weights else made
+        own = out[..., path.weight_offset : path.weight_offset + made.shape[1]]
+        own += made.sum(0) if arguments.settings.shared_weights else made
         return None
     if path.mixing:
         gs = torch.einsum("rpw,rwk->rpk", weight.expand(gs.shape[0], -1, -1), gs)
@@ -131,7 +131,7 @@ def _add_rows(graph: Any, out: Tensor, made: Tensor, offset: int, end: _End) -> 
     """Adds a block of columns, summed over the edges of each row in the order of the graph's lists."""
     made = made.flatten(1)
     if end.ptr is not None:
-        own = (end.index, end.order, end.ptr)
+        own = (end.nodes, end.order, end.ptr)
         # What the graph lacks is not read; any list will do.
         lists = [t if t is not None else own[n % 3] for n, t in enumerate(graph)]
         summed = [1, 1, made.shape[1]]

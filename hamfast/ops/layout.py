@@ -25,9 +25,9 @@ def convert_layout(x: Tensor, irreps: Sequence[IrrepBlock], source: str, target:
     """Reorders ``[..., irreps_dim(irreps)]`` from one layout to the other; a copy unless they agree."""
     if check_layout(source) == check_layout(target) or all(mul == 1 or l == 0 for mul, l, _ in irreps):
         return x
-    parts = []
+    reordered = []
     sizes = [mul * (2 * l + 1) for mul, l, _ in irreps]
     for block, (mul, l, _) in zip(torch.split(x, sizes, dim=-1), irreps, strict=True):
         shape = (mul, 2 * l + 1) if source == "mul_ir" else (2 * l + 1, mul)
-        parts.append(block.unflatten(-1, shape).transpose(-1, -2).flatten(-2))
-    return torch.cat(parts, dim=-1)
+        reordered.append(block.unflatten(-1, shape).transpose(-1, -2).flatten(-2))
+    return torch.cat(reordered, dim=-1)

@@ -55,7 +55,9 @@ def radial_in_blocks(*flat: Any) -> tuple[Tensor, ...]:
         x_block = _rows_of(x, graph.senders, chosen)
         g_block = _Rows(None, None) if g is None else _rows_of(g, graph.receivers, chosen)
         own = RADIAL_OPERANDS.fields(x_block.rows, y[chosen], hidden[chosen], matrix, g_block.rows)
-        indices = graph._replace(senders=x_block.index, receivers=g_block.index, sender_order=None, receiver_order=None)
+        indices = graph._replace(
+            senders=x_block.of_edges, receivers=g_block.of_edges, sender_order=None, receiver_order=None
+        )
         if g is None:
             found = product(own, indices._replace(sender_ptr=None, receiver_ptr=own_ptr))[Slot.G]
         else:
@@ -73,7 +75,8 @@ def radial_in_blocks(*flat: Any) -> tuple[Tensor, ...]:
 
 class _Rows(NamedTuple):
     rows: Tensor | None
-    index: Tensor | None
+    of_edges: Tensor | None
+    """Which row each edge reads; None: its own."""
 
 
 def _rows_of(t: Tensor, index: Tensor | None, chosen: Any) -> _Rows:

@@ -130,12 +130,12 @@ def is_transformed(tensors: Iterable[Tensor | None]) -> bool:
 def gradients_along(
     pairs: Sequence[tuple[Tensor, Tensor]], tensors: Sequence[Any], wanted: Sequence[int], create_graph: bool
 ) -> list[Tensor | None]:
-    """Gradients of ``sum <output, direction>`` over the pairs, in those of the tensors that are wanted; None for the others."""
+    """Gradients of ``sum <output, tangent>`` over the pairs, in those of the tensors that are wanted; None for the others."""
     found: list[Tensor | None] = [None] * len(tensors)
     if pairs and wanted:
-        outputs, directions = zip(*pairs, strict=True)
+        outputs, tangents = zip(*pairs, strict=True)
         targets = [tensors[n] for n in wanted]
-        results = torch.autograd.grad(outputs, targets, directions, allow_unused=True, create_graph=create_graph)
+        results = torch.autograd.grad(outputs, targets, tangents, allow_unused=True, create_graph=create_graph)
         for n, result in zip(wanted, results, strict=True):
             found[n] = result
     return found
@@ -145,15 +145,15 @@ def second_derivative(
     function: Callable[[list[Any]], Sequence[Tensor]],
     operands: Sequence[Tensor | None],
     gradients: Sequence[Tensor | None],
-    directions: Sequence[Tensor | None],
+    tangents: Sequence[Tensor | None],
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Gradients of ``sum_n <d/d operand_n of sum_k <result_k, gradient_k>, direction_n>``, by torch's derivatives of ``function``.
+    """Gradients of ``sum_n <d/d operand_n of sum_k <result_k, gradient_k>, tangent_n>``, by torch's derivatives of ``function``.
 
     Args:
         function: from the operands to the results, of operations that torch can differentiate often enough.
         gradients: one for each result or None.
-        directions: one for each operand or None.
+        tangents: one for each operand or None.
         needed: whether that in each of the gradients, then each of the operands is.
 
     Returns:
@@ -161,15 +161,15 @@ def second_derivative(
     """
     tensors: list[Any] = [*gradients, *operands]
     count = len(gradients)
-    along = [count + n for n, direction in enumerate(directions) if direction is not None]
+    along = [count + n for n, tangent in enumerate(tangents) if tangent is not None]
     wanted = [n for n, t in enumerate(tensors) if needed[n] and t is not None]
     nothing: list[Tensor | None] = [None] * len(tensors)
     if not along or not wanted or all(g is None for g in gradients):
         return nothing
     free = sorted({*along, *wanted})
 
-    def with_values(places, values, all_of):
-        given = dict(zip(places, values, strict=True))
+    def with_values(positions, values, all_of):
+        given = dict(zip(positions, values, strict=True))
         return [given.get(n, t) for n, t in enumerate(all_of)]
 
     def results(given):
@@ -181,8 +181,8 @@ def second_derivative(
         present = [g for g in given[:count] if g is not None]
         return tuple(g.to(r.dtype) for r, g in zip(made, present, strict=True))
 
-    def directions_like(found):
-        given: list[Any] = [directions[n - count] for n in along]
+    def tangents_like(found):
+        given: list[Any] = [tangents[n - count] for n in along]
         return tuple(d if f is None else d.reshape(f.shape).to(f.dtype) for d, f in zip(given, found, strict=True))
 
     if under_torch_func():  # where no tensor may be made to require a gradient
@@ -194,7 +194,7 @@ def second_derivative(
             return pull(gradients_like(made, given))
 
         found, pull = vjp(first, *(tensors[n] for n in free))
-        second = dict(zip(free, pull(directions_like(found)), strict=True))
+        second = dict(zip(free, pull(tangents_like(found)), strict=True))
         return [second[n] if n in wanted else None for n in range(len(tensors))]
 
     keep = torch.is_grad_enabled()
@@ -206,9 +206,7 @@ def second_derivative(
         used = [(r, g) for r, g in zip(made, gradients_like(made, given), strict=True) if r.requires_grad]
         found = gradients_along(used, given, along, create_graph=True)
         found = [found[n] for n in along]
-        pairs = [
-            (f, d) for f, d in zip(found, directions_like(found), strict=True) if f is not None and f.requires_grad
-        ]
+        pairs = [(f, d) for f, d in zip(found, tangents_like(found), strict=True) if f is not None and f.requires_grad]
         return gradients_along(pairs, given, wanted, keep)
 
 
@@ -222,7 +220,7 @@ def by_sample(op: Callable[..., Any]) -> Callable[..., Any]:
             each.append(op(*sample))
         if isinstance(each[0], Tensor):
             return torch.stack(each), 0
-        kind = type(each[0])
-        return kind(torch.stack(parts) for parts in zip(*each, strict=True)), kind([0] * len(each[0]))
+        results = type(each[0])
+        return results(torch.stack(samples) for samples in zip(*each, strict=True)), results([0] * len(each[0]))
 
     return rule

@@ -1,4 +1,4 @@
-"""Wigner D matrices that turn each edge onto e3nn's polar axis."""
+"""Wigner D matrices that rotate each edge onto e3nn's polar axis."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ def edge_wigner(direction: Tensor, l_max: int) -> Tensor:
     """D matrices of the rotations that take each direction to (0, 1, 0), e3nn's polar axis.
 
     With R(alpha, beta, 0) (0, 1, 0) = direction, returns D(R^-1) = exp(-beta X_0) exp(-alpha X_1). Rotation about the polar
-    axis is diagonal in |m|; the other one is the same thing in a basis turned by a constant matrix.
+    axis is diagonal in |m|; the other one is the same thing in a basis rotated by a constant matrix.
 
     Args:
         direction: ``[edges, 3]`` in e3nn's axis order, any length; zero counts as the polar axis.
@@ -42,15 +42,15 @@ def edge_wigner(direction: Tensor, l_max: int) -> Tensor:
         cos_a, sin_a = torch.cos(alpha.unsqueeze(-1) * m), torch.sin(alpha.unsqueeze(-1) * m)
         cos_b, sin_b = torch.cos(beta.unsqueeze(-1) * m), torch.sin(beta.unsqueeze(-1) * m)
         one = torch.ones_like(alpha).unsqueeze(-1)
-        parts = []
+        matrices = []
         for l in range(l_max + 1):
             fourier = torch.cat([one, cos_b[:, :l], sin_b[:, :l]], dim=-1)
             tilt = (fourier @ _tilt(l, direction.dtype, direction.device)).view(-1, 2 * l + 1, 2 * l + 1)
             cosine = torch.cat([cos_a[:, :l].flip(-1), one, cos_a[:, :l]], dim=-1).unsqueeze(-2)
             sine = torch.cat([-sin_a[:, :l].flip(-1), torch.zeros_like(one), sin_a[:, :l]], dim=-1).unsqueeze(-2)
             # Column m of a rotation by -alpha about the polar axis mixes columns m and -m.
-            parts.append((tilt * cosine + tilt.flip(-1) * sine * _turn_sign(l)).flatten(1))
-        return torch.cat(parts, dim=1)
+            matrices.append((tilt * cosine + tilt.flip(-1) * sine * _rotation_sign(l)).flatten(1))
+        return torch.cat(matrices, dim=1)
 
 
 @contextmanager
@@ -71,13 +71,13 @@ def _wigner_D(l: int, alpha: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
 
 @cache
 @real_tensors()
-def _turn_sign(l: int) -> float:
+def _rotation_sign(l: int) -> float:
     """The sign convention of e3nn's rotation about the polar axis: exp(-alpha X_1)[-1, +1] = sign sin(alpha)."""
     if l == 0:
         return 1.0
     angle = torch.tensor(0.3, dtype=torch.float64)
-    turn = _wigner_D(l, -angle, torch.zeros_like(angle), torch.zeros_like(angle))
-    return float(torch.sign(turn[l - 1, l + 1]))
+    quarter = _wigner_D(l, -angle, torch.zeros_like(angle), torch.zeros_like(angle))
+    return float(torch.sign(quarter[l - 1, l + 1]))
 
 
 @cache
@@ -109,17 +109,17 @@ def rotate_irreps(x: Tensor, irreps: o3.Irreps, rotation: Tensor) -> Tensor:
     if x.shape[-1:] != (irreps.dim,) or x.dim() != 2:
         raise ValueError(f"rotate_irreps: x: expected [rows, {irreps.dim}], found {list(x.shape)}")
     # e3nn's axes are the crystal's (y, z, x).
-    turn = rotation.double()[[1, 2, 0]][:, [1, 2, 0]].cpu()
+    in_axes = rotation.double()[[1, 2, 0]][:, [1, 2, 0]].cpu()
     starts: dict[tuple[int, int], list[int]] = {}
-    for (mul, ir), part in zip(irreps, irreps.slices(), strict=True):
+    for (mul, ir), columns in zip(irreps, irreps.slices(), strict=True):
         if mul != 1:
             raise ValueError(f"rotate_irreps: expected multiplicity 1 in every entry, found {mul}x{ir}")
-        starts.setdefault((ir.l, ir.p), []).append(part.start)
+        starts.setdefault((ir.l, ir.p), []).append(columns.start)
     out = torch.empty_like(x)
     for (l, p), begins in starts.items():
         index = (torch.tensor(begins)[:, None] + torch.arange(2 * l + 1)).to(x.device)
         with float64_default():
-            matrix = o3.Irrep(l, p).D_from_matrix(turn).to(x)
+            matrix = o3.Irrep(l, p).D_from_matrix(in_axes).to(x)
         out[:, index] = x[:, index] @ matrix.T
     return out
 
@@ -127,6 +127,6 @@ def rotate_irreps(x: Tensor, irreps: o3.Irreps, rotation: Tensor) -> Tensor:
 def rotation_from_euler(angles: Tensor) -> Tensor:
     """``[3]`` Euler angles -> ``[3, 3]`` float64 rotation of Cartesian (x, y, z)."""
     check_rows("rotation_from_euler", "angles", angles, 3)
-    turn = o3.angles_to_matrix(*angles.double())
+    in_axes = o3.angles_to_matrix(*angles.double())
     inverse = [2, 0, 1]
-    return turn[inverse][:, inverse]
+    return in_axes[inverse][:, inverse]

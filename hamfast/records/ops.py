@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hamfast.records.record import Group, Op, Operand, Setting
 
 GRAPH = Group(
@@ -18,7 +20,7 @@ GRAPH = Group(
 )
 """Where each edge comes from and goes to, and the edges in the order of either end, with where each node's begin."""
 
-OPTIONAL_GRAPH = Group("graph", "OptionalGraph", tuple(o._replace(optional=True) for o in GRAPH))
+OPTIONAL_GRAPH = Group("graph", "OptionalGraph", tuple(replace(member, optional=True) for member in GRAPH))
 """Without an end: operands have a row per edge there."""
 
 # Tensor products: F(x, y, w, g) = sum over edges of <g[receiver], TP(x[sender], y, w)>.
@@ -123,7 +125,7 @@ CHANNEL_KERNEL_SOURCE = Op(
 def _sources(name: str, item: str, shape: str, optional: bool = True) -> Group:
     """One tensor for each of up to three sources."""
     first = Operand(f"{item}0", shape, optional, name == "x")
-    others = (first._replace(name=f"{item}{n}", optional=True) for n in (1, 2))
+    others = (replace(first, name=f"{item}{n}", optional=True) for n in (1, 2))
     return Group(name, "Source", (first, *others), indexed=True)
 
 

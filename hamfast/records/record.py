@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 
-class Operand(NamedTuple):
+@dataclass(frozen=True)
+class Operand:
     """A tensor that an op takes, or one that it gives."""
 
     name: str
@@ -27,7 +28,8 @@ class Operand(NamedTuple):
         return f"Tensor{'?' if self.optional else ''} {self.name}"
 
 
-class Setting(NamedTuple):
+@dataclass(frozen=True)
+class Setting:
     """A number that an op takes, or a list of them."""
 
     name: str
@@ -35,8 +37,8 @@ class Setting(NamedTuple):
     """As in the schema: ``int``, ``SymInt``, ``bool``, ``float``, ``int[]``, ``SymInt[]``."""
     means: str = ""
     """What it says, in words; or a class of :mod:`hamfast.records.choices` or :mod:`hamfast.records.tables`."""
-    differentiable = False
-    stored = False
+    differentiable: ClassVar[bool] = False
+    stored: ClassVar[bool] = False
 
     @property
     def schema(self) -> str:
@@ -91,7 +93,7 @@ class Group:
 
     def named(self, name: str, prefix: str) -> Group:
         """Operands in another role: their gradients (prefix ``grad``) or tangents (``tangent``), each of which may lack."""
-        made = (member._replace(name=f"{prefix}_{member.name}", optional=True) for member in self.members)
+        made = (replace(member, name=f"{prefix}_{member.name}", optional=True) for member in self.members)
         return Group(name, self.type, tuple(made), self.indexed, self.index or self.names)
 
 
@@ -146,9 +148,8 @@ class Op:
         """Of each argument: the class of its group or None, and where it lies among the flat ones."""
         spans, begin = [], 0
         for argument in self.takes:
-            is_group = isinstance(argument, Group)
-            size = len(argument) if is_group else 1
-            spans.append((argument.fields if is_group else None, begin, begin + size))  # type: ignore[union-attr]
+            size = len(argument) if isinstance(argument, Group) else 1
+            spans.append((argument.fields if isinstance(argument, Group) else None, begin, begin + size))
             begin += size
         return tuple(spans)
 

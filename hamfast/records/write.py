@@ -46,7 +46,7 @@ def kernel_records() -> str:
 def op_records() -> str:
     """``csrc/common/op_records.h``: schemas, and the arguments of each op as a struct."""
     lines = _comment(
-        "The ops: their schemas; the arguments of each as a struct; and `op_boxed<run>`, which takes them in the "
+        "The ops: their schemas; the arguments of each as a struct; and a function `<op>_boxed`, which takes them in the "
         f"order of the schema and calls run(struct). {_NOTE}"
     )
     lines += ["#pragma once", "", "#include <torch/csrc/stable/tensor.h>", ""]

@@ -152,7 +152,7 @@ class CascadeTraining(lightning.LightningModule):
     def log_means(self) -> None:
         """Logs the epoch's means over all structures of all processes, in meV.
 
-        ``train_`` are those of the training set and ``val_`` those of the validation set.
+        Names that begin with train are of the training set, those with val of the validation set.
         """
         for subset, sums in self.sums.items():
             if self.deals[subset].world > 1:

@@ -27,8 +27,11 @@ class Processes:
         Raises:
             HamfastError: one of these variables is no whole number.
         """
-        names = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-        return cls(*map(environment.whole, names))
+        return cls(
+            rank=environment.whole("RANK"),
+            world=environment.whole("WORLD_SIZE"),
+            local_world=environment.whole("LOCAL_WORLD_SIZE"),
+        )
 
     @property
     def is_first(self) -> bool:

@@ -90,15 +90,10 @@ class _Host(NamedTuple):
 
 
 def _read(tables: Any) -> _Host:
-    tasks, x_blocks, g_blocks, entries = (
-        [row(*values) for values in on_host(table).tolist()]
-        for row, table in (
-            (ChannelTask, tables.tasks),
-            (ChannelBlock, tables.x_blocks),
-            (ChannelBlock, tables.g_blocks),
-            (CouplingEntry, tables.entries),
-        )
-    )
+    tasks = [ChannelTask(*row) for row in on_host(tables.tasks).tolist()]
+    x_blocks = [ChannelBlock(*row) for row in on_host(tables.x_blocks).tolist()]
+    g_blocks = [ChannelBlock(*row) for row in on_host(tables.g_blocks).tolist()]
+    entries = [CouplingEntry(*row) for row in on_host(tables.entries).tolist()]
     coupling = on_host(tables.coupling)
     found = []
     for task in tasks:
