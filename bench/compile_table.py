@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 from cases import EDGE_PRODUCTS, GPU_PRODUCTS, RADIAL_WIDTH
 
-from hamfast.ops.multilinear import LAYOUTS, make_tables
+from hamfast.ops.multilinear import kernel_source, make_tables
+from hamfast.records.choices import Layout, Slot, Storage
+from hamfast.records.tables import ChannelVariant
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "bench" / "results" / "compile_table.csv"
@@ -26,9 +28,9 @@ FIXED = """
 #include "edge_frame.cuh"
 #include "edge_einsum.cuh"
 #include "edge_update.cuh"
+#include "general.cuh"
 #include "sparse_map.cuh"
-#include "sum_parts.cuh"
-#include "tensor_product.cuh"
+#include "sum_chunks.cuh"
 #include "weighted_sum.cuh"
 namespace hamfast {
 #define INSTANTIATE(T)                                                             \\
@@ -37,7 +39,7 @@ namespace hamfast {
   template __global__ void matrix_groups_kernel<T>(MatrixCall<T>);                 \\
   template __global__ void edge_einsum_kernel<T>(EdgeEinsumCall<T>);                \\
   template __global__ void sparse_map_kernel<T>(SparseMapCall<T>);                 \\
-  template __global__ void tensor_product_kernel<T>(TensorProductCall<T>, int64_t, T*); \\
+  template __global__ void general_kernel<T>(GeneralCall<T>, int64_t, T*);             \\
   template __global__ void add_rows_kernel<T>(const T*, int64_t, int64_t, T*);
 INSTANTIATE(float)
 INSTANTIATE(double)
@@ -61,20 +63,30 @@ INSTANTIATE_SUM(float, Float16, float)
 }
 """
 
-# Operands, directions and wanted results of a call, as bits of x, y, w, g.
+# Operands, tangents and wanted results of a call, as bits of x, y, w, g.
 CALLS = {"forward": (1, 0b0111, 0, 0b1000), "backward": (0, 0b1111, 0, 0b0111), "double": (0, 0b1111, 0b0111, 0b0111)}
 
 
 def channel_header(case, call, dtype=torch.float32, hidden=0):
     """The plan header of a case: channel-wise, or the coupled pairs of its uvw paths. ``hidden``: weights are made of as many numbers."""
     pairs = case.mode == "uvw"
-    forward, operands, directions, wanted = CALLS[call]
+    forward, operands, tangents, wanted = CALLS[call]
     if pairs:  # no weights there
-        operands, directions, wanted = operands & ~4, directions & ~4, wanted & ~4
+        operands, tangents, wanted = (bits & ~(1 << Slot.W) for bits in (operands, tangents, wanted))
     tables = make_tables(case.plan(), "pairs" if pairs else "channel", dtype, torch.device("cpu"))
-    layouts = (LAYOUTS["ir_mul"], LAYOUTS["blocks" if pairs else "ir_mul"])
-    kind = [forward, operands, directions, wanted, int(dtype == torch.float64), *layouts, int(pairs), hidden, 3]
-    text, _ = torch.ops.hamfast.channel_kernel_source(*tables.tensors[3:], tables.dims, kind)
+    variant = ChannelVariant(
+        forward=forward,
+        operands=operands,
+        tangents=tangents,
+        wanted=wanted,
+        storage=Storage.FLOAT64 if dtype == torch.float64 else Storage.FLOAT32,
+        x_layout=Layout.IR_MUL,
+        g_layout=Layout.BLOCKS if pairs else Layout.IR_MUL,
+        shared_weights=int(pairs),
+        hidden=hidden,
+        passes=3,
+    )
+    text, _ = kernel_source(tables, variant)
     return bytes(text.numpy()).decode()
 
 

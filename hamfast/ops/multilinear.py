@@ -33,8 +33,8 @@ from hamfast.plan.channel import (
 from hamfast.plan.coupling import wigner_3j
 from hamfast.plan.plan import Instruction, pair_count
 from hamfast.records.choices import Layout, Pairing, Slot
-from hamfast.records.ops import OPTIONAL_GRAPH, PRODUCT_SETTINGS, PRODUCT_TABLES, TENSOR_PRODUCT
-from hamfast.records.tables import Path, ProductDims
+from hamfast.records.ops import CHANNEL_KERNEL_SOURCE, OPTIONAL_GRAPH, PRODUCT_SETTINGS, PRODUCT_TABLES, TENSOR_PRODUCT
+from hamfast.records.tables import ChannelVariant, Path, ProductDims
 
 X, Y, W, G = Slot.X, Slot.Y, Slot.W, Slot.G
 LAYOUTS = {name: number for number, name in enumerate(Layout.names())}
@@ -156,6 +156,16 @@ def _make_tables(plan, paths, compute, device):
         key=_key(tables),
     )
     return Tables(tensors, dims, bool(general))
+
+
+def kernel_source(tables: Tables, variant: ChannelVariant) -> tuple[Tensor, Tensor]:
+    """What the CUDA backend would compile: the plan's header as bytes; the units, and a block's bytes of shared memory."""
+    own = {name: t for name, t in tables.tensors._asdict().items() if name in _CHANNEL_TABLES}
+    arguments = CHANNEL_KERNEL_SOURCE.by_name(**own, dims=tables.dims, variant=variant)
+    return torch.ops.hamfast.channel_kernel_source(*arguments)
+
+
+_CHANNEL_TABLES = {item.name for item in CHANNEL_KERNEL_SOURCE.flat}
 
 
 def _key(tables: ChannelTables) -> int:

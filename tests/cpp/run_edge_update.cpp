@@ -1,7 +1,8 @@
 // Runs the CPU kernels of edge_update outside of torch, on buffers of exactly the right size, for the sanitizers.
 //   run_edge_update CASE RESULTS THREADS
 // CASE: arrays as tests/kernels/test_sanitizers.py writes them; RESULTS: out, the gradient of the sum, those of weight
-// and bias, a part for each thread; and of the second derivative the gradients of grad, of the sum, of weight and bias.
+// and bias, a chunk for each thread; and of the second derivative the gradients of grad, of the sum, of weight and
+// bias.
 #include <functional>
 #include <thread>
 
@@ -17,7 +18,7 @@ int main(int argc, char** argv) {
   const std::vector<Array> a = read_arrays(argv[1]);
   const int threads = std::atoi(argv[3]);
   // The order of the file.
-  enum { kNumbers, kSenders, kReceivers, kEdge, kSender, kReceiver, kWeight, kBias, kGrad, kSumDot, kNormDot };
+  enum { kNumbers, kSenders, kReceivers, kEdge, kSender, kReceiver, kWeight, kBias, kGrad, kTangentSum, kTangentNorm };
   auto at = [&](int n) { return a[n].maybe<const T>(); };
   const int64_t* numbers = a[kNumbers].as<int64_t>();
   EdgeUpdateCall<T> call{};
@@ -34,7 +35,7 @@ int main(int argc, char** argv) {
     if (sums->bytes) std::memset(sums->data, 0, sums->bytes);
   call.out = out.as<T>(), call.grad_sum = grad_sum.as<T>(), call.grad_norm = grad_norm.as<T>();
   EdgeUpdateCall<T> second = call;
-  second.tangent_sum = at(kSumDot), second.tangent_norm = at(kNormDot);
+  second.tangent_sum = at(kTangentSum), second.tangent_norm = at(kTangentNorm);
   second.grad_grad = grad_grad.as<T>(), second.grad_sum = second_sum.as<T>(), second.grad_norm = second_norm.as<T>();
 
   std::vector<std::thread> pool;

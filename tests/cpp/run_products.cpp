@@ -7,8 +7,8 @@
 #include <thread>
 
 #include "cpp/case_file.h"
-#include "tensor_product/channel_kernel_isa.cpp"
-#include "tensor_product/path_kernel_isa.cpp"
+#include "tensor_product/channel_isa.cpp"
+#include "tensor_product/general_isa.cpp"
 
 using namespace hamfast;
 
@@ -47,8 +47,9 @@ int main(int argc, char** argv) {
   using T = double;
   // The order of the file.
   enum {
-    kNumbers,
-    kTable,
+    kDims,
+    kSizes,
+    kPaths,
     kCgIndex,
     kCgValue,
     kTasks,
@@ -73,9 +74,11 @@ int main(int argc, char** argv) {
     kCount
   };
   if (a.size() != kCount) return 2;
-  const int64_t* numbers = a[kNumbers].as<int64_t>();  // dims[10], edges, nodes, shared
-  const int64_t edges = numbers[10], nodes = numbers[11];
-  const bool shared = numbers[12] != 0;
+  const ProductDims& dims = *a[kDims].as<ProductDims>();
+  const int64_t* sizes = a[kSizes].as<int64_t>();  // edges, nodes, are the weights shared?
+  const int64_t edges = sizes[0], nodes = sizes[1];
+  const bool shared = sizes[2] != 0;
+  const int64_t dim[4] = {dims.x, dims.y, dims.w, dims.g};
 
   ChannelCall<T> c{};
   c.tasks = a[kTasks].as<ChannelTask>();
@@ -86,19 +89,20 @@ int main(int argc, char** argv) {
   c.num_g_blocks = a[kGBlocks].size<ChannelBlock>();
   c.entries = a[kEntries].as<CouplingEntry>();
   c.coupling = a[kCoupling].as<T>();
-  c.x_dim = numbers[0], c.y_dim = numbers[1], c.w_dim = numbers[2], c.g_dim = numbers[3];
-  c.x_padded = numbers[5], c.g_padded = numbers[6], c.max_coupling = numbers[7], c.covers_weights = numbers[8];
+  c.x_dim = dims.x, c.y_dim = dims.y, c.w_dim = dims.w, c.g_dim = dims.g;
+  c.x_padded = dims.x_padded, c.g_padded = dims.g_padded;
+  c.max_coupling = dims.max_coupling, c.covers_weights = dims.covers_weights;
   c.storage = Storage::float64;
   c.x_rows = c.g_rows = nodes;
   c.shared_weights = shared;
   c.w_begin = -1;
   const int data[4] = {kX, kY, kW, kG};
   for (int s = 0; s < 4; ++s) {
-    c.operand[s].data = Maybe<const void>(a[data[s]].data);
-    c.operand[s].dim = s == 2 && shared ? 0 : numbers[s];
+    c.operands[s].data = Maybe<const void>(a[data[s]].data);
+    c.operands[s].dim = s == slot_w && shared ? 0 : dim[s];
   }
-  c.operand[0].index = a[kSenders].as<int64_t>();
-  c.operand[3].index = a[kReceivers].as<int64_t>();
+  c.operands[slot_x].index = a[kSenders].as<int64_t>();
+  c.operands[slot_g].index = a[kReceivers].as<int64_t>();
   double worst = 0;
   auto check = [&](const char* what, double error) {
     std::printf("%s %.2e\n", what, error);
@@ -106,19 +110,19 @@ int main(int argc, char** argv) {
   };
 
   std::vector<std::unique_ptr<Exactly<T>>> prepared;
-  for (int slot : {0, 3}) {  // rows of nodes as padded blocks, once and for all edges
-    prepared.push_back(std::make_unique<Exactly<T>>(nodes * (slot == 3 ? c.g_padded : c.x_padded)));
+  for (int slot : {slot_x, slot_g}) {  // rows of nodes as padded blocks, once and for all edges
+    prepared.push_back(std::make_unique<Exactly<T>>(nodes * (slot == slot_g ? c.g_padded : c.x_padded)));
     T* const rows = prepared.back()->data;
     in_threads(threads, nodes, [&](int64_t begin, int64_t end) {
       Exactly<T> scratch(channel_scratch(c));
-      HAMFAST_ISA::channel_prepare(c, slot == 3, c.operand[slot].data.data, begin, end, rows, scratch.data);
+      HAMFAST_ISA::channel_prepare(c, slot == slot_g, c.operands[slot].data.data, begin, end, rows, scratch.data);
     });
-    c.operand[slot].prepared = Maybe<const void>(rows);
+    c.operands[slot].prepared = Maybe<const void>(rows);
   }
   Exactly<T> out(nodes * c.g_dim), grad_x(nodes * c.x_dim), grad_y(edges * c.y_dim);
   const int64_t chunks = 5;
   Exactly<T> grad_w(shared ? chunks * c.w_dim : edges * c.w_dim);
-  c.out[3] = Maybe<void>(out.data);
+  c.out[slot_g] = Maybe<void>(out.data);
   c.order = a[kReceiverOrder].as<int64_t>();
   c.ptr = a[kReceiverPtr].as<int64_t>();
   in_threads(threads, nodes, [&](int64_t begin, int64_t end) {
@@ -126,7 +130,8 @@ int main(int argc, char** argv) {
     HAMFAST_ISA::channel_forward(c, begin, end, scratch.data);
   });
   check("channel out", difference(out.data, a[kOut]));
-  c.out[0] = Maybe<void>(grad_x.data), c.out[1] = Maybe<void>(grad_y.data), c.out[2] = Maybe<void>(grad_w.data);
+  c.out[slot_x] = Maybe<void>(grad_x.data), c.out[slot_y] = Maybe<void>(grad_y.data);
+  c.out[slot_w] = Maybe<void>(grad_w.data);
   c.order = a[kSenderOrder].as<int64_t>();
   c.ptr = a[kSenderPtr].as<int64_t>();
   in_threads(threads, chunks, [&](int64_t begin, int64_t end) {
@@ -137,33 +142,33 @@ int main(int argc, char** argv) {
   if (shared)
     for (int64_t p = 1; p < chunks; ++p)
       for (int64_t i = 0; i < c.w_dim; ++i) grad_w.data[i] += grad_w.data[p * c.w_dim + i];
-  check("channel dx", difference(grad_x.data, a[kGradX]));
-  check("channel dy", difference(grad_y.data, a[kGradY]));
-  check("channel dw", difference(grad_w.data, a[kGradW]));
+  check("channel grad_x", difference(grad_x.data, a[kGradX]));
+  check("channel grad_y", difference(grad_y.data, a[kGradY]));
+  check("channel grad_w", difference(grad_w.data, a[kGradW]));
 
   // The general kernel, all paths of the same plan.
   const int results[4] = {kGradX, kGradY, kGradW, kOut};
   for (int slot = 0; slot < 4; ++slot) {
-    TensorProductCall<T> p{};
-    p.paths = a[kTable].as<Path>();
-    p.num_paths = a[kTable].size<Path>();
+    GeneralCall<T> p{};
+    p.paths = a[kPaths].as<Path>();
+    p.num_paths = a[kPaths].size<Path>();
     p.cg = {a[kCgIndex].as<int64_t>(), a[kCgValue].as<double>()};
     p.slot = static_cast<Slot>(slot);
     for (int n = 0; n < 4; ++n) {
       if (n != slot) p.operand[n] = a[data[n]].as<T>();
-      p.dim[n] = n == 2 && shared ? 0 : numbers[n];
+      p.dim[n] = n == slot_w && shared ? 0 : dim[n];
     }
-    p.index[0] = a[kSenders].as<int64_t>();
-    p.index[3] = a[kReceivers].as<int64_t>();
-    if (slot == 0 || slot == 3) {
-      p.order = a[slot == 0 ? kSenderOrder : kReceiverOrder].as<int64_t>();
-      p.ptr = a[slot == 0 ? kSenderPtr : kReceiverPtr].as<int64_t>();
+    p.index[slot_x] = a[kSenders].as<int64_t>();
+    p.index[slot_g] = a[kReceivers].as<int64_t>();
+    if (slot == slot_x || slot == slot_g) {
+      p.order = a[slot == slot_x ? kSenderOrder : kReceiverOrder].as<int64_t>();
+      p.ptr = a[slot == slot_x ? kSenderPtr : kReceiverPtr].as<int64_t>();
     }
     p.edges = edges;
-    p.out_dim = numbers[slot];
-    p.scratch_size = numbers[4];
-    int64_t rows = slot == 0 || slot == 3 ? nodes : edges;
-    if (slot == 2 && shared) {
+    p.out_dim = dim[slot];
+    p.scratch_size = dims.scratch;
+    int64_t rows = slot == slot_x || slot == slot_g ? nodes : edges;
+    if (slot == slot_w && shared) {
       rows = chunks;
       p.chunk = edges > 0 ? (edges + chunks - 1) / chunks : 1;
     }
@@ -172,9 +177,9 @@ int main(int argc, char** argv) {
     p.out = result.data;
     in_threads(threads, rows, [&](int64_t begin, int64_t end) {
       Exactly<T> scratch(p.scratch_size);
-      HAMFAST_ISA::tensor_product_rows(p, begin, end, scratch.data);
+      HAMFAST_ISA::general_rows(p, begin, end, scratch.data);
     });
-    if (slot == 2 && shared)
+    if (slot == slot_w && shared)
       for (int64_t q = 1; q < chunks; ++q)
         for (int64_t i = 0; i < p.out_dim; ++i) result.data[i] += result.data[q * p.out_dim + i];
     check("general", difference(result.data, a[results[slot]]));

@@ -13,13 +13,20 @@ from programs import ROOT, compile_program, read_arrays, run_program, write_arra
 
 from hamfast import ops, reference
 from hamfast.ops.layout import convert_layout
-from hamfast.ops.multilinear import LAYOUTS, make_tables, mix_blocks
+from hamfast.ops.multilinear import LAYOUTS, kernel_source, make_tables, mix_blocks
 from hamfast.plan import Plan, make_plan
+from hamfast.records.choices import Slot, Storage
+from hamfast.records.tables import ChannelVariant
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("double")]
 
-X, Y, W, G = range(4)
-STORAGE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+X, Y, W, G = Slot.X, Slot.Y, Slot.W, Slot.G
+STORAGE = {
+    torch.float32: Storage.FLOAT32,
+    torch.float64: Storage.FLOAT64,
+    torch.bfloat16: Storage.BFLOAT16,
+    torch.float16: Storage.FLOAT16,
+}
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-13, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 NODES, EDGES = 7, 30
 
@@ -46,7 +53,7 @@ def mixing_plan() -> Plan:
 class Case(NamedTuple):
     name: str
     forward: bool
-    directions: str = ""
+    tangents: str = ""
     wanted: str = ""
     """Backward: of x, y, w."""
     dtype: torch.dtype = torch.float64
@@ -61,15 +68,15 @@ class Case(NamedTuple):
 CASES = [
     Case("forward", True),
     Case("forward-rows-float32", True, graph=False, dtype=torch.float32, layout="ir_mul"),
-    Case("forward-along", True, directions="xyw", layout="ir_mul"),
+    Case("forward-along", True, tangents="xyw", layout="ir_mul"),
     Case("forward-pairs", True, shared=True, pairs=True),
     Case("backward", False, wanted="xyw"),
     Case("backward-shared-float32", False, wanted="xyw", shared=True, dtype=torch.float32, layout="ir_mul"),
     Case("backward-rows-bfloat16", False, wanted="xyw", graph=False, dtype=torch.bfloat16),
     Case("backward-x-float16", False, wanted="x", dtype=torch.float16),
-    Case("backward-along", False, wanted="xyw", directions="xyw"),
-    Case("backward-along-all", False, wanted="xyw", directions="xywg", layout="ir_mul"),
-    Case("backward-along-w-g", False, wanted="xw", directions="wg"),
+    Case("backward-along", False, wanted="xyw", tangents="xyw"),
+    Case("backward-along-all", False, wanted="xyw", tangents="xywg", layout="ir_mul"),
+    Case("backward-along-w-g", False, wanted="xw", tangents="wg"),
     Case("backward-pairs", False, wanted="xy", shared=True, pairs=True),
     Case("forward-weights-made", True, dtype=torch.float32, hidden=20),
     Case("backward-weights-made", False, wanted="xyw", dtype=torch.float32, layout="ir_mul", hidden=20),
@@ -97,8 +104,8 @@ class Problem:
             (rows, out),
         ]
         self.operands = [torch.randn(shape).to(case.dtype).double() for shape in shapes]
-        self.directions = [
-            torch.randn(shape).to(case.dtype).double() if c in case.directions else None
+        self.tangents = [
+            torch.randn(shape).to(case.dtype).double() if c in case.tangents else None
             for c, shape in zip("xywg", shapes, strict=True)
         ]
         self.hidden, self.matrix = None, self.operands[W]
@@ -110,10 +117,19 @@ class Problem:
         given = "xy" + "w" * (weight > 0) + "g" * (not case.forward)
         layouts = (LAYOUTS[case.layout], LAYOUTS["blocks" if case.pairs else case.layout])
         wanted = "g" if case.forward else case.wanted
-        kind = [int(case.forward), bits(given), bits(case.directions), bits(wanted), STORAGE[case.dtype], *layouts]
-        text, sizes = torch.ops.hamfast.channel_kernel_source(
-            *self.tables.tensors[3:], self.tables.dims, [*kind, int(case.shared), case.hidden, 3]
+        variant = ChannelVariant(
+            forward=int(case.forward),
+            operands=bits(given),
+            tangents=bits(case.tangents),
+            wanted=bits(wanted),
+            storage=STORAGE[case.dtype],
+            x_layout=layouts[0],
+            g_layout=layouts[1],
+            shared_weights=int(case.shared),
+            hidden=case.hidden,
+            passes=3,
         )
+        text, sizes = kernel_source(self.tables, variant)
         self.header = bytes(text.numpy()).decode()
         self.units, self.shared_bytes = sizes.tolist()
 
@@ -124,7 +140,7 @@ class Problem:
             return reference.tensor_product(x, y, w, self.plan, *graph)
         blocks = []
         for mix in mix_blocks(self.plan):  # every pair is a channel of its own: uvuv without weights
-            parts = []
+            pairs = []
             for n in mix.instructions:
                 ins = self.plan.instructions[n]
                 _, l, p = self.plan.irreps_out[mix.i_out]
@@ -136,18 +152,18 @@ class Problem:
                 single = make_plan(*irreps, [(ins.i_in1, ins.i_in2, 0, "uvuv", False)], path_normalization="none")
                 factor = ins.coefficient / single.instructions[0].coefficient
                 out = reference.tensor_product(x, y, None, single, *graph) * factor
-                parts.append(out.view(-1, n1, n2, 2 * l + 1).permute(0, 3, 2, 1).flatten(2))  # v slow, u fast
-            blocks.append(torch.cat(parts, dim=2).flatten(1))
+                pairs.append(out.view(-1, n1, n2, 2 * l + 1).permute(0, 3, 2, 1).flatten(2))  # v slow, u fast
+            blocks.append(torch.cat(pairs, dim=2).flatten(1))
         return torch.cat(blocks, dim=1)
 
     def truth(self):
         """The wanted results by autograd, in float64 and ``mul_ir``."""
         leaves = [t.clone().requires_grad_() for t in self.operands]
         value = (self.product(*leaves[:3]) * leaves[G]).sum()
-        along = [n for n in range(4) if self.directions[n] is not None]
+        along = [n for n in range(4) if self.tangents[n] is not None]
         if along:
             grads = torch.autograd.grad(value, [leaves[n] for n in along], create_graph=True)
-            value = sum((g * self.directions[n]).sum() for g, n in zip(grads, along, strict=True))
+            value = sum((g * self.tangents[n]).sum() for g, n in zip(grads, along, strict=True))
         wanted = ["xywg".index(c) for c in ("g" if self.case.forward else self.case.wanted)]
         return dict(zip(wanted, torch.autograd.grad(value, [leaves[n] for n in wanted]), strict=True))
 
@@ -159,8 +175,8 @@ class Problem:
             sizes = [(2 * m.l + 1) * m.pairs for m in mix_blocks(self.plan)]
             if there:
                 return torch.cat([block.flatten() for block in t.split(sizes, 1)]).view(t.shape)
-            parts = t.flatten().split([size * t.shape[0] for size in sizes])
-            return torch.cat([part.view(t.shape[0], -1) for part in parts], dim=1)
+            blocks = t.flatten().split([size * t.shape[0] for size in sizes])
+            return torch.cat([block.view(t.shape[0], -1) for block in blocks], dim=1)
         irreps = self.plan.irreps_in1 if slot == X else self.plan.irreps_out
         layouts = ("mul_ir", self.case.layout) if there else (self.case.layout, "mul_ir")
         return convert_layout(t, irreps, *layouts)
@@ -181,19 +197,19 @@ class Problem:
         bytes_of = [0] * 6
         shapes = [t.shape for t in self.operands]
         wanted = ["xywg".index(c) for c in ("g" if case.forward else case.wanted)]
-        parts = blocks * 4 // self.units
+        chunks = blocks * 4 // self.units
         for slot in wanted:
             bytes_of[slot] = shapes[slot].numel() * size
         if Y in wanted:
             bytes_of[Y], bytes_of[4] = 0, self.units * shapes[Y].numel() * wide
         if W in wanted and case.shared:
-            bytes_of[W], bytes_of[5] = 0, parts * plan.weight_numel * wide
-        numbers = np.array([rows, EDGES, shapes[X][0], shapes[G][0], blocks, *bytes_of, self.shared_bytes])
+            bytes_of[W], bytes_of[5] = 0, chunks * plan.weight_numel * wide
+        sizes = np.array([rows, EDGES, shapes[X][0], shapes[G][0], blocks, *bytes_of, self.shared_bytes])
         stored = [*self.operands[:W], self.matrix, self.operands[G]]
         operands = [self.stored(t, slot) for slot, t in enumerate(stored)]
         if case.forward:
             operands[G] = None
-        arrays = [numbers, *operands, *(self.stored(t, n) for n, t in enumerate(self.directions)), *graph]
+        arrays = [sizes, *operands, *(self.stored(t, n) for n, t in enumerate(self.tangents)), *graph]
         arrays.append(self.stored(self.hidden, W))
         write_arrays(folder / "case", arrays)
         run_program(program, folder / "case", folder / "out", seed)
@@ -203,7 +219,7 @@ class Problem:
             if slot == Y:
                 results[Y] = torch.frombuffer(found[4], dtype=compute).view(self.units, *shapes[Y]).sum(0).double()
             elif slot == W and case.shared:
-                results[W] = torch.frombuffer(found[5], dtype=compute).view(parts, -1).sum(0).double()
+                results[W] = torch.frombuffer(found[5], dtype=compute).view(chunks, -1).sum(0).double()
             else:
                 t = torch.frombuffer(found[slot], dtype=case.dtype).view(shapes[slot]).double()
                 results[slot] = self.convert(t, slot, False)

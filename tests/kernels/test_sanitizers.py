@@ -10,6 +10,7 @@ from programs import compile_program, read_arrays, run_program, write_arrays
 from hamfast import ops, reference
 from hamfast.ops.multilinear import general_tables, make_tables
 from hamfast.plan import make_plan
+from hamfast.records.ops import PRODUCT_TABLES
 
 ISAS = {
     "baseline": [],
@@ -60,12 +61,10 @@ def write_case(path, shared, nodes=9, count=40):
     grads = torch.autograd.grad(out, leaves, g)
     tables = make_tables(plan, "channel", x.dtype, x.device)
     table, index, value, scratch = general_tables(plan, list(plan.instructions))
-    dims = list(tables.dims)
-    dims[4] = scratch
-    graph = (edges.senders, edges.sender_order, edges.sender_ptr)
-    graph += (edges.receivers, edges.receiver_order, edges.receiver_ptr)
-    arrays = [np.array([*dims, count, nodes, int(shared)]), table, index, value]
-    arrays += [t.numpy() for t in (*tables.tensors[3:], *graph)]
+    arrays = [np.array(tables.dims._replace(scratch=scratch)), np.array([count, nodes, int(shared)])]
+    tensors = [t.numpy() for t in tables.tensors]
+    general = PRODUCT_TABLES.fields(*tensors)._replace(paths=table, cg_index=index, cg_value=value)
+    arrays += [*general, *(t.numpy() for t in edges.graph)]
     arrays += [t.detach().numpy() for t in (*leaves, g, out, *grads)]
     write_arrays(path, arrays)
 
@@ -186,8 +185,8 @@ def test_edge_update_kernels(build, tmp_path, isa, width, count):
         directions = [torch.randn_like(t) for t in first]
         second = torch.autograd.grad(first, (grad, *leaves), directions)
         expected = [out, *first, *second]
-        norm_dot = torch.stack(directions[1:]) if present[3] else None
-        arrays = [np.array([count, width]), senders, receivers, *rows, *norm, grad, directions[0], norm_dot]
+        tangent_norm = torch.stack(directions[1:]) if present[3] else None
+        arrays = [np.array([count, width]), senders, receivers, *rows, *norm, grad, directions[0], tangent_norm]
         write_arrays(tmp_path / "case", [t.detach().numpy() if isinstance(t, torch.Tensor) else t for t in arrays])
         run_program(build("run_edge_update", isa, "address"), tmp_path / "case", tmp_path / "results", threads)
         results = [np.frombuffer(x) for x in read_arrays(tmp_path / "results")]
