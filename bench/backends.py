@@ -90,7 +90,7 @@ def registered():
     lines = ["| op of `torch.ops.hamfast` | `cpu` | `cuda` | `triton` |", "|---|---|---|---|"]
     sources = "".join(path.read_text() for path in (ROOT / "csrc").glob("*/*_cuda.cu"))
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    for op in sorted([*backends.OPS, "block_matmul"]):
+    for op in sorted([*backends.LAUNCHERS, "block_matmul"]):
         name = f"hamfast::{op}"
         cuda = (
             "kernel"
@@ -99,7 +99,7 @@ def registered():
             if op == "radial_tensor_product"
             else "torch's products"
         )
-        triton = f"`hamfast/triton/{backends.OPS[op]}.py`" if op in backends.OPS else "torch's products"
+        triton = f"`hamfast/triton/{backends.LAUNCHERS[op]}.py`" if op in backends.LAUNCHERS else "torch's products"
         cpu = ("torch's products" if op == "block_matmul" else "kernel") if has(name, "CPU") else "missing"
         lines.append(f"| `{op}` | {cpu} | {cuda} | {triton} |")
     return "\n".join(lines)

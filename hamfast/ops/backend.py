@@ -30,25 +30,12 @@ from hamfast import (
 )
 from hamfast.ops.notice import lower_backend
 from hamfast.ops.radial_blocks import radial_in_blocks
+from hamfast.records.ops import OPS
 
 BACKENDS = ("cuda", "triton", "cpu")
 MINIMUM_TRITON = (3, 6)
 
-OPS = {
-    "tensor_product": "tensor_product",
-    "radial_tensor_product": "tensor_product",
-    "rotate_to_edge": "edge_frame",
-    "rotate_from_edge": "edge_frame",
-    "edge_frame_weights": "edge_frame",
-    "edge_einsum": "edge_einsum",
-    "edge_update": "edge_update",
-    "edge_update_backward": "edge_update",
-    "edge_update_double_backward": "edge_update",
-    "sparse_map": "sparse_map",
-    "graph_attention": "graph_attention",
-    "graph_attention_backward": "graph_attention",
-    "graph_attention_double_backward": "graph_attention",
-}
+LAUNCHERS = {op.name: op.triton for op in OPS if op.triton}
 """The ops that have kernels of their own on each backend, and the module of ``hamfast.triton`` that launches them.
 ``block_matmul`` is torch's matrix products everywhere."""
 
@@ -105,6 +92,7 @@ def triton_problem() -> str:
 
 
 def interpreting() -> bool:
+    """Is Triton to run its interpreter in place of its compiler?"""
     return environment.switch("TRITON_INTERPRET")
 
 
@@ -187,7 +175,7 @@ def _use(name: str) -> None:
     with warnings.catch_warnings():
         # What is overridden comes back when the library is destroyed.
         warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
-        for op in OPS:
+        for op in LAUNCHERS:
             for key in keys:
                 library.impl(op, partial(_run, op, _current), key)
 
@@ -206,7 +194,7 @@ def _run(op: str, rung: Rung, *arguments: Any) -> Any:
     if op == "radial_tensor_product" and arguments[0].dtype == torch.float64:
         return radial_in_blocks(*arguments)  # no such matrix products in all versions of Triton
     try:
-        return getattr(importlib.import_module(f"hamfast.triton.{OPS[op]}"), op)(*arguments)
+        return getattr(importlib.import_module(f"hamfast.triton.{LAUNCHERS[op]}"), op)(*arguments)
     except Exception as error:
         if interpreting() or not _is_compiler_failure(error):
             raise

@@ -78,6 +78,7 @@ TENSOR_PRODUCT = Op(
         PRODUCT_SETTINGS,
     ),
     PRODUCT_OPERANDS.named("gradients", "grad").members,
+    triton="tensor_product",
 )
 
 RADIAL_OPERANDS = Group(
@@ -101,6 +102,7 @@ RADIAL_TENSOR_PRODUCT = Op(
         Operand("out", "edges | receivers, dims.g"),
         *(Operand(f"grad_{o.name}", o.shape) for o in RADIAL_OPERANDS.members[:4]),
     ),
+    triton="tensor_product",
 )
 
 TENSOR_PRODUCT_FROM_HIDDEN = Op(
@@ -148,6 +150,7 @@ ROTATE_TO_EDGE = Op(
         *FRAME_SETTINGS,
     ),
     (Operand("frame", "edges * frame_dim"),),
+    triton="edge_frame",
 )
 
 ROTATE_FROM_EDGE = Op(
@@ -164,6 +167,7 @@ ROTATE_FROM_EDGE = Op(
         *FRAME_SETTINGS,
     ),
     (Operand("x", "rows, dim"),),
+    triton="edge_frame",
 )
 
 FRAME_WEIGHTS = Group(
@@ -192,6 +196,7 @@ EDGE_FRAME_WEIGHTS = Op(
         Setting("numel", "int", "of the result"),
     ),
     (Operand("out", "numel"),),
+    triton="edge_frame",
 )
 
 BLOCK_MATMUL = Op(
@@ -227,6 +232,7 @@ EDGE_EINSUM = Op(
         GRAPH,
     ),
     (Operand("out", "rows, *shape"),),
+    triton="edge_einsum",
 )
 
 SPARSE_MAP = Op(
@@ -242,6 +248,7 @@ SPARSE_MAP = Op(
         Operand("transposed_value", "entries"),
     ),
     (Operand("out", "rows, dim_out"),),
+    triton="sparse_map",
 )
 
 # The update of edges' features: act(norm(edge[e] + sender[s] + receiver[t])).
@@ -268,12 +275,14 @@ EDGE_UPDATE = Op(
     "act(norm(edge[e] + sender[s] + receiver[t])), with weight and bias of the norm or without it.",
     (UPDATE_OPERANDS, GRAPH, UPDATE_SETTINGS),
     (Operand("out", "edges, width"),),
+    triton="edge_update",
 )
 EDGE_UPDATE_BACKWARD = Op(
     "edge_update_backward",
     "Its gradients in the sum, and in weight and bias.",
     (Operand("grad", "edges, width", False, True, True), UPDATE_OPERANDS, GRAPH, UPDATE_SETTINGS),
     (Operand("grad_sum", "edges, width"), Operand("grad_norm", "2, width")),
+    triton="edge_update",
 )
 EDGE_UPDATE_DOUBLE_BACKWARD = Op(
     "edge_update_double_backward",
@@ -287,6 +296,7 @@ EDGE_UPDATE_DOUBLE_BACKWARD = Op(
         UPDATE_SETTINGS,
     ),
     (Operand("grad_grad", "edges, width"), Operand("grad_sum", "edges, width"), Operand("grad_norm", "2, width")),
+    triton="edge_update",
 )
 
 # Attention of each receiver over its incoming edges: hamfast/ops/graph_attention.py says what the operands are.
@@ -356,6 +366,7 @@ GRAPH_ATTENTION = Op(
         Setting("wanted", "int", "AttentionWanted"),
     ),
     ATTENTION_RESULTS.members,
+    triton="graph_attention",
 )
 GRAPH_ATTENTION_BACKWARD = Op(
     "graph_attention_backward",
@@ -367,6 +378,7 @@ GRAPH_ATTENTION_BACKWARD = Op(
         Setting("wanted", "int", "bits of the operands"),
     ),
     ATTENTION_OPERANDS.named("gradients", "grad").members,
+    triton="graph_attention",
 )
 GRAPH_ATTENTION_DOUBLE_BACKWARD = Op(
     "graph_attention_double_backward",
@@ -382,6 +394,7 @@ GRAPH_ATTENTION_DOUBLE_BACKWARD = Op(
         *_ATTENTION_GRADIENTS.named("gradients", "grad").members,
         *ATTENTION_OPERANDS.named("gradients", "grad").members,
     ),
+    triton="graph_attention",
 )
 
 OPS = (

@@ -112,6 +112,8 @@ class Op:
     """What it computes, and where that is explained."""
     takes: tuple[Argument, ...]
     gives: tuple[Operand, ...]
+    triton: str = ""
+    """The module of ``hamfast.triton`` that launches it; none for an op that has no kernels of its own there."""
 
     @cached_property
     def Arguments(self) -> Any:

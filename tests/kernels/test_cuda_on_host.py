@@ -15,15 +15,10 @@ import torch
 from programs import ROOT
 
 SOURCES = [
+    *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*_cuda.cu"))),
     "csrc/library.cpp",
     "csrc/block_matmul/block_matmul.cpp",
     "csrc/common/host_pool.cpp",
-    "csrc/edge_einsum/edge_einsum_cuda.cu",
-    "csrc/edge_frame/edge_frame_cuda.cu",
-    "csrc/edge_update/edge_update_cuda.cu",
-    "csrc/graph_attention/graph_attention_cuda.cu",
-    "csrc/sparse_map/sparse_map_cuda.cu",
-    "csrc/tensor_product/tensor_product_cuda.cu",
     "csrc/tensor_product/channel_source.cpp",
     "csrc/tensor_product/channel_source_op.cpp",
     "csrc/tensor_product/channel_jit.cpp",
