@@ -22,6 +22,7 @@ def found(value: Any) -> str:
 
 
 def check_tensor(op: str, name: str, value: Any) -> None:
+    """Raises TypeError, which names the op and the argument, for what is no tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name}: expected a tensor, found {found(value)}")
 
@@ -35,6 +36,7 @@ def check_count(op: str, name: str, value: Any, least: int = 0) -> None:
 
 
 def check_probability(op: str, name: str, value: Any) -> None:
+    """Raises TypeError for what is no number, ValueError for one outside of 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{op}: {name}: expected a number, found {found(value)}")
     if not 0 <= float(value) <= 1:

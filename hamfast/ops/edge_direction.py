@@ -56,6 +56,7 @@ class Rotations(NamedTuple):
         return [_rotate(angle, piece, irreps, self.layout) for piece, irreps in zip(x, self.irreps_in, strict=True)]
 
     def rotated_out(self, angle: Tensor, g: Tensor) -> Tensor:
+        """``sum over a of angle_a J_a g``, for rows ``[edges, dim_out]`` of the result."""
         return _rotate(angle, g, self.irreps_out, self.layout)
 
 

@@ -28,6 +28,8 @@ MOST_SOURCES = 3  # kMaxSources in kernels/edge_frame.cuh
 
 
 class FrameTables(NamedTuple):
+    """An edge-frame plan as the kernels read it, on one device."""
+
     tables_in: list[Tensor]
     """One for each source."""
     table_out: Tensor
@@ -45,6 +47,14 @@ _CACHE: dict[tuple[EdgeFramePlan, torch.device, tuple[int, ...]], FrameTables] =
 
 @torch.compiler.assume_constant_result
 def frame_tables(plan: EdgeFramePlan, device: torch.device, widths: tuple[int, ...]) -> FrameTables:
+    """The tables of a plan, made once.
+
+    Args:
+        widths: row lengths of the tensors that x consists of; they add up to ``plan.plan.dim_in1``.
+
+    Raises:
+        ValueError: the widths do not split the irreps of x between two blocks.
+    """
     if (plan, device, widths) not in _CACHE:
         with real_tensors():
             _CACHE[plan, device, widths] = _make_tables(plan, device, widths)

@@ -42,6 +42,7 @@ class EdgeIndex:
 
     @property
     def by_receiver(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Receivers, order and pointers, as the ops take them."""
         return self.receivers, self.receiver_order, self.receiver_ptr
 
     @property
@@ -56,6 +57,7 @@ class EdgeIndex:
 
     @property
     def num_edges(self) -> int:
+        """How many edges there are."""
         return self.senders.shape[0]
 
     def to(self, device) -> EdgeIndex:

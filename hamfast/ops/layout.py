@@ -16,6 +16,7 @@ LAYOUTS = ("mul_ir", "ir_mul")
 
 
 def check_layout(layout: str) -> str:
+    """The layout; raises ValueError for one that does not exist."""
     if layout not in LAYOUTS:
         raise ValueError(f"layout: expected mul_ir or ir_mul, found {layout!r}")
     return layout

@@ -55,6 +55,7 @@ def edge_wigner(direction: Tensor, l_max: int) -> Tensor:
 
 @contextmanager
 def float64_default() -> Iterator[None]:
+    """Inside, torch's default dtype is float64."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
