@@ -1,8 +1,10 @@
-"""Builds csrc/ with CMake: hamfast/lib/libhamfast.so (the ops) and hamfast/_native (pybind11: build information).
+"""Builds csrc/ with CMake: hamfast/lib/libhamfast.so (the ops) and hamfast/_native (pybind11: build
+information).
 
-The ops use torch's stable ABI only, so they depend neither on the Python version, nor on the build of torch (CPU or CUDA) they
-were compiled with, nor on later releases of torch. HAMFAST_CUDA=0 or 1 forces the CUDA kernels off or on; by default they are
-compiled if nvcc is found. Neither a GPU nor a CUDA build of torch is needed for that.
+The ops use torch's stable ABI only, so they depend neither on the Python version, nor on the build
+of torch (CPU or CUDA) they were compiled with, nor on later releases of torch. HAMFAST_CUDA=0 or 1
+forces the CUDA kernels off or on; by default they are compiled if nvcc is found. Neither a GPU nor
+a CUDA build of torch is needed for that.
 """
 
 import re
@@ -100,7 +102,8 @@ class CMakeBuild(build_ext):
 
 
 class AnyPythonWheel(bdist_wheel):
-    """The ops link to no Python: one wheel serves every Python 3 (hamfast._native, then, only the one that built it)."""
+    """The ops link to no Python: one wheel serves every Python 3 (hamfast._native, then, only the
+    one that built it)."""
 
     def get_tag(self):
         return ("py3", "none", super().get_tag()[2])

@@ -1,4 +1,5 @@
-"""Settings of the documentation site: `make docs` builds it from these pages and from the docstrings.
+"""Settings of the documentation site: `make docs` builds it from these pages and from the
+docstrings.
 
 Torch, e3nn and the like are replaced by stand-ins, so that the site builds without them and without
 a compiler. hamfast itself is imported from this folder.
@@ -43,7 +44,8 @@ _PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGE
 
 
 def _read_root_pages(app, docname, source):
-    """Puts the text of a page of the root in, and turns links between the root and docs/ into links inside the site."""
+    """Puts the text of a page of the root in, and turns links between the root and docs/ into links
+    inside the site."""
     text = _WHOLE_FILE.sub(lambda found: _from_root((HERE / found[1]).read_text(encoding="utf-8")), source[0])
     for name, page in _PAGES.items():
         text = text.replace(f"](../{name}", f"]({page}")
@@ -56,7 +58,8 @@ def _from_root(text):
 
 
 def _escape(app, what, name, obj, options, lines):
-    """Docstrings are plain text with ``code`` in it: the bars of |x| and the stars of y* stand for themselves."""
+    """Docstrings are plain text with ``code`` in it: the bars of |x| and the stars of y* stand for
+    themselves."""
     for n, line in enumerate(lines):
         spans = re.split(r"(``.*?``|:\w+:`.*?`)", line)
         spans[::2] = [re.sub(r"(?<!\\)([|*])", r"\\\1", span) for span in spans[::2]]

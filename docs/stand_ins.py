@@ -1,7 +1,8 @@
-"""Stand-ins for torch and other large packages, with which hamfast can be imported for its docstrings.
+"""Stand-ins for torch and other large packages, with which hamfast can be imported for its
+docstrings.
 
-Every name in them is a class: it can be a base class, an annotation (also in `Tensor | None`), and a
-decorator, which leaves what it decorates as it is.
+Every name in them is a class: it can be a base class, an annotation (also in `Tensor | None`), and
+a decorator, which leaves what it decorates as it is.
 """
 
 import sys

@@ -1,1 +1,2 @@
-"""Device kernels, per op ``<op>.cuh`` (CUDA) and ``<op>.py`` (Triton): pointers, no torch. Installed as ``hamfast.kernels``."""
+"""Device kernels, per op ``<op>.cuh`` (CUDA) and ``<op>.py`` (Triton): pointers, no torch.
+Installed as ``hamfast.kernels``."""

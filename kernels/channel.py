@@ -1,13 +1,15 @@
 """The channel-wise tensor product in Triton, for one group of paths that the compiler knows.
 
-A *unit* is what one program works on: channels of some irreps blocks of the result (forward) or of one of x (backward), and the
-tasks that lead there, one after another, so that Clebsch-Gordan sums are straight-line code on tiles ``[EDGES, CHANNELS]``.
-Units that differ only in where their numbers lie share a compiled kernel: offsets come from a table. A row's edges are taken
-EDGES at a time, summed in registers in a fixed order, and stored once: no atomics.
+A *unit* is what one program works on: channels of some irreps blocks of the result (forward) or of
+one of x (backward), and the tasks that lead there, one after another, so that Clebsch-Gordan sums
+are straight-line code on tiles ``[EDGES, CHANNELS]``. Units that differ only in where their numbers
+lie share a compiled kernel: offsets come from a table. A row's edges are taken EDGES at a time,
+summed in registers in a fixed order, and stored once: no atomics.
 
-Constants: TASKS has a TaskShape per task, ENTRIES an EntryShape per coefficient, OWN the components and the first component of
-each of the unit's own blocks. K: 0, or the padded length of the hidden row that weights are made of (``hidden @ matrix``).
-The formulas are those of kernels/channel.cuh; hamfast/triton/units.py makes constants and tables.
+Constants: TASKS has a TaskShape per task, ENTRIES an EntryShape per coefficient, OWN the components
+and the first component of each of the unit's own blocks. K: 0, or the padded length of the hidden
+row that weights are made of (``hidden @ matrix``). The formulas are those of kernels/channel.cuh;
+hamfast/triton/units.py makes constants and tables.
 """
 
 from typing import NamedTuple
@@ -24,7 +26,8 @@ class Operands(NamedTuple):
     x: object
     y: object
     w: object
-    """``[edges, w_dim]``; ``[w_dim]`` if all edges share them; ``[k, w_dim]`` if the kernel makes them of ``hidden``."""
+    """``[edges, w_dim]``; ``[w_dim]`` if all edges share them; ``[k, w_dim]`` if the kernel makes
+    them of ``hidden``."""
     g: object
     hidden: object = None
     """``[edges, k]``"""
@@ -140,7 +143,8 @@ def add_coupled(
     sums, a, b, ENTRIES: tl.constexpr, SHAPE: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
     AT: tl.constexpr,
 ):  # fmt: skip
-    """Adds one contraction of a task's coupling: ``sums[AT + entry[C]] += value a[entry[A]] b[entry[B]]``."""
+    """Adds one contraction of a task's coupling: ``sums[AT + entry[C]] += value a[entry[A]]
+    b[entry[B]]``."""
     for n in tl.static_range(SHAPE[BEGIN], SHAPE[END]):
         total = sums[AT + ENTRIES[n][C]] + ENTRIES[n][VALUE] * (a[ENTRIES[n][A]] * b[ENTRIES[n][B]])
         sums = sums[: AT + ENTRIES[n][C]] + (total,) + sums[AT + ENTRIES[n][C] + 1 :]
@@ -219,7 +223,8 @@ def forward_edges(
     TASKS: tl.constexpr, ENTRIES: tl.constexpr, SHARED: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
     REAL: tl.constexpr, EDGES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Adds a tile of edges: w x y of each task; along tangents, (w tangent_x + tangent_w x) y + w x tangent_y."""
+    """Adds a tile of edges: w x y of each task; along tangents, (w tangent_x + tangent_w x) y + w x
+    tangent_y."""
     ALONG: tl.constexpr = tangents.x is not None or tangents.y is not None or tangents.w is not None
     mask = edge_mask & live
     row = look_up(graph.x_index, edge, edge_mask)
@@ -279,9 +284,11 @@ def channel_forward(
     SHARED: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, REAL: tl.constexpr, EDGES: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """The product: one program per row of the result (or per EDGES rows, where each is an edge's) and unit.
+    """The product: one program per row of the result (or per EDGES rows, where each is an edge's)
+    and unit.
 
-    D: components of the unit's blocks. ADD: to what another launch has stored, for units cut in two.
+    D: components of the unit's blocks. ADD: to what another launch has stored, for units cut in
+    two.
     """
     step = tl.program_id(0).to(tl.int64)
     unit = table + tl.program_id(1).to(tl.int64) * sizes.unit
@@ -311,7 +318,8 @@ def channel_forward(
 def store_tiles(
     out, at, step, COUNT: tl.constexpr, FROM: tl.constexpr, sums, mask, SUM: tl.constexpr, ADD: tl.constexpr
 ):
-    """Stores COUNT of the tiles, from FROM on, summed along an axis (0: edges, 1: channels) or not (None)."""
+    """Stores COUNT of the tiles, from FROM on, summed along an axis (0: edges, 1: channels) or not
+    (None)."""
     for i in tl.static_range(COUNT):
         value = sums[FROM + i]
         if SUM is not None:
@@ -325,7 +333,8 @@ def store_tiles(
 def store_blocks(
     out, block, scale, row, u, OWN: tl.constexpr, sums, mask, SUM: tl.constexpr, ADD: tl.constexpr
 ):  # fmt: skip
-    """Stores the unit's own blocks: OWN has the components of each, and its first among all of them."""
+    """Stores the unit's own blocks: OWN has the components of each, and its first among all of
+    them."""
     for b in tl.static_range(len(OWN)):
         at = block_at(block, scale, row, u)
         store_tiles(out, at, tl.load(block + COMPONENT_STRIDE), OWN[b][0], OWN[b][1], sums, mask, SUM, ADD)
@@ -389,8 +398,8 @@ def backward_edges(
     TASKS: tl.constexpr, ENTRIES: tl.constexpr, D: tl.constexpr, Y: tl.constexpr, SHARED: tl.constexpr, K: tl.constexpr,
     PRECISION: tl.constexpr, REAL: tl.constexpr, EDGES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """A tile of edges. With q = C y g: grad_x += w q, grad_w = <x, q>, grad_y += C (w x) g; along tangents, with one operand
-    after the other replaced by its tangent."""
+    """A tile of edges. With q = C y g: grad_x += w q, grad_w = <x, q>, grad_y += C (w x) g; along
+    tangents, with one operand after the other replaced by its tangent."""
     ALONG_OTHERS: tl.constexpr = tangents.y is not None or tangents.w is not None or tangents.g is not None
     ALONG: tl.constexpr = tangents.x is not None or ALONG_OTHERS
     TO_WEIGHTS: tl.constexpr = gradients.w is not None or gradients.hidden_chunks is not None

@@ -1,4 +1,5 @@
-"""What the Triton kernels share: components as tuples of tiles, rows behind an index, activations."""
+"""What the Triton kernels share: components as tuples of tiles, rows behind an index,
+activations."""
 
 import triton
 import triton.language as tl
@@ -42,8 +43,8 @@ def look_up(index, at, mask):
 
 @triton.jit
 def edge_tile(order, first, end, EDGES: tl.constexpr):
-    """``[EDGES, 1]``: the edges at ``first`` and after it in an order (None: as they are numbered), and which of them come
-    before ``end``."""
+    """``[EDGES, 1]``: the edges at ``first`` and after it in an order (None: as they are numbered),
+    and which of them come before ``end``."""
     position = first + tl.arange(0, EDGES)[:, None].to(tl.int64)
     mask = position < end
     return look_up(order, position, mask), mask

@@ -1,7 +1,8 @@
-"""Sums over edges of products of up to three operands, in Triton: see kernels/edge_einsum.cuh for the formula.
+"""Sums over edges of products of up to three operands, in Triton: see kernels/edge_einsum.cuh for
+the formula.
 
-A program makes COLUMNS elements of one head and component of a row of the result, EDGES edges at a time, or of EDGES rows where
-each edge is a row.
+A program makes COLUMNS elements of one head and component of a row of the result, EDGES edges at a
+time, or of EDGES rows where each edge is a row.
 """
 
 from typing import NamedTuple
@@ -26,7 +27,8 @@ class Operand(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """Edges, their ends, and which of them each row of the result sums (None: each edge is a row)."""
+    """Edges, their ends, and which of them each row of the result sums (None: each edge is a
+    row)."""
 
     senders: object
     receivers: object
@@ -72,7 +74,8 @@ def add_products(
     total, operands, graph, sizes, edge, edge_mask, c, h0, m0, ROWS_OF: tl.constexpr, WIDE: tl.constexpr,
     REAL: tl.constexpr,
 ):  # fmt: skip
-    """Adds the products of a tile of edges and columns, over the heads and components that the result lacks."""
+    """Adds the products of a tile of edges and columns, over the heads and components that the
+    result lacks."""
     mask = edge_mask & (c < sizes.width)
     rows = ()
     for n in tl.static_range(len(operands)):
@@ -92,7 +95,8 @@ def edge_einsum(
     ROWS_OF: tl.constexpr, WIDE: tl.constexpr, OUT_WIDE: tl.constexpr,
     REAL: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """operands: one to three. ROWS_OF: what each has a row for; WIDE: whether it has the last axis."""
+    """operands: one to three. ROWS_OF: what each has a row for; WIDE: whether it has the last
+    axis."""
     step = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1).to(tl.int64)
     h0 = block // sizes.components

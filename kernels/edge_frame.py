@@ -1,7 +1,9 @@
-"""Rotations of irreps into and out of each edge's own frame, and the per-|m| matrices from path weights, in Triton.
+"""Rotations of irreps into and out of each edge's own frame, and the per-|m| matrices from path
+weights, in Triton.
 
-The layout of a frame tensor is that of kernels/edge_frame.cuh; rows of tables are records. A program rotates a tile of edges and channels of
-one irreps block; blocks of one l share a compiled kernel, in which the components are tuples in registers.
+The layout of a frame tensor is that of kernels/edge_frame.cuh; rows of tables are records. A
+program rotates a tile of edges and channels of one irreps block; blocks of one l share a compiled
+kernel, in which the components are tuples in registers.
 """
 
 from typing import NamedTuple
@@ -117,7 +119,8 @@ def rotate_from_edges(
     L: tl.constexpr, NATURAL: tl.constexpr, STORED: tl.constexpr, CHANNELS_FAST: tl.constexpr,
     REAL: tl.constexpr, EDGES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """``x = D^T frame``, summed over the edges of a row by ``order`` and ``ptr``, or a row per edge."""
+    """``x = D^T frame``, summed over the edges of a row by ``order`` and ``ptr``, or a row per
+    edge."""
     D: tl.constexpr = 2 * L + 1
     row, mul, u = block_of(work, CHANNELS)
     step = tl.program_id(0).to(tl.int64)
@@ -152,8 +155,8 @@ def add_matrix_terms(
     SLOT: tl.constexpr, REAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Sums over terms of ``factor weight[u, c] scale[c] matrix[u, c]``, without the factor of SLOT,
-    whose gradient this is. The terms of one group write to the same elements of ``out``; the program's tile of them stays in
-    registers.
+    whose gradient this is. The terms of one group write to the same elements of ``out``; the
+    program's tile of them stays in registers.
     """
     group = tl.program_id(0).to(tl.int64)
     begin = tl.load(ptr + group)

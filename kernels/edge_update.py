@@ -55,7 +55,8 @@ def mean_of(x, width):
 
 @triton.jit
 def normalise(x, mask, width, EPSILON: tl.constexpr, NORM: tl.constexpr):
-    """The rows without their mean and with variance 1, 0 beyond a row, and what they were multiplied with."""
+    """The rows without their mean and with variance 1, 0 beyond a row, and what they were
+    multiplied with."""
     scale = tl.full((x.shape[0], 1), 1.0, x.dtype)
     if NORM:
         x = tl.where(mask, x - mean_of(x, width), 0.0)
@@ -130,7 +131,8 @@ def edge_update_backward(
     grad, operands, graph, grad_sum, grad_norm, width, chunks,
     EPSILON: tl.constexpr, SILU: tl.constexpr, REAL: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """A program has a chunk of the edges. grad_norm: ``[chunks, 2, width]``, its sums for weight and bias."""
+    """A program has a chunk of the edges. grad_norm: ``[chunks, 2, width]``, its sums for weight
+    and bias."""
     NORM: tl.constexpr = operands.weight is not None
     chunk, begin, end = chunk_of_edges(graph.edges, chunks)
     column = tl.arange(0, COLUMNS)[None, :]
@@ -156,7 +158,8 @@ def edge_update_double_backward(
     tangent_sum, tangent_norm, grad, operands, graph, grad_grad, grad_sum, grad_norm, width, chunks,
     EPSILON: tl.constexpr, SILU: tl.constexpr, REAL: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The derivative of the backward pass along tangent_sum and tangent_norm; a program has a chunk of the edges."""
+    """The derivative of the backward pass along tangent_sum and tangent_norm; a program has a chunk
+    of the edges."""
     NORM: tl.constexpr = operands.weight is not None
     chunk, begin, end = chunk_of_edges(graph.edges, chunks)
     column = tl.arange(0, COLUMNS)[None, :]

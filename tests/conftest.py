@@ -28,7 +28,8 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Of ``--through MARKER``: cases that one of a test's markers fits; its arguments say which values, by parameter."""
+    """Of ``--through MARKER``: cases that one of a test's markers fits; its arguments say which
+    values, by parameter."""
     marker = config.getoption("--through")
     if marker is None:
         return
@@ -44,7 +45,8 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def _seeded_and_poisoned():
-    """Deterministic mode fills every new torch.empty with NaN, also those made in C++: unwritten outputs show."""
+    """Deterministic mode fills every new torch.empty with NaN, also those made in C++: unwritten
+    outputs show."""
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
@@ -87,7 +89,8 @@ def graphene() -> Path:
 
 @pytest.fixture
 def hamfast(capsys):
-    """Runs a command in this process: ``status, output, errors = hamfast("data", "info", folder)``."""
+    """Runs a command in this process: ``status, output, errors = hamfast("data", "info",
+    folder)``."""
     from hamfast.cli import main
 
     def call(*arguments):

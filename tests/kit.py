@@ -44,7 +44,8 @@ def running_on(backend):
 
 
 def derivatives(function, leaves, directions):
-    """The result, its gradients along a direction, and the gradients of those; None where nothing depends on a leaf."""
+    """The result, its gradients along a direction, and the gradients of those; None where nothing
+    depends on a leaf."""
     out = function(*leaves)
     if not out.requires_grad:
         return [out] + [None] * (2 * len(leaves) + 1)
@@ -74,7 +75,8 @@ def pick(options):
     return options[int(torch.randint(len(options), ()))]
 
 
-# How an operand lies in memory: from a leaf that is contiguous to a tensor of the same shape and numbers.
+# How an operand lies in memory: from a leaf that is contiguous to a tensor of the same shape and
+# numbers.
 def strided(t):
     """Every second column of a larger tensor, from the second element on."""
     wide = torch.stack([torch.zeros_like(t), t], dim=-1)
@@ -108,7 +110,8 @@ def assert_close(a, b, atol=1e-12, rtol=1e-10):
 
 
 def check_derivatives(op, reference, args, atol=1e-11):
-    """Value, first and second derivative against the reference, then gradcheck and gradgradcheck. args: float64 leaves."""
+    """Value, first and second derivative against the reference, then gradcheck and gradgradcheck.
+    args: float64 leaves."""
     out, ref = op(*args), reference(*args)
     assert_close(out, ref, atol=atol)
     grad = torch.randn_like(ref).requires_grad_()
@@ -149,9 +152,11 @@ def random_rotation(seed=0):
 
 
 def turned_orbitals(shells, rotation):
-    """Block-diagonal D of real orbitals (m = -l ... l) under a rotation of (x, y, z), from the harmonics themselves.
+    """Block-diagonal D of real orbitals (m = -l ... l) under a rotation of (x, y, z), from the
+    harmonics themselves.
 
-    D is fixed by Y(R r) = D Y(r) on many points r, with Y from their textbook definition: independent of e3nn's D matrices.
+    D is fixed by Y(R r) = D Y(r) on many points r, with Y from their textbook definition:
+    independent of e3nn's D matrices.
     """
     points = torch.randn(200, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     blocks = []
@@ -163,7 +168,8 @@ def turned_orbitals(shells, rotation):
 
 
 def real_harmonics(l, points):
-    """``[points, 2 l + 1]``, m = -l ... l, without the Condon-Shortley phase, from SciPy's complex ones."""
+    """``[points, 2 l + 1]``, m = -l ... l, without the Condon-Shortley phase, from SciPy's complex
+    ones."""
     from scipy.special import sph_harm_y
 
     x, y, z = (points / np.linalg.norm(points, axis=1, keepdims=True)).T
@@ -216,7 +222,8 @@ def random_snapshot(shells, numbers, spinful=False, seed=0, cutoff=3.0) -> Snaps
 
 
 def tiny_checkpoint(path, folders, blocks=1):
-    """A checkpoint as a training writes it, of a small network with random weights; nothing is trained."""
+    """A checkpoint as a training writes it, of a small network with random weights; nothing is
+    trained."""
     from hamfast.data import GraphDataset
     from hamfast.data.dataset import target_spec
     from hamfast.data.statistics import dataset_statistics
@@ -250,7 +257,8 @@ def tree(folder):
 
 
 def chain(atoms, overlap, hopping=-1.0, onsite=0.0, dimer=0.0):
-    """A ring of atoms with one s orbital: E(k) = (onsite + 2 t cos k) / (1 + 2 s cos k) without ``dimer``.
+    """A ring of atoms with one s orbital: E(k) = (onsite + 2 t cos k) / (1 + 2 s cos k) without
+    ``dimer``.
 
     ``dimer`` makes hoppings alternate, t (1 +- dimer): a gap at half filling.
     """

@@ -1,4 +1,5 @@
-"""What the commands do with odd names, places, options and structures; each failure is one sentence and loses nothing."""
+"""What the commands do with odd names, places, options and structures; each failure is one sentence
+and loses nothing."""
 
 import json
 import os
@@ -42,7 +43,8 @@ def done(result):
     return output
 
 
-# --- names ----------------------------------------------------------------------------------------------------------------
+# --- names
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def test_names_that_are_markup(tmp_path, fixtures, model, hamfast):
@@ -118,7 +120,8 @@ def test_the_output_folder_may_be_the_input(tmp_path, fixtures, model, hamfast):
     assert after == before
 
 
-# --- files ----------------------------------------------------------------------------------------------------------------
+# --- files
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", ["deeph-legacy", "deeph"])
@@ -243,7 +246,8 @@ def test_the_folder_one_is_in(tmp_path, fixtures, hamfast, monkeypatch):
     assert (tmp_path / "new" / "dft" / "s" / "POSCAR").exists()
 
 
-# --- options --------------------------------------------------------------------------------------------------------------
+# --- options
+# --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -330,7 +334,8 @@ def test_bands_and_states_have_one_zero(fixtures, hamfast, tmp_path, monkeypatch
     assert seen["dos"]["DFT"].fermi_energy == -2
 
 
-# --- numbers --------------------------------------------------------------------------------------------------------------
+# --- numbers
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_bands_say_what_they_are(fixtures, hamfast, tmp_path):
@@ -365,7 +370,8 @@ def test_warnings_are_lines_on_stderr(fixtures, hamfast, tmp_path):
     assert "warning:" not in output
 
 
-# --- the program ----------------------------------------------------------------------------------------------------------
+# --- the program
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_an_error_of_ours_is_a_sentence_and_a_file(monkeypatch, fixtures, hamfast, tmp_path):

@@ -1,4 +1,5 @@
-"""The Python of the README and of docs/, as a reader would run it. Their commands run in test_journeys.py."""
+"""The Python of the README and of docs/, as a reader would run it. Their commands run in
+test_journeys.py."""
 
 import re
 from pathlib import Path
@@ -15,7 +16,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 
 
 def python_blocks(page):
-    """Each with as many empty lines before it as there are lines before it on the page: errors name the page's line."""
+    """Each with as many empty lines before it as there are lines before it on the page: errors name
+    the page's line."""
     text = page.read_text()
     for block in re.finditer(r"^```python\n(.*?)^```", text, re.M | re.S):
         yield "\n" * (text[: block.start(1)].count("\n")) + block[1]

@@ -1,6 +1,8 @@
-"""Structure folders with something wrong in them: a right result, or one sentence, and every file as it was.
+"""Structure folders with something wrong in them: a right result, or one sentence, and every file
+as it was.
 
-Valid folders of both layouts are changed at random, in every file, and given to the commands that read them.
+Valid folders of both layouts are changed at random, in every file, and given to the commands that
+read them.
 """
 
 import json
@@ -194,7 +196,8 @@ def check(tmp, capsys, layout, change):
             for name in ("DFT", "predicted"):
                 energies = content.get(name, {}).get("energies", [[0.0]])
                 assert np.all(np.isfinite(np.array(energies, dtype=float)))
-                # What is left of 26 levels at Gamma is what the unchanged files give: nothing in between is believed.
+                # What is left of 26 levels at Gamma is what the unchanged files give: nothing in
+                # between is believed.
                 if name in content and not np.allclose(energies, expected(layout), atol=1e-3):
                     assert changed_matrices(folder, layout), (layout, energies)
 

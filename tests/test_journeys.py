@@ -1,4 +1,5 @@
-"""Every command line of the README and of docs/, run as a user types it, in a folder with a space and a bracket in its name."""
+"""Every command line of the README and of docs/, run as a user types it, in a folder with a space
+and a bracket in its name."""
 
 import os
 import re

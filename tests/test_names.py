@@ -1,7 +1,8 @@
-"""Every path, and every name in backticks, that pages, docstrings and comments mention exists; lines of pages are short.
+"""Every path, and every name in backticks, that pages, docstrings and comments mention exists;
+lines of pages are short.
 
-A name exists if it is an identifier of the code (comments and docstrings do not count), a key or word in a string without spaces,
-or an attribute of a package that the code imports.
+A name exists if it is an identifier of the code (comments and docstrings do not count), a key or
+word in a string without spaces, or an attribute of a package that the code imports.
 """
 
 import ast
@@ -56,7 +57,8 @@ def of_type(*endings):
     return [name for name in files() if name.endswith(endings)]
 
 
-# --- what the code has ----------------------------------------------------------------------------------------------------
+# --- what the code has
+# ----------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -95,7 +97,8 @@ def tokens_of(text: str) -> list[tokenize.TokenInfo]:
 
 @cache
 def docstrings_of(text: str) -> list[tuple[int, str]]:
-    """Line and text of every string that is a statement: docstrings of modules, classes, functions and attributes."""
+    """Line and text of every string that is a statement: docstrings of modules, classes, functions
+    and attributes."""
     statements = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Expr))
     return [
         (node.value.lineno, node.value.value)
@@ -111,11 +114,13 @@ def without_comments(text: str) -> str:
     return COMMENT.sub(lambda found: " " if found[0].startswith("/") else found[0], text)
 
 
-# --- what the texts mention -----------------------------------------------------------------------------------------------
+# --- what the texts mention
+# -----------------------------------------------------------------------------------------------
 
 
 def prose_of(name: str) -> list[tuple[int, str]]:
-    """Line and text of what a reader reads: a page without its code blocks, or a source's docstrings and comments."""
+    """Line and text of what a reader reads: a page without its code blocks, or a source's
+    docstrings and comments."""
     text = (ROOT / name).read_text()
     if name.endswith(".md"):
         code = re.compile(r"^( *)```.*?^\1```|^<!-- (\w+) -->$.*?^<!-- (?:/|end )\2 -->$", re.M | re.S)
@@ -179,7 +184,8 @@ NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
 
 
 def unknown_words(span: str) -> list[str]:
-    """Of what stands in backticks: the names that do not exist. In formulas only those that can be nothing but names are looked at."""
+    """Of what stands in backticks: the names that do not exist. In formulas only those that can be
+    nothing but names are looked at."""
     if span.startswith("hamfast ") or span.startswith("make "):
         return unknown_in_command(span)
     if re.fullmatch(r"[\w.-]+\.[a-z]\w+", span) and (path_exists(span) or file_name_known(span)):
@@ -194,7 +200,8 @@ def unknown_words(span: str) -> list[str]:
 
 
 def looks_like_a_name(word: str) -> bool:
-    """Not a symbol with an index, as in ``sum_j C_ijk y_j``; but gradients and directions are names."""
+    """Not a symbol with an index, as in ``sum_j C_ijk y_j``; but gradients and directions are
+    names."""
     indexed = re.fullmatch(r"([A-Za-z]+)_(?:[a-z]|[ijk]{2,3}|m0)", word)
     if indexed and indexed[1] not in ("grad", "tangent"):
         return False
@@ -253,7 +260,8 @@ def resolves(name: str) -> bool:
     return False
 
 
-# --- tests ----------------------------------------------------------------------------------------------------------------
+# --- tests
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def report(names):
@@ -308,7 +316,8 @@ def test_what_does_not_exist_is_found(text):
 
 
 def test_comments_are_read(tmp_path, monkeypatch):
-    """Also over the end of a line, and with the line it is on; what only a comment names does not exist."""
+    """Also over the end of a line, and with the line it is on; what only a comment names does not
+    exist."""
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     (tmp_path / "a.cpp").write_text('int a;\n// sees `no_such\n// name`, `no_such_name`\nauto s = "// no_such_text";\n')
     (tmp_path / "a.py").write_text('"""``no_such_name``"""\nx = 1\n"""``other_name``"""\n# see no_such.py\n')

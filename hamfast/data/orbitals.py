@@ -24,7 +24,8 @@ OPENMX = {0: (0,), 1: (1, 2, 0), 2: (2, 4, 0, 3, 1), 3: (6, 4, 2, 0, 1, 3, 5)}
 
 @cache
 def from_openmx(shells: tuple[int, ...], spinful: bool) -> np.ndarray:
-    """The index with which ``block[index]``, of a block in OpenMX's order, has its rows in the order m = -l ... l.
+    """The index with which ``block[index]``, of a block in OpenMX's order, has its rows in the
+    order m = -l ... l.
 
     With spin all orbitals with spin up come first, then all with spin down.
 

@@ -1,4 +1,5 @@
-"""The ops: one file each, which states its shapes, checks its arguments and registers fake and autograd."""
+"""The ops: one file each, which states its shapes, checks its arguments and registers fake and
+autograd."""
 
 from hamfast.ops.edge_einsum import edge_einsum
 from hamfast.ops.edge_index import EdgeIndex, edge_index, reverse_edges

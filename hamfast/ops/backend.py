@@ -1,4 +1,5 @@
-"""Which kernels run on GPU tensors: a ladder of backends, the first usable one taken, and why the others were not.
+"""Which kernels run on GPU tensors: a ladder of backends, the first usable one taken, and why the
+others were not.
 
 ===========  ==========================================================================================================
 ``cuda``     the compiled kernels (csrc/*_cuda.cu): NVIDIA, where nvcc was there when hamfast was built
@@ -6,7 +7,8 @@
 ``cpu``      the CPU kernels on copies of the tensors: right everywhere, and slow
 ===========  ==========================================================================================================
 
-CPU tensors always run on the CPU kernels; but under Triton's interpreter (``TRITON_INTERPRET=1``) ``triton`` is for them, too.
+CPU tensors always run on the CPU kernels; but under Triton's interpreter (``TRITON_INTERPRET=1``)
+``triton`` is for them, too.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ BACKENDS = ("cuda", "triton", "cpu")
 MINIMUM_TRITON = (3, 6)
 
 LAUNCHERS = {op.name: op.triton for op in OPS if op.triton}
-"""The ops that have kernels of their own on each backend, and the module of ``hamfast.triton`` that launches them.
-``block_matmul`` is torch's matrix products everywhere."""
+"""The ops that have kernels of their own on each backend, and the module of ``hamfast.triton`` that
+launches them. ``block_matmul`` is torch's matrix products everywhere."""
 
 COMPILED = torch._C._dispatch_has_kernel_for_dispatch_key("hamfast::tensor_product", "CUDA")
 """Are the CUDA kernels in the library?"""
@@ -97,8 +99,8 @@ def interpreting() -> bool:
 
 
 def choose(wanted: str) -> Rung:
-    """The rung for GPU tensors: the one wanted, with its problem if it has one; or the first without problem and drawback, else
-    without problem."""
+    """The rung for GPU tensors: the one wanted, with its problem if it has one; or the first
+    without problem and drawback, else without problem."""
     rungs = ladder()
     if wanted != "auto":
         return next(rung for rung in rungs if rung.backend == wanted)
@@ -136,9 +138,11 @@ def _check_name(name: str) -> str:
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """``with hamfast.backend("triton"):`` GPU tensors run on that backend inside; ``auto`` takes the first usable one.
+    """``with hamfast.backend("triton"):`` GPU tensors run on that backend inside; ``auto`` takes
+    the first usable one.
 
-    The choice holds for the whole process, all threads included. ``HAMFAST_BACKEND`` chooses from the start.
+    The choice holds for the whole process, all threads included. ``HAMFAST_BACKEND`` chooses from
+    the start.
 
     Raises:
         ValueError: there is no such backend.

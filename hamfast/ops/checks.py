@@ -53,7 +53,8 @@ def check_rows(op: str, name: str, tensor: Tensor, rows: int | None, *shape: int
 
 
 def check_same(op: str, half: bool = False, /, **tensors: Tensor | None) -> None:
-    """All tensors must have one dtype, float32 or float64 (or, if ``half``, bfloat16 or float16), on one device."""
+    """All tensors must have one dtype, float32 or float64 (or, if ``half``, bfloat16 or float16),
+    on one device."""
     first_name, first = _first(op, tensors)
     check_tensor(op, first_name, first)
     allowed = [torch.float32, torch.float64, *(HALF if half else ())]

@@ -1,14 +1,15 @@
-"""Derivatives of an edge-frame product in the edges' directions, without a derivative of any rotation matrix.
+"""Derivatives of an edge-frame product in the edges' directions, without a derivative of any
+rotation matrix.
 
-The frame of an edge is a choice, and no choice is smooth at every direction; the product does not depend on it. With M(r) the
-map of one edge r, and R a rotation, covariance says ``M(R r) = D(R) M(r) D(R)^-1``. So for ``T = <g, M(r) x>``, turning r by a
-small angle about axis a changes T by
+The frame of an edge is a choice, and no choice is smooth at every direction; the product does not
+depend on it. With M(r) the map of one edge r, and R a rotation, covariance says ``M(R r) = D(R)
+M(r) D(R)^-1``. So for ``T = <g, M(r) x>``, turning r by a small angle about axis a changes T by
 
     tau_a = <g, J_a M x> - <M^T g, J_a x>,      J_a: generator of rotations about a,
 
-and ``dT/dr = (tau x r) / |r|^2`` (M depends on the direction alone). That needs the product and its adjoint, at any direction,
-and nothing else. T is linear in x, g and the weights; each derivative is one of the same three maps with arguments exchanged,
-so the formula applies again, to any order.
+and ``dT/dr = (tau x r) / |r|^2`` (M depends on the direction alone). That needs the product and its
+adjoint, at any direction, and nothing else. T is linear in x, g and the weights; each derivative is
+one of the same three maps with arguments exchanged, so the formula applies again, to any order.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ G, W, X = range(3)
 Irreps = tuple[IrrepBlock, ...]
 
 Product = Callable[[Sequence[Tensor], Tensor, Tensor, Tensor], Tensor]
-"""``(x, weight, wigner, onsite) -> M x``, the directions fixed; x in one or more pieces, each of some of its irreps blocks."""
+"""``(x, weight, wigner, onsite) -> M x``, the directions fixed; x in one or more pieces, each of
+some of its irreps blocks."""
 
 
 class Rotations(NamedTuple):
-    """What the formula needs to know of a product: its irreps, one list per piece of x, and their layout."""
+    """What the formula needs to know of a product: its irreps, one list per piece of x, and their
+    layout."""
 
     irreps_in: Sequence[Irreps]
     irreps_out: Irreps
@@ -45,7 +48,8 @@ class Rotations(NamedTuple):
     def gradient(
         self, x: Sequence[Tensor], g: Tensor, out: Tensor, adjoint: Sequence[Tensor], vector: Tensor, onsite: Tensor
     ) -> Tensor:
-        """dT/dr, ``[edges, 3]``, for ``out = M x`` and ``adjoint = M^T g``. Zero on edges of length zero."""
+        """dT/dr, ``[edges, 3]``, for ``out = M x`` and ``adjoint = M^T g``. Zero on edges of length
+        zero."""
         torque = _pairing(g, out, self.irreps_out, self.layout)
         for piece, other, irreps in zip(x, adjoint, self.irreps_in, strict=True):
             torque = torque - _pairing(other, piece, irreps, self.layout)
@@ -63,7 +67,8 @@ class Rotations(NamedTuple):
 def product_with_direction(
     x: Sequence[Tensor], weight: Tensor, vector: Tensor, wigner: Tensor, onsite: Tensor, rotations: Rotations
 ) -> Tensor:
-    """``rotations.product(x, weight, wigner, onsite)``, differentiable in ``vector`` as well; also in forward mode and under ``torch.func``.
+    """``rotations.product(x, weight, wigner, onsite)``, differentiable in ``vector`` as well; also
+    in forward mode and under ``torch.func``.
 
     Args:
         x: pieces, one row per edge each.
@@ -73,7 +78,8 @@ def product_with_direction(
 
 
 class _Trilinear(torch.autograd.Function):
-    """The wanted derivatives of T(g, weight, x): M x (slot G), dT/dweight (slot W), M^T g (slot X, all pieces)."""
+    """The wanted derivatives of T(g, weight, x): M x (slot G), dT/dweight (slot W), M^T g (slot X,
+    all pieces)."""
 
     @staticmethod
     def forward(g, weight, vector, wigner, onsite, wanted, rotations, *x):
@@ -204,7 +210,8 @@ def _rotate(angle: Tensor, x: Tensor, irreps: Irreps, layout: str) -> Tensor:
 
 
 def _components(block: Tensor, mul: int, d: int, layout: str) -> Tensor:
-    """``[edges, mul, d]``; reshape: torch's batched gradients know neither flatten nor unflatten."""
+    """``[edges, mul, d]``; reshape: torch's batched gradients know neither flatten nor
+    unflatten."""
     rows = block.shape[0]
     return block.reshape(rows, d, mul).transpose(1, 2) if layout == "ir_mul" else block.reshape(rows, mul, d)
 

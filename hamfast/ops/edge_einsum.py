@@ -1,7 +1,9 @@
-"""Sums over the edges of a graph of products of operands on its edges and nodes: any derivative of them is one more such sum.
+"""Sums over the edges of a graph of products of operands on its edges and nodes: any derivative of
+them is one more such sum.
 
-The building block of what no fused kernel covers: sampled products (`q_i . k_j` per edge), weighted sums over neighbours, and
-mixtures of both with further factors. Differentiable to any order, in reverse and in forward mode, and under ``torch.func``.
+The building block of what no fused kernel covers: sampled products (`q_i . k_j` per edge), weighted
+sums over neighbours, and mixtures of both with further factors. Differentiable to any order, in
+reverse and in forward mode, and under ``torch.func``.
 """
 
 from __future__ import annotations
@@ -26,14 +28,17 @@ ROW_OF = {name: number for number, name in enumerate(RowOf.names())}
 def edge_einsum(
     edges: EdgeIndex, out: str, shape: Sequence[int], *operands: tuple[Tensor, str], name: str = "edge_einsum"
 ) -> Tensor:
-    """``out[r, h, m, c] = sum of prod_i operand_i[row_i(e), h, m, c]`` over the edges e that belong to row r of out.
+    """``out[r, h, m, c] = sum of prod_i operand_i[row_i(e), h, m, c]`` over the edges e that belong
+    to row r of out.
 
     Args:
         edges: from :func:`hamfast.ops.edge_index`.
         out: ``"edge"`` (a row per edge, no sum over edges), ``"sender"`` or ``"receiver"``.
-        shape: ``(heads, components, width)`` of out. An axis of length 1 that an operand has is summed over.
-        operands: one to three pairs of a tensor ``[rows, heads, components, width]`` and, as for ``out``, what its rows are of.
-            An axis of length 1 is the same for all of that axis. float32 or float64.
+        shape: ``(heads, components, width)`` of out. An axis of length 1 that an operand has is
+            summed over.
+        operands: one to three pairs of a tensor ``[rows, heads, components, width]`` and, as for
+            ``out``, what its rows are of. An axis of length 1 is the same for all of that axis.
+            float32 or float64.
         name: for error messages.
 
     Returns:
@@ -77,12 +82,14 @@ def edge_einsum(
 
 
 def run(operands: list[Tensor], rows_of: list[int], shape: list[int], graph: Any) -> Tensor:
-    """:func:`edge_einsum` without its checks. rows_of: the result, then the operands; graph: as the op's record has it."""
+    """:func:`edge_einsum` without its checks. rows_of: the result, then the operands; graph: as the
+    op's record has it."""
     return _op(*_padded(operands), rows_of, shape, *graph)
 
 
 def to_edges(x: Tensor, row_of: str, graph: Any) -> Tensor:
-    """``[senders | receivers, width]`` -> ``[edges, width]``; its derivative sums in a fixed order, that of torch's gather does not."""
+    """``[senders | receivers, width]`` -> ``[edges, width]``; its derivative sums in a fixed order,
+    that of torch's gather does not."""
     return run([x[:, None, None, :]], [ROW_OF["edge"], ROW_OF[row_of]], [1, 1, x.shape[1]], graph)[:, 0, 0]
 
 

@@ -1,4 +1,5 @@
-"""The linear maps of the edge-frame lowering: rotations into and out of the frames, and the matrices of the path weights.
+"""The linear maps of the edge-frame lowering: rotations into and out of the frames, and the
+matrices of the path weights.
 
 Each is a torch op, and its derivative is again one of them.
 """
@@ -36,7 +37,8 @@ class FrameTables(NamedTuple):
     frame_in: int
     frame_out: int
     terms: list[Tensor]
-    """``MatrixTerm`` rows, their factors; where each matrix' terms begin; where each path's begin in the last, their order."""
+    """``MatrixTerm`` rows, their factors; where each matrix' terms begin; where each path's begin
+    in the last, their order."""
     onsite_sizes: list[int]
     """Of the matrices for edges of length zero, which come last."""
     matrix_numel: int
@@ -113,7 +115,8 @@ def _make_tables(plan: EdgeFramePlan, device: torch.device, widths: tuple[int, .
 
 
 def frame_matrices(weight: Tensor, scale: Tensor | None, tables: FrameTables) -> Tensor:
-    """The matrices of all m and of the on-site edges, ``[matrix_numel]``, of ``weight[u, w] scale[w]`` path by path."""
+    """The matrices of all m and of the on-site edges, ``[matrix_numel]``, of ``weight[u, w]
+    scale[w]`` path by path."""
     return _weights(weight, scale, None, *tables.terms, MATRIX, tables.matrix_numel)
 
 

@@ -17,7 +17,8 @@ _Graph = GRAPH.fields
 
 @dataclass(frozen=True)
 class EdgeIndex:
-    """Directed edges ``senders[e] -> receivers[e]`` with their order by either end. Make one with :func:`edge_index`.
+    """Directed edges ``senders[e] -> receivers[e]`` with their order by either end. Make one with
+    :func:`edge_index`.
 
     Multi-edges, self-loops and nodes without edges are all allowed; edges may come in any order.
     """
@@ -71,7 +72,8 @@ def edge_index(senders: Tensor, receivers: Tensor, num_senders: int, num_receive
     """Checks, copies and sorts an edge list.
 
     Args:
-        senders, receivers: ``[edges]`` integers. They are copied: writing to them later changes nothing here.
+        senders, receivers: ``[edges]`` integers. They are copied: writing to them later changes
+            nothing here.
         num_senders: number of nodes that edges leave.
         num_receivers: number of nodes that edges reach, ``num_senders`` by default.
 
@@ -79,7 +81,8 @@ def edge_index(senders: Tensor, receivers: Tensor, num_senders: int, num_receive
         Tensors of int64, also inside ``torch.inference_mode()`` ones that training may use.
 
     Raises:
-        TypeError: no tensors, or numbers of nodes that are no integers; the message names the argument.
+        TypeError: no tensors, or numbers of nodes that are no integers; the message names the
+            argument.
         ValueError: wrong shape or dtype, or an index out of range; the message names the argument.
     """
     num_receivers = num_senders if num_receivers is None else num_receivers
@@ -117,11 +120,13 @@ def check_graph(op: str, edges: EdgeIndex, name: str = "edges") -> None:
 
 
 def reverse_edges(edges: EdgeIndex, shifts: Tensor | None = None) -> Tensor:
-    """For each edge s -> t its way back t -> s: ``[edges]`` int64, its own inverse. ``H_ji = H_ij^T`` and symmetric sums need it.
+    """For each edge s -> t its way back t -> s: ``[edges]`` int64, its own inverse. ``H_ji =
+    H_ij^T`` and symmetric sums need it.
 
     Args:
-        shifts: ``[edges, n]`` integers, what tells the edges of one pair apart: lattice vectors R of a crystal, which the way back has
-            negated. Of edges that are alike in all of that, the n-th goes with the n-th.
+        shifts: ``[edges, n]`` integers, what tells the edges of one pair apart: lattice vectors R
+            of a crystal, which the way back has negated. Of edges that are alike in all of that,
+            the n-th goes with the n-th.
 
     Raises:
         TypeError: another type of graph; shifts that are no tensor.

@@ -1,4 +1,5 @@
-"""Tensor product with the spherical harmonics of an edge's direction, computed in that edge's own frame."""
+"""Tensor product with the spherical harmonics of an edge's direction, computed in that edge's own
+frame."""
 
 from __future__ import annotations
 
@@ -26,17 +27,20 @@ from hamfast.plan.plan import IrrepBlock, irreps_dim
 
 
 class EdgeSources(NamedTuple):
-    """The operand x of every edge, ``[x_a | x_b | ...]``, from up to three tensors that are never gathered or concatenated."""
+    """The operand x of every edge, ``[x_a | x_b | ...]``, from up to three tensors that are never
+    gathered or concatenated."""
 
     tensors: tuple[Tensor, ...]
     """``[rows, dim]`` each."""
     ends: tuple[str, ...]
-    """Which row an edge reads of each: that of its ``sender``, of its ``receiver``, or its own (``edge``)."""
+    """Which row an edge reads of each: that of its ``sender``, of its ``receiver``, or its own
+    (``edge``)."""
     edges: EdgeIndex
 
 
 class SeparateWeights(NamedTuple):
-    """DeepH-E3's weights of the path (l1, l2, l3), ``left[u, w] right[w]``: their product is never formed."""
+    """DeepH-E3's weights of the path (l1, l2, l3), ``left[u, w] right[w]``: their product is never
+    formed."""
 
     left: Tensor
     """``[weight_numel]``: the matrices of all paths, flat, in e3nn's order."""
@@ -45,7 +49,8 @@ class SeparateWeights(NamedTuple):
 
 
 class EdgeFrames(NamedTuple):
-    """The frames of a set of edges, prepared once and used by every layer. Make one with :func:`edge_frames`."""
+    """The frames of a set of edges, prepared once and used by every layer. Make one with
+    :func:`edge_frames`."""
 
     wigner: Tensor
     """``[edges, wigner_dim(l_max)]``"""
@@ -53,14 +58,16 @@ class EdgeFrames(NamedTuple):
     onsite: Tensor
     """int64: the edges of length zero, on which only Y_00 is not zero."""
     vector: Tensor
-    """``[edges, 3]``: a copy of those given. If it requires a gradient, products are differentiable in it."""
+    """``[edges, 3]``: a copy of those given. If it requires a gradient, products are differentiable
+    in it."""
 
 
 def edge_frames(vector: Tensor, l_max: int, zero: float = 1e-6) -> EdgeFrames:
     """Frames of edges.
 
     Args:
-        vector: ``[edges, 3]``, the edges in e3nn's axis order, any length. It is copied: writing to it later changes nothing here.
+        vector: ``[edges, 3]``, the edges in e3nn's axis order, any length. It is copied: writing to
+            it later changes nothing here.
         l_max: highest l of any irrep that will be rotated.
         zero: edges up to this length count as on-site.
 
@@ -85,25 +92,31 @@ def edge_tensor_product(
     layout: str = "mul_ir",
     lowering: str | None = None,
 ) -> Tensor:
-    """``tensor_product(x, Y, weight, plan.plan)`` with Y the harmonics of the frames' edges, without ever making Y.
+    """``tensor_product(x, Y, weight, plan.plan)`` with Y the harmonics of the frames' edges,
+    without ever making Y.
 
-    Y is as ``e3nn.o3.spherical_harmonics(..., normalize=True, normalization="component")`` gives it; on edges of length
-    zero every Y with l > 0 is 0. See ``hamfast/plan/edge_frame.py`` for the mathematics.
+    Y is as ``e3nn.o3.spherical_harmonics(..., normalize=True, normalization="component")`` gives
+    it; on edges of length zero every Y with l > 0 is 0. See ``hamfast/plan/edge_frame.py`` for the
+    mathematics.
 
     Args:
-        x: ``[edges, dim_in1]``; or the tensors it consists of as :class:`EdgeSources`, which split the irreps between blocks.
-        weight: ``[weight_numel]``, shared by all edges, in e3nn's order; or :class:`SeparateWeights`. All operands have one dtype:
-            float32 or float64; or bfloat16 or float16, and the frames float32: all arithmetic is float32 then. Under autocast each
+        x: ``[edges, dim_in1]``; or the tensors it consists of as :class:`EdgeSources`, which split
+            the irreps between blocks.
+        weight: ``[weight_numel]``, shared by all edges, in e3nn's order; or
+            :class:`SeparateWeights`. All operands have one dtype: float32 or float64; or bfloat16
+            or float16, and the frames float32: all arithmetic is float32 then. Under autocast each
             operand may have another, and the result is as wide as the widest of x.
         plan: from :func:`hamfast.plan.edge_frame_plan`.
         frames: from :func:`edge_frames`.
         layout: of input and output, ``mul_ir`` or ``ir_mul``.
         lowering: ``edge_frame``, or ``mix`` or ``general`` with harmonics made for it; by default
-            :func:`hamfast.plan.cost.choose_lowering` decides. Sources and separate weights are for ``edge_frame`` alone.
+            :func:`hamfast.plan.cost.choose_lowering` decides. Sources and separate weights are for
+            ``edge_frame`` alone.
 
     Returns:
-        ``[edges, dim_out]``. Differentiable to any order in ``x``, ``weight`` and the vectors the frames were made of, at every
-        direction; on edges of length zero the derivative in the vector is 0.
+        ``[edges, dim_out]``. Differentiable to any order in ``x``, ``weight`` and the vectors the
+        frames were made of, at every direction; on edges of length zero the derivative in the
+        vector is 0.
 
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.
@@ -170,7 +183,8 @@ def _in_frames(
     frames: EdgeFrames,
     layout: str,
 ) -> Tensor:
-    """The edge-frame lowering; ``sources`` says which rows the tensors are, by default the edges' own."""
+    """The edge-frame lowering; ``sources`` says which rows the tensors are, by default the edges'
+    own."""
     ends = [_OWN] if sources is None else _ends(sources)
     tables = frame_tables(plan, left.device, tuple(t.shape[1] for t in tensors))
     matrices = frame_matrices(left, right, tables)

@@ -1,4 +1,5 @@
-"""The update of an edge's features from those of the nodes it joins: gather, sum, layer normalisation and activation in one op."""
+"""The update of an edge's features from those of the nodes it joins: gather, sum, layer
+normalisation and activation in one op."""
 
 from __future__ import annotations
 
@@ -33,26 +34,32 @@ def edge_update(
     epsilon: float = 1e-5,
     activation: str = "silu",
 ) -> Tensor:
-    """``y[e] = act(norm(edge[e] + sender[s] + receiver[t]))`` for every edge e = (sender s -> receiver t).
+    """``y[e] = act(norm(edge[e] + sender[s] + receiver[t]))`` for every edge e = (sender s ->
+    receiver t).
 
-    ``norm(x) = weight (x - mean) / sqrt(variance + epsilon) + bias``, mean and variance of a row: torch's LayerNorm.
-    With a linear layer's ``W [n_s | e | n_t]`` as three matrices, two of which meet rows of nodes, this is the first half of the
-    edge update of most networks on graphs: MLPs of (sender, edge, receiver), with a normalisation or without one.
+    ``norm(x) = weight (x - mean) / sqrt(variance + epsilon) + bias``, mean and variance of a row:
+    torch's LayerNorm. With a linear layer's ``W [n_s | e | n_t]`` as three matrices, two of which
+    meet rows of nodes, this is the first half of the edge update of most networks on graphs: MLPs
+    of (sender, edge, receiver), with a normalisation or without one.
 
     Args:
         edges: from :func:`hamfast.ops.edge_index`.
-        edge, sender, receiver: ``[edges | num_senders | num_receivers, width]``, one of them at least.
+        edge, sender, receiver: ``[edges | num_senders | num_receivers, width]``, one of them at
+            least.
         weight, bias: ``[width]``, both or neither; without them nothing is normalised.
         epsilon: added to the variance.
         activation: ``silu`` or ``identity``.
 
     Returns:
-        ``[edges, width]``. Differentiable to any order, in reverse and forward mode and under ``torch.func``; the first two derivatives are
-        kernels, their sums over the edges of a node are made in a fixed order: deterministic. Nothing but the operands is kept for them.
-        bfloat16 and float16 rows are computed in float32 and stay as they are stored; so do they under autocast.
+        ``[edges, width]``. Differentiable to any order, in reverse and forward mode and under
+        ``torch.func``; the first two derivatives are kernels, their sums over the edges of a node
+        are made in a fixed order: deterministic. Nothing but the operands is kept for them.
+        bfloat16 and float16 rows are computed in float32 and stay as they are stored; so do they
+        under autocast.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit, or an argument is missing; the message names it.
+        ValueError: a shape, dtype or device does not fit, or an argument is missing; the message
+            names it.
     """
     rows: tuple[Tensor | None, ...] = (edge, sender, receiver)
     check_graph(_NAME, edges)

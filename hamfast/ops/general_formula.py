@@ -1,4 +1,5 @@
-"""The general kernel by torch's own operations, for backends without one: any mode, on any device, in memory of edges x pairs of channels."""
+"""The general kernel by torch's own operations, for backends without one: any mode, on any device,
+in memory of edges x pairs of channels."""
 
 from __future__ import annotations
 
@@ -122,13 +123,15 @@ def _pairs(path: Path, device) -> tuple[Tensor, Tensor]:
 
 
 def _sum_pairs(values: Tensor, channel: Tensor, count: int) -> Tensor:
-    """``[rows, pairs, d]`` to ``[rows, count, d]``: a product with ones and zeros, because index_add's order changes on GPUs."""
+    """``[rows, pairs, d]`` to ``[rows, count, d]``: a product with ones and zeros, because
+    index_add's order changes on GPUs."""
     belongs = torch.nn.functional.one_hot(channel, count).to(values)
     return torch.einsum("rpk,pn->rnk", values, belongs)
 
 
 def _add_rows(graph: Any, out: Tensor, made: Tensor, offset: int, end: _End) -> None:
-    """Adds a block of columns, summed over the edges of each row in the order of the graph's lists."""
+    """Adds a block of columns, summed over the edges of each row in the order of the graph's
+    lists."""
     made = made.flatten(1)
     if end.ptr is not None:
         own = (end.nodes, end.order, end.ptr)

@@ -1,6 +1,7 @@
 """The two layouts of irreps in the last dimension of a tensor.
 
-``mul_ir`` (e3nn): channels of a block slow, components fast. ``ir_mul``: components slow, channels fast.
+``mul_ir`` (e3nn): channels of a block slow, components fast. ``ir_mul``: components slow, channels
+fast.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def check_layout(layout: str) -> str:
 
 
 def convert_layout(x: Tensor, irreps: Sequence[IrrepBlock], source: str, target: str) -> Tensor:
-    """Reorders ``[..., irreps_dim(irreps)]`` from one layout to the other; a copy unless they agree."""
+    """Reorders ``[..., irreps_dim(irreps)]`` from one layout to the other; a copy unless they
+    agree."""
     if check_layout(source) == check_layout(target) or all(mul == 1 or l == 0 for mul, l, _ in irreps):
         return x
     reordered = []

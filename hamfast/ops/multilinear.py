@@ -1,8 +1,10 @@
-"""The op behind every tensor product: partial derivatives of the multilinear form F(x, y, w, g) = <g, TP(x, y, w)>.
+"""The op behind every tensor product: partial derivatives of the multilinear form F(x, y, w, g) =
+<g, TP(x, y, w)>.
 
-F is linear in each of its four slots. The product is dF/dg; its gradients are dF/dx, dF/dy, dF/dw, and come from one pass. What
-those depend on is found by a derivative of F along tangents, again in one pass; after that, derivatives are sums of the
-same, with arguments exchanged. So one op is closed under differentiation, and every order is exact.
+F is linear in each of its four slots. The product is dF/dg; its gradients are dF/dx, dF/dy, dF/dw,
+and come from one pass. What those depend on is found by a derivative of F along tangents, again in
+one pass; after that, derivatives are sums of the same, with arguments exchanged. So one op is
+closed under differentiation, and every order is exact.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ class Tables(NamedTuple):
     """The group ``tables`` of the op's record."""
     dims: ProductDims
     general: bool
-    """Has the general kernel a share in it? It reads and writes ``mul_ir``, in float32 or float64."""
+    """Has the general kernel a share in it? It reads and writes ``mul_ir``, in float32 or
+    float64."""
 
 
 def multilinear(
@@ -60,7 +63,8 @@ def multilinear(
     scatter: bool,
     layouts: tuple[str, str],
 ) -> Tensor:
-    """The product, dF/dg: ``[rows, out_dim]``. Arguments are as :func:`hamfast.ops.tensor_product` has checked them."""
+    """The product, dF/dg: ``[rows, out_dim]``. Arguments are as :func:`hamfast.ops.tensor_product`
+    has checked them."""
     rows = edges.num_edges if edges is not None else x.shape[0]
     shared = weight is None or weight.dim() == 1
     form = Form(
@@ -105,8 +109,9 @@ def make_tables(plan: Plan, paths: str, dtype: torch.dtype, device: torch.device
     """Tables of some paths of a plan.
 
     Args:
-        paths: ``pairs``: the first half of the mix lowering. ``channel``: all paths, channel-wise where that kernel can run them,
-            else on the general one. ``general``: all, on the general kernel. ``rest``: like ``channel``, without those of ``pairs``.
+        paths: ``pairs``: the first half of the mix lowering. ``channel``: all paths, channel-wise
+            where that kernel can run them, else on the general one. ``general``: all, on the
+            general kernel. ``rest``: like ``channel``, without those of ``pairs``.
     """
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     key = (plan, paths, compute, device)
@@ -159,7 +164,8 @@ def _make_tables(plan, paths, compute, device):
 
 
 def kernel_source(tables: Tables, variant: ChannelVariant) -> tuple[Tensor, Tensor]:
-    """What the CUDA backend would compile: the plan's header as bytes; the units, and a block's bytes of shared memory."""
+    """What the CUDA backend would compile: the plan's header as bytes; the units, and a block's
+    bytes of shared memory."""
     own = {name: t for name, t in tables.tensors._asdict().items() if name in _CHANNEL_TABLES}
     arguments = CHANNEL_KERNEL_SOURCE.by_name(**own, dims=tables.dims, variant=variant)
     return torch.ops.hamfast.channel_kernel_source(*arguments)
@@ -179,7 +185,8 @@ def general_tables(plan: Plan, instructions: list[Instruction]) -> tuple[np.ndar
     """Paths as the general kernel reads them (``kernels/general.cuh``).
 
     Returns:
-        table ``[paths, Path]`` int64, indices ``[entries, 3]`` int64, values ``[entries]`` float64, elements of scratch.
+        table ``[paths, Path]`` int64, indices ``[entries, 3]`` int64, values ``[entries]`` float64,
+        elements of scratch.
     """
     starts = []
     for blocks in (plan.irreps_in1, plan.irreps_in2, plan.irreps_out):
@@ -193,7 +200,8 @@ def general_tables(plan: Plan, instructions: list[Instruction]) -> tuple[np.ndar
         n3, l3, _ = plan.irreps_out[ins.i_out]
         d1, d2, d3 = 2 * l1 + 1, 2 * l2 + 1, 2 * l3 + 1
         pairing = _PAIRING.get(ins.mode, Pairing.OUTER)
-        # An unweighted uuw path sums all channels into its only output channel: a channel mode with stride 0.
+        # An unweighted uuw path sums all channels into its only output channel: a channel mode with
+        # stride 0.
         mixing = ins.has_weight and ins.mode in ("uvw", "uuw", "u<vw")
         out_u, out_v = {"uvu": (1, 0), "uvv": (0, 1), "uuu": (1, 0), "uvuv": (n2, 1), "uvu<v": (1, 0)}.get(
             ins.mode, (0, 0)
@@ -262,7 +270,8 @@ class Form(NamedTuple):
     def along(self, operands: Sequence, tangents: Sequence, slots: Sequence[int]) -> dict[int, Tensor]:
         """Derivatives of F, or of its derivative along the tangents, in the slots."""
         along = [n for n in range(4) if tangents[n] is not None]
-        # Linear: the tangent takes the operand's place. Not that of the weights, in which paths without weights are constant.
+        # Linear: the tangent takes the operand's place. Not that of the weights, in which paths
+        # without weights are constant.
         if len(along) == 1 and along[0] != W:
             slots = [slot for slot in slots if slot != along[0]]
             operands = [tangents[n] if n == along[0] else t for n, t in enumerate(operands)]
@@ -277,7 +286,8 @@ class Form(NamedTuple):
     def along_both(
         self, operands: Sequence, first: Sequence, second: Sequence, slots: Sequence[int]
     ) -> dict[int, Tensor]:
-        """Derivatives in the slots of F's second derivative along both: one operand exchanged for a tangent of each."""
+        """Derivatives in the slots of F's second derivative along both: one operand exchanged for a
+        tangent of each."""
         total: dict[int, Tensor] = {}
         for i in range(4):
             for j in range(4):
@@ -350,7 +360,8 @@ def _jvp(inputs, input_tangents):
 
 
 def _vmap(info, in_dims, *inputs):
-    """Without a graph the batch becomes rows; with one, or with a batch of shared weights, one call per sample."""
+    """Without a graph the batch becomes rows; with one, or with a batch of shared weights, one call
+    per sample."""
     size, arguments = info.batch_size, TENSOR_PRODUCT.read(inputs)
     wanted, settings = arguments.wanted, Form.of(arguments).settings
     tensors, dims = inputs[:8], in_dims[:8]  # the operands, then their tangents

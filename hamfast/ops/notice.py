@@ -24,7 +24,8 @@ _strict = environment.switch("HAMFAST_STRICT")
 
 @contextmanager
 def strict(enabled: bool = True) -> Iterator[None]:
-    """Inside, a slow path raises ``RuntimeError`` in place of a warning. ``HAMFAST_STRICT=1`` does so everywhere."""
+    """Inside, a slow path raises ``RuntimeError`` in place of a warning. ``HAMFAST_STRICT=1`` does
+    so everywhere."""
     global _strict
     before, _strict = _strict, enabled
     try:
@@ -34,7 +35,8 @@ def strict(enabled: bool = True) -> Iterator[None]:
 
 
 def slow_path(op: str, plan: Plan, device: str, reason: str = "") -> None:
-    """Reports the paths of a plan that only the general kernel knows; or the reason why all of it runs there."""
+    """Reports the paths of a plan that only the general kernel knows; or the reason why all of it
+    runs there."""
     if torch.compiler.is_compiling():
         return
     if _strict:
@@ -43,7 +45,8 @@ def slow_path(op: str, plan: Plan, device: str, reason: str = "") -> None:
 
 
 def lower_backend(op: str, backend: str, reason: str, cause: Exception | None = None) -> None:
-    """Reports that an op on a GPU runs on a backend lower on the ladder of ``hamfast.ops.backend``."""
+    """Reports that an op on a GPU runs on a backend lower on the ladder of
+    ``hamfast.ops.backend``."""
     sentence = f"hamfast: {op} on a GPU runs on the {backend} backend, on copies of its tensors, which is right but slow: {reason}"
     if _strict:
         raise RuntimeError(sentence + "; strict mode forbids it") from cause

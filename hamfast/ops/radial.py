@@ -1,8 +1,9 @@
-"""Per-edge weights that are never stored: the last layer of the radial network, made inside the product.
+"""Per-edge weights that are never stored: the last layer of the radial network, made inside the
+product.
 
-After gather and scatter are fused, most of what a convolution reads is its weight tensor, ``[edges, weights]``, which the radial
-network's last layer has just written: ``w[e] = hidden[e] W + b``. Here it is made for a block of edges, used, and forgotten; the
-backward pass makes it again.
+After gather and scatter are fused, most of what a convolution reads is its weight tensor, ``[edges,
+weights]``, which the radial network's last layer has just written: ``w[e] = hidden[e] W + b``. Here
+it is made for a block of edges, used, and forgotten; the backward pass makes it again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from hamfast.records.ops import RADIAL_TENSOR_PRODUCT
 
 
 class RadialWeights(NamedTuple):
-    """Weights of each edge, ``hidden @ matrix + bias``, for the ``weight`` of :func:`hamfast.ops.tensor_product`."""
+    """Weights of each edge, ``hidden @ matrix + bias``, for the ``weight`` of
+    :func:`hamfast.ops.tensor_product`."""
 
     hidden: Tensor
     """``[edges, k]``: the radial network before its last layer."""
@@ -101,9 +103,11 @@ def _backward(ctx, *grads):
 
 
 def _backward_of_gradients(ctx, arguments, grads):
-    """From here on the weights are stored: the gradients are those of the plain op, and its derivatives are known."""
+    """From here on the weights are stored: the gradients are those of the plain op, and its
+    derivatives are known."""
     with torch.enable_grad():
-        # Views: one input may depend on another (g on x, say), and its share must not be counted here.
+        # Views: one input may depend on another (g on x, say), and its share must not be counted
+        # here.
         inputs = [t.view_as(t) for t in arguments.operands]
         x, y, hidden, matrix, g = inputs
         layouts = (arguments.x_layout, arguments.g_layout)

@@ -1,6 +1,7 @@
 """``hamfast::radial_tensor_product`` on a GPU whose kernels do not make the gradients of hidden rows: block after block of edges.
 
-The weights of one block, or their gradients, are stored; CUDA kernels make the weights themselves, so that only gradients go in blocks.
+The weights of one block, or their gradients, are stored; CUDA kernels make the weights themselves,
+so that only gradients go in blocks.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ MOST_BLOCKS = 16
 def radial_in_blocks(*flat: Any) -> tuple[Tensor, ...]:
     """The op, with its arguments as its record has them.
 
-    Edges are taken in the order of the rows that are summed, so that a row ends in the block after the one it began in, if that.
-    No number leaves the device.
+    Edges are taken in the order of the rows that are summed, so that a row ends in the block after
+    the one it began in, if that. No number leaves the device.
     """
     arguments = RADIAL_TENSOR_PRODUCT.read(flat)
     x, y, hidden, matrix, g = arguments.operands
@@ -85,7 +86,8 @@ def _rows_of(t: Tensor, index: Tensor | None, chosen: Any) -> _Rows:
 
 
 class _ProductOfBlock:
-    """The product of some edges, or its gradients in x, y and the weights, for weights ``hidden @ matrix``."""
+    """The product of some edges, or its gradients in x, y and the weights, for weights ``hidden @
+    matrix``."""
 
     def __init__(self, arguments: Any):
         self.arguments = arguments

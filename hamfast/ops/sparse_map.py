@@ -1,4 +1,5 @@
-"""A constant sparse matrix times rows: the head of a network, whose Clebsch-Gordan sums have few terms each."""
+"""A constant sparse matrix times rows: the head of a network, whose Clebsch-Gordan sums have few
+terms each."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ def sparse_map(x: Tensor, matrix: SparseMatrix) -> Tensor:
         matrix: from :func:`sparse_matrix`, on the device and in the dtype of ``x``.
 
     Returns:
-        ``[rows, dim_out]``, contiguous. Differentiable in ``x`` to any order: its derivative is the transposed matrix.
+        ``[rows, dim_out]``, contiguous. Differentiable in ``x`` to any order: its derivative is the
+        transposed matrix.
 
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.

@@ -36,27 +36,34 @@ def tensor_product(
     layout: str = "mul_ir",
     lowering: str | None = None,
 ) -> Tensor:
-    """The tensor product of ``plan``: ``e3nn.o3.TensorProduct`` on the same weights, or its graph convolution.
+    """The tensor product of ``plan``: ``e3nn.o3.TensorProduct`` on the same weights, or its graph
+    convolution.
 
     Without ``edges``, ``out[r] = TP(x[r], y[r], w[r])``. With ``edges``,
     ``out[n] = sum over e with receivers[e] = n of TP(x[senders[e]], y[e], w[e])``, in one pass.
 
     Args:
-        x: ``[rows, plan.dim_in1]``; with ``edges`` and ``gather``, ``[num_senders, plan.dim_in1]``. float32, float64, or
-            bfloat16 or float16 as storage: sums and products are then float32.
-        y: ``[rows, plan.dim_in2]``, dtype of ``x``; one row per edge with ``edges``. Layout ``mul_ir``.
-        weight: ``[plan.weight_numel]`` shared by all rows, or ``[rows, plan.weight_numel]``; None if the plan has none. Or
-            :class:`RadialWeights`: then weights per row are made on the fly, and need no memory.
+        x: ``[rows, plan.dim_in1]``; with ``edges`` and ``gather``, ``[num_senders, plan.dim_in1]``.
+            float32, float64, or bfloat16 or float16 as storage: sums and products are then float32.
+        y: ``[rows, plan.dim_in2]``, dtype of ``x``; one row per edge with ``edges``. Layout
+            ``mul_ir``.
+        weight: ``[plan.weight_numel]`` shared by all rows, or ``[rows, plan.weight_numel]``; None
+            if the plan has none. Or :class:`RadialWeights`: then weights per row are made on the
+            fly, and need no memory.
         plan: from :func:`hamfast.plan.make_plan`.
         edges: from :func:`hamfast.ops.edge_index`.
         gather: with ``edges``: read ``x`` through ``senders`` (else ``x`` has one row per edge).
-        scatter: with ``edges``: sum the result by ``receivers`` (else one row per edge is returned).
-        layout: of ``x`` and of the result, ``mul_ir`` (e3nn's) or ``ir_mul`` (channels fastest, no reordering inside).
-        lowering: ``channel``, ``mix`` or ``general``; by default :func:`hamfast.plan.cost.choose_lowering` decides.
+        scatter: with ``edges``: sum the result by ``receivers`` (else one row per edge is
+            returned).
+        layout: of ``x`` and of the result, ``mul_ir`` (e3nn's) or ``ir_mul`` (channels fastest, no
+            reordering inside).
+        lowering: ``channel``, ``mix`` or ``general``; by default
+            :func:`hamfast.plan.cost.choose_lowering` decides.
 
     Returns:
-        ``[rows, plan.dim_out]``, or ``[num_receivers, plan.dim_out]`` with ``scatter``; contiguous. Differentiable in
-        ``x``, ``y`` and ``weight`` to any order. Deterministic: sums run in a fixed order.
+        ``[rows, plan.dim_out]``, or ``[num_receivers, plan.dim_out]`` with ``scatter``; contiguous.
+        Differentiable in ``x``, ``y`` and ``weight`` to any order. Deterministic: sums run in a
+        fixed order.
 
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.
@@ -161,7 +168,8 @@ def _check_weight(x: Tensor, y: Tensor, weight: Tensor | RadialWeights | None, r
 
 
 def _under_autocast(x: Tensor, y: Tensor, weight: Any) -> tuple[Tensor, Tensor, Any]:
-    """Under autocast operands come in several dtypes: all become the widest. Sums inside are float32 or wider anyway."""
+    """Under autocast operands come in several dtypes: all become the widest. Sums inside are
+    float32 or wider anyway."""
     if not torch.is_autocast_enabled(x.device.type):
         return x, y, weight
     radial = isinstance(weight, RadialWeights)
@@ -190,7 +198,8 @@ def broadcast_tensor_product(x: Tensor, y: Tensor, weight: Tensor | None, plan: 
 
 
 def _general(x, y, weight, plan, tables, edges, gather, scatter, layout):
-    """Plans with paths that only the general kernel knows: it works in ``mul_ir``, in float32 or float64."""
+    """Plans with paths that only the general kernel knows: it works in ``mul_ir``, in float32 or
+    float64."""
     slow_path("tensor_product", plan, x.device.type, _problem(x.device.type))
     dtype = x.dtype
     if dtype in HALF:
@@ -201,9 +210,11 @@ def _general(x, y, weight, plan, tables, edges, gather, scatter, layout):
 
 
 def _mix(x, y, weight, plan, edges, gather, scatter, layout):
-    """Coupled pairs of channels of all rows, [2 l + 1, pairs] per output block, times the weights: one matrix product each.
+    """Coupled pairs of channels of all rows, [2 l + 1, pairs] per output block, times the weights:
+    one matrix product each.
 
-    With ``scatter`` the pairs are summed over edges first, so that the matrix product is one of nodes.
+    With ``scatter`` the pairs are summed over edges first, so that the matrix product is one of
+    nodes.
     """
     tables = make_tables(plan, "pairs", x.dtype, x.device)
     mixes = mix_blocks(plan)

@@ -1,4 +1,5 @@
-"""What the ops of torch.library have in common: derivatives, and how they meet ``torch.func``, forward mode and vmap."""
+"""What the ops of torch.library have in common: derivatives, and how they meet ``torch.func``,
+forward mode and vmap."""
 
 from __future__ import annotations
 
@@ -20,12 +21,14 @@ def differentiable(
 ) -> Callable[..., Any]:
     """Registers the derivative of ``hamfast::name``, and returns the op as Python calls it.
 
-    What torch.library makes of the two functions takes 60 to 200 microseconds a call in eager mode, more than a small kernel, and knows
-    neither forward mode nor ``torch.func``. There they run in a plain ``autograd.Function``; graphs (compile, export, tracing) see the op.
+    What torch.library makes of the two functions takes 60 to 200 microseconds a call in eager mode,
+    more than a small kernel, and knows neither forward mode nor ``torch.func``. There they run in a
+    plain ``autograd.Function``; graphs (compile, export, tracing) see the op.
 
     Args:
-        jvp: ``(inputs, tangents) -> tangents of the outputs``. With it the op works in forward mode and under ``torch.func``, without it
-            whoever calls it takes care of that (:func:`is_transformed`).
+        jvp: ``(inputs, tangents) -> tangents of the outputs``. With it the op works in forward mode
+            and under ``torch.func``, without it whoever calls it takes care of that
+            (:func:`is_transformed`).
         vmap: the rule of :func:`torch.library.register_vmap`; by default a call per sample.
         linear_in: the op is linear in each of so many first inputs, from which jvp follows.
     """
@@ -130,7 +133,8 @@ def is_transformed(tensors: Iterable[Tensor | None]) -> bool:
 def gradients_along(
     pairs: Sequence[tuple[Tensor, Tensor]], tensors: Sequence[Any], wanted: Sequence[int], create_graph: bool
 ) -> list[Tensor | None]:
-    """Gradients of ``sum <output, tangent>`` over the pairs, in those of the tensors that are wanted; None for the others."""
+    """Gradients of ``sum <output, tangent>`` over the pairs, in those of the tensors that are
+    wanted; None for the others."""
     found: list[Tensor | None] = [None] * len(tensors)
     if pairs and wanted:
         outputs, tangents = zip(*pairs, strict=True)
@@ -148,16 +152,19 @@ def second_derivative(
     tangents: Sequence[Tensor | None],
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Gradients of ``sum_n <d/d operand_n of sum_k <result_k, gradient_k>, tangent_n>``, by torch's derivatives of ``function``.
+    """Gradients of ``sum_n <d/d operand_n of sum_k <result_k, gradient_k>, tangent_n>``, by torch's
+    derivatives of ``function``.
 
     Args:
-        function: from the operands to the results, of operations that torch can differentiate often enough.
+        function: from the operands to the results, of operations that torch can differentiate often
+            enough.
         gradients: one for each result or None.
         tangents: one for each operand or None.
         needed: whether that in each of the gradients, then each of the operands is.
 
     Returns:
-        Those in the gradients, then in the operands; None where not needed, or where nothing depends on it.
+        Those in the gradients, then in the operands; None where not needed, or where nothing
+        depends on it.
     """
     tensors: list[Any] = [*gradients, *operands]
     count = len(gradients)
@@ -199,7 +206,8 @@ def second_derivative(
 
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Aliases: derivatives in one operand must not run on into another, or into what it was made from.
+        # Aliases: derivatives in one operand must not run on into another, or into what it was made
+        # from.
         aliases = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in (tensors[n] for n in free)]
         given = with_values(free, aliases, tensors)
         made = results(given)

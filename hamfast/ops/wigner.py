@@ -20,16 +20,18 @@ def wigner_dim(l_max: int) -> int:
 def edge_wigner(direction: Tensor, l_max: int) -> Tensor:
     """D matrices of the rotations that take each direction to (0, 1, 0), e3nn's polar axis.
 
-    With R(alpha, beta, 0) (0, 1, 0) = direction, returns D(R^-1) = exp(-beta X_0) exp(-alpha X_1). Rotation about the polar
-    axis is diagonal in |m|; the other one is the same thing in a basis rotated by a constant matrix.
+    With R(alpha, beta, 0) (0, 1, 0) = direction, returns D(R^-1) = exp(-beta X_0) exp(-alpha X_1).
+    Rotation about the polar axis is diagonal in |m|; the other one is the same thing in a basis
+    rotated by a constant matrix.
 
     Args:
         direction: ``[edges, 3]`` in e3nn's axis order, any length; zero counts as the polar axis.
         l_max: highest l.
 
     Returns:
-        ``[edges, wigner_dim(l_max)]``, the matrices for l = 0, 1, ... l_max, row-major. No gradient: the rotation about
-        the edge itself is a choice, and the matrices have no derivative at the poles.
+        ``[edges, wigner_dim(l_max)]``, the matrices for l = 0, 1, ... l_max, row-major. No
+        gradient: the rotation about the edge itself is a choice, and the matrices have no
+        derivative at the poles.
     """
     with torch.no_grad():
         x, y, z = torch.nn.functional.normalize(direction, dim=-1).unbind(-1)
@@ -73,7 +75,8 @@ def _wigner_D(l: int, alpha: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
 @cache
 @real_tensors()
 def _rotation_sign(l: int) -> float:
-    """The sign convention of e3nn's rotation about the polar axis: exp(-alpha X_1)[-1, +1] = sign sin(alpha)."""
+    """The sign convention of e3nn's rotation about the polar axis: exp(-alpha X_1)[-1, +1] = sign
+    sin(alpha)."""
     if l == 0:
         return 1.0
     angle = torch.tensor(0.3, dtype=torch.float64)
@@ -84,7 +87,8 @@ def _rotation_sign(l: int) -> float:
 @cache
 @real_tensors()
 def _tilt(l: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``exp(-beta X_0)`` as a Fourier series in beta: ``[1 + 2 l, (2 l + 1)^2]`` for 1, cos(m beta), sin(m beta)."""
+    """``exp(-beta X_0)`` as a Fourier series in beta: ``[1 + 2 l, (2 l + 1)^2]`` for 1, cos(m
+    beta), sin(m beta)."""
     angles = torch.arange(2 * l + 1, dtype=torch.float64) * (2 * torch.pi / (2 * l + 1)) + 0.1
     zero = torch.zeros_like(angles)
     samples = _wigner_D(l, zero, -angles, zero).flatten(1)

@@ -67,7 +67,8 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
-    # --- opening and closing --------------------------------------------------------------------------------------
+    # --- opening and closing
+    # --------------------------------------------------------------------------------------
 
     def open(self, resume: bool) -> None:
         """Takes the folder for this process: a new one, or that of the run to be continued.
@@ -124,7 +125,8 @@ class RunFolder:
             )
         write_config(self.config, self.path / CONFIG_FILE)
 
-    # --- going on -------------------------------------------------------------------------------------------------
+    # --- going on
+    # -------------------------------------------------------------------------------------------------
 
     def _continue(self) -> None:
         path = self.path / CONFIG_FILE

@@ -94,7 +94,8 @@ class CascadeTraining(lightning.LightningModule):
         output = self.model(graph, refine=self.phase != "stage1")
         return output.refined
 
-    # --- loss -----------------------------------------------------------------------------------------------------
+    # --- loss
+    # -----------------------------------------------------------------------------------------------------
 
     def errors(self, graph: CrystalGraph, difference: Tensor) -> tuple[Tensor, Tensor]:
         """Mean square (eV^2) and mean absolute error (eV) of each structure, over matrix elements.
@@ -182,7 +183,8 @@ class CascadeTraining(lightning.LightningModule):
             target[which] = rotate_irreps(target[which], self.model.spec.irreps, rotation)
         return replace(graph, vector=vector, target=target)
 
-    # --- optimiser ------------------------------------------------------------------------------------------------
+    # --- optimiser
+    # ------------------------------------------------------------------------------------------------
 
     def _groups(self) -> list[list[torch.nn.Parameter]]:
         """The trained parameters of stage 1 and of stage 2, without a stage that is not trained."""
@@ -239,7 +241,8 @@ class CascadeTraining(lightning.LightningModule):
                 [p for p in self.model.parameters() if p.requires_grad], self.settings.clip, error_if_nonfinite=False
             )
 
-    # --- averaged weights -----------------------------------------------------------------------------------------
+    # --- averaged weights
+    # -----------------------------------------------------------------------------------------
 
     def _trained(self) -> dict[str, Tensor]:
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -280,7 +283,8 @@ class CascadeTraining(lightning.LightningModule):
         if checkpoint.get("ema") and self.settings.ema is not None:
             self.ema = {n: w.to(self.device) for n, w in checkpoint["ema"]["weights"].items()}
 
-    # --- checkpoints ----------------------------------------------------------------------------------------------
+    # --- checkpoints
+    # ----------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the description of the model, the averaged weights and the lowered rate."""

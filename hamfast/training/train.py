@@ -72,7 +72,8 @@ class Run:
         if self.console is not None:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    # --- training -------------------------------------------------------------------------------------------------
+    # --- training
+    # -------------------------------------------------------------------------------------------------
 
     def train(self, resume: bool = False, stop_after_epoch: int | None = None) -> Path | None:
         """Runs every phase that is not finished.

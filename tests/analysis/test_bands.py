@@ -15,7 +15,8 @@ from hamfast.errors import HamfastError
 
 
 def test_a_gap_that_vanished_is_seen():
-    """The DFT levels within the window are right; the conduction band that fell into the gap was outside of it."""
+    """The DFT levels within the window are right; the conduction band that fell into the gap was
+    outside of it."""
     reference = np.array([[-10.0, -1.0, 3.4], [-9.0, -1.2, 4.0]])
     predicted = reference.copy()
     predicted[0, 2] = -1.0
@@ -25,7 +26,8 @@ def test_a_gap_that_vanished_is_seen():
     assert errors.gap_error == pytest.approx(-4400)
     assert errors.conduction_edge_error == pytest.approx(-4400)
     assert errors.valence_edge_error == pytest.approx(0)
-    # Four occupied levels without an error and the one that fell by 4.4 eV: it counts, as it is in the prediction's window.
+    # Four occupied levels without an error and the one that fell by 4.4 eV: it counts, as it is in
+    # the prediction's window.
     assert errors.levels_MAE == pytest.approx(4400 / 5)
     assert errors.shift == pytest.approx(0)
 

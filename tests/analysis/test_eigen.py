@@ -87,7 +87,8 @@ def test_fermi_level_of_the_dft_code(fixtures):
 
 
 def test_fermi_level_of_two_levels():
-    """An insulator's lies in the middle of its gap, a metal's where the bands hold the electrons."""
+    """An insulator's lies in the middle of its gap, a metal's where the bands hold the
+    electrons."""
     energies = np.array([[-1.0, 1.0], [-1.5, 0.4]])
     assert fermi_level(energies, 2, 2, temperature=10) == pytest.approx((-1.0 + 0.4) / 2)
     assert fermi_level(np.array([[0.0]]), 1, 2) == pytest.approx(0.0, abs=1e-9)
@@ -150,7 +151,8 @@ def test_indefinite_overlap_gets_a_sentence():
 
 
 def test_another_structures_hamiltonian_is_refused(fixtures):
-    """h-BN's H in graphene's place has the right number of atoms, but other orbital shapes or pairs."""
+    """h-BN's H in graphene's place has the right number of atoms, but other orbital shapes or
+    pairs."""
     graphene, mos2 = read_snapshot(fixtures / "graphene_1x1_000"), read_snapshot(fixtures / "MoS2_1x1_000")
     with pytest.raises(
         HamfastError, match="graphene_1x1_000: the Hamiltonian names atoms 0 to 2, but the structure has 2"

@@ -110,7 +110,8 @@ def test_too_few_points(cell, points):
 
 @pytest.mark.parametrize("label", ["graphene_1x1_000", "hBN_1x1_000", "MoS2_1x1_000"])
 def test_a_layers_lattice_is_that_of_its_plane(fixtures, label):
-    """The vacuum is found by what the matrix couples, not by the length of an axis: bulk crystals have long axes, too."""
+    """The vacuum is found by what the matrix couples, not by the length of an axis: bulk crystals
+    have long axes, too."""
     snapshot = read_snapshot(fixtures / label)
     assert periodic_axes(snapshot.hamiltonian) == [True, True, False]
     assert [n for _, n in band_structures(snapshot, {"DFT": snapshot.hamiltonian}, None, points=6)["DFT"].path.ticks]

@@ -101,7 +101,8 @@ def test_the_gauge_is_removed_in_the_norm_that_is_reported(spinful, seed):
 
 
 def test_band_errors_are_means_over_structures_and_stand_beside():
-    """A rigid shift of the conduction band of a dimerised chain: gap and edge off by it, on every k-point."""
+    """A rigid shift of the conduction band of a dimerised chain: gap and edge off by it, on every
+    k-point."""
     from kit import chain
 
     snapshot = chain(4, 0.0, dimer=0.5)
@@ -110,7 +111,8 @@ def test_band_errors_are_means_over_structures_and_stand_beside():
     sums.add(snapshot, wider)
     sums.add_eigenvalues(snapshot, wider)
     found = sums.summary()
-    # E = +- sqrt(t1^2 + t2^2 + 2 t1 t2 cos k): the gap is 2 |t1 - t2|, 2.0 and 2.4 eV, and symmetric about 0.
+    # E = +- sqrt(t1^2 + t2^2 + 2 t1 t2 cos k): the gap is 2 |t1 - t2|, 2.0 and 2.4 eV, and
+    # symmetric about 0.
     numbers = found["bands_by_structure"]["chain"]
     assert numbers["gap_DFT"] == pytest.approx(2000)
     assert numbers["gap_predicted"] == pytest.approx(2400)

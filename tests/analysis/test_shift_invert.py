@@ -1,4 +1,5 @@
-"""Sparse levels: counted, checked, and refused where S is no overlap matrix. Against LAPACK and closed forms."""
+"""Sparse levels: counted, checked, and refused where S is no overlap matrix. Against LAPACK and
+closed forms."""
 
 import warnings
 
@@ -37,7 +38,8 @@ def test_an_indefinite_overlap_is_refused_by_both_solvers(num_bands):
 
 
 def test_degenerate_levels_are_all_found():
-    """All levels of a ring but two are pairs; every count cuts some pair in two, and no band loses its number."""
+    """All levels of a ring but two are pairs; every count cuts some pair in two, and no band loses
+    its number."""
     problem, exact = eigen_problem(chain(40, 0.1)), closed_form(40, 0.1)
     for count in range(2, 20):
         found = problem.levels([(0, 0, 0)], count, 0.3)
@@ -58,7 +60,8 @@ def test_both_sides_of_a_gap():
 
 
 def test_columns_are_bands_over_a_path():
-    """A metal: the number of levels below E_F differs from k to k, a column is one band all the same."""
+    """A metal: the number of levels below E_F differs from k to k, a column is one band all the
+    same."""
     problem = eigen_problem(chain(9, 0.1))
     kpoints = [(x, 0, 0) for x in np.linspace(0, 0.5, 7)]
     everything = problem.bands(kpoints)
@@ -78,7 +81,8 @@ def test_an_energy_on_a_level_is_moved_and_said():
 
 
 def test_levels_of_other_matrices_are_not_believed():
-    """What ARPACK gives is put into H c = E S c; a solver that solves something else is found out."""
+    """What ARPACK gives is put into H c = E S c; a solver that solves something else is found
+    out."""
     from hamfast.analysis import shift_invert
 
     problem = eigen_problem(chain(30, 0.1))
@@ -125,7 +129,8 @@ def test_inertia(seed, is_complex):
     ),
 )
 def test_projection_leaves_out_what_is_nearly_singular(num_bands):
-    """On the ring S is diagonal in k: levels with 1 + 2 s cos k below the threshold are gone, the others are untouched."""
+    """On the ring S is diagonal in k: levels with 1 + 2 s cos k below the threshold are gone, the
+    others are untouched."""
     atoms, overlap, threshold = 60, 0.4999, 0.05
     k = 2 * np.pi * np.arange(atoms) / atoms
     kept = 1 + 2 * overlap * np.cos(k) > threshold

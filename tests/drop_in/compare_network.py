@@ -1,6 +1,8 @@
-"""python compare_network.py mace|nequip: energies, forces, the gradient of a force loss and MACE's Hessian, before and after accelerate().
+"""python compare_network.py mace|nequip: energies, forces, the gradient of a force loss and MACE's
+Hessian, before and after accelerate().
 
-In a process of its own, because both packages change torch's global state. Prints what differed; fails if it is too much.
+In a process of its own, because both packages change torch's global state. Prints what differed;
+fails if it is too much.
 """
 
 import importlib

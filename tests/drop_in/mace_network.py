@@ -1,4 +1,5 @@
-"""A network of mace-torch: ``network(dtype)`` and ``graph(dtype)``, energies and forces by ``evaluate``, second derivatives by ``hessian``."""
+"""A network of mace-torch: ``network(dtype)`` and ``graph(dtype)``, energies and forces by
+``evaluate``, second derivatives by ``hessian``."""
 
 import numpy as np
 import peers

@@ -1,4 +1,5 @@
-"""A network of nequip: ``network(dtype)`` and ``graph(dtype)``, energies and forces by ``evaluate``."""
+"""A network of nequip: ``network(dtype)`` and ``graph(dtype)``, energies and forces by
+``evaluate``."""
 
 import peers
 import torch

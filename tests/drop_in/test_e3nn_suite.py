@@ -9,8 +9,8 @@ import e3nn
 import pytest
 
 FILES = ["tests/o3/tensor_product_test.py", "tests/o3/tensor_product_sub_test.py"]
-# All of them but statistics over a million random products, which take as long as all else here, with e3nn's own code as well;
-# tests/plan/test_plan.py compares the normalisations themselves.
+# All of them but statistics over a million random products, which take as long as all else here,
+# with e3nn's own code as well; tests/plan/test_plan.py compares the normalisations themselves.
 STATISTICS = ("test_normalized", "test_square_normalization")
 
 PLUGIN = """

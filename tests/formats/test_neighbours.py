@@ -86,7 +86,8 @@ def test_a_hamiltonian_that_was_cut_short_changes_no_number(fixtures, loaded):
 
 
 def test_a_hamiltonian_without_its_smallest_blocks_is_taken_as_it_is(fixtures, loaded):
-    """Codes that drop small blocks drop them in the training, too: their lists are no balls. A word is said all the same."""
+    """Codes that drop small blocks drop them in the training, too: their lists are no balls. A word
+    is said all the same."""
     snapshot = read(fixtures, hamiltonian=True)
     h = snapshot.hamiltonian
     norm = np.array([np.abs(h.block(n)).max() for n in range(len(h))])

@@ -1,4 +1,5 @@
-"""Foreign values are taken as what they are or refused; signs of exchanged matrices are told; files stay whole."""
+"""Foreign values are taken as what they are or refused; signs of exchanged matrices are told; files
+stay whole."""
 
 import json
 import os
@@ -287,7 +288,8 @@ def test_a_file_is_a_folder(new):
     refused(new, "overlap.h5: expected an HDF5 file, found a folder")
 
 
-# --- exchanged matrices ---------------------------------------------------------------------------------------------------
+# --- exchanged matrices
+# ---------------------------------------------------------------------------------------------------
 
 
 def exchanged(snapshot, how):
@@ -476,11 +478,13 @@ def test_real_data_is_not_suspected(fixtures, graphene, legacy):
             read_snapshot(folder)
 
 
-# --- writing --------------------------------------------------------------------------------------------------------------
+# --- writing
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_disk_that_is_full_when_an_h5_file_is_written(tmp_path):
-    """In a process of its own: the HDF5 library crashes where a disk is full when it closes a file."""
+    """In a process of its own: the HDF5 library crashes where a disk is full when it closes a
+    file."""
     code = f"""
 import numpy as np, os, resource
 from pathlib import Path

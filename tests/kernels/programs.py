@@ -36,7 +36,8 @@ def run_program(*command) -> str:
 
 
 def write_arrays(path: Path, arrays) -> None:
-    """As tests/cpp/case_file.h reads them. None: there is no such array, which one without elements is not."""
+    """As tests/cpp/case_file.h reads them. None: there is no such array, which one without elements
+    is not."""
     with path.open("wb") as file:
         for array in arrays:
             content = b"" if array is None else np.ascontiguousarray(array).tobytes()

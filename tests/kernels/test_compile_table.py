@@ -1,4 +1,5 @@
-"""Every CUDA kernel compiles for every architecture, and none spills or uses local memory where it did not."""
+"""Every CUDA kernel compiles for every architecture, and none spills or uses local memory where it
+did not."""
 
 import csv
 import shutil

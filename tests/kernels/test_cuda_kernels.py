@@ -1,4 +1,5 @@
-"""The CUDA kernels' source, compiled for the host and run thread by thread under sanitizers (tests/simt), against the reference.
+"""The CUDA kernels' source, compiled for the host and run thread by thread under sanitizers
+(tests/simt), against the reference.
 
 What this cannot show: see tests/simt/simt.h.
 """
@@ -32,7 +33,8 @@ NODES, EDGES = 7, 30
 
 
 def odd_plan() -> Plan:
-    """Multiplicities of no power of two, two channels of y, a path without weight, a result no path reaches."""
+    """Multiplicities of no power of two, two channels of y, a path without weight, a result no path
+    reaches."""
     instructions = [
         (0, 0, 0, "uvu", True),
         (1, 1, 1, "uvu", True),
@@ -88,7 +90,8 @@ def bits(letters: str) -> int:
 
 
 class Problem:
-    """Random operands of a case in its dtype; what is true of them in float64; the kernel's header."""
+    """Random operands of a case in its dtype; what is true of them in float64; the kernel's
+    header."""
 
     def __init__(self, case: Case):
         torch.manual_seed(5)
@@ -228,7 +231,8 @@ class Problem:
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory, request):
-    """case -> its problem and program, those of the tests that will run: two compilers at a time."""
+    """case -> its problem and program, those of the tests that will run: two compilers at a
+    time."""
     chosen = {item.callspec.params["case"] for item in request.session.items if item.path == request.path}
 
     def make(case):

@@ -1,5 +1,6 @@
-"""csrc/*_cuda.cu, launchers and kernels, built for the host on the executor of tests/simt, in place of the CPU kernels: the tests of
-the ops then run through them, unchanged, under the address and undefined-behaviour sanitizers.
+"""csrc/*_cuda.cu, launchers and kernels, built for the host on the executor of tests/simt, in place
+of the CPU kernels: the tests of the ops then run through them, unchanged, under the address and
+undefined-behaviour sanitizers.
 """
 
 import os
@@ -54,13 +55,14 @@ def compile_all(folder: Path) -> Path:
 
 
 def environment(library: Path) -> dict[str, str]:
-    """With which Python runs the CUDA sources in place of the CPU kernels; plans are compiled beside the library."""
+    """With which Python runs the CUDA sources in place of the CPU kernels; plans are compiled
+    beside the library."""
     runtimes = [
         subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
         for name in ("libasan.so", "libubsan.so")
     ]
-    # Plans are compiled without sanitizers (test_cuda_kernels.py runs that kernel with them), by a compiler that is not
-    # under them either, with the executor's header read once.
+    # Plans are compiled without sanitizers (test_cuda_kernels.py runs that kernel with them), by a
+    # compiler that is not under them either, with the executor's header read once.
     simt, header = ROOT / "tests" / "simt", library.parent / "simt.h"
     plan = ["g++", "-std=c++20", "-O0", "-w", "-fvisibility=hidden", "-fPIC", "-DHAMFAST_SIMT", f"-I{simt}"]
     subprocess.run([*plan, "-x", "c++-header", str(simt / "simt.h"), "-o", f"{header}.gch"], check=True)

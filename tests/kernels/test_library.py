@@ -58,7 +58,8 @@ def test_every_instruction_set_gives_the_same_numbers(isa):
 
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump")
 def test_baseline_kernels_use_no_later_instructions():
-    """A wheel must not die on an older processor: no AVX register in any function of the baseline's namespace."""
+    """A wheel must not die on an older processor: no AVX register in any function of the baseline's
+    namespace."""
     if os.uname().machine != "x86_64":
         pytest.skip("x86-64 only")
     symbols = subprocess.run(["nm", "-C", str(_library.PATH)], capture_output=True, text=True).stdout

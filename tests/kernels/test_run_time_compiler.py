@@ -1,4 +1,5 @@
-"""Kernels compiled at run time: for every architecture, into a cache that nothing breaks, with a sentence for what can go wrong."""
+"""Kernels compiled at run time: for every architecture, into a cache that nothing breaks, with a
+sentence for what can go wrong."""
 
 import os
 import shutil

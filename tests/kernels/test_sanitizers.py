@@ -1,4 +1,5 @@
-"""The CPU kernels under the address, undefined-behaviour and thread sanitizers, outside of torch, against the reference."""
+"""The CPU kernels under the address, undefined-behaviour and thread sanitizers, outside of torch,
+against the reference."""
 
 from pathlib import Path
 
@@ -41,7 +42,8 @@ def build(tmp_path_factory):
 
 
 def write_case(path, shared, nodes=9, count=40):
-    """Odd multiplicities, l up to 4, a path without weight, multi-edges, self-loops, nodes without edges."""
+    """Odd multiplicities, l up to 4, a path without weight, multi-edges, self-loops, nodes without
+    edges."""
     torch.manual_seed(3)
     instructions = [
         (0, 0, 0, "uvu", True),
@@ -94,7 +96,8 @@ ATTENTION_SIZES = {"heads": 3, "width": 19, "value": 5, "features": 33, "nodes":
 
 
 def write_attention_case(path, form, **sizes):
-    """Widths that fill no vector, sums of parts, a clip, nodes without edges; truth: the reference's derivatives."""
+    """Widths that fill no vector, sums of parts, a clip, nodes without edges; truth: the
+    reference's derivatives."""
     torch.manual_seed(4)
     kinds, chosen = ATTENTION[form]
     heads, width, value, features, nodes, count = (ATTENTION_SIZES | sizes).values()
@@ -150,7 +153,8 @@ def write_attention_case(path, form, **sizes):
 @pytest.mark.parametrize("form", list(ATTENTION))
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_attention_kernels(build, tmp_path, sanitizer, form):
-    """The widest vectors of this processor under the address sanitizer, the plainest under that of threads: compiling takes the time."""
+    """The widest vectors of this processor under the address sanitizer, the plainest under that of
+    threads: compiling takes the time."""
     isa = next(name for name in reversed(ISAS) if supported(name)) if sanitizer == "address" else "baseline"
     threads, zero = 4, [{name: 0} for name in ATTENTION_SIZES if name != "nodes"]
     for sizes in ({}, *zero, {"nodes": 0, "count": 0}):
@@ -168,7 +172,8 @@ def test_attention_kernels(build, tmp_path, sanitizer, form):
 @pytest.mark.parametrize(("width", "count"), [(5, 27), (16, 27), (37, 27), (5, 0), (0, 3)])
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_edge_update_kernels(build, tmp_path, isa, width, count):
-    """Rows of less than a vector, of whole vectors, and with a rest; with and without a norm, some parts absent."""
+    """Rows of less than a vector, of whole vectors, and with a rest; with and without a norm, some
+    parts absent."""
     if not supported(isa):
         pytest.skip(f"this processor has no {isa}")
     torch.manual_seed(5)

@@ -1,7 +1,9 @@
-"""The Triton kernels, compiled ahead of time for NVIDIA's and AMD's GPUs, and run in Triton's interpreter by the tests of the ops.
+"""The Triton kernels, compiled ahead of time for NVIDIA's and AMD's GPUs, and run in Triton's
+interpreter by the tests of the ops.
 
-tests/ops/test_backends.py meets the reference op by op; here are more options, and what only a compiler shows. What this cannot show:
-how fast they are, and whether a GPU's memory agrees with the interpreter's, which runs one program after another.
+tests/ops/test_backends.py meets the reference op by op; here are more options, and what only a
+compiler shows. What this cannot show: how fast they are, and whether a GPU's memory agrees with the
+interpreter's, which runs one program after another.
 """
 
 import ast
@@ -52,8 +54,9 @@ def test_every_kernel_compiles_for_every_architecture(tmp_path):
     for row in rows:
         name = f"{row['kernel']} of {row['problem']} for {row['architecture']}"
         assert row["local_accesses"] == 0, f"{name}: local memory"
-        # The sums for the radial network's matrix leave few registers (bench/results/triton_table.csv), and every version of
-        # Triton spills others; laid out badly, these kernels spill thousands of bytes.
+        # The sums for the radial network's matrix leave few registers
+        # (bench/results/triton_table.csv), and every version of Triton spills others; laid out
+        # badly, these kernels spill thousands of bytes.
         most = 256 if row["problem"].endswith("radial") else 16
         assert row["spill_bytes"] <= most, f"{name}: {row['spill_bytes']} bytes of registers are spilled"
         assert row["atomics"] == 0, f"{name}: atomics, and with them an order that changes"
@@ -67,7 +70,8 @@ def test_every_kernel_compiles_for_every_architecture(tmp_path):
 
 
 def close_double(digits, found):
-    """Is one of the constants this number, up to its last bits and sign? Of float32's digits it would be far."""
+    """Is one of the constants this number, up to its last bits and sign? Of float32's digits it
+    would be far."""
     wanted = abs(struct.unpack(">d", bytes.fromhex(digits[2:]))[0])
     values = [abs(struct.unpack(">d", bytes.fromhex(text[2:]))[0]) for text in found]
     return any(abs(value - wanted) < 1e-15 for value in values)

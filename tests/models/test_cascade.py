@@ -51,7 +51,8 @@ def test_hermitian_option(mos2):
 @pytest.mark.parametrize("scale", ["none", "constant", "radial"])
 @pytest.mark.parametrize("shift", ["none", "constant", "radial"])
 def test_normalisation_learns_a_two_centre_model(mos2, shift, scale):
-    """A target that is f(r) Y(direction) on hoppings and constant on site is what the radial shift can represent."""
+    """A target that is f(r) Y(direction) on hoppings and constant on site is what the radial shift
+    can represent."""
     from e3nn import o3
 
     spec, graph = mos2

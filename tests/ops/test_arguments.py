@@ -1,4 +1,5 @@
-"""Public ops called with what they cannot take: a TypeError or ValueError that names the argument, and says what was found."""
+"""Public ops called with what they cannot take: a TypeError or ValueError that names the argument,
+and says what was found."""
 
 import re
 

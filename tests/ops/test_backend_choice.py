@@ -25,7 +25,8 @@ def example():
 
 @pytest.fixture
 def world(monkeypatch):
-    """A machine that can be described: what is compiled, what torch is, whether there is Triton and NVRTC."""
+    """A machine that can be described: what is compiled, what torch is, whether there is Triton and
+    NVRTC."""
 
     def describe(compiled=True, cuda="13.0", hip=None, triton="", nvrtc=""):
         monkeypatch.setattr(backends, "COMPILED", compiled)

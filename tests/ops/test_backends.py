@@ -1,4 +1,5 @@
-"""Every op on every backend, dtype and order of derivative, against the float64 reference: where docs/backends.md is from.
+"""Every op on every backend, dtype and order of derivative, against the float64 reference: where
+docs/backends.md is from.
 
 The Triton kernels run on a GPU, or in Triton's interpreter where there is none.
 """

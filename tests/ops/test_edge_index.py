@@ -11,7 +11,8 @@ from hamfast.targets import TargetSpec
 
 
 def test_reverse_edges_of_a_crystal():
-    """Every pair within a cutoff under all shifts, own images and repeated edges included, in random order."""
+    """Every pair within a cutoff under all shifts, own images and repeated edges included, in
+    random order."""
     shifts = torch.cartesian_prod(*(torch.arange(-1, 2),) * 2)
     rows = torch.tensor(
         [(i, j, *s) for s in shifts.tolist() for i in range(3) for j in range(3) if (i, j, *s) != (i, i, 0, 0)]
@@ -57,7 +58,8 @@ def test_a_graph_keeps_nothing_of_the_caller():
     kept, rows = vector.clone(), torch.randn(3, 3)
     vector.numpy()[:] = 0
     found = ops.edge_tensor_product(rows, torch.ones(1), plan, frames)[:, 0]
-    # The product of two vectors, normalised so that its square is 1 on average: x . Y(direction) / sqrt(3), and |Y| = sqrt(3).
+    # The product of two vectors, normalised so that its square is 1 on average: x . Y(direction) /
+    # sqrt(3), and |Y| = sqrt(3).
     assert_close(found, (rows * kept).sum(1) / kept.norm(dim=1), atol=1e-6, rtol=1e-5)
 
 
@@ -70,7 +72,8 @@ def test_other_integers_and_strides(dtype):
 
 
 def test_what_is_made_in_inference_mode_serves_training():
-    """Graphs, frames, matrices, and every table that is made once: of plans that nothing else has asked for."""
+    """Graphs, frames, matrices, and every table that is made once: of plans that nothing else has
+    asked for."""
     spec = TargetSpec.from_mapping({6: [0, 1], 7: [0]}, True)
     irreps = "3x0e+5x1o+7x2e"
 

@@ -46,7 +46,8 @@ def test_value_and_derivatives(names, activation, device):
 @pytest.mark.interpreter
 @pytest.mark.parametrize("width", [1, 2, 16, 31, 128, 300, 1100])
 def test_any_width(width, device):
-    """Less than a vector, whole vectors, more than a group of lanes holds. float32 and float64 hold different numbers of columns."""
+    """Less than a vector, whole vectors, more than a group of lanes holds. float32 and float64 hold
+    different numbers of columns."""
     edges = graph(device)
     found, truth = both(edges, ALL, epsilon=1e-2)
     exact = leaves(ALL, width, device)

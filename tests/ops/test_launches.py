@@ -1,4 +1,5 @@
-"""How kernels are launched: what a library may expect of ops on its GPU, and what the sources may not contain."""
+"""How kernels are launched: what a library may expect of ops on its GPU, and what the sources may
+not contain."""
 
 import re
 from pathlib import Path

@@ -66,7 +66,8 @@ def wide_plan():
 
 
 def on_blocks(plan, h, matrix, layout, graph, dtype, device, edges=11, start=0):
-    """Product and gradients in x, y, h and the matrix by ``radial_in_blocks``, and by the reference in float64; in ``mul_ir``.
+    """Product and gradients in x, y, h and the matrix by ``radial_in_blocks``, and by the reference
+    in float64; in ``mul_ir``.
 
     ``start``: numbers that lie before the matrix.
     """
@@ -112,7 +113,8 @@ def test_block_by_block_from_the_plain_op(graph, layout, monkeypatch, device):
 @pytest.mark.parametrize(("graph", "layout"), [("rows", "mul_ir"), ("gather+scatter", "ir_mul")])
 @pytest.mark.parametrize("k", [5, 40])
 def test_weights_made_in_the_kernel(k, graph, layout, dtype, precision, tolerance, monkeypatch, device):
-    """What runs on CUDA in float32 and narrower (elsewhere, matrix products make the weights), rows longer than a tile of edges."""
+    """What runs on CUDA in float32 and narrower (elsewhere, matrix products make the weights), rows
+    longer than a tile of edges."""
     monkeypatch.setattr(radial_blocks, "LEAST_BLOCK", 33)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)

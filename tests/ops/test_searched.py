@@ -1,6 +1,8 @@
-"""Every op at sizes of 0 and 1 in every place, in every dtype and storage, on every backend, to the second derivative; truth: the reference.
+"""Every op at sizes of 0 and 1 in every place, in every dtype and storage, on every backend, to the
+second derivative; truth: the reference.
 
-A short search here, a long one with ``-m long``; tests/kernels/test_cuda_on_host.py runs the short one on the CUDA sources.
+A short search here, a long one with ``-m long``; tests/kernels/test_cuda_on_host.py runs the short
+one on the CUDA sources.
 """
 
 import pytest

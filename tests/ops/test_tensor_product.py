@@ -69,7 +69,8 @@ def test_equals_e3nn(mode, weights):
 @pytest.mark.parametrize("mode", ["uvu", "uuu"])
 @pytest.mark.parametrize("weights", ["shared", "per-sample"])
 def test_paths_with_and_without_weights_together(mode, weights, device):
-    """Linear in the weights no more: paths without weights must not show up in derivatives along them."""
+    """Linear in the weights no more: paths without weights must not show up in derivatives along
+    them."""
     plan = make_plan("3x0e+3x1o", "3x1o", "3x1o+3x0e", [(0, 0, 0, mode, True), (1, 0, 1, mode, False)])
     x, y = torch.randn(4, plan.dim_in1), torch.randn(4, plan.dim_in2)
     w = torch.randn(plan.weight_numel if weights == "shared" else (4, plan.weight_numel))
@@ -240,7 +241,8 @@ def test_random_irreps_modes_graphs_dtypes(seed, mode, edges, graph, weights, la
 
 
 def random_plan(generator, mode):
-    """One to four random paths with multiplicities 0 to 5, weighted or not where that is allowed; ``mixed``: of several modes."""
+    """One to four random paths with multiplicities 0 to 5, weighted or not where that is allowed;
+    ``mixed``: of several modes."""
 
     def pick(options):
         return options[int(torch.randint(len(options), (1,), generator=generator))]

@@ -1,4 +1,5 @@
-"""Forward mode and torch.func through every op that is registered with torch.library, against the references in plain torch.
+"""Forward mode and torch.func through every op that is registered with torch.library, against the
+references in plain torch.
 
 Attention, edge_update and edge_einsum have their own in their files.
 """
@@ -47,7 +48,8 @@ def radial():
 
 
 def edge_frame():
-    """In the edges' vectors, too: one of length zero, one along the polar axis. Separate weights, a gathered source beside an own one."""
+    """In the edges' vectors, too: one of length zero, one along the polar axis. Separate weights, a
+    gathered source beside an own one."""
     from e3nn import o3
 
     irreps, harmonics = o3.Irreps("2x0e+3x1o+1x2e"), o3.Irreps("1x0e+1x1o+1x2e")
@@ -109,7 +111,8 @@ def energy(function):
 
 
 def test_forward_mode(case):
-    """All tangents at once and each alone; also where no gradient is wanted, when a tangent could be lost without a word."""
+    """All tangents at once and each alone; also where no gradient is wanted, when a tangent could
+    be lost without a word."""
     run, truth, operands = case
     tangents = tuple(torch.randn_like(t) for t in operands)
     assert_same(torch.func.jvp(run, operands, tangents), torch.func.jvp(truth, operands, tangents))
@@ -215,7 +218,8 @@ BATCHED = CASES | {
 
 @pytest.mark.parametrize("name", list(BATCHED))
 def test_batched_gradients(name):
-    """Many gradients of one result, and of its gradient (rows of a Hessian): by ``vmap`` and by ``is_grads_batched``."""
+    """Many gradients of one result, and of its gradient (rows of a Hessian): by ``vmap`` and by
+    ``is_grads_batched``."""
     run, truth, operands = BATCHED[name]()
     given = [t.clone().requires_grad_() for t in operands]
     every = torch.randn(2, *run(*operands).shape)
@@ -245,7 +249,8 @@ def test_batched_gradients(name):
 
     expected = found_by(truth, in_turn)
     assert_same(found_by(run, by_vmap), expected)
-    # An edge frame's second derivatives are more than the older batching of is_grads_batched can follow.
+    # An edge frame's second derivatives are more than the older batching of is_grads_batched can
+    # follow.
     if name == "edge_frame":
         assert_same(found_by(run, at_once, of_gradient=False), expected[:1])
     else:
@@ -267,7 +272,8 @@ def test_forward_mode_within_forward_mode_is_refused():
 
 
 def test_what_is_kept_for_a_plan_is_made_outside():
-    """A plan that is new to the process, met for the first time under a transformation, and used without one afterwards."""
+    """A plan that is new to the process, met for the first time under a transformation, and used
+    without one afterwards."""
     plan = make_plan("2x3o", "1x5e", "2x4o", [(0, 0, 0, "uvu", True)])
     x, y, w = torch.randn(2, plan.dim_in1), torch.randn(2, plan.dim_in2), torch.randn(2, plan.weight_numel)
     inside = torch.func.jvp(lambda x: ops.tensor_product(x, y, w, plan), (x,), (x,))[1]
@@ -278,7 +284,8 @@ def test_what_is_kept_for_a_plan_is_made_outside():
 @pytest.mark.parametrize("transformed", ["grad", "jvp"])
 @pytest.mark.parametrize("op", ["product", "edge_update", "graph_attention"])
 def test_compiled_derivatives_are_not_lost(op, transformed):
-    """A graph has the op without its forward mode: compiled, the function breaks there and is right."""
+    """A graph has the op without its forward mode: compiled, the function breaks there and is
+    right."""
     run, _, (x, *rest) = product("channel")
     edges = ops.edge_index(*torch.randint(NODES, (2, EDGES)), NODES)
     query = torch.randn(NODES, 2, 4)

@@ -1,4 +1,5 @@
-"""tensor_product under torch's transformations: compile, export, AOTInductor, vmap and torch.func, autocast, low precision."""
+"""tensor_product under torch's transformations: compile, export, AOTInductor, vmap and torch.func,
+autocast, low precision."""
 
 import pytest
 import torch
@@ -118,7 +119,8 @@ def test_autocast_takes_mixed_operands(name):
     assert_close(mixed, reference.tensor_product(x.bfloat16().float(), y, w, plan), atol=1e-5, rtol=1e-5)
 
 
-# Stored with 8 or 11 bits, summed in float32: the error is that of rounding inputs and result once. docs/ops.md has the table.
+# Stored with 8 or 11 bits, summed in float32: the error is that of rounding inputs and result once.
+# docs/ops.md has the table.
 EPS = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 

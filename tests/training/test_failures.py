@@ -49,7 +49,8 @@ def command(monkeypatch, capsys, *arguments):
     return end.value.code, capsys.readouterr().err.strip()
 
 
-# --- divergence -------------------------------------------------------------------------------------------------------
+# --- divergence
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_that_never_has_a_finite_loss(settings, tmp_path, monkeypatch, capsys):
@@ -117,7 +118,8 @@ def test_weights_that_are_not_numbers_are_not_loaded(settings, tmp_path, value):
         load_model(path)
 
 
-# --- disks and folders ------------------------------------------------------------------------------------------------
+# --- disks and folders
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt", "finished.json", "model.ckpt", "config.yaml"])
@@ -213,7 +215,8 @@ def test_an_error_in_a_worker_process_is_one_sentence(settings, monkeypatch, err
     assert len(str(found.value).splitlines()) == 1
 
 
-# --- the cache --------------------------------------------------------------------------------------------------------
+# --- the cache
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_a_cache_that_is_a_file(settings, tmp_path):
@@ -270,7 +273,8 @@ def test_damaged_cache_files_are_made_again(tmp_path, fixtures, damage):
         assert torch.equal(torch.load(path, weights_only=True)["target"], expected.target)
 
 
-# --- splits -----------------------------------------------------------------------------------------------------------
+# --- splits
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_set_without_a_test_part_is_trained(settings):
@@ -338,7 +342,8 @@ def test_a_split_without_test(tmp_path, fixtures):
             write_split(tmp_path, fractions, seed=0, overwrite=True)
 
 
-# --- the lines of a training ------------------------------------------------------------------------------------------
+# --- the lines of a training
+# ------------------------------------------------------------------------------------------
 
 
 def test_lines_fit_80_columns():

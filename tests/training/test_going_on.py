@@ -39,7 +39,8 @@ def rate(settings, step, total):
     return settings["learning_rate"] * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))))
 
 
-# --- history ----------------------------------------------------------------------------------------------------------
+# --- history
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_rows_of_epochs_that_are_repeated_go(tmp_path):
@@ -56,7 +57,8 @@ def test_rows_of_epochs_that_are_repeated_go(tmp_path):
     assert (tmp_path / "new" / "metrics.csv").read_text().splitlines() == [header]
 
 
-# --- other settings ---------------------------------------------------------------------------------------------------
+# --- other settings
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_a_finished_run_goes_on(settings):
@@ -186,7 +188,8 @@ def test_what_may_not_change_is_named(settings, change, message):
     assert {p: p.read_bytes() for p in output.rglob("*") if p.is_file()} == before
 
 
-# --- the lock ---------------------------------------------------------------------------------------------------------
+# --- the lock
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_dead_owner_is_replaced_with_a_word(settings):
