@@ -94,7 +94,7 @@ enum AttentionWanted : int64_t {
 struct Path {
   // A number of Pairing.
   int64_t pairing;
-  // 1: all pairs meet every output channel; 0: each goes to one.
+  // 1 if all pairs meet every output channel, 0 if each goes to one.
   int64_t mixing;
   // Multiplicities.
   int64_t n1, n2, n3;
@@ -102,9 +102,9 @@ struct Path {
   int64_t d1, d2, d3;
   // First element in the rows of x, y and g.
   int64_t offset1, offset2, offset3;
-  // -1: no weight.
+  // First element in the row of w; -1 without a weight.
   int64_t weight_offset;
-  // Without mixing: the pair (u, v) goes to output channel out_u u + out_v v.
+  // Without mixing the pair (u, v) goes to output channel out_u u + out_v v.
   int64_t out_u, out_v;
   // Entries of the coupling list.
   int64_t cg_begin, cg_end;
@@ -117,19 +117,19 @@ struct ChannelTask {
   int64_t n;
   // 2 l + 1.
   int64_t d1, d2, d3;
-  // In x's padded blocks: first element, elements from component to component.
+  // First element in x's padded blocks, and elements from component to component.
   int64_t x_at, x_stride;
   // In y's row.
   int64_t y_offset;
   // In g's padded blocks.
   int64_t g_at, g_stride;
-  // In w's row, and from channel to channel; offset -1: no weight.
+  // First element in w's row (-1 without a weight), and elements from channel to channel.
   int64_t w_offset, w_stride;
-  // Of C[j][k * d1 + i]: first element, and the padded length of a row.
+  // First element, and the padded length of a row, of the couplings C[j][k * d1 + i].
   int64_t coupling_at, coupling_size;
   // C's entries that are not 0.
   int64_t entries_begin, entries_end;
-  // 1: the matrix is a multiple of the unit matrix (y is a scalar).
+  // 1 if the matrix is a multiple of the unit matrix, because y is a scalar.
   int64_t diagonal;
   // Row of the table of x's blocks.
   int64_t x_block;
@@ -146,7 +146,7 @@ struct ChannelBlock {
   int64_t mul, d;
   // First element in a row of the tensor.
   int64_t offset;
-  // In the padded blocks: first element, elements from component to component.
+  // First element in the padded blocks, and elements from component to component.
   int64_t at, stride;
 };
 static_assert(sizeof(ChannelBlock) == 5 * sizeof(int64_t));
@@ -172,7 +172,7 @@ struct ProductDims {
   int64_t x_padded, g_padded;
   // Longest coupling_size of a task.
   int64_t max_coupling;
-  // 1: every weight belongs to a task.
+  // 1 if every weight belongs to a task.
   int64_t covers_weights;
   // Tells this plan's channel-wise tables from those of others.
   int64_t key;
@@ -181,7 +181,7 @@ static_assert(sizeof(ProductDims) == 10 * sizeof(int64_t));
 
 // What the channel-wise CUDA kernel of a plan is compiled for; sets of x, y, w, g are bits.
 struct ChannelVariant {
-  // 1: dF/dg; 0: those of dF/dx, dF/dy, dF/dw that are wanted.
+  // 1 for dF/dg, 0 for those of dF/dx, dF/dy, dF/dw that are wanted.
   int64_t forward;
   // Which of them there are, and which derivatives are made.
   int64_t operands, tangents, wanted;
@@ -189,11 +189,11 @@ struct ChannelVariant {
   int64_t storage;
   // Numbers of Layout.
   int64_t x_layout, g_layout;
-  // 1: one row of weights for all edges.
+  // 1 if all edges share one row of weights.
   int64_t shared_weights;
-  // Length of the row that the kernel makes an edge's weights from; 0: it reads them.
+  // Length of the row that the kernel makes an edge's weights from; 0 if it reads them.
   int64_t hidden;
-  // Of the tensor cores: see kernels/tensor_core.cuh.
+  // Of the tensor cores, as kernels/tensor_core.cuh has them.
   int64_t passes;
 };
 static_assert(sizeof(ChannelVariant) == 10 * sizeof(int64_t));
@@ -203,7 +203,7 @@ static_assert(sizeof(ChannelVariant) == 10 * sizeof(int64_t));
 struct FrameBlock {
   // Channels, and degree.
   int64_t mul, l;
-  // 1: its parity is that of the spherical harmonics.
+  // 1 if its parity is that of the spherical harmonics.
   int64_t natural;
   // In a row of the operand.
   int64_t offset;
@@ -212,9 +212,10 @@ static_assert(sizeof(FrameBlock) == 4 * sizeof(int64_t));
 
 // Where the components (+m, -m) of a FrameBlock lie in the frame tensor.
 struct FrameColumns {
-  // First element of the matrix of this m, in units of `edges` elements; -1: this m is not stored.
+  // First element of the matrix of this m, in units of as many elements as there are edges; -1 if
+  // this m is not stored.
   int64_t start;
-  // Elements per edge: width, or 2 width.
+  // Elements per edge, which are width or twice as many.
   int64_t stride;
   // Of a row of the matrix.
   int64_t width;

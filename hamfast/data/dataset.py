@@ -99,12 +99,12 @@ class GraphDataset(Dataset):
 
 def _check(graph: CrystalGraph, spec: TargetSpec, dtype: torch.dtype) -> None:
     """Raises if a graph from the cache is not one that :func:`build_graph` makes."""
-    atoms, edges = len(graph.species), len(graph.i)
+    atoms, edges = len(graph.species), len(graph.receivers)
     target = graph.known_target()
     expected: tuple[tuple[Any, tuple[int, ...], torch.dtype], ...] = (
         (graph.species, (atoms,), torch.int64),
         (graph.atom_graph, (atoms,), torch.int64),
-        *((index, (edges,), torch.int64) for index in (graph.i, graph.j, graph.reverse, graph.edge_graph)),
+        *((index, (edges,), torch.int64) for index in (graph.receivers, graph.senders, graph.reverse, graph.edge_graph)),
         (graph.shift, (edges, 3), torch.int64),
         (graph.vector, (edges, 3), dtype),
         (target, (edges, spec.dim), dtype),

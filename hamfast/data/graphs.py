@@ -213,7 +213,7 @@ def blocks_from_irreps(irreps: Tensor, graph: CrystalGraph, spec: TargetSpec) ->
         spec: the targets.
     """
     species = graph.species.cpu().numpy()
-    pairs = torch.cat([graph.shift, graph.i[:, None], graph.j[:, None]], dim=1).cpu().numpy()
+    pairs = torch.cat([graph.shift, graph.receivers[:, None], graph.senders[:, None]], dim=1).cpu().numpy()
     shapes = np.zeros((len(pairs), 2), dtype=np.int64)
     groups = []
     for first, second, which in species_groups(species, pairs):

@@ -1,11 +1,11 @@
 """Which kernels run on GPU tensors: a ladder of backends, the first usable one taken, and why the
 others were not.
 
-===========  ==========================================================================================================
-``cuda``     the compiled kernels (csrc/*_cuda.cu): NVIDIA, where nvcc was there when hamfast was built
-``triton``   the Triton kernels (kernels/*.py): NVIDIA, AMD and Intel, compiled when first needed
-``cpu``      the CPU kernels on copies of the tensors: right everywhere, and slow
-===========  ==========================================================================================================
+- ``cuda``: the compiled kernels (csrc/*_cuda.cu), for NVIDIA, where nvcc was there when hamfast was
+  built.
+- ``triton``: the Triton kernels (kernels/*.py), for NVIDIA, AMD and Intel, compiled when first
+  needed.
+- ``cpu``: the CPU kernels on copies of the tensors: right everywhere, and slow.
 
 CPU tensors always run on the CPU kernels; but under Triton's interpreter (``TRITON_INTERPRET=1``)
 ``triton`` is for them, too.

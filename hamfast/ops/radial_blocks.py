@@ -1,4 +1,4 @@
-"""``hamfast::radial_tensor_product`` on a GPU whose kernels do not make the gradients of hidden rows: block after block of edges.
+"""``hamfast::radial_tensor_product`` from ops that know one block of edges, for CUDA.
 
 The weights of one block, or their gradients, are stored; CUDA kernels make the weights themselves,
 so that only gradients go in blocks.

@@ -15,7 +15,7 @@ class Operand:
 
     name: str
     shape: str = ""
-    """Its axes; ``a | b``: one of the two. int64 where it is an index, else real."""
+    """Its axes; ``a | b`` stands for one of the two. It is int64 where it is an index, else real."""
     optional: bool = False
     differentiable: bool = False
     """Has it a gradient and a tangent?"""
@@ -34,7 +34,7 @@ class Setting:
 
     name: str
     type: str
-    """As in the schema: ``int``, ``SymInt``, ``bool``, ``float``, ``int[]``, ``SymInt[]``."""
+    """As in the schema, ``int``, ``SymInt``, ``bool``, ``float``, ``int[]``, ``SymInt[]``."""
     means: str = ""
     """What it says, in words; or a class of :mod:`hamfast.records.choices` or :mod:`hamfast.records.tables`."""
     differentiable: ClassVar[bool] = False
@@ -52,8 +52,8 @@ class Group:
 
     name: str
     """What an op's arguments call it."""
-    type: str
-    """In C++: the struct, or the enum of the names of an array."""
+    struct: str
+    """The struct in C++, or the enum of the names of an array."""
     members: tuple[Any, ...]
     """:class:`Operand` or :class:`Setting`."""
     indexed: bool = False
@@ -69,7 +69,7 @@ class Group:
     @cached_property
     def fields(self) -> Any:
         """The named tuple of its values."""
-        return namedtuple(self.type, self.names)  # type: ignore[misc]
+        return namedtuple(self.struct, self.names)  # type: ignore[misc]
 
     @cached_property
     def differentiable(self) -> tuple[str, ...]:
@@ -94,7 +94,7 @@ class Group:
     def named(self, name: str, prefix: str) -> Group:
         """Operands in another role: their gradients (prefix ``grad``) or tangents (``tangent``), each of which may lack."""
         made = (replace(member, name=f"{prefix}_{member.name}", optional=True) for member in self.members)
-        return Group(name, self.type, tuple(made), self.indexed, self.index or self.names)
+        return Group(name, self.struct, tuple(made), self.indexed, self.index or self.names)
 
 
 Argument = Operand | Setting | Group
@@ -147,7 +147,7 @@ class Op:
 
     @cached_property
     def _spans(self) -> tuple[tuple[Any, int, int], ...]:
-        """Of each argument: the class of its group or None, and where it lies among the flat ones."""
+        """The class of each argument's group or None, and where it lies among the flat ones."""
         spans, begin = [], 0
         for argument in self.takes:
             size = len(argument) if isinstance(argument, Group) else 1

@@ -15,7 +15,7 @@ class Path(NamedTuple):
     pairing: int
     """A number of Pairing."""
     mixing: int
-    """1: all pairs meet every output channel; 0: each goes to one."""
+    """1 if all pairs meet every output channel, 0 if each goes to one."""
     n1: int
     n2: int
     n3: int
@@ -29,10 +29,10 @@ class Path(NamedTuple):
     offset3: int
     """First element in the rows of x, y and g."""
     weight_offset: int
-    """-1: no weight."""
+    """First element in the row of w; -1 without a weight."""
     out_u: int
     out_v: int
-    """Without mixing: the pair (u, v) goes to output channel out_u u + out_v v."""
+    """Without mixing the pair (u, v) goes to output channel out_u u + out_v v."""
     cg_begin: int
     cg_end: int
     """Entries of the coupling list."""
@@ -49,7 +49,7 @@ class ChannelTask(NamedTuple):
     """2 l + 1."""
     x_at: int
     x_stride: int
-    """In x's padded blocks: first element, elements from component to component."""
+    """First element in x's padded blocks, and elements from component to component."""
     y_offset: int
     """In y's row."""
     g_at: int
@@ -57,15 +57,15 @@ class ChannelTask(NamedTuple):
     """In g's padded blocks."""
     w_offset: int
     w_stride: int
-    """In w's row, and from channel to channel; offset -1: no weight."""
+    """First element in w's row (-1 without a weight), and elements from channel to channel."""
     coupling_at: int
     coupling_size: int
-    """Of C[j][k * d1 + i]: first element, and the padded length of a row."""
+    """First element, and the padded length of a row, of the couplings ``C[j][k * d1 + i]``."""
     entries_begin: int
     entries_end: int
     """C's entries that are not 0."""
     diagonal: int
-    """1: the matrix is a multiple of the unit matrix (y is a scalar)."""
+    """1 if the matrix is a multiple of the unit matrix, because y is a scalar."""
     x_block: int
     """Row of the table of x's blocks."""
     g_block: int
@@ -84,7 +84,7 @@ class ChannelBlock(NamedTuple):
     """First element in a row of the tensor."""
     at: int
     stride: int
-    """In the padded blocks: first element, elements from component to component."""
+    """First element in the padded blocks, and elements from component to component."""
 
 
 class CouplingEntry(NamedTuple):
@@ -116,7 +116,7 @@ class ProductDims(NamedTuple):
     max_coupling: int
     """Longest coupling_size of a task."""
     covers_weights: int
-    """1: every weight belongs to a task."""
+    """1 if every weight belongs to a task."""
     key: int
     """Tells this plan's channel-wise tables from those of others."""
 
@@ -125,7 +125,7 @@ class ChannelVariant(NamedTuple):
     """What the channel-wise CUDA kernel of a plan is compiled for; sets of x, y, w, g are bits."""
 
     forward: int
-    """1: dF/dg; 0: those of dF/dx, dF/dy, dF/dw that are wanted."""
+    """1 for dF/dg, 0 for those of dF/dx, dF/dy, dF/dw that are wanted."""
     operands: int
     tangents: int
     wanted: int
@@ -136,11 +136,11 @@ class ChannelVariant(NamedTuple):
     g_layout: int
     """Numbers of Layout."""
     shared_weights: int
-    """1: one row of weights for all edges."""
+    """1 if all edges share one row of weights."""
     hidden: int
-    """Length of the row that the kernel makes an edge's weights from; 0: it reads them."""
+    """Length of the row that the kernel makes an edge's weights from; 0 if it reads them."""
     passes: int
-    """Of the tensor cores: see kernels/tensor_core.cuh."""
+    """Of the tensor cores, as kernels/tensor_core.cuh has them."""
 
 
 class FrameBlock(NamedTuple):
@@ -150,7 +150,7 @@ class FrameBlock(NamedTuple):
     l: int
     """Channels, and degree."""
     natural: int
-    """1: its parity is that of the spherical harmonics."""
+    """1 if its parity is that of the spherical harmonics."""
     offset: int
     """In a row of the operand."""
 
@@ -159,9 +159,10 @@ class FrameColumns(NamedTuple):
     """Where the components (+m, -m) of a FrameBlock lie in the frame tensor."""
 
     start: int
-    """First element of the matrix of this m, in units of `edges` elements; -1: this m is not stored."""
+    """First element of the matrix of this m, in units of as many elements as
+    there are edges; -1 if this m is not stored."""
     stride: int
-    """Elements per edge: width, or 2 width."""
+    """Elements per edge, which are width or twice as many."""
     width: int
     """Of a row of the matrix."""
     column: int

@@ -55,8 +55,8 @@ def op_records() -> str:
     written: set[str] = set()
     for op in OPS:
         for argument in op.takes:
-            if isinstance(argument, Group) and argument.type not in written:
-                written.add(argument.type)
+            if isinstance(argument, Group) and argument.struct not in written:
+                written.add(argument.struct)
                 lines += [*_group(argument), ""]
         lines += [*_op(op), ""]
     lines += ["constexpr const char* kSchemas[] = {"]
@@ -126,7 +126,7 @@ def _type(argument: Operand | Setting) -> str:
 def _member(argument: Argument) -> str:
     """How the struct of an op's arguments declares it."""
     if isinstance(argument, Group):
-        return f"std::array<Optional, {len(argument)}>" if argument.indexed else argument.type
+        return f"std::array<Optional, {len(argument)}>" if argument.indexed else argument.struct
     return _type(argument)
 
 
@@ -141,12 +141,12 @@ def _notes(members: tuple[Argument, ...], indent: int) -> Iterator[str]:
 
 
 def _group(group: Group) -> list[str]:
-    if group.indexed and any(group.type == choice.__name__ for choice in CHOICES):
+    if group.indexed and any(group.struct == choice.__name__ for choice in CHOICES):
         return []  # kernels/records.cuh has its enum
     if group.indexed:
         names = ", ".join([*(group.index or group.names), "count"])
-        return [f"struct {group.type} {{", *textwrap.wrap(f"enum : int {{ {names} }};", _COLUMNS, initial_indent="  ", subsequent_indent="    "), "};"]  # fmt: skip
-    return [f"struct {group.type} {{", *_notes(group.members, 2), "};"]
+        return [f"struct {group.struct} {{", *textwrap.wrap(f"enum : int {{ {names} }};", _COLUMNS, initial_indent="  ", subsequent_indent="    "), "};"]  # fmt: skip
+    return [f"struct {group.struct} {{", *_notes(group.members, 2), "};"]
 
 
 def _op(op: Op) -> list[str]:

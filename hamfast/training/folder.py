@@ -126,7 +126,7 @@ class RunFolder:
         write_config(self.config, self.path / CONFIG_FILE)
 
     # --- going on
-    # -------------------------------------------------------------------------------------------------
+    # ---------------------------------------------------------------------------------------------
 
     def _continue(self) -> None:
         path = self.path / CONFIG_FILE

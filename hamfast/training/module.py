@@ -95,7 +95,7 @@ class CascadeTraining(lightning.LightningModule):
         return output.refined
 
     # --- loss
-    # -----------------------------------------------------------------------------------------------------
+    # ---------------------------------------------------------------------------------------------
 
     def errors(self, graph: CrystalGraph, difference: Tensor) -> tuple[Tensor, Tensor]:
         """Mean square (eV^2) and mean absolute error (eV) of each structure, over matrix elements.
@@ -184,7 +184,7 @@ class CascadeTraining(lightning.LightningModule):
         return replace(graph, vector=vector, target=target)
 
     # --- optimiser
-    # ------------------------------------------------------------------------------------------------
+    # ---------------------------------------------------------------------------------------------
 
     def _groups(self) -> list[list[torch.nn.Parameter]]:
         """The trained parameters of stage 1 and of stage 2, without a stage that is not trained."""
@@ -284,7 +284,7 @@ class CascadeTraining(lightning.LightningModule):
             self.ema = {n: w.to(self.device) for n, w in checkpoint["ema"]["weights"].items()}
 
     # --- checkpoints
-    # ----------------------------------------------------------------------------------------------
+    # ---------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the description of the model, the averaged weights and the lowered rate."""

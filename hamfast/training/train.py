@@ -73,7 +73,7 @@ class Run:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     # --- training
-    # -------------------------------------------------------------------------------------------------
+    # ---------------------------------------------------------------------------------------------
 
     def train(self, resume: bool = False, stop_after_epoch: int | None = None) -> Path | None:
         """Runs every phase that is not finished.

@@ -98,7 +98,7 @@ def test_without_matrices_the_neighbour_list_gives_the_same_pairs(fixtures):
     bare = read_snapshot(fixtures / "graphene_1x1_000", hamiltonian=None)
     bare.overlap = None
     graph = build_graph(bare, spec, pair_cutoffs=np.full((1, 1), 8.0))
-    pairs = torch.cat([graph.shift, graph.i[:, None], graph.j[:, None]], 1)
+    pairs = torch.cat([graph.shift, graph.receivers[:, None], graph.senders[:, None]], 1)
     assert set(map(tuple, pairs.tolist())) == set(snapshot.hamiltonian.index)
     torch.testing.assert_close(graph.vector[graph.reverse], -graph.vector)
     bare.label = "bare"

@@ -137,7 +137,7 @@ def test_every_pair_of_species_has_its_own_distance():
     cutoffs = np.array([[3.2, 2.5], [2.5, 4.0]])
     snapshot.hamiltonian = None
     graph = build_graph(snapshot, spec, pair_cutoffs=cutoffs)
-    limit = torch.tensor(cutoffs)[graph.species[graph.i], graph.species[graph.j]]
+    limit = torch.tensor(cutoffs)[graph.species[graph.receivers], graph.species[graph.senders]]
     assert bool((graph.length <= limit).all())
     assert graph.num_edges > 3
 

@@ -92,7 +92,7 @@ def test_cutoff_envelope_silences_far_messages(mos2):
     spec, graph = mos2
     config = CovariantConfig(irreps_mid="4x0e+2x1o+2x2e+1x3o+1x4e", num_basis=8, radial_hidden=8, embed_dim=4)
     update = CovariantNetwork(config, spec).node_updates[0]
-    edges = edge_index(graph.j, graph.i, graph.num_atoms)
+    edges = edge_index(graph.senders, graph.receivers, graph.num_atoms)
     messages = Messages(graph, edges, edge_frames(graph.vector[:, [1, 2, 0]], 4), torch.randn(graph.num_edges, 8), 2)
     node, edge = torch.randn(graph.num_atoms, 4), torch.randn(graph.num_edges, 4)
     far = (graph.length > 3.0)[:, None]
@@ -125,7 +125,7 @@ def test_derivative_along_a_displacement_in_forward_mode(mos2):
     model = small(spec)
     torch.nn.init.normal_(model.stage2.output.weight)
     atoms = torch.randn(graph.num_atoms, 3)
-    direction = atoms[graph.j] - atoms[graph.i]
+    direction = atoms[graph.senders] - atoms[graph.receivers]
 
     def hamiltonian(vector):
         return model(replace(graph, vector=vector)).refined

@@ -50,7 +50,7 @@ def command(monkeypatch, capsys, *arguments):
 
 
 # --- divergence
-# -------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 
 
 def test_a_run_that_never_has_a_finite_loss(settings, tmp_path, monkeypatch, capsys):
@@ -216,7 +216,7 @@ def test_an_error_in_a_worker_process_is_one_sentence(settings, monkeypatch, err
 
 
 # --- the cache
-# --------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 
 
 def test_a_cache_that_is_a_file(settings, tmp_path):
@@ -274,7 +274,7 @@ def test_damaged_cache_files_are_made_again(tmp_path, fixtures, damage):
 
 
 # --- splits
-# -----------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 
 
 def test_a_set_without_a_test_part_is_trained(settings):
