@@ -53,10 +53,12 @@ class MBlock:
 
     @property
     def width_in(self) -> int:
+        """Rows of this m's matrix: channels of in1 that have a component m."""
         return sum(c.mul for c in self.rows)
 
     @property
     def width_out(self) -> int:
+        """Columns of this m's matrix: channels of out that have a component m."""
         return sum(c.mul for c in self.columns)
 
 
@@ -74,6 +76,7 @@ class EdgeFramePlan:
         return sum(b.width_in * b.width_out * (1 if b.m == 0 else 2) for b in self.blocks)
 
     def explain(self) -> str:
+        """Multiply-adds per edge beside those of the paths, then the size of the matrix of each m."""
         lines = [
             f"edge frame of {format_irreps(self.plan.irreps_in1)} x {format_irreps(self.plan.irreps_in2)} -> "
             f"{format_irreps(self.plan.irreps_out)}: {self.operations():,} multiply-adds per edge and two rotations, "
@@ -141,7 +144,7 @@ def _couplings(plan, m, rows, columns):
 
 
 def _factor(plan, ins, m):
-    """k(m) of the module docstring, after the swap of unnatural irreps (:func:`swap_sign`)."""
+    """k(m) of the module's docstring, after components +m and -m of unnatural irreps are swapped."""
     l1, l2, l3 = plan.irreps_in1[ins.i_in1][1], plan.irreps_in2[ins.i_in2][1], plan.irreps_out[ins.i_out][1]
     table = wigner_3j(l1, l2, l3)[:, l2, :]
     natural1, natural3 = is_natural(plan.irreps_in1[ins.i_in1]), is_natural(plan.irreps_out[ins.i_out])
