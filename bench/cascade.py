@@ -23,12 +23,14 @@ FIELDS += ["machine", "threads", "torch", "date"]
 
 
 def train(config, folder):
+    """Trains a configuration in a folder: the path of its model, and how many seconds it took."""
     started = time.perf_counter()
     path = Run(parse_config(config | {"output": str(folder)}, "bench"), Console(quiet=True)).train()
     return path, time.perf_counter() - started
 
 
 def main():
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path)
     parser.add_argument("csv", type=Path)

@@ -1,4 +1,4 @@
-"""Named problems, shared by all benchmarks. Sizes are those of real graphs; numbers are random."""
+"""Named problems, shared by all benchmarks. Sizes are those of real graphs; values are random."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -32,6 +32,7 @@ class ProductCase:
 
     @property
     def irreps(self):
+        """Both operands' irreps and those that are asked for; the result's are ``irreps_out``."""
         return o3.Irreps(self.in1), o3.Irreps(self.in2), o3.Irreps(self.out)
 
     @property
@@ -44,16 +45,22 @@ class ProductCase:
 
     @property
     def irreps_out(self):
+        """The irreps of the result, one block per path in mode uvu."""
         a, b, c = self.irreps
         if self.mode == "uvw":
             return c
         return separate_paths(a, b, c)[0]
 
     def plan(self) -> Plan:
+        """The product's plan."""
         a, b, _ = self.irreps
         return make_plan(a, b, self.irreps_out, self.instructions)
 
     def inputs(self, dtype=torch.float32):
+        """Random x ``[edges, dim_in1]``, y ``[edges, dim_in2]`` and weights.
+
+        The weights are ``[weight_numel]`` in mode uvw and ``[edges, weight_numel]`` in mode uvu.
+        """
         plan = self.plan()
         shape = (plan.weight_numel,) if self.mode == "uvw" else (self.edges, plan.weight_numel)
         return (
@@ -111,12 +118,12 @@ def graphene(cells: int, cutoff: float = 7.2) -> CrystalGraph:
     lattice = torch.tensor([[a, 0.0, 0.0], [a / 2, a * 3**0.5 / 2, 0.0]])
     atoms = torch.tensor([[n, m, 0.0] for n, m in product(range(cells), repeat=2)])
     basis = torch.tensor([[1 / 3, 1 / 3, 0.0], [2 / 3, 2 / 3, 0.0]])
-    places = (atoms[:, None, :] + basis).reshape(-1, 3)[:, :2] @ lattice
-    places = places + 0.05 * torch.randn_like(places)
-    count, reach = len(places), 1 + int(cutoff / (cells * a * 3**0.5 / 2))
+    positions = (atoms[:, None, :] + basis).reshape(-1, 3)[:, :2] @ lattice
+    positions = positions + 0.05 * torch.randn_like(positions)
+    count, reach = len(positions), 1 + int(cutoff / (cells * a * 3**0.5 / 2))
     shifts = torch.tensor(list(product(range(-reach, reach + 1), repeat=2)))
-    images = places + (shifts.to(places) @ lattice * cells)[:, None, None, :]
-    vectors = images - places[:, None, :]  # [shifts, i, j, 3]
+    images = positions + (shifts.to(positions) @ lattice * cells)[:, None, None, :]
+    vectors = images - positions[:, None, :]  # [shifts, receiver i, sender j, 3]
     shift, i, j = (vectors.norm(dim=-1) <= cutoff).nonzero().T
     order = i.argsort(stable=True)
     shift, i, j = shift[order], i[order], j[order]

@@ -61,20 +61,20 @@ INSTANTIATE_SUM(float, Float16, float)
 }
 """
 
-# Operands, directions and wanted results of a call, as bits of x, y, w, g.
+# Operands, tangents and wanted results of a call, as bits of x, y, w, g.
 CALLS = {"forward": (1, 0b0111, 0, 0b1000), "backward": (0, 0b1111, 0, 0b0111), "double": (0, 0b1111, 0b0111, 0b0111)}
 
 
 def channel_header(case, call, dtype=torch.float32, hidden=0):
     """The plan header of a case: channel-wise, or the coupled pairs of its uvw paths. ``hidden``: weights are made of as many numbers."""
     pairs = case.mode == "uvw"
-    forward, operands, directions, wanted = CALLS[call]
+    forward, operands, tangents, wanted = CALLS[call]
     if pairs:  # no weights there
-        operands, directions, wanted = operands & ~4, directions & ~4, wanted & ~4
+        operands, tangents, wanted = operands & ~4, tangents & ~4, wanted & ~4
     tables = make_tables(case.plan(), "pairs" if pairs else "channel", dtype, torch.device("cpu"))
     layouts = (LAYOUTS["ir_mul"], LAYOUTS["blocks" if pairs else "ir_mul"])
-    kind = [forward, operands, directions, wanted, int(dtype == torch.float64), *layouts, int(pairs), hidden, 3]
-    text, _ = torch.ops.hamfast.channel_kernel_source(*tables.tensors[3:], tables.dims, kind)
+    variant = [forward, operands, tangents, wanted, int(dtype == torch.float64), *layouts, int(pairs), hidden, 3]
+    text, _ = torch.ops.hamfast.channel_kernel_source(*tables.tensors[3:], tables.dims, variant)
     return bytes(text.numpy()).decode()
 
 
@@ -116,14 +116,14 @@ def compile_one(case, source, header, architecture):
         stored = re.search(r"\d(B?Float16)E(f)?", symbol)
         if stored:
             dtype = stored[1].lower() + (" to float32" if stored[2] else "")
-        direction = {"ILb1": " into", "ILb0": " out of"}.get(symbol[symbol.find("kernel") + 6 :][:4], "")
+        suffix = {"ILb1": " into", "ILb0": " out of"}.get(symbol[symbol.find("kernel") + 6 :][:4], "")
         attention = re.search(r"attention_scores_kernelI(?:ff|dd|fNS_\dB?Float16E)Li(\d)", symbol)
         if "weighted_sum_kernel" in symbol and "Lb1E" in symbol:
-            direction = " of activations"
+            suffix = " of activations"
         if "edge_update_gradients_kernel" in symbol:
-            direction = " backward" if "Lb0E" in symbol else " double"
+            suffix = " backward" if "Lb0E" in symbol else " double"
         if attention:
-            direction = (" forward", " backward", " double")[int(attention[1])]
+            suffix = (" forward", " backward", " double")[int(attention[1])]
 
         def number(pattern, text=entry):
             match = re.search(pattern, text)
@@ -131,7 +131,7 @@ def compile_one(case, source, header, architecture):
 
         rows.append(
             {
-                "kernel": names[0] + direction,
+                "kernel": names[0] + suffix,
                 "case": case or dtype,
                 "architecture": f"sm_{architecture}",
                 "registers": number(r"Used (\d+) registers"),
@@ -145,6 +145,7 @@ def compile_one(case, source, header, architecture):
 
 
 def compile_all(workers=2):
+    """The rows of the table, sorted; ``workers`` compilers run at a time."""
     todo = [(*job, architecture) for job in jobs() for architecture in ARCHITECTURES]
     with ThreadPoolExecutor(workers) as pool:
         rows = [row for found in pool.map(lambda job: compile_one(*job), todo) for row in found]
@@ -152,6 +153,7 @@ def compile_all(workers=2):
 
 
 def main():
+    """Runs the command line."""
     rows = compile_all()
     with RESULT.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)

@@ -19,6 +19,7 @@ POINTS = 100_000
 
 
 def candidates(l_max):
+    """name -> function of vectors ``[points, 3]``, all with the same result."""
     import sphericart.torch
 
     degrees = list(range(l_max + 1))
@@ -33,6 +34,7 @@ def candidates(l_max):
 
 
 def main():
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--machine", required=True, help="what runs it, in words")
     machine = parser.parse_args().machine

@@ -48,6 +48,7 @@ SHAPES = [
 
 
 def plan_of(in1, in2, out, mode):
+    """The plan of a shape; mode uvu has one output block per path, whatever ``out`` says."""
     a, b = Irreps(in1), Irreps(in2)
     if mode == "uvu":
         return make_plan(a, b, *separate_paths(a, b, Irreps("0e+0o+1e+1o+2e+2o")))
@@ -55,6 +56,7 @@ def plan_of(in1, in2, out, mode):
 
 
 def runner(plan, lowering, shared, harmonics):
+    """A step without arguments: forward and backward of 1,000 rows by one lowering."""
     x = torch.randn(ROWS, plan.dim_in1, requires_grad=True)
     w = torch.randn(*(() if shared else (ROWS,)), plan.weight_numel, requires_grad=True)
     if harmonics:
@@ -91,6 +93,7 @@ def median_ms(steps, rounds=15):
 
 
 def main():
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--machine", required=True, help="what runs it, in words")
     machine = parser.parse_args().machine

@@ -22,6 +22,8 @@ MODES = ("forward", "backward", "double backward")
 
 @dataclass(frozen=True)
 class Gpu:
+    """What a vendor's data sheet says of a GPU."""
+
     name: str
     bandwidth: float
     """TB/s"""
@@ -45,13 +47,13 @@ class Work:
     def time(self, gpu: Gpu, tf32: bool) -> tuple[float, str]:
         """Microseconds at least, and what takes them."""
         rate = gpu.tf32 if tf32 else gpu.fp32
-        parts = {
+        times = {
             "bytes": self.bytes / gpu.bandwidth / 1e6,
             "operations": self.flop / gpu.fp32 / 1e6,
             "matrix products": self.tensor_flop / rate / 1e6,
         }
-        name = max(parts, key=lambda key: parts[key])
-        return parts[name], name
+        name = max(times, key=lambda key: times[key])
+        return times[name], name
 
 
 def coupling_flop(plan) -> dict[str, int]:
@@ -125,6 +127,7 @@ class AttentionCase:
 
     @property
     def edges(self) -> int:
+        """How many edges the graph has."""
         return self.nodes * DEGREE
 
 
@@ -145,13 +148,14 @@ def attention(case, mode, size=4) -> Work:
 
 def edge_update(case, mode, width=128, size=4) -> Work:
     """The problem of bench/test_edge_update.py: rows of edges and of nodes, each once; an exponential counts as ten operations."""
-    edge = case.edges * width * {"forward": 2, "backward": 3}[mode]  # x and y; x, g and dx
+    edge = case.edges * width * {"forward": 2, "backward": 3}[mode]  # x and out; x, grad and grad_x
     node = case.nodes * width * {"forward": 2, "backward": 4}[mode]
     index = 8 * case.edges * {"forward": 2, "backward": 6}[mode]
     return Work(size * (edge + node) + index, case.edges * width * {"forward": 25, "backward": 45}[mode])
 
 
 def works():
+    """(case, mode, edges, work) of every row of the table."""
     for case in GPU_PRODUCTS:
         for mode in MODES:
             yield f"convolution {case.name}", mode, case.edges, convolution(case, mode)
@@ -168,9 +172,10 @@ def works():
 
 
 def main():
+    """Runs the command line."""
     with RESULT.open("w", newline="") as file:
         writer = csv.writer(file)
-        names = [f"{gpu.name} {kind}" for gpu in GPUS for kind in ("us", "bound", "us tf32", "bound tf32")]
+        names = [f"{gpu.name} {column}" for gpu in GPUS for column in ("us", "bound", "us tf32", "bound tf32")]
         writer.writerow(["case", "mode", "edges", "MB", "GFLOP", "GFLOP in matrix products", *names])
         for case, mode, edges, work in works():
             found = []

@@ -99,6 +99,7 @@ def collect(path, *arguments):
 
 
 def compile_all(launches, architectures=ARCHITECTURES, workers=2):
+    """A row per launch and architecture that fits it."""
     makers = {name: "hip" if name.startswith("gfx") else "cuda" for name in architectures}
     jobs = [
         (problem, launch, architecture)
@@ -111,6 +112,7 @@ def compile_all(launches, architectures=ARCHITECTURES, workers=2):
 
 
 def main():
+    """Runs the command line. Exits if a kernel does not compile."""
     with tempfile.TemporaryDirectory() as folder:
         rows = compile_all(collect(Path(folder) / "launches", "all"))
     failed = [row for row in rows if row["error"]]

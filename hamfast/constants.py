@@ -42,7 +42,7 @@ _ON_HOST: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def on_host(table: Tensor) -> np.ndarray:
-    """A table's numbers; read back from the device once, for as long as the table lives."""
+    """A table's entries; read back from the device once, for as long as the table lives."""
     if table not in _ON_HOST:
         _ON_HOST[table] = table.cpu().numpy()
     return _ON_HOST[table]

@@ -11,11 +11,13 @@ _LAYOUTS = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc)
 
 
 class Adjacency(NamedTuple):
+    """A sparse matrix ``[receivers, senders]`` as a list of edges."""
+
     given: Any
     pairs: Tensor
     """``[2, edges]`` int64, senders first, in the order that the matrix has them in."""
     features: Tensor | None
-    """``[edges, edge_dim]``: values that are rows. Single numbers are no features: PyG's attention does not read them."""
+    """``[edges, edge_dim]``: values that are rows. Values that are scalars are no features: PyG's attention does not read them."""
 
     def with_weights(self, weights: Tensor, pairs: Tensor) -> Any:
         """The matrix whose values are ``[edges, heads]``, those of ``pairs``: its own edges, or with the self-loops that were added."""

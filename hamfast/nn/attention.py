@@ -1,4 +1,4 @@
-"""PyG's attention layers on the fused op: the same arguments, numbers and ``state_dict``, without a tensor per edge, head and channel."""
+"""PyG's attention layers on the fused op: the same arguments, results and ``state_dict``, without a tensor per edge, head and channel."""
 
 from __future__ import annotations
 
@@ -38,15 +38,19 @@ class _AttentionConv(NotScripted):
 
     @property
     def total_channels(self) -> int:
+        """Channels of a row of the output."""
         return self.heads * self.out_channels if self.concat else self.out_channels
 
     def by_head(self, x: Tensor) -> Tensor:
+        """``[rows, heads * out_channels]`` -> ``[rows, heads, out_channels]``."""
         return x.unflatten(-1, (self.heads, self.out_channels))
 
     def joined(self, out: Tensor) -> Tensor:
+        """``[receivers, heads, out_channels]`` -> ``[receivers, total_channels]``: side by side, or the mean."""
         return out.flatten(1) if self.concat else out.mean(1)
 
     def edge_linear(self) -> nn.Linear | None:
+        """The projection of the edges' features; None without ``edge_dim``."""
         return (
             nn.Linear(self.edge_dim, self.heads * self.out_channels, bias=False) if self.edge_dim is not None else None
         )
@@ -78,7 +82,7 @@ class _AttentionConv(NotScripted):
         return pair_graph(adjacency.pairs, num_senders, num_receivers, add_self_loops, edge_index), adjacency
 
     def edge_features(self, edge_attr: Any, graph: PairGraph, adjacency: Adjacency | None) -> Tensor | None:
-        """``[edges given, edge_dim]``: the argument, or the rows of numbers that an adjacency holds."""
+        """``[edges given, edge_dim]``: the argument, or the rows that an adjacency holds as values."""
         name = type(self).__name__
         if edge_attr is None and adjacency is not None:
             edge_attr = adjacency.features
@@ -103,6 +107,7 @@ class _AttentionConv(NotScripted):
         return torch.randint(2**62, (), device=x.device)
 
     def extra_repr(self) -> str:
+        """What ``print`` of the layer says in its brackets."""
         return f"{self.in_channels}, {self.out_channels}, heads={self.heads}"
 
 
@@ -155,12 +160,12 @@ class GraphTransformerConv(_AttentionConv):
             x: ``[nodes, in_channels]``, or (senders, receivers).
             edge_index: ``[2, edges]`` integers, senders first, or a prepared :class:`hamfast.ops.EdgeIndex`; or a sparse matrix
                 ``[receivers, senders]`` of torch or torch_sparse, whose values may be the edges' features. What is given is sorted
-                once and remembered while it lives and its numbers stay.
+                once and remembered while it lives and its entries stay.
             edge_attr: ``[edges, edge_dim]``; None for a layer without edge_dim.
             return_attention_weights: as in PyG, also for sparse matrices.
 
         Raises:
-            TypeError: an argument of another kind.
+            TypeError: an argument has another type.
             ValueError: a shape or dtype does not fit, or edge_attr is missing or has no use; the message names the argument.
         """
         senders, receivers = self.ends(x)

@@ -29,12 +29,12 @@ class Gate(NotScripted):
         self.layout = check_layout(layout)
         self.irreps_out = scalars + gated
         self.irreps_gated = gated
-        parts = list(scalars) + list(gates) + list(gated)
-        order = Irreps(parts).sort()
+        blocks = list(scalars) + list(gates) + list(gated)
+        order = Irreps(blocks).sort()
         self.irreps_in = order.irreps.simplify()
-        # The sorted input is split once; part n of [scalars | gates | gated] is piece `order.p[n]`.
+        # The sorted input is split once; block n of [scalars | gates | gated] is piece `order.p[n]`.
         self.sizes = [mul_ir.dim for mul_ir in order.irreps]
-        pieces = list(zip(order.p, parts, strict=True))
+        pieces = list(zip(order.p, blocks, strict=True))
         self.scalar_pieces = pieces[: len(scalars)]
         self.gate_pieces = pieces[len(scalars) : len(scalars) + len(gates)]
         self.gated_pieces = pieces[len(scalars) + len(gates) :]
@@ -73,7 +73,7 @@ class Gate(NotScripted):
 
 
 def scale_channels(block: Tensor, scale: Tensor, mul: int, dim: int, layout: str) -> Tensor:
-    """Multiplies each channel of a block ``[rows, mul * dim]`` by its own number, ``[rows, mul]`` or ``[mul]``."""
+    """Multiplies each channel of a block ``[rows, mul * dim]`` by its own factor, ``[rows, mul]`` or ``[mul]``."""
     if layout == "ir_mul":
         return (block.unflatten(-1, (dim, mul)) * scale.unsqueeze(-2)).flatten(-2)
     return (block.unflatten(-1, (mul, dim)) * scale.unsqueeze(-1)).flatten(-2)

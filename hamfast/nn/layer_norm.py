@@ -46,9 +46,9 @@ class EquivariantLayerNorm(NotScripted):
                 biased.append(torch.arange(start, start + mul))
             start += mul * ir.dim
 
-        def table(name, parts):
+        def table(name, pieces):
             self.register_buffer(
-                name, torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64), persistent=False
+                name, torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.int64), persistent=False
             )
 
         table("component", component)  # [dim]: which component of which block
@@ -91,5 +91,5 @@ class EquivariantLayerNorm(NotScripted):
 
     @staticmethod
     def _to_rows(per_graph: Tensor, graph: Tensor) -> Tensor:
-        """Gives each row the numbers of its graph."""
+        """Gives each row the values of its graph."""
         return per_graph if per_graph.shape[0] == 1 else per_graph.index_select(0, graph)

@@ -14,6 +14,8 @@ from hamfast.ops.checks import INTEGERS, found
 
 
 class PairGraph(NamedTuple):
+    """A prepared graph, and which of the given edges it kept."""
+
     edges: EdgeIndex
     kept: Tensor | None
     """``[edges given]`` bool: those that are no self-loops, which come first; the added loops follow. None: edges as given."""
@@ -34,7 +36,7 @@ class _Remembered(NamedTuple):
     def is_of(self, owner: Any, pairs: Tensor) -> bool:
         """Is it the graph of this tensor as it is now?
 
-        Numpy writes without a new version, so on a CPU the numbers are compared, which costs little beside the attention.
+        Numpy writes without a new version, so on a CPU the entries are compared, which costs little beside the attention.
         On a GPU that would wait for all work in flight, and numpy does not write there.
         """
         if self.owner() is not owner or self.version != _version(owner):
@@ -54,7 +56,7 @@ def pair_graph(
         owner: what lives as long as the graph is to be remembered, ``edges`` by default.
 
     Raises:
-        TypeError: another kind of graph.
+        TypeError: ``edges`` is no graph.
         ValueError: a wrong shape or dtype, or an index out of range.
     """
     if isinstance(edges, EdgeIndex):

@@ -1,13 +1,13 @@
 """The edge-frame lowering: a tensor product with spherical harmonics of an edge's direction, in that edge's own frame.
 
-Rotate an edge so that it points along e3nn's polar axis (y). There the harmonics are known numbers,
+Rotate an edge so that it points along e3nn's polar axis (y). There the harmonics have known values,
 ``Y_l2m = delta_m0 sqrt(2 l2 + 1)`` (component normalisation), so the path (l1, l2, l3) with weight ``W[u, w]`` maps
 
     out_l3,m [w] = sum_u sum_m' K[m', m] x_l1,m' [u] W[u, w],    K[m', m] = coefficient sqrt(2 l2 + 1) w3j[m', 0, m]
 
 and K couples m' = m only (l1 + l2 + l3 even) or m' = -m only (odd). All paths l2 of one (l1, l3) therefore add up to one
 matrix per |m|:  A_m[u, w] = sum_l2 k_l2(m) W_l2[u, w].  Odd paths are brought to the same form by swapping (m, -m) of every
-irrep of unnatural parity, p = -(-1)^l, with a sign. The result is exact: same function, same weights, O(l^3) work in place
+irrep of unnatural parity, p = -(-1)^l, with a sign. The result is exact: same function, same weights, O(l^3) work instead
 of O(l^6) (Passaro & Zitnick, arXiv 2302.03655, give the reduction; the bookkeeping here keeps e3nn's weights).
 """
 

@@ -41,6 +41,7 @@ class Instruction:
 
     @property
     def weight_numel(self) -> int:
+        """How many weights the path has; 0 without a weight."""
         return math.prod(self.weight_shape) if self.has_weight else 0
 
 
@@ -119,14 +120,17 @@ def pair_count(mode: str, n1: int, n2: int) -> int:
 
 
 def irreps_dim(blocks: Iterable[IrrepBlock]) -> int:
+    """The number of components of a row of these irreps."""
     return sum(mul * (2 * l + 1) for mul, l, _ in blocks)
 
 
 def format_irreps(blocks: Iterable[IrrepBlock]) -> str:
+    """The irreps in e3nn's notation, as ``8x0e+4x1o``."""
     return "+".join(f"{mul}x{l}{'e' if p == 1 else 'o'}" for mul, l, p in blocks)
 
 
 def as_blocks(irreps: Irreps | str) -> tuple[IrrepBlock, ...]:
+    """e3nn's irreps, or their notation, as plain tuples (multiplicity, l, parity)."""
     return tuple((mul, ir.l, ir.p) for mul, ir in Irreps(irreps))
 
 

@@ -58,8 +58,8 @@ def tensor_product(
 
 
 def _blocks(x, irreps):
-    parts = torch.split(x, [mul * (2 * l + 1) for mul, l, _ in irreps], dim=1)
-    return [part.reshape(x.shape[0], mul, 2 * l + 1) for part, (mul, l, _) in zip(parts, irreps, strict=True)]
+    blocks = torch.split(x, [mul * (2 * l + 1) for mul, l, _ in irreps], dim=1)
+    return [block.reshape(x.shape[0], mul, 2 * l + 1) for block, (mul, l, _) in zip(blocks, irreps, strict=True)]
 
 
 def separate_weights(left: Tensor, right: Tensor, plan: Plan) -> Tensor:

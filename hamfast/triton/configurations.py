@@ -28,6 +28,7 @@ class ChannelConfiguration:
     least_edges: int = 1
 
     def edges(self, channels: int) -> int:
+        """Edges of a tile that has so many channels."""
         return max(self.least_edges, self.elements // channels)
 
 

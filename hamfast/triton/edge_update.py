@@ -40,6 +40,7 @@ class _Call:
         }
 
     def new_rows(self) -> Tensor:
+        """An empty tensor ``[edges, width]`` for results."""
         return self.like.new_empty(self.edges, self.width)
 
 

@@ -28,7 +28,7 @@ class Shape(NamedTuple):
     entries: tuple[tuple, ...]
     """The values of :class:`EntryShape`."""
     y: int
-    """Components of y that the unit has a part in."""
+    """Components of y that the unit reads or writes."""
     channels: int
     adds: bool
 
@@ -39,15 +39,18 @@ class Group:
 
     shape: Shape
     table: Tensor
-    """``[units, numbers]`` int64, on the device."""
+    """``[units, columns]`` int64, on the device."""
 
     @property
     def units(self) -> int:
+        """How many units the launch computes."""
         return self.table.shape[0]
 
 
 @dataclass(frozen=True)
 class Units:
+    """All launches of a plan in one direction, forward or backward."""
+
     groups: tuple[Group, ...]
     chunks: int
     """Of the sums for y and the hidden rows: one per unit."""

@@ -22,6 +22,7 @@ SCRIPTED = ("GaussianBasis", "RadialMLP")
 
 @pytest.mark.slow
 def test_exported_layers_run_in_another_process(tmp_path):
+    """A process that loads only the ops gives the same results."""
     expected = {}
     for n, make in enumerate(LAYERS.values()):
         layer, inputs = make()
@@ -42,6 +43,7 @@ def test_exported_layers_run_in_another_process(tmp_path):
 
 @pytest.mark.parametrize("name", list(LAYERS))
 def test_torchscript_or_why_not(name):
+    """A layer can be scripted, or says what to use instead."""
     layer, inputs = LAYERS[name]()
     if name in SCRIPTED:
         assert torch.equal(torch.jit.script(layer)(*inputs), layer(*inputs))
@@ -52,6 +54,7 @@ def test_torchscript_or_why_not(name):
 
 @pytest.mark.parametrize("name", ["FullyConnectedTensorProduct", "Linear", "GraphTransformerConv"])
 def test_traced_as_the_message_says(name):
+    """torch.jit.trace works where scripting does not."""
     layer, inputs = LAYERS[name]()
     traced = torch.jit.trace(layer.eval(), inputs, check_trace=False)  # tables that the first call makes differ for it
     assert_close(traced(*inputs), layer(*inputs), atol=1e-6, rtol=1e-5)
