@@ -13,7 +13,9 @@ from hamfast.targets import TargetSpec
 
 
 def separate_paths(a, b, allowed):
-    """One output block per path to an irrep in ``allowed``, as message passing networks have it: irreps and uvu instructions."""
+    """One output block per path to an irrep in ``allowed``, as message passing networks have it:
+    irreps and uvu instructions.
+    """
     paths = [(i, j, ir) for i, (_, x) in enumerate(a) for j, (_, y) in enumerate(b) for ir in x * y if ir in allowed]
     irreps = o3.Irreps([(a[i].mul, ir) for i, _, ir in paths])
     return irreps, [(i, j, k, "uvu", True, 1.0) for k, (i, j, _) in enumerate(paths)]
@@ -37,7 +39,9 @@ class ProductCase:
 
     @property
     def instructions(self):
-        """uvw: every path to the given output. uvu: one output block per path, as message passing networks have it."""
+        """uvw: every path to the given output. uvu: one output block per path, as message passing
+        networks have it.
+        """
         a, b, c = self.irreps
         if self.mode == "uvw":
             return fully_connected(a, b, c)
@@ -81,8 +85,10 @@ PRODUCTS = [
 _NODE = "64x0e+32x1o+16x2e+8x3o+8x4e"
 _MIDDLE = "192x0e+96x1o+48x2e+24x3o+24x4e+12x5o"
 _SOC = "40x0o+604x0e+96x1o+106x1e+88x2o+104x2e+48x3o+64x3e+16x4o+24x4e+8x5e"
-# Fully connected products of Hamiltonian networks with the harmonics of the edge: weights shared. c_real is DeepH-E3's
-# default, the others are layers of its published networks (C: middle, G: last edge with spin-orbit coupling).
+# Fully connected products of Hamiltonian networks with the harmonics of the edge: weights shared.
+# c_real is DeepH-E3's
+# default, the others are layers of its published networks (C: middle, G: last edge with spin-orbit
+# coupling).
 EDGE_PRODUCTS = [
     ProductCase("c", _NODE, SH[4], _NODE, "uvw", 2000),
     ProductCase("c_real", f"{_NODE}+{_NODE}+{_NODE}", SH[4], "64x0e+64x0e+32x1o+16x2e+8x3o+8x4e", "uvw", 2000),
@@ -113,7 +119,9 @@ CARBON = TargetSpec(((6, (0, 0, 1, 1, 2)),))
 
 
 def graphene(cells: int, cutoff: float = 7.2) -> CrystalGraph:
-    """A sheet of ``cells`` x ``cells`` cells with displaced atoms, all pairs within the cutoff (angstrom), and random targets."""
+    """A sheet of ``cells`` x ``cells`` cells with displaced atoms, all pairs within the cutoff
+    (angstrom), and random targets.
+    """
     a = 2.46
     lattice = torch.tensor([[a, 0.0, 0.0], [a / 2, a * 3**0.5 / 2, 0.0]])
     atoms = torch.tensor([[n, m, 0.0] for n, m in product(range(cells), repeat=2)])
@@ -143,7 +151,8 @@ def graphene(cells: int, cutoff: float = 7.2) -> CrystalGraph:
     )
 
 
-# Channel-wise convolutions on a GPU: networks that are in use. Multiplicities alike, then not alike.
+# Channel-wise convolutions on a GPU: networks that are in use. Multiplicities alike, then not
+# alike.
 _NEQUIP = "64x0e+64x0o+64x1e+64x1o+64x2e+64x2o"
 GPU_PRODUCTS = [
     ProductCase("mace-large", "128x0e+128x1o+128x2e", SH[3], "128x0e+128x1o+128x2e+128x3o", "uvu", 100_000),

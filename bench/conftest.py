@@ -1,7 +1,9 @@
-"""Every benchmark notes what it ran: implementation, case, mode, and the versions and machine of the run.
+"""Every benchmark notes what it ran: implementation, case, mode, and the versions and machine of
+the run.
 
 The implementations of one case and mode alternate, HAMFAST_BENCH_TURNS times (3 by default).
-Each has its share of the rounds in every repeat, so that what else the machine does meets all alike.
+Each has its share of the rounds in every repeat, so that what else the machine does meets all
+alike.
 bench/to_csv.py puts the repeats together.
 """
 
@@ -53,7 +55,9 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 
 @pytest.fixture
 def measure(benchmark, repeat):
-    """``measure(implementation, case, mode, function)``: times its share of the rounds after a warm-up and labels the row."""
+    """``measure(implementation, case, mode, function)``: times its share of the rounds after a
+    warm-up and labels the row.
+    """
 
     def run(implementation, case, mode, function, rounds=10, **note):
         benchmark.group = f"{case} {mode}"

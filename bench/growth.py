@@ -1,4 +1,5 @@
-"""How time and memory of forward + backward grow with edges, multiplicity and l: bench/results/growth.csv and a plot for the docs.
+"""How time and memory of forward + backward grow with edges, multiplicity and l:
+bench/results/growth.csv and a plot for the docs.
 
 python bench/growth.py --machine "2 CPU cores (AVX-512)"
 """

@@ -1,4 +1,5 @@
-"""Spherical harmonics and their gradient: e3nn (eager, compiled) and sphericart. Decides which one hamfast uses.
+"""Spherical harmonics and their gradient: e3nn (eager, compiled) and sphericart. Decides which one
+hamfast uses.
 
 python bench/harmonics.py --machine "2 CPU cores (AVX-512)"      writes bench/results/harmonics.csv
 """

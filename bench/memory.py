@@ -1,4 +1,5 @@
-"""Peak memory of forward + backward, each in a process of its own: how far it rises above what the operands take.
+"""Peak memory of forward + backward, each in a process of its own: how far it rises above what the
+operands take.
 
 python bench/memory.py --machine "2 CPU cores (AVX-512)"       writes bench/results/memory.csv
 """

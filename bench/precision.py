@@ -1,4 +1,5 @@
-"""Relative errors of tensor_product per dtype against float64, and the equivariance error: bench/results/precision.csv.
+"""Relative errors of tensor_product per dtype against float64, and the equivariance error:
+bench/results/precision.csv.
 
 python bench/precision.py
 """

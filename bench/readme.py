@@ -1,4 +1,6 @@
-"""Writes the tables of README.md and docs/ from bench/results/*.csv: `python bench/readme.py`, from the source folder."""
+"""Writes the tables of README.md and docs/ from bench/results/*.csv: `python bench/readme.py`, from
+the source folder.
+"""
 
 import csv
 import re
@@ -162,7 +164,9 @@ def attention_table() -> str:
 
 
 def bounds_table() -> str:
-    """Fractions of the copy bandwidth (channel-wise) and of the SGEMM rate (edge frame), both measured in the same run."""
+    """Fractions of the copy bandwidth (channel-wise) and of the SGEMM rate (edge frame), both
+    measured in the same run.
+    """
     found = medians(2)
     copy = 2 * 4 * COPIED / next(v["torch"] for (case, _), v in found.items() if case == "yardstick copy") / 1e6
     sgemm = 2 * SQUARE**3 / next(v["torch"] for (case, _), v in found.items() if case == "yardstick sgemm") / 1e6

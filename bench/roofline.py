@@ -1,6 +1,8 @@
-"""What a GPU needs at least for a product or for attention: bytes, operations, and which of them bounds it: `python bench/roofline.py`.
+"""What a GPU needs at least for a product or for attention: bytes, operations, and which of them
+bounds it: `python bench/roofline.py`.
 
-Writes bench/results/roofline.csv from the plans alone; nothing runs. Rates are those of the vendor's data sheets.
+Writes bench/results/roofline.csv from the plans alone; nothing runs. Rates are those of the
+vendor's data sheets.
 """
 
 import csv
@@ -57,7 +59,9 @@ class Work:
 
 
 def coupling_flop(plan) -> dict[str, int]:
-    """Per edge: of the product, of its three gradients, and of those of its derivative along all three operands."""
+    """Per edge: of the product, of its three gradients, and of those of its derivative along all
+    three operands.
+    """
     tables = channel_tables(plan)
     forward = backward = double = 0
     for n, d1, _, _, *_, begin, end, diagonal in tables.tasks.tolist():
@@ -79,7 +83,9 @@ def coupling_flop(plan) -> dict[str, int]:
 
 
 def convolution(case, mode, size=4) -> Work:
-    """Gather, product, scatter-sum with weights per edge; each node's rows are read and written once."""
+    """Gather, product, scatter-sum with weights per edge; each node's rows are read and written
+    once.
+    """
     plan, edges = case.plan(), case.edges
     nodes = edges // DEGREE
     per_edge = {"forward": plan.weight_numel + plan.dim_in2, "backward": 2 * (plan.weight_numel + plan.dim_in2)}
@@ -135,7 +141,9 @@ ATTENTION = [AttentionCase(), AttentionCase("A x 10", 20_000)]
 
 
 def attention(case, mode, size=4) -> Work:
-    """q, k, v, the query on the edges' features and the edges' rows, each once; sums over edges, and the edge weight on rows of nodes."""
+    """q, k, v, the query on the edges' features and the edges' rows, each once; sums over edges,
+    and the edge weight on rows of nodes.
+    """
     node = case.nodes * case.heads * (4 * case.width + 2 * case.features)
     passes = {"forward": 1, "backward": 2, "double backward": 4}[mode]
     edge = case.edges * case.features * {"forward": 1, "backward": 2, "double backward": 3}[mode]
@@ -147,7 +155,9 @@ def attention(case, mode, size=4) -> Work:
 
 
 def edge_update(case, mode, width=128, size=4) -> Work:
-    """The problem of bench/test_edge_update.py: rows of edges and of nodes, each once; an exponential counts as ten operations."""
+    """The problem of bench/test_edge_update.py: rows of edges and of nodes, each once; an
+    exponential counts as ten operations.
+    """
     edge = case.edges * width * {"forward": 2, "backward": 3}[mode]  # x and out; x, grad and grad_x
     node = case.nodes * width * {"forward": 2, "backward": 4}[mode]
     index = 8 * case.edges * {"forward": 2, "backward": 6}[mode]

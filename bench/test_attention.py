@@ -1,7 +1,10 @@
-"""Graph attention beside PyG's TransformerConv, compiled scatter code and DGL: 2,000 nodes, 40 neighbours, 8 heads x 32, 64 edge features.
+"""Graph attention beside PyG's TransformerConv, compiled scatter code and DGL: 2,000 nodes, 40
+neighbours, 8 heads x 32, 64 edge features.
 
-`op`: from q, k, v and edge features to the sum, with the edge's projection. `layer`: with all linear layers. `GATv2 layer`: additive scores,
-PyG's GATv2Conv, whose edge features are not linear in the score and so are projected for every edge. Results are compared before anything
+`op`: from q, k, v and edge features to the sum, with the edge's projection. `layer`: with all
+linear layers. `GATv2 layer`: additive scores,
+PyG's GATv2Conv, whose edge features are not linear in the score and so are projected for every
+edge. Results are compared before anything
 is timed. HAMFAST_BENCH_COMPILED=1 adds torch.compile'd scatter code.
 """
 
@@ -21,7 +24,9 @@ COMPILED = ["compiled scatter"] if environment.switch("HAMFAST_BENCH_COMPILED") 
 
 
 class Problem:
-    """The graph, the layer of PyG with its weights, and every implementation as a function of leaves."""
+    """The graph, the layer of PyG with its weights, and every implementation as a function of
+    leaves.
+    """
 
     def __init__(self, device="cpu", nodes=NODES):
         geometric = pytest.importorskip("torch_geometric.nn")

@@ -1,4 +1,5 @@
-"""The update of edges' features beside torch's own layers: 2,000 nodes, 40 neighbours, rows of 128 channels.
+"""The update of edges' features beside torch's own layers: 2,000 nodes, 40 neighbours, rows of 128
+channels.
 
 Gather, sum, layer normalisation and SiLU. HAMFAST_BENCH_COMPILED=1 adds torch.compile'd code.
 """

@@ -1,4 +1,6 @@
-"""A training step of stage 1 on the bundled graphene set, beside the same network from e3nn modules on the same weights."""
+"""A training step of stage 1 on the bundled graphene set, beside the same network from e3nn modules
+on the same weights.
+"""
 
 from functools import cache
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""What the machine can do, in the same run: the bounds that bench/readme.py holds against the products."""
+"""What the machine can do, in the same run: the bounds that bench/readme.py holds against the
+products.
+"""
 
 import torch
 

@@ -4,7 +4,8 @@ HAMFAST_BENCH_THREADS=2 python -m pytest bench --benchmark-only --benchmark-json
 HAMFAST_BENCH_THREADS=1 python -m pytest bench --benchmark-only --benchmark-json=one.json
 python bench/to_csv.py two.json one.json bench/results/NAME.csv --machine "2 CPU cores (AVX-512)"
 
-The repeats of an implementation (bench/conftest.py) are one run, and so are several files of as many
+The repeats of an implementation (bench/conftest.py) are one run, and so are several files of as
+many
 threads: their rounds are pooled.
 """
 

@@ -1,8 +1,10 @@
-"""Every Triton kernel as the ops launch it on problems of real sizes, for the ahead-of-time compiler.
+"""Every Triton kernel as the ops launch it on problems of real sizes, for the ahead-of-time
+compiler.
 
     TRITON_INTERPRET=1 python bench/triton_launches.py FILE [all]
 
-Writes a pickle of triples (problem, ``cuda`` or ``hip``, ``hamfast.triton.launch.Launch``). Launches are described, not run. Without ``all``: one plan of
+Writes a pickle of triples (problem, ``cuda`` or ``hip``, ``hamfast.triton.launch.Launch``).
+Launches are described, not run. Without ``all``: one plan of
 products, enough for every kernel and every order of derivative.
 """
 
@@ -136,7 +138,9 @@ def einsum_and_head(edges):
 
 
 def collect(everything: bool) -> list[tuple[str, str, Launch]]:
-    """(problem, ``cuda`` or ``hip``, launch) of all problems; ``everything``: with the plans of the benchmarks."""
+    """(problem, ``cuda`` or ``hip``, launch) of all problems; ``everything``: with the plans of the
+    benchmarks.
+    """
     torch.manual_seed(0)
     edges = graph()
     problems = {

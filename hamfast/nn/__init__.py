@@ -1,4 +1,6 @@
-"""Layers: parameters around the ops, with the names and ``state_dict`` of e3nn's and PyG's where those exist."""
+"""Layers: parameters around the ops, with the names and ``state_dict`` of e3nn's and PyG's where
+those exist.
+"""
 
 from hamfast.nn.attention import GATv2Conv, GraphTransformerConv
 from hamfast.nn.drop_in import AccelerateReport, accelerate, e3nn_backend, set_e3nn_backend

@@ -1,4 +1,6 @@
-"""Sparse adjacency matrices, torch's own and torch_sparse's, as PyG's layers take and return them: ``adj_t``, [receivers, senders]."""
+"""Sparse adjacency matrices, torch's own and torch_sparse's, as PyG's layers take and return them:
+``adj_t``, [receivers, senders].
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,14 @@ class Adjacency(NamedTuple):
     pairs: Tensor
     """``[2, edges]`` int64, senders first, in the order that the matrix has them in."""
     features: Tensor | None
-    """``[edges, edge_dim]``: values that are rows. Values that are scalars are no features: PyG's attention does not read them."""
+    """``[edges, edge_dim]``: values that are rows. Values that are scalars are no features: PyG's
+    attention does not read them.
+    """
 
     def with_weights(self, weights: Tensor, pairs: Tensor) -> Any:
-        """The matrix whose values are ``[edges, heads]``, those of ``pairs``: its own edges, or with the self-loops that were added."""
+        """The matrix whose values are ``[edges, heads]``, those of ``pairs``: its own edges, or
+        with the self-loops that were added.
+        """
         given = self.given
         if not isinstance(given, Tensor):
             if pairs.shape != self.pairs.shape:

@@ -1,4 +1,6 @@
-"""PyG's attention layers on the fused op: the same arguments, results and ``state_dict``, without a tensor per edge, head and channel."""
+"""PyG's attention layers on the fused op: the same arguments, results and ``state_dict``, without a
+tensor per edge, head and channel.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def _pair(value) -> tuple:
 
 
 class _AttentionConv(NotScripted):
-    """What both layers have. Parameters are each layer's own, in PyG's order: optimizers count on it."""
+    """What both layers have. Parameters are each layer's own, in PyG's order: optimizers count on
+    it.
+    """
 
     lin_edge: nn.Linear | None
 
@@ -46,7 +50,9 @@ class _AttentionConv(NotScripted):
         return x.unflatten(-1, (self.heads, self.out_channels))
 
     def joined(self, out: Tensor) -> Tensor:
-        """``[receivers, heads, out_channels]`` -> ``[receivers, total_channels]``: side by side, or the mean."""
+        """``[receivers, heads, out_channels]`` -> ``[receivers, total_channels]``: side by side, or
+        the mean.
+        """
         return out.flatten(1) if self.concat else out.mean(1)
 
     def edge_linear(self) -> nn.Linear | None:
@@ -112,10 +118,13 @@ class _AttentionConv(NotScripted):
 
 
 class GraphTransformerConv(_AttentionConv):
-    """``torch_geometric.nn.TransformerConv``: multi-head dot-product attention with edge features in key and value.
+    """``torch_geometric.nn.TransformerConv``: multi-head dot-product attention with edge features
+    in key and value.
 
-    Per head, with sender j and receiver i: ``softmax_j(<W_q x_i, W_k x_j + W_e e> / sqrt(C))`` weighs ``W_v x_j + W_e e``; then a skip
-    connection ``W_s x_i`` (gated with ``beta``). ``W_e e`` is never made for edges, see :func:`hamfast.ops.graph_attention`.
+    Per head, with sender j and receiver i: ``softmax_j(<W_q x_i, W_k x_j + W_e e> / sqrt(C))``
+    weighs ``W_v x_j + W_e e``; then a skip
+    connection ``W_s x_i`` (gated with ``beta``). ``W_e e`` is never made for edges, see
+    :func:`hamfast.ops.graph_attention`.
 
     Args:
         in_channels: of the nodes, or (senders, receivers).
@@ -154,19 +163,22 @@ class GraphTransformerConv(_AttentionConv):
         edge_attr: Tensor | None = None,
         return_attention_weights: bool | None = None,
     ):
-        """``[receivers, heads * out_channels]``; with ``return_attention_weights`` also ``(edge_index, [edges, heads])``.
+        """``[receivers, heads * out_channels]``; with ``return_attention_weights`` also
+        ``(edge_index, [edges, heads])``.
 
         Args:
             x: ``[nodes, in_channels]``, or (senders, receivers).
-            edge_index: ``[2, edges]`` integers, senders first, or a prepared :class:`hamfast.ops.EdgeIndex`; or a sparse matrix
-                ``[receivers, senders]`` of torch or torch_sparse, whose values may be the edges' features. What is given is sorted
+            edge_index: ``[2, edges]`` integers, senders first, or a prepared
+                :class:`hamfast.ops.EdgeIndex`; or a sparse matrix ``[receivers, senders]`` of torch
+                or torch_sparse, whose values may be the edges' features. What is given is sorted
                 once and remembered while it lives and its entries stay.
             edge_attr: ``[edges, edge_dim]``; None for a layer without edge_dim.
             return_attention_weights: as in PyG, also for sparse matrices.
 
         Raises:
             TypeError: an argument has another type.
-            ValueError: a shape or dtype does not fit, or edge_attr is missing or has no use; the message names the argument.
+            ValueError: a shape or dtype does not fit, or edge_attr is missing or has no use; the
+                message names the argument.
         """
         senders, receivers = self.ends(x)
         graph, adjacency = self.graph_of(edge_index, (senders, receivers))
@@ -206,9 +218,11 @@ class GraphTransformerConv(_AttentionConv):
 
 
 class GATv2Conv(_AttentionConv):
-    """``torch_geometric.nn.GATv2Conv``: additive attention ``<att, LeakyReLU(W_l x_j + W_r x_i + W_e e)>`` over ``W_l x_j``.
+    """``torch_geometric.nn.GATv2Conv``: additive attention ``<att, LeakyReLU(W_l x_j + W_r x_i +
+    W_e e)>`` over ``W_l x_j``.
 
-    Arguments as in PyG; ``fill_value`` (for the edge features of added self-loops) is a number, a tensor ``[edge_dim]``, or ``mean``,
+    Arguments as in PyG; ``fill_value`` (for the edge features of added self-loops) is a number, a
+    tensor ``[edge_dim]``, or ``mean``,
     ``add``, ``min``, ``max`` or ``mul`` of the edges that arrive.
     """
 
@@ -247,7 +261,8 @@ class GATv2Conv(_AttentionConv):
         edge_attr: Tensor | None = None,
         return_attention_weights: bool | None = None,
     ):
-        """As :meth:`GraphTransformerConv.forward`, but edge features may be left out, and the edges returned with the weights include
+        """As :meth:`GraphTransformerConv.forward`, but edge features may be left out, and the edges
+        returned with the weights include
         the self-loops. A sparse matrix is returned with the weights as its values.
         """
         senders, receivers = self.ends(x)

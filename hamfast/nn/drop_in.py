@@ -37,7 +37,9 @@ def _e3nn_product(x: Tensor, y: Tensor, weight: Tensor, plan: str) -> Tensor:
 
 
 class Product(nn.Module):
-    """The code of one ``o3.TensorProduct``, which takes and returns what e3nn's generated code does."""
+    """The code of one ``o3.TensorProduct``, which takes and returns what e3nn's generated code
+    does.
+    """
 
     def __init__(self, plan: Plan):
         super().__init__()
@@ -47,7 +49,8 @@ class Product(nn.Module):
         """``[..., dim_in1]``, ``[..., dim_in2]`` -> ``[..., dim_out]``, in the layout ``mul_ir``.
 
         Args:
-            weight: ``[weight_numel]`` for all rows, or ``[..., weight_numel]``. A plan without weights ignores it.
+            weight: ``[weight_numel]`` for all rows, or ``[..., weight_numel]``. A plan without
+                weights ignores it.
         """
         if torch.jit.is_scripting():  # TorchScript knows ops and strings, and no plans
             return torch.ops.hamfast.e3nn_product(x, y, weight, self.text)
@@ -64,7 +67,9 @@ class Product(nn.Module):
 
 
 def plan_of(irreps_in1, irreps_in2, irreps_out, instructions) -> Plan:
-    """The plan of instructions as e3nn keeps them: their ``path_weight`` holds the whole normalisation."""
+    """The plan of instructions as e3nn keeps them: their ``path_weight`` holds the whole
+    normalisation.
+    """
     made, offset = [], 0
     for ins in instructions:
         shape = tuple(ins.path_shape)
@@ -88,7 +93,8 @@ def _graph_module(plan: Plan, theirs: nn.Module) -> fx.GraphModule:
     """The code that e3nn asks for.
 
     Args:
-        theirs: what e3nn would run. Its tables stay in the ``state_dict``, or no checkpoint would fit.
+        theirs: what e3nn would run. Its tables stay in the ``state_dict``, or no checkpoint would
+            fit.
     """
     graph, root = fx.Graph(), nn.Module()
     operands = [graph.placeholder(name, torch.Tensor) for name in ("x1", "x2", "w")]
@@ -124,7 +130,8 @@ def set_e3nn_backend(enabled: bool = True) -> None:
 def e3nn_backend() -> Iterator[None]:
     """Every ``o3.TensorProduct`` that is built inside runs on hamfast, there and afterwards.
 
-    Weights, results and ``state_dict`` are the same: ``with hamfast.e3nn_backend(): model = build_model()``.
+    Weights, results and ``state_dict`` are the same: ``with hamfast.e3nn_backend(): model =
+    build_model()``.
     Copies, pickles and TorchScript of such modules need hamfast to be loaded.
     """
     before = _provider in _e3nn._CODEGEN_PROVIDERS_LEFT_RIGHT
@@ -171,12 +178,14 @@ class AccelerateReport:
 
 
 def accelerate(module: nn.Module) -> AccelerateReport:
-    """Makes the tensor products of e3nn and the attention layers of PyG inside ``module`` run on hamfast.
+    """Makes the tensor products of e3nn and the attention layers of PyG inside ``module`` run on
+    hamfast.
 
     The module is changed in place.
     Of an ``e3nn.o3.TensorProduct``, or of a subclass, only the generated code is exchanged.
     Its class, parameters, buffers, hooks and ``state_dict`` stay.
-    PyG's ``TransformerConv`` becomes :class:`hamfast.nn.GraphTransformerConv`, and its ``GATv2Conv`` becomes
+    PyG's ``TransformerConv`` becomes :class:`hamfast.nn.GraphTransformerConv`, and its
+    ``GATv2Conv`` becomes
     :class:`hamfast.nn.GATv2Conv`.
     They hold the same parameters and have the same ``state_dict``, so optimizers keep working.
 
@@ -184,7 +193,8 @@ def accelerate(module: nn.Module) -> AccelerateReport:
         module: any model. Modules compiled to TorchScript are left alone.
 
     Returns:
-        A report that names each of these layers, and says what runs in its stead or why it was left alone.
+        A report that names each of these layers, and says what runs in its stead or why it was left
+        alone.
     """
     found = []
     exchanged: dict[int, nn.Module] = {}

@@ -1,4 +1,6 @@
-"""hamfast under PyG's attention layers: each is exchanged for hamfast's layer of the same parameters."""
+"""hamfast under PyG's attention layers: each is exchanged for hamfast's layer of the same
+parameters.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,9 @@ from hamfast.ops.checks import check_count, check_tensor
 
 
 class GaussianBasis(nn.Module):
-    """``exp(-(r - r_n)^2 / (2 width^2))`` on evenly spaced centres from ``start`` to ``stop``, width = spacing."""
+    """``exp(-(r - r_n)^2 / (2 width^2))`` on evenly spaced centres from ``start`` to ``stop``,
+    width = spacing.
+    """
 
     centers: Tensor
 
@@ -39,7 +41,9 @@ class RadialMLP(nn.Sequential):
 
 
 def polynomial_envelope(length: Tensor, cutoff: float, p: int = 6) -> Tensor:
-    """Smooth step from 1 at 0 to 0 at ``cutoff`` with p - 1 continuous derivatives (Gasteiger et al., arXiv 2003.03123)."""
+    """Smooth step from 1 at 0 to 0 at ``cutoff`` with p - 1 continuous derivatives (Gasteiger et
+    al., arXiv 2003.03123).
+    """
     check_tensor("polynomial_envelope", "length", length)
     if not cutoff > 0:
         raise ValueError(f"polynomial_envelope: cutoff: expected a positive length, found {cutoff}")

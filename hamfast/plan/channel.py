@@ -1,8 +1,11 @@
 """The channel-wise lowering: what the kernels with channels as vector lanes are told.
 
-A *task* multiplies the n channels of one irreps block of x by one channel of one block of y: one small matrix
-``M[k, i] = coefficient sum_j C_ijk y_j`` per row, then ``out[k, u] += w[u] sum_i M[k, i] x[i, u]``. A ``uvu`` path is one task
-per channel of y. A ``uvw`` path with shared weights is the same without weights, into a block of coupled pairs, and one matrix
+A *task* multiplies the n channels of one irreps block of x by one channel of one block of y: one
+small matrix
+``M[k, i] = coefficient sum_j C_ijk y_j`` per row, then ``out[k, u] += w[u] sum_i M[k, i] x[i, u]``.
+A ``uvu`` path is one task
+per channel of y. A ``uvw`` path with shared weights is the same without weights, into a block of
+coupled pairs, and one matrix
 product of those pairs with the weights for all rows at once: the *mix* lowering.
 """
 
@@ -28,7 +31,9 @@ L_MAX = 6
 
 @dataclass(frozen=True)
 class ChannelTables:
-    """What the channel-wise kernels read of a plan; rows of the integer tables are those of :mod:`hamfast.records.tables`."""
+    """What the channel-wise kernels read of a plan; rows of the integer tables are those of
+    :mod:`hamfast.records.tables`.
+    """
 
     tasks: np.ndarray
     """``[tasks, ChannelTask]`` int64."""
@@ -46,7 +51,9 @@ class ChannelTables:
 
 @dataclass(frozen=True)
 class MixBlock:
-    """The coupled pairs of all uvw paths to one output block: ``[2 l + 1, pairs]`` per row, times ``[pairs, mul]``."""
+    """The coupled pairs of all uvw paths to one output block: ``[2 l + 1, pairs]`` per row, times
+    ``[pairs, mul]``.
+    """
 
     i_out: int
     l: int
@@ -93,7 +100,9 @@ def channel_tables(plan: Plan) -> ChannelTables:
 
 @cache
 def mix_tables(plan: Plan) -> tuple[ChannelTables, tuple[MixBlock, ...]]:
-    """Tables that make the coupled pairs of a plan's uvw paths, block after block, and those blocks."""
+    """Tables that make the coupled pairs of a plan's uvw paths, block after block, and those
+    blocks.
+    """
     mixes = []
     for i_out, (mul, l, _) in enumerate(plan.irreps_out):
         paths = [n for n, ins in enumerate(plan.instructions) if ins.i_out == i_out and is_mixing(plan, ins)]
@@ -110,7 +119,8 @@ def mix_tables(plan: Plan) -> tuple[ChannelTables, tuple[MixBlock, ...]]:
             for v in range(plan.irreps_in2[ins.i_in2][0]):
                 builder.add(ins, v, _Output(block, first), (-1, 0))
                 first += plan.irreps_in1[ins.i_in1][0]
-    # The last vector of a block may reach over its end, into zeros that are added to whatever is there.
+    # The last vector of a block may reach over its end, into zeros that are added to whatever is
+    # there.
     return builder.tables(g_padded + PAD), tuple(mixes)
 
 

@@ -187,13 +187,15 @@ def make_plan(
     """Makes the plan of a tensor product; the arguments are those of ``e3nn.o3.TensorProduct``.
 
     Args:
-        instructions: ``(i_in1, i_in2, i_out, mode, has_weight[, path_weight])`` each, ``mode`` one of :data:`MODES`.
+        instructions: ``(i_in1, i_in2, i_out, mode, has_weight[, path_weight])`` each, ``mode`` one
+            of :data:`MODES`.
         in1_var, in2_var, out_var: assumed variance of each irreps block, 1 by default.
         irrep_normalization: ``component``, ``norm`` or ``none``.
         path_normalization: ``element``, ``path`` or ``none``.
 
     Raises:
-        ValueError: an option, an index, a mode, a selection rule or a multiplicity is wrong; the message names the path.
+        ValueError: an option, an index, a mode, a selection rule or a multiplicity is wrong; the
+            message names the path.
     """
     blocks1, blocks2, blocks3 = as_blocks(irreps_in1), as_blocks(irreps_in2), as_blocks(irreps_out)
     _one_of("irrep_normalization", irrep_normalization, ("component", "norm", "none"))

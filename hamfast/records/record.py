@@ -34,7 +34,9 @@ class Setting(NamedTuple):
     type: str
     """As in the schema: ``int``, ``SymInt``, ``bool``, ``float``, ``int[]``, ``SymInt[]``."""
     means: str = ""
-    """What it says, in words; or a class of :mod:`hamfast.records.choices` or :mod:`hamfast.records.tables`."""
+    """What it says, in words; or a class of :mod:`hamfast.records.choices` or
+    :mod:`hamfast.records.tables`.
+    """
     differentiable = False
     stored = False
 
@@ -90,7 +92,9 @@ class Group:
         return iter(self.members)
 
     def named(self, name: str, prefix: str) -> Group:
-        """Operands in another role: their gradients (prefix ``grad``) or tangents (``tangent``), each of which may lack."""
+        """Operands in another role: their gradients (prefix ``grad``) or tangents (``tangent``),
+        each of which may lack.
+        """
         made = (member._replace(name=f"{prefix}_{member.name}", optional=True) for member in self.members)
         return Group(name, self.type, tuple(made), self.indexed, self.index or self.names)
 
@@ -102,7 +106,8 @@ Argument = Operand | Setting | Group
 class Op:
     """An op of ``torch.ops.hamfast``: what it takes and gives, in order.
 
-    Derived from it: the schema, the C++ struct of its arguments, :attr:`Arguments`, and how both lie flat.
+    Derived from it: the schema, the C++ struct of its arguments, :attr:`Arguments`, and how both
+    lie flat.
     """
 
     name: str
@@ -181,7 +186,9 @@ class Op:
         return tuple(values.get(item.name) for item in self.flat)
 
     def per_argument(self, **values: Any) -> tuple[Any, ...]:
-        """A flat sequence, as ``backward`` returns it: values by argument (a sequence for a group), None elsewhere."""
+        """A flat sequence, as ``backward`` returns it: values by argument (a sequence for a group),
+        None elsewhere.
+        """
         found: list[Any] = []
         for argument, (group, begin, end) in zip(self.takes, self._spans, strict=True):
             value = values.get(argument.name)

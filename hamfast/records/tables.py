@@ -39,7 +39,9 @@ class Path(NamedTuple):
 
 
 class ChannelTask(NamedTuple):
-    """n channels of one irreps block of x times one channel of y: a task of the channel-wise kernels."""
+    """n channels of one irreps block of x times one channel of y: a task of the channel-wise
+    kernels.
+    """
 
     n: int
     """Channels."""
@@ -144,7 +146,9 @@ class ChannelVariant(NamedTuple):
 
 
 class FrameBlock(NamedTuple):
-    """An irreps block of an edge frame's operand; for each m = 0 ... l_max a FrameColumns follows in the row."""
+    """An irreps block of an edge frame's operand; for each m = 0 ... l_max a FrameColumns follows
+    in the row.
+    """
 
     mul: int
     l: int
@@ -159,7 +163,9 @@ class FrameColumns(NamedTuple):
     """Where the components (+m, -m) of a FrameBlock lie in the frame tensor."""
 
     start: int
-    """First element of the matrix of this m, in units of `edges` elements; -1: this m is not stored."""
+    """First element of the matrix of this m, in units of `edges` elements; -1: this m is not
+    stored.
+    """
     stride: int
     """Elements per edge: width, or 2 width."""
     width: int

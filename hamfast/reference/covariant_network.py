@@ -1,4 +1,5 @@
-"""Stage 1 from e3nn's own modules: the published network, edge by edge as e3nn computes it. Slow, and the truth for ours.
+"""Stage 1 from e3nn's own modules: the published network, edge by edge as e3nn computes it. Slow,
+and the truth for ours.
 
 Layout ``mul_ir`` throughout; the weights are those of a :class:`hamfast.models.CovariantNetwork`.
 """
@@ -14,7 +15,9 @@ from hamfast.reference.tensor_product import separate_weights
 
 
 class E3nnNetwork(nn.Module):
-    """Embedding, node and edge updates, output; made to the measure of ``network`` and holding its weights."""
+    """Embedding, node and edge updates, output; made to the measure of ``network`` and holding its
+    weights.
+    """
 
     def __init__(self, network):
         super().__init__()
@@ -30,7 +33,8 @@ class E3nnNetwork(nn.Module):
         """The graph's target irreps in the layout ``mul_ir``, ``[edges, spec.dim]``.
 
         Args:
-            graph: a :class:`hamfast.graph.CrystalGraph`. In it i is the receiver of an edge and j the sender.
+            graph: a :class:`hamfast.graph.CrystalGraph`. In it i is the receiver of an edge and j
+                the sender.
 
         """
         node_hot = nn.functional.one_hot(graph.species, self.num_species).to(graph.vector)
@@ -85,7 +89,9 @@ class _Update(nn.Module):
         self.norm_weight, self.norm_bias, self.irreps = ours.norm.weight, ours.norm.bias, ours.norm.irreps
 
     def convolve(self, x, harmonics, radial):
-        """Product with the harmonics, gate, and scale by the radial network: ``[edges, irreps_out.dim]``."""
+        """Product with the harmonics, gate, and scale by the radial network: ``[edges,
+        irreps_out.dim]``.
+        """
         return self.scale(self.gate(self.product(x, harmonics, self.weight)), self.radial(radial))
 
     def finish(self, old, new, one_hot, graph):

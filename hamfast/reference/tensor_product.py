@@ -63,7 +63,9 @@ def _blocks(x, irreps):
 
 
 def separate_weights(left: Tensor, right: Tensor, plan: Plan) -> Tensor:
-    """The weight ``left[u, w] right[w]`` of each path, ``[weight_numel]`` (DeepH-E3's separate weights with one channel of y)."""
+    """The weight ``left[u, w] right[w]`` of each path, ``[weight_numel]`` (DeepH-E3's separate
+    weights with one channel of y).
+    """
     shapes = [ins.weight_shape for ins in plan.instructions]
     paths = zip(
         left.split([ins.weight_numel for ins in plan.instructions]),

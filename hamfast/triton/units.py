@@ -1,4 +1,6 @@
-"""The channel-wise plan cut into the units of kernels/channel.py: the constants a kernel is compiled for, and its table."""
+"""The channel-wise plan cut into the units of kernels/channel.py: the constants a kernel is
+compiled for, and its table.
+"""
 
 from __future__ import annotations
 
@@ -192,7 +194,9 @@ class _Unit(NamedTuple):
 def _cut(
     by_own: dict[_Own, list[_Task]], blocks: list[ChannelBlock], limits: ChannelConfiguration, components: int
 ) -> list[_Unit]:
-    """Small blocks of as many channels share a unit, up to so many components; one whose tasks are too many is cut."""
+    """Small blocks of as many channels share a unit, up to so many components; one whose tasks are
+    too many is cut.
+    """
     units: list[_Unit] = []
     open_units: dict[int, _Unit] = {}
     for own, tasks in sorted(by_own.items(), key=lambda item: min(t.row.x_block for t in item[1])):

@@ -1,4 +1,6 @@
-"""What PyG's attention layers take for a graph: sparse matrices, integers of any dtype, empty ones; and what they refuse."""
+"""What PyG's attention layers take for a graph: sparse matrices, integers of any dtype, empty ones;
+and what they refuse.
+"""
 
 import numpy as np
 import pytest

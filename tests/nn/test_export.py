@@ -1,4 +1,6 @@
-"""Every layer through torch.export into a file, and from there into another process; and through TorchScript, or why not."""
+"""Every layer through torch.export into a file, and from there into another process; and through
+TorchScript, or why not.
+"""
 
 import os
 import subprocess

@@ -1,4 +1,5 @@
-"""Layers at multiplicities, rows and channels of 0 and 1, on operands of any storage, to the second derivative; truth: e3nn's and PyG's layers.
+"""Layers at multiplicities, rows and channels of 0 and 1, on operands of any storage, to the second
+derivative; truth: e3nn's and PyG's layers.
 
 A short search here, a long one with ``-m long``.
 """
@@ -32,7 +33,9 @@ def linear(sizes):
     ours.bias.data.normal_()
 
     def truth(x):
-        """e3nn's formula: one matrix per irrep, over the root of its number of inputs. Its own code takes no empty blocks."""
+        """e3nn's formula: one matrix per irrep, over the root of its number of inputs. Its own code
+        takes no empty blocks.
+        """
         blocks, weight, made = torch.split(x, [mul_ir.dim for mul_ir in given], -1), ours.weight, []
         for (mul, ir), block, (mul_out, _) in zip(given, blocks, out, strict=True):
             matrix, weight = weight[: mul * mul_out].view(mul, mul_out), weight[mul * mul_out :]

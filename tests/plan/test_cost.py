@@ -18,7 +18,9 @@ BENCH = Path(__file__).parents[2] / "bench"
 
 
 def measured():
-    """(in1, in2, out, mode, shared, harmonics) -> {lowering: ms}, as bench/lowerings.py measured them."""
+    """(in1, in2, out, mode, shared, harmonics) -> {lowering: ms}, as bench/lowerings.py measured
+    them.
+    """
     table = defaultdict(dict)
     with (BENCH / "results" / "lowerings.csv").open() as file:
         for row in csv.DictReader(file):
@@ -48,7 +50,8 @@ def test_explain_names_lowerings_operations_bytes_and_reason():
     text = explain(plan, harmonics=True)
     for word in ("edge_frame", "mix", "general", "multiply-adds", "bytes", "runs: edge_frame, estimated"):
         assert word in text
-    # m = 0: all 96 channels in, all 96 out; m = 1: the 32 vectors, twice. Rotations: 9 products per vector, in and out.
+    # m = 0: all 96 channels in, all 96 out; m = 1: the 32 vectors, twice. Rotations: 9 products per
+    # vector, in and out.
     frame = next(e for e in estimates(plan, True, "cpu", True) if e.lowering == "edge_frame")
     assert frame.operations == 96 * 96 + 2 * 32 * 32 + 2 * (64 + 32 * 9)
     mixed = make_plan("4x0e", "4x0e", "4x0e", [(0, 0, 0, "uvu", True), (0, 0, 0, "uuu", True)])
