@@ -1,13 +1,13 @@
-"""Which op runs on which backend, in which dtype, to which order of derivative, tested where:
-docs/backends.md.
+"""Which op runs on which backend, in which dtype, to which order of derivative, tested where.
 
     python bench/backends.py [--executor] [--machine "one H200"]
 
-Runs tests/ops/test_backends.py, puts what passed into bench/results/backends.csv (rows of other
-machines stay), and writes the tables
-of docs/backends.md from it and from the dispatcher's registrations. --executor: also builds the
-CUDA sources for the host
-(tests/simt, a few minutes) and runs the tests on them.
+Runs tests/ops/test_backends.py and puts what passed into bench/results/backends.csv.
+Rows of other machines stay there.
+Then it writes the tables of docs/backends.md, from that file and from the dispatcher's
+registrations.
+With --executor it also builds the CUDA sources for the host (tests/simt, a few minutes), and runs
+the tests on them.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Is the cascade better than stage 1 trained for the same total time? Trains both on one data set
-and writes a CSV.
+"""Is the cascade better than stage 1 trained for the same total time?
 
-python bench/cascade.py examples/graphene/config.yaml bench/results/cascade.csv --machine "2 CPU
-cores (AVX-512)"
+Trains both on one data set and writes a CSV:
+
+    python bench/cascade.py CONFIG bench/results/cascade.csv --machine "2 CPU cores (AVX-512)"
 """
 
 import argparse

@@ -13,8 +13,10 @@ from hamfast.targets import TargetSpec
 
 
 def separate_paths(a, b, allowed):
-    """One output block per path to an irrep in ``allowed``, as message passing networks have it:
-    irreps and uvu instructions.
+    """One output block per path to an irrep in ``allowed``, as message passing networks have it.
+
+    Returns:
+        The irreps of the result, and instructions of mode uvu.
     """
     paths = [(i, j, ir) for i, (_, x) in enumerate(a) for j, (_, y) in enumerate(b) for ir in x * y if ir in allowed]
     irreps = o3.Irreps([(a[i].mul, ir) for i, _, ir in paths])
@@ -39,8 +41,10 @@ class ProductCase:
 
     @property
     def instructions(self):
-        """uvw: every path to the given output. uvu: one output block per path, as message passing
-        networks have it.
+        """The paths, for :func:`hamfast.plan.make_plan`.
+
+        In mode uvw these are all paths to the given output.
+        In mode uvu each path has an output block of its own, as in message passing networks.
         """
         a, b, c = self.irreps
         if self.mode == "uvw":
@@ -119,8 +123,9 @@ CARBON = TargetSpec(((6, (0, 0, 1, 1, 2)),))
 
 
 def graphene(cells: int, cutoff: float = 7.2) -> CrystalGraph:
-    """A sheet of ``cells`` x ``cells`` cells with displaced atoms, all pairs within the cutoff
-    (angstrom), and random targets.
+    """A sheet of ``cells`` x ``cells`` cells with displaced atoms and random targets.
+
+    Its edges are all pairs within the cutoff (angstrom).
     """
     a = 2.46
     lattice = torch.tensor([[a, 0.0, 0.0], [a / 2, a * 3**0.5 / 2, 0.0]])

@@ -1,8 +1,9 @@
-"""Registers, stack and spills of every CUDA kernel, as nvcc's assembler reports them: `python
-bench/compile_table.py`.
+"""Registers, stack and spills of every CUDA kernel, as nvcc's assembler reports them.
 
-Writes bench/results/compile_table.csv. A test compares: a kernel that spills where it did not,
-fails. No GPU is needed.
+    python bench/compile_table.py
+
+Writes bench/results/compile_table.csv. No GPU is needed.
+A test compares: it fails if a kernel spills that did not.
 """
 
 import csv
@@ -68,8 +69,9 @@ CALLS = {"forward": (1, 0b0111, 0, 0b1000), "backward": (0, 0b1111, 0, 0b0111), 
 
 
 def channel_header(case, call, dtype=torch.float32, hidden=0):
-    """The plan header of a case: channel-wise, or the coupled pairs of its uvw paths. ``hidden``:
-    weights are made of as many numbers.
+    """The plan header of a case: channel-wise, or the coupled pairs of its uvw paths.
+
+    ``hidden``: the length of the hidden rows of which the kernel makes weights; 0 if it makes none.
     """
     pairs = case.mode == "uvw"
     forward, operands, tangents, wanted = CALLS[call]

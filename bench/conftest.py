@@ -1,9 +1,7 @@
-"""Every benchmark notes what it ran: implementation, case, mode, and the versions and machine of
-the run.
+"""Every benchmark notes what it ran: implementation, case, mode, versions and machine.
 
 The implementations of one case and mode alternate, HAMFAST_BENCH_TURNS times (3 by default).
-Each has its share of the rounds in every repeat, so that what else the machine does meets all
-alike.
+Each has its share of the rounds in every repeat, so that what else the machine does meets all.
 bench/to_csv.py puts the repeats together.
 """
 

@@ -1,12 +1,15 @@
-"""Builds, tests and measures on the GPU of this machine, in one command: `python bench/gpu.py
---machine "one H200"`.
+"""Builds, tests and measures on the GPU of this machine, in one command.
 
-Works offline. Writes bench/results/gpu.csv: products, convolutions, edge products, attention and
-training steps of both stages, on the
-CUDA and the Triton kernels, beside e3nn, PyG, plain torch and, where they are importable,
-cuEquivariance and OpenEquivariance; median of events, cold
-L2; peak memory; fraction of the bound of bench/roofline.py.
-`--device cpu --quick` runs the same code small, to try it where there is no GPU; it writes nothing.
+    python bench/gpu.py --machine "one H200"
+
+Works offline and writes bench/results/gpu.csv.
+It measures products, convolutions, edge products, attention and training steps of both stages.
+They run on the CUDA and the Triton kernels, beside e3nn, PyG and plain torch.
+Where they are importable, cuEquivariance and OpenEquivariance are measured, too.
+A row has the median of events with a cold L2, the peak of memory, and the fraction of the bound of
+bench/roofline.py.
+`--device cpu --quick` runs the same code small, to try it where there is no GPU.
+It writes nothing.
 """
 
 import argparse
@@ -63,8 +66,9 @@ def build():
 
 
 def run_tests(seconds, processes=8):
-    """The test suite, file by file in several processes; files that need a package which is not
-    here are named and left out.
+    """The test suite, file by file in several processes.
+
+    Files that need a package which is not here are named and left out.
     """
     base = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow", "--maxfail=5"]
     deadline = time.perf_counter() + seconds

@@ -1,7 +1,8 @@
-"""How time and memory of forward + backward grow with edges, multiplicity and l:
-bench/results/growth.csv and a plot for the docs.
+"""How time and memory of forward + backward grow with edges, multiplicity and l.
 
-python bench/growth.py --machine "2 CPU cores (AVX-512)"
+    python bench/growth.py --machine "2 CPU cores (AVX-512)"
+
+Writes bench/results/growth.csv and a plot for the docs.
 """
 
 import argparse

@@ -1,7 +1,8 @@
-"""Spherical harmonics and their gradient: e3nn (eager, compiled) and sphericart. Decides which one
-hamfast uses.
+"""Spherical harmonics and their gradient: e3nn (eager, compiled) and sphericart.
 
-python bench/harmonics.py --machine "2 CPU cores (AVX-512)"      writes bench/results/harmonics.csv
+    python bench/harmonics.py --machine "2 CPU cores (AVX-512)"
+
+Writes bench/results/harmonics.csv, which decides which of them hamfast uses.
 """
 
 import argparse

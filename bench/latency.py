@@ -1,10 +1,11 @@
-"""What a call costs where there is nearly nothing to compute: 4 edges of 3 nodes, as on small
-molecules and in launch-bound runs on GPUs.
+"""What a call costs where there is nearly nothing to compute: 4 edges of 3 nodes.
 
     python bench/latency.py --machine "2 CPU cores (AMD EPYC, AVX-512)"
 
+Small molecules, and runs on GPUs that are bound by launches, are like this.
 Writes bench/results/latency.csv: microseconds of hamfast's ops and of e3nn's product, on one
-thread. The calls alternate.
+thread.
+The calls alternate.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Times every lowering that can run a plan, forward + backward, and writes
-bench/results/lowerings.csv.
+"""Times every lowering that can run a plan, forward + backward.
 
-python bench/lowerings.py --machine "2 CPU cores (AVX-512)"
+    python bench/lowerings.py --machine "2 CPU cores (AVX-512)"
 
+Writes bench/results/lowerings.csv.
 The cost model (hamfast/plan/cost.py) was fitted to this table, and a test compares its choices with
 it.
 """

@@ -1,7 +1,8 @@
-"""Peak memory of forward + backward, each in a process of its own: how far it rises above what the
-operands take.
+"""Peak memory of forward + backward, each in a process of its own.
 
-python bench/memory.py --machine "2 CPU cores (AVX-512)"       writes bench/results/memory.csv
+    python bench/memory.py --machine "2 CPU cores (AVX-512)"
+
+Writes bench/results/memory.csv: how far the peak rises above what the operands take.
 """
 
 import argparse

@@ -1,5 +1,6 @@
-"""The blocks of the cascade's second stage as one writes them without kernels, and what no kernel
-can take away from them.
+"""The blocks of the cascade's second stage as one writes them without kernels.
+
+Also what no kernel can take away from them: their matrix products.
 """
 
 import torch
@@ -8,8 +9,9 @@ from hamfast.models import transformer as stage2
 
 
 class PlainBlock(torch.nn.Module):
-    """A block as one writes it without kernels: every operand concatenated per edge, softmax by
-    scatter.
+    """A block as one writes it without kernels.
+
+    Every operand is concatenated per edge, and the softmax is made by scatter.
     """
 
     def __init__(self, block: stage2.TransformerBlock):
@@ -26,9 +28,7 @@ class PlainBlock(torch.nn.Module):
         return torch.nn.functional.silu(layer.norm(layer.linear(x)))
 
     def forward(self, node, edge, harmonics, gaussians, edges):
-        """The block's new rows of nodes and of edges, as
-        :class:`hamfast.models.transformer.TransformerBlock` gives them.
-        """
+        """The block's new rows of nodes and of edges, as those of ``TransformerBlock``."""
         block, config = self.block, self.block.config
         inputs = ((block.merge_edge, edge), (block.merge_harmonics, harmonics), (block.merge_length, gaussians))
         merged = self.norm_act(block.merge, torch.cat([self.norm_act(layer, x) for layer, x in inputs], dim=-1))

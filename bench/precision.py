@@ -1,7 +1,9 @@
-"""Relative errors of tensor_product per dtype against float64, and the equivariance error:
-bench/results/precision.csv.
+"""Relative errors of tensor_product per dtype, and the equivariance error.
 
-python bench/precision.py
+    python bench/precision.py
+
+Writes bench/results/precision.csv. The truth is the reference in float64.
+The columns dx, dy and dw are the errors of the gradients in x, y and w.
 """
 
 import csv

@@ -1,8 +1,10 @@
-"""What a GPU needs at least for a product or for attention: bytes, operations, and which of them
-bounds it: `python bench/roofline.py`.
+"""What a GPU needs at least for a product or for attention, and what bounds it.
 
-Writes bench/results/roofline.csv from the plans alone; nothing runs. Rates are those of the
-vendor's data sheets.
+    python bench/roofline.py
+
+Writes bench/results/roofline.csv (bytes, operations, microseconds)
+from the plans alone: nothing runs.
+Rates are those of the vendor's data sheets.
 """
 
 import csv
@@ -40,7 +42,10 @@ GPUS = [Gpu("H200", 4.8, 67.0, 494.0), Gpu("A100", 2.0, 19.5, 156.0)]
 
 @dataclass(frozen=True)
 class Work:
-    """Of one call. ``tensor_flop``: matrix products, which tensor cores may do."""
+    """What one call moves and computes.
+
+    ``tensor_flop`` counts the operations in matrix products, which tensor cores may do.
+    """
 
     bytes: int
     flop: int
@@ -59,8 +64,11 @@ class Work:
 
 
 def coupling_flop(plan) -> dict[str, int]:
-    """Per edge: of the product, of its three gradients, and of those of its derivative along all
-    three operands.
+    """Operations per edge, by mode.
+
+    They are those of the product, of its three gradients, and of the gradients of its derivative
+    along
+    all three operands.
     """
     tables = channel_tables(plan)
     forward = backward = double = 0
@@ -141,8 +149,10 @@ ATTENTION = [AttentionCase(), AttentionCase("A x 10", 20_000)]
 
 
 def attention(case, mode, size=4) -> Work:
-    """q, k, v, the query on the edges' features and the edges' rows, each once; sums over edges,
-    and the edge weight on rows of nodes.
+    """The operands of attention, each moved once, and its sums over edges.
+
+    They are q, k, v, the query on the edges' features, and the edges' rows.
+    The edge weight meets rows of nodes.
     """
     node = case.nodes * case.heads * (4 * case.width + 2 * case.features)
     passes = {"forward": 1, "backward": 2, "double backward": 4}[mode]

@@ -1,11 +1,15 @@
-"""Graph attention beside PyG's TransformerConv, compiled scatter code and DGL: 2,000 nodes, 40
-neighbours, 8 heads x 32, 64 edge features.
+"""Graph attention beside PyG's TransformerConv, compiled scatter code and DGL.
 
-`op`: from q, k, v and edge features to the sum, with the edge's projection. `layer`: with all
-linear layers. `GATv2 layer`: additive scores,
-PyG's GATv2Conv, whose edge features are not linear in the score and so are projected for every
-edge. Results are compared before anything
-is timed. HAMFAST_BENCH_COMPILED=1 adds torch.compile'd scatter code.
+The graph has 2,000 nodes with 40 neighbours each; there are 8 heads x 32 and 64 edge features.
+Results are compared before anything is timed.
+
+- `op`: from q, k, v and edge features to the sum, with the edge's projection.
+- `layer`: with all linear layers.
+- `GATv2 layer`: PyG's GATv2Conv with additive scores. Its edge features are not linear in the
+score,
+  and so are projected for every edge.
+
+HAMFAST_BENCH_COMPILED=1 adds torch.compile'd scatter code.
 """
 
 import sys

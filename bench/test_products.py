@@ -1,6 +1,6 @@
-"""Tensor products beside e3nn's (eager, compiled) and cuEquivariance's CPU path; outputs are
-compared before anything is timed.
+"""Tensor products beside e3nn's (eager, compiled) and cuEquivariance's CPU path.
 
+Outputs are compared before anything is timed.
 HAMFAST_BENCH_COMPILED=1 adds torch.compile'd e3nn: minutes of compiling.
 """
 

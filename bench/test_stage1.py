@@ -1,5 +1,6 @@
-"""A training step of stage 1 on the bundled graphene set, beside the same network from e3nn modules
-on the same weights.
+"""A training step of stage 1 on the bundled graphene set.
+
+Beside it stands the same network from e3nn's modules, on the same weights.
 """
 
 from functools import cache

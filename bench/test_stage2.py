@@ -1,7 +1,8 @@
-"""A training step of stage 2 on the bundled graphene set, beside the same network on the same
-weights from plain torch ops.
+"""A training step of stage 2 on the bundled graphene set.
 
-`dense products`: nothing but the matrix products of hamfast's linear layers, forward and backward.
+Beside it stands the same network from plain torch ops, on the same weights.
+`dense products` is nothing but the matrix products of hamfast's linear layers, forward and
+backward.
 No kernel can be faster than that.
 """
 

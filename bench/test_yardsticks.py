@@ -1,6 +1,4 @@
-"""What the machine can do, in the same run: the bounds that bench/readme.py holds against the
-products.
-"""
+"""What the machine can do, in the same run: the bounds of the products in bench/readme.py."""
 
 import torch
 

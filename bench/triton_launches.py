@@ -1,11 +1,11 @@
-"""Every Triton kernel as the ops launch it on problems of real sizes, for the ahead-of-time
-compiler.
+"""Every Triton kernel as the ops launch it on real problems, for the ahead-of-time compiler.
 
     TRITON_INTERPRET=1 python bench/triton_launches.py FILE [all]
 
 Writes a pickle of triples (problem, ``cuda`` or ``hip``, ``hamfast.triton.launch.Launch``).
-Launches are described, not run. Without ``all``: one plan of
-products, enough for every kernel and every order of derivative.
+Launches are described, not run.
+Without ``all`` there is one plan of products, enough for every kernel and every order of
+derivative.
 """
 
 import pickle

@@ -1,10 +1,10 @@
-"""Compiles the Triton kernels ahead of time: registers, shared memory, local memory, spills and
-matrix instructions of each.
+"""Compiles the Triton kernels ahead of time.
 
     python bench/triton_table.py
 
-Writes bench/results/triton_table.csv, for sm_80, sm_90, sm_100 and gfx942. No GPU is needed. A test
-compiles a part of it anew.
+Writes bench/results/triton_table.csv, for sm_80, sm_90, sm_100 and gfx942.
+A row has the registers, shared memory, local memory, spills and matrix instructions of a kernel.
+No GPU is needed. A test compiles a part of it anew.
 """
 
 import csv

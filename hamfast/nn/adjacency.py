@@ -1,5 +1,6 @@
-"""Sparse adjacency matrices, torch's own and torch_sparse's, as PyG's layers take and return them:
-``adj_t``, [receivers, senders].
+"""Sparse adjacency matrices of torch and of torch_sparse, as PyG's layers take and return them.
+
+They are ``adj_t``, ``[receivers, senders]``.
 """
 
 from __future__ import annotations
@@ -24,8 +25,12 @@ class Adjacency(NamedTuple):
     """
 
     def with_weights(self, weights: Tensor, pairs: Tensor) -> Any:
-        """The matrix whose values are ``[edges, heads]``, those of ``pairs``: its own edges, or
-        with the self-loops that were added.
+        """The matrix with these values ``[edges, heads]``.
+
+        Args:
+            pairs: ``[2, edges]``, the edges that have the values. They are the matrix's own, or
+            those with
+                the self-loops that were added.
         """
         given = self.given
         if not isinstance(given, Tensor):
@@ -60,7 +65,8 @@ def is_adjacency(given: Any) -> bool:
 
 
 def read_adjacency(given: Any, num_senders: int, num_receivers: int) -> Adjacency:
-    """
+    """The edges of a sparse matrix, and its rows of features if it has them.
+
     Raises:
         ValueError: another size than ``[receivers, senders]``.
     """

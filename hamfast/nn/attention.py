@@ -1,5 +1,7 @@
-"""PyG's attention layers on the fused op: the same arguments, results and ``state_dict``, without a
-tensor per edge, head and channel.
+"""PyG's attention layers on the fused op.
+
+Arguments, results and ``state_dict`` are the same.
+No tensor per edge, head and channel is made.
 """
 
 from __future__ import annotations
@@ -118,19 +120,22 @@ class _AttentionConv(NotScripted):
 
 
 class GraphTransformerConv(_AttentionConv):
-    """``torch_geometric.nn.TransformerConv``: multi-head dot-product attention with edge features
-    in key and value.
+    """``torch_geometric.nn.TransformerConv``: multi-head dot-product attention.
 
-    Per head, with sender j and receiver i: ``softmax_j(<W_q x_i, W_k x_j + W_e e> / sqrt(C))``
-    weighs ``W_v x_j + W_e e``; then a skip
-    connection ``W_s x_i`` (gated with ``beta``). ``W_e e`` is never made for edges, see
-    :func:`hamfast.ops.graph_attention`.
+    Edge features e take part in the key and in the value.
+    With the sender s and the receiver r of an edge, each head weighs ``W_v x_s + W_e e`` by
+
+        softmax_s(<W_q x_r, W_k x_s + W_e e> / sqrt(C)),
+
+    where C is ``out_channels``. A skip connection ``W_s x_r`` is added, gated with ``beta``.
+    ``W_e e`` is never made for edges, see :func:`hamfast.ops.graph_attention`.
 
     Args:
         in_channels: of the nodes, or (senders, receivers).
         out_channels: per head.
         concat: heads side by side, ``[nodes, heads * out_channels]``; else their mean.
-        beta, dropout, edge_dim, bias, root_weight: as in PyG. Dropout has its own random numbers.
+        beta, dropout, edge_dim, bias, root_weight: as in PyG. Dropout draws its own random
+            values.
     """
 
     def __init__(
@@ -218,12 +223,15 @@ class GraphTransformerConv(_AttentionConv):
 
 
 class GATv2Conv(_AttentionConv):
-    """``torch_geometric.nn.GATv2Conv``: additive attention ``<att, LeakyReLU(W_l x_j + W_r x_i +
-    W_e e)>`` over ``W_l x_j``.
+    """``torch_geometric.nn.GATv2Conv``: additive attention.
 
-    Arguments as in PyG; ``fill_value`` (for the edge features of added self-loops) is a number, a
-    tensor ``[edge_dim]``, or ``mean``,
-    ``add``, ``min``, ``max`` or ``mul`` of the edges that arrive.
+    With the sender s and the receiver r of an edge, the score of ``W_l x_s`` is
+    ``<att, LeakyReLU(W_l x_s + W_r x_r + W_e e)>``.
+    Arguments are those of PyG.
+    ``fill_value`` gives the edge features of the self-loops that are added.
+    It is a float, a tensor ``[edge_dim]``, or one of ``mean``, ``add``, ``min``, ``max`` and
+    ``mul`` over
+    the incoming edges.
     """
 
     def __init__(
@@ -261,9 +269,10 @@ class GATv2Conv(_AttentionConv):
         edge_attr: Tensor | None = None,
         return_attention_weights: bool | None = None,
     ):
-        """As :meth:`GraphTransformerConv.forward`, but edge features may be left out, and the edges
-        returned with the weights include
-        the self-loops. A sparse matrix is returned with the weights as its values.
+        """As :meth:`GraphTransformerConv.forward`, but edge features may be left out.
+
+        The edges that are returned with the weights include the self-loops.
+        A sparse matrix is returned with the weights as its values.
         """
         senders, receivers = self.ends(x)
         graph, adjacency = self.graph_of(edge_index, (senders, receivers), self.add_self_loops)
