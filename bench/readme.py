@@ -1,6 +1,6 @@
 """Writes the tables of README.md and docs/ from bench/results/*.csv.
 
-    python bench/readme.py      # from the source folder
+python bench/readme.py      # from the source folder
 """
 
 import csv

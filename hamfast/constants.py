@@ -1,5 +1,6 @@
-"""Tensors that are made once and kept: real ones, whatever torch is doing when they are first
-needed; and what is in them.
+"""Tensors that are made once and kept, and what is in them.
+
+They are real ones, whatever torch is doing when they are first needed.
 """
 
 from __future__ import annotations

@@ -58,7 +58,10 @@ def _by_row(pairs: Tensor) -> Tensor:
 
 
 def is_adjacency(given: Any) -> bool:
-    """torch_sparse's is known by its name: it need not be installed."""
+    """Is it a sparse matrix?
+
+    That of torch_sparse is known by its name, since it need not be installed.
+    """
     if isinstance(given, Tensor):
         return given.layout in _LAYOUTS
     return type(given).__name__ == "SparseTensor" and hasattr(given, "coo")

@@ -1,6 +1,6 @@
-"""Irreps in the last dimension of a tensor: what layers need of the two layouts of
-hamfast/ops/layout.py, and of e3nn's states.
+"""Irreps in the last dimension of a tensor: what layers need of the two layouts.
 
+The layouts are those of hamfast/ops/layout.py. The states that e3nn saves are read here, too.
 The models keep ``ir_mul`` between layers: channel mixing is then one matrix product, and gates
 broadcast along contiguous memory.
 """

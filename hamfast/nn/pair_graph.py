@@ -1,5 +1,6 @@
-"""What PyG's layers take for a graph, as prepared ones: sorted once, remembered while the tensor
-lives and says the same.
+"""Graphs as PyG's layers take them, prepared for the ops.
+
+A graph is sorted once, and remembered while its tensor lives and its entries stay.
 """
 
 from __future__ import annotations
@@ -55,10 +56,10 @@ _REMEMBERED: dict[tuple, _Remembered] = {}
 def pair_graph(
     edges: Any, num_senders: int, num_receivers: int, add_self_loops: bool = False, owner: Any = None
 ) -> PairGraph:
-    """The graph of ``[2, edges]`` integers (senders first), or of one that is prepared; with one
-    self-loop per node if asked for.
+    """The graph of ``[2, edges]`` integers, senders first, or of one that is prepared.
 
     Args:
+        add_self_loops: one per node, in place of those that are there.
         owner: what lives as long as the graph is to be remembered, ``edges`` by default.
 
     Raises:

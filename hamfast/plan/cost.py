@@ -1,9 +1,9 @@
 """Which lowering of a plan runs: an estimate of each one's time, from its operations and bytes.
 
-The rates below were set by hand to agree with bench/results/lowerings.csv (made by
-bench/lowerings.py, forward + backward, float32, CPU); a test
-asserts that the choice is within 1.3x of the fastest on every row of that table. Only their ratios
-matter.
+The rates below were set by hand to agree with bench/results/lowerings.csv.
+bench/lowerings.py made that table: forward + backward, float32, on a CPU.
+A test asserts that the choice is within 1.3x of the fastest on every row of it.
+Only the ratios of the rates matter.
 """
 
 from __future__ import annotations
@@ -127,8 +127,10 @@ def choose_lowering(plan: Plan, shared_weights: bool, device: str, harmonics: bo
 
 
 def explain(plan: Plan, shared_weights: bool = True, device: str = "cpu", harmonics: bool = False) -> str:
-    """A table of the paths with shapes, normalisation and multiply-adds per row; then the
-    lowerings, what each costs, which one runs, and why.
+    """A table of the paths, then the lowerings.
+
+    A path has its shapes, its normalisation and its multiply-adds per row.
+    Of the lowerings it says what each costs, which one runs, and why.
 
     Args:
         shared_weights: one weight for all rows.

@@ -1,5 +1,6 @@
-"""The channel-wise plan cut into the units of kernels/channel.py: the constants a kernel is
-compiled for, and its table.
+"""The channel-wise plan cut into the units of kernels/channel.py.
+
+A unit has the constants that its kernel is compiled for, and a row of a table.
 """
 
 from __future__ import annotations

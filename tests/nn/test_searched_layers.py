@@ -1,7 +1,7 @@
-"""Layers at multiplicities, rows and channels of 0 and 1, on operands of any storage, to the second
-derivative; truth: e3nn's and PyG's layers.
+"""Layers at multiplicities, rows and channels of 0 and 1, on operands of any storage.
 
-A short search here, a long one with ``-m long``.
+They are compared to the second derivative; the truth is e3nn's and PyG's layers.
+A short search runs here, a long one with ``-m long``.
 """
 
 import pytest

@@ -1,3 +1,5 @@
+"""Plans against e3nn's products, and the errors of wrong ones."""
+
 import pytest
 import torch
 from e3nn import o3
