@@ -95,7 +95,7 @@ def gate(sizes):
 
 def attention(sizes):
     """An attention layer, PyG's, and the shapes."""
-    nodes, edge_dim = sizes["rows"], pick([None, sizes["a0"]])
+    nodes, edge_dim = sizes["rows"], pick([None, max(sizes["a0"], 1)])  # PyG takes 0 for "not known yet"
     edges = sizes["edges"] if nodes else 0
     layer = pick(["TransformerConv", "GATv2Conv"])
     options = {"heads": pick([1, 3]), "concat": pick([True, False]), "edge_dim": edge_dim}
