@@ -1,7 +1,7 @@
 """Plans: what a tensor product computes, and the exact ways to compute it.
 
-A plan and its tables are plain values and numpy arrays. No tensor of torch is kept in one, and none depends on a
-device.
+A plan and its tables are plain values and numpy arrays.
+No tensor of torch is kept in them, and they depend on no device.
 Torch is used once: e3nn computes the Wigner 3j symbols with it (:mod:`hamfast.plan.coupling`).
 """
 
