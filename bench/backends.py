@@ -1,10 +1,13 @@
-"""Which op runs on which backend, in which dtype, to which order of derivative, tested where: docs/backends.md.
+"""Which op runs on which backend, in which dtype, to which order of derivative, tested where.
 
     python bench/backends.py [--executor] [--machine "one H200"]
 
-Runs tests/ops/test_backends.py, puts what passed into bench/results/backends.csv (rows of other machines stay), and writes the tables
-of docs/backends.md from it and from the dispatcher's registrations. --executor: also builds the CUDA sources for the host
-(tests/simt, a few minutes) and runs the tests on them.
+Runs tests/ops/test_backends.py and puts what passed into bench/results/backends.csv.
+Rows of other machines stay there.
+Then it writes the tables of docs/backends.md, from that file and from the dispatcher's
+registrations.
+With --executor it also builds the CUDA sources for the host (tests/simt, a few minutes), and runs
+the tests on them.
 """
 
 import argparse
@@ -43,6 +46,7 @@ def run_tests(environment, *chosen):
 
 
 def run_executor():
+    """(case, backend, dtype, order) of what passed on the CUDA sources, which the host runs."""
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "kernels")]
     from test_cuda_on_host import compile_all, environment
 
@@ -53,7 +57,8 @@ def run_executor():
     return [(case, "cuda", dtype, order) for case, backend, dtype, order in found if backend == "cpu"]
 
 
-def place(backend, machine):
+def where_tested(backend, machine):
+    """Where a backend was tested, in words."""
     if backend == "cpu" or torch.cuda.is_available():
         return machine
     import triton
@@ -62,6 +67,7 @@ def place(backend, machine):
 
 
 def read_rows():
+    """The rows of bench/results/backends.csv; none if there is no such file."""
     if not RESULT.exists():
         return []
     with RESULT.open() as file:
@@ -69,7 +75,7 @@ def read_rows():
 
 
 def tested(rows):
-    """One line per op, backend and place: the orders of derivative that passed in each dtype."""
+    """One line per op, backend and machine: the orders of derivative that passed in each dtype."""
     lines = [
         "| op, lowering | backend | " + " | ".join(DTYPES) + " | tested on |",
         "|---|---|" + "---|" * (len(DTYPES) + 1),
@@ -106,6 +112,7 @@ def registered():
 
 
 def replace(text, name, content):
+    """The text with new content between the two marks of a name."""
     begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
     assert begin in text and end in text, f"{PAGE}: expected the marks {begin} and {end}"
     head, rest = text.split(begin)
@@ -113,17 +120,18 @@ def replace(text, name, content):
 
 
 def main():
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--machine", default="2 CPU cores", help='what it is, in words: "one H200"')
     parser.add_argument("--executor", action="store_true")
     options = parser.parse_args()
     today = datetime.date.today().isoformat()
-    found = [(*row, place(row[1], options.machine), today) for row in run_tests(dict(os.environ))]
+    found = [(*row, where_tested(row[1], options.machine), today) for row in run_tests(dict(os.environ))]
     if options.executor:
         found += [(*row, "the executor of tests/simt", today) for row in run_executor()]
     new = [dict(zip(COLUMNS, row, strict=True)) for row in found]
-    places = {(row["backend"], row["where"]) for row in new}
-    kept = [row for row in read_rows() if (row["backend"], row["where"]) not in places]
+    renewed = {(row["backend"], row["where"]) for row in new}
+    kept = [row for row in read_rows() if (row["backend"], row["where"]) not in renewed]
     rows = sorted(kept + new, key=lambda row: [row[name] for name in COLUMNS])
     with RESULT.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)

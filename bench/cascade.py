@@ -1,6 +1,8 @@
-"""Is the cascade better than stage 1 trained for the same total time? Trains both on one data set and writes a CSV.
+"""Is the cascade better than stage 1 trained for the same total time?
 
-python bench/cascade.py examples/graphene/config.yaml bench/results/cascade.csv --machine "2 CPU cores (AVX-512)"
+Trains both on one data set and writes a CSV:
+
+    python bench/cascade.py CONFIG bench/results/cascade.csv --machine "2 CPU cores (AVX-512)"
 """
 
 import argparse
@@ -23,12 +25,14 @@ FIELDS += ["machine", "threads", "torch", "date"]
 
 
 def train(config, folder):
+    """Trains a configuration in a folder: the path of its model, and how many seconds it took."""
     started = time.perf_counter()
     path = Run(parse_config(config | {"output": str(folder)}, "bench"), Console(quiet=True)).train()
     return path, time.perf_counter() - started
 
 
 def main():
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path)
     parser.add_argument("csv", type=Path)

@@ -1,4 +1,4 @@
-"""Named problems, shared by all benchmarks. Sizes are those of real graphs; numbers are random."""
+"""Named problems, shared by all benchmarks. Sizes are those of real graphs; values are random."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -13,7 +13,11 @@ from hamfast.targets import TargetSpec
 
 
 def separate_paths(a, b, allowed):
-    """One output block per path to an irrep in ``allowed``, as message passing networks have it: irreps and uvu instructions."""
+    """One output block per path to an irrep in ``allowed``, as message passing networks have it.
+
+    Returns:
+        The irreps of the result, and instructions of mode uvu.
+    """
     paths = [(i, j, ir) for i, (_, x) in enumerate(a) for j, (_, y) in enumerate(b) for ir in x * y if ir in allowed]
     irreps = o3.Irreps([(a[i].mul, ir) for i, _, ir in paths])
     return irreps, [(i, j, k, "uvu", True, 1.0) for k, (i, j, _) in enumerate(paths)]
@@ -32,11 +36,16 @@ class ProductCase:
 
     @property
     def irreps(self):
+        """Both operands' irreps and those that are asked for; the result's are ``irreps_out``."""
         return o3.Irreps(self.in1), o3.Irreps(self.in2), o3.Irreps(self.out)
 
     @property
     def instructions(self):
-        """uvw: every path to the given output. uvu: one output block per path, as message passing networks have it."""
+        """The paths, for :func:`hamfast.plan.make_plan`.
+
+        In mode uvw these are all paths to the given output.
+        In mode uvu each path has an output block of its own, as in message passing networks.
+        """
         a, b, c = self.irreps
         if self.mode == "uvw":
             return fully_connected(a, b, c)
@@ -44,16 +53,22 @@ class ProductCase:
 
     @property
     def irreps_out(self):
+        """The irreps of the result, one block per path in mode uvu."""
         a, b, c = self.irreps
         if self.mode == "uvw":
             return c
         return separate_paths(a, b, c)[0]
 
     def plan(self) -> Plan:
+        """The product's plan."""
         a, b, _ = self.irreps
         return make_plan(a, b, self.irreps_out, self.instructions)
 
     def inputs(self, dtype=torch.float32):
+        """Random x ``[edges, dim_in1]``, y ``[edges, dim_in2]`` and weights.
+
+        The weights are ``[weight_numel]`` in mode uvw and ``[edges, weight_numel]`` in mode uvu.
+        """
         plan = self.plan()
         shape = (plan.weight_numel,) if self.mode == "uvw" else (self.edges, plan.weight_numel)
         return (
@@ -74,8 +89,10 @@ PRODUCTS = [
 _NODE = "64x0e+32x1o+16x2e+8x3o+8x4e"
 _MIDDLE = "192x0e+96x1o+48x2e+24x3o+24x4e+12x5o"
 _SOC = "40x0o+604x0e+96x1o+106x1e+88x2o+104x2e+48x3o+64x3e+16x4o+24x4e+8x5e"
-# Fully connected products of Hamiltonian networks with the harmonics of the edge: weights shared. c_real is DeepH-E3's
-# default, the others are layers of its published networks (C: middle, G: last edge with spin-orbit coupling).
+# Fully connected products of Hamiltonian networks with the harmonics of the edge: weights shared.
+# c_real is DeepH-E3's
+# default, the others are layers of its published networks (C: middle, G: last edge with spin-orbit
+# coupling).
 EDGE_PRODUCTS = [
     ProductCase("c", _NODE, SH[4], _NODE, "uvw", 2000),
     ProductCase("c_real", f"{_NODE}+{_NODE}+{_NODE}", SH[4], "64x0e+64x0e+32x1o+16x2e+8x3o+8x4e", "uvw", 2000),
@@ -106,17 +123,20 @@ CARBON = TargetSpec(((6, (0, 0, 1, 1, 2)),))
 
 
 def graphene(cells: int, cutoff: float = 7.2) -> CrystalGraph:
-    """A sheet of ``cells`` x ``cells`` cells with displaced atoms, all pairs within the cutoff (angstrom), and random targets."""
+    """A sheet of ``cells`` x ``cells`` cells with displaced atoms and random targets.
+
+    Its edges are all pairs within the cutoff (angstrom).
+    """
     a = 2.46
     lattice = torch.tensor([[a, 0.0, 0.0], [a / 2, a * 3**0.5 / 2, 0.0]])
     atoms = torch.tensor([[n, m, 0.0] for n, m in product(range(cells), repeat=2)])
     basis = torch.tensor([[1 / 3, 1 / 3, 0.0], [2 / 3, 2 / 3, 0.0]])
-    places = (atoms[:, None, :] + basis).reshape(-1, 3)[:, :2] @ lattice
-    places = places + 0.05 * torch.randn_like(places)
-    count, reach = len(places), 1 + int(cutoff / (cells * a * 3**0.5 / 2))
+    positions = (atoms[:, None, :] + basis).reshape(-1, 3)[:, :2] @ lattice
+    positions = positions + 0.05 * torch.randn_like(positions)
+    count, reach = len(positions), 1 + int(cutoff / (cells * a * 3**0.5 / 2))
     shifts = torch.tensor(list(product(range(-reach, reach + 1), repeat=2)))
-    images = places + (shifts.to(places) @ lattice * cells)[:, None, None, :]
-    vectors = images - places[:, None, :]  # [shifts, i, j, 3]
+    images = positions + (shifts.to(positions) @ lattice * cells)[:, None, None, :]
+    vectors = images - positions[:, None, :]  # [shifts, receiver i, sender j, 3]
     shift, i, j = (vectors.norm(dim=-1) <= cutoff).nonzero().T
     order = i.argsort(stable=True)
     shift, i, j = shift[order], i[order], j[order]
@@ -136,7 +156,8 @@ def graphene(cells: int, cutoff: float = 7.2) -> CrystalGraph:
     )
 
 
-# Channel-wise convolutions on a GPU: networks that are in use. Multiplicities alike, then not alike.
+# Channel-wise convolutions on a GPU: networks that are in use. Multiplicities alike, then not
+# alike.
 _NEQUIP = "64x0e+64x0o+64x1e+64x1o+64x2e+64x2o"
 GPU_PRODUCTS = [
     ProductCase("mace-large", "128x0e+128x1o+128x2e", SH[3], "128x0e+128x1o+128x2e+128x3o", "uvu", 100_000),

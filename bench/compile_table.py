@@ -1,6 +1,9 @@
-"""Registers, stack and spills of every CUDA kernel, as nvcc's assembler reports them: `python bench/compile_table.py`.
+"""Registers, stack and spills of every CUDA kernel, as nvcc's assembler reports them.
 
-Writes bench/results/compile_table.csv. A test compares: a kernel that spills where it did not, fails. No GPU is needed.
+    python bench/compile_table.py
+
+Writes bench/results/compile_table.csv. No GPU is needed.
+A test compares: it fails if a kernel spills that did not.
 """
 
 import csv
@@ -68,7 +71,10 @@ CALLS = {"forward": (1, 0b0111, 0, 0b1000), "backward": (0, 0b1111, 0, 0b0111), 
 
 
 def channel_header(case, call, dtype=torch.float32, hidden=0):
-    """The plan header of a case: channel-wise, or the coupled pairs of its uvw paths. ``hidden``: weights are made of as many numbers."""
+    """The plan header of a case: channel-wise, or the coupled pairs of its uvw paths.
+
+    ``hidden``: the length of the hidden rows of which the kernel makes weights; 0 if it makes none.
+    """
     pairs = case.mode == "uvw"
     forward, operands, tangents, wanted = CALLS[call]
     if pairs:  # no weights there
@@ -128,14 +134,14 @@ def compile_one(case, source, header, architecture):
         stored = re.search(r"\d(B?Float16)E(f)?", symbol)
         if stored:
             dtype = stored[1].lower() + (" to float32" if stored[2] else "")
-        direction = {"ILb1": " into", "ILb0": " out of"}.get(symbol[symbol.find("kernel") + 6 :][:4], "")
+        suffix = {"ILb1": " into", "ILb0": " out of"}.get(symbol[symbol.find("kernel") + 6 :][:4], "")
         attention = re.search(r"attention_scores_kernelI(?:ff|dd|fNS_\dB?Float16E)Li(\d)", symbol)
         if "weighted_sum_kernel" in symbol and "Lb1E" in symbol:
-            direction = " of activations"
+            suffix = " of activations"
         if "edge_update_gradients_kernel" in symbol:
-            direction = " backward" if "Lb0E" in symbol else " double"
+            suffix = " backward" if "Lb0E" in symbol else " double"
         if attention:
-            direction = (" forward", " backward", " double")[int(attention[1])]
+            suffix = (" forward", " backward", " double")[int(attention[1])]
 
         def number(pattern, text=entry):
             match = re.search(pattern, text)
@@ -143,7 +149,7 @@ def compile_one(case, source, header, architecture):
 
         rows.append(
             {
-                "kernel": names[0] + direction,
+                "kernel": names[0] + suffix,
                 "case": case or dtype,
                 "architecture": f"sm_{architecture}",
                 "registers": number(r"Used (\d+) registers"),
@@ -157,6 +163,7 @@ def compile_one(case, source, header, architecture):
 
 
 def compile_all(workers=2):
+    """The rows of the table, sorted; ``workers`` compilers run at a time."""
     todo = [(*job, architecture) for job in jobs() for architecture in ARCHITECTURES]
     with ThreadPoolExecutor(workers) as pool:
         rows = [row for found in pool.map(lambda job: compile_one(*job), todo) for row in found]
@@ -164,6 +171,7 @@ def compile_all(workers=2):
 
 
 def main():
+    """Runs the command line."""
     rows = compile_all()
     with RESULT.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)

@@ -1,7 +1,8 @@
-"""Every benchmark notes what it ran: implementation, case, mode, and the versions and machine of the run.
+"""Every benchmark notes what it ran: implementation, case, mode, versions and machine.
 
-The implementations of one case and mode take turns (HAMFAST_BENCH_TURNS, 3), each with its share of the rounds: what else the machine does
-for a while meets them alike. bench/to_csv.py puts the turns together.
+The implementations of one case and mode alternate, HAMFAST_BENCH_TURNS times (3 by default).
+Each has its share of the rounds in every repeat, so that what else the machine does meets all.
+bench/to_csv.py puts the repeats together.
 """
 
 import math
@@ -13,32 +14,35 @@ import torch
 
 from hamfast import environment
 
-TURNS = environment.whole("HAMFAST_BENCH_TURNS")
+REPEATS = environment.whole("HAMFAST_BENCH_TURNS")
 
 
 def pytest_generate_tests(metafunc):
-    if "turn" in metafunc.fixturenames:
-        metafunc.parametrize("turn", range(TURNS))
+    """Repeats each benchmark, so that implementations alternate."""
+    if "repeat" in metafunc.fixturenames:
+        metafunc.parametrize("repeat", range(REPEATS))
 
 
 def pytest_collection_modifyitems(items):
-    """All of one comparison, turn by turn, where its first test stands."""
-    places = {}
+    """All of one comparison, repeat by repeat, where its first test stands."""
+    positions = {}
 
-    def key(place, item):
+    def key(position, item):
         parameters = getattr(getattr(item, "callspec", None), "params", {})
-        compared = {name: value for name, value in parameters.items() if name not in ("implementation", "turn")}
+        compared = {name: value for name, value in parameters.items() if name not in ("implementation", "repeat")}
         group = (item.path, item.originalname, str(compared))
-        return places.setdefault(group, place), parameters.get("turn", 0), place
+        return positions.setdefault(group, position), parameters.get("repeat", 0), position
 
     items[:] = [item for _, item in sorted(enumerate(items), key=lambda entry: key(*entry))]
 
 
 def pytest_configure(config):
+    """Sets the number of threads (HAMFAST_BENCH_THREADS)."""
     torch.set_num_threads(environment.whole("HAMFAST_BENCH_THREADS") or torch.get_num_threads())
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
+    """Notes versions, threads and device in the results."""
     machine_info["torch"] = torch.__version__
     machine_info["e3nn"] = e3nn.__version__
     machine_info["threads"] = torch.get_num_threads()
@@ -48,12 +52,14 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 
 
 @pytest.fixture
-def measure(benchmark, turn):
-    """``measure(implementation, case, mode, function)``: times its share of the rounds after a warm-up and labels the row."""
+def measure(benchmark, repeat):
+    """``measure(implementation, case, mode, function)``: times its share of the rounds after a
+    warm-up and labels the row.
+    """
 
     def run(implementation, case, mode, function, rounds=10, **note):
         benchmark.group = f"{case} {mode}"
         benchmark.extra_info |= {"implementation": implementation, "case": case, "mode": mode, **note}
-        benchmark.pedantic(function, rounds=math.ceil(rounds / TURNS), iterations=1, warmup_rounds=1)
+        benchmark.pedantic(function, rounds=math.ceil(rounds / REPEATS), iterations=1, warmup_rounds=1)
 
     return run

@@ -1,9 +1,15 @@
-"""Builds, tests and measures on the GPU of this machine, in one command: `python bench/gpu.py --machine "one H200"`.
+"""Builds, tests and measures on the GPU of this machine, in one command.
 
-Works offline. Writes bench/results/gpu.csv: products, convolutions, edge products, attention and training steps of both stages, on the
-CUDA and the Triton kernels, beside e3nn, PyG, plain torch and, where they are importable, cuEquivariance and OpenEquivariance; median of events, cold
-L2; peak memory; fraction of the bound of bench/roofline.py.
-`--device cpu --quick` runs the same code small, to try it where there is no GPU; it writes nothing.
+    python bench/gpu.py --machine "one H200"
+
+Works offline and writes bench/results/gpu.csv.
+It measures products, convolutions, edge products, attention and training steps of both stages.
+They run on the CUDA and the Triton kernels, beside e3nn, PyG and plain torch.
+Where they are importable, cuEquivariance and OpenEquivariance are measured, too.
+A row has the median of events with a cold L2, the peak of memory, and the fraction of the bound of
+bench/roofline.py.
+`--device cpu --quick` runs the same code small, to try it where there is no GPU.
+It writes nothing.
 """
 
 import argparse
@@ -41,6 +47,7 @@ COLUMNS = [
 
 
 def build():
+    """Installs the package from this folder, without a network."""
     command = [
         sys.executable,
         "-m",
@@ -59,7 +66,10 @@ def build():
 
 
 def run_tests(seconds, processes=8):
-    """The test suite, file by file in several processes; files that need a package which is not here are named and left out."""
+    """The test suite, file by file in several processes.
+
+    Files that need a package which is not here are named and left out.
+    """
     base = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow", "--maxfail=5"]
     deadline = time.perf_counter() + seconds
     threads = max(1, (os.cpu_count() or 1) // processes)
@@ -123,6 +133,8 @@ class Clock:
 
 
 class Run:
+    """The rows measured so far, and the settings they are measured with."""
+
     def __init__(self, options):
         self.device, self.quick, self.machine = options.device, options.quick, options.machine
         self.compiled = options.compiled
@@ -173,6 +185,7 @@ class Run:
         )
 
     def write(self):
+        """Writes the table; on a CPU and in a quick run nothing is written."""
         if self.device == "cuda" and not self.quick:
             with RESULT.open("w", newline="") as file:
                 writer = csv.DictWriter(file, COLUMNS)
@@ -249,13 +262,16 @@ def measure_convolution(run, case, dtype, with_layer):
             peers["openequivariance"] = lambda: openequivariance_convolution(case, senders, receivers)
         if peers and not with_layer and run.compiled and mode != "double backward":
             peers["e3nn compiled"] = lambda: torch.compile(scattered(theirs), mode="reduce-overhead")  # CUDA graphs
-        kind = str(dtype).removeprefix("torch.")
-        run.measure(name, mode, "hamfast", functools.partial(step, ours, leaves, NAMES[mode]), bound, kind)
+        dtype_name = str(dtype).removeprefix("torch.")
+        run.measure(name, mode, "hamfast", functools.partial(step, ours, leaves, NAMES[mode]), bound, dtype_name)
         for peer, make in peers.items():
-            run.measure(name, mode, peer, lambda make=make, mode=mode: step(make(), leaves, NAMES[mode]), None, kind)
+            run.measure(
+                name, mode, peer, lambda make=make, mode=mode: step(make(), leaves, NAMES[mode]), None, dtype_name
+            )
 
 
 def measure_edge_product(run, case):
+    """The product with the harmonics of edges in their frames, beside e3nn's."""
     from e3nn import o3
     from roofline import MODES, edge_frame
     from test_products import e3nn_product, step
@@ -283,6 +299,7 @@ def measure_edge_product(run, case):
 
 
 def measure_attention(run, case):
+    """Graph attention beside PyG's, in float32 and bfloat16."""
     if not importlib.util.find_spec("torch_geometric"):
         print("attention is not measured: torch_geometric is missing", flush=True)
         return
@@ -313,6 +330,7 @@ def measure_attention(run, case):
 
 
 def measure_edge_update(run, case):
+    """The update of edges beside plain torch, in float32 and bfloat16."""
     from roofline import MODES, edge_update
     from test_edge_update import UpdateProblem
     from test_products import step
@@ -368,6 +386,7 @@ def measure_networks(run):
 
 
 def measure_all(run):
+    """All cases, one after the other, until the time is up."""
     from cases import EDGE_PRODUCTS, GPU_PRODUCTS
     from roofline import ATTENTION, EDGE_PRODUCT_EDGES
 
@@ -386,6 +405,7 @@ def measure_all(run):
 
 
 def main():
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--machine", default="", help='what it is, in words: "one H200"')
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])

@@ -1,6 +1,8 @@
-"""How time and memory of forward + backward grow with edges, multiplicity and l: bench/results/growth.csv and a plot for the docs.
+"""How time and memory of forward + backward grow with edges, multiplicity and l.
 
-python bench/growth.py --machine "2 CPU cores (AVX-512)"
+    python bench/growth.py --machine "2 CPU cores (AVX-512)"
+
+Writes bench/results/growth.csv and a plot for the docs.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from hamfast.plan import edge_frame_plan, make_plan
 
 HERE = Path(__file__).parent
 RESULT, PLOT = HERE / "results" / "growth.csv", HERE.parent / "docs" / "images" / "growth.png"
-NEIGHBORS = 40
+DEGREE = 40
 
 # (series, edges, multiplicity, l)
 POINTS = [
@@ -41,7 +43,7 @@ def convolution(edges, mul, l_max):
     sh = Irreps.spherical_harmonics(l_max)
     allowed = Irreps([(1, (l, p)) for l in range(l_max + 1) for p in (1, -1)])
     plan = make_plan(irreps, sh, *separate_paths(irreps, sh, allowed))
-    nodes = max(edges // NEIGHBORS, 1)
+    nodes = max(edges // DEGREE, 1)
     graph = ops.edge_index(torch.randint(nodes, (edges,)), torch.arange(edges) % nodes, nodes)
     leaves = [torch.randn(nodes, plan.dim_in1), torch.randn(edges, plan.dim_in2)]
     leaves += [torch.randn(edges, 32), torch.randn(32, plan.weight_numel)]
@@ -49,6 +51,7 @@ def convolution(edges, mul, l_max):
 
 
 def edge_frame(edges, mul, l_max):
+    """Leaves and function of a product in the edge frame: every path to every l."""
     irreps, sh = Irreps([(mul, (l, (-1) ** l)) for l in range(l_max + 1)]), Irreps.spherical_harmonics(l_max)
     plan = edge_frame_plan(make_plan(irreps, sh, irreps, fully_connected(irreps, sh, irreps)))
     frames = ops.edge_frames(torch.randn(edges, 3), l_max)
@@ -57,6 +60,7 @@ def edge_frame(edges, mul, l_max):
 
 
 def measure(series, edges, mul, l_max):
+    """Median milliseconds of a step, and by how many MB the peak of memory rose."""
     leaves, run = (edge_frame if "frame" in series else convolution)(edges, mul, l_max)
     leaves = [t.requires_grad_() for t in leaves]
     grad = torch.ones_like(run(*leaves))
@@ -70,6 +74,7 @@ def measure(series, edges, mul, l_max):
 
 
 def plot(rows):
+    """Draws time against each of the sizes, with both axes logarithmic."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -91,13 +96,14 @@ def plot(rows):
 
 
 def main():
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--machine", help="what runs it, in words")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        series, *numbers = options.one
-        print(*measure(series, *map(int, numbers)))
+        series, *sizes = options.one
+        print(*measure(series, *map(int, sizes)))
         return
     rows = []
     for point in POINTS:

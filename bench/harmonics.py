@@ -1,6 +1,8 @@
-"""Spherical harmonics and their gradient: e3nn (eager, compiled) and sphericart. Decides which one hamfast uses.
+"""Spherical harmonics and their gradient: e3nn (eager, compiled) and sphericart.
 
-python bench/harmonics.py --machine "2 CPU cores (AVX-512)"      writes bench/results/harmonics.csv
+    python bench/harmonics.py --machine "2 CPU cores (AVX-512)"
+
+Writes bench/results/harmonics.csv, which decides which of them hamfast uses.
 """
 
 import argparse
@@ -19,6 +21,7 @@ POINTS = 100_000
 
 
 def candidates(l_max):
+    """name -> function of vectors ``[points, 3]``, all with the same result."""
     import sphericart.torch
 
     degrees = list(range(l_max + 1))
@@ -33,6 +36,7 @@ def candidates(l_max):
 
 
 def main():
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--machine", required=True, help="what runs it, in words")
     machine = parser.parse_args().machine

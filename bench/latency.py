@@ -1,8 +1,11 @@
-"""What a call costs where there is nearly nothing to compute: 4 edges of 3 nodes, as on small molecules and in launch-bound runs on GPUs.
+"""What a call costs where there is nearly nothing to compute: 4 edges of 3 nodes.
 
     python bench/latency.py --machine "2 CPU cores (AMD EPYC, AVX-512)"
 
-Writes bench/results/latency.csv: microseconds of hamfast's ops and of e3nn's product, one thread, in turns.
+Small molecules, and runs on GPUs that are bound by launches, are like this.
+Writes bench/results/latency.csv: microseconds of hamfast's ops and of e3nn's product, on one
+thread.
+The calls alternate.
 """
 
 import argparse
@@ -51,8 +54,9 @@ def functions():
 
 
 def modes(function, leaves):
+    """name -> step without arguments, for a function of leaves."""
     grad = torch.ones_like(function(*leaves), requires_grad=True)
-    directions = [torch.randn_like(t) for t in leaves]
+    tangents = [torch.randn_like(t) for t in leaves]
 
     def forward():
         with torch.no_grad():
@@ -63,12 +67,13 @@ def modes(function, leaves):
 
     def double():
         first = torch.autograd.grad(function(*leaves), leaves, grad, create_graph=True)
-        torch.autograd.grad(first, (*leaves, grad), directions)
+        torch.autograd.grad(first, (*leaves, grad), tangents)
 
     return {"forward": forward, "forward+backward": both, "double backward": double}
 
 
 def main():
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--machine", required=True)
     machine = parser.parse_args().machine

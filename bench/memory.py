@@ -1,6 +1,8 @@
-"""Peak memory of forward + backward, each in a process of its own: how far it rises above what the operands take.
+"""Peak memory of forward + backward, each in a process of its own.
 
-python bench/memory.py --machine "2 CPU cores (AVX-512)"       writes bench/results/memory.csv
+    python bench/memory.py --machine "2 CPU cores (AVX-512)"
+
+Writes bench/results/memory.csv: how far the peak rises above what the operands take.
 """
 
 import argparse
@@ -23,15 +25,18 @@ RESULT = Path(__file__).parent / "results" / "memory.csv"
 
 
 def peak_mb():
+    """The most memory that this process has had, MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def product(case):
+    """Leaves of a tensor product, and its implementations by name."""
     plan, theirs = case.plan(), e3nn_product(case)
     return case.inputs(), {"hamfast": lambda x, y, w: ops.tensor_product(x, y, w, plan), "e3nn": theirs}
 
 
 def radial(case):
+    """The same with the last layer of the radial network, which makes the weights."""
     plan, theirs = case.plan(), e3nn_product(case)
     x, y, _ = case.inputs()
     leaves = (x, y, torch.randn(case.edges, RADIAL_WIDTH), torch.randn(RADIAL_WIDTH, plan.weight_numel))
@@ -43,6 +48,7 @@ def radial(case):
 
 
 def edge(case):
+    """The same for the product with the harmonics of the edge."""
     plan, theirs = edge_frame_plan(case.plan()), e3nn_product(case)
     vectors = torch.randn(case.edges, 3)
     l_max = max(ir.l for irreps in case.irreps for _, ir in irreps)
@@ -53,15 +59,16 @@ def edge(case):
     }
 
 
-KINDS = {
+MEASURED = {
     "tensor_product": (product, PRODUCTS),
     "with radial layer": (radial, PRODUCTS),
     "edge_tensor_product": (edge, EDGE_PRODUCTS),
 }
 
 
-def measure(kind, name, implementation):
-    make, cases = KINDS[kind]
+def measure(product_name, name, implementation):
+    """By how many MB forward and backward raise the peak of this process."""
+    make, cases = MEASURED[product_name]
     leaves, functions = make(next(c for c in cases if c.name == name))
     leaves = [t.requires_grad_() for t in leaves]
     small = torch.randn(64, 64)
@@ -73,6 +80,7 @@ def measure(kind, name, implementation):
 
 
 def main():
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--machine", help="what runs it, in words")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
@@ -81,18 +89,18 @@ def main():
         print(measure(*options.one))
         return
     rows = []
-    for kind, (_, cases) in KINDS.items():
+    for product_name, (_, cases) in MEASURED.items():
         for case in cases:
             for implementation in ("hamfast", "hamfast, weights stored", "e3nn"):
-                if "stored" in implementation and kind != "with radial layer":
+                if "stored" in implementation and product_name != "with radial layer":
                     continue
                 done = subprocess.run(
-                    [sys.executable, __file__, "--one", kind, case.name, implementation],
+                    [sys.executable, __file__, "--one", product_name, case.name, implementation],
                     capture_output=True,
                     text=True,
                     check=True,
                 )
-                rows.append([f"{kind} {case.name}", implementation, f"{float(done.stdout.split()[-1]):.0f}"])
+                rows.append([f"{product_name} {case.name}", implementation, f"{float(done.stdout.split()[-1]):.0f}"])
                 print(*rows[-1], flush=True)
     with RESULT.open("w", newline="") as file:
         writer = csv.writer(file)

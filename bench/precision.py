@@ -1,6 +1,9 @@
-"""Relative errors of tensor_product per dtype against float64, and the equivariance error: bench/results/precision.csv.
+"""Relative errors of tensor_product per dtype, and the equivariance error.
 
-python bench/precision.py
+    python bench/precision.py
+
+Writes bench/results/precision.csv. The truth is the reference in float64.
+The columns dx, dy and dw are the errors of the gradients in x, y and w.
 """
 
 import csv
@@ -20,6 +23,7 @@ ROWS = 200
 
 
 def plan_of(mode):
+    """The plan of a mode, and the irreps of its result."""
     if mode == "uvw":
         return make_plan(IN, SH, IN, fully_connected(IN, SH, IN)), IN
     out, instructions = separate_paths(IN, SH, Irreps("0e+1o+1e+2e+2o"))
@@ -27,10 +31,12 @@ def plan_of(mode):
 
 
 def error(found, expected):
+    """The norm of the difference over the norm of what is expected, as text."""
     return f"{float((found.double() - expected).detach().norm() / expected.detach().norm()):.1e}"
 
 
 def main():
+    """Runs the command line."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)  # e3nn's D matrices have the default dtype
     rows = []
@@ -38,8 +44,8 @@ def main():
         plan, irreps_out = plan_of(mode)
         shape = (ROWS, plan.weight_numel) if mode == "uvu" else (plan.weight_numel,)
         x, y, w = (torch.randn(s, dtype=torch.float64) for s in ((ROWS, IN.dim), (ROWS, SH.dim), shape))
-        turn = rand_matrix(dtype=torch.float64)
-        d_in, d_sh, d_out = (i.D_from_matrix(turn).double() for i in (IN, SH, irreps_out))
+        rotation = rand_matrix(dtype=torch.float64)
+        d_in, d_sh, d_out = (i.D_from_matrix(rotation).double() for i in (IN, SH, irreps_out))
         for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             leaves = [t.to(dtype).requires_grad_() for t in (x, y, w)]
             exact = [t.detach().double().requires_grad_() for t in leaves]
@@ -48,13 +54,13 @@ def main():
             grad = torch.randn_like(out)
             grads = torch.autograd.grad(out, leaves, grad)
             truths = torch.autograd.grad(truth, exact, grad.double())
-            turned = ops.tensor_product(
+            rotated = ops.tensor_product(
                 (x @ d_in.T).to(dtype), (y @ d_sh.T).to(dtype), leaves[2], plan, lowering=lowering
             )
             straight = ops.tensor_product(x.to(dtype), y.to(dtype), leaves[2], plan, lowering=lowering)
             errors = [error(out, truth), *(error(a, b) for a, b in zip(grads, truths, strict=True))]
             rows.append(
-                [lowering, str(dtype).removeprefix("torch."), *errors, error(turned, straight.double() @ d_out.T)]
+                [lowering, str(dtype).removeprefix("torch."), *errors, error(rotated, straight.double() @ d_out.T)]
             )
             print(*rows[-1])
     with RESULT.open("w", newline="") as file:

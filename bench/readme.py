@@ -1,4 +1,7 @@
-"""Writes the tables of README.md and docs/ from bench/results/*.csv: `python bench/readme.py`, from the source folder."""
+"""Writes the tables of README.md and docs/ from bench/results/*.csv.
+
+python bench/readme.py      # from the source folder
+"""
 
 import csv
 import re
@@ -14,11 +17,13 @@ RESULTS = Path("bench/results")
 
 
 def read(name):
+    """The rows of bench/results/NAME.csv."""
     with (RESULTS / f"{name}.csv").open() as file:
         return list(csv.DictReader(file))
 
 
 def table(header, rows):
+    """A table in Markdown."""
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
 
@@ -39,11 +44,13 @@ def note(*sentences):
 
 
 def source(name):
+    """The sentence below a table: machine, version and date of a result."""
     first = read(name)[0]
     return f"Medians of one run on {first['machine']}, torch {first['torch']}, {first['date']} (`bench/results/{name}.csv`)."
 
 
 def attention_source():
+    """The same for attention and stage 2, which have a file of their own."""
     return f"Attention and stage 2: {read('attention')[0]['date']} (`bench/results/attention.csv`)."
 
 
@@ -84,6 +91,7 @@ _SPEED = ["hamfast ms", "peer", "peer ms", "ratio, 2 threads", "1 thread"]
 
 
 def headline_table() -> str:
+    """The README's rows, and the range of all comparisons with e3nn."""
     found = speed_rows()
     rows = [[text, *found[key]] for key, text in HEADLINES.items()]
     ratios = [float(row[3][:-1]) for row in found.values() if row[1] == "e3nn"]
@@ -96,12 +104,14 @@ def headline_table() -> str:
 
 
 def speed_table() -> str:
+    """All comparisons with the reference of each case."""
     rows = [[*key, *row] for key, row in speed_rows().items()]
     sentences = (source("cpu"), attention_source(), "The cases are in `bench/cases.py`.")
     return table(["work (float32)", "step", *_SPEED], rows) + note(*sentences)
 
 
 def peers_table() -> str:
+    """Compiled e3nn, cuEquivariance, and stored weights."""
     compiled = {(r["case"], r["mode"]): r["compile_s"] for r in read("cpu") if r["compile_s"]}
     rows = []
     for (case, mode), found in medians(2).items():
@@ -155,7 +165,9 @@ def attention_table() -> str:
 
 
 def bounds_table() -> str:
-    """Fractions of the copy bandwidth (channel-wise) and of the SGEMM rate (edge frame), both measured in the same run."""
+    """Fractions of the copy bandwidth (channel-wise) and of the SGEMM rate (edge frame), both
+    measured in the same run.
+    """
     found = medians(2)
     copy = 2 * 4 * COPIED / next(v["torch"] for (case, _), v in found.items() if case == "yardstick copy") / 1e6
     sgemm = 2 * SQUARE**3 / next(v["torch"] for (case, _), v in found.items() if case == "yardstick sgemm") / 1e6
@@ -198,6 +210,7 @@ def bounds_table() -> str:
 
 
 def memory_table() -> str:
+    """Peak memory beside e3nn, MB."""
     groups: dict[str, dict[str, str]] = {}
     for row in read("memory"):
         groups.setdefault(row["case"], {})[row["implementation"]] = row["peak_mb"]
@@ -209,11 +222,13 @@ def memory_table() -> str:
     )
 
 
-def csv_table(name, columns) -> str:
-    return table(columns, [[row[c] for c in columns] for row in read(name)])
+def csv_table(name, columns, header=None) -> str:
+    """Some columns of a result as they are, under the names of ``header`` if there is one."""
+    return table(header or columns, [[row[c] for c in columns] for row in read(name)])
 
 
 def latency_note() -> str:
+    """The sentence below the table of latencies."""
     first = read("latency")[0]
     return note(
         f"{first['machine']}, torch {first['torch']}, e3nn {first['e3nn']}, {first['date']} (`bench/latency.py`)."
@@ -221,6 +236,7 @@ def latency_note() -> str:
 
 
 def lowerings_table() -> str:
+    """Milliseconds of every lowering of each product."""
     groups: dict[tuple, dict[str, str]] = {}
     for row in read("lowerings"):
         key = (f"{row['in1']} x {row['in2']}", row["mode"], "shared" if row["shared"] == "True" else "per row")
@@ -235,6 +251,7 @@ def lowerings_table() -> str:
 
 
 def cascade_table() -> str:
+    """The cascade beside stage 1 alone."""
     rows = read("cascade")
     columns = ["model", "epochs", "seconds", "MAE_all_meV", "MAE_onsite_meV", "equivariance_error"]
     first = rows[0]
@@ -248,6 +265,7 @@ def cascade_table() -> str:
 
 
 def roofline_table() -> str:
+    """The bounds of data sheets, without a measurement."""
     header = [
         "work (float32)",
         "step",
@@ -298,12 +316,22 @@ TABLES = {
     },
     "docs/cuda.md": {"roofline": roofline_table},
     "docs/ops.md": {
-        "precision": lambda: csv_table("precision", ["lowering", "dtype", "out", "dx", "dy", "dw", "equivariance"]),
+        "precision": lambda: csv_table(
+            "precision",
+            ["lowering", "dtype", "out", "dx", "dy", "dw", "equivariance"],
+            ["lowering", "dtype", "out", "grad_x", "grad_y", "grad_w", "equivariance"],
+        ),
     },
 }
 
 
 def main():
+    """Writes each table between its markers.
+
+    Raises:
+        SystemExit: a page does not have the markers of a table once.
+
+    """
     for name, tables in TABLES.items():
         path = Path(name)
         text = path.read_text()

@@ -1,6 +1,10 @@
-"""What a GPU needs at least for a product or for attention: bytes, operations, and which of them bounds it: `python bench/roofline.py`.
+"""What a GPU needs at least for a product or for attention, and what bounds it.
 
-Writes bench/results/roofline.csv from the plans alone; nothing runs. Rates are those of the vendor's data sheets.
+    python bench/roofline.py
+
+Writes bench/results/roofline.csv (bytes, operations, microseconds)
+from the plans alone: nothing runs.
+Rates are those of the vendor's data sheets.
 """
 
 import csv
@@ -22,6 +26,8 @@ MODES = ("forward", "backward", "double backward")
 
 @dataclass(frozen=True)
 class Gpu:
+    """What a vendor's data sheet says of a GPU."""
+
     name: str
     bandwidth: float
     """TB/s"""
@@ -36,7 +42,10 @@ GPUS = [Gpu("H200", 4.8, 67.0, 494.0), Gpu("A100", 2.0, 19.5, 156.0)]
 
 @dataclass(frozen=True)
 class Work:
-    """Of one call. ``tensor_flop``: matrix products, which tensor cores may do."""
+    """What one call moves and computes.
+
+    ``tensor_flop`` counts the operations in matrix products, which tensor cores may do.
+    """
 
     bytes: int
     flop: int
@@ -45,17 +54,22 @@ class Work:
     def time(self, gpu: Gpu, tf32: bool) -> tuple[float, str]:
         """Microseconds at least, and what takes them."""
         rate = gpu.tf32 if tf32 else gpu.fp32
-        parts = {
+        times = {
             "bytes": self.bytes / gpu.bandwidth / 1e6,
             "operations": self.flop / gpu.fp32 / 1e6,
             "matrix products": self.tensor_flop / rate / 1e6,
         }
-        name = max(parts, key=lambda key: parts[key])
-        return parts[name], name
+        name = max(times, key=lambda key: times[key])
+        return times[name], name
 
 
 def coupling_flop(plan) -> dict[str, int]:
-    """Per edge: of the product, of its three gradients, and of those of its derivative along all three operands."""
+    """Operations per edge, by mode.
+
+    They are those of the product, of its three gradients, and of the gradients of its derivative
+    along
+    all three operands.
+    """
     tables = channel_tables(plan)
     forward = backward = double = 0
     for n, d1, _, _, *_, begin, end, diagonal in tables.tasks.tolist():
@@ -77,7 +91,9 @@ def coupling_flop(plan) -> dict[str, int]:
 
 
 def convolution(case, mode, size=4) -> Work:
-    """Gather, product, scatter-sum with weights per edge; each node's rows are read and written once."""
+    """Gather, product, scatter-sum with weights per edge; each node's rows are read and written
+    once.
+    """
     plan, edges = case.plan(), case.edges
     nodes = edges // DEGREE
     per_edge = {"forward": plan.weight_numel + plan.dim_in2, "backward": 2 * (plan.weight_numel + plan.dim_in2)}
@@ -125,6 +141,7 @@ class AttentionCase:
 
     @property
     def edges(self) -> int:
+        """How many edges the graph has."""
         return self.nodes * DEGREE
 
 
@@ -132,7 +149,11 @@ ATTENTION = [AttentionCase(), AttentionCase("A x 10", 20_000)]
 
 
 def attention(case, mode, size=4) -> Work:
-    """q, k, v, the query on the edges' features and the edges' rows, each once; sums over edges, and the edge weight on rows of nodes."""
+    """The operands of attention, each moved once, and its sums over edges.
+
+    They are q, k, v, the query on the edges' features, and the edges' rows.
+    The edge weight meets rows of nodes.
+    """
     node = case.nodes * case.heads * (4 * case.width + 2 * case.features)
     passes = {"forward": 1, "backward": 2, "double backward": 4}[mode]
     edge = case.edges * case.features * {"forward": 1, "backward": 2, "double backward": 3}[mode]
@@ -144,14 +165,17 @@ def attention(case, mode, size=4) -> Work:
 
 
 def edge_update(case, mode, width=128, size=4) -> Work:
-    """The problem of bench/test_edge_update.py: rows of edges and of nodes, each once; an exponential counts as ten operations."""
-    edge = case.edges * width * {"forward": 2, "backward": 3}[mode]  # x and y; x, g and dx
+    """The problem of bench/test_edge_update.py: rows of edges and of nodes, each once; an
+    exponential counts as ten operations.
+    """
+    edge = case.edges * width * {"forward": 2, "backward": 3}[mode]  # x and out; x, grad and grad_x
     node = case.nodes * width * {"forward": 2, "backward": 4}[mode]
     index = 8 * case.edges * {"forward": 2, "backward": 6}[mode]
     return Work(size * (edge + node) + index, case.edges * width * {"forward": 25, "backward": 45}[mode])
 
 
 def works():
+    """(case, mode, edges, work) of every row of the table."""
     for case in GPU_PRODUCTS:
         for mode in MODES:
             yield f"convolution {case.name}", mode, case.edges, convolution(case, mode)
@@ -168,9 +192,10 @@ def works():
 
 
 def main():
+    """Runs the command line."""
     with RESULT.open("w", newline="") as file:
         writer = csv.writer(file)
-        names = [f"{gpu.name} {kind}" for gpu in GPUS for kind in ("us", "bound", "us tf32", "bound tf32")]
+        names = [f"{gpu.name} {column}" for gpu in GPUS for column in ("us", "bound", "us tf32", "bound tf32")]
         writer.writerow(["case", "mode", "edges", "MB", "GFLOP", "GFLOP in matrix products", *names])
         for case, mode, edges, work in works():
             found = []

@@ -1,8 +1,15 @@
-"""Graph attention beside PyG's TransformerConv, compiled scatter code and DGL: 2,000 nodes, 40 neighbours, 8 heads x 32, 64 edge features.
+"""Graph attention beside PyG's TransformerConv, compiled scatter code and DGL.
 
-`op`: from q, k, v and edge features to the sum, with the edge's projection. `layer`: with all linear layers. `GATv2 layer`: additive scores,
-PyG's GATv2Conv, whose edge features are not linear in the score and so are projected for every edge. Results are compared before anything
-is timed. HAMFAST_BENCH_COMPILED=1 adds torch.compile'd scatter code.
+The graph has 2,000 nodes with 40 neighbours each; there are 8 heads x 32 and 64 edge features.
+Results are compared before anything is timed.
+
+- `op`: from q, k, v and edge features to the sum, with the edge's projection.
+- `layer`: with all linear layers.
+- `GATv2 layer`: PyG's GATv2Conv with additive scores. Its edge features are not linear in the
+score,
+  and so are projected for every edge.
+
+HAMFAST_BENCH_COMPILED=1 adds torch.compile'd scatter code.
 """
 
 import sys
@@ -21,7 +28,9 @@ COMPILED = ["compiled scatter"] if environment.switch("HAMFAST_BENCH_COMPILED") 
 
 
 class Problem:
-    """The graph, the layer of PyG with its weights, and every implementation as a function of leaves."""
+    """The graph, the layer of PyG with its weights, and every implementation as a function of
+    leaves.
+    """
 
     def __init__(self, device="cpu", nodes=NODES):
         geometric = pytest.importorskip("torch_geometric.nn")
@@ -47,6 +56,7 @@ class Problem:
         self.qkv = [leaf(nodes, HEADS, WIDTH) for _ in range(3)]
 
     def hamfast_op(self, q, k, v, e):
+        """Attention by :func:`hamfast.ops.graph_attention`, ``[nodes, heads, width]``."""
         weight = self.pyg.lin_edge.weight.to(e.dtype).unflatten(0, (HEADS, WIDTH))
         return ops.graph_attention(
             self.edges, query_receiver=q, key_sender=k, value_sender=v, edge=e, edge_key_weight=weight,
@@ -54,9 +64,11 @@ class Problem:
         )  # fmt: skip
 
     def pyg_op(self, q, k, v, e):
+        """Attention by PyG's message passing."""
         return self.pyg.propagate(self.pairs, query=q, key=k, value=v, edge_attr=e, size=None)
 
     def scatter_op(self, q, k, v, e):
+        """Attention by gather and scatter of torch."""
         projected = torch.nn.functional.linear(e, self.pyg.lin_edge.weight).unflatten(-1, (HEADS, WIDTH))
         score = (q[self.receivers] * (k[self.senders] + projected)).sum(-1) / WIDTH**0.5
         index = self.receivers[:, None].expand_as(score)
@@ -67,6 +79,7 @@ class Problem:
         return v.new_zeros(self.nodes, HEADS, WIDTH).index_add(0, self.receivers, message)
 
     def dgl_op(self, q, k, v, e):
+        """Attention by DGL's message functions."""
         dgl, softmax, graph = load_dgl(self)
         projected = torch.nn.functional.linear(e, self.pyg.lin_edge.weight).unflatten(-1, (HEADS, WIDTH))
         score = (dgl.ops.u_dot_v(graph, k, q) + dgl.ops.e_dot_v(graph, projected, q)) / WIDTH**0.5
@@ -74,6 +87,7 @@ class Problem:
         return dgl.ops.u_mul_e_sum(graph, v, weight) + dgl.ops.copy_e_sum(graph, projected * weight)
 
     def functions(self):
+        """(level, implementation) -> (function, leaves)."""
         on_qkv, on_x = [*self.qkv, self.e], [self.x, self.e]
         return {
             ("op", "hamfast"): (self.hamfast_op, on_qkv),
@@ -102,16 +116,19 @@ class Problem:
 
 @cache
 def problem():
+    """The problem, made once for all benchmarks."""
     return Problem()
 
 
 @cache
 def compiled_scatter(case):
+    """``scatter_op`` by torch.compile."""
     return torch.compile(case.scatter_op)
 
 
 @cache
 def load_dgl(case):
+    """DGL, its softmax over edges, and the graph as its own; or a skip."""
     # Its data loaders are built for one version of torch and are not needed.
     sys.modules.setdefault("dgl.graphbolt", types.ModuleType("dgl.graphbolt"))
     dgl = pytest.importorskip("dgl")
@@ -137,6 +154,8 @@ def kept_for_backward(function, leaves, parameters):
 
 
 def step(function, leaves, parameters, mode):
+    """A step without arguments: forward, forward and backward, or the gradient of a gradient."""
+
     def forward():
         with torch.no_grad():
             function(*leaves)
@@ -146,12 +165,13 @@ def step(function, leaves, parameters, mode):
     def both():
         torch.autograd.grad(function(*leaves), [*leaves, *parameters], grad)
 
-    # Directions as a loss on forces gives them: its own arithmetic belongs to the positions, not to attention's operands.
-    directions = [torch.randn_like(t) for t in leaves]
+    # Tangents as a loss on forces gives them.
+    # That loss's own arithmetic belongs to the positions, not to attention's operands.
+    tangents = [torch.randn_like(t) for t in leaves]
 
     def force():
         first = torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
-        torch.autograd.grad(first, [*leaves, *parameters], directions, allow_unused=True)
+        torch.autograd.grad(first, [*leaves, *parameters], tangents, allow_unused=True)
 
     return {"forward": forward, "forward+backward": both, "force step": force}[mode]
 
@@ -165,6 +185,7 @@ CASES = [
 
 @pytest.mark.parametrize(("level", "implementation", "mode"), CASES)
 def test_attention(measure, level, implementation, mode):
+    """Attention beside PyG's, DGL's and compiled code, on results that agree."""
     case = problem()
     function, leaves = case.functions()[level, implementation]
     expected = case.functions()[level, "pyg"][0](*leaves)
@@ -178,6 +199,7 @@ def test_attention(measure, level, implementation, mode):
 
 @pytest.mark.parametrize("edges", [10_000, 100_000, 1_000_000])
 def test_growth(measure, edges):
+    """Time by number of edges."""
     case = Problem(nodes=edges // DEGREE)
     function, leaves = case.functions()["op", "hamfast"]
     run = step(function, leaves, [case.pyg.lin_edge.weight], "forward+backward")

@@ -1,6 +1,8 @@
-"""The update of edges' features beside torch's own layers: 2,000 nodes, 40 neighbours, rows of 128 numbers.
+"""The update of edges' features beside torch's own layers.
 
-Gather, sum, layer normalisation and SiLU. HAMFAST_BENCH_COMPILED=1 adds torch.compile'd code.
+The graph has 2,000 nodes with 40 neighbours each; rows have 128 channels.
+The update is gather, sum, layer normalisation and SiLU.
+HAMFAST_BENCH_COMPILED=1 adds torch.compile'd code.
 """
 
 import pytest
@@ -26,12 +28,15 @@ class UpdateProblem:
         self.leaves = [t.to(device).requires_grad_() for t in (*rows, *torch.rand(2, WIDTH))]
 
     def hamfast(self, *leaves):
+        """The update by :func:`hamfast.ops.edge_update`, ``[edges, WIDTH]``."""
         return ops.edge_update(self.edges, *leaves)
 
     def plain_torch(self, *leaves):
+        """The update by torch's own layers."""
         return reference.edge_update(self.senders, self.receivers, *leaves)
 
     def functions(self, compiled):
+        """name -> function of the leaves; ``compiled`` adds torch.compile."""
         functions = {"hamfast": self.hamfast, "plain torch": self.plain_torch}
         return functions | ({"compiled torch": torch.compile(self.plain_torch)} if compiled else {})
 
@@ -44,6 +49,7 @@ CASES = [
 
 @pytest.mark.parametrize(("implementation", "mode"), CASES)
 def test_edge_update(measure, implementation, mode):
+    """The update beside torch's layers, on results that agree."""
     problem = UpdateProblem()
     function = problem.functions(bool(COMPILED))[implementation]
     torch.testing.assert_close(function(*problem.leaves), problem.plain_torch(*problem.leaves), atol=1e-4, rtol=1e-4)

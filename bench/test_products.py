@@ -1,5 +1,6 @@
-"""Tensor products beside e3nn's (eager, compiled) and cuEquivariance's CPU path; outputs are compared before anything is timed.
+"""Tensor products beside e3nn's (eager, compiled) and cuEquivariance's CPU path.
 
+Outputs are compared before anything is timed.
 HAMFAST_BENCH_COMPILED=1 adds torch.compile'd e3nn: minutes of compiling.
 """
 
@@ -30,19 +31,20 @@ def step(function, leaves, mode):
             return function(*leaves)
 
     grad = torch.ones_like(forward()).requires_grad_(mode == "double backward")
-    directions = [torch.randn_like(t) for t in leaves]
+    tangents = [torch.randn_like(t) for t in leaves]
 
     def both():
         return torch.autograd.grad(function(*leaves), leaves, grad)
 
     def double():
         first = torch.autograd.grad(function(*leaves), leaves, grad, create_graph=True)
-        return torch.autograd.grad(first, (*leaves, grad), directions)
+        return torch.autograd.grad(first, (*leaves, grad), tangents)
 
     return {"forward": forward, "forward+backward": both, "double backward": double}[mode]
 
 
 def e3nn_product(case):
+    """e3nn's module of a case."""
     a, b, _ = case.irreps
     return o3.TensorProduct(
         a, b, case.irreps_out, case.instructions, internal_weights=False, shared_weights=case.mode == "uvw"
@@ -75,6 +77,7 @@ def cuequivariance(case):
 @pytest.mark.parametrize("implementation", ["hamfast", "e3nn", *COMPILED, "cuequivariance"])
 @pytest.mark.parametrize("case", PRODUCTS, ids=[c.name for c in PRODUCTS])
 def test_tensor_product(measure, case, implementation, mode):
+    """The product beside e3nn's and cuEquivariance's, on results that agree."""
     plan, theirs = case.plan(), e3nn_product(case)
     leaves = [t.requires_grad_() for t in case.inputs()]
 

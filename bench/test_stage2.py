@@ -1,6 +1,9 @@
-"""A training step of stage 2 on the bundled graphene set, beside the same network on the same weights from plain torch ops.
+"""A training step of stage 2 on the bundled graphene set.
 
-`dense products`: nothing but the matrix products of hamfast's linear layers, forward and backward. No kernel can be faster than that.
+Beside it stands the same network from plain torch ops, on the same weights.
+`dense products` is nothing but the matrix products of hamfast's linear layers, forward and
+backward.
+No kernel can be faster than that.
 """
 
 from pathlib import Path
@@ -20,6 +23,7 @@ CONFIG = stage2.TransformerConfig()
 
 @pytest.mark.parametrize("implementation", ["hamfast", "plain torch", "dense products"])
 def test_training_step(measure, implementation):
+    """Forward and backward of stage 2 beside plain torch, on results that agree."""
     torch.manual_seed(0)
     spec = dataset_spec([FOLDER])
     graph = GraphDataset([FOLDER], spec, None)[0]

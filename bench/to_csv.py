@@ -1,10 +1,12 @@
-"""Turns pytest-benchmark's JSON into the rows of bench/results/*.csv and prints the ratios.
+"""Makes of pytest-benchmark's JSON the rows of bench/results/*.csv and prints the ratios.
 
 HAMFAST_BENCH_THREADS=2 python -m pytest bench --benchmark-only --benchmark-json=two.json
 HAMFAST_BENCH_THREADS=1 python -m pytest bench --benchmark-only --benchmark-json=one.json
 python bench/to_csv.py two.json one.json bench/results/NAME.csv --machine "2 CPU cores (AVX-512)"
 
-The turns that implementations take (bench/conftest.py), and several files of as many threads, are one run: their rounds are pooled.
+The repeats of an implementation (bench/conftest.py) are one run, and so are several files of as
+many
+threads: their rounds are pooled.
 """
 
 import argparse
@@ -31,6 +33,7 @@ FIELDS = [
 
 
 def rows_of(paths, machine):
+    """A row per case, mode, implementation and number of threads, from files of pytest-benchmark."""
     pooled = {}
     for path in paths:
         content = json.loads(path.read_text())
@@ -56,6 +59,7 @@ def rows_of(paths, machine):
 
 
 def main():
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("csv", type=Path)

@@ -1,9 +1,11 @@
-"""Every Triton kernel as the ops launch it on problems of real sizes, for the ahead-of-time compiler.
+"""Every Triton kernel as the ops launch it on real problems, for the ahead-of-time compiler.
 
     TRITON_INTERPRET=1 python bench/triton_launches.py FILE [all]
 
-Writes a pickle of triples (problem, ``cuda`` or ``hip``, ``hamfast.triton.launch.Launch``). Launches are described, not run. Without ``all``: one plan of
-products, enough for every kernel and every order of derivative.
+Writes a pickle of triples (problem, ``cuda`` or ``hip``, ``hamfast.triton.launch.Launch``).
+Launches are described, not run.
+Without ``all`` there is one plan of products, enough for every kernel and every order of
+derivative.
 """
 
 import pickle
@@ -34,6 +36,7 @@ def derivatives(function, *operands):
 
 
 def graph():
+    """A random graph."""
     index = torch.randint(NODES, (2, EDGES))
     return ops.edge_index(index[0], index[1], NODES)
 
@@ -42,6 +45,7 @@ UNEQUAL = ProductCase("unequal", "64x0e+32x1o+8x2e", SH[2], "64x0e+32x1o+8x2e", 
 
 
 def products(case, edges, dtype=torch.float32):
+    """Launches of a product, its gradients, and theirs."""
     plan = case.plan()
     x, y = torch.zeros(NODES, plan.dim_in1, dtype=dtype), torch.zeros(EDGES, plan.dim_in2, dtype=dtype)
     w = torch.zeros(EDGES, plan.weight_numel, dtype=dtype)
@@ -49,6 +53,7 @@ def products(case, edges, dtype=torch.float32):
 
 
 def radial(case, edges):
+    """Launches of a product whose kernel makes the weights, and its gradients."""
     plan = case.plan()
     x, y = torch.zeros(NODES, plan.dim_in1), torch.zeros(EDGES, plan.dim_in2)
     hidden, matrix = torch.zeros(EDGES, RADIAL_WIDTH), torch.zeros(RADIAL_WIDTH, plan.weight_numel)
@@ -58,6 +63,7 @@ def radial(case, edges):
 
 
 def double_precision(edges):
+    """Launches of a product in float64, forward only."""
     plan = ProductCase("", "32x1o", "1x1o", "32x1e", "uvu", 0).plan()
     x, y, w = (
         torch.zeros(n, d, dtype=torch.float64)
@@ -67,6 +73,7 @@ def double_precision(edges):
 
 
 def edge_frame(case, edges):
+    """Launches of the product in the edge frame."""
     plan = edge_frame_plan(case.plan())
     frames = ops.edge_frames(torch.randn(EDGES, 3), max(ir.l for irreps in case.irreps for _, ir in irreps))
     x, w = torch.zeros(NODES, plan.plan.dim_in1), torch.zeros(plan.plan.weight_numel)
@@ -75,6 +82,7 @@ def edge_frame(case, edges):
 
 
 def attention(edges):
+    """Launches of attention: dot and additive scores, float32 and bfloat16."""
     rows = lambda n, *shape: torch.zeros(n, HEADS, *shape)  # noqa: E731
     names = (
         "query_receiver",
@@ -113,6 +121,7 @@ def attention(edges):
 
 
 def edge_update(edges):
+    """Launches of the update of edges: with and without norm, float32 and bfloat16."""
     rows = [torch.zeros(n, HEADS * WIDTH) for n in (EDGES, NODES, NODES)]
     norm = [torch.zeros(HEADS * WIDTH), torch.zeros(HEADS * WIDTH)]
     derivatives(lambda *t: ops.edge_update(edges, *t), *rows, *norm)
@@ -121,6 +130,7 @@ def edge_update(edges):
 
 
 def einsum_and_head(edges):
+    """Launches of the einsum over edges and of the model's last step, a sparse map."""
     a, b = torch.zeros(NODES, HEADS, 3, WIDTH), torch.zeros(EDGES, HEADS, 1, 1)
     derivatives(lambda a, b: ops.edge_einsum(edges, "receiver", (HEADS, 3, WIDTH), (a, "sender"), (b, "edge")), a, b)
     matrix = ops.sparse_matrix((torch.rand(169, 169) < 0.05).float())
@@ -128,6 +138,9 @@ def einsum_and_head(edges):
 
 
 def collect(everything: bool) -> list[tuple[str, str, Launch]]:
+    """(problem, ``cuda`` or ``hip``, launch) of all problems; ``everything``: with the plans of the
+    benchmarks.
+    """
     torch.manual_seed(0)
     edges = graph()
     problems = {

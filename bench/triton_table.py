@@ -1,8 +1,10 @@
-"""Compiles the Triton kernels ahead of time: registers, shared memory, local memory, spills and matrix instructions of each.
+"""Compiles the Triton kernels ahead of time.
 
     python bench/triton_table.py
 
-Writes bench/results/triton_table.csv, for sm_80, sm_90, sm_100 and gfx942. No GPU is needed. A test compiles a part of it anew.
+Writes bench/results/triton_table.csv, for sm_80, sm_90, sm_100 and gfx942.
+A row has the registers, shared memory, local memory, spills and matrix instructions of a kernel.
+No GPU is needed. A test compiles a part of it anew.
 """
 
 import csv
@@ -99,6 +101,7 @@ def collect(path, *arguments):
 
 
 def compile_all(launches, architectures=ARCHITECTURES, workers=2):
+    """A row per launch and architecture that fits it."""
     makers = {name: "hip" if name.startswith("gfx") else "cuda" for name in architectures}
     jobs = [
         (problem, launch, architecture)
@@ -111,6 +114,7 @@ def compile_all(launches, architectures=ARCHITECTURES, workers=2):
 
 
 def main():
+    """Runs the command line. Exits if a kernel does not compile."""
     with tempfile.TemporaryDirectory() as folder:
         rows = compile_all(collect(Path(folder) / "launches", "all"))
     failed = [row for row in rows if row["error"]]

@@ -1,4 +1,7 @@
-"""Tensors that are made once and kept: real ones, whatever torch is doing when they are first needed; and what is in them."""
+"""Tensors that are made once and kept, and what is in them.
+
+They are real ones, whatever torch is doing when they are first needed.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 @contextmanager
 def real_tensors() -> Iterator[None]:
-    """Tensors made inside are real ones, also while a tracer runs on fake ones, or ``torch.func`` on wrapped ones.
+    """Tensors made inside are real ones, also while a tracer runs on fake ones, or ``torch.func``
+    on wrapped ones.
 
-    They are not of inference mode either: those cannot be saved for a backward pass, and what is kept may be needed in training.
+    They are not of inference mode either: those cannot be saved for a backward pass, and what is
+    kept may be needed in training.
     """
     from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
     from torch.utils._python_dispatch import _disable_current_modes
@@ -32,7 +37,8 @@ def outside_inference_mode():
 def constant(array: np.ndarray, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """A table as a tensor of its own memory.
 
-    Its strides are torch's. Numpy gives a table without rows strides of 0, over which ``torch.export.save`` stumbles.
+    Its strides are torch's. Numpy gives a table without rows strides of 0, over which
+    ``torch.export.save`` stumbles.
     """
     given = torch.as_tensor(array)
     return torch.empty(given.shape, dtype=dtype or given.dtype, device=device).copy_(given)
@@ -42,7 +48,7 @@ _ON_HOST: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def on_host(table: Tensor) -> np.ndarray:
-    """A table's numbers; read back from the device once, for as long as the table lives."""
+    """A table's entries; read back from the device once, for as long as the table lives."""
     if table not in _ON_HOST:
         _ON_HOST[table] = table.cpu().numpy()
     return _ON_HOST[table]

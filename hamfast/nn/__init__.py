@@ -1,4 +1,7 @@
-"""Layers: parameters around the ops, with the names and ``state_dict`` of e3nn's and PyG's where those exist."""
+"""Layers: parameters around the ops.
+
+Where e3nn or PyG has such a layer, the names and the ``state_dict`` are theirs.
+"""
 
 from hamfast.nn.attention import GATv2Conv, GraphTransformerConv
 from hamfast.nn.drop_in import AccelerateReport, accelerate, e3nn_backend, set_e3nn_backend

@@ -1,4 +1,7 @@
-"""Sparse adjacency matrices, torch's own and torch_sparse's, as PyG's layers take and return them: ``adj_t``, [receivers, senders]."""
+"""Sparse adjacency matrices of torch and of torch_sparse, as PyG's layers take and return them.
+
+They are ``adj_t``, ``[receivers, senders]``.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,24 @@ _LAYOUTS = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc)
 
 
 class Adjacency(NamedTuple):
+    """A sparse matrix ``[receivers, senders]`` as a list of edges."""
+
     given: Any
     pairs: Tensor
     """``[2, edges]`` int64, senders first, in the order that the matrix has them in."""
     features: Tensor | None
-    """``[edges, edge_dim]``: values that are rows. Single numbers are no features: PyG's attention does not read them."""
+    """``[edges, edge_dim]``: values that are rows. Values that are scalars are no features: PyG's
+    attention does not read them.
+    """
 
     def with_weights(self, weights: Tensor, pairs: Tensor) -> Any:
-        """The matrix whose values are ``[edges, heads]``, those of ``pairs``: its own edges, or with the self-loops that were added."""
+        """The matrix with these values ``[edges, heads]``.
+
+        Args:
+            pairs: ``[2, edges]``, the edges that have the values. They are the matrix's own, or
+            those with
+                the self-loops that were added.
+        """
         given = self.given
         if not isinstance(given, Tensor):
             if pairs.shape != self.pairs.shape:
@@ -45,14 +58,18 @@ def _by_row(pairs: Tensor) -> Tensor:
 
 
 def is_adjacency(given: Any) -> bool:
-    """torch_sparse's is known by its name: it need not be installed."""
+    """Is it a sparse matrix?
+
+    That of torch_sparse is known by its name, since it need not be installed.
+    """
     if isinstance(given, Tensor):
         return given.layout in _LAYOUTS
     return type(given).__name__ == "SparseTensor" and hasattr(given, "coo")
 
 
 def read_adjacency(given: Any, num_senders: int, num_receivers: int) -> Adjacency:
-    """
+    """The edges of a sparse matrix, and its rows of features if it has them.
+
     Raises:
         ValueError: another size than ``[receivers, senders]``.
     """

@@ -1,4 +1,8 @@
-"""PyG's attention layers on the fused op: the same arguments, numbers and ``state_dict``, without a tensor per edge, head and channel."""
+"""PyG's attention layers on the fused op.
+
+Arguments, results and ``state_dict`` are the same.
+No tensor per edge, head and channel is made.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,9 @@ def _pair(value) -> tuple:
 
 
 class _AttentionConv(NotScripted):
-    """What both layers have. Parameters are each layer's own, in PyG's order: optimizers count on it."""
+    """What both layers have. Parameters are each layer's own, in PyG's order: optimizers count on
+    it.
+    """
 
     lin_edge: nn.Linear | None
 
@@ -38,15 +44,21 @@ class _AttentionConv(NotScripted):
 
     @property
     def total_channels(self) -> int:
+        """Channels of a row of the output."""
         return self.heads * self.out_channels if self.concat else self.out_channels
 
     def by_head(self, x: Tensor) -> Tensor:
+        """``[rows, heads * out_channels]`` -> ``[rows, heads, out_channels]``."""
         return x.unflatten(-1, (self.heads, self.out_channels))
 
     def joined(self, out: Tensor) -> Tensor:
+        """``[receivers, heads, out_channels]`` -> ``[receivers, total_channels]``: side by side, or
+        the mean.
+        """
         return out.flatten(1) if self.concat else out.mean(1)
 
     def edge_linear(self) -> nn.Linear | None:
+        """The projection of the edges' features; None without ``edge_dim``."""
         return (
             nn.Linear(self.edge_dim, self.heads * self.out_channels, bias=False) if self.edge_dim is not None else None
         )
@@ -78,7 +90,7 @@ class _AttentionConv(NotScripted):
         return pair_graph(adjacency.pairs, num_senders, num_receivers, add_self_loops, edge_index), adjacency
 
     def edge_features(self, edge_attr: Any, graph: PairGraph, adjacency: Adjacency | None) -> Tensor | None:
-        """``[edges given, edge_dim]``: the argument, or the rows of numbers that an adjacency holds."""
+        """``[edges given, edge_dim]``: the argument, or the rows that an adjacency holds as values."""
         name = type(self).__name__
         if edge_attr is None and adjacency is not None:
             edge_attr = adjacency.features
@@ -103,20 +115,27 @@ class _AttentionConv(NotScripted):
         return torch.randint(2**62, (), device=x.device)
 
     def extra_repr(self) -> str:
+        """What ``print`` of the layer says in its brackets."""
         return f"{self.in_channels}, {self.out_channels}, heads={self.heads}"
 
 
 class GraphTransformerConv(_AttentionConv):
-    """``torch_geometric.nn.TransformerConv``: multi-head dot-product attention with edge features in key and value.
+    """``torch_geometric.nn.TransformerConv``: multi-head dot-product attention.
 
-    Per head, with sender j and receiver i: ``softmax_j(<W_q x_i, W_k x_j + W_e e> / sqrt(C))`` weighs ``W_v x_j + W_e e``; then a skip
-    connection ``W_s x_i`` (gated with ``beta``). ``W_e e`` is never made for edges, see :func:`hamfast.ops.graph_attention`.
+    Edge features e take part in the key and in the value.
+    With the sender s and the receiver r of an edge, each head weighs ``W_v x_s + W_e e`` by
+
+        softmax_s(<W_q x_r, W_k x_s + W_e e> / sqrt(C)),
+
+    where C is ``out_channels``. A skip connection ``W_s x_r`` is added, gated with ``beta``.
+    ``W_e e`` is never made for edges, see :func:`hamfast.ops.graph_attention`.
 
     Args:
         in_channels: of the nodes, or (senders, receivers).
         out_channels: per head.
         concat: heads side by side, ``[nodes, heads * out_channels]``; else their mean.
-        beta, dropout, edge_dim, bias, root_weight: as in PyG. Dropout has its own random numbers.
+        beta, dropout, edge_dim, bias, root_weight: as in PyG. Dropout draws its own random
+            values.
     """
 
     def __init__(
@@ -149,19 +168,22 @@ class GraphTransformerConv(_AttentionConv):
         edge_attr: Tensor | None = None,
         return_attention_weights: bool | None = None,
     ):
-        """``[receivers, heads * out_channels]``; with ``return_attention_weights`` also ``(edge_index, [edges, heads])``.
+        """``[receivers, heads * out_channels]``; with ``return_attention_weights`` also
+        ``(edge_index, [edges, heads])``.
 
         Args:
             x: ``[nodes, in_channels]``, or (senders, receivers).
-            edge_index: ``[2, edges]`` integers, senders first, or a prepared :class:`hamfast.ops.EdgeIndex`; or a sparse matrix
-                ``[receivers, senders]`` of torch or torch_sparse, whose values may be the edges' features. What is given is sorted
-                once and remembered while it lives and its numbers stay.
+            edge_index: ``[2, edges]`` integers, senders first, or a prepared
+                :class:`hamfast.ops.EdgeIndex`; or a sparse matrix ``[receivers, senders]`` of torch
+                or torch_sparse, whose values may be the edges' features. What is given is sorted
+                once and remembered while it lives and its entries stay.
             edge_attr: ``[edges, edge_dim]``; None for a layer without edge_dim.
             return_attention_weights: as in PyG, also for sparse matrices.
 
         Raises:
-            TypeError: an argument of another kind.
-            ValueError: a shape or dtype does not fit, or edge_attr is missing or has no use; the message names the argument.
+            TypeError: an argument has another type.
+            ValueError: a shape or dtype does not fit, or edge_attr is missing or has no use; the
+                message names the argument.
         """
         senders, receivers = self.ends(x)
         graph, adjacency = self.graph_of(edge_index, (senders, receivers))
@@ -201,10 +223,15 @@ class GraphTransformerConv(_AttentionConv):
 
 
 class GATv2Conv(_AttentionConv):
-    """``torch_geometric.nn.GATv2Conv``: additive attention ``<att, LeakyReLU(W_l x_j + W_r x_i + W_e e)>`` over ``W_l x_j``.
+    """``torch_geometric.nn.GATv2Conv``: additive attention.
 
-    Arguments as in PyG; ``fill_value`` (for the edge features of added self-loops) is a number, a tensor ``[edge_dim]``, or ``mean``,
-    ``add``, ``min``, ``max`` or ``mul`` of the edges that arrive.
+    With the sender s and the receiver r of an edge, the score of ``W_l x_s`` is
+    ``<att, LeakyReLU(W_l x_s + W_r x_r + W_e e)>``.
+    Arguments are those of PyG.
+    ``fill_value`` gives the edge features of the self-loops that are added.
+    It is a float, a tensor ``[edge_dim]``, or one of ``mean``, ``add``, ``min``, ``max`` and
+    ``mul`` over
+    the incoming edges.
     """
 
     def __init__(
@@ -242,8 +269,10 @@ class GATv2Conv(_AttentionConv):
         edge_attr: Tensor | None = None,
         return_attention_weights: bool | None = None,
     ):
-        """As :meth:`GraphTransformerConv.forward`, but edge features may be left out, and the edges returned with the weights include
-        the self-loops. A sparse matrix is returned with the weights as its values.
+        """As :meth:`GraphTransformerConv.forward`, but edge features may be left out.
+
+        The edges that are returned with the weights include the self-loops.
+        A sparse matrix is returned with the weights as its values.
         """
         senders, receivers = self.ends(x)
         graph, adjacency = self.graph_of(edge_index, (senders, receivers), self.add_self_loops)

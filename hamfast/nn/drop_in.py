@@ -1,7 +1,9 @@
-"""hamfast under e3nn's own tensor products and PyG's attention layers: no edit to a model's code or its ``state_dict``.
+"""hamfast under e3nn's own tensor products and PyG's attention layers.
 
-e3nn asks a list of code providers for the code of every ``o3.TensorProduct`` it builds. :func:`e3nn_backend` puts hamfast at the
-head of that list; :func:`accelerate` exchanges the code inside a model that exists already.
+A model's code and its ``state_dict`` stay as they are.
+e3nn asks a list of code providers for the code of every ``o3.TensorProduct`` that it builds.
+:func:`e3nn_backend` puts hamfast at the head of that list.
+:func:`accelerate` exchanges the code inside a model that exists already.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from torch import Tensor, fx, nn
 from hamfast.nn.drop_in_pyg import is_pyg_attention, replacement_of
 from hamfast.ops.tensor_product import broadcast_tensor_product
 from hamfast.plan import Instruction, Plan
-from hamfast.plan.cost import choose_lowering
 from hamfast.plan.plan import as_blocks
 
 _CODE = "_compiled_main_left_right"  # e3nn's name for the module that runs
@@ -36,13 +37,21 @@ def _e3nn_product(x: Tensor, y: Tensor, weight: Tensor, plan: str) -> Tensor:
 
 
 class Product(nn.Module):
-    """The code of one ``o3.TensorProduct``: ``(x, y, weight) -> out``, as e3nn's generated code takes and returns them."""
+    """The code of one ``o3.TensorProduct``, which takes and returns what e3nn's generated code
+    does.
+    """
 
-    def __init__(self, plan: Plan, shared_weights: bool):
+    def __init__(self, plan: Plan):
         super().__init__()
-        self.plan, self.shared_weights, self.text = plan, shared_weights, plan.text()
+        self.plan, self.text = plan, plan.text()
 
     def forward(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        """``[..., dim_in1]``, ``[..., dim_in2]`` -> ``[..., dim_out]``, in the layout ``mul_ir``.
+
+        Args:
+            weight: ``[weight_numel]`` for all rows, or ``[..., weight_numel]``. A plan without
+                weights ignores it.
+        """
         if torch.jit.is_scripting():  # TorchScript knows ops and strings, and no plans
             return torch.ops.hamfast.e3nn_product(x, y, weight, self.text)
         else:
@@ -53,11 +62,14 @@ class Product(nn.Module):
         return broadcast_tensor_product(x, y, weight if self.plan.weight_numel else None, self.plan)
 
     def extra_repr(self) -> str:
-        return f"hamfast, {choose_lowering(self.plan, self.shared_weights, 'cpu')}"
+        """What ``print`` of the module says in its brackets."""
+        return f"hamfast, {len(self.plan.instructions)} paths"
 
 
 def plan_of(irreps_in1, irreps_in2, irreps_out, instructions) -> Plan:
-    """The plan of instructions as e3nn keeps them: with ``path_weight`` holding the whole normalisation."""
+    """The plan of instructions as e3nn keeps them: their ``path_weight`` holds the whole
+    normalisation.
+    """
     made, offset = [], 0
     for ins in instructions:
         shape = tuple(ins.path_shape)
@@ -77,15 +89,20 @@ def plan_of(irreps_in1, irreps_in2, irreps_out, instructions) -> Plan:
     return Plan(as_blocks(irreps_in1), as_blocks(irreps_in2), as_blocks(irreps_out), tuple(made))
 
 
-def _graph_module(plan: Plan, shared_weights: bool, theirs: nn.Module) -> fx.GraphModule:
-    """The code e3nn asks for. ``theirs``: what e3nn would run; its tables stay in the ``state_dict``, or no checkpoint would fit."""
+def _graph_module(plan: Plan, theirs: nn.Module) -> fx.GraphModule:
+    """The code that e3nn asks for.
+
+    Args:
+        theirs: what e3nn would run. Its tables stay in the ``state_dict``, or no checkpoint would
+            fit.
+    """
     graph, root = fx.Graph(), nn.Module()
     operands = [graph.placeholder(name, torch.Tensor) for name in ("x1", "x2", "w")]
     for name, buffer in theirs.named_buffers(recurse=False):
         root.register_buffer(name, buffer)
         graph.get_attr(name)  # what the graph does not name is lost in copies
     graph.output(graph.call_module("product", tuple(operands)), torch.Tensor)
-    root.product = Product(plan, shared_weights)
+    root.product = Product(plan)
     return fx.GraphModule(root, graph, class_name="hamfast_tensor_product")
 
 
@@ -93,11 +110,15 @@ def _provider(irreps_in1, irreps_in2, irreps_out, instructions, shared_weights, 
     theirs = codegen_tensor_product_left_right(
         irreps_in1, irreps_in2, irreps_out, instructions, shared_weights, specialized_code, False
     )
-    return _graph_module(plan_of(irreps_in1, irreps_in2, irreps_out, instructions), shared_weights, theirs)
+    return _graph_module(plan_of(irreps_in1, irreps_in2, irreps_out, instructions), theirs)
 
 
 def set_e3nn_backend(enabled: bool = True) -> None:
-    """From now on every ``o3.TensorProduct`` that is built runs on hamfast (or, with False, on e3nn's own code again)."""
+    """From now on every ``o3.TensorProduct`` that is built runs on hamfast.
+
+    Args:
+        enabled: False goes back to e3nn's own code.
+    """
     providers = _e3nn._CODEGEN_PROVIDERS_LEFT_RIGHT
     while _provider in providers:
         providers.remove(_provider)
@@ -107,9 +128,11 @@ def set_e3nn_backend(enabled: bool = True) -> None:
 
 @contextmanager
 def e3nn_backend() -> Iterator[None]:
-    """``with hamfast.e3nn_backend():`` every ``o3.TensorProduct`` built inside runs on hamfast, there and afterwards.
+    """Every ``o3.TensorProduct`` that is built inside runs on hamfast, there and afterwards.
 
-    Same weights, numbers and ``state_dict``. Copies, pickles and checkpoints of such modules need hamfast to be loaded.
+    Weights, results and ``state_dict`` are the same: ``with hamfast.e3nn_backend(): model =
+    build_model()``.
+    Copies, pickles and TorchScript of such modules need hamfast to be loaded.
     """
     before = _provider in _e3nn._CODEGEN_PROVIDERS_LEFT_RIGHT
     set_e3nn_backend(True)
@@ -124,20 +147,24 @@ class Replacement:
     """What :func:`accelerate` did with one module."""
 
     name: str
+    """Where the module is in the model, as ``named_modules`` says it."""
     kind: str
+    """The module's class before, by name."""
     done: bool
+    """Does it run on hamfast now?"""
     text: str
-    """The lowering that runs on a CPU, hamfast's layer, or why the module was left alone."""
+    """What runs now in its stead, or why the module was left alone."""
 
 
 @dataclass(frozen=True)
 class AccelerateReport:
-    """All layers of a model that hamfast knows. ``print`` it."""
+    """All layers of a model that hamfast has a counterpart for. ``print`` shows them, one a line."""
 
     replacements: tuple[Replacement, ...]
 
     @property
     def replaced(self) -> list[str]:
+        """The names of the modules that run on hamfast now."""
         return [r.name for r in self.replacements if r.done]
 
     def __str__(self) -> str:
@@ -151,17 +178,23 @@ class AccelerateReport:
 
 
 def accelerate(module: nn.Module) -> AccelerateReport:
-    """Makes every ``e3nn.o3.TensorProduct`` and every attention layer of PyG inside ``module`` run on hamfast, in place.
+    """Makes the tensor products of e3nn and the attention layers of PyG inside ``module`` run on
+    hamfast.
 
-    Of e3nn's modules (subclasses included) only the generated code is exchanged: classes, parameters, buffers, hooks and the
-    ``state_dict`` stay. PyG's ``TransformerConv`` and ``GATv2Conv`` become :class:`hamfast.nn.GraphTransformerConv` and
-    :class:`hamfast.nn.GATv2Conv` around the same parameters, with the same ``state_dict``; optimizers keep working.
+    The module is changed in place.
+    Of an ``e3nn.o3.TensorProduct``, or of a subclass, only the generated code is exchanged.
+    Its class, parameters, buffers, hooks and ``state_dict`` stay.
+    PyG's ``TransformerConv`` becomes :class:`hamfast.nn.GraphTransformerConv`, and its
+    ``GATv2Conv`` becomes
+    :class:`hamfast.nn.GATv2Conv`.
+    They hold the same parameters and have the same ``state_dict``, so optimizers keep working.
 
     Args:
         module: any model. Modules compiled to TorchScript are left alone.
 
     Returns:
-        A report that names each of these layers, and what was done with it.
+        A report that names each of these layers, and says what runs in its stead or why it was left
+        alone.
     """
     found = []
     exchanged: dict[int, nn.Module] = {}
@@ -182,21 +215,21 @@ def accelerate(module: nn.Module) -> AccelerateReport:
 
 
 def _exchange(module: nn.Module, name: str, child: nn.Module, exchanged: dict[int, nn.Module]) -> Replacement:
-    """Puts hamfast's layer in the place of one of PyG's; a layer that stands in two places stays one."""
-    kind = type(child).__name__
+    """Replaces one of PyG's layers by hamfast's; a layer that a model holds twice stays one layer."""
+    before = type(child).__name__
     if not name:
-        return Replacement("(the module itself)", kind, False, "a module cannot replace itself; wrap it in another")
+        return Replacement("(the module itself)", before, False, "a module cannot replace itself; wrap it in another")
     made = exchanged.get(id(child)) or replacement_of(child)
     if isinstance(made, str):
-        return Replacement(name, kind, False, made)
+        return Replacement(name, before, False, made)
     exchanged[id(child)] = made
     parent, _, attribute = name.rpartition(".")
     setattr(module.get_submodule(parent), attribute, made)
-    return Replacement(name, kind, True, f"hamfast.nn.{type(made).__name__}")
+    return Replacement(name, before, True, f"hamfast.nn.{type(made).__name__}")
 
 
 def _replace(name: str, product: o3.TensorProduct) -> Replacement:
-    kind = type(product).__name__
     plan = plan_of(product.irreps_in1, product.irreps_in2, product.irreps_out, product.instructions)
-    setattr(product, _CODE, _graph_module(plan, product.shared_weights, getattr(product, _CODE)))
-    return Replacement(name, kind, True, choose_lowering(plan, product.shared_weights, "cpu"))
+    setattr(product, _CODE, _graph_module(plan, getattr(product, _CODE)))
+    text = f"tensor product on hamfast, {len(plan.instructions)} paths"
+    return Replacement(name, type(product).__name__, True, text)

@@ -1,4 +1,6 @@
-"""hamfast under PyG's attention layers: each is exchanged for hamfast's layer of the same parameters."""
+"""hamfast under PyG's attention layers: each is exchanged for hamfast's layer of the same
+parameters.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,10 @@ _ARGUMENTS = {
 
 
 def is_pyg_attention(module: nn.Module) -> bool:
-    """Is it one of the layers known here, or a subclass? False without PyG, which is not imported for the question."""
+    """Is it one of the layers known here, or a subclass of one?
+
+    Where PyG was not imported the answer is False; it is not imported for the question.
+    """
     convolutions = sys.modules.get("torch_geometric.nn.conv")
     return convolutions is not None and any(
         isinstance(module, getattr(convolutions, name, ())) for name in _ARGUMENTS if hasattr(convolutions, name)
@@ -34,9 +39,9 @@ def is_pyg_attention(module: nn.Module) -> bool:
 
 def replacement_of(module: Any) -> nn.Module | str:
     """hamfast's layer with the very parameters of a PyG layer, or why there is none."""
-    kind = type(module).__name__
-    if kind not in _ARGUMENTS or not type(module).__module__.startswith("torch_geometric."):
-        return f"{kind} is a subclass, whose changes would be lost"
+    known = type(module).__name__
+    if known not in _ARGUMENTS or not type(module).__module__.startswith("torch_geometric."):
+        return f"{known} is a subclass, whose changes would be lost"
     if getattr(module, "flow", "source_to_target") != "source_to_target":
         return "its flow is target_to_source"
     if type(getattr(module, "aggr_module", None)).__name__ != "SumAggregation":
@@ -48,11 +53,11 @@ def replacement_of(module: Any) -> nn.Module | str:
         return f"it has hooks ({', '.join(hooks)})"
     if any(type(p).__name__ == "UninitializedParameter" for p in module.parameters()):
         return "its parameters have no shape yet; run the model once first"
-    arguments = {name: getattr(module, name) for name in _ARGUMENTS[kind]}
-    made = GraphTransformerConv if kind == "TransformerConv" else GATv2Conv
-    bias = module.lin_key.bias is not None if kind == "TransformerConv" else module.bias is not None
+    arguments = {name: getattr(module, name) for name in _ARGUMENTS[known]}
+    made = GraphTransformerConv if known == "TransformerConv" else GATv2Conv
+    bias = module.lin_key.bias is not None if known == "TransformerConv" else module.bias is not None
     layer = made(module.in_channels, module.out_channels, module.heads, bias=bias, **arguments)
-    if kind == "GATv2Conv" and (module.lin_l.bias is None) == bias:
+    if known == "GATv2Conv" and (module.lin_l.bias is None) == bias:
         return "its linear layers and its output do not agree on having biases"
     for name, child in layer.named_children():
         for parameter, value in getattr(module, name).named_parameters():

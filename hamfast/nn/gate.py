@@ -17,7 +17,8 @@ def second_moment_scale(activation) -> float:
 class Gate(NotScripted):
     """``e3nn.nn.Gate`` with SiLU (even) and tanh (odd) scalars, sigmoid (even) or tanh (odd) gates.
 
-    Every channel with l > 0 is multiplied by one gate. The input irreps are the sorted, simplified sum of scalars,
+    Every channel with l > 0 is multiplied by one gate. The input irreps are the sorted, simplified
+    sum of scalars,
     gates and gated, as e3nn orders them; the output is scalars, then gated.
     """
 
@@ -29,12 +30,13 @@ class Gate(NotScripted):
         self.layout = check_layout(layout)
         self.irreps_out = scalars + gated
         self.irreps_gated = gated
-        parts = list(scalars) + list(gates) + list(gated)
-        order = Irreps(parts).sort()
+        blocks = list(scalars) + list(gates) + list(gated)
+        order = Irreps(blocks).sort()
         self.irreps_in = order.irreps.simplify()
-        # The sorted input is split once; part n of [scalars | gates | gated] is piece `order.p[n]`.
+        # The sorted input is split once; block n of [scalars | gates | gated] is piece
+        # `order.p[n]`.
         self.sizes = [mul_ir.dim for mul_ir in order.irreps]
-        pieces = list(zip(order.p, parts, strict=True))
+        pieces = list(zip(order.p, blocks, strict=True))
         self.scalar_pieces = pieces[: len(scalars)]
         self.gate_pieces = pieces[len(scalars) : len(scalars) + len(gates)]
         self.gated_pieces = pieces[len(scalars) + len(gates) :]
@@ -44,7 +46,8 @@ class Gate(NotScripted):
     def forward(self, x: Tensor, channel_scale: Tensor | None = None) -> Tensor:
         """``[rows, irreps_in.dim]`` -> ``[rows, irreps_out.dim]``.
 
-        ``channel_scale``: ``[rows, irreps_out.num_irreps]``, multiplies each output channel; done here, a pass over the rows is saved.
+        ``channel_scale``: ``[rows, irreps_out.num_irreps]``, multiplies each output channel; done
+        here, a pass over the rows is saved.
         """
         check_last("Gate", "x", x, sum(self.sizes))
         if channel_scale is not None:
@@ -73,7 +76,9 @@ class Gate(NotScripted):
 
 
 def scale_channels(block: Tensor, scale: Tensor, mul: int, dim: int, layout: str) -> Tensor:
-    """Multiplies each channel of a block ``[rows, mul * dim]`` by its own number, ``[rows, mul]`` or ``[mul]``."""
+    """Multiplies each channel of a block ``[rows, mul * dim]`` by its own factor, ``[rows, mul]``
+    or ``[mul]``.
+    """
     if layout == "ir_mul":
         return (block.unflatten(-1, (dim, mul)) * scale.unsqueeze(-2)).flatten(-2)
     return (block.unflatten(-1, (mul, dim)) * scale.unsqueeze(-1)).flatten(-2)

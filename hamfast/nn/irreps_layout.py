@@ -1,6 +1,8 @@
-"""Irreps in the last dimension of a tensor: what layers need of the two layouts of hamfast/ops/layout.py, and of e3nn's states.
+"""Irreps in the last dimension of a tensor: what layers need of the two layouts.
 
-The models keep ``ir_mul`` between layers: channel mixing is then one matrix product, and gates broadcast along contiguous memory.
+The layouts are those of hamfast/ops/layout.py. The states that e3nn saves are read here, too.
+The models keep ``ir_mul`` between layers: channel mixing is then one matrix product, and gates
+broadcast along contiguous memory.
 """
 
 import torch
@@ -16,7 +18,8 @@ from hamfast.plan.plan import as_blocks
 class LoadsE3nnState(NotScripted):
     """A layer whose ``load_state_dict`` takes the state of its e3nn counterpart.
 
-    e3nn keeps tables of its generated code in the state; they are constants of the plan and are passed over.
+    e3nn keeps tables of its generated code in the state; they are constants of the plan and are
+    passed over.
     """
 
     def _load_from_state_dict(self, state_dict, prefix, *args):

@@ -10,9 +10,11 @@ from hamfast.ops.checks import check_count
 
 
 class EquivariantLayerNorm(NotScripted):
-    """DeepH-E3's layer norm: statistics over all rows of a graph and all channels of an irreps block.
+    """DeepH-E3's layer norm: statistics over all rows of a graph and all channels of an irreps
+    block.
 
-    Per block: subtract the mean of each component; for l = 0 divide by (root mean square + eps); multiply each channel by
+    Per block: subtract the mean of each component; for l = 0 divide by (root mean square + eps);
+    multiply each channel by
     ``weight``; add ``bias`` to ``0e`` channels.
     """
 
@@ -28,7 +30,8 @@ class EquivariantLayerNorm(NotScripted):
         self.irreps, self.eps, self.layout = Irreps(irreps), eps, check_layout(layout)
         self.weight = nn.Parameter(torch.ones(self.irreps.num_irreps))
         self.bias = nn.Parameter(torch.zeros(sum(mul for mul, ir in self.irreps if ir.is_scalar())))
-        # Index tables over the elements of a row, so that all blocks are normalised in a few passes over the rows.
+        # Index tables over the elements of a row, so that all blocks are normalised in a few passes
+        # over the rows.
         component, channel, scalar, scalar_block, biased = [], [], [], [], []
         counts: list[float] = []
         start = 0
@@ -46,9 +49,9 @@ class EquivariantLayerNorm(NotScripted):
                 biased.append(torch.arange(start, start + mul))
             start += mul * ir.dim
 
-        def table(name, parts):
+        def table(name, pieces):
             self.register_buffer(
-                name, torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64), persistent=False
+                name, torch.cat(pieces) if pieces else torch.zeros(0, dtype=torch.int64), persistent=False
             )
 
         table("component", component)  # [dim]: which component of which block
@@ -59,7 +62,9 @@ class EquivariantLayerNorm(NotScripted):
         self.register_buffer("per_component", torch.tensor(counts), persistent=False)
 
     def forward(self, x: Tensor, graph: Tensor, num_graphs: int) -> Tensor:
-        """``[rows, irreps.dim]``; ``graph``: ``[rows]`` int64, the graph of each row -> ``[rows, irreps.dim]``."""
+        """``[rows, irreps.dim]``; ``graph``: ``[rows]`` int64, the graph of each row -> ``[rows,
+        irreps.dim]``.
+        """
         check_rows("EquivariantLayerNorm", "x", x, self.component.shape[0])
         check_index("EquivariantLayerNorm", "graph", graph, x.shape[0])
         check_count("EquivariantLayerNorm", "num_graphs", num_graphs, 1)
@@ -81,7 +86,9 @@ class EquivariantLayerNorm(NotScripted):
         return out
 
     def _component_mean(self, x: Tensor, component: Tensor, graph: Tensor, rows: Tensor) -> Tensor:
-        """``[graphs, components]``: mean over the rows of each graph and the channels of each block."""
+        """``[graphs, components]``: mean over the rows of each graph and the channels of each
+        block.
+        """
         if rows.shape[0] == 1:
             total = x.sum(0, keepdim=True)
         else:
@@ -91,5 +98,5 @@ class EquivariantLayerNorm(NotScripted):
 
     @staticmethod
     def _to_rows(per_graph: Tensor, graph: Tensor) -> Tensor:
-        """Gives each row the numbers of its graph."""
+        """Gives each row the values of its graph."""
         return per_graph if per_graph.shape[0] == 1 else per_graph.index_select(0, graph)

@@ -10,7 +10,9 @@ from hamfast.ops.checks import check_count
 
 
 class _ChannelMixing(LoadsE3nnState):
-    """The pairs (block in, block out) of one irrep each, e3nn's normalisation, and the order of the flat weight."""
+    """The pairs (block in, block out) of one irrep each, e3nn's normalisation, and the order of the
+    flat weight.
+    """
 
     def __init__(self, irreps_in, irreps_out, copies: int, layout: str):
         super().__init__()
@@ -29,7 +31,9 @@ class _ChannelMixing(LoadsE3nnState):
         self.weight = nn.Parameter(torch.randn(sum(self.sizes)))
 
     def mix(self, x: Tensor, apply) -> list[Tensor]:
-        """One ``[rows, dim, mul_out]`` tensor per output block; ``apply(block, pair number, flat weight)`` does a pair."""
+        """One ``[rows, dim, mul_out]`` tensor per output block; ``apply(block, pair number, flat
+        weight)`` does a pair.
+        """
         blocks = split_blocks(x, self.irreps_in)
         weights = torch.split(self.weight, self.sizes)
         out: list[Tensor | None] = [None] * len(self.irreps_out)
@@ -85,9 +89,11 @@ class Linear(_ChannelMixing):
 
 
 class SpeciesLinear(_ChannelMixing):
-    """``e3nn.o3.FullyConnectedTensorProduct(irreps_in, f"{species}x0e", irreps_out)`` applied to a one-hot species.
+    """``e3nn.o3.FullyConnectedTensorProduct(irreps_in, f"{species}x0e", irreps_out)`` applied to a
+    one-hot species.
 
-    The product with a one-hot vector selects one matrix per row; rows of one species are multiplied together.
+    The product with a one-hot vector selects one matrix per row; rows of one species are multiplied
+    together.
     Same weights (``weight``, order u, v, w) and normalisation as e3nn's module.
     """
 

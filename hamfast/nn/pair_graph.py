@@ -1,4 +1,7 @@
-"""What PyG's layers take for a graph, as prepared ones: sorted once, remembered while the tensor lives and says the same."""
+"""Graphs as PyG's layers take them, prepared for the ops.
+
+A graph is sorted once, and remembered while its tensor lives and its entries stay.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,13 @@ from hamfast.ops.checks import INTEGERS, found
 
 
 class PairGraph(NamedTuple):
+    """A prepared graph, and which of the given edges it kept."""
+
     edges: EdgeIndex
     kept: Tensor | None
-    """``[edges given]`` bool: those that are no self-loops, which come first; the added loops follow. None: edges as given."""
+    """``[edges given]`` bool: those that are no self-loops, which come first; the added loops
+    follow. None: edges as given.
+    """
 
     @property
     def pairs(self) -> Tensor:
@@ -34,7 +41,8 @@ class _Remembered(NamedTuple):
     def is_of(self, owner: Any, pairs: Tensor) -> bool:
         """Is it the graph of this tensor as it is now?
 
-        Numpy writes without a new version, so on a CPU the numbers are compared, which costs little beside the attention.
+        Numpy writes without a new version, so on a CPU the entries are compared, which costs little
+        beside the attention.
         On a GPU that would wait for all work in flight, and numpy does not write there.
         """
         if self.owner() is not owner or self.version != _version(owner):
@@ -48,13 +56,14 @@ _REMEMBERED: dict[tuple, _Remembered] = {}
 def pair_graph(
     edges: Any, num_senders: int, num_receivers: int, add_self_loops: bool = False, owner: Any = None
 ) -> PairGraph:
-    """The graph of ``[2, edges]`` integers (senders first), or of one that is prepared; with one self-loop per node if asked for.
+    """The graph of ``[2, edges]`` integers, senders first, or of one that is prepared.
 
     Args:
+        add_self_loops: one per node, in place of those that are there.
         owner: what lives as long as the graph is to be remembered, ``edges`` by default.
 
     Raises:
-        TypeError: another kind of graph.
+        TypeError: ``edges`` is no graph.
         ValueError: a wrong shape or dtype, or an index out of range.
     """
     if isinstance(edges, EdgeIndex):

@@ -7,7 +7,10 @@ from hamfast.ops.checks import check_count, check_tensor
 
 
 class GaussianBasis(nn.Module):
-    """``exp(-(r - r_n)^2 / (2 width^2))`` on evenly spaced centres from ``start`` to ``stop``, width = spacing."""
+    """``exp(-(r - r_n)^2 / (2 width^2))`` on evenly spaced centres r_n from ``start`` to ``stop``.
+
+    The width is the spacing. ``number`` is how many there are, two or more.
+    """
 
     centers: Tensor
 
@@ -39,7 +42,14 @@ class RadialMLP(nn.Sequential):
 
 
 def polynomial_envelope(length: Tensor, cutoff: float, p: int = 6) -> Tensor:
-    """Smooth step from 1 at 0 to 0 at ``cutoff`` with p - 1 continuous derivatives (Gasteiger et al., arXiv 2003.03123)."""
+    """A smooth step from 1 at 0 to 0 at ``cutoff``, with p - 1 continuous derivatives.
+
+    Source: Gasteiger et al., arXiv 2003.03123.
+    ``length`` and ``cutoff`` are in the same unit; the result has the shape of ``length``.
+
+    Raises:
+        ValueError: the cutoff is not positive.
+    """
     check_tensor("polynomial_envelope", "length", length)
     if not cutoff > 0:
         raise ValueError(f"polynomial_envelope: cutoff: expected a positive length, found {cutoff}")

@@ -82,7 +82,8 @@ class TensorProduct(LoadsE3nnState):
     ) -> Tensor:
         """``[..., irreps_in1.dim]``, ``[..., irreps_in2.dim]`` -> ``[..., irreps_out.dim]``.
 
-        With ``edges``: gather, product and scatter-sum of :func:`hamfast.ops.tensor_product`, which also takes
+        With ``edges``: gather, product and scatter-sum of :func:`hamfast.ops.tensor_product`, which
+        also takes
         :class:`hamfast.ops.RadialWeights`.
         """
         if self.weight_numel == 0:
@@ -121,9 +122,11 @@ def fully_connected(irreps_in1: Irreps, irreps_in2: Irreps, irreps_out: Irreps) 
 
 
 class EdgeTensorProduct(NotScripted):
-    """Every path of ``irreps_in1 x Y(direction) -> irreps_out`` with DeepH-E3's separate weights, ``W1[u, w] W2[w]``.
+    """Every path of ``irreps_in1 x Y(direction) -> irreps_out`` with DeepH-E3's separate weights,
+    ``W1[u, w] W2[w]``.
 
-    Computed in each edge's own frame. ``weight1`` and ``weight2`` are the matrices of all paths, flat, in e3nn's path order.
+    Computed in each edge's own frame. ``weight1`` and ``weight2`` are the matrices of all paths,
+    flat, in e3nn's path order.
     """
 
     def __init__(self, irreps_in1, l_max: int, irreps_out, layout: str = "mul_ir"):

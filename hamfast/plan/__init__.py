@@ -1,4 +1,9 @@
-"""Plans: what a tensor product computes, and the exact ways to compute it. No torch, no device."""
+"""Plans: what a tensor product computes, and the exact ways to compute it.
+
+A plan and its tables are plain values and numpy arrays.
+No tensor of torch is kept in them, and they depend on no device.
+Torch is used once: e3nn computes the Wigner 3j symbols with it (:mod:`hamfast.plan.coupling`).
+"""
 
 from hamfast.plan.cost import explain
 from hamfast.plan.edge_frame import EdgeFramePlan, edge_frame_plan

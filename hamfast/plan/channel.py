@@ -1,8 +1,11 @@
 """The channel-wise lowering: what the kernels with channels as vector lanes are told.
 
-A *task* multiplies the n channels of one irreps block of x by one channel of one block of y: one small matrix
-``M[k, i] = coefficient sum_j C_ijk y_j`` per row, then ``out[k, u] += w[u] sum_i M[k, i] x[i, u]``. A ``uvu`` path is one task
-per channel of y. A ``uvw`` path with shared weights is the same without weights, into a block of coupled pairs, and one matrix
+A *task* multiplies the n channels of one irreps block of x by one channel of one block of y: one
+small matrix
+``M[k, i] = coefficient sum_j C_ijk y_j`` per row, then ``out[k, u] += w[u] sum_i M[k, i] x[i, u]``.
+A ``uvu`` path is one task
+per channel of y. A ``uvw`` path with shared weights is the same without weights, into a block of
+coupled pairs, and one matrix
 product of those pairs with the weights for all rows at once: the *mix* lowering.
 """
 
@@ -28,7 +31,9 @@ L_MAX = 6
 
 @dataclass(frozen=True)
 class ChannelTables:
-    """What the channel-wise kernels read of a plan; rows of the integer tables are those of :mod:`hamfast.records.tables`."""
+    """What the channel-wise kernels read of a plan; rows of the integer tables are those of
+    :mod:`hamfast.records.tables`.
+    """
 
     tasks: np.ndarray
     """``[tasks, ChannelTask]`` int64."""
@@ -46,7 +51,9 @@ class ChannelTables:
 
 @dataclass(frozen=True)
 class MixBlock:
-    """The coupled pairs of all uvw paths to one output block: ``[2 l + 1, pairs]`` per row, times ``[pairs, mul]``."""
+    """The coupled pairs of all uvw paths to one output block: ``[2 l + 1, pairs]`` per row, times
+    ``[pairs, mul]``.
+    """
 
     i_out: int
     l: int
@@ -87,13 +94,15 @@ def channel_tables(plan: Plan) -> ChannelTables:
         mul2 = plan.irreps_in2[ins.i_in2][0]
         for v in range(mul2):
             weight = (ins.weight_offset + v, mul2) if ins.has_weight else (-1, 0)
-            builder.add(ins, v, _Target(ins.i_out, 0), weight)
+            builder.add(ins, v, _Output(ins.i_out, 0), weight)
     return builder.tables(g_padded)
 
 
 @cache
 def mix_tables(plan: Plan) -> tuple[ChannelTables, tuple[MixBlock, ...]]:
-    """Tables that make the coupled pairs of a plan's uvw paths, block after block, and those blocks."""
+    """Tables that make the coupled pairs of a plan's uvw paths, block after block, and those
+    blocks.
+    """
     mixes = []
     for i_out, (mul, l, _) in enumerate(plan.irreps_out):
         paths = [n for n, ins in enumerate(plan.instructions) if ins.i_out == i_out and is_mixing(plan, ins)]
@@ -108,9 +117,10 @@ def mix_tables(plan: Plan) -> tuple[ChannelTables, tuple[MixBlock, ...]]:
         for n in mix.instructions:
             ins = plan.instructions[n]
             for v in range(plan.irreps_in2[ins.i_in2][0]):
-                builder.add(ins, v, _Target(block, first), (-1, 0))
+                builder.add(ins, v, _Output(block, first), (-1, 0))
                 first += plan.irreps_in1[ins.i_in1][0]
-    # The last vector of a block may reach over its end, into zeros that are added to whatever is there.
+    # The last vector of a block may reach over its end, into zeros that are added to whatever is
+    # there.
     return builder.tables(g_padded + PAD), tuple(mixes)
 
 
@@ -129,7 +139,7 @@ def _blocks(irreps: tuple[IrrepBlock, ...]) -> tuple[list[ChannelBlock], int]:
     return rows, at
 
 
-class _Target(NamedTuple):
+class _Output(NamedTuple):
     """Where a task's channels go: a block of the result, and the first channel there."""
 
     block: int
@@ -146,6 +156,8 @@ class _Coupling(NamedTuple):
 
 
 class _Builder:
+    """Collects tasks, their coupling matrices and entries."""
+
     def __init__(self, plan: Plan, g_blocks: list[ChannelBlock]):
         self.plan = plan
         self.x_blocks, self.x_padded = _blocks(plan.irreps_in1)
@@ -157,7 +169,7 @@ class _Builder:
         self.entries: list[CouplingEntry] = []
         self.size = 0
 
-    def add(self, ins: Instruction, v: int, target: _Target, weight: tuple[int, int]) -> None:
+    def add(self, ins: Instruction, v: int, output: _Output, weight: tuple[int, int]) -> None:
         """The task of one channel v of y; weight: offset and stride."""
         (n, l1, _), (_, l2, _) = self.plan.irreps_in1[ins.i_in1], self.plan.irreps_in2[ins.i_in2]
         l3 = self.plan.irreps_out[ins.i_out][1]
@@ -177,7 +189,7 @@ class _Builder:
             self.couplings[key] = _Coupling(self.size, size, begin, len(self.entries))
             self.values.append(padded.ravel())
             self.size += padded.size
-        x, g, coupling = self.x_blocks[ins.i_in1], self.g_blocks[target.block], self.couplings[key]
+        x, g, coupling = self.x_blocks[ins.i_in1], self.g_blocks[output.block], self.couplings[key]
         task = ChannelTask(
             n=n,
             d1=d1,
@@ -186,7 +198,7 @@ class _Builder:
             x_at=x.at,
             x_stride=x.stride,
             y_offset=int(self.y_offsets[ins.i_in2]) + v * d2,
-            g_at=g.at + target.first,
+            g_at=g.at + output.first,
             g_stride=g.stride,
             w_offset=weight[0],
             w_stride=weight[1],
@@ -196,12 +208,13 @@ class _Builder:
             entries_end=coupling.end,
             diagonal=int(l2 == 0),
             x_block=ins.i_in1,
-            g_block=target.block,
-            g_first=target.first,
+            g_block=output.block,
+            g_first=output.first,
         )
         self.rows.append(task)
 
     def tables(self, g_padded: int) -> ChannelTables:
+        """All that was added, as tables. ``g_padded``: elements of a padded row of the result."""
         return ChannelTables(
             as_table(self.rows, ChannelTask),
             as_table(self.x_blocks, ChannelBlock),

@@ -1,7 +1,9 @@
 """Which lowering of a plan runs: an estimate of each one's time, from its operations and bytes.
 
-The rates below were set by hand to agree with bench/results/lowerings.csv (made by bench/lowerings.py, forward + backward, float32, CPU); a test
-asserts that the choice is within 1.3x of the fastest on every row of that table. Only their ratios matter.
+The rates below were set by hand to agree with bench/results/lowerings.csv.
+bench/lowerings.py made that table: forward + backward, float32, on a CPU.
+A test asserts that the choice is within 1.3x of the fastest on every row of it.
+Only the ratios of the rates matter.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ HARMONICS = 0.02
 """Microseconds per row and number of Y, with its gradient's share."""
 
 TUNED = ("cpu", "cuda", "xpu")
-"""Devices that have more than the general kernel. On GPUs the same rates choose: they were not measured there."""
+"""Devices that have more than the general kernel. On GPUs the same rates choose: they were not
+measured there.
+"""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,8 @@ def estimates(plan: Plan, shared_weights: bool, device: str, harmonics: bool = F
     Args:
         shared_weights: one weight for all rows.
         device: ``cpu``, ``cuda``, ...
-        harmonics: the second operand is made of spherical harmonics of each row's direction, and need not exist.
+        harmonics: the second operand is made of spherical harmonics of each row's direction, and
+            need not exist.
     """
     paths = live_paths(plan)
     found = [_general(plan)]
@@ -112,7 +117,9 @@ def estimates(plan: Plan, shared_weights: bool, device: str, harmonics: bool = F
 
 @cache
 def choose_lowering(plan: Plan, shared_weights: bool, device: str, harmonics: bool = False) -> str:
-    """The cheapest of :func:`estimates`. What no lowering covers whole is split: see :func:`explain`."""
+    """The cheapest of :func:`estimates`. What no lowering covers whole is split: see
+    :func:`explain`.
+    """
     best = estimates(plan, shared_weights, device, harmonics)[0].lowering
     if best == "general" and device in TUNED and any(is_channel_wise(plan, ins) for ins in live_paths(plan)):
         return "channel"  # for the paths that are, the general kernel for the others
@@ -120,7 +127,10 @@ def choose_lowering(plan: Plan, shared_weights: bool, device: str, harmonics: bo
 
 
 def explain(plan: Plan, shared_weights: bool = True, device: str = "cpu", harmonics: bool = False) -> str:
-    """A table of the paths with shapes, normalisation and multiply-adds per row; then the lowerings, what each costs, which one runs, and why.
+    """A table of the paths, then the lowerings.
+
+    A path has its shapes, its normalisation and its multiply-adds per row.
+    Of the lowerings it says what each costs, which one runs, and why.
 
     Args:
         shared_weights: one weight for all rows.

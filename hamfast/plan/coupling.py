@@ -10,7 +10,10 @@ from hamfast.constants import real_tensors
 
 @cache
 def wigner_3j(l1: int, l2: int, l3: int) -> np.ndarray:
-    """Real Wigner 3j symbol of e3nn, ``[2 l1 + 1, 2 l2 + 1, 2 l3 + 1]``, float64, sum of squares 1."""
+    """e3nn's real Wigner 3j symbol as float64, ``[2 l1 + 1, 2 l2 + 1, 2 l3 + 1]``.
+
+    The sum of its squares is 1. The array cannot be written to.
+    """
     import torch  # only to name the dtype in which e3nn computes
 
     with real_tensors():

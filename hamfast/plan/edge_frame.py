@@ -1,14 +1,21 @@
-"""The edge-frame lowering: a tensor product with spherical harmonics of an edge's direction, in that edge's own frame.
+"""The edge-frame lowering: a tensor product with spherical harmonics of an edge's direction, in
+that edge's own frame.
 
-Rotate an edge so that it points along e3nn's polar axis (y). There the harmonics are known numbers,
-``Y_l2m = delta_m0 sqrt(2 l2 + 1)`` (component normalisation), so the path (l1, l2, l3) with weight ``W[u, w]`` maps
+Rotate an edge so that it points along e3nn's polar axis (y). There the harmonics have known values,
+``Y_l2m = delta_m0 sqrt(2 l2 + 1)`` (component normalisation), so the path (l1, l2, l3) with weight
+``W[u, w]`` maps
 
-    out_l3,m [w] = sum_u sum_m' K[m', m] x_l1,m' [u] W[u, w],    K[m', m] = coefficient sqrt(2 l2 + 1) w3j[m', 0, m]
+    out_l3,m [w] = sum_u sum_m' K[m', m] x_l1,m' [u] W[u, w],    K[m', m] = coefficient sqrt(2 l2 +
+    1) w3j[m', 0, m]
 
-and K couples m' = m only (l1 + l2 + l3 even) or m' = -m only (odd). All paths l2 of one (l1, l3) therefore add up to one
-matrix per |m|:  A_m[u, w] = sum_l2 k_l2(m) W_l2[u, w].  Odd paths are brought to the same form by swapping (m, -m) of every
-irrep of unnatural parity, p = -(-1)^l, with a sign. The result is exact: same function, same weights, O(l^3) work in place
-of O(l^6) (Passaro & Zitnick, arXiv 2302.03655, give the reduction; the bookkeeping here keeps e3nn's weights).
+and K couples m' = m only (l1 + l2 + l3 even) or m' = -m only (odd). All paths l2 of one (l1, l3)
+therefore add up to one
+matrix per |m|:  A_m[u, w] = sum_l2 k_l2(m) W_l2[u, w].  Odd paths are brought to the same form by
+swapping (m, -m) of every
+irrep of unnatural parity, p = -(-1)^l, with a sign. The result is exact: same function, same
+weights, O(l^3) work instead
+of O(l^6) (Passaro & Zitnick, arXiv 2302.03655, give the reduction; the bookkeeping here keeps
+e3nn's weights).
 """
 
 from __future__ import annotations
@@ -44,7 +51,9 @@ class Channel:
 
 @dataclass(frozen=True)
 class MBlock:
-    """All that happens at one m >= 0. At m = 0 natural and unnatural irreps do not couple and form two blocks."""
+    """All that happens at one m >= 0. At m = 0 natural and unnatural irreps do not couple and form
+    two blocks.
+    """
 
     m: int
     rows: tuple[Channel, ...]
@@ -53,16 +62,20 @@ class MBlock:
 
     @property
     def width_in(self) -> int:
+        """Rows of this m's matrix: channels of in1 that have a component m."""
         return sum(c.mul for c in self.rows)
 
     @property
     def width_out(self) -> int:
+        """Columns of this m's matrix: channels of out that have a component m."""
         return sum(c.mul for c in self.columns)
 
 
 @dataclass(frozen=True)
 class EdgeFramePlan:
-    """The per-|m| matrices of a plan whose second operand are spherical harmonics of the edge direction."""
+    """The per-|m| matrices of a plan whose second operand are spherical harmonics of the edge
+    direction.
+    """
 
     plan: Plan
     blocks: tuple[MBlock, ...]
@@ -74,6 +87,7 @@ class EdgeFramePlan:
         return sum(b.width_in * b.width_out * (1 if b.m == 0 else 2) for b in self.blocks)
 
     def explain(self) -> str:
+        """Multiply-adds per edge beside those of the paths, then the size of the matrix of each m."""
         lines = [
             f"edge frame of {format_irreps(self.plan.irreps_in1)} x {format_irreps(self.plan.irreps_in2)} -> "
             f"{format_irreps(self.plan.irreps_out)}: {self.operations():,} multiply-adds per edge and two rotations, "
@@ -94,7 +108,8 @@ def edge_frame_plan(plan: Plan) -> EdgeFramePlan:
     """Lowers a plan to the edge frame.
 
     Raises:
-        ValueError: a path is not ``uvw``, or the second operand is not one irrep of natural parity per block.
+        ValueError: a path is not ``uvw``, or the second operand is not one irrep of natural parity
+            per block.
     """
     for mul, l, p in plan.irreps_in2:
         if mul != 1 or not is_natural((mul, l, p)):
@@ -141,11 +156,12 @@ def _couplings(plan, m, rows, columns):
 
 
 def _factor(plan, ins, m):
-    """k(m) of the module docstring, after the swap of unnatural irreps (:func:`swap_sign`)."""
+    """k(m) of the module's docstring, after components +m and -m of unnatural irreps are swapped."""
     l1, l2, l3 = plan.irreps_in1[ins.i_in1][1], plan.irreps_in2[ins.i_in2][1], plan.irreps_out[ins.i_out][1]
     table = wigner_3j(l1, l2, l3)[:, l2, :]
     natural1, natural3 = is_natural(plan.irreps_in1[ins.i_in1]), is_natural(plan.irreps_out[ins.i_out])
-    # In the swapped basis component (+m) of an unnatural irrep is its (-m), and (-m) is minus its (+m).
+    # In the swapped basis component (+m) of an unnatural irrep is its (-m), and (-m) is minus its
+    # (+m).
     row = l1 + m if natural1 else l1 - m
     column = l3 + m if natural3 else l3 - m
     return float(ins.coefficient * np.sqrt(2 * l2 + 1) * table[row, column])

@@ -41,6 +41,7 @@ class Instruction:
 
     @property
     def weight_numel(self) -> int:
+        """How many weights the path has; 0 without a weight."""
         return math.prod(self.weight_shape) if self.has_weight else 0
 
 
@@ -119,14 +120,17 @@ def pair_count(mode: str, n1: int, n2: int) -> int:
 
 
 def irreps_dim(blocks: Iterable[IrrepBlock]) -> int:
+    """The number of components of a row of these irreps."""
     return sum(mul * (2 * l + 1) for mul, l, _ in blocks)
 
 
 def format_irreps(blocks: Iterable[IrrepBlock]) -> str:
+    """The irreps in e3nn's notation, as ``8x0e+4x1o``."""
     return "+".join(f"{mul}x{l}{'e' if p == 1 else 'o'}" for mul, l, p in blocks)
 
 
 def as_blocks(irreps: Irreps | str) -> tuple[IrrepBlock, ...]:
+    """e3nn's irreps, or their notation, as plain tuples (multiplicity, l, parity)."""
     return tuple((mul, ir.l, ir.p) for mul, ir in Irreps(irreps))
 
 
@@ -183,13 +187,15 @@ def make_plan(
     """Makes the plan of a tensor product; the arguments are those of ``e3nn.o3.TensorProduct``.
 
     Args:
-        instructions: ``(i_in1, i_in2, i_out, mode, has_weight[, path_weight])`` each, ``mode`` one of :data:`MODES`.
+        instructions: ``(i_in1, i_in2, i_out, mode, has_weight[, path_weight])`` each, ``mode`` one
+            of :data:`MODES`.
         in1_var, in2_var, out_var: assumed variance of each irreps block, 1 by default.
         irrep_normalization: ``component``, ``norm`` or ``none``.
         path_normalization: ``element``, ``path`` or ``none``.
 
     Raises:
-        ValueError: an option, an index, a mode, a selection rule or a multiplicity is wrong; the message names the path.
+        ValueError: an option, an index, a mode, a selection rule or a multiplicity is wrong; the
+            message names the path.
     """
     blocks1, blocks2, blocks3 = as_blocks(irreps_in1), as_blocks(irreps_in2), as_blocks(irreps_out)
     _one_of("irrep_normalization", irrep_normalization, ("component", "norm", "none"))

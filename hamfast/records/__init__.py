@@ -5,7 +5,8 @@
 - :mod:`hamfast.records.choices`: numbers that stand for a choice, such as a layout.
 
 Python reads these records when it runs.
-C++ reads ``kernels/records.cuh`` and ``csrc/common/op_records.h``, which ``python -m hamfast.records.write``
+C++ reads ``kernels/records.cuh`` and ``csrc/common/op_records.h``, which ``python -m
+hamfast.records.write``
 makes from them.
 Nothing here imports torch: the build runs it, too.
 """

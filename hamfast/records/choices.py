@@ -8,7 +8,8 @@ from typing import ClassVar
 class Choices:
     """A class attribute per choice; its number is its position.
 
-    In C++ it is an ``enum class``, or, with a ``prefix``, an enum whose enumerators start with it, for use as an index.
+    In C++ it is an ``enum class``, or, with a ``prefix``, an enum whose enumerators start with it,
+    for use as an index.
     """
 
     prefix: ClassVar[str] = ""
@@ -28,14 +29,18 @@ class Slot(Choices):
 
 
 class RowOf(Choices):
-    """What an operand has a row for: every edge, or every node, which edges reach as their sender or receiver."""
+    """What an operand has a row for: every edge, or every node, which edges reach as their sender
+    or receiver.
+    """
 
     prefix = "row_of"
     EDGE, SENDER, RECEIVER = range(3)
 
 
 class Layout(Choices):
-    """How irreps lie in memory: rows of mul_ir, rows of ir_mul, or one matrix ``[rows, d, mul]`` per irreps block."""
+    """How irreps lie in memory: rows of mul_ir, rows of ir_mul, or one matrix ``[rows, d, mul]``
+    per irreps block.
+    """
 
     MUL_IR, IR_MUL, BLOCKS = range(3)
 
@@ -59,7 +64,9 @@ class MatrixProduct(Choices):
 
 
 class WeightSlot(Choices):
-    """The argument of the edge frame's form sum factor weight scale matrix in which a derivative is taken."""
+    """The argument of the edge frame's form sum factor weight scale matrix in which a derivative is
+    taken.
+    """
 
     prefix = "slot"
     WEIGHT, SCALE, MATRIX = range(3)

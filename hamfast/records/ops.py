@@ -18,7 +18,9 @@ GRAPH = Group(
         Operand("receiver_ptr", "receivers + 1"),
     ),
 )
-"""Where each edge comes from and goes to, and the edges in the order of either end, with where each node's begin."""
+"""Where each edge comes from and goes to, and the edges in the order of either end, with where each
+node's begin.
+"""
 
 OPTIONAL_GRAPH = Group("graph", "OptionalGraph", tuple(replace(member, optional=True) for member in GRAPH))
 """Without an end: operands have a row per edge there."""
@@ -121,7 +123,8 @@ CHANNEL_KERNEL_SOURCE = Op(
     (Operand("text", "bytes"), Operand("sizes", "2")),
 )
 
-# The edge frame: irreps rows into and out of the frames of their edges. Each of the first two is the other's adjoint.
+# The edge frame: irreps rows into and out of the frames of their edges. Each of the first two is
+# the other's adjoint.
 
 
 def _sources(name: str, item: str, shape: str, optional: bool = True) -> Group:
@@ -299,7 +302,8 @@ EDGE_UPDATE_DOUBLE_BACKWARD = Op(
     triton="edge_update",
 )
 
-# Attention of each receiver over its incoming edges: hamfast/ops/graph_attention.py says what the operands are.
+# Attention of each receiver over its incoming edges: hamfast/ops/graph_attention.py says what the
+# operands are.
 
 
 def _parts(name: str, width: str) -> tuple[Operand, ...]:

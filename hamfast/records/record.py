@@ -104,7 +104,8 @@ Argument = Operand | Setting | Group
 class Op:
     """An op of ``torch.ops.hamfast``: what it takes and gives, in order.
 
-    Derived from it: the schema, the C++ struct of its arguments, :attr:`Arguments`, and how both lie flat.
+    Derived from it: the schema, the C++ struct of its arguments, :attr:`Arguments`, and how both
+    lie flat.
     """
 
     name: str
@@ -184,7 +185,9 @@ class Op:
         return tuple(values.get(item.name) for item in self.flat)
 
     def per_argument(self, **values: Any) -> tuple[Any, ...]:
-        """A flat sequence, as ``backward`` returns it: values by argument (a sequence for a group), None elsewhere."""
+        """A flat sequence, as ``backward`` returns it: values by argument (a sequence for a group),
+        None elsewhere.
+        """
         found: list[Any] = []
         for argument, (group, begin, end) in zip(self.takes, self._spans, strict=True):
             value = values.get(argument.name)

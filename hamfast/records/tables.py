@@ -39,7 +39,9 @@ class Path(NamedTuple):
 
 
 class ChannelTask(NamedTuple):
-    """n channels of one irreps block of x times one channel of y: a task of the channel-wise kernels."""
+    """n channels of one irreps block of x times one channel of y: a task of the channel-wise
+    kernels.
+    """
 
     n: int
     """Channels."""
@@ -144,7 +146,9 @@ class ChannelVariant(NamedTuple):
 
 
 class FrameBlock(NamedTuple):
-    """An irreps block of an edge frame's operand; for each m = 0 ... l_max a FrameColumns follows in the row."""
+    """An irreps block of an edge frame's operand; for each m = 0 ... l_max a FrameColumns follows
+    in the row.
+    """
 
     mul: int
     l: int

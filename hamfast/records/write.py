@@ -1,4 +1,6 @@
-"""Writes the records as C++: ``python -m hamfast.records.write``; with ``--check`` it only says whether they are stale."""
+"""Writes the records as C++: ``python -m hamfast.records.write``; with ``--check`` it only says
+whether they are stale.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The ops in slow, plain torch: what is true. Tests and benchmarks compare with these; nothing else uses them."""
+"""The ops in slow, plain torch: what is true. Tests and benchmarks compare with these; nothing else
+uses them.
+"""
 
 from hamfast.reference.covariant_network import E3nnNetwork
 from hamfast.reference.edge_tensor_product import edge_tensor_product

@@ -1,4 +1,5 @@
-"""Stage 1 from e3nn's own modules: the published network, edge by edge as e3nn computes it. Slow, and the truth for ours.
+"""Stage 1 from e3nn's own modules: the published network, edge by edge as e3nn computes it. Slow,
+and the truth for ours.
 
 Layout ``mul_ir`` throughout; the weights are those of a :class:`hamfast.models.CovariantNetwork`.
 """
@@ -14,7 +15,9 @@ from hamfast.reference.tensor_product import separate_weights
 
 
 class E3nnNetwork(nn.Module):
-    """Embedding, node and edge updates, output; made to the measure of ``network`` and holding its weights."""
+    """Embedding, node and edge updates, output; made to the measure of ``network`` and holding its
+    weights.
+    """
 
     def __init__(self, network):
         super().__init__()
@@ -27,6 +30,13 @@ class E3nnNetwork(nn.Module):
         self.edge_basis, self.radial_basis = network.edge_basis, network.radial_basis
 
     def forward(self, graph) -> Tensor:
+        """The graph's target irreps in the layout ``mul_ir``, ``[edges, spec.dim]``.
+
+        Args:
+            graph: a :class:`hamfast.graph.CrystalGraph`. In it i is the receiver of an edge and j
+                the sender.
+
+        """
         node_hot = nn.functional.one_hot(graph.species, self.num_species).to(graph.vector)
         edge_hot = nn.functional.one_hot(graph.pair_species(self.num_species), self.num_species**2).to(graph.vector)
         harmonics = o3.spherical_harmonics(self.irreps_sh, graph.vector[:, [1, 2, 0]], True, "component")
@@ -48,7 +58,9 @@ class E3nnNetwork(nn.Module):
 
 
 class _Update(nn.Module):
-    def __init__(self, ours, irreps_sh, num_kinds):
+    """An update of nodes or of edges from e3nn's modules, with the weights of ``ours``."""
+
+    def __init__(self, ours, irreps_sh, num_species):
         super().__init__()
         convolution = ours.convolution
         product = convolution.product
@@ -70,16 +82,20 @@ class _Update(nn.Module):
         self.scale = o3.ElementwiseTensorProduct(self.gate.irreps_out, f"{self.gate.irreps_out.num_irreps}x0e")
         self.linear_pre, self.linear_post = _linear(ours.linear_pre), _linear(ours.linear_post)
         self.species = o3.FullyConnectedTensorProduct(
-            ours.species.irreps_in, f"{num_kinds}x0e", ours.species.irreps_out
+            ours.species.irreps_in, f"{num_species}x0e", ours.species.irreps_out
         )
         self.species.weight.data.copy_(ours.species.weight.data)
         self.skip = None if ours.skip is None else _linear(ours.skip)
         self.norm_weight, self.norm_bias, self.irreps = ours.norm.weight, ours.norm.bias, ours.norm.irreps
 
     def convolve(self, x, harmonics, radial):
+        """Product with the harmonics, gate, and scale by the radial network: ``[edges,
+        irreps_out.dim]``.
+        """
         return self.scale(self.gate(self.product(x, harmonics, self.weight)), self.radial(radial))
 
     def finish(self, old, new, one_hot, graph):
+        """Linear map, species product, norm and skip connection: ``[rows, irreps.dim]``."""
         new = self._norm(self.linear_post(new) + self.species(old, one_hot), graph)
         return new + (old if self.skip is None else self.skip(old))
 

@@ -58,12 +58,14 @@ def tensor_product(
 
 
 def _blocks(x, irreps):
-    parts = torch.split(x, [mul * (2 * l + 1) for mul, l, _ in irreps], dim=1)
-    return [part.reshape(x.shape[0], mul, 2 * l + 1) for part, (mul, l, _) in zip(parts, irreps, strict=True)]
+    blocks = torch.split(x, [mul * (2 * l + 1) for mul, l, _ in irreps], dim=1)
+    return [block.reshape(x.shape[0], mul, 2 * l + 1) for block, (mul, l, _) in zip(blocks, irreps, strict=True)]
 
 
 def separate_weights(left: Tensor, right: Tensor, plan: Plan) -> Tensor:
-    """The weight ``left[u, w] right[w]`` of each path, ``[weight_numel]`` (DeepH-E3's separate weights with one channel of y)."""
+    """The weight ``left[u, w] right[w]`` of each path, ``[weight_numel]`` (DeepH-E3's separate
+    weights with one channel of y).
+    """
     shapes = [ins.weight_shape for ins in plan.instructions]
     paths = zip(
         left.split([ins.weight_numel for ins in plan.instructions]),

@@ -28,13 +28,16 @@ class ChannelConfiguration:
     least_edges: int = 1
 
     def edges(self, channels: int) -> int:
+        """Edges of a tile that has so many channels."""
         return max(self.least_edges, self.elements // channels)
 
 
-# One thread holds elements / (32 num_warps) of each component's tile: one, where components are many.
+# One thread holds elements / (32 num_warps) of each component's tile: one, where components are
+# many.
 _FORWARD = ChannelConfiguration(elements=128, channels=128, components=32, entries=600, tasks=64, num_warps=4)
 _BACKWARD = ChannelConfiguration(elements=128, channels=128, components=16, entries=300, tasks=16, num_warps=4)
-# Weights made in the kernel: a matrix unit's product has no side shorter than 16. What spilled is in bench/triton_table.py.
+# Weights made in the kernel: a matrix unit's product has no side shorter than 16. What spilled is
+# in bench/triton_table.py.
 _RADIAL = {
     "forward": ChannelConfiguration(512, 32, 9, 120, 16, num_warps=4, least_channels=16, least_edges=16),
     "backward": ChannelConfiguration(256, 16, 16, 60, 3, num_warps=2, least_channels=16, least_edges=16),
@@ -52,7 +55,9 @@ _CHANNEL = {
 }
 
 PRECISION = {"cuda": "tf32x3", "hip": "ieee"}
-"""How float32 products use the matrix units: three TF32 products carry float32's digits; AMD's take float32 itself."""
+"""How float32 products use the matrix units: three TF32 products carry float32's digits; AMD's take
+float32 itself.
+"""
 
 
 def architecture() -> str:
@@ -61,7 +66,9 @@ def architecture() -> str:
 
 
 def configuration_of(making: str, radial: bool) -> ChannelConfiguration:
-    """Of the channel-wise kernels, ``forward`` or ``backward``; with weights made in them ``to weights``, too."""
+    """Of the channel-wise kernels, ``forward`` or ``backward``; with weights made in them ``to
+    weights``, too.
+    """
     return (_RADIAL if radial else _CHANNEL[architecture()])[making]
 
 

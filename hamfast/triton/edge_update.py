@@ -1,4 +1,6 @@
-"""``hamfast::edge_update`` and its derivatives on tensors, for the kernels of kernels/edge_update.py."""
+"""``hamfast::edge_update`` and its derivatives on tensors, for the kernels of
+kernels/edge_update.py.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +42,7 @@ class _Call:
         }
 
     def new_rows(self) -> Tensor:
+        """An empty tensor ``[edges, width]`` for results."""
         return self.like.new_empty(self.edges, self.width)
 
 
@@ -67,7 +70,9 @@ def edge_update_double_backward(*flat: Any) -> tuple[Tensor, ...]:
 
 
 def _gradients(kernel: Any, call: _Call, given: tuple, count: int) -> tuple[Tensor, ...]:
-    """A pass back over chunks of the edges, which makes so many tensors of rows, and the gradients of the norm."""
+    """A pass back over chunks of the edges, which makes so many tensors of rows, and the gradients
+    of the norm.
+    """
     rows = [call.new_rows() for _ in range(count)]
     chunks = min(pieces(call.edges, 16), MAX_CHUNKS)
     compute = torch.float64 if call.like.dtype == torch.float64 else torch.float32

@@ -12,7 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 OPTIONS = {"num_stages": 2, "enable_fp_fusion": True}
-"""Of every kernel. Fused multiply-add said aloud: Triton's default changes with its version, and numbers with it."""
+"""Of every kernel. Fused multiply-add said aloud: Triton's default changes with its version, and
+results with it.
+"""
 
 _TYPES = {
     torch.float64: "*fp64",
@@ -39,7 +41,9 @@ _record: dict[Launch, None] | None = None
 
 @contextmanager
 def collected() -> Iterator[dict[Launch, None]]:
-    """Collects the specialisations that ops ask for inside, in order. None is launched: results are not to be used."""
+    """Collects the specialisations that ops ask for inside, in order. None is launched: results are
+    not to be used.
+    """
     global _record
     before, _record = _record, {}
     try:
@@ -59,7 +63,8 @@ def launch(
     """Launches ``kernel`` on ``like``'s device and its current stream.
 
     Args:
-        arguments: tensors, numbers, None, or named tuples of them, in the order of the kernel's parameters.
+        arguments: tensors, integers, floats, None, or named tuples of them, in the order of the
+            kernel's parameters.
         constants: the ``tl.constexpr`` parameters.
     """
     if 0 in grid:
@@ -117,4 +122,5 @@ def power_of_two(n: int) -> int:
 
 
 def pieces(n: int, size: int) -> int:
+    """How many pieces of ``size`` cover ``n``."""
     return -(-n // size)

@@ -104,7 +104,9 @@ def _channel_product(call: Call, wants: list[bool]) -> list[Tensor]:
 
 
 def radial_tensor_product(*flat: Any) -> tuple[Tensor, ...]:
-    """``hamfast::radial_tensor_product``: weights are made in the kernel, by its matrix units, in float32."""
+    """``hamfast::radial_tensor_product``: weights are made in the kernel, by its matrix units, in
+    float32.
+    """
     arguments = contiguous(RADIAL_TENSOR_PRODUCT.read(flat))
     x, y, hidden, matrix, g = arguments.operands
     call = Call(
@@ -199,7 +201,9 @@ def _backward(call: Call, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor, Tenso
 
 
 MOST_CHUNKS = 256
-"""Of sums over all edges for weights that edges share: enough programs for a GPU, few enough to add up."""
+"""Of sums over all edges for weights that edges share: enough programs for a GPU, few enough to add
+up.
+"""
 
 
 def _steps(group, rows, ptr, configuration) -> int:

@@ -1,4 +1,7 @@
-"""The channel-wise plan cut into the units of kernels/channel.py: the constants a kernel is compiled for, and its table."""
+"""The channel-wise plan cut into the units of kernels/channel.py.
+
+A unit has the constants that its kernel is compiled for, and a row of a table.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ class Shape(NamedTuple):
     entries: tuple[tuple, ...]
     """The values of :class:`EntryShape`."""
     y: int
-    """Components of y that the unit has a part in."""
+    """Components of y that the unit reads or writes."""
     channels: int
     adds: bool
 
@@ -39,15 +42,18 @@ class Group:
 
     shape: Shape
     table: Tensor
-    """``[units, numbers]`` int64, on the device."""
+    """``[units, columns]`` int64, on the device."""
 
     @property
     def units(self) -> int:
+        """How many units the launch computes."""
         return self.table.shape[0]
 
 
 @dataclass(frozen=True)
 class Units:
+    """All launches of a plan in one direction, forward or backward."""
+
     groups: tuple[Group, ...]
     chunks: int
     """Of the sums for y and the hidden rows: one per unit."""
@@ -184,7 +190,9 @@ class _Unit(NamedTuple):
 def _cut(
     by_own: dict[_Own, list[_Task]], blocks: list[ChannelBlock], limits: ChannelConfiguration, components: int
 ) -> list[_Unit]:
-    """Small blocks of as many channels share a unit, up to so many components; one whose tasks are too many is cut."""
+    """Small blocks of as many channels share a unit, up to so many components; one whose tasks are
+    too many is cut.
+    """
     units: list[_Unit] = []
     open_units: dict[int, _Unit] = {}
     for own, tasks in sorted(by_own.items(), key=lambda item: min(t.row.x_block for t in item[1])):

@@ -34,7 +34,10 @@ def test_accelerate_keeps_numbers_and_state():
     expected, state = model(*args), copy.deepcopy(model.state_dict())
     report = hamfast.accelerate(model)
     assert report.replaced == ["full", "gate"]
-    assert "2 of 2 layers run on hamfast" in str(report) and "mix" in str(report)
+    text = str(report)
+    assert "2 of 2 layers run on hamfast" in text
+    assert f"FullyConnectedTensorProduct: tensor product on hamfast, {len(model.full.instructions)} paths" in text
+    assert f"ElementwiseTensorProduct: tensor product on hamfast, {len(model.gate.instructions)} paths" in text
     for a, b in zip(model(*args), expected, strict=True):
         assert_close(a, b)
     assert model.state_dict().keys() == state.keys()

@@ -8,10 +8,12 @@ NODES, IRREPS = 4, "2x0e+1x1o"
 
 
 def graph():
+    """Senders, then receivers, of five edges."""
     return torch.tensor([[0, 0, 1, 2, 2], [1, 1, 0, 0, 2]])
 
 
 def prepared():
+    """The same as an EdgeIndex."""
     return ops.edge_index(*graph(), NODES)
 
 
@@ -24,6 +26,7 @@ class OnFrames(torch.nn.Module):
         self.frames = ops.edge_frames(torch.randn(5, 3), 2)
 
     def forward(self, x):
+        """The layer on the frames."""
         return self.layer(x, self.frames)
 
 
@@ -35,15 +38,19 @@ class OnEdges(torch.nn.Module):
         self.layer, self.edges = layer, prepared()
 
     def forward(self, x, *rest):
+        """The layer on the graph."""
         return self.layer(x, self.edges, *rest)
 
 
 class Convolution(torch.nn.Module):
+    """A tensor product that gathers and sums over the edges of a graph."""
+
     def __init__(self):
         super().__init__()
         self.layer, self.edges = nn.FullyConnectedTensorProduct(IRREPS, "1x0e+1x1o", IRREPS), prepared()
 
     def forward(self, x, y):
+        """x: rows of nodes; y: rows of edges."""
         return self.layer(x, y, edges=self.edges)
 
 

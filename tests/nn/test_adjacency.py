@@ -1,4 +1,6 @@
-"""What PyG's attention layers take for a graph: sparse matrices, integers of any kind, empty ones; and what they refuse."""
+"""What PyG's attention layers take for a graph: sparse matrices, integers of any dtype, empty ones;
+and what they refuse.
+"""
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ LAYERS = {
 
 
 def make(name, **more):
+    """PyG's layer, hamfast's with the same state, and features of nodes."""
     theirs, ours, options = LAYERS[name]
     layer = theirs(IN, 4, heads=2, **options, **more)
     made = ours(IN, 4, heads=2, **options, **more)
@@ -31,6 +34,7 @@ def make(name, **more):
 
 
 def adjacency(layout, values):
+    """The graph as torch's sparse matrix with such values."""
     matrix = torch.sparse_coo_tensor(PAIRS.flip(0), values, (NODES, NODES, *values.shape[1:])).coalesce()
     if layout == "coo":
         return matrix
@@ -38,10 +42,11 @@ def adjacency(layout, values):
     return torch.sparse_csr_tensor(starts, SENDERS.clone(), values, matrix.shape)
 
 
-@pytest.mark.parametrize("features", [False, True], ids=["numbers", "rows"])
+@pytest.mark.parametrize("features", [False, True], ids=["scalars", "rows"])
 @pytest.mark.parametrize("layout", ["coo", "csr"])
 @pytest.mark.parametrize("name", list(LAYERS))
 def test_sparse_matrices(name, layout, features):
+    """Torch's sparse matrices give PyG's output, gradient and weights."""
     if name == "gat_loops" and features:
         pytest.skip("PyG adds no self-loops to a matrix of rows")
     layer, made, x = make(name, **({"edge_dim": EDGE_DIM} if features else {}))
@@ -71,16 +76,20 @@ class SparseTensor:
         self.rows, self.columns, self.value = rows, columns, value
 
     def coo(self):
+        """Rows, columns and values."""
         return self.rows, self.columns, self.value
 
     def size(self, _):
+        """Both sizes are the same."""
         return NODES
 
     def set_value(self, value, layout):
+        """The same matrix with other values."""
         assert layout == "coo"
         return SparseTensor(self.rows, self.columns, value)
 
     def set_diag(self):
+        """The matrix with all self-loops, by rows."""
         rows, columns = (
             torch.cat([t[self.rows != self.columns], torch.arange(NODES)]) for t in (self.rows, self.columns)
         )
@@ -90,6 +99,7 @@ class SparseTensor:
 
 @pytest.mark.parametrize("name", list(LAYERS))
 def test_matrices_of_torch_sparse(name):
+    """A matrix of torch_sparse gives what PyG gives for the pairs."""
     layer, made, x = make(name)
     out, weighted = made(x, SparseTensor(RECEIVERS, SENDERS, None), return_attention_weights=True)
     expected, (pairs, weights) = layer(x, PAIRS, return_attention_weights=True)
@@ -102,6 +112,7 @@ def test_matrices_of_torch_sparse(name):
 
 
 def test_a_matrix_of_rectangles():
+    """Senders and receivers may differ in number; a transposed matrix is refused."""
     layer = geometric.TransformerConv((IN, 4), 4)
     made = nn.GraphTransformerConv((IN, 4), 4)
     made.load_state_dict(layer.state_dict())
@@ -116,7 +127,8 @@ def test_a_matrix_of_rectangles():
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
 @pytest.mark.parametrize("name", list(LAYERS))
-def test_integers_of_any_kind(name, dtype):
+def test_integers_of_any_dtype(name, dtype):
+    """Pairs of any integer dtype give what int64 gives."""
     layer, made, x = make(name)
     out, (pairs, weights) = made(x, PAIRS.to(dtype), return_attention_weights=True)
     expected, (true_pairs, true_weights) = layer(x, PAIRS, return_attention_weights=True)
@@ -129,6 +141,7 @@ def test_integers_of_any_kind(name, dtype):
 @pytest.mark.parametrize("features", [False, True])
 @pytest.mark.parametrize("name", list(LAYERS))
 def test_empty_graphs_to_the_second_derivative(name, features, nodes, edges):
+    """Without nodes or edges all derivatives are those of PyG."""
     layer, made, _ = make(name, **({"edge_dim": EDGE_DIM} if features else {}))
     x, pairs = torch.randn(nodes, IN, requires_grad=True), torch.zeros(2, edges, dtype=torch.int64)
     attr = torch.randn(edges, EDGE_DIM, requires_grad=True) if features else None
@@ -142,6 +155,7 @@ def test_empty_graphs_to_the_second_derivative(name, features, nodes, edges):
 
 
 def test_features_without_a_use():
+    """Features that a layer cannot use are refused by name."""
     x, e = torch.randn(NODES, IN), torch.randn(EDGES, EDGE_DIM)
     for name in LAYERS:
         layer, made, _ = make(name)
@@ -171,6 +185,7 @@ def test_a_graph_is_as_its_tensor_is():
 
 
 def test_a_write_between_forward_and_backward():
+    """The backward pass is that of the graph as it was."""
     layer, made, x = make("transformer")
     pairs, kept = PAIRS.clone(), PAIRS.clone()
     out = made(x, pairs)
@@ -182,6 +197,7 @@ def test_a_write_between_forward_and_backward():
 
 @pytest.mark.parametrize("prepared", [False, True])
 def test_inference_first_then_training(prepared):
+    """What inference mode remembered can be trained on."""
     layer, made, x = make("transformer")
     with torch.inference_mode():
         edges = ops.edge_index(*PAIRS.clone(), NODES) if prepared else PAIRS.clone()
@@ -207,6 +223,7 @@ def test_inference_first_then_training(prepared):
     ],
 )
 def test_arguments_that_no_layer_can_have(options, message):
+    """Each argument is refused by name, with what was found."""
     for layer in (nn.GraphTransformerConv, nn.GATv2Conv):
         with pytest.raises((TypeError, ValueError), match=f"{layer.__name__}: {message}"):
             layer(**({"in_channels": IN, "out_channels": 4} | options))
@@ -240,6 +257,7 @@ def test_everything_dropped(backend):
         (PAIRS.T, r"edge_index: expected \[2, edges\], found \[7, 2\]"),
     ],
 )
-def test_graphs_of_another_kind(edges, message):
+def test_what_is_no_graph(edges, message):
+    """What is no graph is refused with what was expected."""
     with pytest.raises((TypeError, ValueError), match=message):
         nn.GraphTransformerConv(IN, 4)(torch.randn(NODES, IN), edges)

@@ -36,6 +36,7 @@ GAT = {
 
 
 def make(theirs, ours, options):
+    """PyG's layer, hamfast's with the same state, and inputs for both."""
     options = {"in_channels": IN, "out_channels": 4} | options
     layer = theirs(**options)
     made = ours(**options)
@@ -52,6 +53,7 @@ def make(theirs, ours, options):
 
 
 def check(layer, made, x, edge_attr):
+    """Output, gradients, second derivatives and attention weights agree."""
     leaves = [*(x if isinstance(x, tuple) else (x,)), *([] if edge_attr is None else [edge_attr])]
     out, expected = made(x, PAIRS, edge_attr), layer(x, PAIRS, edge_attr)
     assert_close(out, expected, atol=1e-12)
@@ -76,15 +78,18 @@ def check(layer, made, x, edge_attr):
 
 @pytest.mark.parametrize("options", TRANSFORMER.values(), ids=TRANSFORMER)
 def test_transformer_conv_is_pygs(options):
+    """GraphTransformerConv against TransformerConv."""
     check(*make(geometric.TransformerConv, nn.GraphTransformerConv, options))
 
 
 @pytest.mark.parametrize("options", GAT.values(), ids=GAT)
 def test_gatv2_conv_is_pygs(options):
+    """GATv2Conv against that of PyG."""
     check(*make(geometric.GATv2Conv, nn.GATv2Conv, options))
 
 
 def test_dropout_only_in_training():
+    """Results vary in training and do not in evaluation."""
     layer = nn.GraphTransformerConv(IN, 4, heads=2, dropout=0.5)
     x = torch.randn(NODES, IN)
     assert not torch.equal(layer(x, PAIRS), layer(x, PAIRS))
@@ -93,6 +98,7 @@ def test_dropout_only_in_training():
 
 
 def test_a_graph_is_sorted_once_and_again_after_a_change():
+    """The prepared graph is remembered until its tensor changes."""
     pairs = PAIRS.clone()
     first = pair_graph(pairs, NODES, NODES)
     assert pair_graph(pairs, NODES, NODES) is first
@@ -110,7 +116,7 @@ def test_a_graph_is_sorted_once_and_again_after_a_change():
 
 
 class Network(torch.nn.Module):
-    """As PyG's users write it; one layer stands in two places."""
+    """As PyG's users write it; one layer has two names."""
 
     def __init__(self):
         super().__init__()
@@ -120,6 +126,7 @@ class Network(torch.nn.Module):
         self.other = geometric.GATConv(8, 4)
 
     def forward(self, x, pairs, e):
+        """All layers, one of them twice."""
         x = torch.relu(self.first(x, pairs, e))
         for layer in (*self.layers, self.again):
             x = x + torch.relu(layer(x, pairs, e))
@@ -127,6 +134,7 @@ class Network(torch.nn.Module):
 
 
 def test_accelerate_swaps_the_layers_and_says_so():
+    """Output, state and optimizer stay; the report names the new layers."""
     model = Network()
     x, e = torch.randn(NODES, IN), torch.randn(EDGES, EDGE_DIM)
     expected, state = model(x, PAIRS, e), copy.deepcopy(model.state_dict())
@@ -144,6 +152,8 @@ def test_accelerate_swaps_the_layers_and_says_so():
 
 
 def test_accelerate_leaves_alone_what_it_would_change():
+    """Each layer that cannot be exchanged is reported with the reason."""
+
     class Mine(geometric.TransformerConv):
         pass
 

@@ -1,4 +1,6 @@
-"""Every layer through torch.export into a file, and from there into another process; and through TorchScript, or why not."""
+"""Every layer through torch.export into a file, and from there into another process; and through
+TorchScript, or why not.
+"""
 
 import os
 import subprocess
@@ -22,6 +24,7 @@ SCRIPTED = ("GaussianBasis", "RadialMLP")
 
 @pytest.mark.slow
 def test_exported_layers_run_in_another_process(tmp_path):
+    """A process that loads only the ops gives the same results."""
     expected = {}
     for n, make in enumerate(LAYERS.values()):
         layer, inputs = make()
@@ -42,6 +45,7 @@ def test_exported_layers_run_in_another_process(tmp_path):
 
 @pytest.mark.parametrize("name", list(LAYERS))
 def test_torchscript_or_why_not(name):
+    """A layer can be scripted, or says what to use instead."""
     layer, inputs = LAYERS[name]()
     if name in SCRIPTED:
         assert torch.equal(torch.jit.script(layer)(*inputs), layer(*inputs))
@@ -52,6 +56,7 @@ def test_torchscript_or_why_not(name):
 
 @pytest.mark.parametrize("name", ["FullyConnectedTensorProduct", "Linear", "GraphTransformerConv"])
 def test_traced_as_the_message_says(name):
+    """torch.jit.trace works where scripting does not."""
     layer, inputs = LAYERS[name]()
     traced = torch.jit.trace(layer.eval(), inputs, check_trace=False)  # tables that the first call makes differ for it
     assert_close(traced(*inputs), layer(*inputs), atol=1e-6, rtol=1e-5)

@@ -14,6 +14,7 @@ IRREPS = "4x0e+2x1o+3x1e+2x2e+1x0o"
 
 @pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
 def test_linear(layout):
+    """Linear against e3nn.o3.Linear, with biases."""
     theirs = o3.Linear(IRREPS, "3x0e+5x1o+2x2e+2x3o+2x0e", biases=True)
     ours = nn.Linear(IRREPS, "3x0e+5x1o+2x2e+2x3o+2x0e", biases=True, layout=layout)
     state = theirs.state_dict()
@@ -28,17 +29,19 @@ def test_linear(layout):
 @pytest.mark.parametrize("species", [1, 3])
 @pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
 def test_species_linear_is_a_product_with_a_one_hot(species, layout):
+    """SpeciesLinear against e3nn's product with a one-hot vector."""
     theirs = o3.FullyConnectedTensorProduct(IRREPS, f"{species}x0e", "3x0e+5x1o+2x2e")
     ours = nn.SpeciesLinear(IRREPS, species, "3x0e+5x1o+2x2e", layout=layout)
     ours.weight.data.copy_(theirs.weight)
-    x, kind = theirs.irreps_in1.randn(7, -1), torch.randint(species, (7,))
-    one_hot = torch.nn.functional.one_hot(kind, species).double()
-    found = ours(nn.convert_layout(x, ours.irreps_in, "mul_ir", layout), kind)
+    x, species_of_row = theirs.irreps_in1.randn(7, -1), torch.randint(species, (7,))
+    one_hot = torch.nn.functional.one_hot(species_of_row, species).double()
+    found = ours(nn.convert_layout(x, ours.irreps_in, "mul_ir", layout), species_of_row)
     assert_close(nn.convert_layout(found, ours.irreps_out, layout, "mul_ir"), theirs(x, one_hot))
 
 
 @pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
 def test_gate(layout):
+    """Gate against e3nn's, alone and with a scale per channel."""
     acts = [torch.nn.functional.silu, torch.tanh]
     theirs = e3nn_nn.Gate("4x0e+2x0o", acts, "5x0e", [torch.sigmoid], "2x1o+2x1e+1x2e")
     ours = nn.Gate("4x0e+2x0o", "5x0e", "2x1o+2x1e+1x2e", layout=layout)
@@ -54,6 +57,7 @@ def test_gate(layout):
 
 
 def test_tensor_product_loads_the_state_of_e3nn():
+    """The product layers give e3nn's results from e3nn's state."""
     irreps = o3.Irreps(IRREPS), o3.Irreps("1x0e+2x1o"), o3.Irreps("3x0e+2x1o+1x2o")
     instructions = fully_connected(*irreps)
     for theirs, ours in [
@@ -70,6 +74,7 @@ def test_tensor_product_loads_the_state_of_e3nn():
 
 
 def test_edge_tensor_product_is_deeph_e3s_separate_weights():
+    """EdgeTensorProduct against e3nn's product with the weights W1 W2."""
     irreps = o3.Irreps("3x0e+2x1o+1x2e"), o3.Irreps.spherical_harmonics(3), o3.Irreps("4x0e+2x1o+1x2e")
     ours = nn.EdgeTensorProduct(irreps[0], 3, irreps[2])
     theirs = o3.TensorProduct(*irreps, fully_connected(*irreps), internal_weights=False)
@@ -85,6 +90,7 @@ def test_edge_tensor_product_is_deeph_e3s_separate_weights():
 
 @pytest.mark.parametrize("layout", ["mul_ir", "ir_mul"])
 def test_layer_norm_by_its_definition(layout):
+    """EquivariantLayerNorm against its formula, block by block."""
     irreps = o3.Irreps("3x0e+2x1o")
     norm = nn.EquivariantLayerNorm(irreps, layout=layout)
     norm.weight.data.uniform_(0.5, 2)
@@ -104,6 +110,7 @@ def test_layer_norm_by_its_definition(layout):
 
 
 def test_gaussian_basis_and_envelope():
+    """Values at points where they are known."""
     basis = nn.GaussianBasis(0.0, 6.0, 4)
     assert_close(basis(torch.tensor([2.0]))[0], torch.exp(-0.5 * torch.tensor([1.0, 0.0, 1.0, 4.0])))
     r = torch.linspace(0, 3, 7, requires_grad=True)
@@ -116,11 +123,13 @@ def test_gaussian_basis_and_envelope():
 
 
 def test_unknown_layout():
+    """A layout that does not exist is refused."""
     with pytest.raises(ValueError, match="expected mul_ir or ir_mul, found 'imu'"):
         nn.Linear("1x0e", "1x0e", layout="imu")
 
 
 def test_tensor_product_keeps_ir_mul_between_layers():
+    """Both layouts give the same function."""
     irreps = o3.Irreps("3x0e+2x1o"), o3.Irreps("1x0e+1x1o"), o3.Irreps("2x0e+3x1o")
     slow = nn.FullyConnectedTensorProduct(*irreps)
     fast = nn.FullyConnectedTensorProduct(*irreps, layout="ir_mul")

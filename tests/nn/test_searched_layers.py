@@ -1,6 +1,7 @@
-"""Layers at multiplicities, rows and channels of 0 and 1, on operands of any storage, to the second derivative; truth: e3nn's and PyG's layers.
+"""Layers at multiplicities, rows and channels of 0 and 1, on operands of any storage.
 
-A short search here, a long one with ``-m long``.
+They are compared to the second derivative; the truth is e3nn's and PyG's layers.
+A short search runs here, a long one with ``-m long``.
 """
 
 import pytest
@@ -26,12 +27,15 @@ def irreps(sizes, name="a"):
 
 
 def linear(sizes):
+    """Linear, e3nn's formula, and the shapes of the inputs."""
     given, out = irreps(sizes, "a"), irreps(sizes, "b")
     ours = nn.Linear(given, out, biases=True)
     ours.bias.data.normal_()
 
     def truth(x):
-        """e3nn's formula: one matrix per irrep, over the root of its number of inputs. Its own code takes no empty blocks."""
+        """e3nn's formula: one matrix per irrep, over the root of its number of inputs. Its own code
+        takes no empty blocks.
+        """
         blocks, weight, made = torch.split(x, [mul_ir.dim for mul_ir in given], -1), ours.weight, []
         for (mul, ir), block, (mul_out, _) in zip(given, blocks, out, strict=True):
             matrix, weight = weight[: mul * mul_out].view(mul, mul_out), weight[mul * mul_out :]
@@ -43,16 +47,18 @@ def linear(sizes):
 
 
 def species_linear(sizes):
+    """SpeciesLinear, e3nn's product with a one-hot vector, and the shapes."""
     given, out, species = irreps(sizes, "a"), irreps(sizes, "b"), 2
     theirs = o3.FullyConnectedTensorProduct(given, f"{species}x0e", out)
     ours = nn.SpeciesLinear(given, species, out)
     ours.weight.data.copy_(theirs.weight)
-    kind = torch.randint(species, (sizes["rows"],))
-    one_hot = torch.nn.functional.one_hot(kind, species).double()
-    return (lambda x: ours(x, kind)), (lambda x: theirs(x, one_hot)), [(sizes["rows"], given.dim)]
+    species_of_row = torch.randint(species, (sizes["rows"],))
+    one_hot = torch.nn.functional.one_hot(species_of_row, species).double()
+    return (lambda x: ours(x, species_of_row)), (lambda x: theirs(x, one_hot)), [(sizes["rows"], given.dim)]
 
 
 def tensor_product(sizes):
+    """TensorProduct, e3nn's, and the shapes."""
     one, two, out = irreps(sizes, "a"), o3.Irreps(f"{min(sizes['b0'], 1)}x0e+1x1o"), irreps(sizes, "b")
     instructions = fully_connected(one, two, out)
     theirs, ours = o3.TensorProduct(one, two, out, instructions), nn.TensorProduct(one, two, out, instructions)
@@ -61,6 +67,7 @@ def tensor_product(sizes):
 
 
 def edge_tensor_product(sizes):
+    """EdgeTensorProduct, e3nn's product with harmonics, and the shapes."""
     one, sh, out = irreps(sizes, "a"), o3.Irreps.spherical_harmonics(2), irreps(sizes, "b")
     ours = nn.EdgeTensorProduct(one, 2, out)
     theirs = o3.TensorProduct(one, sh, out, fully_connected(one, sh, out), internal_weights=False)
@@ -77,6 +84,7 @@ def edge_tensor_product(sizes):
 
 
 def gate(sizes):
+    """Gate, e3nn's, and the shapes."""
     gated = o3.Irreps(f"{max(sizes['a1'], 1)}x1o+{sizes['a2']}x2e")
     count = gated.num_irreps
     scalars = o3.Irreps(f"{max(sizes['a0'], 1)}x0e")
@@ -86,14 +94,15 @@ def gate(sizes):
 
 
 def attention(sizes):
-    nodes, edge_dim = sizes["rows"], pick([None, sizes["a0"]])
+    """An attention layer, PyG's, and the shapes."""
+    nodes, edge_dim = sizes["rows"], pick([None, max(sizes["a0"], 1)])  # PyG takes 0 for "not known yet"
     edges = sizes["edges"] if nodes else 0
-    kind = pick(["TransformerConv", "GATv2Conv"])
+    layer = pick(["TransformerConv", "GATv2Conv"])
     options = {"heads": pick([1, 3]), "concat": pick([True, False]), "edge_dim": edge_dim}
-    options |= {"add_self_loops": pick([True, False])} if kind == "GATv2Conv" else {"beta": pick([True, False])}
+    options |= {"add_self_loops": pick([True, False])} if layer == "GATv2Conv" else {"beta": pick([True, False])}
     channels = max(sizes["a1"], 1)
-    theirs = getattr(geometric, kind)(channels, 1 + sizes["a2"], **options)
-    ours = {"TransformerConv": nn.GraphTransformerConv, "GATv2Conv": nn.GATv2Conv}[kind](
+    theirs = getattr(geometric, layer)(channels, 1 + sizes["a2"], **options)
+    ours = {"TransformerConv": nn.GraphTransformerConv, "GATv2Conv": nn.GATv2Conv}[layer](
         channels, 1 + sizes["a2"], **options
     )
     ours.load_state_dict(theirs.state_dict())
@@ -106,7 +115,8 @@ LAYERS = {f.__name__: f for f in (linear, species_linear, tensor_product, edge_t
 
 
 def search(name, examples):
-    places = [f"{side}{n}" for side in "ab" for n in range(3)]
+    """Compares a layer and its truth on so many random examples."""
+    names = [f"{side}{n}" for side in "ab" for n in range(3)]
 
     @settings(
         max_examples=examples,
@@ -117,7 +127,7 @@ def search(name, examples):
     )
     @given(
         sizes=st.fixed_dictionaries(
-            {place: st.sampled_from([0, 1, 3]) for place in places}
+            {name: st.sampled_from([0, 1, 3]) for name in names}
             | {"rows": st.sampled_from([0, 1, 2, 5]), "edges": st.sampled_from([0, 1, 6])}
         ),
         storages=st.lists(st.sampled_from(sorted(STORAGES)), min_size=1, max_size=2),
@@ -133,18 +143,20 @@ def search(name, examples):
             return lambda *t: layer(*(lay(x) for lay, x in zip(storage, t, strict=True)))
 
         out = of(theirs)(*leaves)
-        directions = [torch.randn_like(t) for t in (out, *leaves)]
-        compare(derivatives(of(ours), leaves, directions), derivatives(of(theirs), leaves, directions), 1e-9)
+        tangents = [torch.randn_like(t) for t in (out, *leaves)]
+        compare(derivatives(of(ours), leaves, tangents), derivatives(of(theirs), leaves, tangents), 1e-9)
 
     run()
 
 
 @pytest.mark.parametrize("name", list(LAYERS))
 def test_short(name):
+    """A few examples of each layer."""
     search(name, 8)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", list(LAYERS))
 def test_long(name):
+    """Many examples of each layer."""
     search(name, 500)

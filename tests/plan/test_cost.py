@@ -18,7 +18,9 @@ BENCH = Path(__file__).parents[2] / "bench"
 
 
 def measured():
-    """(in1, in2, out, mode, shared, harmonics) -> {lowering: ms}, as bench/lowerings.py measured them."""
+    """(in1, in2, out, mode, shared, harmonics) -> {lowering: ms}, as bench/lowerings.py measured
+    them.
+    """
     table = defaultdict(dict)
     with (BENCH / "results" / "lowerings.csv").open() as file:
         for row in csv.DictReader(file):
@@ -28,6 +30,7 @@ def measured():
 
 
 def test_choice_is_within_1_3_of_the_fastest_measured():
+    """Every row of bench/results/lowerings.csv."""
     sys.path.insert(0, str(BENCH))
     from lowerings import SHAPES, plan_of
 
@@ -41,12 +44,14 @@ def test_choice_is_within_1_3_of_the_fastest_measured():
 
 
 def test_explain_names_lowerings_operations_bytes_and_reason():
+    """explain() has each column; the edge frame's operations are counted by hand."""
     irreps = [Irreps(i) for i in ("64x0e+32x1o", "0e+1o+2e", "64x0e+32x1o")]
     plan = make_plan(*irreps, fully_connected(*irreps))
     text = explain(plan, harmonics=True)
     for word in ("edge_frame", "mix", "general", "multiply-adds", "bytes", "runs: edge_frame, estimated"):
         assert word in text
-    # m = 0: all 96 channels in, all 96 out; m = 1: the 32 vectors, twice. Rotations: 9 numbers per vector, in and out.
+    # m = 0: all 96 channels in, all 96 out; m = 1: the 32 vectors, twice. Rotations: 9 products per
+    # vector, in and out.
     frame = next(e for e in estimates(plan, True, "cpu", True) if e.lowering == "edge_frame")
     assert frame.operations == 96 * 96 + 2 * 32 * 32 + 2 * (64 + 32 * 9)
     mixed = make_plan("4x0e", "4x0e", "4x0e", [(0, 0, 0, "uvu", True), (0, 0, 0, "uuu", True)])
@@ -56,6 +61,7 @@ def test_explain_names_lowerings_operations_bytes_and_reason():
 
 @pytest.mark.parametrize("lowering", ["mix", "general", None])
 def test_every_lowering_of_an_edge_product_is_the_same_function(double, lowering):
+    """Each lowering against the edge frame, with an edge of no length."""
     irreps = [Irreps(i) for i in ("3x0e+2x1o+1x2e", "0e+1o+2e", "2x0e+2x1o+1x2e")]
     plan = edge_frame_plan(make_plan(*irreps, fully_connected(*irreps)))
     x, w, vectors = torch.randn(5, irreps[0].dim), torch.randn(plan.plan.weight_numel), torch.randn(5, 3)

@@ -1,3 +1,5 @@
+"""Plans against e3nn's products, and the errors of wrong ones."""
+
 import pytest
 import torch
 from e3nn import o3
@@ -10,6 +12,7 @@ NORMALISATIONS = [(i, p) for i in ("component", "norm", "none") for p in ("eleme
 
 @pytest.mark.parametrize(("irrep_normalization", "path_normalization"), NORMALISATIONS)
 def test_normalisation_and_weight_order_are_those_of_e3nn(irrep_normalization, path_normalization):
+    """Coefficients and weight shapes of random products against e3nn's."""
     generator = torch.Generator().manual_seed(1)
     options = {"irrep_normalization": irrep_normalization, "path_normalization": path_normalization}
     for _ in range(5):
@@ -24,6 +27,7 @@ def test_normalisation_and_weight_order_are_those_of_e3nn(irrep_normalization, p
 
 
 def test_all_modes_can_be_described_and_explained():
+    """Every mode makes a plan."""
     a, b = "4x1o", "4x1o"
     out = {
         "uvw": "5x1e",
@@ -42,6 +46,7 @@ def test_all_modes_can_be_described_and_explained():
 
 
 def test_plans_are_values():
+    """Equal plans are equal, hash alike and cannot be changed."""
     first = make_plan("2x1o", "1x1o", "2x1e", [(0, 0, 0, "uvu", True)])
     second = make_plan("2x1o", "1x1o", "2x1e", [(0, 0, 0, "uvu", True)])
     other = make_plan("2x1o", "1x1o", "2x1e", [(0, 0, 0, "uvu", False)])
@@ -64,6 +69,7 @@ def test_plans_are_values():
     ],
 )
 def test_wrong_instructions_get_a_sentence(arguments, message):
+    """Each error says what is wrong."""
     with pytest.raises(ValueError, match=message):
         make_plan(*arguments)
 
@@ -84,6 +90,7 @@ def test_edge_frame_costs_what_the_method_says():
 
 
 def test_edge_frame_refuses_what_it_cannot_do():
+    """An operand that is no harmonics and a mode other than uvw are refused."""
     with pytest.raises(ValueError, match="spherical harmonics"):
         edge_frame_plan(make_plan("1x0e", "2x1o", "1x1o", [(0, 0, 0, "uvw", True)]))
     with pytest.raises(ValueError, match="mode uvw"):
