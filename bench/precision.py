@@ -65,7 +65,7 @@ def main():
             print(*rows[-1])
     with RESULT.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["lowering", "dtype", "out", "dx", "dy", "dw", "equivariance"])
+        writer.writerow(["lowering", "dtype", "out", "grad_x", "grad_y", "grad_w", "equivariance"])
         writer.writerows(rows)
 
 

@@ -33,7 +33,8 @@ FIELDS = [
 
 
 def rows_of(paths, machine):
-    """A row per case, mode, implementation and number of threads, from files of pytest-benchmark."""
+    """A row per case, mode, implementation and number of threads, from files of
+    pytest-benchmark."""
     pooled = {}
     for path in paths:
         content = json.loads(path.read_text())

@@ -104,7 +104,10 @@ def _check(graph: CrystalGraph, spec: TargetSpec, dtype: torch.dtype) -> None:
     expected: tuple[tuple[Any, tuple[int, ...], torch.dtype], ...] = (
         (graph.species, (atoms,), torch.int64),
         (graph.atom_graph, (atoms,), torch.int64),
-        *((index, (edges,), torch.int64) for index in (graph.receivers, graph.senders, graph.reverse, graph.edge_graph)),
+        *(
+            (index, (edges,), torch.int64)
+            for index in (graph.receivers, graph.senders, graph.reverse, graph.edge_graph)
+        ),
         (graph.shift, (edges, 3), torch.int64),
         (graph.vector, (edges, 3), dtype),
         (target, (edges, spec.dim), dtype),

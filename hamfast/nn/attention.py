@@ -90,7 +90,8 @@ class _AttentionConv(NotScripted):
         return pair_graph(adjacency.pairs, num_senders, num_receivers, add_self_loops, edge_index), adjacency
 
     def edge_features(self, edge_attr: Any, graph: PairGraph, adjacency: Adjacency | None) -> Tensor | None:
-        """``[edges given, edge_dim]``: the argument, or the rows that an adjacency holds as values."""
+        """``[edges given, edge_dim]``: the argument, or the rows that an adjacency holds as
+        values."""
         name = type(self).__name__
         if edge_attr is None and adjacency is not None:
             edge_attr = adjacency.features

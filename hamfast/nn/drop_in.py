@@ -158,7 +158,8 @@ class Replacement:
 
 @dataclass(frozen=True)
 class AccelerateReport:
-    """All layers of a model that hamfast has a counterpart for. ``print`` shows them, one a line."""
+    """All layers of a model that hamfast has a counterpart for. ``print`` shows them, one a
+    line."""
 
     replacements: tuple[Replacement, ...]
 
@@ -215,7 +216,8 @@ def accelerate(module: nn.Module) -> AccelerateReport:
 
 
 def _exchange(module: nn.Module, name: str, child: nn.Module, exchanged: dict[int, nn.Module]) -> Replacement:
-    """Replaces one of PyG's layers by hamfast's; a layer that a model holds twice stays one layer."""
+    """Replaces one of PyG's layers by hamfast's; a layer that a model holds twice stays one
+    layer."""
     before = type(child).__name__
     if not name:
         return Replacement("(the module itself)", before, False, "a module cannot replace itself; wrap it in another")

@@ -80,14 +80,16 @@ class EdgeFramePlan:
     plan: Plan
     blocks: tuple[MBlock, ...]
     onsite: tuple[Coupling, ...]
-    """Zero-length edges: there only Y_00 is not zero, and every m of a block sees the same matrix."""
+    """Zero-length edges: there only Y_00 is not zero, and every m of a block sees the same
+    matrix."""
 
     def operations(self) -> int:
         """Multiply-adds per edge of the matrix products (the two rotations come on top)."""
         return sum(b.width_in * b.width_out * (1 if b.m == 0 else 2) for b in self.blocks)
 
     def explain(self) -> str:
-        """Multiply-adds per edge beside those of the paths, then the size of the matrix of each m."""
+        """Multiply-adds per edge beside those of the paths, then the size of the matrix of each
+        m."""
         lines = [
             f"edge frame of {format_irreps(self.plan.irreps_in1)} x {format_irreps(self.plan.irreps_in2)} -> "
             f"{format_irreps(self.plan.irreps_out)}: {self.operations():,} multiply-adds per edge and two rotations, "
@@ -156,7 +158,8 @@ def _couplings(plan, m, rows, columns):
 
 
 def _factor(plan, ins, m):
-    """k(m) of the module's docstring, after components +m and -m of unnatural irreps are swapped."""
+    """k(m) of the module's docstring, after components +m and -m of unnatural irreps are
+    swapped."""
     l1, l2, l3 = plan.irreps_in1[ins.i_in1][1], plan.irreps_in2[ins.i_in2][1], plan.irreps_out[ins.i_out][1]
     table = wigner_3j(l1, l2, l3)[:, l2, :]
     natural1, natural3 = is_natural(plan.irreps_in1[ins.i_in1]), is_natural(plan.irreps_out[ins.i_out])

@@ -15,7 +15,8 @@ class Operand:
 
     name: str
     shape: str = ""
-    """Its axes; ``a | b`` stands for one of the two. It is int64 where it is an index, else real."""
+    """Its axes; ``a | b`` stands for one of the two. It is int64 where it is an index, else
+    real."""
     optional: bool = False
     differentiable: bool = False
     """Has it a gradient and a tangent?"""
@@ -36,7 +37,8 @@ class Setting:
     type: str
     """As in the schema, ``int``, ``SymInt``, ``bool``, ``float``, ``int[]``, ``SymInt[]``."""
     means: str = ""
-    """What it says, in words; or a class of :mod:`hamfast.records.choices` or :mod:`hamfast.records.tables`."""
+    """What it says, in words; or a class of :mod:`hamfast.records.choices` or
+    :mod:`hamfast.records.tables`."""
     differentiable: ClassVar[bool] = False
     stored: ClassVar[bool] = False
 
@@ -92,7 +94,8 @@ class Group:
         return iter(self.members)
 
     def named(self, name: str, prefix: str) -> Group:
-        """Operands in another role: their gradients (prefix ``grad``) or tangents (``tangent``), each of which may lack."""
+        """Operands in another role: their gradients (prefix ``grad``) or tangents (``tangent``),
+        each of which may lack."""
         made = (replace(member, name=f"{prefix}_{member.name}", optional=True) for member in self.members)
         return Group(name, self.struct, tuple(made), self.indexed, self.index or self.names)
 
@@ -114,7 +117,8 @@ class Op:
     takes: tuple[Argument, ...]
     gives: tuple[Operand, ...]
     triton: str = ""
-    """The module of ``hamfast.triton`` that launches it; none for an op that has no kernels of its own there."""
+    """The module of ``hamfast.triton`` that launches it; none for an op that has no kernels of its
+    own there."""
 
     @cached_property
     def Arguments(self) -> Any:
@@ -143,7 +147,8 @@ class Op:
 
     @cached_property
     def tensors(self) -> int:
-        """How many tensors the op takes; they stand before its settings, unless it says otherwise."""
+        """How many tensors the op takes; they stand before its settings, unless it says
+        otherwise."""
         return sum(isinstance(item, Operand) for item in self.flat)
 
     @cached_property

@@ -165,7 +165,8 @@ def _forward(call: Call) -> Tensor:
 
 
 def _backward(call: Call, wanted: Wanted) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients in x, y, the weights (or their matrix) and the hidden rows; empty where not wanted."""
+    """Gradients in x, y, the weights (or their matrix) and the hidden rows; empty where not
+    wanted."""
     has_hidden = call.operands.hidden is not None
     configuration, units = _units(call, "backward" if wanted.x or not has_hidden else "to weights")
     like, edges, k, dims = call.like, call.edges, call.k, call.dims

@@ -27,7 +27,8 @@ class Shape(NamedTuple):
     d: int
     """Components of all."""
     tasks: tuple[tuple, ...]
-    """The values of :class:`TaskShape`; plain tuples in one, no deeper: Triton 3.6 knows no more."""
+    """The values of :class:`TaskShape`; plain tuples in one, no deeper: Triton 3.6 knows no
+    more."""
     entries: tuple[tuple, ...]
     """The values of :class:`EntryShape`."""
     y: int

@@ -75,7 +75,8 @@ def test_wrong_instructions_get_a_sentence(arguments, message):
 
 
 def test_edge_frame_costs_what_the_method_says():
-    """Shapes C and G of DeepH-E3's layers: multiply-adds per edge derived by hand from K_m and N_m."""
+    """Shapes C and G of DeepH-E3's layers: multiply-adds per edge derived by hand from K_m and
+    N_m."""
     sh = o3.Irreps.spherical_harmonics(5)
     for in1, out, expected in [
         ("192x0e+96x1o+48x2e+24x3o+24x4e+12x5o", "132x0e+32x1o+16x2e+8x3o+8x4e+4x5o", 118_080),
