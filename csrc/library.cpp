@@ -1,4 +1,5 @@
-// Declares every op of hamfast. Kernels register themselves beside their code; fakes and autograd are in hamfast/ops/.
+// Declares every op of hamfast. Kernels register themselves beside their code; fakes and autograd
+// are in hamfast/ops/.
 #include <torch/csrc/stable/library.h>
 
 #include "common/op_records.h"

@@ -1,10 +1,11 @@
 // The channel-wise product on a GPU, for one plan that the compiler knows.
 //
-// A thread owns one channel u of every irreps block: all of x, of the result's sums and of their gradients that belong
-// to u are its registers, and the Clebsch-Gordan sums are straight-line code with constants. A warp takes `width`
-// channels (a power of two) of 32 / width edges at a time, so that no lane idles whatever the multiplicities: channels
-// are cut where a multiplicity ends, then into powers of two (struct Unit). Rows of the result are walked one by one,
-// their edges summed in registers in a fixed order: no atomics, and each result is written once.
+// A thread owns one channel u of every irreps block: all of x, of the result's sums and of their
+// gradients that belong to u are its registers, and the Clebsch-Gordan sums are straight-line code
+// with constants. A warp takes `width` channels (a power of two) of 32 / width edges at a time, so
+// that no lane idles whatever the multiplicities: channels are cut where a multiplicity ends, then
+// into powers of two (struct Unit). Rows of the result are walked one by one, their edges summed in
+// registers in a fixed order: no atomics, and each result is written once.
 #pragma once
 
 #include "channel_plan.cuh"
@@ -64,10 +65,11 @@ struct Components {
 };
 
 template <class Pointer>
-HAMFAST_INLINE Components<Pointer> components(Pointer data, const Block& block, Layout layout, int64_t dim,
-                                              int64_t rows, int64_t r, int u) {
+HAMFAST_INLINE Components<Pointer> components(Pointer data, const Block& block, Layout layout,
+                                              int64_t dim, int64_t rows, int64_t r, int u) {
   const int64_t channel = block.first + u;
-  if (layout == Layout::blocks) return {data + rows * block.offset + r * block.d * block.mul + channel, block.mul};
+  if (layout == Layout::blocks)
+    return {data + rows * block.offset + r * block.d * block.mul + channel, block.mul};
   if (layout == Layout::ir_mul) return {data + r * dim + block.offset + channel, block.mul};
   return {data + r * dim + block.offset + channel * block.d, 1};
 }
@@ -80,7 +82,8 @@ __device__ constexpr bool has(int role, bool is_g, int b) {
 
 // Are the weights of task t among those that a block of this role makes?
 __device__ constexpr bool in_tile(int role, int t) {
-  return tasks[t].w_offset >= 0 && has(role, kForward, kForward ? tasks[t].g_block : tasks[t].x_block);
+  return tasks[t].w_offset >= 0 &&
+         has(role, kForward, kForward ? tasks[t].g_block : tasks[t].x_block);
 }
 
 // Does a warp of this role read block b of x on its way to the result?
@@ -90,7 +93,8 @@ __device__ constexpr bool reads(int role, int b) {
   return false;
 }
 
-// f.operator()<0>(), f.operator()<1>() ...: indices the compiler knows, so that arrays become registers.
+// f.operator()<0>(), f.operator()<1>() ...: indices the compiler knows, so that arrays become
+// registers.
 template <int N, class F>
 HAMFAST_INLINE void for_each(F&& f) {
   if constexpr (N > 0) {
@@ -103,7 +107,8 @@ HAMFAST_INLINE void for_each(F&& f) {
 template <bool kIsG, int b>
 HAMFAST_INLINE void load_block(const void* data, int64_t rows, int64_t r, int u, T* to) {
   constexpr Block block = kIsG ? g_blocks[b] : x_blocks[b];
-  const auto from = components(as_stored(data), block, kIsG ? kGLayout : kXLayout, kIsG ? kGDim : kXDim, rows, r, u);
+  const auto from = components(as_stored(data), block, kIsG ? kGLayout : kXLayout,
+                               kIsG ? kGDim : kXDim, rows, r, u);
   HAMFAST_UNROLL
   for (int i = 0; i < block.d; ++i) to[i] = widen(__ldg(from.at + i * from.step));
 }
@@ -122,8 +127,8 @@ HAMFAST_INLINE void store_row(const T* from, void* data, int64_t rows, int64_t r
   for_each<(kIsG ? kGBlocks : kXBlocks)>([&]<int b>() HAMFAST_ALWAYS_INLINE {
     constexpr Block block = kIsG ? g_blocks[b] : x_blocks[b];
     if constexpr (has(kRole, kIsG, b)) {
-      const auto to =
-          components(static_cast<Number*>(data), block, kIsG ? kGLayout : kXLayout, kIsG ? kGDim : kXDim, rows, r, u);
+      const auto to = components(static_cast<Number*>(data), block, kIsG ? kGLayout : kXLayout,
+                                 kIsG ? kGDim : kXDim, rows, r, u);
       HAMFAST_UNROLL
       for (int i = 0; i < block.d; ++i) to.at[i * to.step] = narrow(from[block.start + i]);
     }
@@ -141,7 +146,8 @@ HAMFAST_INLINE void load_y(const void* data, int64_t e, T* to) {
 template <int t>
 HAMFAST_INLINE T load_weight(const void* data, int64_t e, int u) {
   constexpr Task task = tasks[t];
-  return widen(__ldg(as_stored(data) + (kSharedWeights ? 0 : e * kWDim) + task.w_offset + int64_t(u) * task.w_stride));
+  return widen(__ldg(as_stored(data) + (kSharedWeights ? 0 : e * kWDim) + task.w_offset +
+                     int64_t(u) * task.w_stride));
 }
 
 // The three contractions of task t's C; the compiler shares the products of two operands.
@@ -173,9 +179,9 @@ HAMFAST_INLINE void sum_edges(T* values, int width) {
   }
 }
 
-// values[0 ... N - 1] summed over the `width` lanes of a slot. Each step halves what a lane holds and sends the other
-// half away, so N totals cost about N exchanges, not 5 N. Afterwards the lane holds totals `begin` ... `begin + held -
-// 1` in values[0 ...].
+// values[0 ... N - 1] summed over the `width` lanes of a slot. Each step halves what a lane holds
+// and sends the other half away, so N totals cost about N exchanges, not 5 N. Afterwards the lane
+// holds totals `begin` ... `begin + held - 1` in values[0 ...].
 struct Held {
   int begin, held;
 };
@@ -210,8 +216,8 @@ __host__ __device__ constexpr int next_power_of_two(int n) {
   return p;
 }
 
-// A lane of a warp at a unit: how many channels and edges the warp takes at once, and which edge and channel are the
-// lane's.
+// A lane of a warp at a unit: how many channels and edges the warp takes at once, and which edge
+// and channel are the lane's.
 struct Lanes {
   int lane, width, edges, edge, u;
 };
@@ -239,8 +245,8 @@ HAMFAST_INLINE T weight_of(const Arguments& a, int64_t e, int u, const T* made) 
 
 // One task of one edge. Along tangents: (w tangent_x + tangent_w x) y + w x tangent_y.
 template <int kRole, int t>
-HAMFAST_INLINE void forward_task(const Arguments& a, int64_t e, int u, const T* made, const T* x, const T* tangent_x,
-                                 T* out) {
+HAMFAST_INLINE void forward_task(const Arguments& a, int64_t e, int u, const T* made, const T* x,
+                                 const T* tangent_x, T* out) {
   constexpr Task task = tasks[t];
   constexpr bool weighted = task.w_offset >= 0;
   constexpr bool along_x = kTangents >> slot_x & 1, along_w = weighted && (kTangents >> slot_w & 1);
@@ -251,7 +257,8 @@ HAMFAST_INLINE void forward_task(const Arguments& a, int64_t e, int u, const T* 
     HAMFAST_UNROLL
     for (int i = 0; i < task.d1; ++i) {
       if constexpr (!kTangents) with_y[i] = w * x[i];
-      if constexpr (kTangents) with_y[i] = (along_x ? w * tangent_x[i] : T(0)) + (along_w ? tangent_w * x[i] : T(0));
+      if constexpr (kTangents)
+        with_y[i] = (along_x ? w * tangent_x[i] : T(0)) + (along_w ? tangent_w * x[i] : T(0));
     }
     load_y<t>(a.operands[slot_y], e, y);
     add_out<t>(with_y, y, out);
@@ -273,11 +280,14 @@ HAMFAST_INLINE void forward_edge(const Arguments& a, int64_t e, int u, const T* 
   for_each<kXBlocks>([&]<int b>() HAMFAST_ALWAYS_INLINE {
     if constexpr (reads(kRole, b)) {
       T x[x_blocks[b].d], tangent_x[x_blocks[b].d];
-      if constexpr (kOperands >> slot_x & 1) load_block<false, b>(a.operands[slot_x], a.x_rows, r, u, x);
-      if constexpr (kTangents >> slot_x & 1) load_block<false, b>(a.tangents[slot_x], a.x_rows, r, u, tangent_x);
+      if constexpr (kOperands >> slot_x & 1)
+        load_block<false, b>(a.operands[slot_x], a.x_rows, r, u, x);
+      if constexpr (kTangents >> slot_x & 1)
+        load_block<false, b>(a.tangents[slot_x], a.x_rows, r, u, tangent_x);
       for_each<kTasks>([&]<int t>() HAMFAST_ALWAYS_INLINE {
         if constexpr (tasks[t].x_block == b && has(kRole, true, tasks[t].g_block))
-          forward_task<kRole, t>(a, e, u, made, x, tangent_x, sum + g_blocks[tasks[t].g_block].start);
+          forward_task<kRole, t>(a, e, u, made, x, tangent_x,
+                                 sum + g_blocks[tasks[t].g_block].start);
       });
     }
   });
@@ -298,22 +308,28 @@ HAMFAST_INLINE void forward_row(const Arguments& a, const Lanes& at, int64_t row
   for (int64_t p = first; p < last; p += a.ptr ? at.edges : 1)
     forward_edge<kRole>(a, edge_at(a, p), at.u, nullptr, sum);
   if (a.ptr) sum_edges<kGRegisters>(sum, at.width);
-  if (active_row && (!a.ptr || at.edge == 0)) store_row<kRole, true>(sum, a.out[slot_g], a.g_rows, row, at.u);
+  if (active_row && (!a.ptr || at.edge == 0))
+    store_row<kRole, true>(sum, a.out[slot_g], a.g_rows, row, at.u);
 }
 
-// One task of one edge: its share of all gradients that are wanted. With q = C y g:  grad_x += w q,  grad_w = <x, q>,
-// grad_y += C (w x) g; along tangents the same, with one operand after the other replaced by its tangent.
+// One task of one edge: its share of all gradients that are wanted. With q = C y g:  grad_x += w q,
+// grad_w = <x, q>, grad_y += C (w x) g; along tangents the same, with one operand after the other
+// replaced by its tangent.
 template <int kRole, int t>
-HAMFAST_INLINE void backward_task(const Arguments& a, int64_t e, int64_t g_row, int u, bool active, const T* made,
-                                  const T* x, const T* tangent_x, T* sum_x, T* sum_y, T* sum_w) {
+HAMFAST_INLINE void backward_task(const Arguments& a, int64_t e, int64_t g_row, int u, bool active,
+                                  const T* made, const T* x, const T* tangent_x, T* sum_x, T* sum_y,
+                                  T* sum_w) {
   constexpr Task task = tasks[t];
   constexpr bool weighted = task.w_offset >= 0;
-  constexpr bool to_x = kWanted >> slot_x & 1, to_y = kWanted >> slot_y & 1, to_w = weighted && (kWanted >> slot_w & 1);
+  constexpr bool to_x = kWanted >> slot_x & 1, to_y = kWanted >> slot_y & 1,
+                 to_w = weighted && (kWanted >> slot_w & 1);
   constexpr bool along_x = kTangents >> slot_x & 1, along_y = kTangents >> slot_y & 1;
   constexpr bool along_w = weighted && (kTangents >> slot_w & 1), along_g = kTangents >> slot_g & 1;
   T y[task.d2], tangent_y[task.d2], g[task.d3], tangent_g[task.d3], w = T(1), tangent_w = T(0);
-  if constexpr (kOperands >> slot_g & 1) load_block<true, task.g_block>(a.operands[slot_g], a.g_rows, g_row, u, g);
-  if constexpr (along_g) load_block<true, task.g_block>(a.tangents[slot_g], a.g_rows, g_row, u, tangent_g);
+  if constexpr (kOperands >> slot_g & 1)
+    load_block<true, task.g_block>(a.operands[slot_g], a.g_rows, g_row, u, g);
+  if constexpr (along_g)
+    load_block<true, task.g_block>(a.tangents[slot_g], a.g_rows, g_row, u, tangent_g);
   if constexpr (kOperands >> slot_y & 1) load_y<t>(a.operands[slot_y], e, y);
   if constexpr (along_y) load_y<t>(a.tangents[slot_y], e, tangent_y);
   if constexpr (weighted && (kOperands >> slot_w & 1)) w = weight_of<kRole, t>(a, e, u, made);
@@ -334,13 +350,15 @@ HAMFAST_INLINE void backward_task(const Arguments& a, int64_t e, int64_t g_row, 
         if constexpr (to_w) total += x[i] * q[i];
       } else {
         if constexpr (to_x) sum_x[i] += along_w ? tangent_w * q[i] + w * along[i] : w * along[i];
-        if constexpr (to_w) total += along_x ? tangent_x[i] * q[i] + x[i] * along[i] : x[i] * along[i];
+        if constexpr (to_w)
+          total += along_x ? tangent_x[i] * q[i] + x[i] * along[i] : x[i] * along[i];
       }
     }
     if constexpr (to_w && kSharedWeights) *sum_w += active ? total : T(0);
     if constexpr (to_w && !kSharedWeights)
       if (active)
-        static_cast<Number*>(a.out[slot_w])[e * kWDim + task.w_offset + int64_t(u) * task.w_stride] = narrow(total);
+        static_cast<Number*>(
+            a.out[slot_w])[e * kWDim + task.w_offset + int64_t(u) * task.w_stride] = narrow(total);
   }
   if constexpr (to_y) {
     T with_g[task.d1];
@@ -360,8 +378,9 @@ HAMFAST_INLINE void backward_task(const Arguments& a, int64_t e, int64_t g_row, 
 
 // One edge per slot; `active`: does the slot have one? Its share of tangent_x is added to sum_x.
 template <int kRole>
-HAMFAST_INLINE void backward_edge(const Arguments& a, const Lanes& at, int unit, int64_t e, bool active, const T* made,
-                                  const T* x, const T* tangent_x, T* sum_x, T* sum_w) {
+HAMFAST_INLINE void backward_edge(const Arguments& a, const Lanes& at, int unit, int64_t e,
+                                  bool active, const T* made, const T* x, const T* tangent_x,
+                                  T* sum_x, T* sum_w) {
   const int64_t g_row = a.g_index ? a.g_index[e] : e;
   constexpr int kTotals = next_power_of_two(kYDim > 0 ? kYDim : 1);
   T sum_y[kTotals], edge_x[kXRegisters];
@@ -370,14 +389,16 @@ HAMFAST_INLINE void backward_edge(const Arguments& a, const Lanes& at, int unit,
   for_each<kTasks>([&]<int t>() HAMFAST_ALWAYS_INLINE {
     constexpr Block block = x_blocks[tasks[t].x_block];
     if constexpr (has(kRole, false, tasks[t].x_block))
-      backward_task<kRole, t>(a, e, g_row, at.u, active, made, x + block.start, tangent_x + block.start,
-                              edge_x + block.start, sum_y, sum_w + (kSharedWeights ? t : 0));
+      backward_task<kRole, t>(a, e, g_row, at.u, active, made, x + block.start,
+                              tangent_x + block.start, edge_x + block.start, sum_y,
+                              sum_w + (kSharedWeights ? t : 0));
   });
   HAMFAST_UNROLL
   for (int i = 0; i < kXRegisters; ++i) sum_x[i] += active ? edge_x[i] : T(0);
   if (kWanted >> slot_y & 1) {
     const Held held = sum_lanes<kTotals>(sum_y, at.lane % at.width, at.width);
-    // Lanes that share a total after fewer halvings than lanes hold the same: the first of them writes.
+    // Lanes that share a total after fewer halvings than lanes hold the same: the first of them
+    // writes.
     T* const to = static_cast<T*>(a.y_chunks) + (unit * a.edges + e) * kYDim;
     HAMFAST_UNROLL
     for (int j = 0; j < kTotals; ++j)
@@ -389,12 +410,13 @@ HAMFAST_INLINE void backward_edge(const Arguments& a, const Lanes& at, int unit,
 template <int kRole>
 HAMFAST_INLINE void load_x(const Arguments& a, int64_t row, int u, T* x, T* tangent_x) {
   if (kOperands >> slot_x & 1) load_row<kRole, false>(a.operands[slot_x], a.x_rows, row, u, x);
-  if (kTangents >> slot_x & 1) load_row<kRole, false>(a.tangents[slot_x], a.x_rows, row, u, tangent_x);
+  if (kTangents >> slot_x & 1)
+    load_row<kRole, false>(a.tangents[slot_x], a.x_rows, row, u, tangent_x);
 }
 
 template <int kRole>
-HAMFAST_INLINE void backward_row(const Arguments& a, const Lanes& at, int unit, int64_t row, bool active_row,
-                                 T* sum_w) {
+HAMFAST_INLINE void backward_row(const Arguments& a, const Lanes& at, int unit, int64_t row,
+                                 bool active_row, T* sum_w) {
   T x[kXRegisters], tangent_x[kXRegisters], sum_x[kXRegisters];
   set_zero<kXRegisters>(sum_x);
   const int64_t first = a.ptr ? a.ptr[row] : row, last = a.ptr ? a.ptr[row + 1] : row + 1;
@@ -404,11 +426,13 @@ HAMFAST_INLINE void backward_row(const Arguments& a, const Lanes& at, int unit, 
     const int64_t p = a.ptr ? step + at.edge : step;
     const int64_t e = edge_at(a, p < last ? p : step);
     if (!row_is_x) load_x<kRole>(a, x_row(a, e), at.u, x, tangent_x);
-    backward_edge<kRole>(a, at, unit, e, active_row && p < last, nullptr, x, tangent_x, sum_x, sum_w);
+    backward_edge<kRole>(a, at, unit, e, active_row && p < last, nullptr, x, tangent_x, sum_x,
+                         sum_w);
   }
   if (kWanted >> slot_x & 1) {
     if (a.ptr) sum_edges<kXRegisters>(sum_x, at.width);
-    if (active_row && (!a.ptr || at.edge == 0)) store_row<kRole, false>(sum_x, a.out[slot_x], a.x_rows, row, at.u);
+    if (active_row && (!a.ptr || at.edge == 0))
+      store_row<kRole, false>(sum_x, a.out[slot_x], a.x_rows, row, at.u);
   }
 }
 
@@ -416,7 +440,8 @@ HAMFAST_INLINE void backward_row(const Arguments& a, const Lanes& at, int unit, 
 template <class F>
 HAMFAST_INLINE void for_rows(const Arguments& a, const Lanes& at, int64_t step, F&& f) {
   if (a.ptr) return f(step, true);
-  for (int64_t begin = step * kRowsPerStep; begin < (step + 1) * kRowsPerStep && begin < a.rows; begin += at.edges) {
+  for (int64_t begin = step * kRowsPerStep; begin < (step + 1) * kRowsPerStep && begin < a.rows;
+       begin += at.edges) {
     const int64_t row = begin + at.edge;
     const bool active = row < a.rows && row < (step + 1) * kRowsPerStep;
     f(active ? row : begin, active);
@@ -432,21 +457,24 @@ HAMFAST_INLINE void with_role(int role, F&& f) {
   }
 }
 
-// Warps take (step, unit) pairs, units fastest: the units of a row share its operands in the caches.
+// Warps take (step, unit) pairs, units fastest: the units of a row share its operands in the
+// caches.
 HAMFAST_INLINE void forward(const Arguments& a) {
   const int64_t warps = int64_t(gridDim.x) * kWarpsPerBlock;
-  for (int64_t item = int64_t(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp; item < steps_of(a) * kUnits;
-       item += warps) {
+  for (int64_t item = int64_t(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
+       item < steps_of(a) * kUnits; item += warps) {
     const Unit unit = units[item % kUnits];
     const Lanes at = lanes_of(unit);
     with_role(unit.role, [&]<int kRole>() HAMFAST_ALWAYS_INLINE {
-      for_rows(a, at, item / kUnits,
-               [&](int64_t row, bool active) HAMFAST_ALWAYS_INLINE { forward_row<kRole>(a, at, row, active); });
+      for_rows(a, at, item / kUnits, [&](int64_t row, bool active) HAMFAST_ALWAYS_INLINE {
+        forward_row<kRole>(a, at, row, active);
+      });
     });
   }
 }
 
-// A warp keeps its unit: with shared weights it sums their gradients over all its rows, a chunk of the whole.
+// A warp keeps its unit: with shared weights it sums their gradients over all its rows, a chunk of
+// the whole.
 HAMFAST_INLINE void backward(const Arguments& a) {
   const int64_t warp = int64_t(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
   const int64_t chunks = int64_t(gridDim.x) * kWarpsPerBlock / kUnits, chunk = warp / kUnits;
@@ -467,7 +495,9 @@ HAMFAST_INLINE void backward(const Arguments& a) {
         constexpr Task task = tasks[t];
         if constexpr (has(kRole, false, task.x_block) && task.w_offset >= 0)
           if (at.edge == 0)
-            static_cast<T*>(a.w_chunks)[chunk * kWDim + task.w_offset + int64_t(at.u) * task.w_stride] = sum_w[t];
+            static_cast<T*>(
+                a.w_chunks)[chunk * kWDim + task.w_offset + int64_t(at.u) * task.w_stride] =
+                sum_w[t];
       });
     }
   });
@@ -480,7 +510,8 @@ HAMFAST_INLINE void backward(const Arguments& a) {
 #else
 namespace hamfast::channel {
 
-extern "C" __global__ void __launch_bounds__(kWarp* kWarpsPerBlock) hamfast_channel(const Arguments a) {
+extern "C" __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
+    hamfast_channel(const Arguments a) {
   if constexpr (kForward)
     forward(a);
   else

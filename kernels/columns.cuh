@@ -1,5 +1,5 @@
-// Rows on the GPU, a few columns per lane, which are read and written as one vector where every row starts at such a
-// vector (`packed`).
+// Rows on the GPU, a few columns per lane, which are read and written as one vector where every row
+// starts at such a vector (`packed`).
 #pragma once
 
 #include "edge_sum.cuh"
@@ -75,38 +75,45 @@ HAMFAST_INLINE T dot_columns(const Columns<T>& a, const Columns<T>& b) {
 
 // Of the sum of an edge's rows, from column c of head h.
 template <class T, class Stored>
-HAMFAST_INLINE Columns<T> row_columns(const EdgeSum<Stored>& sum, int64_t heads, const int64_t (&row)[3], int64_t h,
-                                      int64_t c, bool packed) {
+HAMFAST_INLINE Columns<T> row_columns(const EdgeSum<Stored>& sum, int64_t heads,
+                                      const int64_t (&row)[3], int64_t h, int64_t c, bool packed) {
   Columns<T> total{};
   HAMFAST_UNROLL
   for (int p = 0; p < 3; ++p)
     if (sum.part[p])
-      add_columns(T(1), load_columns<T>(sum.part[p] + (row[p] * heads + h) * sum.width + c, sum.width - c, packed),
+      add_columns(T(1),
+                  load_columns<T>(sum.part[p] + (row[p] * heads + h) * sum.width + c, sum.width - c,
+                                  packed),
                   total);
   return total;
 }
 
 template <class T, class Stored>
-HAMFAST_INLINE Columns<T> row_columns(const EdgeSum<Stored>& a, const EdgeSum<Stored>& b, int64_t heads,
-                                      const int64_t (&row)[3], int64_t h, int64_t c, bool packed) {
+HAMFAST_INLINE Columns<T> row_columns(const EdgeSum<Stored>& a, const EdgeSum<Stored>& b,
+                                      int64_t heads, const int64_t (&row)[3], int64_t h, int64_t c,
+                                      bool packed) {
   Columns<T> total = row_columns<T>(a, heads, row, h, c, packed);
   add_columns(T(1), row_columns<T>(b, heads, row, h, c, packed), total);
   return total;
 }
 
-// f(row, is there one) for the edges first ... last of a list (without order: the edges themselves), by groups of
-// `lanes` lanes: row is the edge, its sender and its receiver (or 0 without receivers). Where 32 edges lead is read at
-// once, and handed to their groups by shuffles. All lanes of the warp take every step, those without an edge too.
+// f(row, is there one) for the edges first ... last of a list (without order: the edges
+// themselves), by groups of `lanes` lanes: row is the edge, its sender and its receiver (or 0
+// without receivers). Where 32 edges lead is read at once, and handed to their groups by shuffles.
+// All lanes of the warp take every step, those without an edge too.
 template <class F>
-HAMFAST_INLINE void walk_edges(Maybe<const int64_t> order, const int64_t* senders, Maybe<const int64_t> receivers,
-                               int64_t first, int64_t last, int lane, int lanes, F&& f) {
+HAMFAST_INLINE void walk_edges(Maybe<const int64_t> order, const int64_t* senders,
+                               Maybe<const int64_t> receivers, int64_t first, int64_t last,
+                               int lane, int lanes, F&& f) {
   for (int64_t begin = first; begin < last; begin += kWarp) {
     const int64_t left = last - begin, own = lane < left ? begin + lane : begin;
     const int64_t own_edge = order ? order[own] : own;
-    const int64_t own_sender = senders[own_edge], own_receiver = receivers ? receivers[own_edge] : 0;
+    const int64_t own_sender = senders[own_edge],
+                  own_receiver = receivers ? receivers[own_edge] : 0;
     for (int at = 0; at < kWarp && at < left; at += kWarp / lanes) {
       const int n = at + lane / lanes;
-      const int64_t row[3] = {__shfl_sync(0xffffffffu, own_edge, n), __shfl_sync(0xffffffffu, own_sender, n),
+      const int64_t row[3] = {__shfl_sync(0xffffffffu, own_edge, n),
+                              __shfl_sync(0xffffffffu, own_sender, n),
                               receivers ? __shfl_sync(0xffffffffu, own_receiver, n) : 0};
       f(row, n < left);
     }

@@ -30,8 +30,9 @@
 #define HAMFAST_SIMD_SUM(variable) HAMFAST_PRAGMA(omp simd reduction(+ : variable))
 #endif
 
-// The CPU compiles each kernel once per instruction set, each time into a namespace of its own: two versions of one
-// inline function with one name would be merged by the linker, and the baseline could end up with AVX-512 code.
+// The CPU compiles each kernel once per instruction set, each time into a namespace of its own: two
+// versions of one inline function with one name would be merged by the linker, and the baseline
+// could end up with AVX-512 code.
 #if !defined(HAMFAST_ISA)
 #define HAMFAST_ISA device
 #endif
@@ -46,9 +47,10 @@ struct Float16 {
   uint16_t bits;
 };
 
-// A pointer to what a call may lack. It is null if that is absent, and only then: an empty tensor's pointer is null,
-// too, so what is given and empty has a placeholder, which nobody reads. A flag beside the pointer would cost kernels
-// registers. Always inlined, as it is in the code of every instruction set: see above.
+// A pointer to what a call may lack. It is null if that is absent, and only then: an empty tensor's
+// pointer is null, too, so what is given and empty has a placeholder, which nobody reads. A flag
+// beside the pointer would cost kernels registers. Always inlined, as it is in the code of every
+// instruction set: see above.
 #define HAMFAST_HERE HAMFAST_HD __attribute__((always_inline))
 template <class T>
 struct Maybe {
@@ -102,8 +104,11 @@ struct Warp {
   }
 };
 
-// Half precision, without cuda_fp16.h and cuda_bf16.h: run-time compilation has no headers but ours.
-__device__ inline float bfloat16_to_float(uint16_t bits) { return __uint_as_float(uint32_t(bits) << 16); }
+// Half precision, without cuda_fp16.h and cuda_bf16.h: run-time compilation has no headers but
+// ours.
+__device__ inline float bfloat16_to_float(uint16_t bits) {
+  return __uint_as_float(uint32_t(bits) << 16);
+}
 __device__ inline uint16_t float_to_bfloat16(float value) {  // to nearest, ties to even
   if (value != value) return 0x7fc0;
   const uint32_t bits = __float_as_uint(value);

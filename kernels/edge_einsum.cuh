@@ -1,7 +1,10 @@
 // Sums over edges of products of up to three operands, the einsum of a graph:
-//   out[r, h, m, c] = sum over the edges e whose row of out is r, and over the axes that out lacks, of
-//                     prod_i operand_i[row_i(e), h, m, c],   row(e): e itself, e's sender or e's receiver.
-// The derivative in any operand is the same sum with out's gradient in the operand's place, so it is closed.
+//   out[r, h, m, c] = sum over the edges e whose row of out is r, and over the axes that out lacks,
+//   of
+//                     prod_i operand_i[row_i(e), h, m, c],   row(e): e itself, e's sender or e's
+//                     receiver.
+// The derivative in any operand is the same sum with out's gradient in the operand's place, so it
+// is closed.
 #pragma once
 
 #include "common.cuh"
@@ -9,7 +12,8 @@
 
 namespace hamfast {
 
-// Rows [rows, heads, components, width]; an axis it lacks has stride 0. `wide`: it has the last axis, with stride 1.
+// Rows [rows, heads, components, width]; an axis it lacks has stride 0. `wide`: it has the last
+// axis, with stride 1.
 template <class T>
 struct EdgeOperand {
   const T* data;
@@ -38,18 +42,20 @@ struct EdgeEinsumCall {
 
 #if defined(__CUDACC__) || defined(HAMFAST_SIMT)
 
-// One warp per row of out. Lanes are elements of the row; where out lacks the last axis they are its elements, and are
-// summed.
+// One warp per row of out. Lanes are elements of the row; where out lacks the last axis they are
+// its elements, and are summed.
 template <class T>
 __global__ void edge_einsum_kernel(EdgeEinsumCall<T> call) {
   const HAMFAST_ISA::Warp warp;
   const int64_t out_heads = call.out_head > 0 ? call.heads : 1;
   const int64_t out_components = call.out_component > 0 ? call.components : 1;
-  const int64_t inner_heads = call.heads / out_heads, inner_components = call.components / out_components;
+  const int64_t inner_heads = call.heads / out_heads,
+                inner_components = call.components / out_components;
   const int64_t columns = call.out_wide ? call.width : 1;
   const int64_t elements = out_heads * out_components * columns;
   for (int64_t row = blockIdx.x; row < call.rows; row += gridDim.x) {
-    const int64_t first = call.order ? call.ptr[row] : row, last = call.order ? call.ptr[row + 1] : row + 1;
+    const int64_t first = call.order ? call.ptr[row] : row,
+                  last = call.order ? call.ptr[row + 1] : row + 1;
     const int64_t step = call.out_wide ? warp.size() : 1;
     for (int64_t element = call.out_wide ? warp.rank() : 0; element < elements; element += step) {
       const int64_t column = element % columns, h0 = element / columns / out_components,
@@ -59,9 +65,11 @@ __global__ void edge_einsum_kernel(EdgeEinsumCall<T> call) {
         const int64_t edge = call.order ? call.order[n] : n;
         const T* data[3] = {};
         HAMFAST_UNROLL
-        for (int i = 0; i < 3; ++i)  // known to the compiler, or the pointers would go through memory
+        for (int i = 0; i < 3;
+             ++i)  // known to the compiler, or the pointers would go through memory
           if (i < call.count)
-            data[i] = call.operand[i].data + call.row_at(call.operand[i].row_of, edge) * call.operand[i].row;
+            data[i] = call.operand[i].data +
+                      call.row_at(call.operand[i].row_of, edge) * call.operand[i].row;
         for (int64_t ih = 0; ih < inner_heads; ++ih)
           for (int64_t im = 0; im < inner_components; ++im) {
             const int64_t h = h0 + ih, m = m0 + im;
@@ -72,7 +80,8 @@ __global__ void edge_einsum_kernel(EdgeEinsumCall<T> call) {
               HAMFAST_UNROLL
               for (int i = 0; i < 3; ++i) {
                 const EdgeOperand<T>& o = call.operand[i];
-                if (i < call.count) product *= data[i][h * o.head + m * o.component + (o.wide ? c : 0)];
+                if (i < call.count)
+                  product *= data[i][h * o.head + m * o.component + (o.wide ? c : 0)];
               }
               total += product;
             }

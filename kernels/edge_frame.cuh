@@ -1,8 +1,11 @@
-// Rotation of irreps into and out of each edge's own frame, and the per-|m| matrices from the path weights.
+// Rotation of irreps into and out of each edge's own frame, and the per-|m| matrices from the path
+// weights.
 //
-// A frame tensor is one flat buffer: for each block of the plan (one m) a row-major [edges, 1 or 2, width] matrix, the
+// A frame tensor is one flat buffer: for each block of the plan (one m) a row-major [edges, 1 or 2,
+// width] matrix, the
 // 2
-// being (+m, -m). Irreps of unnatural parity store (-m, minus +m) there; see hamfast/plan/edge_frame.py.
+// being (+m, -m). Irreps of unnatural parity store (-m, minus +m) there; see
+// hamfast/plan/edge_frame.py.
 #pragma once
 
 #include "common.cuh"
@@ -23,7 +26,8 @@ struct FrameCall {
   Maybe<const T> x_in[kMaxSources];
   Maybe<const int64_t> index[kMaxSources];
   int64_t dim[kMaxSources];
-  // From the frame: one tensor (source 0), [rows, dim[0]]. Row r is edge r, or the sum over edges order[ptr[r]] ...
+  // From the frame: one tensor (source 0), [rows, dim[0]]. Row r is edge r, or the sum over edges
+  // order[ptr[r]] ...
   T* x_out;
   Maybe<const int64_t> order, ptr;
   const T* frame_in;
@@ -33,8 +37,9 @@ struct FrameCall {
 constexpr int kMaxL = 8;
 #define HAMFAST_EACH_L(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8)
 
-// The trilinear form  sum over terms of factor weight[u, w] scale[w] matrix[u, w]; a call makes its derivative in one
-// of the three. Terms of one group write to one place, those of two groups never do.
+// The trilinear form  sum over terms of factor weight[u, w] scale[w] matrix[u, w]; a call makes its
+// derivative in one of the three. Terms of one group write to one place, those of two groups never
+// do.
 template <class T>
 struct MatrixCall {
   const MatrixTerm* terms;
@@ -62,11 +67,13 @@ HAMFAST_HD inline FrameRow frame_row(int64_t m, bool natural) {
   return m < 0 ? FrameRow{0, 1} : FrameRow{1, -1};
 }
 
-// One irreps block of one edge, D = 2 l + 1 known to the compiler: all D components of a channel are in registers at
-// once. `frame[a]`: where component a - l of channel 0 lies in the frame tensor, null if it is not stored.
+// One irreps block of one edge, D = 2 l + 1 known to the compiler: all D components of a channel
+// are in registers at once. `frame[a]`: where component a - l of channel 0 lies in the frame
+// tensor, null if it is not stored.
 template <int D, bool kIntoFrame, class T, class Team>
-HAMFAST_HD inline void rotate_block(const Team& team, int64_t mul, const T* wigner, const T* sign, T* const* frame,
-                                    T* x, int64_t channel, int64_t component, bool add) {
+HAMFAST_HD inline void rotate_block(const Team& team, int64_t mul, const T* wigner, const T* sign,
+                                    T* const* frame, T* x, int64_t channel, int64_t component,
+                                    bool add) {
   T matrix[D * D];
   for (int a = 0; a < D; ++a)
     for (int b = 0; b < D; ++b) matrix[a * D + b] = frame[a] ? wigner[a * D + b] * sign[a] : T(0);
@@ -102,16 +109,18 @@ HAMFAST_HD inline void rotate_block(const Team& team, int64_t mul, const T* wign
 }
 
 template <bool kIntoFrame, class T, class Team>
-HAMFAST_HD inline void rotate_edge(const Team& team, const FrameCall<T>& call, int64_t e, int s, int64_t row,
-                                   bool add) {
+HAMFAST_HD inline void rotate_edge(const Team& team, const FrameCall<T>& call, int64_t e, int s,
+                                   int64_t row, bool add) {
   for (int64_t n = 0; n < call.num_blocks[s]; ++n) {
     const int64_t* entry = call.table[s] + n * call.table_stride[s];
     const FrameBlock& block = *reinterpret_cast<const FrameBlock*>(entry);
     const FrameColumns* places = reinterpret_cast<const FrameColumns*>(entry + 4);
     const int64_t d = 2 * block.l + 1;
     const T* wigner = call.wigner + e * call.wigner_dim + wigner_offset(block.l);
-    const int64_t channel = call.channels_fast ? 1 : d, component = call.channels_fast ? block.mul : 1;
-    T* x = (kIntoFrame ? const_cast<T*>(call.x_in[s].data) : call.x_out) + row * call.dim[s] + block.offset;
+    const int64_t channel = call.channels_fast ? 1 : d,
+                  component = call.channels_fast ? block.mul : 1;
+    T* x = (kIntoFrame ? const_cast<T*>(call.x_in[s].data) : call.x_out) + row * call.dim[s] +
+           block.offset;
     T* buffer = kIntoFrame ? call.frame_out : const_cast<T*>(call.frame_in);
     T* frame[2 * kMaxL + 1];
     T sign[2 * kMaxL + 1];
@@ -119,14 +128,15 @@ HAMFAST_HD inline void rotate_edge(const Team& team, const FrameCall<T>& call, i
       const int64_t m = a - block.l;
       const FrameColumns& place = places[m < 0 ? -m : m];
       const FrameRow row = frame_row(m, block.natural != 0);
-      frame[a] = place.start < 0
-                     ? nullptr
-                     : buffer + place.start * call.edges + e * place.stride + row.row * place.width + place.column;
+      frame[a] = place.start < 0 ? nullptr
+                                 : buffer + place.start * call.edges + e * place.stride +
+                                       row.row * place.width + place.column;
       sign[a] = T(row.sign);
     }
-#define HAMFAST_ROTATE(L)                                                                                  \
-  case L:                                                                                                  \
-    rotate_block<2 * L + 1, kIntoFrame>(team, block.mul, wigner, sign, frame, x, channel, component, add); \
+#define HAMFAST_ROTATE(L)                                                                 \
+  case L:                                                                                 \
+    rotate_block<2 * L + 1, kIntoFrame>(team, block.mul, wigner, sign, frame, x, channel, \
+                                        component, add);                                  \
     break;
     switch (block.l) { HAMFAST_EACH_L(HAMFAST_ROTATE) }
 #undef HAMFAST_ROTATE
@@ -136,7 +146,8 @@ HAMFAST_HD inline void rotate_edge(const Team& team, const FrameCall<T>& call, i
 template <class T, class Team>
 HAMFAST_HD inline void rotate_into_edge(const Team& team, const FrameCall<T>& call, int64_t e) {
   for (int s = 0; s < kMaxSources; ++s)
-    if (call.x_in[s]) rotate_edge<true>(team, call, e, s, call.index[s] ? call.index[s][e] : e, false);
+    if (call.x_in[s])
+      rotate_edge<true>(team, call, e, s, call.index[s] ? call.index[s][e] : e, false);
 }
 
 // One row of the result of a rotation out of the frames.
@@ -154,8 +165,8 @@ HAMFAST_HD inline void rotate_row(const Team& team, const FrameCall<T>& call, in
 
 // The rows `first`, `first + step`, ... of one group's terms; all of them where rows are summed.
 template <class T, class Team>
-HAMFAST_HD inline void add_matrix_group(const Team& team, const MatrixCall<T>& call, int64_t group, int64_t first,
-                                        int64_t step) {
+HAMFAST_HD inline void add_matrix_group(const Team& team, const MatrixCall<T>& call, int64_t group,
+                                        int64_t first, int64_t step) {
   const bool sums_rows = call.slot == slot_scale;
   if (sums_rows && first > 0) return;
   for (int64_t p = call.ptr[group]; p < call.ptr[group + 1]; ++p) {
@@ -169,15 +180,18 @@ HAMFAST_HD inline void add_matrix_group(const Team& team, const MatrixCall<T>& c
         const T *a = call.operand[slot_weight] + weight, *b = call.operand[slot_matrix] + matrix;
         T* to = call.out + term.scale;
         HAMFAST_SIMD
-        for (int64_t c = team.rank(); c < term.columns; c += team.size()) to[c] += factor * a[c] * b[c];
+        for (int64_t c = team.rank(); c < term.columns; c += team.size())
+          to[c] += factor * a[c] * b[c];
         continue;
       }
       const bool to_matrix = call.slot == slot_matrix;
-      const T* from = to_matrix ? call.operand[slot_weight] + weight : call.operand[slot_matrix] + matrix;
+      const T* from =
+          to_matrix ? call.operand[slot_weight] + weight : call.operand[slot_matrix] + matrix;
       T* to = call.out + (to_matrix ? matrix : weight);
       if (scale) {
         HAMFAST_SIMD
-        for (int64_t c = team.rank(); c < term.columns; c += team.size()) to[c] += factor * from[c] * scale[c];
+        for (int64_t c = team.rank(); c < term.columns; c += team.size())
+          to[c] += factor * from[c] * scale[c];
       } else {
         HAMFAST_SIMD
         for (int64_t c = team.rank(); c < term.columns; c += team.size()) to[c] += factor * from[c];
@@ -190,8 +204,9 @@ HAMFAST_HD inline void add_matrix_group(const Team& team, const MatrixCall<T>& c
 
 #if defined(__CUDACC__) || defined(HAMFAST_SIMT)
 
-// On a GPU a thread turns one channel of one irreps block: blockIdx.y is the block (of all sources), blockIdx.x a group
-// of rows. Lanes are channels, and where there are few of them, channels of several rows.
+// On a GPU a thread turns one channel of one irreps block: blockIdx.y is the block (of all
+// sources), blockIdx.x a group of rows. Lanes are channels, and where there are few of them,
+// channels of several rows.
 constexpr int kRotateRows = 16, kRotateThreads = 128;
 
 // Where component m of channel 0 of edge e is stored, and its sign.
@@ -199,7 +214,8 @@ struct FrameComponent {
   int64_t at;  // in the frame tensor
   int sign;    // 0: it is not stored
 };
-__device__ inline FrameComponent frame_component(const FrameBlock& block, const FrameColumns* places, int64_t edges,
+__device__ inline FrameComponent frame_component(const FrameBlock& block,
+                                                 const FrameColumns* places, int64_t edges,
                                                  int64_t e, int64_t m) {
   const FrameColumns& place = places[m < 0 ? -m : m];
   if (place.start < 0) return {0, 0};
@@ -208,12 +224,14 @@ __device__ inline FrameComponent frame_component(const FrameBlock& block, const 
 }
 
 template <int D, class T>
-__device__ inline void turn_into_frame(const FrameCall<T>& call, const FrameBlock& block, const FrameColumns* places,
-                                       const T* x, int64_t e, int64_t u) {
+__device__ inline void turn_into_frame(const FrameCall<T>& call, const FrameBlock& block,
+                                       const FrameColumns* places, const T* x, int64_t e,
+                                       int64_t u) {
   const T* wigner = call.wigner + e * call.wigner_dim + HAMFAST_ISA::wigner_offset(D / 2);
   T in[D];
   HAMFAST_UNROLL
-  for (int b = 0; b < D; ++b) in[b] = __ldg(x + (call.channels_fast ? b * block.mul + u : u * D + b));
+  for (int b = 0; b < D; ++b)
+    in[b] = __ldg(x + (call.channels_fast ? b * block.mul + u : u * D + b));
   for (int a = 0; a < D; ++a) {
     const FrameComponent to = frame_component(block, places, call.edges, e, a - D / 2);
     if (to.sign == 0) continue;
@@ -226,8 +244,8 @@ __device__ inline void turn_into_frame(const FrameCall<T>& call, const FrameBloc
 
 // Adds the edge's share to `out`.
 template <int D, class T>
-__device__ inline void turn_from_frame(const FrameCall<T>& call, const FrameBlock& block, const FrameColumns* places,
-                                       int64_t e, int64_t u, T* out) {
+__device__ inline void turn_from_frame(const FrameCall<T>& call, const FrameBlock& block,
+                                       const FrameColumns* places, int64_t e, int64_t u, T* out) {
   const T* wigner = call.wigner + e * call.wigner_dim + HAMFAST_ISA::wigner_offset(D / 2);
   for (int a = 0; a < D; ++a) {
     const FrameComponent from = frame_component(block, places, call.edges, e, a - D / 2);
@@ -239,8 +257,8 @@ __device__ inline void turn_from_frame(const FrameCall<T>& call, const FrameBloc
 }
 
 template <bool kIntoFrame, int D, class T>
-__device__ inline void rotate_rows(const FrameCall<T>& call, int s, const FrameBlock& block, const FrameColumns* places,
-                                   int64_t rows) {
+__device__ inline void rotate_rows(const FrameCall<T>& call, int s, const FrameBlock& block,
+                                   const FrameColumns* places, int64_t rows) {
   const int64_t first = int64_t(blockIdx.x) * kRotateRows;
   const int count = static_cast<int>(rows - first < kRotateRows ? rows - first : kRotateRows);
   const int mul = static_cast<int>(block.mul);
@@ -248,12 +266,14 @@ __device__ inline void rotate_rows(const FrameCall<T>& call, int s, const FrameB
     const int64_t row = first + item / mul, u = item % mul;
     if constexpr (kIntoFrame) {
       const int64_t r = call.index[s] ? call.index[s][row] : row;
-      turn_into_frame<D>(call, block, places, call.x_in[s] + r * call.dim[s] + block.offset, row, u);
+      turn_into_frame<D>(call, block, places, call.x_in[s] + r * call.dim[s] + block.offset, row,
+                         u);
     } else {
       T out[D];
       HAMFAST_UNROLL
       for (int b = 0; b < D; ++b) out[b] = T(0);
-      const int64_t begin = call.ptr ? call.ptr[row] : row, end = call.ptr ? call.ptr[row + 1] : row + 1;
+      const int64_t begin = call.ptr ? call.ptr[row] : row,
+                    end = call.ptr ? call.ptr[row + 1] : row + 1;
       for (int64_t p = begin; p < end; ++p)
         turn_from_frame<D>(call, block, places, call.ptr ? call.order[p] : p, u, out);
       T* x = call.x_out + row * call.dim[0] + block.offset;

@@ -1,15 +1,18 @@
 // The update of an edge's features from those of the nodes it joins:
-//   x[e] = edge[e] + sender[s] + receiver[t],  n = (x - mean) / sqrt(variance + epsilon),  u = weight n + bias,
-//   y[e] = act(u);   mean and variance are a row's own (layer normalisation: Ba, Kiros, Hinton 2016).
+//   x[e] = edge[e] + sender[s] + receiver[t],  n = (x - mean) / sqrt(variance + epsilon),  u =
+//   weight n + bias, y[e] = act(u);   mean and variance are a row's own (layer normalisation: Ba,
+//   Kiros, Hinton 2016).
 // Backward, with g the gradient of y, v = weight g act'(u) and <> the mean over a row:
-//   dx = (v - <v> - n <v n>) / sqrt(variance + epsilon),  dweight = sum over edges of n g act'(u),  dbias of g act'(u).
-// Double backward, along directions x' of dx, w' and b' of dweight and dbias: D = sum of g act'(u) u' with
+//   dx = (v - <v> - n <v n>) / sqrt(variance + epsilon),  dweight = sum over edges of n g act'(u),
+//   dbias of g act'(u).
+// Double backward, along directions x' of dx, w' and b' of dweight and dbias: D = sum of g act'(u)
+// u' with
 //   n' = (x' - <x'> - n <x' n>) / sqrt(...),  u' = weight n' + w' n + b':
-//   dD/dg = act'(u) u',  dweight = sum over edges of t n + g act'(u) n',  dbias of t,  t = g act''(u) u',
-//   dD/dx = (h - <h> - n (<h n> + <v n'>)) / sqrt(...),
-//   h = weight t + w' g act'(u) - (v <x' n> + x' <v n>) / sqrt(...).
-// x, mean and variance are made again: nothing but the operands is kept. Sums over the edges of a node are
-// edge_einsum's.
+//   dD/dg = act'(u) u',  dweight = sum over edges of t n + g act'(u) n',  dbias of t,  t = g
+//   act''(u) u', dD/dx = (h - <h> - n (<h n> + <v n'>)) / sqrt(...), h = weight t + w' g act'(u) -
+//   (v <x' n> + x' <v n>) / sqrt(...).
+// x, mean and variance are made again: nothing but the operands is kept. Sums over the edges of a
+// node are edge_einsum's.
 #pragma once
 
 #include "activations.cuh"
@@ -63,7 +66,8 @@ HAMFAST_HD inline int update_lanes(int64_t width) {
   return lanes;
 }
 
-// A group of lanes at the row of one edge. All lanes of the warp take every step; those without an edge add nothing.
+// A group of lanes at the row of one edge. All lanes of the warp take every step; those without an
+// edge add nothing.
 template <class T, class Stored>
 struct UpdateRow {
   // What a lane holds of a row. Rows that are longer are read again from there on.
@@ -77,16 +81,23 @@ struct UpdateRow {
   T mean, scale;
 
   HAMFAST_INLINE UpdateRow(const EdgeUpdateCall<T, Stored>& call_)
-      : call(call_), lanes(update_lanes(call_.width())), lane(static_cast<int>(threadIdx.x) % lanes) {}
+      : call(call_),
+        lanes(update_lanes(call_.width())),
+        lane(static_cast<int>(threadIdx.x) % lanes) {}
 
   HAMFAST_INLINE int64_t left(int64_t c) const { return call.width() - c; }
-  HAMFAST_INLINE int64_t column(int k) const { return (static_cast<int64_t>(k) * lanes + lane) * kColumns; }
-  HAMFAST_INLINE Columns<T> read(int64_t c) const { return row_columns<T>(call.sum, 1, row, 0, c, call.packed); }
+  HAMFAST_INLINE int64_t column(int k) const {
+    return (static_cast<int64_t>(k) * lanes + lane) * kColumns;
+  }
+  HAMFAST_INLINE Columns<T> read(int64_t c) const {
+    return row_columns<T>(call.sum, 1, row, 0, c, call.packed);
+  }
   HAMFAST_INLINE Columns<T> factors(const T* from, int64_t c) const {
     return load_columns<T>(from + c, left(c), call.packed);
   }
 
-  // f(k, c, x) for the lane's columns from c on: the k-th that are held, or, k = kHeld, any of the others.
+  // f(k, c, x) for the lane's columns from c on: the k-th that are held, or, k = kHeld, any of the
+  // others.
   template <class F>
   HAMFAST_INLINE void each(F&& f) const {
     if (!is_active) return;
@@ -131,7 +142,8 @@ struct UpdateRow {
   }
 
   // n and u.
-  HAMFAST_INLINE void normalise(int64_t c, const Columns<T>& x, Columns<T>& n, Columns<T>& u) const {
+  HAMFAST_INLINE void normalise(int64_t c, const Columns<T>& x, Columns<T>& n,
+                                Columns<T>& u) const {
     n = u = x;
     if (!call.weight) return;
     const Columns<T> weight = factors(call.weight.data, c), bias = factors(call.bias.data, c);
@@ -155,7 +167,8 @@ struct UpdateRow {
   }
 
   // n and g act'(u).
-  HAMFAST_INLINE void incoming(int64_t c, const Columns<T>& x, Columns<T>& n, Columns<T>& grad) const {
+  HAMFAST_INLINE void incoming(int64_t c, const Columns<T>& x, Columns<T>& n,
+                               Columns<T>& grad) const {
     Columns<T> u;
     normalise(c, x, n, u);
     grad = load_columns<T>(call.grad + row[0] * call.width() + c, left(c), call.packed);
@@ -192,7 +205,8 @@ struct UpdateRow {
         add(k, c, of_weight, grad);
         const Columns<T> weight = factors(call.weight.data, c);
         HAMFAST_UNROLL
-        for (int i = 0; i < kColumns; ++i) grad.at[i] = (weight.at[i] * grad.at[i] - of_v - n.at[i] * of_vn) * scale;
+        for (int i = 0; i < kColumns; ++i)
+          grad.at[i] = (weight.at[i] * grad.at[i] - of_v - n.at[i] * of_vn) * scale;
       }
       store_columns(grad, call.grad_sum + row[0] * call.width() + c, left(c), call.packed);
     });
@@ -200,15 +214,17 @@ struct UpdateRow {
 
   // Of the direction of a row's gradient.
   HAMFAST_INLINE Columns<T> along(int64_t c) const {
-    return call.tangent_sum ? load_columns<T>(call.tangent_sum + row[0] * call.width() + c, left(c), call.packed)
-                            : Columns<T>{};
+    return call.tangent_sum
+               ? load_columns<T>(call.tangent_sum + row[0] * call.width() + c, left(c), call.packed)
+               : Columns<T>{};
   }
   // Columns of what the second derivative is made of: see the top of the file.
   struct Second {
     Columns<T> n, tangent_n, to_grad, q, t, v,
         h;  // q = g act'(u), v = weight q; h without the terms of <v n> and <x' n>
   };
-  HAMFAST_INLINE Second second(int64_t c, const Columns<T>& x, T tangent_mean, T tangent_slope) const {
+  HAMFAST_INLINE Second second(int64_t c, const Columns<T>& x, T tangent_mean,
+                               T tangent_slope) const {
     Second s;
     Columns<T> u;
     normalise(c, x, s.n, u);
@@ -220,21 +236,24 @@ struct UpdateRow {
       tangent_bias = factors(call.tangent_norm + call.width(), c);
     }
     const Columns<T> tangent_x = along(c);
-    const Columns<T> grad = load_columns<T>(call.grad + row[0] * call.width() + c, left(c), call.packed);
+    const Columns<T> grad =
+        load_columns<T>(call.grad + row[0] * call.width() + c, left(c), call.packed);
     HAMFAST_UNROLL
     for (int i = 0; i < kColumns; ++i) {
       const T slope = call.silu ? HAMFAST_ISA::silu_slope(u.at[i]) : T(1);
       const T curvature = call.silu ? HAMFAST_ISA::silu_curvature(u.at[i]) : T(0);
-      s.tangent_n.at[i] =
-          has_norm ? (tangent_x.at[i] - tangent_mean - s.n.at[i] * tangent_slope) * scale : tangent_x.at[i];
-      const T tangent_u = has_norm
-                              ? weight.at[i] * s.tangent_n.at[i] + tangent_weight.at[i] * s.n.at[i] + tangent_bias.at[i]
-                              : s.tangent_n.at[i];
+      s.tangent_n.at[i] = has_norm
+                              ? (tangent_x.at[i] - tangent_mean - s.n.at[i] * tangent_slope) * scale
+                              : tangent_x.at[i];
+      const T tangent_u = has_norm ? weight.at[i] * s.tangent_n.at[i] +
+                                         tangent_weight.at[i] * s.n.at[i] + tangent_bias.at[i]
+                                   : s.tangent_n.at[i];
       s.to_grad.at[i] = slope * tangent_u;
       s.q.at[i] = slope * grad.at[i];
       s.t.at[i] = curvature * grad.at[i] * tangent_u;
       s.v.at[i] = weight.at[i] * s.q.at[i];
-      s.h.at[i] = has_norm ? weight.at[i] * s.t.at[i] + tangent_weight.at[i] * s.q.at[i] : s.t.at[i];
+      s.h.at[i] =
+          has_norm ? weight.at[i] * s.t.at[i] + tangent_weight.at[i] * s.q.at[i] : s.t.at[i];
     }
     return s;
   }
@@ -243,14 +262,16 @@ struct UpdateRow {
   template <class F>
   HAMFAST_INLINE void double_backward(F&& add) const {
     const T share = T(1) / static_cast<T>(call.width());
-    T tangent_mean = T(0), tangent_slope = T(0), of_vn = T(0), of_change = T(0), of_h = T(0), of_hn = T(0);
+    T tangent_mean = T(0), tangent_slope = T(0), of_vn = T(0), of_change = T(0), of_h = T(0),
+      of_hn = T(0);
     auto mean_over = [&](T& total) { total = over_group(total) * share; };
     if (call.weight) {
       each([&](int, int64_t c, const Columns<T>& x) {
         const Columns<T> tangent_x = along(c);
         HAMFAST_UNROLL
         for (int i = 0; i < kColumns; ++i)
-          tangent_mean += tangent_x.at[i], tangent_slope += tangent_x.at[i] * (x.at[i] - mean) * scale;
+          tangent_mean += tangent_x.at[i],
+              tangent_slope += tangent_x.at[i] * (x.at[i] - mean) * scale;
       });
       mean_over(tangent_mean), mean_over(tangent_slope);
     }
@@ -286,7 +307,8 @@ struct UpdateRow {
       const Second s = second(c, x, tangent_mean, tangent_slope);
       Columns<T> out;
       HAMFAST_UNROLL
-      for (int i = 0; i < kColumns; ++i) out.at[i] = (mixed(c, s, i) - of_h - s.n.at[i] * of_hn) * scale;
+      for (int i = 0; i < kColumns; ++i)
+        out.at[i] = (mixed(c, s, i) - of_h - s.n.at[i] * of_hn) * scale;
       store_columns(out, call.grad_sum + row[0] * call.width() + c, left(c), call.packed);
     });
   }
@@ -294,7 +316,8 @@ struct UpdateRow {
 
 // Groups of lanes walk over edges.
 template <class T, class Stored>
-__global__ void __launch_bounds__(kWarp* kUpdateWarps) edge_update_kernel(EdgeUpdateCall<T, Stored> call) {
+__global__ void __launch_bounds__(kWarp* kUpdateWarps)
+    edge_update_kernel(EdgeUpdateCall<T, Stored> call) {
   UpdateRow<T, Stored> row(call);
   const int64_t groups = static_cast<int64_t>(gridDim.x) * blockDim.x / row.lanes;
   const int64_t own = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / row.lanes;
@@ -304,8 +327,8 @@ __global__ void __launch_bounds__(kWarp* kUpdateWarps) edge_update_kernel(EdgeUp
   }
 }
 
-// The backward pass, or its derivative: a group of lanes has a chunk of the edges, and sums the gradients of weight and
-// bias over it.
+// The backward pass, or its derivative: a group of lanes has a chunk of the edges, and sums the
+// gradients of weight and bias over it.
 template <class T, class Stored, bool second>
 __global__ void __launch_bounds__(kWarp* kUpdateWarps, second && sizeof(T) == 8 ? 1 : 2)
     edge_update_gradients_kernel(EdgeUpdateCall<T, Stored> call) {
@@ -314,7 +337,8 @@ __global__ void __launch_bounds__(kWarp* kUpdateWarps, second && sizeof(T) == 8 
   const int64_t chunk = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / row.lanes;
   const int64_t first = chunk < call.chunks ? call.edges * chunk / call.chunks : call.edges;
   const int64_t last = chunk < call.chunks ? call.edges * (chunk + 1) / call.chunks : call.edges;
-  const int64_t longest = (call.edges + call.chunks - 1) / call.chunks;  // the same for all lanes of a warp
+  const int64_t longest =
+      (call.edges + call.chunks - 1) / call.chunks;  // the same for all lanes of a warp
   const Maybe<T> to_weight = chunk < call.chunks ? call.grad_norm_of(chunk) : Maybe<T>();
   Columns<T> weight[Row::kHeld] = {}, bias[Row::kHeld] = {};
   for (int64_t n = 0; n < longest; ++n) {

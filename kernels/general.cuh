@@ -1,13 +1,15 @@
-// The general kernel of tensor products: every mode of e3nn, path by path, and all partial derivatives.
+// The general kernel of tensor products: every mode of e3nn, path by path, and all partial
+// derivatives.
 //
-// Per row, F(x, y, w, g) = <g, TP(x, y, w)> is linear in each argument. The product is dF/dg, its gradients are dF/dx,
-// dF/dy, dF/dw, and the gradient of any of these is again one of the four. `add_row<slot>` adds one row's dF/d(slot) to
-// `out`.
+// Per row, F(x, y, w, g) = <g, TP(x, y, w)> is linear in each argument. The product is dF/dg, its
+// gradients are dF/dx, dF/dy, dF/dw, and the gradient of any of these is again one of the four.
+// `add_row<slot>` adds one row's dF/d(slot) to `out`.
 //
-// A path multiplies pairs of channels. "Outer" modes pair every u with every v; "tied" modes pair u with u, or u < v.
-// All work on a path goes through z[v][k][u], the coupled pairs, with channels fastest: then
-//   channel modes multiply each pair by one weight (or none) and add it to output channel `out_u * u + out_v * v`,
-//   mixing modes sum  W[pair, w] z[pair]  into every output channel w.
+// A path multiplies pairs of channels. "Outer" modes pair every u with every v; "tied" modes pair u
+// with u, or u < v. All work on a path goes through z[v][k][u], the coupled pairs, with channels
+// fastest: then
+//   channel modes multiply each pair by one weight (or none) and add it to output channel `out_u *
+//   u + out_v * v`, mixing modes sum  W[pair, w] z[pair]  into every output channel w.
 #pragma once
 
 #include "common.cuh"
@@ -27,13 +29,15 @@ struct GeneralCall {
   int64_t num_paths;
   CouplingList cg;
   Slot slot;
-  Maybe<const T> operand[4];      // x, y, w, g; the one of `slot` is not read
-  int64_t dim[4];                 // row lengths; w: 0 when all rows share it
-  Maybe<const int64_t> index[4];  // x: senders, g: receivers, else absent: row of the operand that edge e uses
-  Maybe<const int64_t> order;     // edges by output row; absent: output row r is edge r
-  Maybe<const int64_t> ptr;       // [rows + 1] into `order`, or absent
+  Maybe<const T> operand[4];  // x, y, w, g; the one of `slot` is not read
+  int64_t dim[4];             // row lengths; w: 0 when all rows share it
+  Maybe<const int64_t>
+      index[4];  // x: senders, g: receivers, else absent: row of the operand that edge e uses
+  Maybe<const int64_t> order;  // edges by output row; absent: output row r is edge r
+  Maybe<const int64_t> ptr;    // [rows + 1] into `order`, or absent
   int64_t edges;
-  bool weighted_only;  // leave out paths without weights: they have no derivative along a direction of the weights
+  bool weighted_only;  // leave out paths without weights: they have no derivative along a direction
+                       // of the weights
   int64_t chunk;       // > 0: output row r sums edges r * chunk ... (shared weights)
   int64_t out_dim;
   int64_t scratch_size;
@@ -50,10 +54,11 @@ struct RowOperands {
   const T* g;
 };
 
-// to[i * pairs + p] = block[channel * d + i]; the channel of pair p is p itself, or the `second` or first of u < v.
+// to[i * pairs + p] = block[channel * d + i]; the channel of pair p is p itself, or the `second` or
+// first of u < v.
 template <class T, class Team>
-HAMFAST_HD inline void load_channels_fast(const Team& team, const T* block, int64_t n, int64_t d, bool triangular,
-                                          bool second, T* to, int64_t pairs) {
+HAMFAST_HD inline void load_channels_fast(const Team& team, const T* block, int64_t n, int64_t d,
+                                          bool triangular, bool second, T* to, int64_t pairs) {
   if (!triangular) {
     for (int64_t u = team.rank(); u < n; u += team.size())
       for (int64_t i = 0; i < d; ++i) to[i * pairs + u] = block[u * d + i];
@@ -61,13 +66,15 @@ HAMFAST_HD inline void load_channels_fast(const Team& team, const T* block, int6
   }
   for (int64_t u = 0, first = 0; u < n; first += n - 1 - u, ++u)
     for (int64_t v = u + 1 + team.rank(); v < n; v += team.size())
-      for (int64_t i = 0; i < d; ++i) to[i * pairs + first + v - u - 1] = block[(second ? v : u) * d + i];
+      for (int64_t i = 0; i < d; ++i)
+        to[i * pairs + first + v - u - 1] = block[(second ? v : u) * d + i];
 }
 
-// The reverse: adds to block[channel * d + i]. Threads share nothing because each owns whole channels.
+// The reverse: adds to block[channel * d + i]. Threads share nothing because each owns whole
+// channels.
 template <class T, class Team>
-HAMFAST_HD inline void add_channels_slow(const Team& team, const T* from, int64_t pairs, int64_t n, int64_t d,
-                                         bool triangular, bool second, T* block) {
+HAMFAST_HD inline void add_channels_slow(const Team& team, const T* from, int64_t pairs, int64_t n,
+                                         int64_t d, bool triangular, bool second, T* block) {
   for (int64_t c = team.rank(); c < n; c += team.size()) {
     if (!triangular) {
       for (int64_t i = 0; i < d; ++i) block[c * d + i] += from[i * pairs + c];
@@ -87,8 +94,9 @@ HAMFAST_HD inline void fill_zero(const Team& team, T* p, int64_t n) {
 
 // z[v][k][p] = sum_ij C_ijk x[u, i] y[v, j]
 template <class T, class Team>
-HAMFAST_HD inline void couple(const Team& team, const Path& path, const CouplingList& cg, const T* xt, const T* yt,
-                              const T* y, int64_t pairs, int64_t outer, T* z) {
+HAMFAST_HD inline void couple(const Team& team, const Path& path, const CouplingList& cg,
+                              const T* xt, const T* yt, const T* y, int64_t pairs, int64_t outer,
+                              T* z) {
   const bool tied = path.pairing != int64_t(Pairing::outer);
   fill_zero(team, z, outer * path.d3 * pairs);
   team.sync();
@@ -115,8 +123,8 @@ HAMFAST_HD inline void couple(const Team& team, const Path& path, const Coupling
 
 // gz[v][k][p] = sum_w W[pair, w] g[w, k], or weight x g of the pair's output channel
 template <class T, class Team>
-HAMFAST_HD inline void pull_back(const Team& team, const Path& path, const T* w, const T* g, int64_t pairs,
-                                 int64_t outer, T* gt, T* gz) {
+HAMFAST_HD inline void pull_back(const Team& team, const Path& path, const T* w, const T* g,
+                                 int64_t pairs, int64_t outer, T* gt, T* gz) {
   const T* grad = g + path.offset3;
   if (path.mixing) {
     load_channels_fast(team, grad, path.n3, path.d3, false, false, gt, path.n3);
@@ -144,8 +152,8 @@ HAMFAST_HD inline void pull_back(const Team& team, const Path& path, const T* w,
 }
 
 template <class T, class Team>
-HAMFAST_HD inline void add_output(const Team& team, const Path& path, const T* w, const T* z, int64_t pairs,
-                                  int64_t outer, T* acc, T* out) {
+HAMFAST_HD inline void add_output(const Team& team, const Path& path, const T* w, const T* z,
+                                  int64_t pairs, int64_t outer, T* acc, T* out) {
   T* to = out + path.offset3;
   if (path.mixing) {
     fill_zero(team, acc, path.d3 * path.n3);
@@ -183,8 +191,8 @@ HAMFAST_HD inline void add_output(const Team& team, const Path& path, const T* w
 }
 
 template <class T, class Team>
-HAMFAST_HD inline void add_weight(const Team& team, const Path& path, const T* z, const T* g, int64_t pairs,
-                                  int64_t outer, T* gt, T* out) {
+HAMFAST_HD inline void add_weight(const Team& team, const Path& path, const T* z, const T* g,
+                                  int64_t pairs, int64_t outer, T* gt, T* out) {
   const T* grad = g + path.offset3;
   T* to = out + path.weight_offset;
   if (path.mixing) {
@@ -211,9 +219,9 @@ HAMFAST_HD inline void add_weight(const Team& team, const Path& path, const T* z
 }
 
 template <class T, class Team>
-HAMFAST_HD inline void add_operand(const Team& team, const Path& path, const CouplingList& cg, Slot slot, const T* xt,
-                                   const T* yt, const T* y, const T* gz, int64_t pairs, int64_t outer, T* grad,
-                                   T* out) {
+HAMFAST_HD inline void add_operand(const Team& team, const Path& path, const CouplingList& cg,
+                                   Slot slot, const T* xt, const T* yt, const T* y, const T* gz,
+                                   int64_t pairs, int64_t outer, T* grad, T* out) {
   const bool tied = path.pairing != int64_t(Pairing::outer);
   const bool triangular = path.pairing == int64_t(Pairing::triangular);
   if (slot == slot_y && !tied) {
@@ -225,7 +233,8 @@ HAMFAST_HD inline void add_operand(const Team& team, const Path& path, const Cou
         HAMFAST_SIMD_SUM(total)
         for (int64_t p = team.rank(); p < pairs; p += team.size()) total += xi[p] * gk[p];
         total = team.sum(total);
-        if (team.rank() == 0) out[path.offset2 + v * path.d2 + cg.ijk[3 * c + 1]] += T(cg.value[c]) * total;
+        if (team.rank() == 0)
+          out[path.offset2 + v * path.d2 + cg.ijk[3 * c + 1]] += T(cg.value[c]) * total;
       }
     return;
   }
@@ -241,7 +250,8 @@ HAMFAST_HD inline void add_operand(const Team& team, const Path& path, const Cou
         const T value = T(cg.value[c]);
         const T* other = to_x ? yt + j * pairs : xt + i * pairs;
         HAMFAST_SIMD
-        for (int64_t p = team.rank(); p < pairs; p += team.size()) to[p] += value * other[p] * gk[p];
+        for (int64_t p = team.rank(); p < pairs; p += team.size())
+          to[p] += value * other[p] * gk[p];
       } else {
         const T value = T(cg.value[c]) * y[path.offset2 + v * path.d2 + j];
         HAMFAST_SIMD
@@ -255,10 +265,12 @@ HAMFAST_HD inline void add_operand(const Team& team, const Path& path, const Cou
     add_channels_slow(team, grad, pairs, path.n2, path.d2, triangular, true, out + path.offset2);
 }
 
-// Adds dF/d(slot) of one row to `out`. `scratch`: as many elements as `scratch_size` of the plan's table says.
+// Adds dF/d(slot) of one row to `out`. `scratch`: as many elements as `scratch_size` of the plan's
+// table says.
 template <class T, class Team>
-HAMFAST_HD inline void add_row(const Team& team, const Path* paths, int64_t num_paths, const CouplingList& cg,
-                               Slot slot, bool weighted_only, const RowOperands<T>& in, T* out, T* scratch) {
+HAMFAST_HD inline void add_row(const Team& team, const Path* paths, int64_t num_paths,
+                               const CouplingList& cg, Slot slot, bool weighted_only,
+                               const RowOperands<T>& in, T* out, T* scratch) {
   for (int64_t n = 0; n < num_paths; ++n) {
     const Path& path = paths[n];
     const bool tied = path.pairing != int64_t(Pairing::outer);
@@ -272,7 +284,8 @@ HAMFAST_HD inline void add_row(const Team& team, const Path* paths, int64_t num_
     T* z = yt + (tied ? path.d2 * pairs : 0);
     T* mixed = z + outer * path.d3 * pairs;
     T* grad = mixed + (path.mixing ? path.d3 * path.n3 : 0);
-    if (slot != slot_x) load_channels_fast(team, in.x + path.offset1, path.n1, path.d1, triangular, false, xt, pairs);
+    if (slot != slot_x)
+      load_channels_fast(team, in.x + path.offset1, path.n1, path.d1, triangular, false, xt, pairs);
     if (slot != slot_y && tied)
       load_channels_fast(team, in.y + path.offset2, path.n2, path.d2, triangular, true, yt, pairs);
     team.sync();
@@ -291,7 +304,8 @@ HAMFAST_HD inline void add_row(const Team& team, const Path* paths, int64_t num_
 }
 
 template <class T, class Team>
-HAMFAST_HD inline void general_row(const Team& team, const GeneralCall<T>& call, int64_t row, T* scratch) {
+HAMFAST_HD inline void general_row(const Team& team, const GeneralCall<T>& call, int64_t row,
+                                   T* scratch) {
   T* out = call.out + row * call.out_dim;
   int64_t begin = row, end = row + 1;
   if (call.ptr) {
@@ -306,7 +320,8 @@ HAMFAST_HD inline void general_row(const Team& team, const GeneralCall<T>& call,
     const T* in[4];
     for (int a = 0; a < 4; ++a) {
       in[a] = nullptr;
-      if (call.operand[a]) in[a] = call.operand[a] + (call.index[a] ? call.index[a][e] : e) * call.dim[a];
+      if (call.operand[a])
+        in[a] = call.operand[a] + (call.index[a] ? call.index[a][e] : e) * call.dim[a];
     }
     add_row(team, call.paths, call.num_paths, call.cg, call.slot, call.weighted_only,
             RowOperands<T>{in[0], in[1], in[2], in[3]}, out, scratch);
@@ -320,7 +335,8 @@ HAMFAST_HD inline void general_row(const Team& team, const GeneralCall<T>& call,
 template <class T>
 __global__ void general_kernel(GeneralCall<T> call, int64_t rows, T* scratch) {
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x)
-    HAMFAST_ISA::general_row(HAMFAST_ISA::Warp{}, call, row, scratch + blockIdx.x * call.scratch_size);
+    HAMFAST_ISA::general_row(HAMFAST_ISA::Warp{}, call, row,
+                             scratch + blockIdx.x * call.scratch_size);
 }
 
 #endif

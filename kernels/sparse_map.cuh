@@ -1,4 +1,5 @@
-// A constant sparse matrix times rows: out[r, i] = sum over n in ptr[i] ... ptr[i + 1] of value[n] x[r, column[n]].
+// A constant sparse matrix times rows: out[r, i] = sum over n in ptr[i] ... ptr[i + 1] of value[n]
+// x[r, column[n]].
 #pragma once
 
 #include "common.cuh"
@@ -18,7 +19,8 @@ template <class T>
 HAMFAST_HD inline T sparse_map_element(const SparseMapCall<T>& call, int64_t row, int64_t i) {
   const T* x = call.x + row * call.dim_in;
   T total = T(0);
-  for (int64_t n = call.ptr[i]; n < call.ptr[i + 1]; ++n) total += call.value[n] * x[call.column[n]];
+  for (int64_t n = call.ptr[i]; n < call.ptr[i + 1]; ++n)
+    total += call.value[n] * x[call.column[n]];
   return total;
 }
 
@@ -28,7 +30,8 @@ HAMFAST_HD inline T sparse_map_element(const SparseMapCall<T>& call, int64_t row
 template <class T>
 __global__ void sparse_map_kernel(SparseMapCall<T> call) {
   const int64_t elements = call.rows * call.dim_out;
-  for (int64_t n = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; n < elements; n += int64_t(gridDim.x) * blockDim.x)
+  for (int64_t n = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; n < elements;
+       n += int64_t(gridDim.x) * blockDim.x)
     call.out[n] = sparse_map_element(call, n / call.dim_out, n % call.dim_out);
 }
 

@@ -1,5 +1,5 @@
-// Rows of a graph in chunks of about equal work, whose number does not depend on the number of threads: sums made chunk
-// by chunk are the same on every machine.
+// Rows of a graph in chunks of about equal work, whose number does not depend on the number of
+// threads: sums made chunk by chunk are the same on every machine.
 #pragma once
 
 #include <algorithm>
@@ -11,8 +11,8 @@ namespace hamfast {
 
 constexpr int64_t kChunks = 64;
 
-// f(first row, last row, chunk) for every chunk, in parallel. ptr: where each row's edges begin; absent: rows cost
-// the same.
+// f(first row, last row, chunk) for every chunk, in parallel. ptr: where each row's edges begin;
+// absent: rows cost the same.
 template <class F>
 void for_balanced_rows(Maybe<const int64_t> ptr, int64_t rows, F&& f) {
   auto boundary = [&](int64_t chunk) {
@@ -41,7 +41,8 @@ void for_balanced_rows(Maybe<const int64_t> ptr, int64_t rows, F&& f) {
 inline Tensor added_chunks(const Tensor& chunks) {
   const int64_t n = chunks.size(1), m = chunks.size(2);
   const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
-  Tensor total = torch::stable::empty(std::vector<int64_t>{n, m}, chunks.scalar_type(), std::nullopt, cpu);
+  Tensor total =
+      torch::stable::empty(std::vector<int64_t>{n, m}, chunks.scalar_type(), std::nullopt, cpu);
   dispatch_real(chunks.scalar_type(), "sum of chunks", [&](auto zero) {
     using T = decltype(zero);
     T* to = total.mutable_data_ptr<T>();

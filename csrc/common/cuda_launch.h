@@ -1,5 +1,6 @@
-// All that a launcher knows of CUDA: the current stream without a link to libtorch_cuda, and a checked launch.
-// tests/simt/common/cuda_launch.h has the same names: with it, the *_cuda.cu files run on the host.
+// All that a launcher knows of CUDA: the current stream without a link to libtorch_cuda, and a
+// checked launch. tests/simt/common/cuda_launch.h has the same names: with it, the *_cuda.cu files
+// run on the host.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -18,8 +19,9 @@ struct Grid {
   int64_t x = 1, y = 1;
 };
 
-// torch 2.13 has Stream::nativeHandle; our floor is 2.11, where the C shim of libtorch_cuda gives the stream. It is
-// looked up when first needed, so that this library also loads into CPU builds of torch, which lack it.
+// torch 2.13 has Stream::nativeHandle; our floor is 2.11, where the C shim of libtorch_cuda gives
+// the stream. It is looked up when first needed, so that this library also loads into CPU builds of
+// torch, which lack it.
 inline cudaStream_t current_stream(int32_t device) {
   using GetStream = int32_t (*)(int32_t, void**);
   static const GetStream get = [] {
@@ -27,7 +29,8 @@ inline cudaStream_t current_stream(int32_t device) {
     void* symbol = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
     return reinterpret_cast<GetStream>(symbol);
   }();
-  STD_TORCH_CHECK(get != nullptr, "hamfast: this build of torch has no CUDA (aoti_torch_get_current_cuda_stream)");
+  STD_TORCH_CHECK(get != nullptr,
+                  "hamfast: this build of torch has no CUDA (aoti_torch_get_current_cuda_stream)");
   void* stream = nullptr;
   STD_TORCH_CHECK(get(device, &stream) == 0, "hamfast: no current CUDA stream on device ", device);
   return static_cast<cudaStream_t>(stream);
@@ -37,8 +40,8 @@ inline cudaStream_t current_stream(int32_t device) {
 template <class... Parameters, class... Arguments>
 void launch(const char* op, void (*kernel)(Parameters...), Grid grid, int threads, int32_t device,
             const Arguments&... arguments) {
-  kernel<<<dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y)), threads, 0, current_stream(device)>>>(
-      arguments...);
+  kernel<<<dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y)), threads, 0,
+           current_stream(device)>>>(arguments...);
   const cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, op, ": kernel launch failed: ", cudaGetErrorString(error));
 }

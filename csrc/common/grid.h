@@ -11,7 +11,8 @@ namespace hamfast {
 // What launchers on a GPU share.
 struct OnCuda {
   using Guard = LaunchGuard;
-  static Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes, std::optional<ScalarType> type = {}) {
+  static Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes,
+                           std::optional<ScalarType> type = {}) {
     return torch::stable::new_empty(like, sizes, type.value_or(like.scalar_type()));
   }
   // [chunks, ...] -> [...], in an order of its own that is always the same.
@@ -29,7 +30,9 @@ inline int64_t blocks_for(int64_t rows) { return rows < kMaxBlocks ? rows : kMax
 // out[i] += sum_p in[p * n + i], in the order of p.
 template <class T>
 void add_rows(const T* in, int64_t chunks, int64_t n, T* out, int32_t device) {
-  if (n > 0) launch("add_rows", add_rows_kernel<T>, Grid{blocks_for((n + 255) / 256)}, 256, device, in, chunks, n, out);
+  if (n > 0)
+    launch("add_rows", add_rows_kernel<T>, Grid{blocks_for((n + 255) / 256)}, 256, device, in,
+           chunks, n, out);
 }
 
 }  // namespace hamfast

@@ -93,10 +93,12 @@ Tensor pooled_empty(const std::vector<int64_t>& sizes, ScalarType type) {
   }
   bytes *= static_cast<size_t>(numel);
   const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
-  if (bytes < kSmallest || !pool().enabled()) return torch::stable::empty(sizes, type, std::nullopt, cpu);
+  if (bytes < kSmallest || !pool().enabled())
+    return torch::stable::empty(sizes, type, std::nullopt, cpu);
   void* block = pool().take((bytes + kHugePage - 1) / kHugePage * kHugePage);
   if (pool().poisons()) std::memset(block, 0xff, bytes);
-  return torch::stable::from_blob(block, sizes, strides, cpu, type, [](void* p) { pool().give_back(p); });
+  return torch::stable::from_blob(block, sizes, strides, cpu, type,
+                                  [](void* p) { pool().give_back(p); });
 }
 
 }  // namespace hamfast

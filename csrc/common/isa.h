@@ -8,8 +8,8 @@
 #define HAMFAST_FOR_EACH_ISA(DECLARE) DECLARE(baseline)
 #endif
 
-// For HAMFAST_FOR_EACH_ISA: what a header's own HAMFAST_DECLARE_FOR(T) declares, for both types, in the set's
-// namespace.
+// For HAMFAST_FOR_EACH_ISA: what a header's own HAMFAST_DECLARE_FOR(T) declares, for both types, in
+// the set's namespace.
 #define HAMFAST_DECLARE_IN(ISA) \
   namespace hamfast::ISA {      \
   HAMFAST_DECLARE_FOR(float)    \
@@ -20,7 +20,8 @@ namespace hamfast {
 
 enum class Isa { baseline, avx2, avx512 };
 
-// The best one this processor runs, or the one named by the environment variable HAMFAST_ISA if that is lower.
+// The best one this processor runs, or the one named by the environment variable HAMFAST_ISA if
+// that is lower.
 Isa chosen_isa();
 const char* isa_name(Isa isa);
 

@@ -1,5 +1,6 @@
-// Kernels compiled at run time, for one plan each: NVRTC (opened when first needed, from the wheel that CUDA builds of
-// torch depend on), a cache of what it made on disk, and the driver that loads it. No CUDA header, no link to CUDA.
+// Kernels compiled at run time, for one plan each: NVRTC (opened when first needed, from the wheel
+// that CUDA builds of torch depend on), a cache of what it made on disk, and the driver that loads
+// it. No CUDA header, no link to CUDA.
 #pragma once
 
 #include <cstdint>
@@ -23,11 +24,14 @@ int compiler_version();
 
 using Header = std::pair<std::string, std::string>;  // name, text
 
-// Machine code (or PTX, for GPUs newer than the compiler) of `source` for compute capability `capability` (90: 9.0).
+// Machine code (or PTX, for GPUs newer than the compiler) of `source` for compute capability
+// `capability` (90: 9.0).
 std::string compile(const std::string& source, const std::vector<Header>& headers, int capability);
 
-// The same, from the cache if it is there. A cache that cannot be used costs a notice, once, and nothing else.
-std::string compile_cached(const std::string& source, const std::vector<Header>& headers, int capability);
+// The same, from the cache if it is there. A cache that cannot be used costs a notice, once, and
+// nothing else.
+std::string compile_cached(const std::string& source, const std::vector<Header>& headers,
+                           int capability);
 
 // $HAMFAST_CACHE, $XDG_CACHE_HOME/hamfast or ~/.cache/hamfast; "" if there is no such place.
 std::string cache_folder();
@@ -40,7 +44,8 @@ class Kernel {
  public:
   Kernel(const std::string& image, const char* name);
   // `parameters`: pointers to the arguments. The current device's context; `stream`: a CUstream.
-  void launch(unsigned blocks, unsigned threads, unsigned shared_bytes, void* stream, void** parameters) const;
+  void launch(unsigned blocks, unsigned threads, unsigned shared_bytes, void* stream,
+              void** parameters) const;
 
  private:
   void* kernel_ = nullptr;

@@ -1,5 +1,6 @@
-// Files `<key>.kernel`: a header with a checksum, then what the compiler made. Written under another name and renamed,
-// so that any number of processes can start at once and none sees half a file.
+// Files `<key>.kernel`: a header with a checksum, then what the compiler made. Written under
+// another name and renamed, so that any number of processes can start at once and none sees half a
+// file.
 #include <unistd.h>
 
 #include <cstdio>
@@ -33,12 +34,14 @@ void notice_once(const std::string& text) {
   std::call_once(flag, [&] { std::fprintf(stderr, "hamfast: %s\n", text.c_str()); });
 }
 
-std::string file_name(const std::string& source, const std::vector<Header>& headers, int capability) {
-  std::string all =
-      HAMFAST_VERSION " " + std::to_string(capability) + " " + std::to_string(compiler_version()) + source;
+std::string file_name(const std::string& source, const std::vector<Header>& headers,
+                      int capability) {
+  std::string all = HAMFAST_VERSION " " + std::to_string(capability) + " " +
+                    std::to_string(compiler_version()) + source;
   for (const Header& header : headers) all += header.first + '\0' + header.second + '\0';
   char name[64];
-  std::snprintf(name, sizeof(name), "%016llx%016llx.kernel", static_cast<unsigned long long>(digest(all, 0)),
+  std::snprintf(name, sizeof(name), "%016llx%016llx.kernel",
+                static_cast<unsigned long long>(digest(all, 0)),
                 static_cast<unsigned long long>(digest(all, 0x9e3779b97f4a7c15ull)));
   return name;
 }
@@ -59,7 +62,8 @@ std::string read_file(const fs::path& path) {
   }
   if (std::memcmp(expected.magic, found.magic, sizeof(found.magic)) != 0 || content.empty() ||
       digest(content, 0) != found.checksum) {
-    std::fprintf(stderr, "hamfast: the cached kernel %s is damaged; it is compiled anew\n", path.c_str());
+    std::fprintf(stderr, "hamfast: the cached kernel %s is damaged; it is compiled anew\n",
+                 path.c_str());
     return {};
   }
   return content;
@@ -95,16 +99,19 @@ std::string cache_folder() {
     return value ? value : "";
   };
   if (const std::string own = variable("HAMFAST_CACHE"); !own.empty()) return own;
-  if (const std::string cache = variable("XDG_CACHE_HOME"); !cache.empty()) return cache + "/hamfast";
+  if (const std::string cache = variable("XDG_CACHE_HOME"); !cache.empty())
+    return cache + "/hamfast";
   if (const std::string home = variable("HOME"); !home.empty()) return home + "/.cache/hamfast";
   return {};
 }
 
-std::string compile_cached(const std::string& source, const std::vector<Header>& headers, int capability) {
+std::string compile_cached(const std::string& source, const std::vector<Header>& headers,
+                           int capability) {
   const std::string folder = cache_folder();
   if (folder.empty()) {
     notice_once(
-        "there is no cache folder (HAMFAST_CACHE, XDG_CACHE_HOME and HOME are unset): kernels are compiled anew in "
+        "there is no cache folder (HAMFAST_CACHE, XDG_CACHE_HOME and HOME are unset): kernels are "
+        "compiled anew in "
         "every process");
     return compile(source, headers, capability);
   }
@@ -114,8 +121,9 @@ std::string compile_cached(const std::string& source, const std::vector<Header>&
   image = compile(source, headers, capability);
   const std::string failure = write_file(path, image);
   if (!failure.empty())
-    notice_once("the cache folder " + folder + " cannot be written (" + failure +
-                "): kernels are compiled anew in every process; HAMFAST_CACHE names another folder");
+    notice_once(
+        "the cache folder " + folder + " cannot be written (" + failure +
+        "): kernels are compiled anew in every process; HAMFAST_CACHE names another folder");
   return image;
 }
 

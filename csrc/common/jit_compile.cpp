@@ -27,12 +27,14 @@ std::string compiler_path;  // NOLINT: set once, when the package is loaded
 
 // The compiler's own library of built-ins must be there before it: it looks for it by name alone.
 void open_builtins(const std::string& path) {
-  const size_t slash = path.rfind('/'), name = path.find("libnvrtc", slash == std::string::npos ? 0 : slash);
+  const size_t slash = path.rfind('/'),
+               name = path.find("libnvrtc", slash == std::string::npos ? 0 : slash);
   const size_t so = path.find(".so", name);
   if (slash == std::string::npos || so == std::string::npos) return;
   const std::string folder = path.substr(0, slash + 1), version = path.substr(so + 3);  // ".13"
   for (int minor = 0; minor < 20; ++minor) {
-    const std::string builtins = folder + "libnvrtc-builtins.so" + version + "." + std::to_string(minor);
+    const std::string builtins =
+        folder + "libnvrtc-builtins.so" + version + "." + std::to_string(minor);
     if (dlopen(builtins.c_str(), RTLD_NOW | RTLD_GLOBAL)) return;
   }
 }
@@ -55,14 +57,17 @@ const Nvrtc& nvrtc() {
     std::string tried;
     void* library = open_compiler(tried);
     if (!library) {
-      failure = "no run-time compiler: NVRTC was not found (" + (tried.empty() ? "libnvrtc.so.13 or .12" : tried) +
+      failure = "no run-time compiler: NVRTC was not found (" +
+                (tried.empty() ? "libnvrtc.so.13 or .12" : tried) +
                 "); `pip install nvidia-cuda-nvrtc` brings it";
       return f;
     }
     auto find = [&](auto& function, const char* name) {
-      function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
+      function =
+          reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
       if (!function)
-        failure = std::string("the run-time compiler is too old: NVRTC has no ") + name + "; 12.0 is needed";
+        failure = std::string("the run-time compiler is too old: NVRTC has no ") + name +
+                  "; 12.0 is needed";
     };
     find(f.version, "nvrtcVersion");
     find(f.error_string, "nvrtcGetErrorString");
@@ -84,10 +89,13 @@ const Nvrtc& nvrtc() {
 }
 
 void check(const Nvrtc& f, int status, const char* what) {
-  if (status != 0) throw Error(std::string("the run-time compiler failed in ") + what + ": " + f.error_string(status));
+  if (status != 0)
+    throw Error(std::string("the run-time compiler failed in ") + what + ": " +
+                f.error_string(status));
 }
 
-// The newest target of the compiler that this GPU can run: its own generation's machine code, else older PTX.
+// The newest target of the compiler that this GPU can run: its own generation's machine code, else
+// older PTX.
 std::string target_of(const Nvrtc& f, int capability) {
   int count = 0;
   check(f, f.num_archs(&count), "nvrtcGetNumSupportedArchs");
@@ -99,8 +107,9 @@ std::string target_of(const Nvrtc& f, int capability) {
     if (arch < oldest) oldest = arch;
   }
   if (best == 0)
-    throw Error("GPU architecture sm_" + std::to_string(capability) + " is not supported: this NVRTC compiles for sm_" +
-                std::to_string(oldest) + " and later");
+    throw Error("GPU architecture sm_" + std::to_string(capability) +
+                " is not supported: this NVRTC compiles for sm_" + std::to_string(oldest) +
+                " and later");
   return (best / 10 == capability / 10 ? "sm_" : "compute_") + std::to_string(best);
 }
 
@@ -124,8 +133,10 @@ std::string compile(const std::string& source, const std::vector<Header>& header
   }
   Nvrtc::Program program = nullptr;
   const int count = static_cast<int>(headers.size());
-  check(f, f.create(&program, source.c_str(), "hamfast.cu", count, texts.data(), names.data()), "nvrtcCreateProgram");
-  const std::string target = target_of(f, capability), architecture = "--gpu-architecture=" + target;
+  check(f, f.create(&program, source.c_str(), "hamfast.cu", count, texts.data(), names.data()),
+        "nvrtcCreateProgram");
+  const std::string target = target_of(f, capability),
+                    architecture = "--gpu-architecture=" + target;
   const char* options[] = {architecture.c_str(), "--std=c++20", "-default-device"};
   const int status = f.compile(program, 3, options);
   std::string result;
@@ -139,9 +150,11 @@ std::string compile(const std::string& source, const std::vector<Header>& header
   }
   const bool machine_code = target[0] == 's';
   size_t size = 0;
-  check(f, machine_code ? f.cubin_size(program, &size) : f.ptx_size(program, &size), "nvrtcGetCUBINSize");
+  check(f, machine_code ? f.cubin_size(program, &size) : f.ptx_size(program, &size),
+        "nvrtcGetCUBINSize");
   result.resize(size);
-  check(f, machine_code ? f.cubin(program, result.data()) : f.ptx(program, result.data()), "nvrtcGetCUBIN");
+  check(f, machine_code ? f.cubin(program, result.data()) : f.ptx(program, result.data()),
+        "nvrtcGetCUBIN");
   f.destroy(&program);
   return result;
 }

@@ -55,18 +55,21 @@ struct TensorProductArguments {
   ProductSettings settings;
 };
 template <auto run>
-auto tensor_product_boxed(Optional x, Optional y, Optional w, Optional g, Optional tangent_x, Optional tangent_y,
-                          Optional tangent_w, Optional tangent_g, Tensor paths, Tensor cg_index, Tensor cg_value,
-                          Tensor tasks, Tensor x_blocks, Tensor g_blocks, Tensor entries, Tensor coupling,
-                          Optional senders, Optional sender_order, Optional sender_ptr, Optional receivers,
-                          Optional receiver_order, Optional receiver_ptr, int64_t wanted, int64_t edges,
-                          bool shared_weights, int64_t x_layout, int64_t g_layout, std::vector<int64_t> dims) {
-  return run(TensorProductArguments{{x, y, w, g},
-                                    {tangent_x, tangent_y, tangent_w, tangent_g},
-                                    {paths, cg_index, cg_value, tasks, x_blocks, g_blocks, entries, coupling},
-                                    {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
-                                    wanted,
-                                    {edges, shared_weights, x_layout, g_layout, dims}});
+auto tensor_product_boxed(Optional x, Optional y, Optional w, Optional g, Optional tangent_x,
+                          Optional tangent_y, Optional tangent_w, Optional tangent_g, Tensor paths,
+                          Tensor cg_index, Tensor cg_value, Tensor tasks, Tensor x_blocks,
+                          Tensor g_blocks, Tensor entries, Tensor coupling, Optional senders,
+                          Optional sender_order, Optional sender_ptr, Optional receivers,
+                          Optional receiver_order, Optional receiver_ptr, int64_t wanted,
+                          int64_t edges, bool shared_weights, int64_t x_layout, int64_t g_layout,
+                          std::vector<int64_t> dims) {
+  return run(TensorProductArguments{
+      {x, y, w, g},
+      {tangent_x, tangent_y, tangent_w, tangent_g},
+      {paths, cg_index, cg_value, tasks, x_blocks, g_blocks, entries, coupling},
+      {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
+      wanted,
+      {edges, shared_weights, x_layout, g_layout, dims}});
 }
 
 struct RadialOperands {
@@ -88,17 +91,19 @@ struct RadialTensorProductArguments {
   std::vector<int64_t> dims;  // ProductDims
 };
 template <auto run>
-auto radial_tensor_product_boxed(Tensor x, Tensor y, Tensor hidden, Tensor matrix, Optional g, Tensor paths,
-                                 Tensor cg_index, Tensor cg_value, Tensor tasks, Tensor x_blocks, Tensor g_blocks,
-                                 Tensor entries, Tensor coupling, Optional senders, Optional sender_order,
-                                 Optional sender_ptr, Optional receivers, Optional receiver_order,
-                                 Optional receiver_ptr, int64_t x_layout, int64_t g_layout, std::vector<int64_t> dims) {
-  return run(RadialTensorProductArguments{{x, y, hidden, matrix, g},
-                                          {paths, cg_index, cg_value, tasks, x_blocks, g_blocks, entries, coupling},
-                                          {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
-                                          x_layout,
-                                          g_layout,
-                                          dims});
+auto radial_tensor_product_boxed(Tensor x, Tensor y, Tensor hidden, Tensor matrix, Optional g,
+                                 Tensor paths, Tensor cg_index, Tensor cg_value, Tensor tasks,
+                                 Tensor x_blocks, Tensor g_blocks, Tensor entries, Tensor coupling,
+                                 Optional senders, Optional sender_order, Optional sender_ptr,
+                                 Optional receivers, Optional receiver_order, Optional receiver_ptr,
+                                 int64_t x_layout, int64_t g_layout, std::vector<int64_t> dims) {
+  return run(RadialTensorProductArguments{
+      {x, y, hidden, matrix, g},
+      {paths, cg_index, cg_value, tasks, x_blocks, g_blocks, entries, coupling},
+      {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
+      x_layout,
+      g_layout,
+      dims});
 }
 
 // tensor_product_from_hidden: The same on GPUs, with the weights' gradient in place of those of
@@ -114,20 +119,22 @@ struct TensorProductFromHiddenArguments {
   std::vector<int64_t> dims;  // ProductDims
 };
 template <auto run>
-auto tensor_product_from_hidden_boxed(Tensor x, Tensor y, Tensor hidden, Tensor matrix, Optional g, Tensor paths,
-                                      Tensor cg_index, Tensor cg_value, Tensor tasks, Tensor x_blocks, Tensor g_blocks,
-                                      Tensor entries, Tensor coupling, Optional senders, Optional sender_order,
-                                      Optional sender_ptr, Optional receivers, Optional receiver_order,
-                                      Optional receiver_ptr, bool one_pass, int64_t x_layout, int64_t g_layout,
+auto tensor_product_from_hidden_boxed(Tensor x, Tensor y, Tensor hidden, Tensor matrix, Optional g,
+                                      Tensor paths, Tensor cg_index, Tensor cg_value, Tensor tasks,
+                                      Tensor x_blocks, Tensor g_blocks, Tensor entries,
+                                      Tensor coupling, Optional senders, Optional sender_order,
+                                      Optional sender_ptr, Optional receivers,
+                                      Optional receiver_order, Optional receiver_ptr, bool one_pass,
+                                      int64_t x_layout, int64_t g_layout,
                                       std::vector<int64_t> dims) {
-  return run(
-      TensorProductFromHiddenArguments{{x, y, hidden, matrix, g},
-                                       {paths, cg_index, cg_value, tasks, x_blocks, g_blocks, entries, coupling},
-                                       {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
-                                       one_pass,
-                                       x_layout,
-                                       g_layout,
-                                       dims});
+  return run(TensorProductFromHiddenArguments{
+      {x, y, hidden, matrix, g},
+      {paths, cg_index, cg_value, tasks, x_blocks, g_blocks, entries, coupling},
+      {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
+      one_pass,
+      x_layout,
+      g_layout,
+      dims});
 }
 
 // channel_kernel_source: The header that kernels/channel.cuh is compiled with for a plan, as bytes;
@@ -142,9 +149,11 @@ struct ChannelKernelSourceArguments {
   std::vector<int64_t> variant;  // ChannelVariant
 };
 template <auto run>
-auto channel_kernel_source_boxed(Tensor tasks, Tensor x_blocks, Tensor g_blocks, Tensor entries, Tensor coupling,
-                                 std::vector<int64_t> dims, std::vector<int64_t> variant) {
-  return run(ChannelKernelSourceArguments{tasks, x_blocks, g_blocks, entries, coupling, dims, variant});
+auto channel_kernel_source_boxed(Tensor tasks, Tensor x_blocks, Tensor g_blocks, Tensor entries,
+                                 Tensor coupling, std::vector<int64_t> dims,
+                                 std::vector<int64_t> variant) {
+  return run(
+      ChannelKernelSourceArguments{tasks, x_blocks, g_blocks, entries, coupling, dims, variant});
 }
 
 struct Source {
@@ -165,10 +174,11 @@ struct RotateToEdgeArguments {
   bool partial;        // the sources do not fill the frames
 };
 template <auto run>
-auto rotate_to_edge_boxed(Tensor x0, Optional x1, Optional x2, Tensor table0, Optional table1, Optional table2,
-                          Optional index0, Optional index1, Optional index2, Optional order0, Optional order1,
-                          Optional order2, Optional ptr0, Optional ptr1, Optional ptr2, Tensor wigner,
-                          int64_t frame_dim, bool channels_fast, bool partial) {
+auto rotate_to_edge_boxed(Tensor x0, Optional x1, Optional x2, Tensor table0, Optional table1,
+                          Optional table2, Optional index0, Optional index1, Optional index2,
+                          Optional order0, Optional order1, Optional order2, Optional ptr0,
+                          Optional ptr1, Optional ptr2, Tensor wigner, int64_t frame_dim,
+                          bool channels_fast, bool partial) {
   return run(RotateToEdgeArguments{{x0, x1, x2},
                                    {table0, table1, table2},
                                    {index0, index1, index2},
@@ -194,9 +204,11 @@ struct RotateFromEdgeArguments {
   bool partial;        // the sources do not fill the frames
 };
 template <auto run>
-auto rotate_from_edge_boxed(Tensor frame, Tensor table, Optional index, Optional order, Optional ptr, Tensor wigner,
-                            int64_t dim, bool channels_fast, bool partial) {
-  return run(RotateFromEdgeArguments{frame, table, index, order, ptr, wigner, dim, channels_fast, partial});
+auto rotate_from_edge_boxed(Tensor frame, Tensor table, Optional index, Optional order,
+                            Optional ptr, Tensor wigner, int64_t dim, bool channels_fast,
+                            bool partial) {
+  return run(RotateFromEdgeArguments{frame, table, index, order, ptr, wigner, dim, channels_fast,
+                                     partial});
 }
 
 // edge_frame_weights: Path weights, each times a scale per column or not, to the matrices of an
@@ -212,10 +224,11 @@ struct EdgeFrameWeightsArguments {
   int64_t numel;      // of the result
 };
 template <auto run>
-auto edge_frame_weights_boxed(Optional weight, Optional scale, Optional matrix, Tensor terms, Tensor factors,
-                              Tensor by_matrix, Tensor by_path, Tensor path_order, int64_t slot, int64_t numel) {
-  return run(
-      EdgeFrameWeightsArguments{{weight, scale, matrix}, terms, factors, by_matrix, by_path, path_order, slot, numel});
+auto edge_frame_weights_boxed(Optional weight, Optional scale, Optional matrix, Tensor terms,
+                              Tensor factors, Tensor by_matrix, Tensor by_path, Tensor path_order,
+                              int64_t slot, int64_t numel) {
+  return run(EdgeFrameWeightsArguments{
+      {weight, scale, matrix}, terms, factors, by_matrix, by_path, path_order, slot, numel});
 }
 
 // block_matmul: C = A B, A = C B^T or B = A^T C for blocks A [rows r, k], B [k, n], shapes r, k, n,
@@ -228,7 +241,8 @@ struct BlockMatmulArguments {
   int64_t product;  // MatrixProduct
 };
 template <auto run>
-auto block_matmul_boxed(Tensor left, Tensor right, int64_t rows, std::vector<int64_t> shapes, int64_t product) {
+auto block_matmul_boxed(Tensor left, Tensor right, int64_t rows, std::vector<int64_t> shapes,
+                        int64_t product) {
   return run(BlockMatmulArguments{left, right, rows, shapes, product});
 }
 
@@ -254,11 +268,15 @@ struct EdgeEinsumArguments {
   Graph graph;
 };
 template <auto run>
-auto edge_einsum_boxed(Tensor a, Optional b, Optional c, std::vector<int64_t> rows_of, std::vector<int64_t> shape,
-                       Tensor senders, Tensor sender_order, Tensor sender_ptr, Tensor receivers, Tensor receiver_order,
+auto edge_einsum_boxed(Tensor a, Optional b, Optional c, std::vector<int64_t> rows_of,
+                       std::vector<int64_t> shape, Tensor senders, Tensor sender_order,
+                       Tensor sender_ptr, Tensor receivers, Tensor receiver_order,
                        Tensor receiver_ptr) {
   return run(EdgeEinsumArguments{
-      {a, b, c}, rows_of, shape, {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr}});
+      {a, b, c},
+      rows_of,
+      shape,
+      {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr}});
 }
 
 // sparse_map: out[r, i] = sum over n in ptr[i] ... ptr[i + 1] of value[n] x[r, column[n]].
@@ -274,7 +292,8 @@ struct SparseMapArguments {
 template <auto run>
 auto sparse_map_boxed(Tensor x, Tensor ptr, Tensor column, Tensor value, Tensor transposed_ptr,
                       Tensor transposed_column, Tensor transposed_value) {
-  return run(SparseMapArguments{x, ptr, column, value, transposed_ptr, transposed_column, transposed_value});
+  return run(SparseMapArguments{x, ptr, column, value, transposed_ptr, transposed_column,
+                                transposed_value});
 }
 
 struct UpdateOperands {
@@ -298,12 +317,14 @@ struct EdgeUpdateArguments {
   UpdateSettings settings;
 };
 template <auto run>
-auto edge_update_boxed(Optional edge, Optional sender, Optional receiver, Optional weight, Optional bias,
-                       Tensor senders, Tensor sender_order, Tensor sender_ptr, Tensor receivers, Tensor receiver_order,
-                       Tensor receiver_ptr, double epsilon, bool silu) {
-  return run(EdgeUpdateArguments{{edge, sender, receiver, weight, bias},
-                                 {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
-                                 {epsilon, silu}});
+auto edge_update_boxed(Optional edge, Optional sender, Optional receiver, Optional weight,
+                       Optional bias, Tensor senders, Tensor sender_order, Tensor sender_ptr,
+                       Tensor receivers, Tensor receiver_order, Tensor receiver_ptr, double epsilon,
+                       bool silu) {
+  return run(EdgeUpdateArguments{
+      {edge, sender, receiver, weight, bias},
+      {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
+      {epsilon, silu}});
 }
 
 // edge_update_backward: Its gradients in the sum, and in weight and bias.
@@ -314,13 +335,15 @@ struct EdgeUpdateBackwardArguments {
   UpdateSettings settings;
 };
 template <auto run>
-auto edge_update_backward_boxed(Tensor grad, Optional edge, Optional sender, Optional receiver, Optional weight,
-                                Optional bias, Tensor senders, Tensor sender_order, Tensor sender_ptr, Tensor receivers,
-                                Tensor receiver_order, Tensor receiver_ptr, double epsilon, bool silu) {
-  return run(EdgeUpdateBackwardArguments{grad,
-                                         {edge, sender, receiver, weight, bias},
-                                         {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
-                                         {epsilon, silu}});
+auto edge_update_backward_boxed(Tensor grad, Optional edge, Optional sender, Optional receiver,
+                                Optional weight, Optional bias, Tensor senders, Tensor sender_order,
+                                Tensor sender_ptr, Tensor receivers, Tensor receiver_order,
+                                Tensor receiver_ptr, double epsilon, bool silu) {
+  return run(EdgeUpdateBackwardArguments{
+      grad,
+      {edge, sender, receiver, weight, bias},
+      {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
+      {epsilon, silu}});
 }
 
 // edge_update_double_backward: The gradients of the backward pass along tangents of its results.
@@ -333,17 +356,19 @@ struct EdgeUpdateDoubleBackwardArguments {
   UpdateSettings settings;
 };
 template <auto run>
-auto edge_update_double_backward_boxed(Optional tangent_sum, Optional tangent_norm, Tensor grad, Optional edge,
-                                       Optional sender, Optional receiver, Optional weight, Optional bias,
-                                       Tensor senders, Tensor sender_order, Tensor sender_ptr, Tensor receivers,
-                                       Tensor receiver_order, Tensor receiver_ptr, double epsilon, bool silu) {
-  return run(
-      EdgeUpdateDoubleBackwardArguments{tangent_sum,
-                                        tangent_norm,
-                                        grad,
-                                        {edge, sender, receiver, weight, bias},
-                                        {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
-                                        {epsilon, silu}});
+auto edge_update_double_backward_boxed(Optional tangent_sum, Optional tangent_norm, Tensor grad,
+                                       Optional edge, Optional sender, Optional receiver,
+                                       Optional weight, Optional bias, Tensor senders,
+                                       Tensor sender_order, Tensor sender_ptr, Tensor receivers,
+                                       Tensor receiver_order, Tensor receiver_ptr, double epsilon,
+                                       bool silu) {
+  return run(EdgeUpdateDoubleBackwardArguments{
+      tangent_sum,
+      tangent_norm,
+      grad,
+      {edge, sender, receiver, weight, bias},
+      {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
+      {epsilon, silu}});
 }
 
 struct AttentionOperand {
@@ -392,17 +417,20 @@ struct GraphAttentionArguments {
 };
 template <auto run>
 auto graph_attention_boxed(Optional edge_key_weight, Optional query_edge, Optional query_sender,
-                           Optional query_receiver, Optional key_edge, Optional key_sender, Optional key_receiver,
-                           Optional value_edge, Optional value_sender, Optional value_receiver, Optional query_on_edge,
-                           Optional edge, Optional vector, Optional bias, Optional score_scale, Optional envelope,
-                           Optional gate, Optional seed, Tensor senders, Tensor sender_order, Tensor sender_ptr,
-                           Tensor receivers, Tensor receiver_order, Tensor receiver_ptr, int64_t heads, int64_t score,
-                           int64_t activation, int64_t weighting, double slope, double scale, double clip,
+                           Optional query_receiver, Optional key_edge, Optional key_sender,
+                           Optional key_receiver, Optional value_edge, Optional value_sender,
+                           Optional value_receiver, Optional query_on_edge, Optional edge,
+                           Optional vector, Optional bias, Optional score_scale, Optional envelope,
+                           Optional gate, Optional seed, Tensor senders, Tensor sender_order,
+                           Tensor sender_ptr, Tensor receivers, Tensor receiver_order,
+                           Tensor receiver_ptr, int64_t heads, int64_t score, int64_t activation,
+                           int64_t weighting, double slope, double scale, double clip,
                            double epsilon, double dropout, int64_t wanted) {
   return run(GraphAttentionArguments{
       edge_key_weight,
-      {query_edge, query_sender, query_receiver, key_edge, key_sender, key_receiver, value_edge, value_sender,
-       value_receiver, query_on_edge, edge, vector, bias, score_scale, envelope, gate},
+      {query_edge, query_sender, query_receiver, key_edge, key_sender, key_receiver, value_edge,
+       value_sender, value_receiver, query_on_edge, edge, vector, bias, score_scale, envelope,
+       gate},
       seed,
       {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
       {heads, score, activation, weighting, slope, scale, clip, epsilon, dropout},
@@ -425,18 +453,21 @@ struct GraphAttentionBackwardArguments {
 };
 template <auto run>
 auto graph_attention_backward_boxed(
-    Optional grad_out, Optional grad_out_on_edge, Optional grad_lse, Optional grad_weights, Optional grad_logits,
-    Tensor lse, Optional query_edge, Optional query_sender, Optional query_receiver, Optional key_edge,
-    Optional key_sender, Optional key_receiver, Optional value_edge, Optional value_sender, Optional value_receiver,
-    Optional query_on_edge, Optional edge, Optional vector, Optional bias, Optional score_scale, Optional envelope,
-    Optional gate, Optional seed, Tensor senders, Tensor sender_order, Tensor sender_ptr, Tensor receivers,
-    Tensor receiver_order, Tensor receiver_ptr, int64_t heads, int64_t score, int64_t activation, int64_t weighting,
-    double slope, double scale, double clip, double epsilon, double dropout, int64_t wanted) {
+    Optional grad_out, Optional grad_out_on_edge, Optional grad_lse, Optional grad_weights,
+    Optional grad_logits, Tensor lse, Optional query_edge, Optional query_sender,
+    Optional query_receiver, Optional key_edge, Optional key_sender, Optional key_receiver,
+    Optional value_edge, Optional value_sender, Optional value_receiver, Optional query_on_edge,
+    Optional edge, Optional vector, Optional bias, Optional score_scale, Optional envelope,
+    Optional gate, Optional seed, Tensor senders, Tensor sender_order, Tensor sender_ptr,
+    Tensor receivers, Tensor receiver_order, Tensor receiver_ptr, int64_t heads, int64_t score,
+    int64_t activation, int64_t weighting, double slope, double scale, double clip, double epsilon,
+    double dropout, int64_t wanted) {
   return run(GraphAttentionBackwardArguments{
       {grad_out, grad_out_on_edge, grad_lse, grad_weights, grad_logits},
       lse,
-      {query_edge, query_sender, query_receiver, key_edge, key_sender, key_receiver, value_edge, value_sender,
-       value_receiver, query_on_edge, edge, vector, bias, score_scale, envelope, gate},
+      {query_edge, query_sender, query_receiver, key_edge, key_sender, key_receiver, value_edge,
+       value_sender, value_receiver, query_on_edge, edge, vector, bias, score_scale, envelope,
+       gate},
       seed,
       {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
       {heads, score, activation, weighting, slope, scale, clip, epsilon, dropout},
@@ -458,25 +489,29 @@ struct GraphAttentionDoubleBackwardArguments {
 template <auto run>
 auto graph_attention_double_backward_boxed(
     Optional tangent_query_edge, Optional tangent_query_sender, Optional tangent_query_receiver,
-    Optional tangent_key_edge, Optional tangent_key_sender, Optional tangent_key_receiver, Optional tangent_value_edge,
-    Optional tangent_value_sender, Optional tangent_value_receiver, Optional tangent_query_on_edge,
-    Optional tangent_edge, Optional tangent_vector, Optional tangent_bias, Optional tangent_score_scale,
-    Optional tangent_envelope, Optional tangent_gate, Optional grad_out, Optional grad_out_on_edge, Optional grad_lse,
-    Optional grad_weights, Optional grad_logits, Tensor lse, Optional query_edge, Optional query_sender,
-    Optional query_receiver, Optional key_edge, Optional key_sender, Optional key_receiver, Optional value_edge,
-    Optional value_sender, Optional value_receiver, Optional query_on_edge, Optional edge, Optional vector,
-    Optional bias, Optional score_scale, Optional envelope, Optional gate, Optional seed, Tensor senders,
-    Tensor sender_order, Tensor sender_ptr, Tensor receivers, Tensor receiver_order, Tensor receiver_ptr, int64_t heads,
-    int64_t score, int64_t activation, int64_t weighting, double slope, double scale, double clip, double epsilon,
-    double dropout, int64_t wanted) {
+    Optional tangent_key_edge, Optional tangent_key_sender, Optional tangent_key_receiver,
+    Optional tangent_value_edge, Optional tangent_value_sender, Optional tangent_value_receiver,
+    Optional tangent_query_on_edge, Optional tangent_edge, Optional tangent_vector,
+    Optional tangent_bias, Optional tangent_score_scale, Optional tangent_envelope,
+    Optional tangent_gate, Optional grad_out, Optional grad_out_on_edge, Optional grad_lse,
+    Optional grad_weights, Optional grad_logits, Tensor lse, Optional query_edge,
+    Optional query_sender, Optional query_receiver, Optional key_edge, Optional key_sender,
+    Optional key_receiver, Optional value_edge, Optional value_sender, Optional value_receiver,
+    Optional query_on_edge, Optional edge, Optional vector, Optional bias, Optional score_scale,
+    Optional envelope, Optional gate, Optional seed, Tensor senders, Tensor sender_order,
+    Tensor sender_ptr, Tensor receivers, Tensor receiver_order, Tensor receiver_ptr, int64_t heads,
+    int64_t score, int64_t activation, int64_t weighting, double slope, double scale, double clip,
+    double epsilon, double dropout, int64_t wanted) {
   return run(GraphAttentionDoubleBackwardArguments{
-      {tangent_query_edge, tangent_query_sender, tangent_query_receiver, tangent_key_edge, tangent_key_sender,
-       tangent_key_receiver, tangent_value_edge, tangent_value_sender, tangent_value_receiver, tangent_query_on_edge,
-       tangent_edge, tangent_vector, tangent_bias, tangent_score_scale, tangent_envelope, tangent_gate},
+      {tangent_query_edge, tangent_query_sender, tangent_query_receiver, tangent_key_edge,
+       tangent_key_sender, tangent_key_receiver, tangent_value_edge, tangent_value_sender,
+       tangent_value_receiver, tangent_query_on_edge, tangent_edge, tangent_vector, tangent_bias,
+       tangent_score_scale, tangent_envelope, tangent_gate},
       {grad_out, grad_out_on_edge, grad_lse, grad_weights, grad_logits},
       lse,
-      {query_edge, query_sender, query_receiver, key_edge, key_sender, key_receiver, value_edge, value_sender,
-       value_receiver, query_on_edge, edge, vector, bias, score_scale, envelope, gate},
+      {query_edge, query_sender, query_receiver, key_edge, key_sender, key_receiver, value_edge,
+       value_sender, value_receiver, query_on_edge, edge, vector, bias, score_scale, envelope,
+       gate},
       seed,
       {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
       {heads, score, activation, weighting, slope, scale, clip, epsilon, dropout},

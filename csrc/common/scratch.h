@@ -11,7 +11,8 @@ template <class T>
 class Scratch {
  public:
   explicit Scratch(int64_t n)
-      : data_(static_cast<T*>(::operator new[](static_cast<size_t>(n > 0 ? n : 1) * sizeof(T), kLine))) {}
+      : data_(static_cast<T*>(
+            ::operator new[](static_cast<size_t>(n > 0 ? n : 1) * sizeof(T), kLine))) {}
   T* data() const { return data_.get(); }
 
  private:

@@ -1,4 +1,5 @@
-// Vectors of the instruction set a file is compiled for (GCC and clang vector extensions). For *_isa.cpp files only.
+// Vectors of the instruction set a file is compiled for (GCC and clang vector extensions). For
+// *_isa.cpp files only.
 #pragma once
 
 #include <cstdint>
@@ -81,9 +82,9 @@ inline void stream_fence() {
 #endif
 }
 
-// For rows that come from memory in bursts (of edges), and rows that will be written. Not for rows that are
-// gathered out of the caches: the processor itself is quicker there (measured). The empty assembly is an effect: GCC
-// drops loops without any, and a prefetch is none to it.
+// For rows that come from memory in bursts (of edges), and rows that will be written. Not for rows
+// that are gathered out of the caches: the processor itself is quicker there (measured). The empty
+// assembly is an effect: GCC drops loops without any, and a prefetch is none to it.
 enum Purpose { to_read = 0, to_write = 1 };
 template <Purpose purpose = to_read, class T>
 inline void prefetch(const T* row, int64_t n) {
@@ -146,18 +147,21 @@ inline Vector<T> pick(Vector<T> a, Vector<T> b) {
 #endif
 }
 
-// Adds the two halves of every block of 2 x group lanes: a's sums into the block's first half, b's into its second.
-// What stays in its lane is a blend, so that one shuffle is enough.
+// Adds the two halves of every block of 2 x group lanes: a's sums into the block's first half, b's
+// into its second. What stays in its lane is a blend, so that one shuffle is enough.
 template <class T, int group, int... i>
 inline Vector<T> add_blocks(Vector<T> a, Vector<T> b, std::integer_sequence<int, i...>) {
   constexpr int n = kLanes<T>;
   constexpr auto stays = [](int lane) { return (lane / group) % 2 == 0 ? lane : n + lane; };
-  constexpr auto moves = [](int lane) { return (lane / group) % 2 == 0 ? lane + group : n + lane - group; };
+  constexpr auto moves = [](int lane) {
+    return (lane / group) % 2 == 0 ? lane + group : n + lane - group;
+  };
   return pick<T, stays(i)...>(a, b) + pick<T, moves(i)...>(a, b);
 }
 
-// Two vectors folded into one, and as many of those as make a vector of sums: lane 2 i is the sum of the lanes of the
-// i-th pair's first, lane 2 i + 1 of its second. kLanes - 1 additions of vectors in place of as many sums of lanes.
+// Two vectors folded into one, and as many of those as make a vector of sums: lane 2 i is the sum
+// of the lanes of the i-th pair's first, lane 2 i + 1 of its second. kLanes - 1 additions of
+// vectors in place of as many sums of lanes.
 template <class T>
 inline Vector<T> fold_pair(Vector<T> a, Vector<T> b) {
   return add_blocks<T, 1>(a, b, std::make_integer_sequence<int, kLanes<T>>{});
@@ -167,9 +171,11 @@ inline Vector<T> sum_pairs(Vector<T> (&pair)[kLanes<T> / 2]) {
   constexpr int n = kLanes<T>;
   using Lanes = std::make_integer_sequence<int, n>;
   if constexpr (n >= 4)
-    for (int i = 0; i < n / 4; ++i) pair[i] = add_blocks<T, 2>(pair[2 * i], pair[2 * i + 1], Lanes{});
+    for (int i = 0; i < n / 4; ++i)
+      pair[i] = add_blocks<T, 2>(pair[2 * i], pair[2 * i + 1], Lanes{});
   if constexpr (n >= 8)
-    for (int i = 0; i < n / 8; ++i) pair[i] = add_blocks<T, 4>(pair[2 * i], pair[2 * i + 1], Lanes{});
+    for (int i = 0; i < n / 8; ++i)
+      pair[i] = add_blocks<T, 4>(pair[2 * i], pair[2 * i + 1], Lanes{});
   if constexpr (n >= 16) pair[0] = add_blocks<T, 8>(pair[0], pair[1], Lanes{});
   return pair[0];
 }
@@ -179,7 +185,8 @@ template <class T>
 inline Vector<T> sum_lanes(const T* rows) {
   constexpr int n = kLanes<T>;
   Vector<T> pair[n / 2];
-  for (int i = 0; i < n / 2; ++i) pair[i] = fold_pair<T>(load(rows + 2 * i * n), load(rows + (2 * i + 1) * n));
+  for (int i = 0; i < n / 2; ++i)
+    pair[i] = fold_pair<T>(load(rows + 2 * i * n), load(rows + (2 * i + 1) * n));
   return sum_pairs<T>(pair);
 }
 
@@ -189,15 +196,17 @@ inline Vector<T> select(typename VectorOf<T>::mask mask, Vector<T> a, Vector<T> 
   return mask ? a : b;
 }
 
-// exp by 2^n times the Taylor series of the rest, |rest| <= log(2) / 2: within 2 units in the last place (float and
-// double). Below the smallest normal number 0, above the largest finite one that; NaN stays NaN.
+// exp by 2^n times the Taylor series of the rest, |rest| <= log(2) / 2: within 2 units in the last
+// place (float and double). Below the smallest normal number 0, above the largest finite one that;
+// NaN stays NaN.
 template <class T>
 inline Vector<T> exp_of(Vector<T> x) {
   typedef typename VectorOf<T>::mask Mask;
   constexpr bool single = sizeof(T) == 4;
   constexpr T high = single ? T(88.3762626647949) : T(709.436139303104);
   constexpr T low = single ? T(-87.3365447504021) : T(-708.396418532264);
-  constexpr T shifter = single ? T(12582912.0) : T(6755399441055744.0);  // 1.5 x 2^23, 2^52: adding it rounds
+  constexpr T shifter =
+      single ? T(12582912.0) : T(6755399441055744.0);  // 1.5 x 2^23, 2^52: adding it rounds
   // log(2) in two parts; the first has so few digits that n times it is exact.
   constexpr T log2_high = single ? T(0.693359375) : T(0.693145751953125);
   constexpr T log2_low = single ? T(-2.12194440054690583e-4) : T(1.42860682030941723212e-6);
@@ -261,7 +270,8 @@ inline T sum_of(Vector<T> v) {
   return v[0] + v[1];
 }
 
-// A number as a type, and f called with the size 2 l + 1 of an irrep as such a type: l up to 6, else 0.
+// A number as a type, and f called with the size 2 l + 1 of an irrep as such a type: l up to 6,
+// else 0.
 template <int n>
 struct Size {
   constexpr int operator()() const { return n; }
@@ -306,7 +316,8 @@ inline void for_vectors(int64_t width, F&& f) {
 
 // Interleaved rows of D numbers: from[lane * D + i] <-> vector i, lane. D vectors each way.
 template <class T, int D, int which, int from, int... i>
-inline Vector<T> merge_component(Vector<T> so_far, Vector<T> source, std::integer_sequence<int, i...>) {
+inline Vector<T> merge_component(Vector<T> so_far, Vector<T> source,
+                                 std::integer_sequence<int, i...>) {
   constexpr int n = kLanes<T>;
   return pick<T, ((i * D + which) / n == from ? n + (i * D + which) % n : i)...>(so_far, source);
 }
@@ -324,16 +335,18 @@ inline Vector<T> first_component(const Vector<T>* source, std::integer_sequence<
 template <class T, int D, int which, int... from>
 inline Vector<T> gather_component(const Vector<T>* source, std::integer_sequence<int, from...>) {
   Vector<T> out = source[0];
-  ((out = from == 0 ? first_component<T, D, which>(source, std::make_integer_sequence<int, kLanes<T>>{})
-          : from == 1
-              ? out
-              : merge_component<T, D, which, from>(out, source[from], std::make_integer_sequence<int, kLanes<T>>{})),
+  ((out = from == 0
+              ? first_component<T, D, which>(source, std::make_integer_sequence<int, kLanes<T>>{})
+          : from == 1 ? out
+                      : merge_component<T, D, which, from>(
+                            out, source[from], std::make_integer_sequence<int, kLanes<T>>{})),
    ...);
   return out;
 }
 
 template <class T, int D, int... which>
-inline void deinterleave_all(const T* from, T* to, int64_t stride, std::integer_sequence<int, which...> all) {
+inline void deinterleave_all(const T* from, T* to, int64_t stride,
+                             std::integer_sequence<int, which...> all) {
   Vector<T> source[D];
   for (int i = 0; i < D; ++i) source[i] = load(from + i * kLanes<T>);
   (store(to + which * stride, gather_component<T, D, which>(source, all)), ...);
@@ -351,15 +364,17 @@ inline Vector<T> first_flat(const Vector<T>* source, std::integer_sequence<int, 
   if constexpr (D == 1)
     return source[0];
   else
-    return pick<T, ((which * n + i) / D + ((which * n + i) % D == 1 ? n : 0))...>(source[0], source[1]);
+    return pick<T, ((which * n + i) / D + ((which * n + i) % D == 1 ? n : 0))...>(source[0],
+                                                                                  source[1]);
 }
 
 template <class T, int D, int which, int... from>
 inline Vector<T> gather_flat(const Vector<T>* source, std::integer_sequence<int, from...>) {
   Vector<T> out = source[0];
-  ((out = from == 0   ? first_flat<T, D, which>(source, std::make_integer_sequence<int, kLanes<T>>{})
+  ((out = from == 0 ? first_flat<T, D, which>(source, std::make_integer_sequence<int, kLanes<T>>{})
           : from == 1 ? out
-                      : merge_flat<T, D, which, from>(out, source[from], std::make_integer_sequence<int, kLanes<T>>{})),
+                      : merge_flat<T, D, which, from>(
+                            out, source[from], std::make_integer_sequence<int, kLanes<T>>{})),
    ...);
   return out;
 }
@@ -391,7 +406,8 @@ inline void interleave(const T* from, int64_t stride, int64_t n, T* to, bool str
   int64_t u = 0;
   streamed = streamed && aligned(to);
   for (; u + kLanes<T> <= n; u += kLanes<T>)
-    interleave_all<T, D>(from + u, stride, to + u * D, streamed, std::make_integer_sequence<int, D>{});
+    interleave_all<T, D>(from + u, stride, to + u * D, streamed,
+                         std::make_integer_sequence<int, D>{});
   for (; u < n; ++u)
     for (int i = 0; i < D; ++i) to[u * D + i] = from[i * stride + u];
 }

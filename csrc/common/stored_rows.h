@@ -10,9 +10,13 @@
 
 namespace hamfast {
 
-inline bool is_half(ScalarType type) { return type == ScalarType::BFloat16 || type == ScalarType::Half; }
+inline bool is_half(ScalarType type) {
+  return type == ScalarType::BFloat16 || type == ScalarType::Half;
+}
 
-inline Tensor converted(const Tensor& t, ScalarType to) { return t.scalar_type() == to ? t : torch::stable::to(t, to); }
+inline Tensor converted(const Tensor& t, ScalarType to) {
+  return t.scalar_type() == to ? t : torch::stable::to(t, to);
+}
 inline void widen(Tensor& t) {
   if (is_half(t.scalar_type())) t = converted(t, ScalarType::Float);
 }

@@ -13,8 +13,8 @@ namespace hamfast {
 template <class Row>
 const Row* rows_of(const torch::stable::Tensor& table) {
   constexpr int64_t columns = sizeof(Row) / sizeof(int64_t);
-  STD_TORCH_CHECK(table.size(0) == 0 || table.size(1) == columns, "expected a table of ", columns, " columns, found ",
-                  table.size(1));
+  STD_TORCH_CHECK(table.size(0) == 0 || table.size(1) == columns, "expected a table of ", columns,
+                  " columns, found ", table.size(1));
   return reinterpret_cast<const Row*>(table.const_data_ptr<int64_t>());
 }
 
@@ -22,7 +22,8 @@ const Row* rows_of(const torch::stable::Tensor& table) {
 template <class Row>
 Row row_of(const std::vector<int64_t>& values, const char* name) {
   constexpr size_t columns = sizeof(Row) / sizeof(int64_t);
-  STD_TORCH_CHECK(values.size() == columns, name, ": expected ", columns, " integers, found ", values.size());
+  STD_TORCH_CHECK(values.size() == columns, name, ": expected ", columns, " integers, found ",
+                  values.size());
   return *reinterpret_cast<const Row*>(values.data());
 }
 

@@ -24,21 +24,23 @@ struct EdgeEinsumOp {
     int64_t axes[3] = {shape[0], shape[1], shape[2]};
     for (size_t i = 0; i < operands.size(); ++i) {
       Tensor& t = operands[i];
-      STD_TORCH_CHECK(t.dim() == 4 && t.size(0) == count[rows_of[i + 1]], "edge_einsum: operand ", i, ": expected [",
-                      count[rows_of[i + 1]], ", heads, components, width]");
+      STD_TORCH_CHECK(t.dim() == 4 && t.size(0) == count[rows_of[i + 1]], "edge_einsum: operand ",
+                      i, ": expected [", count[rows_of[i + 1]], ", heads, components, width]");
       if (t.size(3) > 1 && t.stride(3) != 1) t = torch::stable::contiguous(t);
       for (int d = 0; d < 3; ++d)
         if (t.size(d + 1) != 1) axes[d] = t.size(d + 1);
     }
     for (const Tensor& t : operands)
       for (int d = 0; d < 3; ++d)
-        STD_TORCH_CHECK((t.size(d + 1) == 1 || t.size(d + 1) == axes[d]) && (shape[d] == 1 || shape[d] == axes[d]),
-                        "edge_einsum: axis ", d + 1, ": expected 1 or ", axes[d], ", found ", t.size(d + 1),
-                        " in an operand and ", shape[d], " in the result");
+        STD_TORCH_CHECK((t.size(d + 1) == 1 || t.size(d + 1) == axes[d]) &&
+                            (shape[d] == 1 || shape[d] == axes[d]),
+                        "edge_einsum: axis ", d + 1, ": expected 1 or ", axes[d], ", found ",
+                        t.size(d + 1), " in an operand and ", shape[d], " in the result");
     const typename Launch::Guard guard(like.get_device_index());
     const std::vector<int64_t> sizes{count[rows_of[0]], shape[0], shape[1], shape[2]};
     // An axis of no elements: the kernels' strides do not tell it from one that is lacking.
-    if (edges == 0 || axes[0] == 0 || axes[1] == 0 || axes[2] == 0) return torch::stable::new_zeros(like, sizes);
+    if (edges == 0 || axes[0] == 0 || axes[1] == 0 || axes[2] == 0)
+      return torch::stable::new_zeros(like, sizes);
     Tensor out = Launch::new_result(like, sizes);
     dispatch_real(like.scalar_type(), "edge_einsum", [&](auto zero) {
       using T = decltype(zero);
@@ -47,7 +49,8 @@ struct EdgeEinsumOp {
       for (int i = 0; i < call.count; ++i) {
         const Tensor& t = operands[i];
         auto stride = [&](int d) { return t.size(d) == 1 ? int64_t(0) : t.stride(d); };
-        call.operand[i] = {t.const_data_ptr<T>(), rows_of[i + 1], t.stride(0), stride(1), stride(2), t.size(3) > 1};
+        call.operand[i] = {t.const_data_ptr<T>(), rows_of[i + 1], t.stride(0), stride(1), stride(2),
+                           t.size(3) > 1};
       }
       call.out = out.mutable_data_ptr<T>();
       call.out_row = shape[0] * shape[1] * shape[2];
@@ -60,7 +63,8 @@ struct EdgeEinsumOp {
       call.receivers = graph.receivers.const_data_ptr<int64_t>();
       const bool by_sender = rows_of[0] == row_of_sender;
       if (rows_of[0] != row_of_edge) {
-        call.order = (by_sender ? graph.sender_order : graph.receiver_order).const_data_ptr<int64_t>();
+        call.order =
+            (by_sender ? graph.sender_order : graph.receiver_order).const_data_ptr<int64_t>();
         call.ptr = (by_sender ? graph.sender_ptr : graph.receiver_ptr).const_data_ptr<int64_t>();
       }
       Launch::run(call, like.get_device_index());

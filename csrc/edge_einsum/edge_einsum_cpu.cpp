@@ -19,5 +19,7 @@ struct EdgeEinsumOnCpu : OnCpu {
 }  // namespace hamfast
 
 STABLE_TORCH_LIBRARY_IMPL(hamfast, CPU, m) {
-  m.impl("edge_einsum", TORCH_BOX(&hamfast::edge_einsum_boxed<hamfast::EdgeEinsumOp<hamfast::EdgeEinsumOnCpu>::run>));
+  m.impl(
+      "edge_einsum",
+      TORCH_BOX(&hamfast::edge_einsum_boxed<hamfast::EdgeEinsumOp<hamfast::EdgeEinsumOnCpu>::run>));
 }

@@ -16,5 +16,7 @@ struct EdgeEinsumOnCuda : OnCuda {
 }  // namespace hamfast
 
 STABLE_TORCH_LIBRARY_IMPL(hamfast, HAMFAST_CUDA_KEY, m) {
-  m.impl("edge_einsum", TORCH_BOX(&hamfast::edge_einsum_boxed<hamfast::EdgeEinsumOp<hamfast::EdgeEinsumOnCuda>::run>));
+  m.impl("edge_einsum",
+         TORCH_BOX(
+             &hamfast::edge_einsum_boxed<hamfast::EdgeEinsumOp<hamfast::EdgeEinsumOnCuda>::run>));
 }

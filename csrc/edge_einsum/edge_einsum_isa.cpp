@@ -1,13 +1,13 @@
-// Compiled once per instruction set. Operands that have the last axis are rows of vectors, the others factors of a
-// number.
+// Compiled once per instruction set. Operands that have the last axis are rows of vectors, the
+// others factors of a number.
 #include "common/simd.h"
 #include "common/streamed.h"
 #include "edge_einsum.cuh"
 
 namespace hamfast::HAMFAST_ISA {
 
-// How an element of the result comes to its place: it is the only term, once and for all or past the caches, or one of
-// several.
+// How an element of the result comes to its place: it is the only term, once and for all or past
+// the caches, or one of several.
 enum class Put { set, stream, add };
 
 // Numbers that are sums over the lanes of a vector, kLanes of them made at once.
@@ -40,8 +40,10 @@ class Rows {
  public:
   explicit Rows(const EdgeEinsumCall<T>& call) : call_(call) {
     int w = 0, n = 0;
-    for (int i = 0; i < call.count; ++i) (call.operand[i].wide ? wide_[w++] : narrow_[n++]) = call.operand[i];
-    const bool has_all = (call.out_head > 0 || call.heads == 1) && (call.out_component > 0 || call.components == 1);
+    for (int i = 0; i < call.count; ++i)
+      (call.operand[i].wide ? wide_[w++] : narrow_[n++]) = call.operand[i];
+    const bool has_all =
+        (call.out_head > 0 || call.heads == 1) && (call.out_component > 0 || call.components == 1);
     const bool streams = is_streamed(call.rows * call.out_row, sizeof(T));
     put_ = call.order || !has_all ? Put::add : streams ? Put::stream : Put::set;
   }
@@ -53,7 +55,8 @@ class Rows {
       T* out = call_.out + r * call_.out_row;
       if (put_ == Put::add)
         for (int64_t i = 0; i < call_.out_row; ++i) out[i] = T(0);
-      const int64_t first = call_.order ? call_.ptr[r] : r, last = call_.order ? call_.ptr[r + 1] : r + 1;
+      const int64_t first = call_.order ? call_.ptr[r] : r,
+                    last = call_.order ? call_.ptr[r + 1] : r + 1;
       for (int64_t n = first; n < last; ++n) add_edge(n, out, sums);
     }
     sums.flush();
@@ -112,7 +115,8 @@ class Rows {
   // The product of the rows at column c, n numbers.
   static Vector<T> product_at(const T* const* at, int64_t c, int64_t n) {
     Vector<T> p = Vector<T>{} + T(1);
-    for (int i = 0; i < wides; ++i) p = i == 0 ? load_first(at[0] + c, n) : p * load_first(at[i] + c, n);
+    for (int i = 0; i < wides; ++i)
+      p = i == 0 ? load_first(at[0] + c, n) : p * load_first(at[i] + c, n);
     return p;
   }
 
@@ -129,7 +133,8 @@ class Rows {
     Vector<T> sum[vectors + 1] = {};
     for (int64_t m = 0; m < call_.components; ++m) {
       const T product = next_product(number);
-      for (int i = 0; i < vectors; ++i) sum[i] += product_at(at, i * kLanes<T>, kLanes<T>) * product;
+      for (int i = 0; i < vectors; ++i)
+        sum[i] += product_at(at, i * kLanes<T>, kLanes<T>) * product;
       for (int i = 0; i < wides; ++i) at[i] += wide_[i].component;
     }
     for (int i = 0; i < vectors; ++i) put(sum[i], to + i * kLanes<T>);
@@ -138,7 +143,8 @@ class Rows {
   void add_row(const T* const* at, T product, T* to) const {
     const int64_t width = vectors > 0 ? vectors * kLanes<T> : call_.width;
     int64_t c = 0;
-    for (; c + kLanes<T> <= width; c += kLanes<T>) put(product_at(at, c, kLanes<T>) * product, to + c);
+    for (; c + kLanes<T> <= width; c += kLanes<T>)
+      put(product_at(at, c, kLanes<T>) * product, to + c);
     for (; vectors == 0 && c < width; c += kLanes<T>) {
       const int64_t left = width - c;
       Vector<T> v = product_at(at, c, left) * product;
@@ -172,7 +178,8 @@ static void rows_of(const EdgeEinsumCall<T>& call, int64_t begin, int64_t end) {
   if constexpr (wides == 0)
     Rows<T, wides, narrows, 0>(call).run(begin, end);
   else
-    for_vectors<T>(call.width, [&](auto vectors) { Rows<T, wides, narrows, vectors()>(call).run(begin, end); });
+    for_vectors<T>(call.width,
+                   [&](auto vectors) { Rows<T, wides, narrows, vectors()>(call).run(begin, end); });
 }
 
 template <class T>
@@ -201,7 +208,11 @@ static void any_rows(const EdgeEinsumCall<T>& call, int64_t begin, int64_t end) 
   }
 }
 
-void edge_einsum_rows(const EdgeEinsumCall<float>& call, int64_t begin, int64_t end) { any_rows(call, begin, end); }
-void edge_einsum_rows(const EdgeEinsumCall<double>& call, int64_t begin, int64_t end) { any_rows(call, begin, end); }
+void edge_einsum_rows(const EdgeEinsumCall<float>& call, int64_t begin, int64_t end) {
+  any_rows(call, begin, end);
+}
+void edge_einsum_rows(const EdgeEinsumCall<double>& call, int64_t begin, int64_t end) {
+  any_rows(call, begin, end);
+}
 
 }  // namespace hamfast::HAMFAST_ISA

@@ -12,7 +12,8 @@ namespace hamfast {
 
 // What a FrameCall has whichever way it rotates.
 template <class T>
-FrameCall<T> frame_call(const std::array<Optional, kMaxSources>& tables, const Tensor& wigner, bool channels_fast) {
+FrameCall<T> frame_call(const std::array<Optional, kMaxSources>& tables, const Tensor& wigner,
+                        bool channels_fast) {
   FrameCall<T> call{};
   for (int s = 0; s < kMaxSources; ++s) {
     if (!tables[s].has_value()) continue;
@@ -31,11 +32,13 @@ template <class Launch>
 struct EdgeFrameOps {
   static Tensor rotate_to_edge(const RotateToEdgeArguments& args) {
     std::array<Optional, kMaxSources> x, index;
-    for (int s = 0; s < kMaxSources; ++s) x[s] = contiguous(args.x[s]), index[s] = contiguous(args.index[s]);
+    for (int s = 0; s < kMaxSources; ++s)
+      x[s] = contiguous(args.x[s]), index[s] = contiguous(args.index[s]);
     const Tensor like = x[0].value(), wigner = torch::stable::contiguous(args.wigner);
     const typename Launch::Guard guard(like.get_device_index());
     const std::vector<int64_t> size{wigner.size(0) * args.frame_dim};
-    Tensor frame = args.partial ? torch::stable::new_zeros(like, size) : torch::stable::new_empty(like, size);
+    Tensor frame =
+        args.partial ? torch::stable::new_zeros(like, size) : torch::stable::new_empty(like, size);
     dispatch_real(like.scalar_type(), "rotate_to_edge", [&](auto zero) {
       using T = decltype(zero);
       auto call = frame_call<T>(args.tables, wigner, args.channels_fast);
@@ -51,7 +54,8 @@ struct EdgeFrameOps {
   }
 
   static Tensor rotate_from_edge(const RotateFromEdgeArguments& args) {
-    const Tensor frame = torch::stable::contiguous(args.frame), wigner = torch::stable::contiguous(args.wigner);
+    const Tensor frame = torch::stable::contiguous(args.frame),
+                 wigner = torch::stable::contiguous(args.wigner);
     const Optional order = contiguous(args.order), ptr = contiguous(args.ptr);
     const typename Launch::Guard guard(frame.get_device_index());
     const int64_t rows = ptr.has_value() ? ptr->numel() - 1 : wigner.size(0);
@@ -80,7 +84,8 @@ struct EdgeFrameOps {
       using T = decltype(zero);
       MatrixCall<T> call{rows_of<MatrixTerm>(args.terms),
                          args.factors.const_data_ptr<double>(),
-                         args.slot == slot_matrix ? Maybe<const int64_t>() : args.path_order.const_data_ptr<int64_t>(),
+                         args.slot == slot_matrix ? Maybe<const int64_t>()
+                                                  : args.path_order.const_data_ptr<int64_t>(),
                          ptr.const_data_ptr<int64_t>(),
                          ptr.numel() - 1,
                          static_cast<WeightSlot>(args.slot),

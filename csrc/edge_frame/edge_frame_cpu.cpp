@@ -25,8 +25,9 @@ struct EdgeFrameOnCpu {
 
   template <class T>
   static void add_groups(const MatrixCall<T>& call, int32_t) {
-    torch::stable::parallel_for(
-        0, call.groups, 1, [&](int64_t begin, int64_t end) { HAMFAST_ISA_CALL(add_matrix_groups, call, begin, end); });
+    torch::stable::parallel_for(0, call.groups, 1, [&](int64_t begin, int64_t end) {
+      HAMFAST_ISA_CALL(add_matrix_groups, call, begin, end);
+    });
   }
 };
 

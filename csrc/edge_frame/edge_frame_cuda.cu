@@ -1,4 +1,5 @@
-// Rotations: kernels/edge_frame.cuh. Weights: a block of threads per group of terms, its rows dealt to the warps.
+// Rotations: kernels/edge_frame.cuh. Weights: a block of threads per group of terms, its rows dealt
+// to the warps.
 #include <torch/csrc/stable/library.h>
 
 #include "common/grid.h"
@@ -22,7 +23,8 @@ struct EdgeFrameOnCuda {
   template <class T>
   static void add_groups(const MatrixCall<T>& call, int32_t device) {
     if (call.groups == 0) return;
-    launch("edge_frame_weights", matrix_groups_kernel<T>, Grid{call.groups}, 8 * kWarp, device, call);
+    launch("edge_frame_weights", matrix_groups_kernel<T>, Grid{call.groups}, 8 * kWarp, device,
+           call);
   }
 
  private:

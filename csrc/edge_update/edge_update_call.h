@@ -1,5 +1,5 @@
-// The ops on tensors, for any launcher: Launch::forward, backward and double_backward (call, device),
-// Launch::chunks(edges), Launch::new_result and sum_chunks, and Launch::reads_half.
+// The ops on tensors, for any launcher: Launch::forward, backward and double_backward (call,
+// device), Launch::chunks(edges), Launch::new_result and sum_chunks, and Launch::reads_half.
 #pragma once
 
 #include <tuple>
@@ -20,7 +20,8 @@ struct EdgeUpdateOps {
     dispatch_stored<Launch>(operands.read_as, "edge_update", [&](auto zero, auto of_rows) {
       using T = decltype(zero);
       using Stored = decltype(of_rows);
-      EdgeUpdateCall<T, Stored> call = operands.template call<T, Stored>(args.settings.epsilon, args.settings.silu);
+      EdgeUpdateCall<T, Stored> call =
+          operands.template call<T, Stored>(args.settings.epsilon, args.settings.silu);
       call.out = new_rows<Stored>(out);
       Launch::forward(call, operands.device());
     });
@@ -35,31 +36,38 @@ struct EdgeUpdateOps {
     dispatch_stored<Launch>(operands.read_as, "edge_update_backward", [&](auto zero, auto of_rows) {
       using T = decltype(zero);
       using Stored = decltype(of_rows);
-      EdgeUpdateCall<T, Stored> call = operands.template call<T, Stored>(args.settings.epsilon, args.settings.silu);
+      EdgeUpdateCall<T, Stored> call =
+          operands.template call<T, Stored>(args.settings.epsilon, args.settings.silu);
       gradients.set(call);
       Launch::backward(call, operands.device());
     });
-    return {converted(gradients.grad_sum, operands.stored), Launch::sum_chunks(gradients.grad_norm)};
+    return {converted(gradients.grad_sum, operands.stored),
+            Launch::sum_chunks(gradients.grad_norm)};
   }
 
-  // Of the backward pass along tangents of its results: gradients of grad, of x and of weight and bias.
-  static std::tuple<Tensor, Tensor, Tensor> double_backward(const EdgeUpdateDoubleBackwardArguments& args) {
+  // Of the backward pass along tangents of its results: gradients of grad, of x and of weight and
+  // bias.
+  static std::tuple<Tensor, Tensor, Tensor> double_backward(
+      const EdgeUpdateDoubleBackwardArguments& args) {
     Operands operands(args);
     const typename Launch::Guard guard(operands.device());
     Gradients gradients(operands, args.grad);
-    Optional tangent_sum = contiguous(args.tangent_sum), tangent_norm = contiguous(args.tangent_norm);
+    Optional tangent_sum = contiguous(args.tangent_sum),
+             tangent_norm = contiguous(args.tangent_norm);
     if (tangent_sum.has_value()) tangent_sum = converted(*tangent_sum, operands.read_as);
     const Tensor grad_grad = Launch::new_result(operands.any(), operands.sizes(), operands.read_as);
-    dispatch_stored<Launch>(operands.read_as, "edge_update_double_backward", [&](auto zero, auto of_rows) {
-      using T = decltype(zero);
-      using Stored = decltype(of_rows);
-      EdgeUpdateCall<T, Stored> call = operands.template call<T, Stored>(args.settings.epsilon, args.settings.silu);
-      gradients.set(call);
-      call.tangent_sum = maybe_rows<Stored>(tangent_sum);
-      call.tangent_norm = maybe_data<T>(tangent_norm);
-      call.grad_grad = new_rows<Stored>(grad_grad);
-      Launch::double_backward(call, operands.device());
-    });
+    dispatch_stored<Launch>(
+        operands.read_as, "edge_update_double_backward", [&](auto zero, auto of_rows) {
+          using T = decltype(zero);
+          using Stored = decltype(of_rows);
+          EdgeUpdateCall<T, Stored> call =
+              operands.template call<T, Stored>(args.settings.epsilon, args.settings.silu);
+          gradients.set(call);
+          call.tangent_sum = maybe_rows<Stored>(tangent_sum);
+          call.tangent_norm = maybe_data<T>(tangent_norm);
+          call.grad_grad = new_rows<Stored>(grad_grad);
+          Launch::double_backward(call, operands.device());
+        });
     return {converted(grad_grad, operands.stored), converted(gradients.grad_sum, operands.stored),
             Launch::sum_chunks(gradients.grad_norm)};
   }
@@ -74,7 +82,8 @@ struct EdgeUpdateOps {
     // Arguments: the struct of any of the ops.
     template <class Arguments>
     explicit Operands(const Arguments& args)
-        : part{contiguous(args.operands.edge), contiguous(args.operands.sender), contiguous(args.operands.receiver)},
+        : part{contiguous(args.operands.edge), contiguous(args.operands.sender),
+               contiguous(args.operands.receiver)},
           weight(contiguous(args.operands.weight)),
           bias(contiguous(args.operands.bias)),
           senders(torch::stable::contiguous(args.graph.senders)),
@@ -101,7 +110,8 @@ struct EdgeUpdateOps {
       c.sum.width = width();
       c.weight = maybe_data<T>(weight), c.bias = maybe_data<T>(bias);
       c.epsilon = static_cast<T>(epsilon), c.silu = silu;
-      c.senders = senders.const_data_ptr<int64_t>(), c.receivers = receivers.const_data_ptr<int64_t>();
+      c.senders = senders.const_data_ptr<int64_t>(),
+      c.receivers = receivers.const_data_ptr<int64_t>();
       c.edges = edges();
       return c;
     }

@@ -49,5 +49,6 @@ STABLE_TORCH_LIBRARY_IMPL(hamfast, CPU, m) {
   using Ops = hamfast::EdgeUpdateOps<hamfast::EdgeUpdateOnCpu>;
   m.impl("edge_update", TORCH_BOX(&hamfast::edge_update_boxed<Ops::forward>));
   m.impl("edge_update_backward", TORCH_BOX(&hamfast::edge_update_backward_boxed<Ops::backward>));
-  m.impl("edge_update_double_backward", TORCH_BOX(&hamfast::edge_update_double_backward_boxed<Ops::double_backward>));
+  m.impl("edge_update_double_backward",
+         TORCH_BOX(&hamfast::edge_update_double_backward_boxed<Ops::double_backward>));
 }

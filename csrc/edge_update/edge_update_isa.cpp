@@ -63,7 +63,8 @@ class UpdatedRows {
       const T *x = x_[r], *v = buffer(kTogether + r), mean = of_v[r], slope = of_vn[r];
       T* out = call_.grad_sum + (first + r) * width_;
       each([&](int64_t c, int64_t n) {
-        store_first(out + c, (load_first(v + c, n) - mean - normal(x, c, n, norm) * slope) * norm.scale, n);
+        store_first(out + c,
+                    (load_first(v + c, n) - mean - normal(x, c, n, norm) * slope) * norm.scale, n);
       });
     }
   }
@@ -80,9 +81,11 @@ class UpdatedRows {
       T* const out = call_.grad_sum + row;
       if (!call_.weight) {
         each([&](int64_t c, int64_t n) {
-          const Vector<T> value = load_first(x + c, n), change = part_of(along, c, n), g = load_first(grad + c, n);
+          const Vector<T> value = load_first(x + c, n), change = part_of(along, c, n),
+                          g = load_first(grad + c, n);
           store_first(to_grad + c, call_.silu ? silu_slope_of<T>(value) * change : change, n);
-          store_first(out + c, call_.silu ? g * silu_curvature_of<T>(value) * change : Vector<T>{}, n);
+          store_first(out + c, call_.silu ? g * silu_curvature_of<T>(value) * change : Vector<T>{},
+                      n);
         });
         continue;
       }
@@ -93,14 +96,18 @@ class UpdatedRows {
         sum += change, sum_n += change * normal(x, c, n, norm);
       });
       const T mean = sum_of<T>(sum) / T(width_), slope = sum_of<T>(sum_n) / T(width_);
-      const Maybe<const T> tangent_weight = call_.tangent_norm, tangent_bias = call_.tangent_norm.row(1, width_);
+      const Maybe<const T> tangent_weight = call_.tangent_norm,
+                           tangent_bias = call_.tangent_norm.row(1, width_);
       Vector<T> of_v{}, of_change{};
       each([&](int64_t c, int64_t n) {
-        const Vector<T> value = normal(x, c, n, norm), u = affine(value, c, n), g = load_first(grad + c, n);
-        const Vector<T> weight = load_first(call_.weight + c, n), of_weight = part_of(tangent_weight, c, n);
+        const Vector<T> value = normal(x, c, n, norm), u = affine(value, c, n),
+                        g = load_first(grad + c, n);
+        const Vector<T> weight = load_first(call_.weight + c, n),
+                        of_weight = part_of(tangent_weight, c, n);
         const Vector<T> change = (part_of(along, c, n) - mean - value * slope) * norm.scale;
         const Vector<T> along_u = weight * change + of_weight * value + part_of(tangent_bias, c, n);
-        const Vector<T> act_slope = call_.silu ? silu_slope_of<T>(u) : Vector<T>{} + T(1), q = g * act_slope;
+        const Vector<T> act_slope = call_.silu ? silu_slope_of<T>(u) : Vector<T>{} + T(1),
+                        q = g * act_slope;
         const Vector<T> t = call_.silu ? g * silu_curvature_of<T>(u) * along_u : Vector<T>{};
         store_first(to_grad + c, act_slope * along_u, n);
         store_first(d_weight + c, load_first(d_weight + c, n) + t * value + q * change, n);
@@ -136,7 +143,8 @@ class UpdatedRows {
     return row ? load_first(row + c, n) : Vector<T>{};
   }
 
-  // f(c, n): the vector from column c on, of which n lanes are of the row; those behind are read as 0.
+  // f(c, n): the vector from column c on, of which n lanes are of the row; those behind are read as
+  // 0.
   template <class F>
   void each(F&& f) const {
     int64_t c = 0;
@@ -212,26 +220,29 @@ static void in_batches(int64_t begin, int64_t end, F&& f) {
     f(edge, static_cast<int>(end - edge < kTogether ? end - edge : kTogether));
 }
 
-#define HAMFAST_UPDATE_FOR(T)                                                                                          \
-  int64_t edge_update_scratch(const EdgeUpdateCall<T>& call) { return UpdatedRows<T>::scratch(call); }                 \
-  void edge_update_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, T* scratch) {                       \
-    UpdatedRows<T> rows(call, scratch);                                                                                \
-    in_batches(begin, end, [&](int64_t first, int count) { rows.forward(first, count); });                             \
-  }                                                                                                                    \
-  void edge_update_backward_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, int64_t chunk,             \
-                                 T* scratch) {                                                                         \
-    UpdatedRows<T> rows(call, scratch);                                                                                \
-    const Maybe<T> to = call.grad_norm_of(chunk);                                                                      \
-    in_batches(begin, end,                                                                                             \
-               [&](int64_t first, int count) { rows.backward(first, count, to.data, to.row(1, call.width()).data); }); \
-  }                                                                                                                    \
-  void edge_update_double_backward_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, int64_t chunk,      \
-                                        T* scratch) {                                                                  \
-    UpdatedRows<T> rows(call, scratch);                                                                                \
-    const Maybe<T> to = call.grad_norm_of(chunk);                                                                      \
-    in_batches(begin, end, [&](int64_t first, int count) {                                                             \
-      rows.double_backward(first, count, to.data, to.row(1, call.width()).data);                                       \
-    });                                                                                                                \
+#define HAMFAST_UPDATE_FOR(T)                                                                      \
+  int64_t edge_update_scratch(const EdgeUpdateCall<T>& call) {                                     \
+    return UpdatedRows<T>::scratch(call);                                                          \
+  }                                                                                                \
+  void edge_update_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, T* scratch) {   \
+    UpdatedRows<T> rows(call, scratch);                                                            \
+    in_batches(begin, end, [&](int64_t first, int count) { rows.forward(first, count); });         \
+  }                                                                                                \
+  void edge_update_backward_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end,        \
+                                 int64_t chunk, T* scratch) {                                      \
+    UpdatedRows<T> rows(call, scratch);                                                            \
+    const Maybe<T> to = call.grad_norm_of(chunk);                                                  \
+    in_batches(begin, end, [&](int64_t first, int count) {                                         \
+      rows.backward(first, count, to.data, to.row(1, call.width()).data);                          \
+    });                                                                                            \
+  }                                                                                                \
+  void edge_update_double_backward_rows(const EdgeUpdateCall<T>& call, int64_t begin, int64_t end, \
+                                        int64_t chunk, T* scratch) {                               \
+    UpdatedRows<T> rows(call, scratch);                                                            \
+    const Maybe<T> to = call.grad_norm_of(chunk);                                                  \
+    in_batches(begin, end, [&](int64_t first, int count) {                                         \
+      rows.double_backward(first, count, to.data, to.row(1, call.width()).data);                   \
+    });                                                                                            \
   }
 HAMFAST_UPDATE_FOR(float)
 HAMFAST_UPDATE_FOR(double)

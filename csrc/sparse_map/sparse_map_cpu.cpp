@@ -11,7 +11,8 @@ struct SparseMapOnCpu : OnCpu {
     constexpr int64_t kRows = 64;  // at least, of a thread
     torch::stable::parallel_for(0, call.rows, kRows, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
-        for (int64_t i = 0; i < call.dim_out; ++i) call.out[row * call.dim_out + i] = sparse_map_element(call, row, i);
+        for (int64_t i = 0; i < call.dim_out; ++i)
+          call.out[row * call.dim_out + i] = sparse_map_element(call, row, i);
     });
   }
 };
@@ -19,5 +20,6 @@ struct SparseMapOnCpu : OnCpu {
 }  // namespace hamfast
 
 STABLE_TORCH_LIBRARY_IMPL(hamfast, CPU, m) {
-  m.impl("sparse_map", TORCH_BOX(&hamfast::sparse_map_boxed<hamfast::SparseMapOp<hamfast::SparseMapOnCpu>::run>));
+  m.impl("sparse_map",
+         TORCH_BOX(&hamfast::sparse_map_boxed<hamfast::SparseMapOp<hamfast::SparseMapOnCpu>::run>));
 }

@@ -19,5 +19,7 @@ struct SparseMapOnCuda : OnCuda {
 }  // namespace hamfast
 
 STABLE_TORCH_LIBRARY_IMPL(hamfast, HAMFAST_CUDA_KEY, m) {
-  m.impl("sparse_map", TORCH_BOX(&hamfast::sparse_map_boxed<hamfast::SparseMapOp<hamfast::SparseMapOnCuda>::run>));
+  m.impl(
+      "sparse_map",
+      TORCH_BOX(&hamfast::sparse_map_boxed<hamfast::SparseMapOp<hamfast::SparseMapOnCuda>::run>));
 }

@@ -31,12 +31,15 @@ class ChannelRun {
     const ProductTables& tables = args.tables;
     const ProductDims& dims = args.dims;
     call.tasks = rows_of<ChannelTask>(tables.tasks), call.num_tasks = tables.tasks.size(0);
-    call.x_blocks = rows_of<ChannelBlock>(tables.x_blocks), call.num_x_blocks = tables.x_blocks.size(0);
-    call.g_blocks = rows_of<ChannelBlock>(tables.g_blocks), call.num_g_blocks = tables.g_blocks.size(0);
+    call.x_blocks = rows_of<ChannelBlock>(tables.x_blocks),
+    call.num_x_blocks = tables.x_blocks.size(0);
+    call.g_blocks = rows_of<ChannelBlock>(tables.g_blocks),
+    call.num_g_blocks = tables.g_blocks.size(0);
     call.entries = rows_of<CouplingEntry>(tables.entries);
     call.coupling = tables.coupling.const_data_ptr<T>();
     call.x_dim = dims.x, call.y_dim = dims.y, call.w_dim = dims.w, call.g_dim = dims.g;
-    call.x_padded = dims.x_padded, call.g_padded = dims.g_padded, call.max_coupling = dims.max_coupling;
+    call.x_padded = dims.x_padded, call.g_padded = dims.g_padded,
+    call.max_coupling = dims.max_coupling;
     call.covers_weights = dims.covers_weights != 0;
     call.storage = storage_of(args.any_operand());
     call.x_layout = args.x_layout, call.g_layout = args.g_layout;
@@ -83,8 +86,8 @@ class ChannelRun {
     parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
       Scratch<T> scratch(channel_scratch(call));
       for (int64_t n = begin; n < end; ++n)
-        HAMFAST_ISA_CALL(channel_backward, call, first + rows * n / chunks, first + rows * (n + 1) / chunks, n,
-                         scratch.data());
+        HAMFAST_ISA_CALL(channel_backward, call, first + rows * n / chunks,
+                         first + rows * (n + 1) / chunks, n, scratch.data());
     });
   }
 
@@ -107,7 +110,8 @@ class ChannelRun {
     T* prepared = new_compute(count, slot == slot_g ? call.g_padded : call.x_padded);
     parallel_for(0, count, 8, [&](int64_t begin, int64_t end) {
       Scratch<T> scratch(channel_scratch(call));
-      HAMFAST_ISA_CALL(channel_prepare, call, slot == slot_g, rows.data.data, begin, end, prepared, scratch.data());
+      HAMFAST_ISA_CALL(channel_prepare, call, slot == slot_g, rows.data.data, begin, end, prepared,
+                       scratch.data());
     });
     rows.prepared = prepared;
   }

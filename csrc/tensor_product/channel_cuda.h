@@ -12,7 +12,8 @@ namespace hamfast {
 
 class ChannelCuda {
  public:
-  explicit ChannelCuda(const ProductArguments& args) : args_(args), device_(args.any_operand().get_device_index()) {
+  explicit ChannelCuda(const ProductArguments& args)
+      : args_(args), device_(args.any_operand().get_device_index()) {
     capability_ = capability_of(device_);
     for (int slot = 0; slot < 4; ++slot) {
       arguments_.operands[slot] = data_of(args.operands[slot]);
@@ -29,14 +30,16 @@ class ChannelCuda {
   std::vector<Tensor> run() {
     if (args_.hidden.has_value() && !can_make_weights()) store_weights();
     std::vector<Tensor> out;
-    for (int slot = 0; slot < 4; ++slot) out.push_back(torch::stable::new_empty(args_.any_operand(), {0}));
+    for (int slot = 0; slot < 4; ++slot)
+      out.push_back(torch::stable::new_empty(args_.any_operand(), {0}));
     if (args_.wants(slot_g)) forward(out);
     if (args_.wants(slot_x) || args_.wants(slot_y) || args_.wants(slot_w)) backward(out);
     return out;
   }
 
  private:
-  static constexpr int64_t kWarps = channel::kWarpsPerBlock, kMostChunks = 1 << 16, kMostWeightChunks = 256;
+  static constexpr int64_t kWarps = channel::kWarpsPerBlock, kMostChunks = 1 << 16,
+                           kMostWeightChunks = 256;
 
   const ProductArguments& args_;
   int32_t device_;
@@ -45,13 +48,16 @@ class ChannelCuda {
   bool makes_weights_ = false;  // in the kernel
   Tensor stored_;               // weights, where the kernel does not make them
 
-  static const void* data_of(const std::optional<Tensor>& t) { return t.has_value() ? t->const_data_ptr() : nullptr; }
+  static const void* data_of(const std::optional<Tensor>& t) {
+    return t.has_value() ? t->const_data_ptr() : nullptr;
+  }
 
   Tensor empty(int slot) const {
     return torch::stable::new_empty(args_.any_operand(), {args_.rows(slot), args_.dim(slot)});
   }
   auto compute() const {
-    return args_.any_operand().scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    return args_.any_operand().scalar_type() == ScalarType::Double ? ScalarType::Double
+                                                                   : ScalarType::Float;
   }
 
   // Tensor cores with TF32, vector loads, and room for the weights of a few edges in shared memory.
@@ -75,17 +81,21 @@ class ChannelCuda {
     ChannelVariant& variant = key.variant;
     variant.forward = forward;
     for (int slot = 0; slot < 4; ++slot) {
-      variant.operands |= (args_.operands[slot].has_value() && !(forward && slot == slot_g)) << slot;
-      variant.tangents |= (args_.tangents[slot].has_value() && !(forward && slot == slot_g)) << slot;
+      variant.operands |= (args_.operands[slot].has_value() && !(forward && slot == slot_g))
+                          << slot;
+      variant.tangents |= (args_.tangents[slot].has_value() && !(forward && slot == slot_g))
+                          << slot;
       variant.wanted |= (args_.wants(slot) && forward == (slot == slot_g)) << slot;
     }
     variant.storage = static_cast<int64_t>(storage);
-    variant.x_layout = static_cast<int64_t>(args_.x_layout), variant.g_layout = static_cast<int64_t>(args_.g_layout);
+    variant.x_layout = static_cast<int64_t>(args_.x_layout),
+    variant.g_layout = static_cast<int64_t>(args_.g_layout);
     variant.shared_weights = args_.shared_weights;
     variant.passes = 3;
     if (makes_weights_) {
       variant.hidden = args_.hidden->size(1);
-      if (args_.one_pass || storage != Storage::float32) variant.passes = 1;  // half-precision factors are TF32 already
+      if (args_.one_pass || storage != Storage::float32)
+        variant.passes = 1;  // half-precision factors are TF32 already
     }
     return channel_kernel(key, &tables, &args_);
   }
@@ -97,8 +107,8 @@ class ChannelCuda {
       return torch::stable::to(t, torch::stable::Device(torch::headeronly::DeviceType::CPU));
     };
     const ProductTables& t = args.tables;
-    return channel_tables(host(t.tasks), host(t.x_blocks), host(t.g_blocks), host(t.entries), host(t.coupling),
-                          args.dims);
+    return channel_tables(host(t.tasks), host(t.x_blocks), host(t.g_blocks), host(t.entries),
+                          host(t.coupling), args.dims);
   }
 
   void set_rows(const std::optional<Tensor>& order, const std::optional<Tensor>& ptr) {
@@ -108,7 +118,8 @@ class ChannelCuda {
   }
   int64_t steps() const { return channel::steps_of(arguments_); }
 
-  // Blocks for `steps` of every unit; where weights are made, a block takes a step, else each of its warps.
+  // Blocks for `steps` of every unit; where weights are made, a block takes a step, else each of
+  // its warps.
   int64_t blocks_for(int64_t steps, const ChannelJit& jit) const {
     const int64_t items = steps * jit.units;
     return makes_weights_ ? items : (items + kWarps - 1) / kWarps;
@@ -116,8 +127,9 @@ class ChannelCuda {
 
   void launch(const ChannelJit& jit, int64_t blocks) {
     void* parameters[] = {&arguments_};
-    jit.kernel->launch(static_cast<unsigned>(blocks), kWarps * kWarp, static_cast<unsigned>(jit.shared_bytes),
-                       current_stream(device_), parameters);
+    jit.kernel->launch(static_cast<unsigned>(blocks), kWarps * kWarp,
+                       static_cast<unsigned>(jit.shared_bytes), current_stream(device_),
+                       parameters);
   }
 
   void forward(std::vector<Tensor>& out) {
@@ -136,7 +148,8 @@ class ChannelCuda {
     if (args_.wants(slot_x)) out[slot_x] = empty(slot_x);
     if (args_.wants(slot_y)) out[slot_y] = empty(slot_y);
     if (args_.wants(slot_w))
-      out[slot_w] = args_.dims.covers_weights && !args_.shared_weights ? empty(slot_w) : args_.zeros(slot_w);
+      out[slot_w] =
+          args_.dims.covers_weights && !args_.shared_weights ? empty(slot_w) : args_.zeros(slot_w);
     set_rows(args_.graph.sender_order, args_.graph.sender_ptr);
     if (steps() == 0) return;
     const ChannelJit& jit = kernel(false);
@@ -153,7 +166,8 @@ class ChannelCuda {
       arguments_.w_chunks = w_chunks.mutable_data_ptr();
     }
     if (args_.wants(slot_x)) arguments_.out[slot_x] = out[slot_x].mutable_data_ptr();
-    if (args_.wants(slot_w) && !sums_weights) arguments_.out[slot_w] = out[slot_w].mutable_data_ptr();
+    if (args_.wants(slot_w) && !sums_weights)
+      arguments_.out[slot_w] = out[slot_w].mutable_data_ptr();
     launch(jit, blocks);
     if (args_.wants(slot_y)) out[slot_y] = sum(y_chunks, jit.units, {args_.edges, args_.dims.y});
     if (sums_weights) out[slot_w] = sum(w_chunks, chunks, {args_.dims.w});
@@ -163,7 +177,8 @@ class ChannelCuda {
     Tensor total = torch::stable::new_zeros(chunks, shape);
     dispatch_real(chunks.scalar_type(), "tensor_product", [&](auto zero) {
       using T = decltype(zero);
-      add_rows(chunks.const_data_ptr<T>(), count, total.numel(), total.mutable_data_ptr<T>(), device_);
+      add_rows(chunks.const_data_ptr<T>(), count, total.numel(), total.mutable_data_ptr<T>(),
+               device_);
     });
     const auto type = args_.any_operand().scalar_type();
     return type == total.scalar_type() ? total : torch::stable::to(total, type);

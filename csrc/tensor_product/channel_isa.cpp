@@ -1,4 +1,5 @@
-// Compiled once per instruction set. Nothing of the standard library may be inlined here: see kernels/common.cuh.
+// Compiled once per instruction set. Nothing of the standard library may be inlined here: see
+// kernels/common.cuh.
 #include "tensor_product/channel_isa.h"
 
 #include "tensor_product/row_io.h"
@@ -35,7 +36,8 @@ static void forward_task(const ChannelTask& task, const T* x, const T* m, const 
     }
     T* to = out + task.g_at + u;
     if (task.diagonal) {
-      for (int i = 0; i < D1; ++i) store(to + i * task.g_stride, load(to + i * task.g_stride) + xs[i] * m[0]);
+      for (int i = 0; i < D1; ++i)
+        store(to + i * task.g_stride, load(to + i * task.g_stride) + xs[i] * m[0]);
       continue;
     }
     const T* row = m;
@@ -89,7 +91,8 @@ static void backward_task(const ChannelTask& task, const T* x, const T* m, const
           const Vector<T> weight = load_first(w + u, task.n - u);
           for (int i = 0; i < D1; ++i) q[i] *= weight;
         }
-        for (int i = 0; i < D1; ++i) store(gx + i * task.x_stride, load(gx + i * task.x_stride) + q[i]);
+        for (int i = 0; i < D1; ++i)
+          store(gx + i * task.x_stride, load(gx + i * task.x_stride) + q[i]);
       }
     }
   }
@@ -121,15 +124,18 @@ static void backward_task(const ChannelTask& task, const T* x, const T* m, const
   }
 }
 
-// gy_j += sum_p C[j][p] gM[p], on vectors of partial sums: entry by non-zero entry, so that no lanes are summed here.
+// gy_j += sum_p C[j][p] gM[p], on vectors of partial sums: entry by non-zero entry, so that no
+// lanes are summed here.
 template <class T>
-static void pull_back_matrix(const ChannelTask& task, const ChannelCall<T>& call, const T* matrix, T* y_sums) {
+static void pull_back_matrix(const ChannelTask& task, const ChannelCall<T>& call, const T* matrix,
+                             T* y_sums) {
   constexpr int lanes = kLanes<T>;
   T* to = y_sums + task.y_offset * lanes;
   for (int64_t n = task.entries_begin; n < task.entries_end; ++n) {
     const CouplingEntry& entry = call.entries[n];
     T* sum = to + entry.j * lanes;
-    store(sum, load(sum) + load(matrix + entry.p * lanes) * call.coupling[task.coupling_at + entry.at]);
+    store(sum,
+          load(sum) + load(matrix + entry.p * lanes) * call.coupling[task.coupling_at + entry.at]);
   }
 }
 
@@ -169,14 +175,16 @@ struct Thread {
 
   const T* blocks_of(const Rows& rows, bool is_g, int n, int64_t e) {
     const int64_t r = rows.index ? rows.index[e] : e;
-    if (rows.prepared) return static_cast<const T*>(rows.prepared.data) + r * (is_g ? call.g_padded : call.x_padded);
+    if (rows.prepared)
+      return static_cast<const T*>(rows.prepared.data) + r * (is_g ? call.g_padded : call.x_padded);
     T* to = is_g ? g[n] : x[n];
     unpack_blocks(call, is_g, rows.data.data, r, to, row);
     return to;
   }
 
   const T* plain(const Rows& rows, int64_t n, T* to, int64_t e) {
-    if (!converts(call.storage)) return static_cast<const T*>(rows.data.data) + (rows.dim ? e * rows.dim : 0);
+    if (!converts(call.storage))
+      return static_cast<const T*>(rows.data.data) + (rows.dim ? e * rows.dim : 0);
     load_converted(rows.data.data, call.storage, rows.dim ? e * rows.dim : 0, n, to);
     return to;
   }
@@ -192,7 +200,8 @@ struct Thread {
     }
   }
 
-  // Which rows the edge after the p-th will read from memory: not those that are gathered, nor those laid out by block.
+  // Which rows the edge after the p-th will read from memory: not those that are gathered, nor
+  // those laid out by block.
   void look_ahead(int64_t p, int64_t end, bool with_g) {
     ahead = 0;
     if (p + 1 >= end) return;
@@ -213,7 +222,8 @@ struct Thread {
   // The n-th task's share of them.
   void ask_for_share(int64_t n) const {
     for (int i = 0; i < ahead; ++i) {
-      const int64_t first = next_bytes[i] * n / call.num_tasks, last = next_bytes[i] * (n + 1) / call.num_tasks;
+      const int64_t first = next_bytes[i] * n / call.num_tasks,
+                    last = next_bytes[i] * (n + 1) / call.num_tasks;
       prefetch(next[i] + first, last - first);
     }
   }
@@ -268,10 +278,12 @@ static void forward(const ChannelCall<T>& call, int64_t begin, int64_t end, T* s
 }
 
 template <class T>
-static void backward(const ChannelCall<T>& call, int64_t begin, int64_t end, int64_t chunk, T* scratch) {
+static void backward(const ChannelCall<T>& call, int64_t begin, int64_t end, int64_t chunk,
+                     T* scratch) {
   constexpr int lanes = kLanes<T>;
   Thread<T> t(call, scratch);
-  const Maybe<T> all_w = call.out[slot_w] ? Maybe<T>(static_cast<T*>(call.out[slot_w].data)) : Maybe<T>();
+  const Maybe<T> all_w =
+      call.out[slot_w] ? Maybe<T>(static_cast<T*>(call.out[slot_w].data)) : Maybe<T>();
   const Maybe<T> shared_w = call.shared_weights ? all_w.row(chunk, call.w_dim) : Maybe<T>();
   if (shared_w)
     for (int64_t i = 0; i < call.w_dim; ++i) shared_w[i] = T(0);
@@ -284,7 +296,8 @@ static void backward(const ChannelCall<T>& call, int64_t begin, int64_t end, int
       t.read(e, p, true);
       t.look_ahead(p, call.ptr ? call.ptr[end] : end, true);
       T* const gw = shared_w ? shared_w.data : all_w ? t.sum_w : nullptr;
-      // Tasks write their own weights' gradients; what no task writes, or none of these terms, is 0.
+      // Tasks write their own weights' gradients; what no task writes, or none of these terms, is
+      // 0.
       if (gw && !shared_w && (call.derivative || !call.covers_weights))
         for (int64_t i = 0; i < call.w_dim; ++i) gw[i] = T(0);
       if (call.out[slot_y])
@@ -302,10 +315,12 @@ static void backward(const ChannelCall<T>& call, int64_t begin, int64_t end, int
         for_each_term(call, true, [&](int replaced) {
           if (replaced == slot_w && !has_weight) return;
           const T* w = t.weight(task, replaced == slot_w);
-          // A tangent stands in for its operand, and the derivative in that operand is then none of this term's.
+          // A tangent stands in for its operand, and the derivative in that operand is then none of
+          // this term's.
           const Gradients<T> to{call.out[slot_x] && replaced != slot_x ? t.sum_x : nullptr,
                                 replaced != slot_w ? task_gw : nullptr,
-                                call.out[slot_y] && replaced != slot_y ? t.matrix : nullptr, add_w, add_matrix};
+                                call.out[slot_y] && replaced != slot_y ? t.matrix : nullptr, add_w,
+                                add_matrix};
           add_w |= to.w != nullptr;
           add_matrix |= to.matrix != nullptr;
           const T* x = t.in_x[replaced == slot_x];
@@ -322,12 +337,14 @@ static void backward(const ChannelCall<T>& call, int64_t begin, int64_t end, int
         if (add_matrix) pull_back_matrix(task, call, t.matrix, t.y_sums);
       }
       if (call.out[slot_y]) {
-        for (int64_t j = 0; j < call.y_dim; j += lanes) store(t.y[0] + j, sum_lanes(t.y_sums + j * lanes));
+        for (int64_t j = 0; j < call.y_dim; j += lanes)
+          store(t.y[0] + j, sum_lanes(t.y_sums + j * lanes));
         store_converted(t.y[0], call.y_dim, call.storage, e * call.y_dim, call.out[slot_y].data);
       }
       if (gw && !shared_w) {
         if (converts(call.storage))
-          store_converted(gw, call.w_dim, call.storage, t.weight_row(e, p) * call.w_dim, all_w.data);
+          store_converted(gw, call.w_dim, call.storage, t.weight_row(e, p) * call.w_dim,
+                          all_w.data);
         else
           copy_row(gw, call.w_dim, all_w + t.weight_row(e, p) * call.w_dim, call.stream[slot_w]);
       }
@@ -338,22 +355,23 @@ static void backward(const ChannelCall<T>& call, int64_t begin, int64_t end, int
 }
 
 template <class T>
-static void prepare(const ChannelCall<T>& call, bool is_g, const void* rows, int64_t begin, int64_t end, T* out,
-                    T* scratch) {
+static void prepare(const ChannelCall<T>& call, bool is_g, const void* rows, int64_t begin,
+                    int64_t end, T* out, T* scratch) {
   const int64_t size = is_g ? call.g_padded : call.x_padded;
   for (int64_t r = begin; r < end; ++r) unpack_blocks(call, is_g, rows, r, out + r * size, scratch);
 }
 
-#define HAMFAST_DEFINE(T)                                                                                           \
-  void channel_forward(const ChannelCall<T>& call, int64_t begin, int64_t end, T* scratch) {                        \
-    forward(call, begin, end, scratch);                                                                             \
-  }                                                                                                                 \
-  void channel_backward(const ChannelCall<T>& call, int64_t begin, int64_t end, int64_t chunk, T* scratch) {        \
-    backward(call, begin, end, chunk, scratch);                                                                     \
-  }                                                                                                                 \
-  void channel_prepare(const ChannelCall<T>& call, bool is_g, const void* rows, int64_t begin, int64_t end, T* out, \
-                       T* scratch) {                                                                                \
-    prepare(call, is_g, rows, begin, end, out, scratch);                                                            \
+#define HAMFAST_DEFINE(T)                                                                      \
+  void channel_forward(const ChannelCall<T>& call, int64_t begin, int64_t end, T* scratch) {   \
+    forward(call, begin, end, scratch);                                                        \
+  }                                                                                            \
+  void channel_backward(const ChannelCall<T>& call, int64_t begin, int64_t end, int64_t chunk, \
+                        T* scratch) {                                                          \
+    backward(call, begin, end, chunk, scratch);                                                \
+  }                                                                                            \
+  void channel_prepare(const ChannelCall<T>& call, bool is_g, const void* rows, int64_t begin, \
+                       int64_t end, T* out, T* scratch) {                                      \
+    prepare(call, is_g, rows, begin, end, out, scratch);                                       \
   }
 HAMFAST_DEFINE(float)
 HAMFAST_DEFINE(double)

@@ -11,7 +11,8 @@ namespace {
 
 struct Before {
   bool operator()(const ChannelKey& a, const ChannelKey& b) const {
-    const auto numbers = std::make_tuple(a.plan, a.capability), others = std::make_tuple(b.plan, b.capability);
+    const auto numbers = std::make_tuple(a.plan, a.capability),
+               others = std::make_tuple(b.plan, b.capability);
     if (numbers != others) return numbers < others;
     return std::memcmp(&a.variant, &b.variant, sizeof(ChannelVariant)) < 0;
   }
@@ -19,7 +20,8 @@ struct Before {
 
 }  // namespace
 
-const ChannelJit& channel_kernel(const ChannelKey& key, ChannelTables (*tables)(const void*), const void* context) {
+const ChannelJit& channel_kernel(const ChannelKey& key, ChannelTables (*tables)(const void*),
+                                 const void* context) {
   static std::mutex mutex;
   static std::map<ChannelKey, std::unique_ptr<ChannelJit>, Before> kernels;
   const std::lock_guard<std::mutex> lock(mutex);

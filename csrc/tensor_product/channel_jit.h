@@ -1,4 +1,5 @@
-// The channel-wise kernel of one plan and variant, compiled at run time. No CUDA header: csrc/common/jit.h.
+// The channel-wise kernel of one plan and variant, compiled at run time. No CUDA header:
+// csrc/common/jit.h.
 #pragma once
 
 #include <optional>
@@ -11,7 +12,8 @@ namespace hamfast {
 
 inline constexpr const char* kChannelKernel = "hamfast_channel";
 
-// Machine code of kernels/channel.cuh for a header of channel_source(), from the cache if it is there.
+// Machine code of kernels/channel.cuh for a header of channel_source(), from the cache if it is
+// there.
 std::string compile_channel(const std::string& plan_header, int capability);
 
 // What a block may use on every GPU since sm_80.
@@ -22,14 +24,17 @@ struct ChannelJit {
   int64_t units, shared_bytes;
 };
 
-// What identifies the kernel of a call: the plan's key (dims of the op), what it does, and for which GPUs.
+// What identifies the kernel of a call: the plan's key (dims of the op), what it does, and for
+// which GPUs.
 struct ChannelKey {
   int64_t plan;
   int capability;
   ChannelVariant variant;
 };
 
-// Compiled when first asked for, then kept; `tables` is called only then. Throws jit::Error. Threads may call it.
-const ChannelJit& channel_kernel(const ChannelKey& key, ChannelTables (*tables)(const void*), const void* context);
+// Compiled when first asked for, then kept; `tables` is called only then. Throws jit::Error.
+// Threads may call it.
+const ChannelJit& channel_kernel(const ChannelKey& key, ChannelTables (*tables)(const void*),
+                                 const void* context);
 
 }  // namespace hamfast

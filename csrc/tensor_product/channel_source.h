@@ -1,4 +1,5 @@
-// The plan of a channel-wise product as source text: the header `hamfast_plan.h` that kernels/channel.cuh reads.
+// The plan of a channel-wise product as source text: the header `hamfast_plan.h` that
+// kernels/channel.cuh reads.
 #pragma once
 
 #include <cstdint>

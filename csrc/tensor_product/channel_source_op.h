@@ -8,7 +8,8 @@
 
 namespace hamfast {
 
-ChannelTables channel_tables(const Tensor& tasks, const Tensor& x_blocks, const Tensor& g_blocks, const Tensor& entries,
-                             const Tensor& coupling, const ProductDims& dims);
+ChannelTables channel_tables(const Tensor& tasks, const Tensor& x_blocks, const Tensor& g_blocks,
+                             const Tensor& entries, const Tensor& coupling,
+                             const ProductDims& dims);
 
 }  // namespace hamfast

@@ -1,4 +1,5 @@
-// Compiled once per instruction set. Nothing of the standard library may be inlined here: see kernels/common.cuh.
+// Compiled once per instruction set. Nothing of the standard library may be inlined here: see
+// kernels/common.cuh.
 #include "general.cuh"
 
 namespace hamfast::HAMFAST_ISA {

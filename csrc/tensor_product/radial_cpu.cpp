@@ -1,5 +1,6 @@
-// The channel-wise product with weights w[e] = hidden[e] W, made for a block of rows at a time: a matrix product whose
-// result is used while it is in the cache, and never stored for all edges. A bias is a column of ones in hidden.
+// The channel-wise product with weights w[e] = hidden[e] W, made for a block of rows at a time: a
+// matrix product whose result is used while it is in the cache, and never stored for all edges. A
+// bias is a column of ones in hidden.
 #include <torch/csrc/stable/library.h>
 
 #include "common/matmul.h"
@@ -7,7 +8,8 @@
 
 namespace hamfast {
 
-// Edges per block: enough for a matrix product to run at full speed, few enough to stay in the cache.
+// Edges per block: enough for a matrix product to run at full speed, few enough to stay in the
+// cache.
 constexpr int64_t kBlockEdges = 1024;
 
 struct RadialCall {
@@ -71,7 +73,8 @@ Tensor radial_forward(RadialCall& args) {
   run.by_receiver();
   const std::vector<RowBlock> blocks = blocks_of(run);
   const int64_t width = args.hidden.size(1);
-  BlockMatrix all_rows(blocks, width, run.kCompute), all_weights(blocks, args.matrix.size(1), run.kCompute);
+  BlockMatrix all_rows(blocks, width, run.kCompute),
+      all_weights(blocks, args.matrix.size(1), run.kCompute);
   Rows& weights = run.call.operands[slot_w];
   weights.dim = args.product.dims.w;
   for (const RowBlock& block : blocks) {
@@ -96,7 +99,8 @@ std::vector<Tensor> radial_backward(RadialCall& args) {
   const std::vector<RowBlock> blocks = blocks_of(run);
   const int64_t columns = args.matrix.size(1);
   BlockMatrix all_rows(blocks, width, run.kCompute), all_grad_rows(blocks, width, run.kCompute);
-  BlockMatrix all_weights(blocks, columns, run.kCompute), all_grad_weights(blocks, columns, run.kCompute);
+  BlockMatrix all_weights(blocks, columns, run.kCompute),
+      all_grad_weights(blocks, columns, run.kCompute);
   const Tensor partial = pooled_empty({width, columns}, run.kCompute);
   const Tensor transposed = torch::stable::transpose(args.matrix, 0, 1);
   Rows& weights = run.call.operands[slot_w];
@@ -121,20 +125,25 @@ std::vector<Tensor> radial_backward(RadialCall& args) {
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> radial_tensor_product(const RadialTensorProductArguments& given) {
-  RadialCall args{ProductArguments(given, std::nullopt), torch::stable::contiguous(given.operands.hidden),
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> radial_tensor_product(
+    const RadialTensorProductArguments& given) {
+  RadialCall args{ProductArguments(given, std::nullopt),
+                  torch::stable::contiguous(given.operands.hidden),
                   torch::stable::contiguous(given.operands.matrix)};
   const Tensor& x = given.operands.x;
   const Tensor none = torch::stable::new_empty(x, {0});
   const bool is_double = x.scalar_type() == ScalarType::Double;
   if (!given.operands.g.has_value())
-    return {is_double ? radial_forward<double>(args) : radial_forward<float>(args), none, none, none, none};
-  std::vector<Tensor> out = is_double ? radial_backward<double>(args) : radial_backward<float>(args);
+    return {is_double ? radial_forward<double>(args) : radial_forward<float>(args), none, none,
+            none, none};
+  std::vector<Tensor> out =
+      is_double ? radial_backward<double>(args) : radial_backward<float>(args);
   return {none, out[0], out[1], out[2], out[3]};
 }
 
 }  // namespace hamfast
 
 STABLE_TORCH_LIBRARY_IMPL(hamfast, CPU, m) {
-  m.impl("radial_tensor_product", TORCH_BOX(&hamfast::radial_tensor_product_boxed<hamfast::radial_tensor_product>));
+  m.impl("radial_tensor_product",
+         TORCH_BOX(&hamfast::radial_tensor_product_boxed<hamfast::radial_tensor_product>));
 }

@@ -1,4 +1,5 @@
-// Rows of irreps between a tensor and the padded blocks [d][channels] a kernel works on. For *_isa.cpp files only.
+// Rows of irreps between a tensor and the padded blocks [d][channels] a kernel works on. For
+// *_isa.cpp files only.
 #pragma once
 
 #include "common.cuh"
@@ -50,14 +51,17 @@ inline void store_converted(const T* from, int64_t n, Storage storage, int64_t a
   }
 }
 
-inline bool converts(Storage storage) { return storage == Storage::bfloat16 || storage == Storage::float16; }
+inline bool converts(Storage storage) {
+  return storage == Storage::bfloat16 || storage == Storage::float16;
+}
 
 // Interleaving by shuffles pays for short irreps; longer ones are copied number by number.
 constexpr int kMostShuffled = 7;
 
 // Where a row's block begins, in elements.
 template <class T>
-inline int64_t block_begin(const ChannelCall<T>& call, bool is_g, const ChannelBlock& block, int64_t r) {
+inline int64_t block_begin(const ChannelCall<T>& call, bool is_g, const ChannelBlock& block,
+                           int64_t r) {
   if ((is_g ? call.g_layout : call.x_layout) == Layout::blocks)
     return (is_g ? call.g_rows : call.x_rows) * block.offset + r * block.mul * block.d;
   return r * (is_g ? call.g_dim : call.x_dim) + block.offset;
@@ -65,13 +69,17 @@ inline int64_t block_begin(const ChannelCall<T>& call, bool is_g, const ChannelB
 
 // Row r of x or g as padded blocks; the padding is 0. `space`: one row.
 template <class T>
-inline void unpack_blocks(const ChannelCall<T>& call, bool is_g, const void* rows, int64_t r, T* to, T* space) {
+inline void unpack_blocks(const ChannelCall<T>& call, bool is_g, const void* rows, int64_t r, T* to,
+                          T* space) {
   const ChannelBlock* blocks = is_g ? call.g_blocks : call.x_blocks;
   const int64_t count = is_g ? call.num_g_blocks : call.num_x_blocks;
   const bool interleaved = (is_g ? call.g_layout : call.x_layout) == Layout::mul_ir;
-  // A last vector may reach over the last block: what lies there is multiplied by 0, and must not be NaN.
+  // A last vector may reach over the last block: what lies there is multiplied by 0, and must not
+  // be NaN.
   const int64_t size = is_g ? call.g_padded : call.x_padded;
-  for (int64_t i = count ? blocks[count - 1].at + blocks[count - 1].d * blocks[count - 1].stride : 0; i < size; ++i)
+  for (int64_t i = count ? blocks[count - 1].at + blocks[count - 1].d * blocks[count - 1].stride
+                         : 0;
+       i < size; ++i)
     to[i] = T(0);
   for (int64_t b = 0; b < count; ++b) {
     const ChannelBlock& block = blocks[b];
@@ -85,7 +93,8 @@ inline void unpack_blocks(const ChannelCall<T>& call, bool is_g, const void* row
     for (int64_t i = 0; i < block.d; ++i)
       for (int64_t u = block.mul; u < block.stride; ++u) start[i * block.stride + u] = T(0);
     if (!interleaved) {
-      for (int64_t i = 0; i < block.d; ++i) copy_row(from + i * block.mul, block.mul, start + i * block.stride, false);
+      for (int64_t i = 0; i < block.d; ++i)
+        copy_row(from + i * block.mul, block.mul, start + i * block.stride, false);
       continue;
     }
     for_irrep_size(block.d, [&](auto d) {
@@ -101,7 +110,8 @@ inline void unpack_blocks(const ChannelCall<T>& call, bool is_g, const void* row
 
 // The reverse, without the padding.
 template <class T>
-inline void pack_blocks(const ChannelCall<T>& call, bool is_g, const T* from, void* rows, int64_t r, T* space) {
+inline void pack_blocks(const ChannelCall<T>& call, bool is_g, const T* from, void* rows, int64_t r,
+                        T* space) {
   const ChannelBlock* blocks = is_g ? call.g_blocks : call.x_blocks;
   const int64_t count = is_g ? call.num_g_blocks : call.num_x_blocks;
   const bool interleaved = (is_g ? call.g_layout : call.x_layout) == Layout::mul_ir;
@@ -112,7 +122,8 @@ inline void pack_blocks(const ChannelCall<T>& call, bool is_g, const T* from, vo
     T* const to = converts(call.storage) ? space : static_cast<T*>(rows) + begin;
     const T* start = from + block.at;
     if (!interleaved) {
-      for (int64_t i = 0; i < block.d; ++i) copy_row(start + i * block.stride, block.mul, to + i * block.mul, streamed);
+      for (int64_t i = 0; i < block.d; ++i)
+        copy_row(start + i * block.stride, block.mul, to + i * block.mul, streamed);
     } else {
       for_irrep_size(block.d, [&](auto d) {
         if constexpr (d() > 0 && d() <= kMostShuffled) {
@@ -123,7 +134,8 @@ inline void pack_blocks(const ChannelCall<T>& call, bool is_g, const T* from, vo
         }
       });
     }
-    if (converts(call.storage)) store_converted(space, block.mul * block.d, call.storage, begin, rows);
+    if (converts(call.storage))
+      store_converted(space, block.mul * block.d, call.storage, begin, rows);
   }
 }
 

@@ -1,5 +1,5 @@
-// The op on tensors, for any launcher: `Launch::general` runs the general kernel (any mode), `Launch::channel` the
-// channel-wise one. A plan may need both, and their results add up.
+// The op on tensors, for any launcher: `Launch::general` runs the general kernel (any mode),
+// `Launch::channel` the channel-wise one. A plan may need both, and their results add up.
 #pragma once
 
 #include <tuple>
@@ -53,7 +53,8 @@ struct ProductArguments {
         dims(row_of<ProductDims>(a.settings.dims, "dims")) {
     make_contiguous();
   }
-  // Of weights that are made of hidden rows: the product if g is absent, else its gradients in x, y and w.
+  // Of weights that are made of hidden rows: the product if g is absent, else its gradients in x, y
+  // and w.
   template <class Radial>
   ProductArguments(const Radial& a, const Optional& w)
       : operands{a.operands.x, a.operands.y, w, a.operands.g},
@@ -86,11 +87,13 @@ struct ProductArguments {
   }
   // Does the derivative in `slot` sum edges by a graph's index?
   bool reduces(int slot) const {
-    return (slot == slot_x && graph.sender_ptr.has_value()) || (slot == slot_g && graph.receiver_ptr.has_value());
+    return (slot == slot_x && graph.sender_ptr.has_value()) ||
+           (slot == slot_g && graph.receiver_ptr.has_value());
   }
   bool reduces_all(int slot) const { return slot == slot_w && shared_weights; }
   int64_t rows(int slot) const {
-    return reduces(slot) ? (slot == slot_x ? *graph.sender_ptr : *graph.receiver_ptr).numel() - 1 : edges;
+    return reduces(slot) ? (slot == slot_x ? *graph.sender_ptr : *graph.receiver_ptr).numel() - 1
+                         : edges;
   }
   Tensor zeros(int slot) const {
     if (reduces_all(slot)) return torch::stable::new_zeros(any_operand(), {dim(slot)});
@@ -108,13 +111,14 @@ struct ProductArguments {
   void make_contiguous() {
     for (auto* group : {&operands, &tangents})
       for (Optional& t : *group) t = contiguous(t);
-    for (Optional* t : {&graph.senders, &graph.sender_order, &graph.sender_ptr, &graph.receivers, &graph.receiver_order,
-                        &graph.receiver_ptr})
+    for (Optional* t : {&graph.senders, &graph.sender_order, &graph.sender_ptr, &graph.receivers,
+                        &graph.receiver_order, &graph.receiver_ptr})
       *t = contiguous(*t);
   }
 };
 
-// Adds the paths of the general kernel to `out`: dF/d(slot), the operand of `replaced` being its tangent (-1: none).
+// Adds the paths of the general kernel to `out`: dF/d(slot), the operand of `replaced` being its
+// tangent (-1: none).
 template <class T, class Launch>
 void add_general(const ProductArguments& a, int slot, int replaced, Tensor& out) {
   constexpr int64_t kMostChunks = 16;
@@ -147,7 +151,8 @@ void add_general(const ProductArguments& a, int slot, int replaced, Tensor& out)
   c.chunk = (a.edges + chunks - 1) / chunks;
   c.out = partial.mutable_data_ptr<T>();
   Launch::general(c, chunks, out);
-  Launch::add_rows(partial.const_data_ptr<T>(), chunks, a.dim(slot), out.mutable_data_ptr<T>(), out.get_device_index());
+  Launch::add_rows(partial.const_data_ptr<T>(), chunks, a.dim(slot), out.mutable_data_ptr<T>(),
+                   out.get_device_index());
 }
 
 template <class Launch>
@@ -169,7 +174,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tensor_product(const TensorProductArg
         if (!args.wants(slot)) continue;
         if (!args.has_tangents()) add_general<T, Launch>(args, slot, -1, out[slot]);
         for (int n = 0; n < 4; ++n)
-          if (n != slot && args.tangents[n].has_value()) add_general<T, Launch>(args, slot, n, out[slot]);
+          if (n != slot && args.tangents[n].has_value())
+            add_general<T, Launch>(args, slot, n, out[slot]);
       }
     });
   return {out[slot_x], out[slot_y], out[slot_w], out[slot_g]};

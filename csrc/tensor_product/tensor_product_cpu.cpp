@@ -57,7 +57,8 @@ struct TensorProductOnCpu {
     run.call.out[slot_w] = partial;
     run.backward(0, run.num_rows(), chunks);
     add_rows_in_order(partial, chunks, args.dims.w, out[slot_w].mutable_data_ptr<T>());
-    if (like.scalar_type() != run.kCompute) out[slot_w] = torch::stable::to(out[slot_w], like.scalar_type());
+    if (like.scalar_type() != run.kCompute)
+      out[slot_w] = torch::stable::to(out[slot_w], like.scalar_type());
     return out;
   }
 };
@@ -66,5 +67,6 @@ struct TensorProductOnCpu {
 
 STABLE_TORCH_LIBRARY_IMPL(hamfast, CPU, m) {
   m.impl("tensor_product",
-         TORCH_BOX(&hamfast::tensor_product_boxed<hamfast::tensor_product<hamfast::TensorProductOnCpu>>));
+         TORCH_BOX(
+             &hamfast::tensor_product_boxed<hamfast::tensor_product<hamfast::TensorProductOnCpu>>));
 }

@@ -1,5 +1,5 @@
-// The general kernel: one warp per output row, scratch in global memory, right for every plan. What is channel-wise has
-// a kernel of its own, compiled for each plan when it is first needed.
+// The general kernel: one warp per output row, scratch in global memory, right for every plan. What
+// is channel-wise has a kernel of its own, compiled for each plan when it is first needed.
 #include <torch/csrc/stable/library.h>
 
 #include "common/grid.h"
@@ -23,7 +23,9 @@ struct TensorProductOnCuda {
            scratch.mutable_data_ptr<T>());
   }
 
-  static std::vector<Tensor> channel(const ProductArguments& args) { return ChannelCuda(args).run(); }
+  static std::vector<Tensor> channel(const ProductArguments& args) {
+    return ChannelCuda(args).run();
+  }
 
   template <class T>
   static void add_rows(const T* in, int64_t chunks, int64_t n, T* out, int32_t device) {
@@ -32,7 +34,8 @@ struct TensorProductOnCuda {
 };
 
 // g absent: the product. Else its gradients in x, y and the weights.
-std::tuple<Tensor, Tensor, Tensor, Tensor> tensor_product_from_hidden(const TensorProductFromHiddenArguments& given) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> tensor_product_from_hidden(
+    const TensorProductFromHiddenArguments& given) {
   ProductArguments args(given, given.operands.matrix);
   args.hidden = torch::stable::contiguous(given.operands.hidden);
   args.one_pass = given.one_pass;
@@ -44,8 +47,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tensor_product_from_hidden(const Tens
 }  // namespace hamfast
 
 STABLE_TORCH_LIBRARY_IMPL(hamfast, HAMFAST_CUDA_KEY, m) {
-  m.impl("tensor_product",
-         TORCH_BOX(&hamfast::tensor_product_boxed<hamfast::tensor_product<hamfast::TensorProductOnCuda>>));
-  m.impl("tensor_product_from_hidden",
-         TORCH_BOX(&hamfast::tensor_product_from_hidden_boxed<hamfast::tensor_product_from_hidden>));
+  m.impl(
+      "tensor_product",
+      TORCH_BOX(
+          &hamfast::tensor_product_boxed<hamfast::tensor_product<hamfast::TensorProductOnCuda>>));
+  m.impl(
+      "tensor_product_from_hidden",
+      TORCH_BOX(&hamfast::tensor_product_from_hidden_boxed<hamfast::tensor_product_from_hidden>));
 }

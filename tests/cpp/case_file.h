@@ -14,7 +14,10 @@
 // One array of the file, in memory of its own: an element too far is an error the sanitizer sees.
 struct Array {
   explicit Array(int64_t n, bool given_ = true)
-      : bytes(n), memory(n ? std::malloc(n) : nullptr, std::free), data(memory.get()), given(given_) {}
+      : bytes(n),
+        memory(n ? std::malloc(n) : nullptr, std::free),
+        data(memory.get()),
+        given(given_) {}
   int64_t bytes;
   std::shared_ptr<void> memory;
   void* data;

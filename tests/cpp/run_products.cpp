@@ -1,7 +1,8 @@
-// Runs the CPU kernels of tensor products outside of torch, on buffers of exactly the right size, for the sanitizers.
+// Runs the CPU kernels of tensor products outside of torch, on buffers of exactly the right size,
+// for the sanitizers.
 //   run_products CASE THREADS
-// CASE: arrays as tests/kernels/test_sanitizers.py writes them. Prints the largest relative difference from the
-// expected result.
+// CASE: arrays as tests/kernels/test_sanitizers.py writes them. Prints the largest relative
+// difference from the expected result.
 #include <functional>
 #include <string>
 #include <thread>
@@ -14,13 +15,15 @@ using namespace hamfast;
 
 static void in_threads(int threads, int64_t n, const std::function<void(int64_t, int64_t)>& f) {
   std::vector<std::thread> pool;
-  for (int t = 0; t < threads; ++t) pool.emplace_back([&, t] { f(n * t / threads, n * (t + 1) / threads); });
+  for (int t = 0; t < threads; ++t)
+    pool.emplace_back([&, t] { f(n * t / threads, n * (t + 1) / threads); });
   for (auto& thread : pool) thread.join();
 }
 
 template <class T>
 struct Exactly {  // memory that ends where it should
-  explicit Exactly(int64_t n) : data(static_cast<T*>(std::aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64))), n(n) {
+  explicit Exactly(int64_t n)
+      : data(static_cast<T*>(std::aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64))), n(n) {
     for (int64_t i = 0; i < n; ++i) data[i] = T(NAN);
   }
   ~Exactly() { std::free(data); }
@@ -34,7 +37,8 @@ static double difference(const T* found, const Array& expected) {
   double error = 0, size = 1e-30;
   for (int64_t i = 0; i < expected.size<double>(); ++i) {
     const double e = expected.as<double>()[i];
-    error = std::isnan(double(found[i])) ? INFINITY : std::fmax(error, std::fabs(double(found[i]) - e));
+    error =
+        std::isnan(double(found[i])) ? INFINITY : std::fmax(error, std::fabs(double(found[i]) - e));
     size = std::fmax(size, std::fabs(e));
   }
   return error / size;
@@ -111,11 +115,13 @@ int main(int argc, char** argv) {
 
   std::vector<std::unique_ptr<Exactly<T>>> prepared;
   for (int slot : {slot_x, slot_g}) {  // rows of nodes as padded blocks, once and for all edges
-    prepared.push_back(std::make_unique<Exactly<T>>(nodes * (slot == slot_g ? c.g_padded : c.x_padded)));
+    prepared.push_back(
+        std::make_unique<Exactly<T>>(nodes * (slot == slot_g ? c.g_padded : c.x_padded)));
     T* const rows = prepared.back()->data;
     in_threads(threads, nodes, [&](int64_t begin, int64_t end) {
       Exactly<T> scratch(channel_scratch(c));
-      HAMFAST_ISA::channel_prepare(c, slot == slot_g, c.operands[slot].data.data, begin, end, rows, scratch.data);
+      HAMFAST_ISA::channel_prepare(c, slot == slot_g, c.operands[slot].data.data, begin, end, rows,
+                                   scratch.data);
     });
     c.operands[slot].prepared = Maybe<const void>(rows);
   }
@@ -137,7 +143,8 @@ int main(int argc, char** argv) {
   in_threads(threads, chunks, [&](int64_t begin, int64_t end) {
     Exactly<T> scratch(channel_scratch(c));
     for (int64_t p = begin; p < end; ++p)
-      HAMFAST_ISA::channel_backward(c, nodes * p / chunks, nodes * (p + 1) / chunks, p, scratch.data);
+      HAMFAST_ISA::channel_backward(c, nodes * p / chunks, nodes * (p + 1) / chunks, p,
+                                    scratch.data);
   });
   if (shared)
     for (int64_t p = 1; p < chunks; ++p)

@@ -1,13 +1,15 @@
 // Runs CUDA kernels on the host, thread by thread: a small SIMT executor for tests.
 //
-// Every CUDA thread is a fiber; one OS thread runs them all, switching where they wait for one another. So a kernel's
-// source, compiled by the host's compiler, runs under the address and undefined-behaviour sanitizers, one block after
-// the other. Between two barriers the order of the threads is random (by seed): a kernel with a race gives other
-// numbers for other seeds. Dynamic shared memory is a fresh allocation of the exact size per block, filled with NaN.
-// A barrier or warp operation that some of its threads never reach ends the program with a message.
+// Every CUDA thread is a fiber; one OS thread runs them all, switching where they wait for one
+// another. So a kernel's source, compiled by the host's compiler, runs under the address and
+// undefined-behaviour sanitizers, one block after the other. Between two barriers the order of the
+// threads is random (by seed): a kernel with a race gives other numbers for other seeds. Dynamic
+// shared memory is a fresh allocation of the exact size per block, filled with NaN. A barrier or
+// warp operation that some of its threads never reach ends the program with a message.
 //
-// What it cannot show: effects of the memory model (threads here see each other's writes at once), lanes of a warp that
-// run apart without a barrier on purpose, how tensor cores round the sums inside of a product, and time.
+// What it cannot show: effects of the memory model (threads here see each other's writes at once),
+// lanes of a warp that run apart without a barrier on purpose, how tensor cores round the sums
+// inside of a product, and time.
 #pragma once
 
 #include <ucontext.h>
@@ -51,7 +53,8 @@ struct Fiber {
 struct Warp {
   uint32_t arrived = 0, expected = 0;
   uint64_t posted[kWarp];
-  uint32_t fragments[kWarp][6];  // of a matrix product: four numbers of the left matrix, two of the right
+  uint32_t fragments[kWarp]
+                    [6];  // of a matrix product: four numbers of the left matrix, two of the right
 };
 
 class Executor {
@@ -120,15 +123,16 @@ class Executor {
     return found;
   }
 
-  // mma.m16n8k8 on TF32: lane 4 g + t holds a[g, t], a[g + 8, t], a[g, t + 4], a[g + 8, t + 4], b[t, g], b[t + 4, g]
-  // and d[g, 2 t], d[g, 2 t + 1], d[g + 8, 2 t], d[g + 8, 2 t + 1].
+  // mma.m16n8k8 on TF32: lane 4 g + t holds a[g, t], a[g + 8, t], a[g, t + 4], a[g + 8, t + 4],
+  // b[t, g], b[t + 4, g] and d[g, 2 t], d[g, 2 t + 1], d[g + 8, 2 t], d[g + 8, 2 t + 1].
   void multiply_add_m16n8k8(float* d, const uint32_t* a, const uint32_t* b) {
     Warp& warp = warps_[thread / kWarp];
     const unsigned lane = thread % kWarp, g = lane / 4, t = lane % 4;
     for (int n = 0; n < 4; ++n) warp.fragments[lane][n] = a[n];
     for (int n = 0; n < 2; ++n) warp.fragments[lane][4 + n] = b[n];
     for (int n = 0; n < 6; ++n)
-      if (warp.fragments[lane][n] & 0x1fff) fail("a matrix product reads a number that is not TF32");
+      if (warp.fragments[lane][n] & 0x1fff)
+        fail("a matrix product reads a number that is not TF32");
     warp_barrier(0xffffffffu);
     auto number = [&](unsigned from, int n) {
       float value;
@@ -145,8 +149,8 @@ class Executor {
   }
 
   [[noreturn]] void fail(const char* what) const {
-    std::fprintf(stderr, "simt: %s (block %u %u %u, thread %u)\n", what, block_index.x, block_index.y, block_index.z,
-                 thread);
+    std::fprintf(stderr, "simt: %s (block %u %u %u, thread %u)\n", what, block_index.x,
+                 block_index.y, block_index.z, thread);
     std::abort();
   }
 
@@ -168,7 +172,8 @@ class Executor {
   void run_block() {
     const unsigned threads = block.x * block.y * block.z;
     fibers_ = std::vector<Fiber>(threads);
-    while (stacks_.size() < threads) stacks_.emplace_back(new char[kStack]);  // kept: new ones are slow
+    while (stacks_.size() < threads)
+      stacks_.emplace_back(new char[kStack]);  // kept: new ones are slow
     warps_.assign((threads + kWarp - 1) / kWarp, {});
     runnable_.clear();
     arrived_ = 0;
@@ -237,11 +242,14 @@ class Executor {
   }
 };
 
-inline unsigned thread_in(unsigned unit, unsigned size) { return Executor::get().thread / unit % size; }
+inline unsigned thread_in(unsigned unit, unsigned size) {
+  return Executor::get().thread / unit % size;
+}
 
 // kernel<<<grid, block, shared>>>(arguments...)
 template <class Kernel, class... Arguments>
-void launch(dim3 grid, dim3 block, size_t shared, uint64_t seed, Kernel kernel, Arguments... arguments) {
+void launch(dim3 grid, dim3 block, size_t shared, uint64_t seed, Kernel kernel,
+            Arguments... arguments) {
   Executor::get().launch(grid, block, shared, seed, [&] { kernel(arguments...); });
 }
 

@@ -20,8 +20,9 @@ inline int capability_of(int32_t) { return 90; }
 template <class... Parameters, class... Arguments>
 void launch(const char*, void (*kernel)(Parameters...), Grid grid, int threads, int32_t,
             const Arguments&... arguments) {
-  simt::launch({static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y)}, {static_cast<unsigned>(threads)}, 0,
-               simt::seed(), std::function<void(Parameters...)>(kernel), Parameters(arguments)...);
+  simt::launch({static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y)},
+               {static_cast<unsigned>(threads)}, 0, simt::seed(),
+               std::function<void(Parameters...)>(kernel), Parameters(arguments)...);
 }
 
 }  // namespace hamfast
