@@ -28,14 +28,6 @@ HERE = Path(__file__).parent
 RESULT, PLOT = HERE / "results" / "growth.csv", HERE.parent / "docs" / "images" / "growth.png"
 DEGREE = 40
 
-# (series, edges, multiplicity, l)
-POINTS = [
-    *(("edges", n, 16, 2) for n in (1_000, 10_000, 100_000, 1_000_000)),
-    *(("multiplicity", 10_000, mul, 2) for mul in (8, 16, 32, 64, 128)),
-    *(("l, channel-wise", 4_000, 32, l) for l in range(1, 7)),
-    *(("l, edge frame", 4_000, 32, l) for l in range(1, 7)),
-]
-
 
 def convolution(edges, mul, l_max):
     """Channel-wise with radial weights, gather and scatter: every path to every l."""
@@ -59,9 +51,19 @@ def edge_frame(edges, mul, l_max):
     return leaves, lambda x, w: ops.edge_tensor_product(x, w, plan, frames, lowering="edge_frame")
 
 
+SERIES = {
+    "edges": (convolution, [(n, 16, 2) for n in (1_000, 10_000, 100_000, 1_000_000)]),
+    "multiplicity": (convolution, [(10_000, mul, 2) for mul in (8, 16, 32, 64, 128)]),
+    "l, channel-wise": (convolution, [(4_000, 32, l) for l in range(1, 7)]),
+    "l, edge frame": (edge_frame, [(4_000, 32, l) for l in range(1, 7)]),
+}
+"""Name -> what is measured, and (edges, multiplicity, l) of each point."""
+
+
 def measure(series, edges, mul, l_max):
     """Median milliseconds of a step, and by how many MB the peak of memory rose."""
-    leaves, run = (edge_frame if "frame" in series else convolution)(edges, mul, l_max)
+    make, _ = SERIES[series]
+    leaves, run = make(edges, mul, l_max)
     leaves = [t.requires_grad_() for t in leaves]
     grad = torch.ones_like(run(*leaves))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -106,7 +108,7 @@ def main():
         print(*measure(series, *map(int, sizes)))
         return
     rows = []
-    for point in POINTS:
+    for point in [(series, *sizes) for series, (_, points) in SERIES.items() for sizes in points]:
         command = [sys.executable, __file__, "--one", *map(str, point)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         ms, mb = map(float, done.stdout.split())

@@ -151,7 +151,7 @@ def random_rotation(seed=0):
     return q * torch.det(q)
 
 
-def turned_orbitals(shells, rotation):
+def rotated_orbitals(shells, rotation):
     """Block-diagonal D of real orbitals (m = -l ... l) under a rotation of (x, y, z), from the
     harmonics themselves.
 

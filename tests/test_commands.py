@@ -134,10 +134,10 @@ def test_convert_takes_everything_along(tmp_path, fixtures, hamfast, layout):
     (structure / "bands").mkdir()
     output = done(hamfast("data", "convert", root, tmp_path / "new", "--to", layout))
     assert f"left behind: {structure / 'bands'}" in output
-    place = tmp_path / "new" / ("dft/s" if layout == "deeph" else "s")
-    assert (place / "bands_cp2k.json").read_bytes() == (structure / "bands_cp2k.json").read_bytes()
+    copied = tmp_path / "new" / ("dft/s" if layout == "deeph" else "s")
+    assert (copied / "bands_cp2k.json").read_bytes() == (structure / "bands_cp2k.json").read_bytes()
     assert (tmp_path / "new" / "dataset_split.json").read_text() == '{"train": ["s"]}'
-    copy = read_snapshot(place, hamiltonian="prediction").hamiltonian
+    copy = read_snapshot(copied, hamiltonian="prediction").hamiltonian
     for pair, n in snapshot.hamiltonian.index.items():
         np.testing.assert_array_equal(copy.block(copy.index[pair]), snapshot.hamiltonian.block(n))
     failed(hamfast("data", "convert", root, tmp_path / "new", "--to", layout), "not empty; choose another target")

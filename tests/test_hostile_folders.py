@@ -151,9 +151,9 @@ def change_h5(draw, path):
 def changed_folders(draw):
     """(layout, function that changes a copy of the layout's folder)."""
     layout = draw(st.sampled_from(sorted(SOURCES)))
-    kind = draw(st.sampled_from(["text", "info", "h5"]))
-    name = draw(st.sampled_from((TEXTS if kind == "text" else H5)[layout])) if kind != "info" else "info.json"
-    change = {"text": change_text, "info": change_info, "h5": change_h5}[kind]
+    target = draw(st.sampled_from(["text", "info", "h5"]))
+    name = draw(st.sampled_from((TEXTS if target == "text" else H5)[layout])) if target != "info" else "info.json"
+    change = {"text": change_text, "info": change_info, "h5": change_h5}[target]
     data = draw(st.data())
     return layout, lambda folder: change(data.draw, folder / name)
 

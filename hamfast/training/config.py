@@ -27,7 +27,7 @@ def _path(value: str) -> str:
     """Refuses names that no file system takes, which would be tracebacks where they are used."""
     if not value.strip() or not value.isprintable():
         raise ValueError(f"expected the name of a file or folder, found {value!r}")
-    if len(value) > 4000 or any(len(part.encode()) > 255 for part in value.split("/")):
+    if len(value) > 4000 or any(len(name.encode()) > 255 for name in value.split("/")):
         raise ValueError(f"expected the name of a file or folder, found {len(value)} characters")
     return value
 
@@ -185,7 +185,7 @@ def parse_config(content: dict, where: str) -> Config:
 
 
 def _sentence(error) -> str:
-    key = ".".join(str(part) for part in error["loc"]) or "configuration"
+    key = ".".join(map(str, error["loc"])) or "configuration"
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument", "invalid_key"):
         return f"unknown key {shortened(key, quoted=False)}"
     if error["type"] == "missing":

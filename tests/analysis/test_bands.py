@@ -54,7 +54,7 @@ def test_a_constant_is_removed_and_told():
 
 
 def test_sparse_and_dense_bands_are_measured_alike():
-    """Few bands next to E_F, of two Hamiltonians whose bands begin at different numbers."""
+    """Few bands next to E_F, of two Hamiltonians whose columns begin at different bands."""
     snapshot = chain(60, 0.05, dimer=0.4)
     other = chain(60, 0.05, dimer=0.3).hamiltonian
     both = {"DFT": snapshot.hamiltonian, "predicted": other}

@@ -23,7 +23,9 @@ def test_standard_paths_of_every_lattice(lattice):
     reference = Cell(cell).bandpath(npoints=0)
     path = reference.path
     own = parse_kpath(path, cell, 200, [True] * 3)
-    pieces = [[reference.special_points[n] for n in _names(part, reference.special_points)] for part in path.split(",")]
+    pieces = [
+        [reference.special_points[n] for n in _names(piece, reference.special_points)] for piece in path.split(",")
+    ]
     assert len(own.pieces) == len(pieces)
     for piece, corners in zip(own.pieces, pieces, strict=True):
         points = own.kpoints[piece]
@@ -43,8 +45,8 @@ def test_standard_paths_of_every_lattice(lattice):
     np.testing.assert_array_equal(parse_kpath(None, cell, 200, [True] * 3).kpoints, own.kpoints)
 
 
-def _names(part, known):
-    names, rest = [], part
+def _names(text, known):
+    names, rest = [], text
     while rest:
         name = max((n for n in known if rest.startswith(n)), key=len)
         names.append(name)

@@ -38,8 +38,8 @@ def test_every_mean_by_hand(spinful):
                 n1, n2 = snapshot.num_orbitals(i), snapshot.num_orbitals(j)
                 for s in range(block.shape[0] // n1):
                     for t in range(block.shape[1] // n2):  # C p - O second s
-                        part = block[s * n1 + 1 : s * n1 + 4, t * n2 + 1 : t * n2 + 2]
-                        by_pair.setdefault("Cp-O2s", []).append(part.ravel())
+                        piece = block[s * n1 + 1 : s * n1 + 4, t * n2 + 1 : t * n2 + 2]
+                        by_pair.setdefault("Cp-O2s", []).append(piece.ravel())
     assert found["MAE_onsite"] == pytest.approx(np.mean(np.concatenate(onsite)))
     assert found["MAE_by_shell_pair"]["Cp-O2s"] == pytest.approx(np.mean(np.concatenate(by_pair["Cp-O2s"])))
     assert found["MAE_cha_b"] == max(found["MAE_by_shell_pair"].values())

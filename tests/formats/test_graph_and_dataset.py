@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from e3nn import o3
-from kit import random_rotation, random_snapshot, turned_orbitals
+from kit import random_rotation, random_snapshot, rotated_orbitals
 
 from hamfast.data import (
     GraphDataset,
@@ -35,7 +35,7 @@ def test_blocks_to_irreps_and_back(shells, numbers, spinful):
     again = blocks_from_irreps(graph.target, graph, spec)
     np.testing.assert_array_equal(again.pairs, snapshot.hamiltonian.pairs)
     assert np.max(np.abs(again.entries - snapshot.hamiltonian.entries)) < 1e-12
-    # Norms: the component weights turn sums over irreps into sums over matrix elements.
+    # With the component weights sums over irreps are sums over matrix elements.
     norm = float((graph.target.square() * spec.component_weight).sum())
     assert norm == pytest.approx(snapshot.hamiltonian.norm() ** 2, rel=1e-12)
     # Hermitian conjugation in irreps.
@@ -61,9 +61,9 @@ def test_irreps_turn_as_orbitals_do(improper):
     n = spec.num_orbitals(0)
     block = torch.randn(3, n, n, dtype=torch.float64)
     rotation = random_rotation() * (-1 if improper else 1)
-    d = turned_orbitals(shells, rotation)
-    turned = spec.to_blocks(rotate_irreps(spec.to_irreps(block, 0, 0), spec.irreps, rotation), 0, 0)
-    torch.testing.assert_close(turned, d @ block @ d.T, atol=1e-10, rtol=0)
+    d = rotated_orbitals(shells, rotation)
+    rotated = spec.to_blocks(rotate_irreps(spec.to_irreps(block, 0, 0), spec.irreps, rotation), 0, 0)
+    torch.testing.assert_close(rotated, d @ block @ d.T, atol=1e-10, rtol=0)
 
 
 def test_spin_turns_as_spin_does():
@@ -77,9 +77,9 @@ def test_spin_turns_as_spin_does():
     rotation = o3.axis_angle_to_matrix(axis, angle)  # plain Rodrigues formula, in xyz
     sigma = torch.tensor([[[0, 1], [1, 0]], [[0, -1j], [1j, 0]], [[1, 0], [0, -1]]], dtype=torch.complex128)
     spin = torch.matrix_exp(-0.5j * angle * torch.einsum("i,ijk->jk", axis.to(sigma), sigma))
-    d = torch.kron(spin, turned_orbitals(shells, rotation).to(spin))
-    turned = spec.to_blocks(rotate_irreps(spec.to_irreps(block, 0, 0), spec.irreps, rotation), 0, 0)
-    torch.testing.assert_close(turned, d @ block @ d.conj().T, atol=1e-10, rtol=0)
+    d = torch.kron(spin, rotated_orbitals(shells, rotation).to(spin))
+    rotated = spec.to_blocks(rotate_irreps(spec.to_irreps(block, 0, 0), spec.irreps, rotation), 0, 0)
+    torch.testing.assert_close(rotated, d @ block @ d.conj().T, atol=1e-10, rtol=0)
 
 
 def test_graph_holds_every_pair_of_h(fixtures):
@@ -166,7 +166,7 @@ def test_split(tmp_path, fixtures):
     path = root / "dataset_split.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"test": []}))
-    assert list(read_split(root)) == ["train", "validate"]  # a set without a test part can be trained
+    assert list(read_split(root)) == ["train", "validate"]  # a set without a test set can be trained
     path.write_text(json.dumps(content | {"test": ["nowhere"]}))
     with pytest.raises(HamfastError, match="no structure folder 'nowhere'"):
         read_split(root)

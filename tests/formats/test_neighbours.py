@@ -29,7 +29,7 @@ def loaded():
     return LoadedModel(model, None, np.full((1, 1), REACH + 1e-3), {})
 
 
-def part(matrix, keep):
+def selection(matrix, keep):
     which = np.flatnonzero(keep)
     return BlockMatrix.from_blocks(matrix.pairs[which], [matrix.block(n) for n in which])
 
@@ -41,7 +41,7 @@ def read(fixtures, *, hamiltonian=False, overlap=None, label="graphene_1x1_000")
         snapshot.hamiltonian = None
     s = snapshot.overlap
     length = np.linalg.norm(snapshot.pair_vectors(s.pairs), axis=1)
-    snapshot.overlap = None if overlap is None else part(s, length < overlap)
+    snapshot.overlap = None if overlap is None else selection(s, length < overlap)
     return snapshot
 
 
@@ -78,7 +78,7 @@ def test_a_short_overlap_changes_no_number(fixtures, loaded, overlap):
 def test_a_hamiltonian_that_was_cut_short_changes_no_number(fixtures, loaded):
     snapshot = read(fixtures, hamiltonian=True)
     length = np.linalg.norm(snapshot.pair_vectors(snapshot.hamiltonian.pairs), axis=1)
-    snapshot.hamiltonian = part(snapshot.hamiltonian, length < 5.0)
+    snapshot.hamiltonian = selection(snapshot.hamiltonian, length < 5.0)
     with pytest.warns(DataWarning, match="the Hamiltonian has .* were added"):
         found = blocks(predict(loaded, snapshot).refined)
     for pair, block in blocks(predict(loaded, read(fixtures)).refined).items():
@@ -91,7 +91,7 @@ def test_a_hamiltonian_without_its_smallest_blocks_is_taken_as_it_is(fixtures, l
     snapshot = read(fixtures, hamiltonian=True)
     h = snapshot.hamiltonian
     norm = np.array([np.abs(h.block(n)).max() for n in range(len(h))])
-    snapshot.hamiltonian = part(h, (norm > np.quantile(norm, 0.1)) & (norm[h.reverse] > np.quantile(norm, 0.1)))
+    snapshot.hamiltonian = selection(h, (norm > np.quantile(norm, 0.1)) & (norm[h.reverse] > np.quantile(norm, 0.1)))
     assert len(snapshot.hamiltonian) < len(h)
     with pytest.warns(DataWarning, match=r"\d+ more lie within the distances .* its list was kept"):
         found = predict(loaded, snapshot).refined
@@ -103,7 +103,7 @@ def test_a_hamiltonian_with_holes_changes_no_number(fixtures, loaded):
     snapshot = read(fixtures, hamiltonian=True)
     h = snapshot.hamiltonian
     length = np.linalg.norm(snapshot.pair_vectors(h.pairs), axis=1)
-    snapshot.hamiltonian = part(h, (length < 2.0) | (length > 3.5))
+    snapshot.hamiltonian = selection(h, (length < 2.0) | (length > 3.5))
     with pytest.warns(DataWarning, match="the Hamiltonian has .* were added"):
         found = blocks(predict(loaded, snapshot).refined)
     for pair, block in blocks(predict(loaded, read(fixtures)).refined).items():

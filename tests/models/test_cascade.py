@@ -58,10 +58,10 @@ def test_normalisation_learns_a_two_centre_model(mos2, shift, scale):
     spec, graph = mos2
     onsite = graph.length < 1e-6
     target = torch.zeros_like(graph.target)
-    for (_, ir), part in zip(spec.irreps, spec.irreps.slices(), strict=True):
+    for (_, ir), own in zip(spec.irreps, spec.irreps.slices(), strict=True):
         if ir.p == (-1) ** ir.l:
             y = o3.spherical_harmonics(ir.l, graph.vector[:, [1, 2, 0]], True, "component")
-            target[:, part] = torch.exp(-graph.length / 3)[:, None] * torch.where(onsite[:, None], float(ir.l == 0), y)
+            target[:, own] = torch.exp(-graph.length / 3)[:, None] * torch.where(onsite[:, None], float(ir.l == 0), y)
     masks = torch.stack([spec.mask(p // 2, p % 2) for p in range(4)])
     graph.target = target * masks[graph.pair_species(2)]
     normalization = TargetNormalization(spec, shift, scale, 14.0)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kit import cases, random_rotation, random_snapshot, turned_orbitals
+from kit import cases, random_rotation, random_snapshot, rotated_orbitals
 
 from hamfast.analysis import equivariance_error
 from hamfast.data import blocks_from_irreps, build_graph, read_snapshot
@@ -92,7 +92,7 @@ def test_rotating_the_structure_rotates_the_blocks(soc, fixtures):
     here = blocks_from_irreps(model(graph, refine=False).baseline, graph, spec)
     there = blocks_from_irreps(model(graph.rotated(rotation), refine=False).baseline, graph, spec)
     scale = abs(here.entries).max()
-    d = {z: turned_orbitals(snapshot.shells[z], rotation).numpy() for z in snapshot.elements}
+    d = {z: rotated_orbitals(snapshot.shells[z], rotation).numpy() for z in snapshot.elements}
     for n in range(0, len(here), 7):
         i, j = (int(snapshot.numbers[a]) for a in here.pairs[n, 3:])
         assert abs(there.block(n) - d[i] @ here.block(n) @ d[j].T).max() < 1e-10 * scale

@@ -260,29 +260,29 @@ MUTATIONS = st.one_of(
 )  # fmt: skip
 
 
-def mutated(base, kind, where, value):
+def mutated(base, change, where, value):
     """(name of the file, its bytes)"""
-    if kind == "value":
+    if change == "value":
         return "c.yaml", changed(where, value, base).encode("utf-8", "surrogatepass")
-    if kind == "drop":
+    if change == "drop":
         return "c.yaml", changed(where, None, base).encode()
-    if kind == "unknown":
+    if change == "unknown":
         prefix = where.rpartition(".")[0]
         return "c.yaml", changed(f"{prefix}.{value}" if prefix else value, "1", base).encode()
-    if kind == "toml":
+    if change == "toml":
         name, _, last = where.rpartition(".")
         own = "" if name else f"{last} = {value}\n"
         section = f"[{name}]\n{last} = {value}\n" if name else ""
         return "c.toml", f'output = "o"\n{own}[data]\nroot = "r"\n{section}'.encode()
     text = changed("seed", "0", base)
-    if kind == "twice":
+    if change == "twice":
         lines = text.splitlines()
         lines.insert(where, lines[where % len(lines)])
         return "c.yaml", "\n".join(lines).encode()
-    if kind == "encoding":
+    if change == "encoding":
         return "c.yaml", text.encode(value)
     data = text.encode()
-    return "c.yaml", data[:where] if kind == "cut" else data[:where] + value + data[where:]
+    return "c.yaml", data[:where] if change == "cut" else data[:where] + value + data[where:]
 
 
 def files(folder):

@@ -97,12 +97,12 @@ def test_numbers_that_are_lost_later_come_back(settings, monkeypatch):
 
 def test_a_run_resumed_after_the_safety_net_is_the_uninterrupted_one(settings, monkeypatch):
     poison(monkeypatch, {1})
-    parts = settings | {"output": settings["output"] + "_parts"}
+    resumed = settings | {"output": settings["output"] + "_resumed"}
     Run(parse_config(settings, "test")).train()
-    assert Run(parse_config(parts, "test")).train(stop_after_epoch=2) is None
-    Run(parse_config(parts, "test")).train(resume=True)
+    assert Run(parse_config(resumed, "test")).train(stop_after_epoch=2) is None
+    Run(parse_config(resumed, "test")).train(resume=True)
     expected = final_weights(settings["output"])
-    for name, value in final_weights(parts["output"]).items():
+    for name, value in final_weights(resumed["output"]).items():
         torch.testing.assert_close(value, expected[name], atol=0, rtol=0)
 
 
@@ -335,7 +335,7 @@ def test_a_split_without_test(tmp_path, fixtures):
     for label in "abcd":
         os.symlink(fixtures / "graphene_1x1_000", tmp_path / label)
     split = write_split(tmp_path, (0.75, 0.25, 0), seed=0)
-    assert {part: len(labels) for part, labels in split.items()} == {"train": 3, "validate": 1}
+    assert {subset: len(labels) for subset, labels in split.items()} == {"train": 3, "validate": 1}
     assert list(read_split(tmp_path)) == ["train", "validate"]
     for fractions in ((0.75, 0.25, -0.1), (math.nan, 0.5, 0.5), (0.5, 0.5, math.nan), (1, 0, 0)):
         with pytest.raises(HamfastError, match="fractions: expected three positive numbers with sum 1"):

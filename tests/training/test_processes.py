@@ -1,4 +1,4 @@
-"""Any split of a batch over processes gives the same gradient and the same logged numbers, also
+"""Any split of a batch over processes gives the same gradient and the same logged values, also
 where sets are uneven."""
 
 import json
@@ -19,7 +19,7 @@ from hamfast.training.sampler import EpochSampler
 
 
 def enlarge(settings, fixtures, train, validate):
-    """So many structures in each part, of two kinds."""
+    """So many structures in each subset; every second one is another crystal."""
     root = Path(settings["data"]["root"])
     labels = []
     for n in range(train + validate):
@@ -49,9 +49,9 @@ def test_every_structure_counts_once(length, world, size):
     steps = -(-len(dealt[0]) // size)
     for step in range(steps):
         counted, totals = [], set()
-        for sampler, numbers in zip(samplers, dealt, strict=True):
+        for sampler, positions in zip(samplers, dealt, strict=True):
             own, total = sampler.real(step)
-            counted += numbers[step * size : step * size + own]
+            counted += positions[step * size : step * size + own]
             totals.add(total)
         expected = alone[step * size * world : (step + 1) * size * world]
         assert sorted(counted) == sorted(expected)
@@ -82,9 +82,9 @@ def test_the_mean_of_the_gradients_is_that_of_one_process(settings, fixtures, do
     def gradient(rank, processes, batch_size, step):
         sampler = EpochSampler(length, 0, rank, processes, batch_size)
         module = CascadeTraining(model, config, "stage1", cutoffs, 1, sampler, sampler)
-        numbers = list(sampler)[step * batch_size : (step + 1) * batch_size]
+        positions = list(sampler)[step * batch_size : (step + 1) * batch_size]
         model.zero_grad()
-        module.training_step(batch_graphs([run.data.training[n] for n in numbers]), step).backward()
+        module.training_step(batch_graphs([run.data.training[n] for n in positions]), step).backward()
         return torch.cat([p.grad.flatten() for p in model.stage1.parameters() if p.grad is not None])
 
     for step in range(-(-length // (size * world))):
@@ -106,14 +106,14 @@ def test_logged_losses_are_means_over_structures(settings, fixtures, double):
         run = Run(parse_config(settings, "test"))
         model, _ = run._initial_model()
         expected = {}
-        for part in ("train", "validate"):
+        for subset in ("train", "validate"):
             losses, absolute = [], []
-            for graph in run.data.subsets[part]:
+            for graph in run.data.subsets[subset]:
                 difference = model(graph, refine=False).refined.detach() - graph.target
                 blocks = model.spec.to_blocks(difference, 0, 0)
                 absolute.append(1e3 * float(blocks.abs().mean()))
                 losses.append(1e3 * float(blocks.square().mean().sqrt()) if loss == "mse" else absolute[-1])
-            expected[part] = np.mean(losses), np.mean(absolute)
+            expected[subset] = np.mean(losses), np.mean(absolute)
         run.train(stop_after_epoch=1)
         (row,) = history(settings["output"])
         found = {k: float(row[f"{n}_loss_meV"]) for k, n in (("train", "train"), ("validate", "val"))}
@@ -124,7 +124,7 @@ def test_logged_losses_are_means_over_structures(settings, fixtures, double):
 
 def test_two_processes_are_one_on_uneven_sets(settings, tmp_path, fixtures):
     """gloo on two CPU processes: 7 structures in batches of 4, the last with 2 and 1; 3 to
-    validate; turned at random."""
+    validate; rotated at random."""
     enlarge(settings, fixtures, 7, 3)
     settings["data"]["batch_size"] = 4
     settings |= {"precision": "float64", "accelerator": "cpu", "threads": 1}

@@ -70,12 +70,12 @@ def test_joint_training_moves_both_stages(settings):
 def test_a_resumed_run_is_the_uninterrupted_one(settings):
     whole = parse_config(settings, "test")
     Run(whole).train()
-    parts = parse_config(settings | {"output": settings["output"] + "_parts"}, "test")
-    assert Run(parts).train(stop_after_epoch=2) is None
-    assert Run(parts).train(resume=True) is not None
+    resumed = parse_config(settings | {"output": settings["output"] + "_resumed"}, "test")
+    assert Run(resumed).train(stop_after_epoch=2) is None
+    assert Run(resumed).train(resume=True) is not None
     for phase in ("stage1", "stage2"):
         expected = final_weights(whole.output, phase)
-        for name, value in final_weights(parts.output, phase).items():
+        for name, value in final_weights(resumed.output, phase).items():
             torch.testing.assert_close(value, expected[name], atol=0, rtol=0)
 
 
