@@ -7,6 +7,7 @@
 
 #include <array>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "records.cuh"
@@ -64,12 +65,14 @@ auto tensor_product_boxed(Optional x, Optional y, Optional w, Optional g, Option
                           int64_t edges, bool shared_weights, int64_t x_layout, int64_t g_layout,
                           std::vector<int64_t> dims) {
   return run(TensorProductArguments{
-      {x, y, w, g},
-      {tangent_x, tangent_y, tangent_w, tangent_g},
-      {paths, cg_index, cg_value, tasks, x_blocks, g_blocks, entries, coupling},
-      {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
+      {std::move(x), std::move(y), std::move(w), std::move(g)},
+      {std::move(tangent_x), std::move(tangent_y), std::move(tangent_w), std::move(tangent_g)},
+      {std::move(paths), std::move(cg_index), std::move(cg_value), std::move(tasks),
+       std::move(x_blocks), std::move(g_blocks), std::move(entries), std::move(coupling)},
+      {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
+       std::move(receiver_order), std::move(receiver_ptr)},
       wanted,
-      {edges, shared_weights, x_layout, g_layout, dims}});
+      {edges, shared_weights, x_layout, g_layout, std::move(dims)}});
 }
 
 struct RadialOperands {
@@ -98,12 +101,14 @@ auto radial_tensor_product_boxed(Tensor x, Tensor y, Tensor hidden, Tensor matri
                                  Optional receivers, Optional receiver_order, Optional receiver_ptr,
                                  int64_t x_layout, int64_t g_layout, std::vector<int64_t> dims) {
   return run(RadialTensorProductArguments{
-      {x, y, hidden, matrix, g},
-      {paths, cg_index, cg_value, tasks, x_blocks, g_blocks, entries, coupling},
-      {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
+      {std::move(x), std::move(y), std::move(hidden), std::move(matrix), std::move(g)},
+      {std::move(paths), std::move(cg_index), std::move(cg_value), std::move(tasks),
+       std::move(x_blocks), std::move(g_blocks), std::move(entries), std::move(coupling)},
+      {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
+       std::move(receiver_order), std::move(receiver_ptr)},
       x_layout,
       g_layout,
-      dims});
+      std::move(dims)});
 }
 
 // tensor_product_from_hidden: The same on GPUs, with the weights' gradient in place of those of
@@ -128,13 +133,15 @@ auto tensor_product_from_hidden_boxed(Tensor x, Tensor y, Tensor hidden, Tensor 
                                       int64_t x_layout, int64_t g_layout,
                                       std::vector<int64_t> dims) {
   return run(TensorProductFromHiddenArguments{
-      {x, y, hidden, matrix, g},
-      {paths, cg_index, cg_value, tasks, x_blocks, g_blocks, entries, coupling},
-      {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
+      {std::move(x), std::move(y), std::move(hidden), std::move(matrix), std::move(g)},
+      {std::move(paths), std::move(cg_index), std::move(cg_value), std::move(tasks),
+       std::move(x_blocks), std::move(g_blocks), std::move(entries), std::move(coupling)},
+      {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
+       std::move(receiver_order), std::move(receiver_ptr)},
       one_pass,
       x_layout,
       g_layout,
-      dims});
+      std::move(dims)});
 }
 
 // channel_kernel_source: The header that kernels/channel.cuh is compiled with for a plan, as bytes;
@@ -152,8 +159,9 @@ template <auto run>
 auto channel_kernel_source_boxed(Tensor tasks, Tensor x_blocks, Tensor g_blocks, Tensor entries,
                                  Tensor coupling, std::vector<int64_t> dims,
                                  std::vector<int64_t> variant) {
-  return run(
-      ChannelKernelSourceArguments{tasks, x_blocks, g_blocks, entries, coupling, dims, variant});
+  return run(ChannelKernelSourceArguments{
+      std::move(tasks), std::move(x_blocks), std::move(g_blocks), std::move(entries),
+      std::move(coupling), std::move(dims), std::move(variant)});
 }
 
 struct Source {
@@ -179,12 +187,12 @@ auto rotate_to_edge_boxed(Tensor x0, Optional x1, Optional x2, Tensor table0, Op
                           Optional order0, Optional order1, Optional order2, Optional ptr0,
                           Optional ptr1, Optional ptr2, Tensor wigner, int64_t frame_dim,
                           bool channels_fast, bool partial) {
-  return run(RotateToEdgeArguments{{x0, x1, x2},
-                                   {table0, table1, table2},
-                                   {index0, index1, index2},
-                                   {order0, order1, order2},
-                                   {ptr0, ptr1, ptr2},
-                                   wigner,
+  return run(RotateToEdgeArguments{{std::move(x0), std::move(x1), std::move(x2)},
+                                   {std::move(table0), std::move(table1), std::move(table2)},
+                                   {std::move(index0), std::move(index1), std::move(index2)},
+                                   {std::move(order0), std::move(order1), std::move(order2)},
+                                   {std::move(ptr0), std::move(ptr1), std::move(ptr2)},
+                                   std::move(wigner),
                                    frame_dim,
                                    channels_fast,
                                    partial});
@@ -207,8 +215,9 @@ template <auto run>
 auto rotate_from_edge_boxed(Tensor frame, Tensor table, Optional index, Optional order,
                             Optional ptr, Tensor wigner, int64_t dim, bool channels_fast,
                             bool partial) {
-  return run(RotateFromEdgeArguments{frame, table, index, order, ptr, wigner, dim, channels_fast,
-                                     partial});
+  return run(RotateFromEdgeArguments{std::move(frame), std::move(table), std::move(index),
+                                     std::move(order), std::move(ptr), std::move(wigner), dim,
+                                     channels_fast, partial});
 }
 
 // edge_frame_weights: Path weights, each times a scale per column or not, to the matrices of an
@@ -227,8 +236,14 @@ template <auto run>
 auto edge_frame_weights_boxed(Optional weight, Optional scale, Optional matrix, Tensor terms,
                               Tensor factors, Tensor by_matrix, Tensor by_path, Tensor path_order,
                               int64_t slot, int64_t numel) {
-  return run(EdgeFrameWeightsArguments{
-      {weight, scale, matrix}, terms, factors, by_matrix, by_path, path_order, slot, numel});
+  return run(EdgeFrameWeightsArguments{{std::move(weight), std::move(scale), std::move(matrix)},
+                                       std::move(terms),
+                                       std::move(factors),
+                                       std::move(by_matrix),
+                                       std::move(by_path),
+                                       std::move(path_order),
+                                       slot,
+                                       numel});
 }
 
 // block_matmul: C = A B, A = C B^T or B = A^T C for blocks A [rows r, k], B [k, n], shapes r, k, n,
@@ -243,7 +258,8 @@ struct BlockMatmulArguments {
 template <auto run>
 auto block_matmul_boxed(Tensor left, Tensor right, int64_t rows, std::vector<int64_t> shapes,
                         int64_t product) {
-  return run(BlockMatmulArguments{left, right, rows, shapes, product});
+  return run(
+      BlockMatmulArguments{std::move(left), std::move(right), rows, std::move(shapes), product});
 }
 
 struct EinsumOperand {
@@ -273,10 +289,11 @@ auto edge_einsum_boxed(Tensor a, Optional b, Optional c, std::vector<int64_t> ro
                        Tensor sender_ptr, Tensor receivers, Tensor receiver_order,
                        Tensor receiver_ptr) {
   return run(EdgeEinsumArguments{
-      {a, b, c},
-      rows_of,
-      shape,
-      {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr}});
+      {std::move(a), std::move(b), std::move(c)},
+      std::move(rows_of),
+      std::move(shape),
+      {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
+       std::move(receiver_order), std::move(receiver_ptr)}});
 }
 
 // sparse_map: out[r, i] = sum over n in ptr[i] ... ptr[i + 1] of value[n] x[r, column[n]].
@@ -292,8 +309,9 @@ struct SparseMapArguments {
 template <auto run>
 auto sparse_map_boxed(Tensor x, Tensor ptr, Tensor column, Tensor value, Tensor transposed_ptr,
                       Tensor transposed_column, Tensor transposed_value) {
-  return run(SparseMapArguments{x, ptr, column, value, transposed_ptr, transposed_column,
-                                transposed_value});
+  return run(SparseMapArguments{std::move(x), std::move(ptr), std::move(column), std::move(value),
+                                std::move(transposed_ptr), std::move(transposed_column),
+                                std::move(transposed_value)});
 }
 
 struct UpdateOperands {
@@ -322,8 +340,9 @@ auto edge_update_boxed(Optional edge, Optional sender, Optional receiver, Option
                        Tensor receivers, Tensor receiver_order, Tensor receiver_ptr, double epsilon,
                        bool silu) {
   return run(EdgeUpdateArguments{
-      {edge, sender, receiver, weight, bias},
-      {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
+      {std::move(edge), std::move(sender), std::move(receiver), std::move(weight), std::move(bias)},
+      {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
+       std::move(receiver_order), std::move(receiver_ptr)},
       {epsilon, silu}});
 }
 
@@ -340,9 +359,10 @@ auto edge_update_backward_boxed(Tensor grad, Optional edge, Optional sender, Opt
                                 Tensor sender_ptr, Tensor receivers, Tensor receiver_order,
                                 Tensor receiver_ptr, double epsilon, bool silu) {
   return run(EdgeUpdateBackwardArguments{
-      grad,
-      {edge, sender, receiver, weight, bias},
-      {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
+      std::move(grad),
+      {std::move(edge), std::move(sender), std::move(receiver), std::move(weight), std::move(bias)},
+      {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
+       std::move(receiver_order), std::move(receiver_ptr)},
       {epsilon, silu}});
 }
 
@@ -363,11 +383,12 @@ auto edge_update_double_backward_boxed(Optional tangent_sum, Optional tangent_no
                                        Tensor receiver_order, Tensor receiver_ptr, double epsilon,
                                        bool silu) {
   return run(EdgeUpdateDoubleBackwardArguments{
-      tangent_sum,
-      tangent_norm,
-      grad,
-      {edge, sender, receiver, weight, bias},
-      {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
+      std::move(tangent_sum),
+      std::move(tangent_norm),
+      std::move(grad),
+      {std::move(edge), std::move(sender), std::move(receiver), std::move(weight), std::move(bias)},
+      {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
+       std::move(receiver_order), std::move(receiver_ptr)},
       {epsilon, silu}});
 }
 
@@ -427,12 +448,15 @@ auto graph_attention_boxed(Optional edge_key_weight, Optional query_edge, Option
                            int64_t weighting, double slope, double scale, double clip,
                            double epsilon, double dropout, int64_t wanted) {
   return run(GraphAttentionArguments{
-      edge_key_weight,
-      {query_edge, query_sender, query_receiver, key_edge, key_sender, key_receiver, value_edge,
-       value_sender, value_receiver, query_on_edge, edge, vector, bias, score_scale, envelope,
-       gate},
-      seed,
-      {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
+      std::move(edge_key_weight),
+      {std::move(query_edge), std::move(query_sender), std::move(query_receiver),
+       std::move(key_edge), std::move(key_sender), std::move(key_receiver), std::move(value_edge),
+       std::move(value_sender), std::move(value_receiver), std::move(query_on_edge),
+       std::move(edge), std::move(vector), std::move(bias), std::move(score_scale),
+       std::move(envelope), std::move(gate)},
+      std::move(seed),
+      {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
+       std::move(receiver_order), std::move(receiver_ptr)},
       {heads, score, activation, weighting, slope, scale, clip, epsilon, dropout},
       wanted});
 }
@@ -463,13 +487,17 @@ auto graph_attention_backward_boxed(
     int64_t activation, int64_t weighting, double slope, double scale, double clip, double epsilon,
     double dropout, int64_t wanted) {
   return run(GraphAttentionBackwardArguments{
-      {grad_out, grad_out_on_edge, grad_lse, grad_weights, grad_logits},
-      lse,
-      {query_edge, query_sender, query_receiver, key_edge, key_sender, key_receiver, value_edge,
-       value_sender, value_receiver, query_on_edge, edge, vector, bias, score_scale, envelope,
-       gate},
-      seed,
-      {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
+      {std::move(grad_out), std::move(grad_out_on_edge), std::move(grad_lse),
+       std::move(grad_weights), std::move(grad_logits)},
+      std::move(lse),
+      {std::move(query_edge), std::move(query_sender), std::move(query_receiver),
+       std::move(key_edge), std::move(key_sender), std::move(key_receiver), std::move(value_edge),
+       std::move(value_sender), std::move(value_receiver), std::move(query_on_edge),
+       std::move(edge), std::move(vector), std::move(bias), std::move(score_scale),
+       std::move(envelope), std::move(gate)},
+      std::move(seed),
+      {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
+       std::move(receiver_order), std::move(receiver_ptr)},
       {heads, score, activation, weighting, slope, scale, clip, epsilon, dropout},
       wanted});
 }
@@ -503,17 +531,24 @@ auto graph_attention_double_backward_boxed(
     int64_t score, int64_t activation, int64_t weighting, double slope, double scale, double clip,
     double epsilon, double dropout, int64_t wanted) {
   return run(GraphAttentionDoubleBackwardArguments{
-      {tangent_query_edge, tangent_query_sender, tangent_query_receiver, tangent_key_edge,
-       tangent_key_sender, tangent_key_receiver, tangent_value_edge, tangent_value_sender,
-       tangent_value_receiver, tangent_query_on_edge, tangent_edge, tangent_vector, tangent_bias,
-       tangent_score_scale, tangent_envelope, tangent_gate},
-      {grad_out, grad_out_on_edge, grad_lse, grad_weights, grad_logits},
-      lse,
-      {query_edge, query_sender, query_receiver, key_edge, key_sender, key_receiver, value_edge,
-       value_sender, value_receiver, query_on_edge, edge, vector, bias, score_scale, envelope,
-       gate},
-      seed,
-      {senders, sender_order, sender_ptr, receivers, receiver_order, receiver_ptr},
+      {std::move(tangent_query_edge), std::move(tangent_query_sender),
+       std::move(tangent_query_receiver), std::move(tangent_key_edge),
+       std::move(tangent_key_sender), std::move(tangent_key_receiver),
+       std::move(tangent_value_edge), std::move(tangent_value_sender),
+       std::move(tangent_value_receiver), std::move(tangent_query_on_edge), std::move(tangent_edge),
+       std::move(tangent_vector), std::move(tangent_bias), std::move(tangent_score_scale),
+       std::move(tangent_envelope), std::move(tangent_gate)},
+      {std::move(grad_out), std::move(grad_out_on_edge), std::move(grad_lse),
+       std::move(grad_weights), std::move(grad_logits)},
+      std::move(lse),
+      {std::move(query_edge), std::move(query_sender), std::move(query_receiver),
+       std::move(key_edge), std::move(key_sender), std::move(key_receiver), std::move(value_edge),
+       std::move(value_sender), std::move(value_receiver), std::move(query_on_edge),
+       std::move(edge), std::move(vector), std::move(bias), std::move(score_scale),
+       std::move(envelope), std::move(gate)},
+      std::move(seed),
+      {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
+       std::move(receiver_order), std::move(receiver_ptr)},
       {heads, score, activation, weighting, slope, scale, clip, epsilon, dropout},
       wanted});
 }

@@ -40,11 +40,11 @@ struct ProductArguments {
   Optional hidden;        // weights are hidden @ operands[slot_w], made in the kernel
   bool one_pass = false;  // of the tensor cores
 
-  explicit ProductArguments(const TensorProductArguments& a)
-      : operands(a.operands),
-        tangents(a.tangents),
-        tables(a.tables),
-        graph(a.graph),
+  explicit ProductArguments(TensorProductArguments&& a)
+      : operands(std::move(a.operands)),
+        tangents(std::move(a.tangents)),
+        tables(std::move(a.tables)),
+        graph(std::move(a.graph)),
         wanted(a.wanted),
         edges(a.settings.edges),
         shared_weights(a.settings.shared_weights),
@@ -156,8 +156,8 @@ void add_general(const ProductArguments& a, int slot, int replaced, Tensor& out)
 }
 
 template <class Launch>
-std::tuple<Tensor, Tensor, Tensor, Tensor> tensor_product(const TensorProductArguments& given) {
-  const ProductArguments args(given);
+std::tuple<Tensor, Tensor, Tensor, Tensor> tensor_product(TensorProductArguments given) {
+  const ProductArguments args(std::move(given));
   const Tensor& like = args.any_operand();
   const typename Launch::Guard guard(like.get_device_index());
   std::vector<Tensor> out;

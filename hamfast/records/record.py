@@ -163,8 +163,9 @@ class Op:
 
     def read(self, flat: Sequence[Any]) -> Any:
         """:attr:`Arguments` of a flat sequence, as torch calls an op."""
-        return self.Arguments(
-            *(flat[begin] if group is None else group(*flat[begin:end]) for group, begin, end in self._spans)
+        # A list and _make: this runs several times in every call.
+        return self.Arguments._make(
+            [flat[begin] if group is None else group._make(flat[begin:end]) for group, begin, end in self._spans]
         )
 
     def flatten(self, arguments: Any) -> list[Any]:

@@ -52,7 +52,7 @@ def op_records() -> str:
         f"order of the schema and calls run(struct). {_NOTE}"
     )
     lines += ["#pragma once", "", "#include <torch/csrc/stable/tensor.h>", ""]
-    lines += ["#include <array>", "#include <optional>", "#include <vector>", "", '#include "records.cuh"', ""]
+    lines += ["#include <array>", "#include <optional>", "#include <utility>", "#include <vector>", "", '#include "records.cuh"', ""]
     lines += ["namespace hamfast {", "", "using torch::stable::Tensor;", "using Optional = std::optional<Tensor>;", ""]
     written: set[str] = set()
     for op in OPS:
@@ -151,12 +151,18 @@ def _group(group: Group) -> list[str]:
     return [f"struct {group.struct} {{", *_notes(group.members, 2), "};"]
 
 
+def _moved(argument: Operand | Setting) -> str:
+    """A parameter on its way into the struct: what is more than a number is not copied."""
+    is_number = isinstance(argument, Setting) and not argument.type.endswith("[]")
+    return argument.name if is_number else f"std::move({argument.name})"
+
+
 def _op(op: Op) -> list[str]:
     name = _camel(op.name)
     lines = [*_comment(f"{op.name}: {op.means}"), f"struct {name}Arguments {{", *_notes(op.takes, 2), "};"]
     parameters = ", ".join(f"{_type(item)} {item.name}" for item in op.flat)
     values = ", ".join(
-        f"{{{', '.join(member.name for member in argument)}}}" if isinstance(argument, Group) else argument.name
+        f"{{{', '.join(map(_moved, argument))}}}" if isinstance(argument, Group) else _moved(argument)
         for argument in op.takes
     )
     lines += ["template <auto run>"]
