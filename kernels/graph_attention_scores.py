@@ -122,15 +122,15 @@ def optional_tile(data, offset, mask, REAL: tl.constexpr):
 
 @triton.jit
 def dropout_tile(seed, offset, DROPOUT: tl.constexpr, mask, REAL: tl.constexpr):
-    """0 or 1 / (1 - p), from a counter: SplitMix64 (Steele, Lea, Flood 2014)."""
+    """drop: 0 or 1 / (1 - probability), from a counter: SplitMix64 (Steele, Lea, Flood 2014)."""
     if seed is None:
         factor = tl.full(mask.shape, 1.0, dtype=REAL)
     else:
-        z = tl.load(seed).to(tl.uint64) + (offset + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
-        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
-        z = (z ^ (z >> 27)) * 0x94D049BB133111EB
-        z = z ^ (z >> 31)
-        uniform = (z >> 11).to(tl.float64) * (1.0 / 9007199254740992.0)  # float64: the same edges as elsewhere
+        mixed = tl.load(seed).to(tl.uint64) + (offset + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
+        mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9
+        mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB
+        mixed = mixed ^ (mixed >> 31)
+        uniform = (mixed >> 11).to(tl.float64) * (1.0 / 9007199254740992.0)  # float64: the same edges as elsewhere
         kept = tl.full(mask.shape, 1.0 / (1.0 - DROPOUT) if DROPOUT < 1.0 else 0.0, dtype=REAL)
         factor = tl.where(uniform < DROPOUT, 0.0, kept)
     return factor
@@ -229,9 +229,9 @@ def edge_scores(
 
 
 @triton.jit
-def grad_w_tile(grad_w, gradients, e, REAL: tl.constexpr):
-    """The whole gradient of w: what came through the rows, and what w was given as a result."""
-    return tl.load(grad_w + e.offset, mask=e.mask, other=0.0) + optional_tile(gradients.weights, e.offset, e.mask, REAL)
+def grad_w_tile(row_grad_w, gradients, e, REAL: tl.constexpr):
+    """grad_w: what comes through the rows, and the gradient of w as a result."""
+    return tl.load(row_grad_w + e.offset, mask=e.mask, other=0.0) + optional_tile(gradients.weights, e.offset, e.mask, REAL)
 
 
 @triton.jit
@@ -277,7 +277,7 @@ def attention_weights(
 
 @triton.jit
 def attention_gradients(
-    call, grad_w, lse, gradients, grad_z, weights, grad_scalars,
+    call, row_grad_w, lse, gradients, grad_z, weights, grad_scalars,
     WEIGHTING: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, DROPOUT: tl.constexpr,
     REAL: tl.constexpr, EDGES: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
@@ -289,17 +289,17 @@ def attention_gradients(
     if WEIGHTING == SOFTMAX:
         for first in range(tile.begin, tile.end, EDGES):
             e = edge_scores(call, tile, first, SCALE, CLIP, DROPOUT, REAL, EDGES)
-            grad_w_here = grad_w_tile(grad_w, gradients, e, REAL)
+            grad_w = grad_w_tile(row_grad_w, gradients, e, REAL)
             plain = plain_weight(WEIGHTING, e.s, lse_row)
-            p_u = e.envelope * plain * e.gate * e.drop * grad_w_here
+            p_u = e.envelope * plain * e.gate * e.drop * grad_w
             centre += tl.sum(tl.where(e.mask, p_u, 0.0), axis=0, keep_dims=True)
         if gradients.lse is not None:
             centre -= tl.load(gradients.lse + row, mask=tile.h_mask, other=0.0)
     for first in range(tile.begin, tile.end, EDGES):
         e = edge_scores(call, tile, first, SCALE, CLIP, DROPOUT, REAL, EDGES)
-        grad_w_here = grad_w_tile(grad_w, gradients, e, REAL)
+        grad_w = grad_w_tile(row_grad_w, gradients, e, REAL)
         plain = plain_weight(WEIGHTING, e.s, lse_row)
-        centred = e.gate * e.drop * grad_w_here - centre
+        centred = e.gate * e.drop * grad_w - centre
         if WEIGHTING == SOFTMAX:
             grad_s = e.envelope * centred * plain
         else:
@@ -309,7 +309,7 @@ def attention_gradients(
         if grad_scalars.bias is not None:
             tl.store(grad_scalars.bias + e.offset, grad_s, mask=e.mask)
         if grad_scalars.gate is not None:
-            tl.store(grad_scalars.gate + e.offset, e.drop * e.envelope * plain * grad_w_here, mask=e.mask)
+            tl.store(grad_scalars.gate + e.offset, e.drop * e.envelope * plain * grad_w, mask=e.mask)
         if grad_scalars.envelope is not None:
             tl.store(grad_scalars.envelope + e.offset, plain * centred, mask=e.mask)
         if grad_scalars.score_scale is not None:
@@ -320,7 +320,7 @@ def attention_gradients(
 
 @triton.jit
 def edge_tangents(
-    e, h, lse_row, grad_w, tangent_z, tangent_grad_w, tangents, gradients,
+    e, h, lse_row, row_grad_w, tangent_z, tangent_grad_w, tangents, gradients,
     WEIGHTING: tl.constexpr, SCALE: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
     """EdgeTangents of a tile of EdgeScores."""
@@ -329,7 +329,7 @@ def edge_tangents(
     if WEIGHTING != SOFTMAX:
         plain_slope = weight_slope(WEIGHTING, e.s)
     p = e.envelope * plain
-    grad_w_here = grad_w_tile(grad_w, gradients, e, REAL)
+    grad_w = grad_w_tile(row_grad_w, gradients, e, REAL)
     tangent_gate = scalar_tile(tangents.gate, e.edge, h, e.mask, 0.0, REAL)
     tangent_score_scale = scalar_tile(tangents.score_scale, e.edge, h, e.mask, 0.0, REAL)
     tangent_z_here = tl.load(tangent_z + e.offset, mask=e.mask, other=0.0)
@@ -339,17 +339,17 @@ def edge_tangents(
     tangent_envelope = scalar_tile(tangents.envelope, e.edge, h, e.mask, 0.0, REAL)
     t = tl.where(e.mask, e.envelope * plain_slope * tangent_s + plain * tangent_envelope, 0.0)
     tangent_grad_w_here = tl.load(tangent_grad_w + e.offset, mask=e.mask, other=0.0)
-    tangent_u = e.drop * (tangent_gate * grad_w_here + e.gate * tangent_grad_w_here)
-    u = e.gate * e.drop * grad_w_here
+    tangent_u = e.drop * (tangent_gate * grad_w + e.gate * tangent_grad_w_here)
+    u = e.gate * e.drop * grad_w
     return EdgeTangents(
-        plain, plain_slope, p, u, t, grad_w_here, tangent_z_here, tangent_s, tangent_envelope, tangent_score_scale,
+        plain, plain_slope, p, u, t, grad_w, tangent_z_here, tangent_s, tangent_envelope, tangent_score_scale,
         tangent_gate, tangent_grad_w_here, tangent_u,
     )  # fmt: skip
 
 
 @triton.jit
 def attention_second_gradients(
-    call, grad_w, tangent_z, tangent_grad_w, lse, tangents, gradients, grad_z, grad_tangent_z, tangent_weights, weights,
+    call, row_grad_w, tangent_z, tangent_grad_w, lse, tangents, gradients, grad_z, grad_tangent_z, tangent_weights, weights,
     grad_gradients, grad_scalars,
     WEIGHTING: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, DROPOUT: tl.constexpr,
     REAL: tl.constexpr, EDGES: tl.constexpr, HEADS: tl.constexpr,
@@ -366,7 +366,7 @@ def attention_second_gradients(
         for first in range(tile.begin, tile.end, EDGES):
             e = edge_scores(call, tile, first, SCALE, CLIP, DROPOUT, REAL, EDGES)
             d = edge_tangents(
-                e, tile.h, lse_row, grad_w, tangent_z, tangent_grad_w, tangents, gradients, WEIGHTING, SCALE, REAL
+                e, tile.h, lse_row, row_grad_w, tangent_z, tangent_grad_w, tangents, gradients, WEIGHTING, SCALE, REAL
             )
             mean_u += tl.sum(tl.where(e.mask, d.p * d.u, 0.0), axis=0, keep_dims=True)
             tangent_lse += tl.sum(d.t, axis=0, keep_dims=True)
@@ -381,7 +381,7 @@ def attention_second_gradients(
     for first in range(tile.begin, tile.end, EDGES):
         e = edge_scores(call, tile, first, SCALE, CLIP, DROPOUT, REAL, EDGES)
         d = edge_tangents(
-            e, tile.h, lse_row, grad_w, tangent_z, tangent_grad_w, tangents, gradients, WEIGHTING, SCALE, REAL
+            e, tile.h, lse_row, row_grad_w, tangent_z, tangent_grad_w, tangents, gradients, WEIGHTING, SCALE, REAL
         )
         plain_curvature = d.plain
         if WEIGHTING != SOFTMAX:
@@ -404,7 +404,8 @@ def attention_second_gradients(
                 grad_scalars.score_scale + e.offset, SCALE * (e.z * grad_s + d.tangent_z * grad_tangent_s), mask=e.mask
             )
         if grad_scalars.envelope is not None:
-            grad_envelope = (d.plain_slope * d.tangent_s - d.plain * tangent_lse) * centred + d.plain * tangent_centred
+            tangent_plain = d.plain_slope * d.tangent_s - d.plain * tangent_lse
+            grad_envelope = tangent_plain * centred + d.plain * tangent_centred
             tl.store(grad_scalars.envelope + e.offset, grad_envelope, mask=e.mask)
         if grad_scalars.gate is not None:
             grad_gate = e.drop * (tangent_p * d.grad_w + d.p * d.tangent_grad_w)
