@@ -1,59 +1,118 @@
-"""Sparse graph attention in Triton: products of rows, and sums of rows weighed by numbers per edge and head.
+"""Sparse graph attention in Triton: products of rows, and sums of rows weighted by scalars per edge and head.
 
-Those numbers are made in graph_attention_scores.py; the formulas stand in graph_attention.cuh. *Rows* are five arguments: tensors with a row per
-edge, sender and receiver, of which each may be absent and whose sum is meant, a stride from row to row and one from head to head
-(0: the same for all heads, as edges' features are).
+Those scalars are made in graph_attention_scores.py.
+The formulas stand in graph_attention.cuh.
 """
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
-from hamfast.kernels.common import look_up, sigmoid, silu_curvature, silu_slope
+from hamfast.kernels.common import edge_tile, sigmoid, silu_curvature, silu_slope
+from hamfast.records.choices import Choices, Score, ScoreActivation
 
-DOT, ADDITIVE, ADDITIVE_ALONG = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
+class Summand(Choices):
+    """What weighted_sums adds up: ``a``, ``act(a + b)`` or ``vector act'(a + b)``."""
+
+    ROWS, ACTIVATION, VECTOR_SLOPE = range(3)
+
+
+DOT = tl.constexpr(Score.DOT)
+LEAKY_RELU, SILU = tl.constexpr(ScoreActivation.LEAKY_RELU), tl.constexpr(ScoreActivation.SILU)
+ROWS, ACTIVATION = tl.constexpr(Summand.ROWS), tl.constexpr(Summand.ACTIVATION)
+
+
+class Graph(NamedTuple):
+    """Edges: where they come from and go to, how many there are, and the order in which a kernel takes them."""
+
+    senders: object
+    receivers: object
+    edges: object
+    order: object
+    """None: as they are numbered."""
+    ptr: object
+    """Where the edges of each row of the result begin; None: a row of the result is no list of edges."""
+
+
+class Rows(NamedTuple):
+    """The sum of up to three parts ``[rows, heads, columns]``, each a tensor or None."""
+
+    edge: object
+    """A row per edge."""
+    sender: object
+    receiver: object
+    row_stride: object
+    head_stride: object
+    """0: all heads have the same row, as edges' features do."""
+
+
+class Ends(NamedTuple):
+    """A tile of edges ``[EDGES, 1]`` and the nodes at their ends."""
+
+    edge: object
+    sender: object
+    receiver: object
+
+
+class Vectors(NamedTuple):
+    """The vector ``[heads, width]`` of additive scores and its tangent: tensors or None."""
+
+    vector: object
+    tangent_vector: object
 
 
 @triton.jit
-def rows_tile(
-    on_edge, of_sender, of_receiver, row_stride, head_stride, edge, sender, receiver, at, mask, REAL: tl.constexpr
-):
-    """The sum of the parts at column ``at`` of their rows."""
+def ends_of(graph, edge, mask):
+    """The nodes at the ends of edges."""
+    sender = tl.load(graph.senders + edge, mask=mask, other=0)
+    receiver = tl.load(graph.receivers + edge, mask=mask, other=0)
+    return Ends(edge, sender, receiver)
+
+
+@triton.jit
+def rows_tile(rows, ends, h, column, mask, REAL: tl.constexpr):
+    """The sum of the parts, at a column of head h."""
+    at = h * rows.head_stride + column
     total = tl.zeros(mask.shape, dtype=REAL)
-    if on_edge is not None:
-        total += tl.load(on_edge + edge * row_stride + at, mask=mask, other=0.0)
-    if of_sender is not None:
-        total += tl.load(of_sender + sender * row_stride + at, mask=mask, other=0.0)
-    if of_receiver is not None:
-        total += tl.load(of_receiver + receiver * row_stride + at, mask=mask, other=0.0)
+    if rows.edge is not None:
+        total += tl.load(rows.edge + ends.edge * rows.row_stride + at, mask=mask, other=0.0)
+    if rows.sender is not None:
+        total += tl.load(rows.sender + ends.sender * rows.row_stride + at, mask=mask, other=0.0)
+    if rows.receiver is not None:
+        total += tl.load(rows.receiver + ends.receiver * rows.row_stride + at, mask=mask, other=0.0)
     return total
 
 
 @triton.jit
-def score_activation(KIND: tl.constexpr, SLOPE: tl.constexpr, x):
-    """0 leaky ReLU, 1 Equiformer's smooth one, 2 SiLU."""
-    if KIND == 0:
+def score_activation(ACT: tl.constexpr, SLOPE: tl.constexpr, x):
+    """act(x). ACT: a choice of ScoreActivation."""
+    if ACT == LEAKY_RELU:
         return tl.where(x > 0, x, SLOPE * x)
-    elif KIND == 2:
+    elif ACT == SILU:
         return x * sigmoid(x)
     else:
         return x * (SLOPE + (1.0 - SLOPE) * sigmoid(x))
 
 
 @triton.jit
-def score_activation_slope(KIND: tl.constexpr, SLOPE: tl.constexpr, x):
-    if KIND == 0:
+def score_activation_slope(ACT: tl.constexpr, SLOPE: tl.constexpr, x):
+    """act'(x)"""
+    if ACT == LEAKY_RELU:
         return tl.where(x > 0, tl.full(x.shape, 1.0, dtype=x.dtype), SLOPE)
-    elif KIND == 2:
+    elif ACT == SILU:
         return silu_slope(x)
     else:
         return SLOPE + (1.0 - SLOPE) * silu_slope(x)
 
 
 @triton.jit
-def score_activation_curvature(KIND: tl.constexpr, SLOPE: tl.constexpr, x):
-    if KIND == 0:
+def score_activation_curvature(ACT: tl.constexpr, SLOPE: tl.constexpr, x):
+    """act''(x)"""
+    if ACT == LEAKY_RELU:
         return tl.zeros(x.shape, dtype=x.dtype)
-    elif KIND == 2:
+    elif ACT == SILU:
         return silu_curvature(x)
     else:
         return (1.0 - SLOPE) * silu_curvature(x)
@@ -61,21 +120,20 @@ def score_activation_curvature(KIND: tl.constexpr, SLOPE: tl.constexpr, x):
 
 @triton.jit
 def edge_dots(
-    out, senders, receivers, order, edges, heads, width, features,
-    a0, a1, a2, a_row, a_head, b0, b1, b2, b_row, b_head, c0, c1, c2, c_row, c_head, d0, d1, d2, d_row, d_head, vector,
-    tangent_vector, SCORE: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, ADD: tl.constexpr,
+    out, graph, heads, width, features, a, b, c, d, vectors,
+    SCORE: tl.constexpr, ALONG: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, ADD: tl.constexpr,
     REAL: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """``out[edge, head] = <a, b> + <c, d>``, of lengths width and features; with SCORE additive ``<vector, act(a + b)> + <c, d>``,
-    and along directions ``<tangent_vector, act(a + b)> + <vector, act'(a + b) (c + d)>``, all of length width.
+    """``out[edge, head] = <a, b> + <c, d>``, where a and b have length width, and c and d have length features.
 
-    Edges are taken in the receivers' order, in which neighbours share rows. ADD: to what is there.
+    With SCORE additive it is ``<vector, act(a + b)> + <c, d>``.
+    ALONG tangents c of a and d of b, all of length width, it is the change of the additive score:
+    ``<tangent_vector, act(a + b)> + <vector, act'(a + b) (c + d)>``.
+    Edges are taken in the receivers' order, in which neighbours share rows.
+    ADD: to what is there.
     """
-    slot = tl.program_id(0).to(tl.int64) * EDGES + tl.arange(0, EDGES)[:, None].to(tl.int64)
-    edge_mask = slot < edges
-    edge = look_up(order, slot, edge_mask)
-    sender = tl.load(senders + edge, mask=edge_mask, other=0)
-    receiver = tl.load(receivers + edge, mask=edge_mask, other=0)
+    edge, edge_mask = edge_tile(graph.order, tl.program_id(0).to(tl.int64) * EDGES, graph.edges, EDGES)
+    ends = ends_of(graph, edge, edge_mask)
     lane = tl.arange(0, COLUMNS)[None, :]
     for head in range(0, heads):
         h = tl.zeros((1, 1), dtype=tl.int64) + head
@@ -83,30 +141,30 @@ def edge_dots(
         for first in range(0, width, COLUMNS):
             column = first + lane
             mask = edge_mask & (column < width)
-            a = rows_tile(a0, a1, a2, a_row, a_head, edge, sender, receiver, h * a_head + column, mask, REAL)
-            b = rows_tile(b0, b1, b2, b_row, b_head, edge, sender, receiver, h * b_head + column, mask, REAL)
+            a_tile = rows_tile(a, ends, h, column, mask, REAL)
+            b_tile = rows_tile(b, ends, h, column, mask, REAL)
             if SCORE == DOT:
-                product = a * b
+                product = a_tile * b_tile
             else:
                 at = h * width + column
                 product = tl.zeros(mask.shape, dtype=REAL)
-                factor = vector
-                if SCORE == ADDITIVE_ALONG:
-                    c = rows_tile(c0, c1, c2, c_row, c_head, edge, sender, receiver, h * c_head + column, mask, REAL)
-                    d = rows_tile(d0, d1, d2, d_row, d_head, edge, sender, receiver, h * d_head + column, mask, REAL)
-                    v = tl.load(vector + at, mask=column < width, other=0.0)
-                    product += v * score_activation_slope(ACTIVATION, SLOPE, a + b) * (c + d)
-                    factor = tangent_vector
+                factor = vectors.vector
+                if ALONG:
+                    c_tile = rows_tile(c, ends, h, column, mask, REAL)
+                    d_tile = rows_tile(d, ends, h, column, mask, REAL)
+                    v = tl.load(vectors.vector + at, mask=column < width, other=0.0)
+                    product += v * score_activation_slope(ACT, SLOPE, a_tile + b_tile) * (c_tile + d_tile)
+                    factor = vectors.tangent_vector
                 if factor is not None:
                     v = tl.load(factor + at, mask=column < width, other=0.0)
-                    product += v * score_activation(ACTIVATION, SLOPE, a + b)
+                    product += v * score_activation(ACT, SLOPE, a_tile + b_tile)
             total += tl.sum(product, axis=1, keep_dims=True)
         for first in range(0, features, COLUMNS):
             column = first + lane
             mask = edge_mask & (column < features)
-            c = rows_tile(c0, c1, c2, c_row, c_head, edge, sender, receiver, h * c_head + column, mask, REAL)
-            d = rows_tile(d0, d1, d2, d_row, d_head, edge, sender, receiver, h * d_head + column, mask, REAL)
-            total += tl.sum(c * d, axis=1, keep_dims=True)
+            c_tile = rows_tile(c, ends, h, column, mask, REAL)
+            d_tile = rows_tile(d, ends, h, column, mask, REAL)
+            total += tl.sum(c_tile * d_tile, axis=1, keep_dims=True)
         if ADD:
             total += tl.load(out + edge * heads + h, mask=edge_mask, other=0.0)
         tl.store(out + edge * heads + h, total, mask=edge_mask)
@@ -114,79 +172,75 @@ def edge_dots(
 
 @triton.jit
 def weighted_sums(
-    out, senders, receivers, order, ptr, edges, heads, width,
-    weight, a0, a1, a2, a_row, a_head, more, b0, b1, b2, b_row, b_head, vector,
-    c0, c1, c2, c_row, c_head, d0, d1, d2, d_row, d_head, tangent_vector,
-    KIND: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, OVER_HEADS: tl.constexpr, ADD: tl.constexpr,
-    PARTS: tl.constexpr, REAL: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
+    out, graph, heads, width, weight, a, other_weight, b, tangent_a, tangent_b, vectors,
+    SUMMAND: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, OVER_HEADS: tl.constexpr, ADD: tl.constexpr,
+    CHUNKS: tl.constexpr, REAL: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Sums over a row's edges of ``weight a + more b`` (KIND 0), ``weight act(a + b)`` (1) or ``weight vector act'(a + b)`` (2).
+    """Sums over a row's edges of the SUMMAND, times weight: ``weight a + other_weight b`` for ROWS.
 
-    With more, that times the change of 1 and 2 along directions c of a, d of b and tangent_vector is added to them.
-    weight, more: ``[edges, heads]``. A row of the result is a list of ``ptr``, or one of PARTS equal parts of all edges, or an
-    edge. It has heads x width elements, or width of them, summed over heads.
+    weight, other_weight: ``[edges, heads]``; the second may be None.
+    With the other summands, other_weight multiplies their change along tangents, and that is added.
+    The tangents are tangent_a of a, tangent_b of b, and that of the vector.
+    A row of the result is a list of ``ptr``, or one of CHUNKS equal chunks of all edges, or an edge.
+    It has heads x width elements, or width of them, summed over heads.
     """
-    turn = tl.program_id(0).to(tl.int64)
-    place = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)[None, :].to(tl.int64)
-    lane = tl.arange(0, EDGES)[:, None].to(tl.int64)
+    step = tl.program_id(0).to(tl.int64)
+    element = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)[None, :].to(tl.int64)
     elements = width
     last_head = heads
     if not OVER_HEADS:
         elements = heads * width
         last_head = 1
-    inside = place < elements
-    at = place % width
-    if ptr is not None:
-        begin = tl.load(ptr + turn)
-        end = tl.load(ptr + turn + 1)
-    elif PARTS > 0:
-        begin = edges * turn // PARTS
-        end = edges * (turn + 1) // PARTS
+    inside = element < elements
+    column = element % width
+    if graph.ptr is not None:
+        begin = tl.load(graph.ptr + step)
+        end = tl.load(graph.ptr + step + 1)
+    elif CHUNKS > 0:
+        begin = graph.edges * step // CHUNKS
+        end = graph.edges * (step + 1) // CHUNKS
     else:
-        begin = turn * EDGES
-        end = tl.minimum(begin + EDGES, edges)
+        begin = step * EDGES
+        end = tl.minimum(begin + EDGES, graph.edges)
     total = tl.zeros((EDGES, COLUMNS), dtype=REAL)
     for first in range(begin, end, EDGES):
-        slot = first + lane
-        edge_mask = slot < end
-        edge = look_up(order, slot, edge_mask)
-        sender = tl.load(senders + edge, mask=edge_mask, other=0)
-        receiver = tl.load(receivers + edge, mask=edge_mask, other=0)
+        edge, edge_mask = edge_tile(graph.order, first, end, EDGES)
+        ends = ends_of(graph, edge, edge_mask)
         mask = edge_mask & inside
         for head in range(0, last_head):
-            h = place // width + head
-            a = rows_tile(a0, a1, a2, a_row, a_head, edge, sender, receiver, h * a_head + at, mask, REAL)
+            h = element // width + head
+            a_tile = rows_tile(a, ends, h, column, mask, REAL)
             w = tl.load(weight + edge * heads + h, mask=mask, other=0.0)
-            if KIND == 0:
-                total += w * a
-                if more is not None:
-                    b = rows_tile(b0, b1, b2, b_row, b_head, edge, sender, receiver, h * b_head + at, mask, REAL)
-                    total += tl.load(more + edge * heads + h, mask=mask, other=0.0) * b
+            if SUMMAND == ROWS:
+                total += w * a_tile
+                if other_weight is not None:
+                    b_tile = rows_tile(b, ends, h, column, mask, REAL)
+                    total += tl.load(other_weight + edge * heads + h, mask=mask, other=0.0) * b_tile
             else:
-                b = rows_tile(b0, b1, b2, b_row, b_head, edge, sender, receiver, h * b_head + at, mask, REAL)
-                if KIND == 1:
-                    total += w * score_activation(ACTIVATION, SLOPE, a + b)
+                b_tile = rows_tile(b, ends, h, column, mask, REAL)
+                if SUMMAND == ACTIVATION:
+                    total += w * score_activation(ACT, SLOPE, a_tile + b_tile)
                 else:
-                    v = tl.load(vector + place, mask=inside, other=0.0)
-                    total += w * v * score_activation_slope(ACTIVATION, SLOPE, a + b)
-                if more is not None:
-                    c = rows_tile(c0, c1, c2, c_row, c_head, edge, sender, receiver, h * c_head + at, mask, REAL)
-                    d = rows_tile(d0, d1, d2, d_row, d_head, edge, sender, receiver, h * d_head + at, mask, REAL)
-                    slope = score_activation_slope(ACTIVATION, SLOPE, a + b)
-                    if KIND == 1:
-                        change = slope * (c + d)
+                    v = tl.load(vectors.vector + element, mask=inside, other=0.0)
+                    total += w * v * score_activation_slope(ACT, SLOPE, a_tile + b_tile)
+                if other_weight is not None:
+                    tangent = rows_tile(tangent_a, ends, h, column, mask, REAL)
+                    tangent += rows_tile(tangent_b, ends, h, column, mask, REAL)
+                    slope = score_activation_slope(ACT, SLOPE, a_tile + b_tile)
+                    if SUMMAND == ACTIVATION:
+                        change = slope * tangent
                     else:
-                        change = v * score_activation_curvature(ACTIVATION, SLOPE, a + b) * (c + d)
-                        if tangent_vector is not None:
-                            change += tl.load(tangent_vector + place, mask=inside, other=0.0) * slope
-                    total += tl.load(more + edge * heads + h, mask=mask, other=0.0) * change
-    if ptr is not None or PARTS > 0:
-        row = turn
+                        change = v * score_activation_curvature(ACT, SLOPE, a_tile + b_tile) * tangent
+                        if vectors.tangent_vector is not None:
+                            change += tl.load(vectors.tangent_vector + element, mask=inside, other=0.0) * slope
+                    total += tl.load(other_weight + edge * heads + h, mask=mask, other=0.0) * change
+    if graph.ptr is not None or CHUNKS > 0:
+        row = step
         mask = inside
         total = tl.sum(total, axis=0, keep_dims=True)
     else:
-        row = begin + lane
-        mask = inside & (row < edges)
+        row = begin + tl.arange(0, EDGES)[:, None].to(tl.int64)
+        mask = inside & (row < graph.edges)
     if ADD:
-        total += tl.load(out + row * elements + place, mask=mask, other=0.0)
-    tl.store(out + row * elements + place, total, mask=mask)
+        total += tl.load(out + row * elements + element, mask=mask, other=0.0)
+    tl.store(out + row * elements + element, total, mask=mask)

@@ -1,6 +1,7 @@
-// Attention on the GPU, first half: everything that is a number per edge and head. The sums over edges that follow are
-// in weighted_sum.cuh. One warp per receiver and head. Scores: a group of lanes per edge, so that rows are read in full
-// sectors. What follows: a lane per edge.
+// Attention on the GPU, first half: all that is a scalar per edge and head. The sums over edges that
+// follow are in weighted_sum.cuh. A warp has one receiver and head. For products of rows a group of
+// its lanes has an edge, so that rows are read in full sectors. For what follows each lane has one.
+// The formulas and their symbols stand in graph_attention.cuh.
 #pragma once
 
 #include "columns.cuh"
@@ -42,7 +43,7 @@ struct ScoreWarp {
 
   HAMFAST_INLINE int64_t first() const { return call.receiver_ptr[receiver]; }
   HAMFAST_INLINE int64_t last() const { return call.receiver_ptr[receiver + 1]; }
-  HAMFAST_INLINE int64_t place(int64_t edge) const { return edge * call.heads + head; }
+  HAMFAST_INLINE int64_t offset(int64_t edge) const { return edge * call.heads + head; }
 
   static HAMFAST_INLINE T add_all(T x) { return HAMFAST_ISA::Warp{}.sum(x); }
   static HAMFAST_INLINE T largest(T x) {
@@ -53,7 +54,8 @@ struct ScoreWarp {
     return x;
   }
 
-  // term(rows of the edge) -> to[edge, head], summed over the lanes of a group.
+  // to[edge, head] = term(row), summed over the lanes of a group. row, here and below: of the edge, its
+  // sender and its receiver, by RowOf.
   template <class F>
   HAMFAST_INLINE void dots(Maybe<T> to, F&& term) const {
     const Maybe<const int64_t> no_receivers;  // there is one
@@ -61,11 +63,11 @@ struct ScoreWarp {
                [&](const int64_t (&at)[3], bool is_edge) {
                  T total = T(0);
                  if (is_edge) {
-                   const int64_t row[3] = {at[0], at[1], receiver};
+                   const int64_t row[3] = {at[row_of_edge], at[row_of_sender], receiver};
                    total = term(row);
                  }
                  for (int step = kGroup / 2; step > 0; step /= 2) total += __shfl_xor_sync(0xffffffffu, total, step);
-                 if (is_edge && lane % kGroup == 0) to[place(at[0])] = total;
+                 if (is_edge && lane % kGroup == 0) to[offset(at[row_of_edge])] = total;
                });
     __syncwarp();
   }
@@ -81,19 +83,21 @@ struct ScoreWarp {
     return row_columns<T>(sum, call.heads, row, head, c, call.packed);
   }
 
-  HAMFAST_INLINE Columns<T> both(const EdgeSum<Stored>& a, const EdgeSum<Stored>& b, const int64_t (&row)[3],
-                                 int64_t c) const {
+  HAMFAST_INLINE Columns<T> columns(const EdgeSum<Stored>& a, const EdgeSum<Stored>& b, const int64_t (&row)[3],
+                                    int64_t c) const {
     return row_columns<T>(a, b, call.heads, row, head, c, call.packed);
   }
-  HAMFAST_INLINE Columns<T> of_vector(Maybe<const T> vector, int64_t c) const {
+  HAMFAST_INLINE Columns<T> vector_columns(Maybe<const T> vector, int64_t c) const {
     const int64_t width = call.query.width;
     return vector ? load_columns<T>(vector + head * width + c, width - c, call.packed) : Columns<T>{};
   }
 
-  HAMFAST_INLINE T on_edge(const NodeRows<T>& nodes, Maybe<const Stored> edges, const int64_t (&row)[3]) const {
+  // The product of the receiver's row with the edge's features; of q with k; of grad_out with v. What
+  // is absent has none.
+  HAMFAST_INLINE T product(const NodeRows<T>& nodes, Maybe<const Stored> edges, const int64_t (&row)[3]) const {
     if (!nodes.data || !edges) return T(0);
     const T* node = nodes.row(receiver) + head * nodes.head_stride;
-    const Stored* edge = edges + row[0] * call.features;
+    const Stored* edge = edges + row[row_of_edge] * call.features;
     return over_columns(call.features, [&](int64_t f) {
       return dot_columns(load_columns<T>(node + f, call.features - f, call.packed),
                          load_columns<T>(edge + f, call.features - f, call.packed));
@@ -103,61 +107,63 @@ struct ScoreWarp {
     if (!a.any() || !b.any()) return T(0);
     return over_columns(a.width, [&](int64_t c) { return dot_columns(columns(a, row, c), columns(b, row, c)); });
   }
-  HAMFAST_INLINE T with_gradient(const EdgeSum<Stored>& value, const int64_t (&row)[3]) const {
+  HAMFAST_INLINE T grad_out_product(const EdgeSum<Stored>& value, const int64_t (&row)[3]) const {
     if (!call.grad_out || !value.any()) return T(0);
-    const Stored* g = call.grad_out + (receiver * call.heads + head) * value.width;
+    const Stored* grad_out = call.grad_out + (receiver * call.heads + head) * value.width;
     return over_columns(value.width, [&](int64_t c) {
-      return dot_columns(load_columns<T>(g + c, value.width - c, call.packed), columns(value, row, c));
+      return dot_columns(load_columns<T>(grad_out + c, value.width - c, call.packed), columns(value, row, c));
     });
   }
 
-  HAMFAST_INLINE void all_z() const {
-    dots(call.at_z, [&](const int64_t (&row)[3]) {
+  HAMFAST_INLINE void make_z() const {
+    dots(call.z, [&](const int64_t (&row)[3]) {
       if (call.score == score_given) return T(0);
-      const T total = on_edge(call.query_on_edge, call.edge, row);
+      const T total = product(call.query_on_edge, call.edge, row);
       if (call.score == score_dot) return total + product(call.query, call.key, row);
       return total + over_columns(call.query.width, [&](int64_t c) {
-               Columns<T> x = both(call.query, call.key, row, c);
+               Columns<T> x = columns(call.query, call.key, row, c);
                HAMFAST_UNROLL
                for (int i = 0; i < kColumns; ++i) x.at[i] = score_activation(call.activation, call.slope, x.at[i]);
-               return dot_columns(of_vector(call.vector, c), x);
+               return dot_columns(vector_columns(call.vector, c), x);
              });
     });
   }
-  HAMFAST_INLINE void all_a() const {
-    dots(call.at_a, [&](const int64_t (&row)[3]) {
-      return with_gradient(call.value, row) + on_edge(call.grad_out_on_edge, call.edge, row);
+  HAMFAST_INLINE void make_row_grad_w() const {
+    dots(call.row_grad_w, [&](const int64_t (&row)[3]) {
+      return grad_out_product(call.value, row) + product(call.grad_out_on_edge, call.edge, row);
     });
   }
-  // <vector', act(q + k)> + <vector, act'(q + k) (q' + k')>
-  HAMFAST_INLINE T activation_along(const int64_t (&row)[3]) const {
+  // <tangent_vector, act(q + k)> + <vector, act'(q + k) (tangent_q + tangent_k)>
+  HAMFAST_INLINE T tangent_of_additive_score(const int64_t (&row)[3]) const {
     return over_columns(call.query.width, [&](int64_t c) {
-      Columns<T> x = both(call.query, call.key, row, c), tangent_x = both(call.tangent_query, call.tangent_key, row, c);
+      Columns<T> x = columns(call.query, call.key, row, c),
+                 tangent_x = columns(call.tangent_query, call.tangent_key, row, c);
       HAMFAST_UNROLL
       for (int i = 0; i < kColumns; ++i) {
         tangent_x.at[i] *= score_activation_slope(call.activation, call.slope, x.at[i]);
         x.at[i] = score_activation(call.activation, call.slope, x.at[i]);
       }
-      return dot_columns(of_vector(call.tangent_vector, c), x) + dot_columns(of_vector(call.vector, c), tangent_x);
+      return dot_columns(vector_columns(call.tangent_vector, c), x) +
+             dot_columns(vector_columns(call.vector, c), tangent_x);
     });
   }
-  HAMFAST_INLINE void all_along() const {
-    dots(call.tangent_at_z, [&](const int64_t (&row)[3]) {
+  HAMFAST_INLINE void make_tangents() const {
+    dots(call.tangent_z, [&](const int64_t (&row)[3]) {
       const T of_rows = call.additive()
-                            ? activation_along(row)
+                            ? tangent_of_additive_score(row)
                             : product(call.tangent_query, call.key, row) + product(call.query, call.tangent_key, row);
-      return of_rows + on_edge(call.tangent_query_on_edge, call.edge, row) +
-             on_edge(call.query_on_edge, call.tangent_edge, row);
+      return of_rows + product(call.tangent_query_on_edge, call.edge, row) +
+             product(call.query_on_edge, call.tangent_edge, row);
     });
-    dots(call.at_b, [&](const int64_t (&row)[3]) {
-      return with_gradient(call.tangent_value, row) + on_edge(call.grad_out_on_edge, call.tangent_edge, row);
+    dots(call.tangent_grad_w, [&](const int64_t (&row)[3]) {
+      return grad_out_product(call.tangent_value, row) + product(call.grad_out_on_edge, call.tangent_edge, row);
     });
   }
 
-  // Of one edge; a lane each.
+  // An edge of a lane.
   struct Edge {
-    int64_t edge, place;
-    T z, slope, s, f, gate, drop;  // slope: ds/dz, 0 where clipped
+    int64_t edge, offset;  // offset: in [edges, heads]
+    T z, ds_dz, s, envelope, gate, drop;
     bool is_clipped;
   };
   static HAMFAST_INLINE T at(const EdgeScalar<T>& x, T absent, int64_t edge, int64_t head) {
@@ -166,14 +172,14 @@ struct ScoreWarp {
   HAMFAST_INLINE Edge load(int64_t n) const {
     Edge e;
     e.edge = call.receiver_order[n];
-    e.place = place(e.edge);
-    e.z = call.at_z[e.place];
-    e.slope = call.scale * at(call.score_scale, T(1), e.edge, head);
-    const T s = e.slope * e.z + at(call.bias, T(0), e.edge, head);
+    e.offset = offset(e.edge);
+    e.z = call.z[e.offset];
+    e.ds_dz = call.scale * at(call.score_scale, T(1), e.edge, head);
+    const T s = e.ds_dz * e.z + at(call.bias, T(0), e.edge, head);
     e.s = HAMFAST_ISA::clipped(s, call.clip);
     e.is_clipped = s > call.clip || s < -call.clip;
-    if (e.is_clipped) e.slope = T(0);
-    e.f = at(call.envelope, T(1), e.edge, head);
+    if (e.is_clipped) e.ds_dz = T(0);
+    e.envelope = at(call.envelope, T(1), e.edge, head);
     e.gate = at(call.gate, T(1), e.edge, head);
     e.drop = call.seed ? HAMFAST_ISA::dropout_factor(call, e.edge, head) : T(1);
     return e;
@@ -184,7 +190,7 @@ struct ScoreWarp {
   }
 
   // exp(s - lse), or the activation.
-  HAMFAST_INLINE T plain(const Edge& e, T lse) const {
+  HAMFAST_INLINE T plain_of(const Edge& e, T lse) const {
     if (!call.softmax()) return HAMFAST_ISA::weight_value(call.weighting, e.s);
     // Finite also where an envelope of 0 took the edge out of lse: 0 times it is 0.
     constexpr T kMost = T(88);
@@ -194,17 +200,17 @@ struct ScoreWarp {
   HAMFAST_INLINE T lse_before() const { return call.lse_before[receiver * call.heads + head]; }
 
   HAMFAST_INLINE void forward() const {
-    all_z();
+    make_z();
     T top = T(0), inverse = T(1);
     if (call.softmax()) {
       const T log_epsilon = call.epsilon > T(0) ? T(log(call.epsilon)) : T(-HUGE_VAL);
       T total = T(0);
       top = log_epsilon;
-      each([&](const Edge& e) { top = e.f != T(0) && e.s > top ? e.s : top; });
+      each([&](const Edge& e) { top = e.envelope != T(0) && e.s > top ? e.s : top; });
       top = largest(top);
       if (top == T(-HUGE_VAL)) top = T(0);
       each([&](const Edge& e) {
-        if (e.f != T(0)) total += e.f * T(exp(e.s - top));
+        if (e.envelope != T(0)) total += e.envelope * T(exp(e.s - top));
       });
       total = add_all(total) + T(exp(log_epsilon - top));
       inverse = total == T(0) ? T(0) : T(1) / total;
@@ -214,99 +220,107 @@ struct ScoreWarp {
     }
     each([&](const Edge& e) {
       // Not exp(s - lse): of large scores that would lose the digits of lse.
-      const T value = call.softmax() ? T(exp(e.s - top)) * inverse : HAMFAST_ISA::weight_value(call.weighting, e.s);
-      call.kept_weight[e.place] = e.f == T(0) ? T(0) : e.f * value * e.gate * e.drop;
-      if (call.logits) call.logits[e.place] = e.s;
+      const T plain = call.softmax() ? T(exp(e.s - top)) * inverse : HAMFAST_ISA::weight_value(call.weighting, e.s);
+      call.w[e.offset] = e.envelope == T(0) ? T(0) : e.envelope * plain * e.gate * e.drop;
+      if (call.logits) call.logits[e.offset] = e.s;
     });
+  }
+
+  HAMFAST_INLINE T grad_w_of(const Edge& e) const {
+    return call.row_grad_w[e.offset] + (call.grad_weights ? call.grad_weights[e.offset] : T(0));
   }
 
   HAMFAST_INLINE void backward() const {
-    all_z();
-    all_a();
+    make_z();
+    make_row_grad_w();
     const bool softmax = call.softmax();
     const T lse = lse_before();
-    auto incoming = [&](const Edge& e) {
-      return call.at_a[e.place] + (call.grad_weights ? call.grad_weights[e.place] : T(0));
-    };
-    T mean = T(0);
+    T mean_u = T(0), centre = T(0);
     if (softmax) {
-      each([&](const Edge& e) { mean += e.f * plain(e, lse) * e.gate * e.drop * incoming(e); });
-      mean = add_all(mean);
-      if (call.grad_lse) mean -= call.grad_lse[receiver * call.heads + head];
+      each([&](const Edge& e) { mean_u += e.envelope * plain_of(e, lse) * e.gate * e.drop * grad_w_of(e); });
+      centre = add_all(mean_u);
+      if (call.grad_lse) centre -= call.grad_lse[receiver * call.heads + head];
     }
     each([&](const Edge& e) {
-      const T value = plain(e, lse), a = incoming(e), centred = e.gate * e.drop * a - mean;
-      T ds = e.f * centred * (softmax ? value : HAMFAST_ISA::weight_slope(call.weighting, e.s));
-      if (call.grad_logits) ds += call.grad_logits[e.place];
-      if (e.is_clipped) ds = T(0);
-      if (call.grad_bias) call.grad_bias[e.place] = ds;
-      if (call.grad_gate) call.grad_gate[e.place] = e.drop * e.f * value * a;
-      if (call.grad_envelope) call.grad_envelope[e.place] = value * centred;
-      if (call.grad_score_scale) call.grad_score_scale[e.place] = ds * call.scale * e.z;
-      call.grad_z[e.place] = ds * e.slope;
-      call.kept_weight[e.place] = e.f * value * e.gate * e.drop;
+      const T plain = plain_of(e, lse), grad_w = grad_w_of(e), centred = e.gate * e.drop * grad_w - centre;
+      T grad_s = e.envelope * centred * (softmax ? plain : HAMFAST_ISA::weight_slope(call.weighting, e.s));
+      if (call.grad_logits) grad_s += call.grad_logits[e.offset];
+      if (e.is_clipped) grad_s = T(0);
+      if (call.grad_bias) call.grad_bias[e.offset] = grad_s;
+      if (call.grad_gate) call.grad_gate[e.offset] = e.drop * e.envelope * plain * grad_w;
+      if (call.grad_envelope) call.grad_envelope[e.offset] = plain * centred;
+      if (call.grad_score_scale) call.grad_score_scale[e.offset] = grad_s * call.scale * e.z;
+      call.grad_z[e.offset] = grad_s * e.ds_dz;
+      call.w[e.offset] = e.envelope * plain * e.gate * e.drop;
     });
   }
 
-  // What D is made of at one edge; see graph_attention.cuh.
-  struct Second {
-    T value, slope, p, tangent_s, tangent_f, change, a, u, r, tangent_gate, tangent_scale;
+  // What the derivative along tangents is made of at an edge.
+  struct Tangents {
+    T plain, plain_slope, p, u, t, grad_w, tangent_s, tangent_envelope, tangent_score_scale, tangent_gate, tangent_u;
   };
-  HAMFAST_INLINE Second second(const Edge& e, T lse) const {
-    Second x;
-    x.value = plain(e, lse), x.p = e.f * x.value;
-    x.slope = call.softmax() ? x.value : HAMFAST_ISA::weight_slope(call.weighting, e.s);
-    x.a = call.at_a[e.place] + (call.grad_weights ? call.grad_weights[e.place] : T(0));
-    x.tangent_gate = at(call.tangent_gate, T(0), e.edge, head);
-    x.tangent_scale = at(call.tangent_score_scale, T(0), e.edge, head);
-    x.tangent_s = e.slope * call.tangent_at_z[e.place] + call.scale * e.z * x.tangent_scale +
+  HAMFAST_INLINE Tangents tangents(const Edge& e, T lse) const {
+    Tangents d;
+    d.plain = plain_of(e, lse), d.p = e.envelope * d.plain;
+    d.plain_slope = call.softmax() ? d.plain : HAMFAST_ISA::weight_slope(call.weighting, e.s);
+    d.grad_w = grad_w_of(e);
+    d.tangent_gate = at(call.tangent_gate, T(0), e.edge, head);
+    d.tangent_score_scale = at(call.tangent_score_scale, T(0), e.edge, head);
+    d.tangent_s = e.ds_dz * call.tangent_z[e.offset] + call.scale * e.z * d.tangent_score_scale +
                   at(call.tangent_bias, T(0), e.edge, head);
-    if (e.is_clipped) x.tangent_s = T(0);
-    x.tangent_f = at(call.tangent_envelope, T(0), e.edge, head);
-    x.change = e.f * x.slope * x.tangent_s + x.value * x.tangent_f;
-    x.u = e.gate * e.drop * x.a;
-    x.r = e.drop * (x.tangent_gate * x.a + e.gate * call.at_b[e.place]);
-    return x;
+    if (e.is_clipped) d.tangent_s = T(0);
+    d.tangent_envelope = at(call.tangent_envelope, T(0), e.edge, head);
+    d.t = e.envelope * d.plain_slope * d.tangent_s + d.plain * d.tangent_envelope;
+    d.u = e.gate * e.drop * d.grad_w;
+    d.tangent_u = e.drop * (d.tangent_gate * d.grad_w + e.gate * call.tangent_grad_w[e.offset]);
+    return d;
   }
 
   HAMFAST_INLINE void double_backward() const {
-    all_z();
-    all_a();
-    all_along();
+    make_z();
+    make_row_grad_w();
+    make_tangents();
     const T lse = lse_before();
     const int64_t at_head = receiver * call.heads + head;
-    T mean_u = T(0), mean_s = T(0), mean_r = T(0), k = T(0);
+    T mean_u = T(0), tangent_lse = T(0), mean_tangent_u = T(0), sum_t_u = T(0), sum_tangent_p_u = T(0), centre = T(0);
     if (call.softmax()) {
       each([&](const Edge& e) {
-        const Second x = second(e, lse);
-        mean_u += x.p * x.u, mean_s += x.change, mean_r += x.p * x.r, k += x.change * x.u;
+        const Tangents d = tangents(e, lse);
+        mean_u += d.p * d.u, tangent_lse += d.t, mean_tangent_u += d.p * d.tangent_u, sum_t_u += d.t * d.u;
       });
-      mean_u = add_all(mean_u), mean_s = add_all(mean_s), mean_r = add_all(mean_r);
-      k = add_all(k) - mean_u * mean_s;
-      if (call.grad_lse) mean_u -= call.grad_lse[at_head];
+      mean_u = add_all(mean_u), tangent_lse = add_all(tangent_lse), mean_tangent_u = add_all(mean_tangent_u);
+      sum_tangent_p_u = add_all(sum_t_u) - mean_u * tangent_lse;
+      centre = mean_u;
+      if (call.grad_lse) centre -= call.grad_lse[at_head];
     }
-    if (call.grad_grad_lse && lane == 0) call.grad_grad_lse[at_head] = mean_s;
+    if (call.grad_grad_lse && lane == 0) call.grad_grad_lse[at_head] = tangent_lse;
     each([&](const Edge& e) {
-      const Second x = second(e, lse);
-      const T curvature = call.softmax() ? x.value : HAMFAST_ISA::weight_curvature(call.weighting, e.s);
-      const T moved = x.change - x.p * mean_s, centred = x.u - mean_u, rest = x.r - mean_r - k;
-      T ds = (e.f * curvature * x.tangent_s + x.slope * x.tangent_f - x.p * mean_s) * centred + e.f * x.slope * rest;
-      T tangent_ds = e.f * x.slope * centred;
-      if (call.grad_logits) tangent_ds += call.grad_logits[e.place];
-      if (e.is_clipped) ds = tangent_ds = T(0);
-      const T tangent_w = moved * e.gate * e.drop + x.p * x.tangent_gate * e.drop;
-      if (call.grad_bias) call.grad_bias[e.place] = ds;
+      const Tangents d = tangents(e, lse);
+      const T plain_curvature = call.softmax() ? d.plain : HAMFAST_ISA::weight_curvature(call.weighting, e.s);
+      const T tangent_p = d.t - d.p * tangent_lse, centred = d.u - centre;
+      const T tangent_centred = d.tangent_u - mean_tangent_u - sum_tangent_p_u;
+      const T tangent_p_slope =
+          e.envelope * plain_curvature * d.tangent_s + d.plain_slope * d.tangent_envelope - d.p * tangent_lse;
+      T grad_s = tangent_p_slope * centred + e.envelope * d.plain_slope * tangent_centred;
+      T grad_tangent_s = e.envelope * d.plain_slope * centred;
+      if (call.grad_logits) grad_tangent_s += call.grad_logits[e.offset];
+      if (e.is_clipped) grad_s = grad_tangent_s = T(0);
+      const T tangent_w = tangent_p * e.gate * e.drop + d.p * d.tangent_gate * e.drop;
+      if (call.grad_bias) call.grad_bias[e.offset] = grad_s;
       if (call.grad_score_scale)
-        call.grad_score_scale[e.place] = call.scale * (e.z * ds + call.tangent_at_z[e.place] * tangent_ds);
-      if (call.grad_envelope)
-        call.grad_envelope[e.place] = (x.slope * x.tangent_s - x.value * mean_s) * centred + x.value * rest;
-      if (call.grad_gate) call.grad_gate[e.place] = e.drop * (moved * x.a + x.p * call.at_b[e.place]);
-      if (call.grad_grad_weights) call.grad_grad_weights[e.place] = tangent_w;
-      if (call.grad_grad_logits) call.grad_grad_logits[e.place] = x.tangent_s;
-      call.grad_z[e.place] = e.slope * ds + call.scale * x.tangent_scale * tangent_ds;
-      call.grad_tangent_z[e.place] = e.slope * tangent_ds;
-      call.kept_weight[e.place] = tangent_w;
-      call.at_a[e.place] = x.p * e.gate * e.drop;  // w
+        call.grad_score_scale[e.offset] = call.scale * (e.z * grad_s + call.tangent_z[e.offset] * grad_tangent_s);
+      if (call.grad_envelope) {
+        const T tangent_plain = d.plain_slope * d.tangent_s - d.plain * tangent_lse;
+        call.grad_envelope[e.offset] = tangent_plain * centred + d.plain * tangent_centred;
+      }
+      if (call.grad_gate)
+        call.grad_gate[e.offset] = e.drop * (tangent_p * d.grad_w + d.p * call.tangent_grad_w[e.offset]);
+      if (call.grad_grad_weights) call.grad_grad_weights[e.offset] = tangent_w;
+      if (call.grad_grad_logits) call.grad_grad_logits[e.offset] = d.tangent_s;
+      call.grad_z[e.offset] = e.ds_dz * grad_s + call.scale * d.tangent_score_scale * grad_tangent_s;
+      call.grad_tangent_z[e.offset] = e.ds_dz * grad_tangent_s;
+      call.tangent_w[e.offset] = tangent_w;
+      call.w[e.offset] = d.p * e.gate * e.drop;
     });
   }
 };

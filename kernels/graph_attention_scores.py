@@ -1,48 +1,149 @@
-"""Sparse graph attention in Triton: everything that is a number per edge and head, from scores to weights and back.
+"""Sparse graph attention in Triton: all that is a scalar per edge and head, from scores to weights and back.
 
-The formulas stand in graph_attention.cuh; rows are met in graph_attention.py.
+The formulas and their symbols stand in graph_attention.cuh; rows are met in graph_attention.py.
 """
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
-from hamfast.kernels.common import look_up, sigmoid, silu_curvature, silu_slope
+from hamfast.kernels.common import edge_tile, sigmoid, silu_curvature, silu_slope
+from hamfast.records.choices import Weighting
+
+SOFTMAX, SILU = tl.constexpr(Weighting.SOFTMAX), tl.constexpr(Weighting.SILU)
+SIGMOID, SOFTPLUS = tl.constexpr(Weighting.SIGMOID), tl.constexpr(Weighting.SOFTPLUS)
+
+
+class EdgeScalar(NamedTuple):
+    """A scalar per edge and head; data None: absent."""
+
+    data: object
+    edge_stride: object
+    head_stride: object
+
+
+class Scalars(NamedTuple):
+    """The operands that are scalars per edge and head, or their tangents; or where their gradients go."""
+
+    bias: object
+    score_scale: object
+    envelope: object
+    gate: object
+
+
+class ScoreCall(NamedTuple):
+    """What all three kernels take."""
+
+    z: object
+    """``[edges, heads]``"""
+    scalars: Scalars
+    seed: object
+    """Of dropout, or None."""
+    order: object
+    """The edges in the order of their receivers."""
+    ptr: object
+    """Where each receiver's edges begin in it."""
+    heads: object
+
+
+class Gradients(NamedTuple):
+    """Gradients of the results that are scalars, or where theirs go: tensors or None."""
+
+    lse: object
+    weights: object
+    logits: object
+
+
+class Tile(NamedTuple):
+    """A program's receiver, where its edges begin and end, and a row of heads with their mask."""
+
+    receiver: object
+    begin: object
+    end: object
+    h: object
+    h_mask: object
+
+
+class EdgeScores(NamedTuple):
+    """A tile ``[EDGES, HEADS]`` of edges and heads: where their scalars lie, and how z becomes s."""
+
+    edge: object
+    offset: object
+    """In a tensor ``[edges, heads]``."""
+    mask: object
+    z: object
+    ds_dz: object
+    """0 where clipped."""
+    s: object
+    is_clipped: object
+    envelope: object
+    gate: object
+    drop: object
+
+
+class EdgeTangents(NamedTuple):
+    """What the derivative along tangents is made of, for a tile of edges and heads."""
+
+    plain: object
+    plain_slope: object
+    p: object
+    u: object
+    t: object
+    grad_w: object
+    tangent_z: object
+    tangent_s: object
+    tangent_envelope: object
+    tangent_score_scale: object
+    tangent_gate: object
+    tangent_grad_w: object
+    tangent_u: object
 
 
 @triton.jit
-def number_tile(data, edge_stride, head_stride, edge, h, mask, ABSENT: tl.constexpr, REAL: tl.constexpr):
-    """A number per edge and head."""
-    if data is None:
+def scalar_tile(scalar, edge, h, mask, ABSENT: tl.constexpr, REAL: tl.constexpr):
+    """An EdgeScalar of a tile."""
+    if scalar.data is None:
         value = tl.full(mask.shape, ABSENT, dtype=REAL)
     else:
-        value = tl.load(data + edge * edge_stride + h * head_stride, mask=mask, other=0.0)
+        value = tl.load(scalar.data + edge * scalar.edge_stride + h * scalar.head_stride, mask=mask, other=0.0)
     return value
 
 
 @triton.jit
-def dropout_tile(seed, place, DROPOUT: tl.constexpr, mask, REAL: tl.constexpr):
-    """0 or 1 / (1 - p), from a counter: SplitMix64 (Steele, Lea, Flood 2014)."""
+def optional_tile(data, offset, mask, REAL: tl.constexpr):
+    """A tile of a tensor ``[edges, heads]``; 0 without the tensor."""
+    if data is None:
+        value = tl.full(mask.shape, 0.0, dtype=REAL)
+    else:
+        value = tl.load(data + offset, mask=mask, other=0.0)
+    return value
+
+
+@triton.jit
+def dropout_tile(seed, offset, DROPOUT: tl.constexpr, mask, REAL: tl.constexpr):
+    """drop: 0 or 1 / (1 - probability), from a counter: SplitMix64 (Steele, Lea, Flood 2014)."""
     if seed is None:
         factor = tl.full(mask.shape, 1.0, dtype=REAL)
     else:
-        z = tl.load(seed).to(tl.uint64) + (place + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
-        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
-        z = (z ^ (z >> 27)) * 0x94D049BB133111EB
-        z = z ^ (z >> 31)
-        uniform = (z >> 11).to(tl.float64) * (1.0 / 9007199254740992.0)  # float64: the same edges as elsewhere
+        mixed = tl.load(seed).to(tl.uint64) + (offset + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
+        mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9
+        mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB
+        mixed = mixed ^ (mixed >> 31)
+        uniform = (mixed >> 11).to(tl.float64) * (1.0 / 9007199254740992.0)  # float64: the same edges as elsewhere
         kept = tl.full(mask.shape, 1.0 / (1.0 - DROPOUT) if DROPOUT < 1.0 else 0.0, dtype=REAL)
         factor = tl.where(uniform < DROPOUT, 0.0, kept)
     return factor
 
 
 @triton.jit
-def weight_value(KIND: tl.constexpr, s):
-    """1 identity, 2 SiLU, 3 sigmoid, 4 softplus."""
-    if KIND == 2:
+def weight_value(WEIGHTING: tl.constexpr, s):
+    """act(s) of a Weighting that is no softmax."""
+    if WEIGHTING == SILU:
         return s * sigmoid(s)
-    elif KIND == 3:
+    elif WEIGHTING == SIGMOID:
         return sigmoid(s)
-    elif KIND == 4:
+    elif WEIGHTING == SOFTPLUS:
         return tl.maximum(s, 0.0) + log1p(tl.exp(-tl.abs(s)))
     else:
         return s
@@ -56,292 +157,264 @@ def log1p(x):
 
 
 @triton.jit
-def weight_slope(KIND: tl.constexpr, s):
+def weight_slope(WEIGHTING: tl.constexpr, s):
+    """act'(s)"""
     y = sigmoid(s)
-    if KIND == 2:
+    if WEIGHTING == SILU:
         return silu_slope(s)
-    elif KIND == 3:
+    elif WEIGHTING == SIGMOID:
         return y * (1.0 - y)
-    elif KIND == 4:
+    elif WEIGHTING == SOFTPLUS:
         return y
     else:
         return tl.full(s.shape, 1.0, dtype=s.dtype)
 
 
 @triton.jit
-def weight_curvature(KIND: tl.constexpr, s):
+def weight_curvature(WEIGHTING: tl.constexpr, s):
+    """act''(s)"""
     y = sigmoid(s)
-    if KIND == 2:
+    if WEIGHTING == SILU:
         return silu_curvature(s)
-    elif KIND == 3:
+    elif WEIGHTING == SIGMOID:
         return y * (1.0 - y) * (1.0 - 2.0 * y)
-    elif KIND == 4:
+    elif WEIGHTING == SOFTPLUS:
         return y * (1.0 - y)
     else:
         return tl.zeros(s.shape, dtype=s.dtype)
 
 
 @triton.jit
-def plain_weight(WEIGHT: tl.constexpr, s, lse):
+def plain_weight(WEIGHTING: tl.constexpr, s, lse):
     """exp(s - lse), or the activation."""
-    if WEIGHT == 0:
+    if WEIGHTING == SOFTMAX:
         # Finite also where an envelope of 0 took the edge out of lse: 0 times it is 0.
         x = tl.where(s - lse > 88.0, 88.0, s - lse)
         value = tl.where(lse == -float("inf"), 0.0, tl.exp(x))
     else:
-        value = weight_value(WEIGHT, s)
+        value = weight_value(WEIGHTING, s)
     return value
 
 
 @triton.jit
-def edge_numbers(
-    slot, end, h, h_mask, heads, order, z, seed, scalars, SCALE: tl.constexpr, CLIP: tl.constexpr, DROPOUT: tl.constexpr,
-    REAL: tl.constexpr,
-):  # fmt: skip
-    """Of a tile of edges and heads: place, mask, z, ds/dz (0 where clipped), s, clipped?, envelope, gate, dropout.
-
-    scalars: bias, score scale, envelope and gate, with their strides.
-    """
-    mask = (slot < end) & h_mask
-    edge = look_up(order, slot, slot < end)
-    place = edge * heads + h
-    raw = tl.load(z + place, mask=mask, other=0.0)
-    slope = SCALE * number_tile(scalars[3], scalars[4], scalars[5], edge, h, mask, 1.0, REAL)
-    s = slope * raw + number_tile(scalars[0], scalars[1], scalars[2], edge, h, mask, 0.0, REAL)
-    clipped = slot < 0  # nowhere
-    if CLIP is not None:
-        clipped = (s > CLIP) | (s < -CLIP)
-        s = tl.where(s > CLIP, CLIP, tl.where(s < -CLIP, -CLIP, s))
-        slope = tl.where(clipped, 0.0, slope)
-    f = number_tile(scalars[6], scalars[7], scalars[8], edge, h, mask, 1.0, REAL)
-    g = number_tile(scalars[9], scalars[10], scalars[11], edge, h, mask, 1.0, REAL)
-    drop = dropout_tile(seed, place, DROPOUT, mask, REAL)
-    return place, mask, raw, slope, s, clipped, tl.where(mask, f, 0.0), g, drop
-
-
-@triton.jit
-def receiver_tile(ptr, heads, EDGES: tl.constexpr, HEADS: tl.constexpr):
-    """Of a program: its receiver, where that one's edges begin and end, lanes along edges, and its heads with their mask."""
+def receiver_tile(call, HEADS: tl.constexpr):
+    """This program's receiver and heads."""
     receiver = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :].to(tl.int64)
-    lane = tl.arange(0, EDGES)[:, None].to(tl.int64)
-    return receiver, tl.load(ptr + receiver), tl.load(ptr + receiver + 1), lane, h, h < heads
+    return Tile(receiver, tl.load(call.ptr + receiver), tl.load(call.ptr + receiver + 1), h, h < call.heads)
 
 
 @triton.jit
-def incoming_tile(a, grad_weights, heads, place, h, mask, REAL: tl.constexpr):
-    """Gradients of the weights."""
-    given = number_tile(grad_weights, heads, 1, place // heads, h, mask, 0.0, REAL)
-    return tl.load(a + place, mask=mask, other=0.0) + given
+def edge_scores(
+    call, tile, first, SCALE: tl.constexpr, CLIP: tl.constexpr, DROPOUT: tl.constexpr, REAL: tl.constexpr,
+    EDGES: tl.constexpr,
+):  # fmt: skip
+    """The receiver's edges from the one at ``first`` on."""
+    edge, edge_mask = edge_tile(call.order, first, tile.end, EDGES)
+    h = tile.h
+    mask = edge_mask & tile.h_mask
+    offset = edge * call.heads + h
+    z = tl.load(call.z + offset, mask=mask, other=0.0)
+    ds_dz = SCALE * scalar_tile(call.scalars.score_scale, edge, h, mask, 1.0, REAL)
+    s = ds_dz * z + scalar_tile(call.scalars.bias, edge, h, mask, 0.0, REAL)
+    is_clipped = edge < 0  # nowhere
+    if CLIP is not None:
+        is_clipped = (s > CLIP) | (s < -CLIP)
+        s = tl.where(s > CLIP, CLIP, tl.where(s < -CLIP, -CLIP, s))
+        ds_dz = tl.where(is_clipped, 0.0, ds_dz)
+    envelope = tl.where(mask, scalar_tile(call.scalars.envelope, edge, h, mask, 1.0, REAL), 0.0)
+    gate = scalar_tile(call.scalars.gate, edge, h, mask, 1.0, REAL)
+    drop = dropout_tile(call.seed, offset, DROPOUT, mask, REAL)
+    return EdgeScores(edge, offset, mask, z, ds_dz, s, is_clipped, envelope, gate, drop)
+
+
+@triton.jit
+def grad_w_tile(row_grad_w, gradients, e, REAL: tl.constexpr):
+    """grad_w: what comes through the rows, and the gradient of w as a result."""
+    return tl.load(row_grad_w + e.offset, mask=e.mask, other=0.0) + optional_tile(gradients.weights, e.offset, e.mask, REAL)
 
 
 @triton.jit
 def attention_weights(
-    z, lse, weights, logits, order, ptr, heads, seed,
-    bias, bias_edge, bias_head, score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head,
-    gate, gate_edge, gate_head,
-    WEIGHT: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, LOG_EPSILON: tl.constexpr, DROPOUT: tl.constexpr,
+    call, lse, weights, logits,
+    WEIGHTING: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, LOG_EPSILON: tl.constexpr, DROPOUT: tl.constexpr,
     REAL: tl.constexpr, EDGES: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """From z to the weights, the log-sum-exp and (if not None) the logits; one program per receiver. LOG_EPSILON: -inf for none."""
-    scalars = (
-        bias, bias_edge, bias_head, score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head, gate,
-        gate_edge, gate_head,
-    )  # fmt: skip
-    receiver, begin, end, lane, h, h_mask = receiver_tile(ptr, heads, EDGES, HEADS)
+    """From z to w, the log-sum-exp and (if not None) the logits; one program per receiver. LOG_EPSILON: -inf for none."""
+    tile = receiver_tile(call, HEADS)
+    row = tile.receiver * call.heads + tile.h
     top = tl.zeros((1, HEADS), dtype=REAL)
     inverse = tl.full((1, HEADS), 1.0, dtype=REAL)
-    if WEIGHT == 0:
+    if WEIGHTING == SOFTMAX:
         top += LOG_EPSILON
-        for first in range(begin, end, EDGES):
-            _, _, _, _, s, _, f, _, _ = edge_numbers(
-                first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
-            )
-            top = tl.maximum(top, tl.max(tl.where(f != 0, s, -float("inf")), axis=0, keep_dims=True))
+        for first in range(tile.begin, tile.end, EDGES):
+            e = edge_scores(call, tile, first, SCALE, CLIP, DROPOUT, REAL, EDGES)
+            top = tl.maximum(top, tl.max(tl.where(e.envelope != 0, e.s, -float("inf")), axis=0, keep_dims=True))
         top = tl.where(top == -float("inf"), 0.0, top)
         total = tl.zeros((1, HEADS), dtype=REAL)
-        for first in range(begin, end, EDGES):
-            _, _, _, _, s, _, f, _, _ = edge_numbers(
-                first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
-            )
-            total += tl.sum(tl.where(f != 0, f * tl.exp(s - top), 0.0), axis=0, keep_dims=True)
+        for first in range(tile.begin, tile.end, EDGES):
+            e = edge_scores(call, tile, first, SCALE, CLIP, DROPOUT, REAL, EDGES)
+            addend = tl.where(e.envelope != 0, e.envelope * tl.exp(e.s - top), 0.0)
+            total += tl.sum(addend, axis=0, keep_dims=True)
         total += tl.exp(LOG_EPSILON - top)
         inverse = tl.where(total == 0, 0.0, 1.0 / tl.where(total == 0, 1.0, total))
         log_total = tl.where(total == 0, -float("inf"), tl.log(tl.where(total == 0, 1.0, total)))
-        tl.store(lse + receiver * heads + h, top + log_total, mask=h_mask)
+        tl.store(lse + row, top + log_total, mask=tile.h_mask)
     else:
-        tl.store(lse + receiver * heads + h, tl.zeros((1, HEADS), dtype=REAL), mask=h_mask)
-    for first in range(begin, end, EDGES):
-        place, mask, _, _, s, _, f, g, drop = edge_numbers(
-            first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
-        )
+        tl.store(lse + row, tl.zeros((1, HEADS), dtype=REAL), mask=tile.h_mask)
+    for first in range(tile.begin, tile.end, EDGES):
+        e = edge_scores(call, tile, first, SCALE, CLIP, DROPOUT, REAL, EDGES)
         # Not exp(s - lse): of large scores that would lose the digits of lse.
-        if WEIGHT == 0:
-            value = tl.exp(s - top) * inverse
+        if WEIGHTING == SOFTMAX:
+            plain = tl.exp(e.s - top) * inverse
         else:
-            value = weight_value(WEIGHT, s)
-        tl.store(weights + place, tl.where(f == 0, 0.0, f * value * g * drop), mask=mask)
+            plain = weight_value(WEIGHTING, e.s)
+        w = tl.where(e.envelope == 0, 0.0, e.envelope * plain * e.gate * e.drop)
+        tl.store(weights + e.offset, w, mask=e.mask)
         if logits is not None:
-            tl.store(logits + place, s, mask=mask)
+            tl.store(logits + e.offset, e.s, mask=e.mask)
 
 
 @triton.jit
 def attention_gradients(
-    z, a, lse, grad_lse, grad_weights, grad_logits, grad_z, kept_weight, grad_bias, grad_score_scale, grad_envelope, grad_gate,
-    order, ptr, heads, seed,
-    bias, bias_edge, bias_head, score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head,
-    gate, gate_edge, gate_head,
-    WEIGHT: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, DROPOUT: tl.constexpr,
+    call, row_grad_w, lse, gradients, grad_z, weights, grad_scalars,
+    WEIGHTING: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, DROPOUT: tl.constexpr,
     REAL: tl.constexpr, EDGES: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """From z and a to dz and w, and the gradients of the numbers per edge (those not None); one program per receiver."""
-    scalars = (
-        bias, bias_edge, bias_head, score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head, gate,
-        gate_edge, gate_head,
-    )  # fmt: skip
-    receiver, begin, end, lane, h, h_mask = receiver_tile(ptr, heads, EDGES, HEADS)
-    lse_row = tl.load(lse + receiver * heads + h, mask=h_mask, other=0.0)
-    mean = tl.zeros((1, HEADS), dtype=REAL)
-    if WEIGHT == 0:
-        for first in range(begin, end, EDGES):
-            place, mask, _, _, s, _, f, g, drop = edge_numbers(
-                first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
-            )
-            incoming = incoming_tile(a, grad_weights, heads, place, h, mask, REAL)
-            value = plain_weight(WEIGHT, s, lse_row)
-            mean += tl.sum(tl.where(mask, f * value * g * drop * incoming, 0.0), axis=0, keep_dims=True)
-        if grad_lse is not None:
-            mean -= tl.load(grad_lse + receiver * heads + h, mask=h_mask, other=0.0)
-    for first in range(begin, end, EDGES):
-        place, mask, raw, slope, s, clipped, f, g, drop = edge_numbers(
-            first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
-        )
-        incoming = incoming_tile(a, grad_weights, heads, place, h, mask, REAL)
-        value = plain_weight(WEIGHT, s, lse_row)
-        centred = g * drop * incoming - mean
-        if WEIGHT == 0:
-            ds = f * centred * value
+    """From z and grad_w to grad_z, w, and the gradients of the Scalars (those not None); one program per receiver."""
+    tile = receiver_tile(call, HEADS)
+    row = tile.receiver * call.heads + tile.h
+    lse_row = tl.load(lse + row, mask=tile.h_mask, other=0.0)
+    centre = tl.zeros((1, HEADS), dtype=REAL)
+    if WEIGHTING == SOFTMAX:
+        for first in range(tile.begin, tile.end, EDGES):
+            e = edge_scores(call, tile, first, SCALE, CLIP, DROPOUT, REAL, EDGES)
+            grad_w = grad_w_tile(row_grad_w, gradients, e, REAL)
+            plain = plain_weight(WEIGHTING, e.s, lse_row)
+            p_u = e.envelope * plain * e.gate * e.drop * grad_w
+            centre += tl.sum(tl.where(e.mask, p_u, 0.0), axis=0, keep_dims=True)
+        if gradients.lse is not None:
+            centre -= tl.load(gradients.lse + row, mask=tile.h_mask, other=0.0)
+    for first in range(tile.begin, tile.end, EDGES):
+        e = edge_scores(call, tile, first, SCALE, CLIP, DROPOUT, REAL, EDGES)
+        grad_w = grad_w_tile(row_grad_w, gradients, e, REAL)
+        plain = plain_weight(WEIGHTING, e.s, lse_row)
+        centred = e.gate * e.drop * grad_w - centre
+        if WEIGHTING == SOFTMAX:
+            grad_s = e.envelope * centred * plain
         else:
-            ds = f * centred * weight_slope(WEIGHT, s)
-        ds += number_tile(grad_logits, heads, 1, place // heads, h, mask, 0.0, REAL)
-        ds = tl.where(clipped, 0.0, ds)
-        if grad_bias is not None:
-            tl.store(grad_bias + place, ds, mask=mask)
-        if grad_gate is not None:
-            tl.store(grad_gate + place, drop * f * value * incoming, mask=mask)
-        if grad_envelope is not None:
-            tl.store(grad_envelope + place, value * centred, mask=mask)
-        if grad_score_scale is not None:
-            tl.store(grad_score_scale + place, ds * SCALE * raw, mask=mask)
-        tl.store(grad_z + place, ds * slope, mask=mask)
-        tl.store(kept_weight + place, f * value * g * drop, mask=mask)
+            grad_s = e.envelope * centred * weight_slope(WEIGHTING, e.s)
+        grad_s += optional_tile(gradients.logits, e.offset, e.mask, REAL)
+        grad_s = tl.where(e.is_clipped, 0.0, grad_s)
+        if grad_scalars.bias is not None:
+            tl.store(grad_scalars.bias + e.offset, grad_s, mask=e.mask)
+        if grad_scalars.gate is not None:
+            tl.store(grad_scalars.gate + e.offset, e.drop * e.envelope * plain * grad_w, mask=e.mask)
+        if grad_scalars.envelope is not None:
+            tl.store(grad_scalars.envelope + e.offset, plain * centred, mask=e.mask)
+        if grad_scalars.score_scale is not None:
+            tl.store(grad_scalars.score_scale + e.offset, grad_s * SCALE * e.z, mask=e.mask)
+        tl.store(grad_z + e.offset, grad_s * e.ds_dz, mask=e.mask)
+        tl.store(weights + e.offset, e.envelope * plain * e.gate * e.drop, mask=e.mask)
 
 
 @triton.jit
-def second_numbers(
-    place, mask, h, heads, raw, slope, s, clipped, f, g, drop, lse_row, a, tangent_z, b, grad_weights,
-    directions, WEIGHT: tl.constexpr, SCALE: tl.constexpr, REAL: tl.constexpr,
+def edge_tangents(
+    e, h, lse_row, row_grad_w, tangent_z, tangent_grad_w, tangents, gradients,
+    WEIGHTING: tl.constexpr, SCALE: tl.constexpr, REAL: tl.constexpr,
 ):  # fmt: skip
-    """What D is made of at one edge: P, P1, p, s', f', t, a, u, r, gate', scale', z', b."""
-    edge = place // heads
-    value = plain_weight(WEIGHT, s, lse_row)
-    value_slope = value
-    if WEIGHT != 0:
-        value_slope = weight_slope(WEIGHT, s)
-    p = f * value
-    incoming = incoming_tile(a, grad_weights, heads, place, h, mask, REAL)
-    tangent_g = number_tile(directions[9], directions[10], directions[11], edge, h, mask, 0.0, REAL)
-    tangent_c = number_tile(directions[3], directions[4], directions[5], edge, h, mask, 0.0, REAL)
-    along = tl.load(tangent_z + place, mask=mask, other=0.0)
-    tangent_s = slope * along + SCALE * raw * tangent_c
-    tangent_s += number_tile(directions[0], directions[1], directions[2], edge, h, mask, 0.0, REAL)
-    tangent_s = tl.where(clipped, 0.0, tangent_s)
-    tangent_f = number_tile(directions[6], directions[7], directions[8], edge, h, mask, 0.0, REAL)
-    change = tl.where(mask, f * value_slope * tangent_s + value * tangent_f, 0.0)
-    along_b = tl.load(b + place, mask=mask, other=0.0)
-    r = drop * (tangent_g * incoming + g * along_b)
-    u = g * drop * incoming
-    return value, value_slope, p, tangent_s, tangent_f, change, incoming, u, r, tangent_g, tangent_c, along, along_b
+    """EdgeTangents of a tile of EdgeScores."""
+    plain = plain_weight(WEIGHTING, e.s, lse_row)
+    plain_slope = plain
+    if WEIGHTING != SOFTMAX:
+        plain_slope = weight_slope(WEIGHTING, e.s)
+    p = e.envelope * plain
+    grad_w = grad_w_tile(row_grad_w, gradients, e, REAL)
+    tangent_gate = scalar_tile(tangents.gate, e.edge, h, e.mask, 0.0, REAL)
+    tangent_score_scale = scalar_tile(tangents.score_scale, e.edge, h, e.mask, 0.0, REAL)
+    tangent_z_here = tl.load(tangent_z + e.offset, mask=e.mask, other=0.0)
+    tangent_s = e.ds_dz * tangent_z_here + SCALE * e.z * tangent_score_scale
+    tangent_s += scalar_tile(tangents.bias, e.edge, h, e.mask, 0.0, REAL)
+    tangent_s = tl.where(e.is_clipped, 0.0, tangent_s)
+    tangent_envelope = scalar_tile(tangents.envelope, e.edge, h, e.mask, 0.0, REAL)
+    t = tl.where(e.mask, e.envelope * plain_slope * tangent_s + plain * tangent_envelope, 0.0)
+    tangent_grad_w_here = tl.load(tangent_grad_w + e.offset, mask=e.mask, other=0.0)
+    tangent_u = e.drop * (tangent_gate * grad_w + e.gate * tangent_grad_w_here)
+    u = e.gate * e.drop * grad_w
+    return EdgeTangents(
+        plain, plain_slope, p, u, t, grad_w, tangent_z_here, tangent_s, tangent_envelope, tangent_score_scale,
+        tangent_gate, tangent_grad_w_here, tangent_u,
+    )  # fmt: skip
 
 
 @triton.jit
 def attention_second_gradients(
-    z, a, tangent_z, b, lse, grad_lse, grad_weights, grad_logits, grad_z, grad_tangent_z, kept_weight, plain_weights,
-    grad_grad_lse, grad_grad_weights, grad_grad_logits, grad_bias, grad_score_scale, grad_envelope, grad_gate, order, ptr, heads, seed,
-    bias, bias_edge, bias_head, score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head,
-    gate, gate_edge, gate_head,
-    tangent_bias, tangent_bias_edge, tangent_bias_head, tangent_scale, tangent_scale_edge, tangent_scale_head,
-    tangent_envelope, tangent_envelope_edge, tangent_envelope_head, tangent_gate, tangent_gate_edge, tangent_gate_head,
-    WEIGHT: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, DROPOUT: tl.constexpr,
+    call, row_grad_w, tangent_z, tangent_grad_w, lse, tangents, gradients, grad_z, grad_tangent_z, tangent_weights, weights,
+    grad_gradients, grad_scalars,
+    WEIGHTING: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, DROPOUT: tl.constexpr,
     REAL: tl.constexpr, EDGES: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """The double backward pass, from z, a and their changes z', b: see kernels/graph_attention.cuh."""
-    scalars = (
-        bias, bias_edge, bias_head, score_scale, scale_edge, scale_head, envelope, envelope_edge, envelope_head, gate,
-        gate_edge, gate_head,
-    )  # fmt: skip
-    directions = (
-        tangent_bias, tangent_bias_edge, tangent_bias_head, tangent_scale, tangent_scale_edge, tangent_scale_head, tangent_envelope,
-        tangent_envelope_edge, tangent_envelope_head, tangent_gate, tangent_gate_edge, tangent_gate_head,
-    )  # fmt: skip
-    receiver, begin, end, lane, h, h_mask = receiver_tile(ptr, heads, EDGES, HEADS)
-    lse_row = tl.load(lse + receiver * heads + h, mask=h_mask, other=0.0)
+    """The double backward pass, from z and grad_w and their tangents; one program per receiver."""
+    tile = receiver_tile(call, HEADS)
+    row = tile.receiver * call.heads + tile.h
+    lse_row = tl.load(lse + row, mask=tile.h_mask, other=0.0)
     mean_u = tl.zeros((1, HEADS), dtype=REAL)
-    mean_s = tl.zeros((1, HEADS), dtype=REAL)
-    mean_r = tl.zeros((1, HEADS), dtype=REAL)
-    mixed = tl.zeros((1, HEADS), dtype=REAL)
-    if WEIGHT == 0:
-        for first in range(begin, end, EDGES):
-            place, mask, raw, slope, s, clipped, f, g, drop = edge_numbers(
-                first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
+    tangent_lse = tl.zeros((1, HEADS), dtype=REAL)
+    mean_tangent_u = tl.zeros((1, HEADS), dtype=REAL)
+    sum_t_u = tl.zeros((1, HEADS), dtype=REAL)
+    if WEIGHTING == SOFTMAX:
+        for first in range(tile.begin, tile.end, EDGES):
+            e = edge_scores(call, tile, first, SCALE, CLIP, DROPOUT, REAL, EDGES)
+            d = edge_tangents(
+                e, tile.h, lse_row, row_grad_w, tangent_z, tangent_grad_w, tangents, gradients, WEIGHTING, SCALE, REAL
             )
-            _, _, p, _, _, change, _, u, r, _, _, _, _ = second_numbers(
-                place, mask, h, heads, raw, slope, s, clipped, f, g, drop, lse_row, a, tangent_z, b, grad_weights,
-                directions, WEIGHT, SCALE, REAL,
-            )  # fmt: skip
-            mean_u += tl.sum(tl.where(mask, p * u, 0.0), axis=0, keep_dims=True)
-            mean_s += tl.sum(change, axis=0, keep_dims=True)
-            mean_r += tl.sum(tl.where(mask, p * r, 0.0), axis=0, keep_dims=True)
-            mixed += tl.sum(tl.where(mask, change * u, 0.0), axis=0, keep_dims=True)
-        mixed -= mean_u * mean_s
-        if grad_lse is not None:
-            mean_u -= tl.load(grad_lse + receiver * heads + h, mask=h_mask, other=0.0)
-    if grad_grad_lse is not None:
-        tl.store(grad_grad_lse + receiver * heads + h, mean_s, mask=h_mask)
-    for first in range(begin, end, EDGES):
-        place, mask, raw, slope, s, clipped, f, g, drop = edge_numbers(
-            first + lane, end, h, h_mask, heads, order, z, seed, scalars, SCALE, CLIP, DROPOUT, REAL
+            mean_u += tl.sum(tl.where(e.mask, d.p * d.u, 0.0), axis=0, keep_dims=True)
+            tangent_lse += tl.sum(d.t, axis=0, keep_dims=True)
+            mean_tangent_u += tl.sum(tl.where(e.mask, d.p * d.tangent_u, 0.0), axis=0, keep_dims=True)
+            sum_t_u += tl.sum(tl.where(e.mask, d.t * d.u, 0.0), axis=0, keep_dims=True)
+    sum_tangent_p_u = sum_t_u - mean_u * tangent_lse
+    centre = mean_u
+    if WEIGHTING == SOFTMAX and gradients.lse is not None:
+        centre -= tl.load(gradients.lse + row, mask=tile.h_mask, other=0.0)
+    if grad_gradients.lse is not None:
+        tl.store(grad_gradients.lse + row, tangent_lse, mask=tile.h_mask)
+    for first in range(tile.begin, tile.end, EDGES):
+        e = edge_scores(call, tile, first, SCALE, CLIP, DROPOUT, REAL, EDGES)
+        d = edge_tangents(
+            e, tile.h, lse_row, row_grad_w, tangent_z, tangent_grad_w, tangents, gradients, WEIGHTING, SCALE, REAL
         )
-        value, value_slope, p, tangent_s, tangent_f, change, incoming, u, r, tangent_g, tangent_c, along, along_b = second_numbers(
-            place, mask, h, heads, raw, slope, s, clipped, f, g, drop, lse_row, a, tangent_z, b, grad_weights,
-            directions, WEIGHT, SCALE, REAL,
-        )  # fmt: skip
-        curvature = value
-        if WEIGHT != 0:
-            curvature = weight_curvature(WEIGHT, s)
-        moved = change - p * mean_s
-        centred = u - mean_u
-        rest = r - mean_r - mixed
-        ds = (f * curvature * tangent_s + value_slope * tangent_f - p * mean_s) * centred + f * value_slope * rest
-        ds = tl.where(clipped, 0.0, ds)
-        tangent_ds = f * value_slope * centred + number_tile(grad_logits, heads, 1, place // heads, h, mask, 0.0, REAL)
-        tangent_ds = tl.where(clipped, 0.0, tangent_ds)
-        tangent_w = moved * g * drop + p * tangent_g * drop
-        if grad_bias is not None:
-            tl.store(grad_bias + place, ds, mask=mask)
-        if grad_score_scale is not None:
-            tl.store(grad_score_scale + place, SCALE * (raw * ds + along * tangent_ds), mask=mask)
-        if grad_envelope is not None:
+        plain_curvature = d.plain
+        if WEIGHTING != SOFTMAX:
+            plain_curvature = weight_curvature(WEIGHTING, e.s)
+        tangent_p = d.t - d.p * tangent_lse
+        centred = d.u - centre
+        tangent_centred = d.tangent_u - mean_tangent_u - sum_tangent_p_u
+        tangent_p_slope = (
+            e.envelope * plain_curvature * d.tangent_s + d.plain_slope * d.tangent_envelope - d.p * tangent_lse
+        )
+        grad_s = tangent_p_slope * centred + e.envelope * d.plain_slope * tangent_centred
+        grad_s = tl.where(e.is_clipped, 0.0, grad_s)
+        grad_tangent_s = e.envelope * d.plain_slope * centred + optional_tile(gradients.logits, e.offset, e.mask, REAL)
+        grad_tangent_s = tl.where(e.is_clipped, 0.0, grad_tangent_s)
+        tangent_w = tangent_p * e.gate * e.drop + d.p * d.tangent_gate * e.drop
+        if grad_scalars.bias is not None:
+            tl.store(grad_scalars.bias + e.offset, grad_s, mask=e.mask)
+        if grad_scalars.score_scale is not None:
             tl.store(
-                grad_envelope + place, (value_slope * tangent_s - value * mean_s) * centred + value * rest, mask=mask
+                grad_scalars.score_scale + e.offset, SCALE * (e.z * grad_s + d.tangent_z * grad_tangent_s), mask=e.mask
             )
-        if grad_gate is not None:
-            tl.store(grad_gate + place, drop * (moved * incoming + p * along_b), mask=mask)
-        if grad_grad_weights is not None:
-            tl.store(grad_grad_weights + place, tangent_w, mask=mask)
-        if grad_grad_logits is not None:
-            tl.store(grad_grad_logits + place, tangent_s, mask=mask)
-        tl.store(grad_z + place, slope * ds + SCALE * tangent_c * tangent_ds, mask=mask)
-        tl.store(grad_tangent_z + place, slope * tangent_ds, mask=mask)
-        tl.store(kept_weight + place, tangent_w, mask=mask)
-        tl.store(plain_weights + place, p * g * drop, mask=mask)
+        if grad_scalars.envelope is not None:
+            tangent_plain = d.plain_slope * d.tangent_s - d.plain * tangent_lse
+            grad_envelope = tangent_plain * centred + d.plain * tangent_centred
+            tl.store(grad_scalars.envelope + e.offset, grad_envelope, mask=e.mask)
+        if grad_scalars.gate is not None:
+            grad_gate = e.drop * (tangent_p * d.grad_w + d.p * d.tangent_grad_w)
+            tl.store(grad_scalars.gate + e.offset, grad_gate, mask=e.mask)
+        if grad_gradients.weights is not None:
+            tl.store(grad_gradients.weights + e.offset, tangent_w, mask=e.mask)
+        if grad_gradients.logits is not None:
+            tl.store(grad_gradients.logits + e.offset, d.tangent_s, mask=e.mask)
+        tl.store(grad_z + e.offset, e.ds_dz * grad_s + SCALE * d.tangent_score_scale * grad_tangent_s, mask=e.mask)
+        tl.store(grad_tangent_z + e.offset, e.ds_dz * grad_tangent_s, mask=e.mask)
+        tl.store(tangent_weights + e.offset, tangent_w, mask=e.mask)
+        tl.store(weights + e.offset, d.p * e.gate * e.drop, mask=e.mask)

@@ -1,6 +1,6 @@
-// Attention on the GPU, second half: sums over edges (or over heads) of numbers per edge and head times rows. A lane
-// owns a few columns of the result. Where a row has fewer columns than a warp, its edges are dealt to groups of lanes,
-// whose sums are added in a fixed order: no atomics.
+// Attention on the GPU, second half: sums over edges, or over heads, of rows times scalars per edge and
+// head. A lane owns a few columns of the result. Where a row has fewer columns than a warp has lanes,
+// its edges are dealt to groups of lanes, whose sums are added in a fixed order: no atomics.
 #pragma once
 
 #include "graph_attention_scores.cuh"
@@ -9,20 +9,21 @@
 
 namespace hamfast {
 
-enum RowKind : int64_t {
-  rows_sum = 0,               // a: the sum of its parts
-  rows_features = 1,          // rows of edge features, the same for all heads
-  rows_nodes = 2,             // rows of the receiver
-  rows_activation = 3,        // act(a + b)
-  rows_activation_slope = 4,  // vector act'(a + b)
-  // The change of these two along directions a', b' and vector'.
-  rows_activation_along = 5,
-  rows_activation_slope_along = 6,
+// What a term adds up, times its weight.
+enum Summand : int64_t {
+  summand_rows = 0,          // a
+  summand_features = 1,      // rows of the edges' features, the same for all heads
+  summand_nodes = 2,         // rows of the receivers
+  summand_activation = 3,    // act(a + b)
+  summand_vector_slope = 4,  // vector act'(a + b)
+  // The changes of the last two along tangents of a, b and the vector.
+  summand_tangent_activation = 5,
+  summand_tangent_vector_slope = 6,
 };
 
 template <class T, class Stored>
 struct WeightedTerm {
-  int64_t weighed;
+  int64_t summand;
   const T* weight;  // [edges, heads]
   EdgeSum<Stored> a, b;
   const Stored* features;
@@ -37,7 +38,7 @@ struct WeightedSum {
   int64_t rows, heads, width;
   bool over_heads;
   Maybe<const int64_t> order, ptr;  // absent: a row is an edge
-  int64_t chunks, edges;            // chunks > 0: a row is that chunk of all edges
+  int64_t chunks, edges;            // chunks > 0: a row is one of so many chunks of all edges
   const int64_t *senders, *receivers;
   EdgeSum<Stored> tangent_a, tangent_b;
   const T* vector;
@@ -46,13 +47,13 @@ struct WeightedSum {
   T slope;
   bool packed;
 
-  // How a warp is cut: the lanes that share a row's columns, `units` of them, and groups of as many lanes. A group has
-  // edges of one row, or, where a row is an edge, a row of its own.
+  // How a warp is cut: into groups of `lanes` lanes, which share the `units` of a row's columns. A group
+  // has edges of one row. Where a row is an edge, it has a row of its own.
   struct Cut {
     int64_t chunks, units, tiles, items;
     int lanes, groups;
   };
-  HAMFAST_HD bool activations() const { return count > 0 && term[0].weighed >= rows_activation; }
+  HAMFAST_HD bool activations() const { return count > 0 && term[0].summand >= summand_activation; }
   HAMFAST_HD bool lists() const { return ptr || chunks > 0; }
   HAMFAST_HD Cut cut() const {
     Cut c;
@@ -67,31 +68,31 @@ struct WeightedSum {
   }
 };
 
-// Rows of additive scores: the kinds from rows_activation.
+// Columns of additive scores: the summands from summand_activation on.
 template <class T, class Stored, class Out>
 HAMFAST_INLINE Columns<T> activation_columns(const WeightedSum<T, Stored, Out>& sum,
                                              const WeightedTerm<T, Stored>& term, const int64_t (&row)[3], int64_t h,
                                              int64_t c) {
-  const int64_t weighed = term.weighed, place = h * sum.width + c, left = sum.width - c;
+  const int64_t summand = term.summand, offset = h * sum.width + c, left = sum.width - c;
   Columns<T> x = row_columns<T>(term.a, term.b, sum.heads, row, h, c, sum.packed), tangent_x{}, vector{},
              tangent_vector{};
-  if (weighed == rows_activation_along || weighed == rows_activation_slope_along)
+  if (summand == summand_tangent_activation || summand == summand_tangent_vector_slope)
     tangent_x = row_columns<T>(sum.tangent_a, sum.tangent_b, sum.heads, row, h, c, sum.packed);
-  if (weighed == rows_activation_slope || weighed == rows_activation_slope_along)
-    vector = load_columns<T>(sum.vector + place, left, sum.packed);
-  if (weighed == rows_activation_slope_along && sum.tangent_vector)
-    tangent_vector = load_columns<T>(sum.tangent_vector + place, left, sum.packed);
+  if (summand == summand_vector_slope || summand == summand_tangent_vector_slope)
+    vector = load_columns<T>(sum.vector + offset, left, sum.packed);
+  if (summand == summand_tangent_vector_slope && sum.tangent_vector)
+    tangent_vector = load_columns<T>(sum.tangent_vector + offset, left, sum.packed);
   HAMFAST_UNROLL
   for (int i = 0; i < kColumns; ++i) {
     const T at = x.at[i];
-    if (weighed == rows_activation) {
+    if (summand == summand_activation) {
       x.at[i] = score_activation(sum.activation, sum.slope, at);
       continue;
     }
     const T slope = score_activation_slope(sum.activation, sum.slope, at);
-    if (weighed == rows_activation_slope)
+    if (summand == summand_vector_slope)
       x.at[i] = vector.at[i] * slope;
-    else if (weighed == rows_activation_along)
+    else if (summand == summand_tangent_activation)
       x.at[i] = slope * tangent_x.at[i];
     else
       x.at[i] = tangent_vector.at[i] * slope +
@@ -100,7 +101,8 @@ HAMFAST_INLINE Columns<T> activation_columns(const WeightedSum<T, Stored, Out>& 
   return x;
 }
 
-// total += the terms of one edge, in the columns of head h from c. activations: all terms are of those kinds.
+// total += the terms of one edge, in the columns of head h from c. activations: all summands are those of additive
+// scores.
 template <bool activations, class T, class Stored, class Out>
 HAMFAST_INLINE void add_edge(const WeightedSum<T, Stored, Out>& sum, const int64_t (&row)[3], int64_t h, int64_t c,
                              Columns<T>& total) {
@@ -109,15 +111,15 @@ HAMFAST_INLINE void add_edge(const WeightedSum<T, Stored, Out>& sum, const int64
   for (; h < last; ++h)
     for (int t = 0; t < sum.count; ++t) {
       const WeightedTerm<T, Stored>& term = sum.term[t];
-      const T weight = term.weight[row[0] * heads + h];
+      const T weight = term.weight[row[row_of_edge] * heads + h];
       if constexpr (activations) {
         add_columns(weight, activation_columns(sum, term, row, h, c), total);
-      } else if (term.weighed == rows_sum) {
+      } else if (term.summand == summand_rows) {
         add_columns(weight, row_columns<T>(term.a, heads, row, h, c, packed), total);
-      } else if (term.weighed == rows_features) {
-        add_columns(weight, load_columns<T>(term.features + row[0] * width + c, width - c, packed), total);
+      } else if (term.summand == summand_features) {
+        add_columns(weight, load_columns<T>(term.features + row[row_of_edge] * width + c, width - c, packed), total);
       } else {
-        const T* node = term.nodes.row(row[2]) + h * term.nodes.head_stride + c;
+        const T* node = term.nodes.row(row[row_of_receiver]) + h * term.nodes.head_stride + c;
         add_columns(weight, load_columns<T>(node, width - c, packed), total);
       }
     }

@@ -23,6 +23,8 @@ OPERANDS = ATTENTION_OPERANDS.names
 """What the kernel takes, in its order. query_on_edge ``[receivers, heads, features]`` meets the rows of edge."""
 STORED = ATTENTION_OPERANDS.stored
 """Those that may be of half precision, as their gradients then are and the result; everything else is float32 then."""
+SCALARS = tuple(operand.name for operand in ATTENTION_OPERANDS if operand.shape == "edges, heads")
+"""Those that are a scalar per edge and head."""
 SCORES, ACTIVATIONS, WEIGHTINGS = Score.names(), ScoreActivation.names(), Weighting.names()
 
 Settings = ATTENTION_SETTINGS.fields

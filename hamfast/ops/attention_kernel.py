@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
-from hamfast.ops.attention_formula import Results, Settings, attention_formula
+from hamfast.ops.attention_formula import SCALARS, Results, Settings, attention_formula
 from hamfast.ops.transforms import by_sample, differentiable, second_derivative
 from hamfast.records.choices import AttentionWanted
 from hamfast.records.ops import (
@@ -27,7 +27,6 @@ _op_double = torch.ops.hamfast.graph_attention_double_backward.default
 
 Operands = ATTENTION_OPERANDS.fields
 _COUNT = len(ATTENTION_OPERANDS)
-_NUMBERS = ("bias", "score_scale", "envelope", "gate")  # per edge and head
 
 
 def run_kernel(
@@ -58,7 +57,7 @@ def query_on_edge(query: Tensor, edge_key_weight: Tensor) -> Tensor:
     return torch.matmul(query.to(edge_key_weight).transpose(0, 1), edge_key_weight).transpose(0, 1)
 
 
-class _Shapes:
+class Shapes:
     """Sizes and dtypes of what a call gives, from its arguments."""
 
     def __init__(self, arguments):
@@ -67,7 +66,7 @@ class _Shapes:
         self.like = next(t for t in operands if t is not None)
         rows = [t for member, t in zip(ATTENTION_OPERANDS, operands, strict=True) if member.stored and t is not None]
         self.stored = (rows or [self.like])[0].dtype
-        # Of numbers per edge and head, and of all that meets the edges' features.
+        # The dtype of scalars per edge and head, and of all that meets the edges' features.
         self.compute = torch.float64 if self.stored == torch.float64 else torch.float32
         self.edges, self.receivers = graph.senders.shape[0], graph.receiver_ptr.shape[0] - 1
         self.heads = arguments.settings.heads
@@ -75,7 +74,20 @@ class _Shapes:
         values = (operands.value_edge, operands.value_sender, operands.value_receiver)
         self.value_width = next((t.shape[2] for t in values if t is not None), 0)
 
-    def result(self, name: str, is_wanted: bool) -> Tensor:
+    def results(self, wanted: int) -> Any:
+        """Room for the results. wanted: bits of AttentionWanted."""
+        bits = {
+            "out_on_edge": AttentionWanted.OUT_ON_EDGE,
+            "weights": AttentionWanted.WEIGHTS,
+            "logits": AttentionWanted.LOGITS,
+        }
+        return Results(*(self._result(n, n not in bits or wanted & bits[n] != 0) for n in ATTENTION_RESULTS.names))
+
+    def result_gradients(self, wanted: int) -> Any:
+        """Room for the gradients of the gradients of the results. wanted: a bit for each."""
+        return Results(*(self._result(name, wanted >> n & 1 != 0) for n, name in enumerate(ATTENTION_RESULTS.names)))
+
+    def _result(self, name: str, is_wanted: bool) -> Tensor:
         """Room for one of the results, or for the gradient of its gradient."""
         shape = {
             "out": (self.receivers, self.heads, self.value_width),
@@ -85,47 +97,33 @@ class _Shapes:
         dtype = self.stored if name in ATTENTION_RESULTS.stored else self.compute
         return self.like.new_empty(shape if is_wanted else 0, dtype=dtype)
 
-    def gradients(self, wanted: int) -> tuple[Tensor, ...]:
-        """Room for the gradients of the operands."""
+    def gradients(self, wanted: int) -> Any:
+        """Room for the gradients of the operands. wanted: a bit for each."""
         made = []
         for n, (name, operand) in enumerate(zip(ATTENTION_OPERANDS.names, self.operands, strict=True)):
             dtype = self.stored if name in ATTENTION_OPERANDS.stored else self.compute
-            if not wanted >> n & 1:
-                made.append(self.like.new_empty(0, dtype=dtype))
-            else:
-                shape = (self.edges, self.heads) if name in _NUMBERS else operand.shape
-                made.append(self.like.new_empty(shape, dtype=dtype))
-        return tuple(made)
+            shape = 0 if not wanted >> n & 1 else (self.edges, self.heads) if name in SCALARS else operand.shape
+            made.append(self.like.new_empty(shape, dtype=dtype))
+        return Operands(*made)
 
 
 @torch.library.register_fake("hamfast::graph_attention")
 def _(*flat):
     arguments = GRAPH_ATTENTION.read(flat)
-    bits = {
-        "out_on_edge": AttentionWanted.OUT_ON_EDGE,
-        "weights": AttentionWanted.WEIGHTS,
-        "logits": AttentionWanted.LOGITS,
-    }
-    shapes = _Shapes(arguments)
-    return tuple(
-        shapes.result(name, name not in bits or arguments.wanted & bits[name] != 0) for name in ATTENTION_RESULTS.names
-    )
+    return tuple(Shapes(arguments).results(arguments.wanted))
 
 
 @torch.library.register_fake("hamfast::graph_attention_backward")
 def _(*flat):
     arguments = GRAPH_ATTENTION_BACKWARD.read(flat)
-    return _Shapes(arguments).gradients(arguments.wanted)
+    return tuple(Shapes(arguments).gradients(arguments.wanted))
 
 
 @torch.library.register_fake("hamfast::graph_attention_double_backward")
 def _(*flat):
     arguments = GRAPH_ATTENTION_DOUBLE_BACKWARD.read(flat)
-    shapes, wanted = _Shapes(arguments), arguments.wanted
-    of_gradients = (
-        shapes.result(name, wanted >> _COUNT + n & 1 != 0) for n, name in enumerate(ATTENTION_RESULTS.names)
-    )
-    return *of_gradients, *shapes.gradients(wanted)
+    shapes, wanted = Shapes(arguments), arguments.wanted
+    return *shapes.result_gradients(wanted >> _COUNT), *shapes.gradients(wanted)
 
 
 def _bits(needed, tensors, first: int = 0) -> int:
@@ -188,7 +186,7 @@ def _double_backward(ctx, *tangents):
     needed = GRAPH_ATTENTION_BACKWARD.read(ctx.needs_input_grad)
     given = [t if ctx.wanted >> n & 1 else None for n, t in enumerate(tangents)]
     if torch.is_grad_enabled():  # a third derivative may follow
-        compute = _Shapes(arguments).compute
+        compute = Shapes(arguments).compute
 
         def formula(wide):
             in_compute = [t if t is None else t.to(compute) for t in wide]

@@ -92,5 +92,5 @@ SPARSE_MAP = RowConfiguration(edges=4, columns=128, num_warps=4)
 UPDATE = RowConfiguration(edges=4, columns=128, num_warps=4)
 ATTENTION_DOTS = RowConfiguration(edges=16, columns=64, num_warps=4)
 ATTENTION_SUMS = RowConfiguration(edges=4, columns=256, num_warps=4)
-ATTENTION_NUMBERS = RowConfiguration(edges=16, columns=8, num_warps=1)
+ATTENTION_SCALARS = RowConfiguration(edges=16, columns=8, num_warps=1)
 """Columns: heads."""

@@ -1,383 +1,391 @@
-"""Graph attention's ops on tensors, for the kernels of kernels/graph_attention*.py: numbers per edge and head, then weighted sums."""
+"""Graph attention's ops on tensors, for the kernels of kernels/graph_attention.py and
+kernels/graph_attention_scores.py.
+
+First come scalars per edge and head, then the sums of rows that they weight.
+The symbols are those of kernels/graph_attention.cuh.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from hamfast.kernels.graph_attention import edge_dots, weighted_sums
-from hamfast.kernels.graph_attention_scores import attention_gradients, attention_second_gradients, attention_weights
-from hamfast.triton.configurations import ATTENTION_DOTS, ATTENTION_NUMBERS, ATTENTION_SUMS
-from hamfast.triton.launch import launch, pieces, real_of
+from hamfast.kernels.graph_attention import Graph, Rows, Summand, Vectors, edge_dots, weighted_sums
+from hamfast.kernels.graph_attention_scores import (
+    EdgeScalar,
+    Gradients,
+    Scalars,
+    ScoreCall,
+    attention_gradients,
+    attention_second_gradients,
+    attention_weights,
+)
+from hamfast.ops.attention_kernel import Operands, Shapes
+from hamfast.ops.edge_einsum import rows_by_end
+from hamfast.records.choices import AttentionWanted, RowOf, Score
+from hamfast.records.ops import (
+    ATTENTION_OPERANDS,
+    GRAPH_ATTENTION,
+    GRAPH_ATTENTION_BACKWARD,
+    GRAPH_ATTENTION_DOUBLE_BACKWARD,
+)
+from hamfast.triton.configurations import ATTENTION_DOTS, ATTENTION_SCALARS, ATTENTION_SUMS
+from hamfast.triton.launch import contiguous, launch, pieces, real_of
 
-# Operands in the order of the schema: csrc/library.cpp.
-QUERY, KEY, VALUE, ON_EDGE, EDGE, VECTOR, BIAS = 0, 3, 6, 9, 10, 11, 12
-COUNT = 16
-AT_EDGE, AT_SENDER, AT_RECEIVER = range(3)
+VECTOR_CHUNKS = 64
+"""Of the edges, for the gradient of the vector, which all edges share."""
 
-_DOT, _ADDITIVE, _GIVEN = range(3)
-_ALONG = 2
-"""The change of additive scores, for edge_dots."""
-_LINEAR, _ACTIVATION, _ACTIVATION_SLOPE = range(3)
-_VECTOR_PARTS = 64
-
-
-class _Rows(NamedTuple):
-    """Rows as kernels/graph_attention.py takes them."""
-
-    on_edge: Tensor | None
-    of_sender: Tensor | None
-    of_receiver: Tensor | None
-    row_stride: int
-    head_stride: int
-
-    def __bool__(self) -> bool:
-        return any(t is not None for t in self[:3])
-
-
-_NO_ROWS = _Rows(None, None, None, 0, 0)
+_NO_ROWS = Rows(None, None, None, 0, 0)
+_NO_OPERANDS = Operands(*(None for _ in ATTENTION_OPERANDS))
+_NO_SCALAR = EdgeScalar(None, 0, 0)
 
 
-class _Attention:
-    """One call: operands, graph and settings of any of the three ops."""
+class _RowWeights(NamedTuple):
+    """What the gradients of rows are made with: tensors ``[edges, heads]``."""
 
-    def __init__(self, arguments: Sequence, directions: Sequence[Tensor | None] | None = None):
-        operands, seed, graph = arguments[:COUNT], arguments[COUNT], arguments[COUNT + 1 : COUNT + 7]
-        self.operands = [_readable(n, t) for n, t in enumerate(operands)]
-        self.directions = [_readable(n, t) for n, t in enumerate(directions or [None] * COUNT)]
-        self.seed = seed
-        self.senders, self.sender_order, self.sender_ptr, *rest = (t.contiguous() for t in graph)
-        self.receivers, self.receiver_order, self.receiver_ptr = rest
-        kinds, numbers, self.wanted = arguments[COUNT + 7 :]
-        self.heads, self.score, self.activation, self.weight = kinds
-        self.slope, self.scale, self.clip, self.epsilon, self.dropout = numbers
-        self.like = next(t for t in self.operands if t is not None)
-        # Rows may be of half precision, numbers per edge and head are not: as csrc/graph_attention/graph_attention_call.h has it.
-        self.stored = next((t for n, t in enumerate(self.operands) if t is not None and _is_stored(n)), self.like).dtype
-        self.number = torch.float64 if self.stored == torch.float64 else torch.float32
-        self.edges = self.senders.shape[0]
-        self.rows = (self.edges, self.sender_ptr.shape[0] - 1, self.receiver_ptr.shape[0] - 1)
-        edge = self.operands[EDGE]
-        self.features = 0 if edge is None else edge.shape[1]
+    grad_z: Tensor
+    grad_tangent_z: Tensor | None
+    """In the double backward pass alone."""
+    value: Tensor
+    """w, or tangent_w in the double backward pass."""
 
-    def width(self, first: int) -> int:
-        return next((t.shape[2] for t in self.operands[first : first + 3] if t is not None), 0)
 
-    def new(self, *shape: int) -> Tensor:
-        return self.like.new_empty(shape, dtype=self.number)
+class _Call:
+    """One call of any of the three ops, as the kernels take it."""
 
-    def new_rows(self, *shape: int) -> Tensor:
-        return self.like.new_empty(shape, dtype=self.stored)
+    def __init__(self, arguments: Any, tangents: Any = _NO_OPERANDS):
+        self.shapes = Shapes(arguments)
+        self.operands = _readable(Operands(*arguments.operands))
+        self.tangents = _readable(Operands(*tangents))
+        self.graph = contiguous(arguments.graph)
+        self.seed, self.settings, self.wanted = arguments.seed, arguments.settings, arguments.wanted
+        self.like, self.heads, self.features = self.shapes.like, self.shapes.heads, self.shapes.features
+        self.rows = rows_by_end(self.graph)
+        queries = (self.operands.query_edge, self.operands.query_sender, self.operands.query_receiver)
+        self.width = next((t.shape[2] for t in queries if t is not None), 0)
+        """Of queries and keys."""
 
-    def numbers(self) -> Tensor:
-        return self.new(self.edges, self.heads)
+    @property
+    def additive(self) -> bool:
+        """Is z a sum over activations?"""
+        return self.settings.score == Score.ADDITIVE
 
-    def parts(self, first: int, of: Sequence[Tensor | None] | None = None) -> _Rows:
-        """The three parts of query, key or value, or of their directions."""
-        tensors = (self.operands if of is None else of)[first : first + 3]
-        width = self.width(first)
-        on_edge, of_sender, of_receiver = tensors
-        rows = _Rows(on_edge, of_sender, of_receiver, self.heads * width, width)
-        return rows or _NO_ROWS
+    def new_scalars(self) -> Tensor:
+        """An empty tensor ``[edges, heads]``."""
+        return self.like.new_empty(self.shapes.edges, self.heads, dtype=self.shapes.compute)
 
-    def edge_features(self, of: Sequence[Tensor | None] | None = None) -> _Rows:
-        edge = (self.operands if of is None else of)[EDGE]
-        return _NO_ROWS if edge is None else _Rows(edge, None, None, self.features, 0)
+    def parts(self, name: str, of: Any = None) -> Rows:
+        """Rows of ``query``, ``key`` or ``value``; of: the tangents, or None for the operands."""
+        of = self.operands if of is None else of
+        tensors = [getattr(of, f"{name}_{end}") for end in RowOf.names()]
+        width = self.shapes.value_width if name == "value" else self.width
+        return _NO_ROWS if all(t is None for t in tensors) else Rows(*tensors, self.heads * width, width)
 
-    def _constants(self) -> dict:
-        return {"REAL": real_of(self.like)}
+    def edge_features(self, of: Any = None) -> Rows:
+        """Rows of the edges' features; of: the tangents, or None for the operands."""
+        edge = (self.operands if of is None else of).edge
+        return _NO_ROWS if edge is None else Rows(edge, None, None, self.features, 0)
 
     def dots(
-        self, out: Tensor, a: _Rows, b: _Rows, width: int, c: _Rows, d: _Rows, additive: bool = False, add: bool = False
+        self, out: Tensor, width: int, a: Rows, b: Rows, c: Rows, d: Rows, additive: bool = False, add: bool = False
     ) -> None:
         """``out[edge, head] = <a, b> + <c, d>``; absent rows have no product."""
-        has_first = width > 0 and (bool(a or b) if additive else bool(a and b))
-        if not has_first:
+        absent = [rows is _NO_ROWS for rows in (a, b)]
+        if width == 0 or (all(absent) if additive else any(absent)):
             a, b, width = _NO_ROWS, _NO_ROWS, 0
-        if not (c and d):
+        if c is _NO_ROWS or d is _NO_ROWS:
             c, d = _NO_ROWS, _NO_ROWS
-        features = self.features if c else 0
-        if not (add and width == features == 0):
-            self._dots(out, _ADDITIVE if additive else _DOT, width, features, (*a, *b, *c, *d), add)
+        features = 0 if c is _NO_ROWS else self.features
+        if width == features == 0 and add:
+            return
+        self._dots(out, width, features, (a, b, c, d), additive, False, add)
 
-    def dots_along(self, out: Tensor) -> None:
-        """The change of additive scores along directions of query, key and vector."""
-        rows = (self.parts(n, of) for of in (None, self.directions) for n in (QUERY, KEY))
-        self._dots(out, _ALONG, self.width(QUERY), 0, [argument for part in rows for argument in part], False)
+    def tangent_of_additive_score(self, out: Tensor) -> None:
+        """The change of ``<vector, act(q + k)>`` along the tangents of query, key and vector."""
+        rows = tuple(self.parts(name, of) for of in (None, self.tangents) for name in ("query", "key"))
+        self._dots(out, self.width, 0, rows, True, True, False)
 
-    def _dots(self, out: Tensor, score: int, width: int, features: int, rows: Sequence, add: bool) -> None:
+    def _dots(self, out, width, features, rows, additive: bool, along: bool, add: bool) -> None:
         edges, columns = ATTENTION_DOTS.cut(max(width, features))
-        additive = score != _DOT
-        constants = self._constants() | {
-            "SCORE": score,
-            "ACTIVATION": self.activation if additive else 0,
-            "SLOPE": self.slope if additive else 0.0,
+        constants = {
+            "SCORE": Score.ADDITIVE if additive else Score.DOT,
+            "ALONG": along,
+            "ACT": self.settings.activation if additive else 0,
+            "SLOPE": self.settings.slope if additive else 0.0,
             "ADD": add,
+            "REAL": real_of(self.like),
             "EDGES": edges,
             "COLUMNS": columns,
         }
-        vectors = (self.operands[VECTOR] if additive else None, self.directions[VECTOR] if score == _ALONG else None)
-        graph = (self.senders, self.receivers, self.receiver_order, self.edges)
-        arguments = (out, *graph, self.heads, width, features, *rows, *vectors)
-        launch(edge_dots, (pieces(self.edges, edges),), arguments, constants, out, ATTENTION_DOTS.num_warps)
+        vectors = Vectors(self.operands.vector if additive else None, self.tangents.vector if along else None)
+        senders, receivers, count = self.graph.senders, self.graph.receivers, self.shapes.edges
+        graph = Graph(senders, receivers, count, self.graph.receiver_order, None)
+        arguments = (out, graph, self.heads, width, features, *rows, vectors)
+        launch(edge_dots, (pieces(count, edges),), arguments, constants, out, ATTENTION_DOTS.num_warps)
 
     def sums(
-        self, out: Tensor, place: int, width: int, weight: Tensor, a: _Rows, more: Tensor | None = None, b: _Rows = _NO_ROWS,
-        kind: int = _LINEAR, over_heads: bool = False, add: bool = False, parts: int = 0,
+        self, out: Tensor, row_of: int, width: int, weight: Tensor, a: Rows, other_weight: Tensor | None = None,
+        b: Rows = _NO_ROWS, summand: int = Summand.ROWS, over_heads: bool = False, add: bool = False, chunks: int = 0,
     ) -> None:  # fmt: skip
-        """Sums of ``weight a + more b`` over the edges of each row of ``out``, whose place is an edge, a sender or a receiver."""
-        order = (None, self.sender_order, self.receiver_order)[place]
-        ptr = (None, self.sender_ptr, self.receiver_ptr)[place]
+        """Weighted sums over the edges of each row of ``out``.
+
+        Args:
+            row_of: a choice of RowOf, for the rows of out.
+            summand: ``weight a + other_weight b`` for rows. ``weight`` times another summand, plus
+                ``other_weight`` times its change along tangents.
+            chunks: a row of out is one of so many chunks of all edges.
+        """
+        order, ptr = {
+            RowOf.EDGE: (None, None),
+            RowOf.SENDER: (self.graph.sender_order, self.graph.sender_ptr),
+            RowOf.RECEIVER: (self.graph.receiver_order, self.graph.receiver_ptr),
+        }[row_of]
         elements = width if over_heads else self.heads * width
         if elements == 0:
             return
         edges, columns = ATTENTION_SUMS.cut(elements)
-        constants = self._constants() | {
-            "KIND": kind,
-            "ACTIVATION": self.activation if kind else 0,
-            "SLOPE": self.slope if kind else 0.0,
+        activates = summand != Summand.ROWS
+        constants = {
+            "SUMMAND": summand,
+            "ACT": self.settings.activation if activates else 0,
+            "SLOPE": self.settings.slope if activates else 0.0,
             "OVER_HEADS": over_heads,
             "ADD": add,
-            "PARTS": parts,
+            "CHUNKS": chunks,
+            "REAL": real_of(self.like),
             "EDGES": edges,
             "COLUMNS": columns,
         }
-        turns = parts or (self.rows[place] if ptr is not None else pieces(self.edges, edges))
-        graph = (self.senders, self.receivers, order, ptr, self.edges)
-        vector, tangent_vector, along = None, None, (_NO_ROWS, _NO_ROWS)
-        if kind == _ACTIVATION_SLOPE:
-            vector, tangent_vector = self.operands[VECTOR], self.directions[VECTOR]
-        if kind != _LINEAR:
-            along = self.parts(QUERY, self.directions), self.parts(KEY, self.directions)
-        arguments = (out, *graph, self.heads, width, weight, *a, more, *b, vector, *along[0], *along[1], tangent_vector)
-        launch(weighted_sums, (turns, pieces(elements, columns)), arguments, constants, out, ATTENTION_SUMS.num_warps)
+        vectors, tangent_a, tangent_b = Vectors(None, None), _NO_ROWS, _NO_ROWS
+        if summand == Summand.VECTOR_SLOPE:
+            vectors = Vectors(self.operands.vector, self.tangents.vector)
+        if activates:
+            tangent_a, tangent_b = self.parts("query", self.tangents), self.parts("key", self.tangents)
+        graph = Graph(self.graph.senders, self.graph.receivers, self.shapes.edges, order, ptr)
+        arguments = (out, graph, self.heads, width, weight, a, other_weight, b, tangent_a, tangent_b, vectors)
+        programs = chunks or (pieces(self.shapes.edges, edges) if ptr is None else self.rows[row_of])
+        grid = (programs, pieces(elements, columns))
+        launch(weighted_sums, grid, arguments, constants, out, ATTENTION_SUMS.num_warps)
 
-    def per_receiver(self, kernel, arguments: tuple, constants: dict, with_directions: bool = False) -> None:
-        """A kernel of numbers per edge and head: what all of them take comes after ``arguments``."""
-        edges, heads = ATTENTION_NUMBERS.cut(self.heads)
-        scalars: list = []
-        for tensors in (self.operands, self.directions) if with_directions else (self.operands,):
-            for t in tensors[BIAS : BIAS + 4]:
-                scalars += [None, 0, 0] if t is None else [t, t.stride(0), t.stride(1)]
-        clip = None if math.isinf(self.clip) else self.clip
-        constants = self._constants() | constants | {"SCALE": self.scale, "CLIP": clip, "DROPOUT": self.dropout}
-        constants |= {"EDGES": edges, "HEADS": heads}
-        graph = (self.receiver_order, self.receiver_ptr, self.heads, self.seed)
-        grid = (self.rows[AT_RECEIVER], pieces(self.heads, heads))
-        launch(kernel, grid, (*arguments, *graph, *scalars), constants, self.like, ATTENTION_NUMBERS.num_warps)
+    def per_receiver(self, kernel: Any, *arguments: Any, **constants: Any) -> None:
+        """Launches a kernel of kernels/graph_attention_scores.py, whose first argument is made here."""
+        edges, heads = ATTENTION_SCALARS.cut(self.heads)
+        clip = None if math.isinf(self.settings.clip) else self.settings.clip
+        constants |= {"WEIGHTING": self.settings.weighting, "SCALE": self.settings.scale, "CLIP": clip}
+        constants |= {"DROPOUT": self.settings.dropout, "REAL": real_of(self.like), "EDGES": edges, "HEADS": heads}
+        order, ptr = self.graph.receiver_order, self.graph.receiver_ptr
+        call = ScoreCall(self.raw_scores(), _scalars(self.operands), self.seed, order, ptr, self.heads)
+        grid = (self.rows[RowOf.RECEIVER], pieces(self.heads, heads))
+        launch(kernel, grid, (call, *arguments), constants, self.like, ATTENTION_SCALARS.num_warps)
 
     def raw_scores(self) -> Tensor:
         """z"""
-        z = self.numbers()
-        query, key = (_NO_ROWS, _NO_ROWS) if self.score == _GIVEN else (self.parts(QUERY), self.parts(KEY))
-        query_on_edge = _NO_ROWS if self.score == _GIVEN else _node_rows(self.operands[ON_EDGE])
-        additive = self.score == _ADDITIVE
-        self.dots(z, query, key, self.width(QUERY), query_on_edge, self.edge_features(), additive)
+        z = self.new_scalars()
+        query, key, query_on_edge = self.parts("query"), self.parts("key"), _node_rows(self.operands.query_on_edge)
+        if self.settings.score == Score.GIVEN:
+            query = key = query_on_edge = _NO_ROWS
+        self.dots(z, self.width, query, key, query_on_edge, self.edge_features(), self.additive)
         return z
 
-    def incoming(
-        self, grad_out: Tensor | None, grad_out_on_edge: Tensor | None, of: Sequence[Tensor | None] | None = None
-    ) -> Tensor:
-        """a: the weights' gradients; along directions of the operands, b."""
-        a = self.numbers()
-        rows = _node_rows(grad_out), self.parts(VALUE, of)
-        self.dots(a, *rows, self.width(VALUE), _node_rows(grad_out_on_edge), self.edge_features(of))
-        return a
+    def tangent_raw_scores(self) -> Tensor:
+        """tangent_z"""
+        tangent_z = self.new_scalars()
+        query, key, query_on_edge = self.parts("query"), self.parts("key"), _node_rows(self.operands.query_on_edge)
+        tangent_query, tangent_key = (self.parts(name, self.tangents) for name in ("query", "key"))
+        tangent_query_on_edge = _node_rows(self.tangents.query_on_edge)
+        if self.additive:
+            self.tangent_of_additive_score(tangent_z)
+            tangent_query = tangent_key = _NO_ROWS
+        features, tangent_features = self.edge_features(), self.edge_features(self.tangents)
+        self.dots(tangent_z, self.width, tangent_query, key, tangent_query_on_edge, features, add=self.additive)
+        self.dots(tangent_z, self.width, query, tangent_key, query_on_edge, tangent_features, add=True)
+        return tangent_z
 
-    def gradients_of(self, n: int) -> Tensor:
-        """Room for an operand's gradient, empty if it is not wanted."""
-        new = self.new_rows if _is_stored(n) else self.new
-        if not self.wanted >> n & 1:
-            return new(0)
-        if n >= BIAS:
-            return self.numbers()
-        operand = self.operands[n]
-        assert operand is not None
-        return new(*operand.shape)
+    def weight_gradients(self, gradients: Any, of: Any = None) -> Tensor:
+        """grad_w, but for what comes from the weights as a result; of the tangents: tangent_grad_w."""
+        grad_w = self.new_scalars()
+        rows = _node_rows(gradients.grad_out), self.parts("value", of)
+        on_edge = _node_rows(gradients.grad_out_on_edge), self.edge_features(of)
+        self.dots(grad_w, self.shapes.value_width, *rows, *on_edge)
+        return grad_w
 
-    def optional(self, gradients: list[Tensor], n: int) -> Tensor | None:
-        return gradients[n] if self.wanted >> n & 1 else None
+    def row_gradients(self, made: Any, gradients: Any, weights: _RowWeights) -> Any:
+        """The operands' gradients with those of rows made. made: where they go, None for those not wanted."""
+        self._score_gradients(made, weights)
+        for row_of, end in enumerate(RowOf.names()):
+            grad_value = getattr(made, f"value_{end}")
+            if grad_value is not None:
+                width = self.shapes.value_width
+                self.sums(grad_value, row_of, width, weights.value, _node_rows(gradients.grad_out))
+        if made.query_on_edge is not None:
+            tangent = self.edge_features(self.tangents)
+            other = None if tangent is _NO_ROWS else weights.grad_tangent_z
+            rows = (weights.grad_z, self.edge_features(), other, tangent)
+            self.sums(made.query_on_edge, RowOf.RECEIVER, self.features, *rows)
+        if made.edge is not None:
+            self._feature_gradients(made.edge, gradients, weights)
+        if made.vector is not None:
+            grad_vector = self.like.new_empty(VECTOR_CHUNKS, self.heads, self.width, dtype=self.shapes.compute)
+            self._activation_sums(grad_vector, RowOf.EDGE, weights, Summand.ACTIVATION, VECTOR_CHUNKS)
+            made = made._replace(vector=grad_vector.sum(0))
+        return made
 
-    def add_up_gradients(
-        self, out: list[Tensor], grad_z: Tensor, weight: Tensor, grad_out: Tensor | None, grad_out_on_edge: Tensor | None,
-        grad_tangent_z: Tensor | None = None,
-    ) -> None:  # fmt: skip
-        """The gradients of rows, from dz, w and, along directions, dz'."""
-        additive = self.score == _ADDITIVE
-        both = self.parts(QUERY), self.parts(KEY)
-        is_along = any(self.directions[n] is not None for n in (*range(VALUE), VECTOR))
-        of_activation = grad_tangent_z if is_along else None
-        for first, other in ((QUERY, KEY), (KEY, QUERY)):
-            for place in range(3):
-                if not self.wanted >> first + place & 1:
+    def _score_gradients(self, made: Any, weights: _RowWeights) -> None:
+        """Those of queries and keys."""
+        for name, other in (("query", "key"), ("key", "query")):
+            for row_of, end in enumerate(RowOf.names()):
+                out = getattr(made, f"{name}_{end}")
+                if out is None:
                     continue
-                to, width = out[first + place], self.width(QUERY)
-                if additive:
-                    self.sums(to, place, width, grad_z, both[0], of_activation, both[1], _ACTIVATION_SLOPE)
+                if self.additive:
+                    self._activation_sums(out, row_of, weights, Summand.VECTOR_SLOPE)
                 else:
-                    along = self.parts(other, self.directions)
-                    more = grad_tangent_z if along else None
-                    self.sums(to, place, width, grad_z, self.parts(other), more, along)
-        for place in range(3):
-            if self.wanted >> VALUE + place & 1:
-                self.sums(out[VALUE + place], place, self.width(VALUE), weight, _node_rows(grad_out))
-        if self.wanted >> ON_EDGE & 1:
-            along = self.edge_features(self.directions)
-            more = grad_tangent_z if along else None
-            self.sums(out[ON_EDGE], AT_RECEIVER, self.features, grad_z, self.edge_features(), more, along)
-        if self.wanted >> EDGE & 1:
-            query, change = _node_rows(self.operands[ON_EDGE]), _node_rows(self.directions[ON_EDGE])
-            self._sums_of_nodes(
-                out[EDGE], [(grad_z, query), (grad_tangent_z, change), (weight, _node_rows(grad_out_on_edge))]
-            )
-        if self.wanted >> VECTOR & 1:
-            width = self.width(QUERY)
-            parts = self.new(_VECTOR_PARTS, self.heads, width)
-            self.sums(parts, AT_EDGE, width, grad_z, both[0], of_activation, both[1], _ACTIVATION, parts=_VECTOR_PARTS)
-            out[VECTOR] = parts.sum(0)
+                    tangent = self.parts(other, self.tangents)
+                    other_weight = None if tangent is _NO_ROWS else weights.grad_tangent_z
+                    self.sums(out, row_of, self.width, weights.grad_z, self.parts(other), other_weight, tangent)
 
-    def _sums_of_nodes(self, out: Tensor, terms: list[tuple[Tensor | None, _Rows]]) -> None:
-        """The gradient of edges' features, summed over heads: rows of receivers times numbers per edge and head."""
-        given = [(weight, rows) for weight, rows in terms if weight is not None and rows]
+    def _activation_sums(self, out: Tensor, row_of: int, weights: _RowWeights, summand: int, chunks: int = 0) -> None:
+        """What the gradients of additive scores are made of."""
+        names = (*(f"{name}_{end}" for name in ("query", "key") for end in RowOf.names()), "vector")
+        has_tangents = any(getattr(self.tangents, name) is not None for name in names)
+        other_weight = weights.grad_tangent_z if has_tangents else None
+        rows = (weights.grad_z, self.parts("query"), other_weight, self.parts("key"))
+        self.sums(out, row_of, self.width, *rows, summand, chunks=chunks)
+
+    def _feature_gradients(self, out: Tensor, gradients: Any, weights: _RowWeights) -> None:
+        """That of the edges' features, summed over heads: rows of receivers times scalars per edge and head."""
+        pairs = [
+            (weights.grad_z, _node_rows(self.operands.query_on_edge)),
+            (weights.grad_tangent_z, _node_rows(self.tangents.query_on_edge)),
+            (weights.value, _node_rows(gradients.grad_out_on_edge)),
+        ]
+        given = [(weight, rows) for weight, rows in pairs if weight is not None and rows is not _NO_ROWS]
         if not given:
             out.zero_()
         # What more than one launch adds up is not rounded in between.
-        total = out if len(given) <= 2 or out.dtype == self.number else self.new(*out.shape)
+        total = out
+        if len(given) > 2 and out.dtype != self.shapes.compute:
+            total = self.like.new_empty(out.shape, dtype=self.shapes.compute)
         for n in range(0, len(given), 2):
-            (weight, rows), (more, others) = (*given[n : n + 2], (None, _NO_ROWS))[:2]
+            (weight, rows), (other_weight, other_rows) = (*given[n : n + 2], (None, _NO_ROWS))[:2]
             assert weight is not None
-            self.sums(total, AT_EDGE, self.features, weight, rows, more, others, over_heads=True, add=n > 0)
+            rest = (other_weight, other_rows)
+            self.sums(total, RowOf.EDGE, self.features, weight, rows, *rest, over_heads=True, add=n > 0)
         if total is not out:
             out.copy_(total)
 
-    def aggregate(self, out: Tensor | None, on_edge: Tensor | None, weight: Tensor, more: Tensor | None = None) -> None:
-        """``sum weight v (+ more v')``, and the same of the edges' features."""
-        if out is not None:
-            along = self.parts(VALUE, self.directions) if more is not None else _NO_ROWS
-            self.sums(out, AT_RECEIVER, self.width(VALUE), weight, self.parts(VALUE), more if along else None, along)
-        if on_edge is not None:
-            along = self.edge_features(self.directions) if more is not None else _NO_ROWS
-            more = more if along else None
-            self.sums(on_edge, AT_RECEIVER, self.features, weight, self.edge_features(), more, along)
+    def aggregate(
+        self, out: Tensor | None, out_on_edge: Tensor | None, weight: Tensor, tangents_weight: Tensor | None = None
+    ) -> None:
+        """``sum weight v``, and the same of the edges' features; plus ``sum tangents_weight tangent_v``."""
+        for made, width, rows, tangent in (
+            (out, self.shapes.value_width, self.parts("value"), self.parts("value", self.tangents)),
+            (out_on_edge, self.features, self.edge_features(), self.edge_features(self.tangents)),
+        ):
+            if made is not None:
+                other_weight = None if tangent is _NO_ROWS else tangents_weight
+                self.sums(made, RowOf.RECEIVER, width, weight, rows, other_weight, tangent)
 
 
-def _is_stored(n: int) -> bool:
-    return n < ON_EDGE or n == EDGE
+def _readable(operands: Any) -> Any:
+    """Rows contiguous; those of receivers may lie anywhere, and scalars per edge have strides of their own."""
+    on_edge = _with_contiguous_rows(operands.query_on_edge)
+    scalars = {name: getattr(operands, name) for name in Scalars._fields}
+    return contiguous(operands)._replace(query_on_edge=on_edge, **scalars)
 
 
-def _readable(n: int, t: Tensor | None) -> Tensor | None:
-    """Rows contiguous; those of receivers (ON_EDGE) may lie anywhere, and numbers per edge have strides of their own."""
-    if t is None or n >= BIAS:
-        return t
-    return _with_contiguous_rows(t) if n == ON_EDGE else t.contiguous()
+def _readable_gradients(gradients: Any) -> Any:
+    """Those of the results."""
+    on_edge = _with_contiguous_rows(gradients.grad_out_on_edge)
+    return contiguous(gradients)._replace(grad_out_on_edge=on_edge)
 
 
 def _with_contiguous_rows(t: Tensor | None) -> Tensor | None:
     return t if t is None or t.stride(2) == 1 else t.contiguous()
 
 
-def _node_rows(t: Tensor | None) -> _Rows:
+def _node_rows(t: Tensor | None) -> Rows:
     """``[receivers, heads, columns]``"""
-    return _NO_ROWS if t is None else _Rows(None, None, t, t.stride(0), t.stride(1))
+    return _NO_ROWS if t is None else Rows(None, None, t, t.stride(0), t.stride(1))
 
 
-def _contiguous(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.contiguous()
+def _scalars(operands: Any) -> Scalars:
+    """The operands, or tangents, that are scalars per edge and head."""
+    given = (getattr(operands, name) for name in Scalars._fields)
+    return Scalars(*(_NO_SCALAR if t is None else EdgeScalar(t, t.stride(0), t.stride(1)) for t in given))
 
 
-def graph_attention(edge_key_weight, *arguments):
-    """``hamfast::graph_attention``: see csrc/library.cpp. ``edge_key_weight`` is for the backward pass."""
-    call = _Attention(arguments)
-    receivers, heads = call.rows[AT_RECEIVER], call.heads
-    out, lse, weights = call.new_rows(receivers, heads, call.width(VALUE)), call.new(receivers, heads), call.numbers()
-    on_edge = call.new(receivers, heads, call.features) if call.wanted & 4 else None
-    logits = call.numbers() if call.wanted & 2 else None
-    constants = {"WEIGHT": call.weight, "LOG_EPSILON": math.log(call.epsilon) if call.epsilon > 0 else -math.inf}
-    call.per_receiver(attention_weights, (call.raw_scores(), lse, weights, logits), constants)
-    call.aggregate(out, on_edge, weights)
-    return (
-        out,
-        call.new(0) if on_edge is None else on_edge,
-        lse,
-        weights if call.wanted & 1 else call.new(0),
-        call.new(0) if logits is None else logits,
-    )
+def _gradients_of_scalars(made: Any) -> Scalars:
+    """Where the gradients of scalars go; None: not wanted."""
+    return Scalars(*(getattr(made, name) for name in Scalars._fields))
 
 
-def graph_attention_backward(grad_out, grad_out_on_edge, grad_lse, grad_weights, grad_logits, lse, *arguments):
-    """``hamfast::graph_attention_backward``: see csrc/library.cpp."""
-    call = _Attention(arguments)
-    grad_out, grad_out_on_edge = _contiguous(grad_out), _with_contiguous_rows(grad_out_on_edge)
-    out = [call.gradients_of(n) for n in range(COUNT)]
-    grad_z, weight = call.numbers(), call.numbers()
+def _only_wanted(room: Any, wanted: int) -> Any:
+    """Tensors whose bits are set, and None for the others."""
+    return type(room)(*(t if wanted >> n & 1 else None for n, t in enumerate(room)))
+
+
+def graph_attention(*flat: Any) -> tuple[Tensor, ...]:
+    """The op, with its arguments as its record has them."""
+    arguments = GRAPH_ATTENTION.read(flat)
+    call, wanted = _Call(arguments), arguments.wanted
+    results = call.shapes.results(wanted)
+    w = results.weights if wanted & AttentionWanted.WEIGHTS else call.new_scalars()
+    logits = results.logits if wanted & AttentionWanted.LOGITS else None
+    epsilon = arguments.settings.epsilon
+    log_epsilon = math.log(epsilon) if epsilon > 0 else -math.inf
+    call.per_receiver(attention_weights, results.lse, w, logits, LOG_EPSILON=log_epsilon)
+    call.aggregate(results.out, results.out_on_edge if wanted & AttentionWanted.OUT_ON_EDGE else None, w)
+    return tuple(results)
+
+
+def graph_attention_backward(*flat: Any) -> tuple[Tensor, ...]:
+    """The op, with its arguments as its record has them."""
+    arguments = GRAPH_ATTENTION_BACKWARD.read(flat)
+    call, gradients = _Call(arguments), _readable_gradients(arguments.gradients)
+    room = call.shapes.gradients(arguments.wanted)
+    made = _only_wanted(room, arguments.wanted)
+    grad_z, w = call.new_scalars(), call.new_scalars()
     call.per_receiver(
         attention_gradients,
-        (
-            call.raw_scores(),
-            call.incoming(grad_out, grad_out_on_edge),
-            lse.contiguous(),
-            *(_contiguous(t) for t in (grad_lse, grad_weights, grad_logits)),
-            grad_z,
-            weight,
-            *(call.optional(out, BIAS + n) for n in range(4)),
-        ),
-        {"WEIGHT": call.weight},
+        call.weight_gradients(gradients),
+        arguments.lse.contiguous(),
+        Gradients(gradients.grad_lse, gradients.grad_weights, gradients.grad_logits),
+        grad_z,
+        w,
+        _gradients_of_scalars(made),
     )
-    call.add_up_gradients(out, grad_z, weight, grad_out, grad_out_on_edge)
-    return tuple(out)
+    made = call.row_gradients(made, gradients, _RowWeights(grad_z, None, w))
+    return tuple(empty if t is None else t for t, empty in zip(made, room, strict=True))
 
 
-def graph_attention_double_backward(*arguments):
-    """``hamfast::graph_attention_double_backward``: see csrc/library.cpp."""
-    directions, gradients, lse = arguments[:COUNT], arguments[COUNT : COUNT + 5], arguments[COUNT + 5]
-    call = _Attention(arguments[COUNT + 6 :], directions)
-    grad_out, grad_out_on_edge = _contiguous(gradients[0]), _with_contiguous_rows(gradients[1])
-    wanted = [call.wanted >> COUNT + n & 1 for n in range(5)]
-    rows, numbers = (call.rows[AT_RECEIVER], call.heads), (call.edges, call.heads)
-    shapes = [(*rows, call.width(VALUE)), (*rows, call.features), rows, numbers, numbers]
-    to_gradients = [
-        (call.new if n else call.new_rows)(*(shape if is_wanted else (0,)))
-        for n, (shape, is_wanted) in enumerate(zip(shapes, wanted, strict=True))
-    ]
-    to_out, to_on_edge, *to_numbers = (
-        t if is_wanted else None for t, is_wanted in zip(to_gradients, wanted, strict=True)
-    )
-    out = [call.gradients_of(n) for n in range(COUNT)]
-    along = call.directions
-    tangent_z = call.numbers()
-    query_on_edge, tangent_query_on_edge = (_node_rows(t[ON_EDGE]) for t in (call.operands, along))
-    both = (QUERY, KEY)
-    (query, key), (tangent_query, tangent_key) = ([call.parts(n, of) for n in both] for of in (None, along))
-    width, additive = call.width(QUERY), call.score == _ADDITIVE
-    if additive:
-        call.dots_along(tangent_z)
-        tangent_query = tangent_key = _NO_ROWS
-    call.dots(tangent_z, tangent_query, key, width, tangent_query_on_edge, call.edge_features(), add=additive)
-    call.dots(tangent_z, query, tangent_key, width, query_on_edge, call.edge_features(along), add=True)
-    grad_z, grad_tangent_z, changed_weight, weight = (call.numbers() for _ in range(4))
+def graph_attention_double_backward(*flat: Any) -> tuple[Tensor, ...]:
+    """The op, with its arguments as its record has them."""
+    arguments = GRAPH_ATTENTION_DOUBLE_BACKWARD.read(flat)
+    call, gradients = _Call(arguments, arguments.tangents), _readable_gradients(arguments.gradients)
+    room = call.shapes.gradients(arguments.wanted)
+    made = _only_wanted(room, arguments.wanted)
+    of_gradients = arguments.wanted >> len(ATTENTION_OPERANDS)
+    room_of_gradients = call.shapes.result_gradients(of_gradients)
+    grad_gradients = _only_wanted(room_of_gradients, of_gradients)
+    grad_z, grad_tangent_z, tangent_w, w = (call.new_scalars() for _ in range(4))
     call.per_receiver(
         attention_second_gradients,
-        (
-            call.raw_scores(),
-            call.incoming(grad_out, grad_out_on_edge),
-            tangent_z,
-            call.incoming(grad_out, grad_out_on_edge, along),
-            lse.contiguous(),
-            *(_contiguous(t) for t in gradients[2:]),
-            grad_z,
-            grad_tangent_z,
-            changed_weight,
-            weight,
-            *to_numbers,
-            *(call.optional(out, BIAS + n) for n in range(4)),
-        ),
-        {"WEIGHT": call.weight},
-        with_directions=True,
+        call.weight_gradients(gradients),
+        call.tangent_raw_scores(),
+        call.weight_gradients(gradients, call.tangents),
+        arguments.lse.contiguous(),
+        _scalars(call.tangents),
+        Gradients(gradients.grad_lse, gradients.grad_weights, gradients.grad_logits),
+        grad_z,
+        grad_tangent_z,
+        tangent_w,
+        w,
+        Gradients(grad_gradients.lse, grad_gradients.weights, grad_gradients.logits),
+        _gradients_of_scalars(made),
     )
-    call.add_up_gradients(out, grad_z, changed_weight, grad_out, grad_out_on_edge, grad_tangent_z)
-    call.aggregate(to_out, to_on_edge, changed_weight, weight)
-    return *to_gradients, *out
+    made = call.row_gradients(made, gradients, _RowWeights(grad_z, grad_tangent_z, tangent_w))
+    call.aggregate(grad_gradients.out, grad_gradients.out_on_edge, tangent_w, w)
+    return *room_of_gradients, *(empty if t is None else t for t, empty in zip(made, room, strict=True))
