@@ -80,7 +80,9 @@ template <class T>
 struct EdgeScalar {
   Maybe<const T> data;
   int64_t edge_stride, head_stride;
-  HAMFAST_HD T at(int64_t edge, int64_t head) const { return data[edge * edge_stride + head * head_stride]; }
+  HAMFAST_HD T at(int64_t edge, int64_t head) const {
+    return data[edge * edge_stride + head * head_stride];
+  }
 };
 
 // [receivers, heads, features] with contiguous features, or none.
@@ -91,9 +93,9 @@ struct NodeRows {
   HAMFAST_HD const T* row(int64_t node) const { return data + node * node_stride; }
 };
 
-// T: the type of scalars, in which all is computed. Stored: the type of the rows of query, key, value
-// and edge, and of their gradients. Results and gradients that are absent are not wanted. Gradients
-// of results and tangents that are absent are zero.
+// T: the type of scalars, in which all is computed. Stored: the type of the rows of query, key,
+// value and edge, and of their gradients. Results and gradients that are absent are not wanted.
+// Gradients of results and tangents that are absent are zero.
 template <class T, class Stored = T>
 struct AttentionCall {
   EdgeSum<Stored> query, key, value;
@@ -156,9 +158,11 @@ namespace HAMFAST_ISA {
 // drop: 0 or 1 / (1 - probability), from a counter, so that it is made again where it is needed.
 // SplitMix64 (Steele, Lea, Flood 2014).
 template <class T, class Stored>
-HAMFAST_HD inline T dropout_factor(const AttentionCall<T, Stored>& call, int64_t edge, int64_t head) {
-  uint64_t mixed = static_cast<uint64_t>(call.seed[0]) +
-                   static_cast<uint64_t>(edge * call.heads + head + 1) * uint64_t(0x9E3779B97F4A7C15);
+HAMFAST_HD inline T dropout_factor(const AttentionCall<T, Stored>& call, int64_t edge,
+                                   int64_t head) {
+  uint64_t mixed =
+      static_cast<uint64_t>(call.seed[0]) +
+      static_cast<uint64_t>(edge * call.heads + head + 1) * uint64_t(0x9E3779B97F4A7C15);
   mixed = (mixed ^ (mixed >> 30)) * uint64_t(0xBF58476D1CE4E5B9);
   mixed = (mixed ^ (mixed >> 27)) * uint64_t(0x94D049BB133111EB);
   mixed ^= mixed >> 31;

@@ -1,7 +1,7 @@
-// Attention on the GPU, first half: all that is a scalar per edge and head. The sums over edges that
-// follow are in weighted_sum.cuh. A warp has one receiver and head. For products of rows a group of
-// its lanes has an edge, so that rows are read in full sectors. For what follows each lane has one.
-// The formulas and their symbols stand in graph_attention.cuh.
+// Attention on the GPU, first half: all that is a scalar per edge and head. The sums over edges
+// that follow are in weighted_sum.cuh. A warp has one receiver and head. For products of rows a
+// group of its lanes has an edge, so that rows are read in full sectors. For what follows each lane
+// has one. The formulas and their symbols stand in graph_attention.cuh.
 #pragma once
 
 #include "columns.cuh"
@@ -11,8 +11,9 @@
 
 namespace hamfast {
 
-constexpr int kAttentionWarps = 4;  // per block; how many blocks a multiprocessor is to hold sets the registers
-constexpr int kGroup = 8;           // lanes per edge
+constexpr int kAttentionWarps =
+    4;  // per block; how many blocks a multiprocessor is to hold sets the registers
+constexpr int kGroup = 8;  // lanes per edge
 
 template <class T>
 HAMFAST_INLINE T score_activation(int64_t activation, T slope, T x) {
@@ -54,8 +55,8 @@ struct ScoreWarp {
     return x;
   }
 
-  // to[edge, head] = term(row), summed over the lanes of a group. row, here and below: of the edge, its
-  // sender and its receiver, by RowOf.
+  // to[edge, head] = term(row), summed over the lanes of a group. row, here and below: of the edge,
+  // its sender and its receiver, by RowOf.
   template <class F>
   HAMFAST_INLINE void dots(Maybe<T> to, F&& term) const {
     const Maybe<const int64_t> no_receivers;  // there is one
@@ -66,7 +67,8 @@ struct ScoreWarp {
                    const int64_t row[3] = {at[row_of_edge], at[row_of_sender], receiver};
                    total = term(row);
                  }
-                 for (int step = kGroup / 2; step > 0; step /= 2) total += __shfl_xor_sync(0xffffffffu, total, step);
+                 for (int step = kGroup / 2; step > 0; step /= 2)
+                   total += __shfl_xor_sync(0xffffffffu, total, step);
                  if (is_edge && lane % kGroup == 0) to[offset(at[row_of_edge])] = total;
                });
     __syncwarp();
@@ -79,22 +81,25 @@ struct ScoreWarp {
     for (int64_t c = lane % kGroup * kColumns; c < width; c += kGroup * kColumns) total += f(c);
     return total;
   }
-  HAMFAST_INLINE Columns<T> columns(const EdgeSum<Stored>& sum, const int64_t (&row)[3], int64_t c) const {
+  HAMFAST_INLINE Columns<T> columns(const EdgeSum<Stored>& sum, const int64_t (&row)[3],
+                                    int64_t c) const {
     return row_columns<T>(sum, call.heads, row, head, c, call.packed);
   }
 
-  HAMFAST_INLINE Columns<T> columns(const EdgeSum<Stored>& a, const EdgeSum<Stored>& b, const int64_t (&row)[3],
-                                    int64_t c) const {
+  HAMFAST_INLINE Columns<T> columns(const EdgeSum<Stored>& a, const EdgeSum<Stored>& b,
+                                    const int64_t (&row)[3], int64_t c) const {
     return row_columns<T>(a, b, call.heads, row, head, c, call.packed);
   }
   HAMFAST_INLINE Columns<T> vector_columns(Maybe<const T> vector, int64_t c) const {
     const int64_t width = call.query.width;
-    return vector ? load_columns<T>(vector + head * width + c, width - c, call.packed) : Columns<T>{};
+    return vector ? load_columns<T>(vector + head * width + c, width - c, call.packed)
+                  : Columns<T>{};
   }
 
-  // The product of the receiver's row with the edge's features; of q with k; of grad_out with v. What
-  // is absent has none.
-  HAMFAST_INLINE T product(const NodeRows<T>& nodes, Maybe<const Stored> edges, const int64_t (&row)[3]) const {
+  // The product of the receiver's row with the edge's features; of q with k; of grad_out with v.
+  // What is absent has none.
+  HAMFAST_INLINE T product(const NodeRows<T>& nodes, Maybe<const Stored> edges,
+                           const int64_t (&row)[3]) const {
     if (!nodes.data || !edges) return T(0);
     const T* node = nodes.row(receiver) + head * nodes.head_stride;
     const Stored* edge = edges + row[row_of_edge] * call.features;
@@ -103,15 +108,18 @@ struct ScoreWarp {
                          load_columns<T>(edge + f, call.features - f, call.packed));
     });
   }
-  HAMFAST_INLINE T product(const EdgeSum<Stored>& a, const EdgeSum<Stored>& b, const int64_t (&row)[3]) const {
+  HAMFAST_INLINE T product(const EdgeSum<Stored>& a, const EdgeSum<Stored>& b,
+                           const int64_t (&row)[3]) const {
     if (!a.any() || !b.any()) return T(0);
-    return over_columns(a.width, [&](int64_t c) { return dot_columns(columns(a, row, c), columns(b, row, c)); });
+    return over_columns(
+        a.width, [&](int64_t c) { return dot_columns(columns(a, row, c), columns(b, row, c)); });
   }
   HAMFAST_INLINE T grad_out_product(const EdgeSum<Stored>& value, const int64_t (&row)[3]) const {
     if (!call.grad_out || !value.any()) return T(0);
     const Stored* grad_out = call.grad_out + (receiver * call.heads + head) * value.width;
     return over_columns(value.width, [&](int64_t c) {
-      return dot_columns(load_columns<T>(grad_out + c, value.width - c, call.packed), columns(value, row, c));
+      return dot_columns(load_columns<T>(grad_out + c, value.width - c, call.packed),
+                         columns(value, row, c));
     });
   }
 
@@ -123,7 +131,8 @@ struct ScoreWarp {
       return total + over_columns(call.query.width, [&](int64_t c) {
                Columns<T> x = columns(call.query, call.key, row, c);
                HAMFAST_UNROLL
-               for (int i = 0; i < kColumns; ++i) x.at[i] = score_activation(call.activation, call.slope, x.at[i]);
+               for (int i = 0; i < kColumns; ++i)
+                 x.at[i] = score_activation(call.activation, call.slope, x.at[i]);
                return dot_columns(vector_columns(call.vector, c), x);
              });
     });
@@ -149,14 +158,15 @@ struct ScoreWarp {
   }
   HAMFAST_INLINE void make_tangents() const {
     dots(call.tangent_z, [&](const int64_t (&row)[3]) {
-      const T of_rows = call.additive()
-                            ? tangent_of_additive_score(row)
-                            : product(call.tangent_query, call.key, row) + product(call.query, call.tangent_key, row);
+      const T of_rows = call.additive() ? tangent_of_additive_score(row)
+                                        : product(call.tangent_query, call.key, row) +
+                                              product(call.query, call.tangent_key, row);
       return of_rows + product(call.tangent_query_on_edge, call.edge, row) +
              product(call.query_on_edge, call.tangent_edge, row);
     });
     dots(call.tangent_grad_w, [&](const int64_t (&row)[3]) {
-      return grad_out_product(call.tangent_value, row) + product(call.grad_out_on_edge, call.tangent_edge, row);
+      return grad_out_product(call.tangent_value, row) +
+             product(call.grad_out_on_edge, call.tangent_edge, row);
     });
   }
 
@@ -220,7 +230,8 @@ struct ScoreWarp {
     }
     each([&](const Edge& e) {
       // Not exp(s - lse): of large scores that would lose the digits of lse.
-      const T plain = call.softmax() ? T(exp(e.s - top)) * inverse : HAMFAST_ISA::weight_value(call.weighting, e.s);
+      const T plain = call.softmax() ? T(exp(e.s - top)) * inverse
+                                     : HAMFAST_ISA::weight_value(call.weighting, e.s);
       call.w[e.offset] = e.envelope == T(0) ? T(0) : e.envelope * plain * e.gate * e.drop;
       if (call.logits) call.logits[e.offset] = e.s;
     });
@@ -237,13 +248,17 @@ struct ScoreWarp {
     const T lse = lse_before();
     T mean_u = T(0), centre = T(0);
     if (softmax) {
-      each([&](const Edge& e) { mean_u += e.envelope * plain_of(e, lse) * e.gate * e.drop * grad_w_of(e); });
+      each([&](const Edge& e) {
+        mean_u += e.envelope * plain_of(e, lse) * e.gate * e.drop * grad_w_of(e);
+      });
       centre = add_all(mean_u);
       if (call.grad_lse) centre -= call.grad_lse[receiver * call.heads + head];
     }
     each([&](const Edge& e) {
-      const T plain = plain_of(e, lse), grad_w = grad_w_of(e), centred = e.gate * e.drop * grad_w - centre;
-      T grad_s = e.envelope * centred * (softmax ? plain : HAMFAST_ISA::weight_slope(call.weighting, e.s));
+      const T plain = plain_of(e, lse), grad_w = grad_w_of(e),
+              centred = e.gate * e.drop * grad_w - centre;
+      T grad_s =
+          e.envelope * centred * (softmax ? plain : HAMFAST_ISA::weight_slope(call.weighting, e.s));
       if (call.grad_logits) grad_s += call.grad_logits[e.offset];
       if (e.is_clipped) grad_s = T(0);
       if (call.grad_bias) call.grad_bias[e.offset] = grad_s;
@@ -257,7 +272,8 @@ struct ScoreWarp {
 
   // What the derivative along tangents is made of at an edge.
   struct Tangents {
-    T plain, plain_slope, p, u, t, grad_w, tangent_s, tangent_envelope, tangent_score_scale, tangent_gate, tangent_u;
+    T plain, plain_slope, p, u, t, grad_w, tangent_s, tangent_envelope, tangent_score_scale,
+        tangent_gate, tangent_u;
   };
   HAMFAST_INLINE Tangents tangents(const Edge& e, T lse) const {
     Tangents d;
@@ -282,13 +298,16 @@ struct ScoreWarp {
     make_tangents();
     const T lse = lse_before();
     const int64_t at_head = receiver * call.heads + head;
-    T mean_u = T(0), tangent_lse = T(0), mean_tangent_u = T(0), sum_t_u = T(0), sum_tangent_p_u = T(0), centre = T(0);
+    T mean_u = T(0), tangent_lse = T(0), mean_tangent_u = T(0), sum_t_u = T(0),
+      sum_tangent_p_u = T(0), centre = T(0);
     if (call.softmax()) {
       each([&](const Edge& e) {
         const Tangents d = tangents(e, lse);
-        mean_u += d.p * d.u, tangent_lse += d.t, mean_tangent_u += d.p * d.tangent_u, sum_t_u += d.t * d.u;
+        mean_u += d.p * d.u, tangent_lse += d.t, mean_tangent_u += d.p * d.tangent_u,
+            sum_t_u += d.t * d.u;
       });
-      mean_u = add_all(mean_u), tangent_lse = add_all(tangent_lse), mean_tangent_u = add_all(mean_tangent_u);
+      mean_u = add_all(mean_u), tangent_lse = add_all(tangent_lse),
+      mean_tangent_u = add_all(mean_tangent_u);
       sum_tangent_p_u = add_all(sum_t_u) - mean_u * tangent_lse;
       centre = mean_u;
       if (call.grad_lse) centre -= call.grad_lse[at_head];
@@ -296,11 +315,12 @@ struct ScoreWarp {
     if (call.grad_grad_lse && lane == 0) call.grad_grad_lse[at_head] = tangent_lse;
     each([&](const Edge& e) {
       const Tangents d = tangents(e, lse);
-      const T plain_curvature = call.softmax() ? d.plain : HAMFAST_ISA::weight_curvature(call.weighting, e.s);
+      const T plain_curvature =
+          call.softmax() ? d.plain : HAMFAST_ISA::weight_curvature(call.weighting, e.s);
       const T tangent_p = d.t - d.p * tangent_lse, centred = d.u - centre;
       const T tangent_centred = d.tangent_u - mean_tangent_u - sum_tangent_p_u;
-      const T tangent_p_slope =
-          e.envelope * plain_curvature * d.tangent_s + d.plain_slope * d.tangent_envelope - d.p * tangent_lse;
+      const T tangent_p_slope = e.envelope * plain_curvature * d.tangent_s +
+                                d.plain_slope * d.tangent_envelope - d.p * tangent_lse;
       T grad_s = tangent_p_slope * centred + e.envelope * d.plain_slope * tangent_centred;
       T grad_tangent_s = e.envelope * d.plain_slope * centred;
       if (call.grad_logits) grad_tangent_s += call.grad_logits[e.offset];
@@ -308,16 +328,19 @@ struct ScoreWarp {
       const T tangent_w = tangent_p * e.gate * e.drop + d.p * d.tangent_gate * e.drop;
       if (call.grad_bias) call.grad_bias[e.offset] = grad_s;
       if (call.grad_score_scale)
-        call.grad_score_scale[e.offset] = call.scale * (e.z * grad_s + call.tangent_z[e.offset] * grad_tangent_s);
+        call.grad_score_scale[e.offset] =
+            call.scale * (e.z * grad_s + call.tangent_z[e.offset] * grad_tangent_s);
       if (call.grad_envelope) {
         const T tangent_plain = d.plain_slope * d.tangent_s - d.plain * tangent_lse;
         call.grad_envelope[e.offset] = tangent_plain * centred + d.plain * tangent_centred;
       }
       if (call.grad_gate)
-        call.grad_gate[e.offset] = e.drop * (tangent_p * d.grad_w + d.p * call.tangent_grad_w[e.offset]);
+        call.grad_gate[e.offset] =
+            e.drop * (tangent_p * d.grad_w + d.p * call.tangent_grad_w[e.offset]);
       if (call.grad_grad_weights) call.grad_grad_weights[e.offset] = tangent_w;
       if (call.grad_grad_logits) call.grad_grad_logits[e.offset] = d.tangent_s;
-      call.grad_z[e.offset] = e.ds_dz * grad_s + call.scale * d.tangent_score_scale * grad_tangent_s;
+      call.grad_z[e.offset] =
+          e.ds_dz * grad_s + call.scale * d.tangent_score_scale * grad_tangent_s;
       call.grad_tangent_z[e.offset] = e.ds_dz * grad_tangent_s;
       call.tangent_w[e.offset] = tangent_w;
       call.w[e.offset] = d.p * e.gate * e.drop;
@@ -336,7 +359,8 @@ __global__ void __launch_bounds__(kWarp* kAttentionWarps, sizeof(T) == 8        
   const int64_t items = call.num_receivers * call.heads;
   for (int64_t item = static_cast<int64_t>(blockIdx.x) * kAttentionWarps + warp; item < items;
        item += static_cast<int64_t>(gridDim.x) * kAttentionWarps) {
-    const ScoreWarp<T, Stored> at{call, item / call.heads, item % call.heads, static_cast<int>(threadIdx.x) % kWarp};
+    const ScoreWarp<T, Stored> at{call, item / call.heads, item % call.heads,
+                                  static_cast<int>(threadIdx.x) % kWarp};
     if constexpr (pass == pass_forward) at.forward();
     if constexpr (pass == pass_backward) at.backward();
     if constexpr (pass == pass_double) at.double_backward();

@@ -1,4 +1,5 @@
-"""Sparse graph attention in Triton: all that is a scalar per edge and head, from scores to weights and back.
+"""Sparse graph attention in Triton: all that is a scalar per edge and head, from scores to weights
+and back.
 
 The formulas and their symbols stand in graph_attention.cuh; rows are met in graph_attention.py.
 """
@@ -24,7 +25,8 @@ class EdgeScalar(NamedTuple):
 
 
 class Scalars(NamedTuple):
-    """The operands that are scalars per edge and head, or their tangents; or where their gradients go."""
+    """The operands that are scalars per edge and head, or their tangents; or where their gradients
+    go."""
 
     bias: object
     score_scale: object
@@ -66,7 +68,8 @@ class Tile(NamedTuple):
 
 
 class EdgeScores(NamedTuple):
-    """A tile ``[EDGES, HEADS]`` of edges and heads: where their scalars lie, and how z becomes s."""
+    """A tile ``[EDGES, HEADS]`` of edges and heads: where their scalars lie, and how z becomes
+    s."""
 
     edge: object
     offset: object
@@ -151,7 +154,8 @@ def weight_value(WEIGHTING: tl.constexpr, s):
 
 @triton.jit
 def log1p(x):
-    """Of 0 <= x <= 1, to the last digits: log(1 + x) times what the rounding of 1 + x took (Goldberg 1991, theorem 4)."""
+    """Of 0 <= x <= 1, to the last digits: log(1 + x) times what the rounding of 1 + x took
+    (Goldberg 1991, theorem 4)."""
     y = 1.0 + x
     return tl.where(y == 1.0, x, tl.log(y) * (x / tl.where(y == 1.0, 1.0, y - 1.0)))
 
@@ -231,7 +235,9 @@ def edge_scores(
 @triton.jit
 def grad_w_tile(row_grad_w, gradients, e, REAL: tl.constexpr):
     """grad_w: what comes through the rows, and the gradient of w as a result."""
-    return tl.load(row_grad_w + e.offset, mask=e.mask, other=0.0) + optional_tile(gradients.weights, e.offset, e.mask, REAL)
+    return tl.load(row_grad_w + e.offset, mask=e.mask, other=0.0) + optional_tile(
+        gradients.weights, e.offset, e.mask, REAL
+    )
 
 
 @triton.jit
@@ -240,7 +246,8 @@ def attention_weights(
     WEIGHTING: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, LOG_EPSILON: tl.constexpr, DROPOUT: tl.constexpr,
     REAL: tl.constexpr, EDGES: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """From z to w, the log-sum-exp and (if not None) the logits; one program per receiver. LOG_EPSILON: -inf for none."""
+    """From z to w, the log-sum-exp and (if not None) the logits; one program per receiver.
+    LOG_EPSILON: -inf for none."""
     tile = receiver_tile(call, HEADS)
     row = tile.receiver * call.heads + tile.h
     top = tl.zeros((1, HEADS), dtype=REAL)
@@ -281,7 +288,8 @@ def attention_gradients(
     WEIGHTING: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, DROPOUT: tl.constexpr,
     REAL: tl.constexpr, EDGES: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """From z and grad_w to grad_z, w, and the gradients of the Scalars (those not None); one program per receiver."""
+    """From z and grad_w to grad_z, w, and the gradients of the Scalars (those not None); one
+    program per receiver."""
     tile = receiver_tile(call, HEADS)
     row = tile.receiver * call.heads + tile.h
     lse_row = tl.load(lse + row, mask=tile.h_mask, other=0.0)

@@ -1,6 +1,6 @@
-// Attention on the GPU, second half: sums over edges, or over heads, of rows times scalars per edge and
-// head. A lane owns a few columns of the result. Where a row has fewer columns than a warp has lanes,
-// its edges are dealt to groups of lanes, whose sums are added in a fixed order: no atomics.
+// Attention on the GPU, second half: sums over edges, or over heads, of rows times scalars per edge
+// and head. A lane owns a few columns of the result. Where a row has fewer columns than a warp has
+// lanes, its edges are dealt to groups of lanes, whose sums are added in a fixed order: no atomics.
 #pragma once
 
 #include "graph_attention_scores.cuh"
@@ -47,8 +47,8 @@ struct WeightedSum {
   T slope;
   bool packed;
 
-  // How a warp is cut: into groups of `lanes` lanes, which share the `units` of a row's columns. A group
-  // has edges of one row. Where a row is an edge, it has a row of its own.
+  // How a warp is cut: into groups of `lanes` lanes, which share the `units` of a row's columns. A
+  // group has edges of one row. Where a row is an edge, it has a row of its own.
   struct Cut {
     int64_t chunks, units, tiles, items;
     int lanes, groups;
@@ -71,11 +71,11 @@ struct WeightedSum {
 // Columns of additive scores: the summands from summand_activation on.
 template <class T, class Stored, class Out>
 HAMFAST_INLINE Columns<T> activation_columns(const WeightedSum<T, Stored, Out>& sum,
-                                             const WeightedTerm<T, Stored>& term, const int64_t (&row)[3], int64_t h,
-                                             int64_t c) {
+                                             const WeightedTerm<T, Stored>& term,
+                                             const int64_t (&row)[3], int64_t h, int64_t c) {
   const int64_t summand = term.summand, offset = h * sum.width + c, left = sum.width - c;
-  Columns<T> x = row_columns<T>(term.a, term.b, sum.heads, row, h, c, sum.packed), tangent_x{}, vector{},
-             tangent_vector{};
+  Columns<T> x = row_columns<T>(term.a, term.b, sum.heads, row, h, c, sum.packed), tangent_x{},
+             vector{}, tangent_vector{};
   if (summand == summand_tangent_activation || summand == summand_tangent_vector_slope)
     tangent_x = row_columns<T>(sum.tangent_a, sum.tangent_b, sum.heads, row, h, c, sum.packed);
   if (summand == summand_vector_slope || summand == summand_tangent_vector_slope)
@@ -96,16 +96,17 @@ HAMFAST_INLINE Columns<T> activation_columns(const WeightedSum<T, Stored, Out>& 
       x.at[i] = slope * tangent_x.at[i];
     else
       x.at[i] = tangent_vector.at[i] * slope +
-                vector.at[i] * score_activation_curvature(sum.activation, sum.slope, at) * tangent_x.at[i];
+                vector.at[i] * score_activation_curvature(sum.activation, sum.slope, at) *
+                    tangent_x.at[i];
   }
   return x;
 }
 
-// total += the terms of one edge, in the columns of head h from c. activations: all summands are those of additive
-// scores.
+// total += the terms of one edge, in the columns of head h from c. activations: all summands are
+// those of additive scores.
 template <bool activations, class T, class Stored, class Out>
-HAMFAST_INLINE void add_edge(const WeightedSum<T, Stored, Out>& sum, const int64_t (&row)[3], int64_t h, int64_t c,
-                             Columns<T>& total) {
+HAMFAST_INLINE void add_edge(const WeightedSum<T, Stored, Out>& sum, const int64_t (&row)[3],
+                             int64_t h, int64_t c, Columns<T>& total) {
   const bool packed = sum.packed;
   const int64_t heads = sum.heads, width = sum.width, last = sum.over_heads ? heads : h + 1;
   for (; h < last; ++h)
@@ -117,7 +118,10 @@ HAMFAST_INLINE void add_edge(const WeightedSum<T, Stored, Out>& sum, const int64
       } else if (term.summand == summand_rows) {
         add_columns(weight, row_columns<T>(term.a, heads, row, h, c, packed), total);
       } else if (term.summand == summand_features) {
-        add_columns(weight, load_columns<T>(term.features + row[row_of_edge] * width + c, width - c, packed), total);
+        add_columns(
+            weight,
+            load_columns<T>(term.features + row[row_of_edge] * width + c, width - c, packed),
+            total);
       } else {
         const T* node = term.nodes.row(row[row_of_receiver]) + h * term.nodes.head_stride + c;
         add_columns(weight, load_columns<T>(node, width - c, packed), total);
@@ -125,30 +129,36 @@ HAMFAST_INLINE void add_edge(const WeightedSum<T, Stored, Out>& sum, const int64
     }
 }
 
-// Edges first ... last of a list, dealt to the groups of the warp; afterwards every group has the whole sum.
+// Edges first ... last of a list, dealt to the groups of the warp; afterwards every group has the
+// whole sum.
 template <bool activations, class T, class Stored, class Out>
-HAMFAST_INLINE void add_list(const WeightedSum<T, Stored, Out>& sum, int64_t first, int64_t last, int lanes, int lane,
-                             bool is_active, int64_t h, int64_t c, Columns<T>& total) {
+HAMFAST_INLINE void add_list(const WeightedSum<T, Stored, Out>& sum, int64_t first, int64_t last,
+                             int lanes, int lane, bool is_active, int64_t h, int64_t c,
+                             Columns<T>& total) {
   walk_edges(sum.order, sum.senders, sum.receivers, first, last, lane, lanes,
              [&](const int64_t (&row)[3], bool is_edge) {
                if (is_active && is_edge) add_edge<activations>(sum, row, h, c, total);
              });
   for (int step = lanes; step < kWarp; step *= 2) {
     HAMFAST_UNROLL
-    for (int i = 0; i < kColumns; ++i) total.at[i] += __shfl_xor_sync(0xffffffffu, total.at[i], step);
+    for (int i = 0; i < kColumns; ++i)
+      total.at[i] += __shfl_xor_sync(0xffffffffu, total.at[i], step);
   }
 }
 
 constexpr int kSumWarps = 8;  // per block
 // Blocks that a multiprocessor is to hold: as many as the registers of a sum allow.
-constexpr int sum_blocks(bool activations, size_t real) { return (real == 8 ? 2 : 3) - (activations ? 1 : 0); }
+constexpr int sum_blocks(bool activations, size_t real) {
+  return (real == 8 ? 2 : 3) - (activations ? 1 : 0);
+}
 
 template <class T, class Stored, class Out, bool activations>
 __global__ void __launch_bounds__(kWarp* kSumWarps, sum_blocks(activations, sizeof(T)))
     weighted_sum_kernel(WeightedSum<T, Stored, Out> sum) {
   const auto cut = sum.cut();
   const int lane = static_cast<int>(threadIdx.x) % kWarp, group = lane / cut.lanes;
-  for (int64_t item = static_cast<int64_t>(blockIdx.x) * kSumWarps + static_cast<int>(threadIdx.x) / kWarp;
+  for (int64_t item =
+           static_cast<int64_t>(blockIdx.x) * kSumWarps + static_cast<int>(threadIdx.x) / kWarp;
        item < cut.items; item += static_cast<int64_t>(gridDim.x) * kSumWarps) {
     const int64_t unit = item % cut.tiles * cut.lanes + lane % cut.lanes;
     const int64_t h = unit / cut.chunks, c = unit % cut.chunks * kColumns;

@@ -1,5 +1,6 @@
-// Attention's kernels in two halves: scalars per edge and head, by kernels/graph_attention_scores.cuh,
-// then sums of rows times these scalars, by kernels/weighted_sum.cuh.
+// Attention's kernels in two halves: scalars per edge and head, by
+// kernels/graph_attention_scores.cuh, then sums of rows times these scalars, by
+// kernels/weighted_sum.cuh.
 #include <torch/csrc/stable/library.h>
 
 #include "common/grid.h"
@@ -12,7 +13,8 @@ namespace hamfast {
 template <class T, class Stored>
 class WeightedSums {
  public:
-  WeightedSums(const AttentionCall<T, Stored>& call, int32_t device) : call_(call), device_(device) {}
+  WeightedSums(const AttentionCall<T, Stored>& call, int32_t device)
+      : call_(call), device_(device) {}
 
   // value_weight: w, or tangent_w in the double backward pass.
   void gradients(const T* value_weight) const {
@@ -25,7 +27,8 @@ class WeightedSums {
   }
 
   // sum weight v, and the same of the edges' features; plus sum tangents_weight tangent_v.
-  void aggregate(Maybe<Stored> out, Maybe<T> out_on_edge, const T* weight, Maybe<const T> tangents_weight) const {
+  void aggregate(Maybe<Stored> out, Maybe<T> out_on_edge, const T* weight,
+                 Maybe<const T> tangents_weight) const {
     if (out && call_.value.width > 0) {
       auto sum = new_sum(out.data, row_of_receiver, call_.value.width);
       add(sum, summand_rows, weight, call_.value);
@@ -36,7 +39,8 @@ class WeightedSums {
     if (out_on_edge) {
       auto sum = new_sum(out_on_edge.data, row_of_receiver, call_.features);
       add_features(sum, weight, call_.edge.data);
-      if (tangents_weight && call_.tangent_edge) add_features(sum, tangents_weight.data, call_.tangent_edge.data);
+      if (tangents_weight && call_.tangent_edge)
+        add_features(sum, tangents_weight.data, call_.tangent_edge.data);
       run(sum);
     }
   }
@@ -111,29 +115,33 @@ class WeightedSums {
     WeightedSum<T, Stored, Out> sum{};
     sum.out = out;
     sum.heads = call_.heads, sum.width = width, sum.edges = call_.edges;
-    sum.rows = row_of == row_of_edge ? call_.edges : row_of == row_of_sender ? call_.num_senders : call_.num_receivers;
+    sum.rows = row_of == row_of_edge     ? call_.edges
+               : row_of == row_of_sender ? call_.num_senders
+                                         : call_.num_receivers;
     if (row_of != row_of_edge) {
       sum.order = row_of == row_of_sender ? call_.sender_order : call_.receiver_order;
       sum.ptr = row_of == row_of_sender ? call_.sender_ptr : call_.receiver_ptr;
     }
     sum.senders = call_.senders, sum.receivers = call_.receivers;
     sum.tangent_a = call_.tangent_query, sum.tangent_b = call_.tangent_key;
-    sum.vector = call_.vector, sum.tangent_vector = call_.tangent_vector, sum.activation = call_.activation,
-    sum.slope = call_.slope;
+    sum.vector = call_.vector, sum.tangent_vector = call_.tangent_vector,
+    sum.activation = call_.activation, sum.slope = call_.slope;
     sum.packed = call_.packed;
     return sum;
   }
   template <class Out>
-  static void add(WeightedSum<T, Stored, Out>& sum, Summand summand, const T* weight, const EdgeSum<Stored>& a,
-                  const EdgeSum<Stored>& b = EdgeSum<Stored>{}) {
+  static void add(WeightedSum<T, Stored, Out>& sum, Summand summand, const T* weight,
+                  const EdgeSum<Stored>& a, const EdgeSum<Stored>& b = EdgeSum<Stored>{}) {
     sum.term[sum.count++] = {summand, weight, a, b, nullptr, {}};
   }
   template <class Out>
-  static void add_features(WeightedSum<T, Stored, Out>& sum, const T* weight, const Stored* features) {
+  static void add_features(WeightedSum<T, Stored, Out>& sum, const T* weight,
+                           const Stored* features) {
     sum.term[sum.count++] = {summand_features, weight, {}, {}, features, {}};
   }
   template <class Out>
-  static void add_nodes(WeightedSum<T, Stored, Out>& sum, const T* weight, const NodeRows<T>& nodes) {
+  static void add_nodes(WeightedSum<T, Stored, Out>& sum, const T* weight,
+                        const NodeRows<T>& nodes) {
     if (nodes.data) sum.term[sum.count++] = {summand_nodes, weight, {}, {}, nullptr, nodes};
   }
   template <class Out>
@@ -141,7 +149,8 @@ class WeightedSums {
     const int64_t items = sum.cut().items;
     if (items == 0) return;
     launch("graph_attention",
-           sum.activations() ? weighted_sum_kernel<T, Stored, Out, true> : weighted_sum_kernel<T, Stored, Out, false>,
+           sum.activations() ? weighted_sum_kernel<T, Stored, Out, true>
+                             : weighted_sum_kernel<T, Stored, Out, false>,
            Grid{blocks_for((items + kSumWarps - 1) / kSumWarps)}, kWarp * kSumWarps, device_, sum);
   }
 
@@ -151,18 +160,20 @@ class WeightedSums {
 
 template <class T>
 bool are_aligned(const NodeRows<T>& nodes) {
-  return are_aligned(nodes.data) && nodes.node_stride % kColumns == 0 && nodes.head_stride % kColumns == 0;
+  return are_aligned(nodes.data) && nodes.node_stride % kColumns == 0 &&
+         nodes.head_stride % kColumns == 0;
 }
 
 // Do all rows of q, k, v and features, and of their gradients, consist of whole, aligned vectors?
 template <class T, class Stored>
 bool is_packed(const AttentionCall<T, Stored>& c) {
-  bool packed = c.query.width % kColumns == 0 && c.value.width % kColumns == 0 && c.features % kColumns == 0;
+  bool packed =
+      c.query.width % kColumns == 0 && c.value.width % kColumns == 0 && c.features % kColumns == 0;
   for (int n = 0; n < 3; ++n)  // the parts
-    packed =
-        packed &&
-        are_aligned(c.query.part[n], c.key.part[n], c.value.part[n], c.grad_query[n], c.grad_key[n], c.grad_value[n]) &&
-        are_aligned(c.tangent_query.part[n], c.tangent_key.part[n], c.tangent_value.part[n]);
+    packed = packed &&
+             are_aligned(c.query.part[n], c.key.part[n], c.value.part[n], c.grad_query[n],
+                         c.grad_key[n], c.grad_value[n]) &&
+             are_aligned(c.tangent_query.part[n], c.tangent_key.part[n], c.tangent_value.part[n]);
   return packed && are_aligned(c.query_on_edge) && are_aligned(c.tangent_query_on_edge) &&
          are_aligned(c.grad_out_on_edge) &&
          are_aligned(c.edge, c.tangent_edge, c.grad_edge, c.grad_out, c.grad_grad_out, c.out) &&
@@ -178,10 +189,12 @@ struct AttentionOnCuda : OnCuda {
   class Scalars {
    public:
     template <class Stored>
-    Scalars(const Tensor& like, const AttentionCall<T, Stored>& call) : like_(like), sizes_{call.edges, call.heads} {}
+    Scalars(const Tensor& like, const AttentionCall<T, Stored>& call)
+        : like_(like), sizes_{call.edges, call.heads} {}
     void make(Maybe<T>& scalars) {
       if (scalars) return;
-      kept_.push_back(new_result(like_, sizes_, std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float));
+      kept_.push_back(new_result(
+          like_, sizes_, std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float));
       scalars = kept_.back().template mutable_data_ptr<T>();
     }
 
@@ -196,7 +209,8 @@ struct AttentionOnCuda : OnCuda {
     const int64_t items = call.num_receivers * call.heads;
     if (items == 0) return;
     launch("graph_attention", attention_scores_kernel<T, Stored, pass>,
-           Grid{blocks_for((items + kAttentionWarps - 1) / kAttentionWarps)}, kWarp * kAttentionWarps, device, call);
+           Grid{blocks_for((items + kAttentionWarps - 1) / kAttentionWarps)},
+           kWarp * kAttentionWarps, device, call);
   }
 
   template <class T, class Stored>
@@ -205,7 +219,8 @@ struct AttentionOnCuda : OnCuda {
     Scalars<T> scalars(like, call);
     for (Maybe<T>* made : {&call.z, &call.w}) scalars.make(*made);
     scores<pass_forward>(call, like.get_device_index());
-    WeightedSums<T, Stored>(call, like.get_device_index()).aggregate(call.out, call.out_on_edge, call.w.data, {});
+    WeightedSums<T, Stored>(call, like.get_device_index())
+        .aggregate(call.out, call.out_on_edge, call.w.data, {});
   }
 
   template <class T, class Stored>
@@ -221,8 +236,8 @@ struct AttentionOnCuda : OnCuda {
   static void double_backward(AttentionCall<T, Stored> call, const Tensor& like) {
     call.packed = is_packed(call);
     Scalars<T> scalars(like, call);
-    for (Maybe<T>* made : {&call.z, &call.row_grad_w, &call.tangent_z, &call.tangent_grad_w, &call.grad_z,
-                           &call.grad_tangent_z, &call.tangent_w})
+    for (Maybe<T>* made : {&call.z, &call.row_grad_w, &call.tangent_z, &call.tangent_grad_w,
+                           &call.grad_z, &call.grad_tangent_z, &call.tangent_w})
       scalars.make(*made);
     call.w = call.row_grad_w;  // takes its place, edge by edge
     scores<pass_double>(call, like.get_device_index());
@@ -237,7 +252,8 @@ struct AttentionOnCuda : OnCuda {
 STABLE_TORCH_LIBRARY_IMPL(hamfast, HAMFAST_CUDA_KEY, m) {
   using Ops = hamfast::AttentionOps<hamfast::AttentionOnCuda>;
   m.impl("graph_attention", TORCH_BOX(&hamfast::graph_attention_boxed<Ops::forward>));
-  m.impl("graph_attention_backward", TORCH_BOX(&hamfast::graph_attention_backward_boxed<Ops::backward>));
+  m.impl("graph_attention_backward",
+         TORCH_BOX(&hamfast::graph_attention_backward_boxed<Ops::backward>));
   m.impl("graph_attention_double_backward",
          TORCH_BOX(&hamfast::graph_attention_double_backward_boxed<Ops::double_backward>));
 }

@@ -15,6 +15,7 @@ _NAME = "graph_attention"
 
 
 def check_numbers(negative_slope, clip, epsilon, dropout, seed) -> None:
+    """Raises TypeError or ValueError, which names the argument, for a number out of its range."""
     for name, number in (
         ("negative_slope", negative_slope),
         ("clip", clip),

@@ -1,7 +1,8 @@
-"""Graph attention out of differentiable sums over edges: slower than the kernel, and differentiable to any order, forward and reverse.
+"""Graph attention out of differentiable sums over edges: slower than the kernel, and differentiable
+to any order, forward and reverse.
 
-The kernel's derivatives beyond the first, forward mode and ``torch.func`` run on it. Nothing of the size edges x heads x width is made
-except for additive scores.
+The kernel's derivatives beyond the first, forward mode and ``torch.func`` run on it. Nothing of the
+size edges x heads x width is made except for additive scores.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from hamfast.records.ops import ATTENTION_OPERANDS, ATTENTION_RESULTS, ATTENTION
 PARTS = RowOf.names()
 """The addends of queries, keys and values."""
 OPERANDS = ATTENTION_OPERANDS.names
-"""What the kernel takes, in its order. query_on_edge ``[receivers, heads, features]`` meets the rows of edge."""
+"""What the kernel takes, in its order. query_on_edge ``[receivers, heads, features]`` meets the
+rows of edge."""
 STORED = ATTENTION_OPERANDS.stored
-"""Those that may be of half precision, as their gradients then are and the result; everything else is float32 then."""
+"""Those that may be of half precision, as their gradients then are and the result; everything else
+is float32 then."""
 SCALARS = tuple(operand.name for operand in ATTENTION_OPERANDS if operand.shape == "edges, heads")
 """Those that are a scalar per edge and head."""
 SCORES, ACTIVATIONS, WEIGHTINGS = Score.names(), ScoreActivation.names(), Weighting.names()
@@ -30,12 +33,13 @@ SCORES, ACTIVATIONS, WEIGHTINGS = Score.names(), ScoreActivation.names(), Weight
 Settings = ATTENTION_SETTINGS.fields
 """The settings of a call, as the record names them."""
 Results = ATTENTION_RESULTS.fields
-"""What the kernel gives: ``out [receivers, heads, value width]``, ``out_on_edge [receivers, heads, features]``,
-``lse [receivers, heads]``, ``weights`` and ``logits [edges, heads]``."""
+"""What the kernel gives: ``out [receivers, heads, value width]``, ``out_on_edge [receivers, heads,
+features]``, ``lse [receivers, heads]``, ``weights`` and ``logits [edges, heads]``."""
 
 
 def attention_formula(operands: Sequence[Tensor | None], seed: Tensor | None, graph: Any, settings: Any) -> Any:
-    """What ``kernels/graph_attention.cuh`` computes, with operands as :data:`OPERANDS` names them."""
+    """What ``kernels/graph_attention.cuh`` computes, with operands as :data:`OPERANDS` names
+    them."""
     named = dict(zip(OPERANDS, operands, strict=True))
     score, heads = raw_scores(named, graph, settings), settings.heads
     edges = graph.senders.shape[0]
@@ -65,7 +69,8 @@ def attention_formula(operands: Sequence[Tensor | None], seed: Tensor | None, gr
 
 
 def raw_scores(named, graph: Any, settings: Any, key_filter: Tensor | None = None) -> Tensor:
-    """``[edges, heads]``, times the scale alone. key_filter: ``[edges, heads, width]``, multiplies the key."""
+    """``[edges, heads]``, times the scale alone. key_filter: ``[edges, heads, width]``, multiplies
+    the key."""
     terms = []
     queries, keys = ({p: named[f"{name}_{p}"] for p in PARTS} for name in ("query", "key"))
     if SCORES[settings.score] == "additive":
@@ -98,8 +103,8 @@ def raw_scores(named, graph: Any, settings: Any, key_filter: Tensor | None = Non
 
 
 def weighted_sum(weights: Tensor, value: Tensor, row_of: str, graph: Any, *factors: Tensor) -> Tensor:
-    """Sum over each receiver's edges of weights ``[edges, heads]`` times value ``[rows, heads, components, width]`` (times factors of
-    that many axes, per edge)."""
+    """Sum over each receiver's edges of weights ``[edges, heads]`` times value ``[rows, heads,
+    components, width]`` (times factors of that many axes, per edge)."""
     shape = torch.broadcast_shapes(weights[:1, :, None, None].shape, value[:1].shape, *(f[:1].shape for f in factors))
     return run(
         [weights[:, :, None, None], value, *factors],
@@ -110,7 +115,8 @@ def weighted_sum(weights: Tensor, value: Tensor, row_of: str, graph: Any, *facto
 
 
 def activation(name: str, slope: float, x: Tensor) -> Tensor:
-    """Of additive scores. smooth_leaky_relu is Equiformer's: ``x (slope + (1 - slope) sigmoid(x))``."""
+    """Of additive scores. smooth_leaky_relu is Equiformer's: ``x (slope + (1 - slope)
+    sigmoid(x))``."""
     if name == "leaky_relu":
         return functional.leaky_relu(x, slope)
     if name == "silu":
@@ -176,7 +182,8 @@ def _shifted_right(z: Tensor, bits: int) -> Tensor:
 
 
 def dropout_factors(seed: Tensor, edges: int, heads: int, probability: float) -> Tensor:
-    """``[edges, heads]`` float64, 0 or ``1 / (1 - probability)``: SplitMix64 of (seed, edge, head), as in the kernel."""
+    """``[edges, heads]`` float64, 0 or ``1 / (1 - probability)``: SplitMix64 of (seed, edge, head),
+    as in the kernel."""
     z = torch.arange(1, edges * heads + 1, device=seed.device) * _signed(0x9E3779B97F4A7C15) + seed
     z = (z ^ _shifted_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ _shifted_right(z, 27)) * _signed(0x94D049BB133111EB)

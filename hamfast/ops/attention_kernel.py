@@ -1,7 +1,7 @@
 """The fused attention ops: fakes and autograd.
 
-The first two derivatives are kernels of their own. Further ones differentiate :mod:`hamfast.ops.attention_formula`, so every order
-exists.
+The first two derivatives are kernels of their own. Further ones differentiate
+:mod:`hamfast.ops.attention_formula`, so every order exists.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ def run_kernel(
     logits: bool = False,
     out_on_edge: bool = True,
 ) -> Any:
-    """:func:`attention_formula` by the kernel; weights, logits and out_on_edge are empty unless asked for.
+    """:func:`attention_formula` by the kernel; weights, logits and out_on_edge are empty unless
+    asked for.
 
-    With ``edge_key_weight`` ``[heads, width, features]`` query_on_edge is made from query_receiver, and not kept for the backward pass.
+    With ``edge_key_weight`` ``[heads, width, features]`` query_on_edge is made from query_receiver,
+    and not kept for the backward pass.
     """
     if edge_key_weight is not None:
         assert operands.query_receiver is not None  # the public op has checked it
@@ -53,7 +55,8 @@ def run_kernel(
 
 
 def query_on_edge(query: Tensor, edge_key_weight: Tensor) -> Tensor:
-    """``<q, W e> = <W^T q, e>``: ``[receivers, heads, width]``, ``[heads, width, features]`` -> ``[receivers, heads, features]``."""
+    """``<q, W e> = <W^T q, e>``: ``[receivers, heads, width]``, ``[heads, width, features]`` ->
+    ``[receivers, heads, features]``."""
     return torch.matmul(query.to(edge_key_weight).transpose(0, 1), edge_key_weight).transpose(0, 1)
 
 

@@ -1,8 +1,10 @@
-"""Attention of graph nodes over their incoming edges: one op for the Transformers people use on atoms."""
+"""Attention of graph nodes over their incoming edges: one op for the Transformers people use on
+atoms."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -41,7 +43,8 @@ class AttentionOutput(NamedTuple):
     logits: Tensor | None
     """``[edges, heads]``: the scores the weights are made of."""
     lse: Tensor | None
-    """``[receivers, heads]``: ``log(sum envelope exp(score) + epsilon)``, ``-inf`` for receivers without edges."""
+    """``[receivers, heads]``: ``log(sum envelope exp(score) + epsilon)``, ``-inf`` for receivers
+    without edges."""
 
 
 def graph_attention(
@@ -80,44 +83,55 @@ def graph_attention(
     return_logits: bool = False,
     return_lse: bool = False,
 ) -> Any:
-    """Each receiver's weighted sum over its incoming edges. Per head and edge e = (sender s -> receiver t):
+    """Each receiver's weighted sum over its incoming edges. Per head and edge e = (sender s ->
+    receiver t):
 
-    - ``q_e = query_edge[e] + query_sender[s] + query_receiver[t]``, k and v alike; ``k_e`` also has ``edge_key_weight @ edge[e]`` and
-      ``v_e`` has ``edge_value_weight @ edge[e]``. Those two are never made: ``<q, W e> = <W^T q, e>`` and ``sum a (W e) = W (sum a e)``.
-    - ``z_e = <q_e, key_filter[e] * k_e>`` (dot), ``<vector, act(q_e + k_e)>`` (additive: GATv2), or 0 (given);
-      ``s_e = clip(scale score_scale[e] z_e + bias[e])``.
-    - ``p_e = envelope[e] exp(s_e) / (sum envelope exp(s) + epsilon)`` over the edges into t (softmax), or ``envelope[e] act(s_e)``;
-      ``w_e = gate[e] dropout_e p_e``.
+    - ``q_e = query_edge[e] + query_sender[s] + query_receiver[t]``, k and v alike; ``k_e`` also has
+      ``edge_key_weight @ edge[e]`` and ``v_e`` has ``edge_value_weight @ edge[e]``. Those two are
+      never made: ``<q, W e> = <W^T q, e>`` and ``sum a (W e) = W (sum a e)``.
+    - ``z_e = <q_e, key_filter[e] * k_e>`` (dot), ``<vector, act(q_e + k_e)>`` (additive: GATv2), or
+      0 (given); ``s_e = clip(scale score_scale[e] z_e + bias[e])``.
+    - ``p_e = envelope[e] exp(s_e) / (sum envelope exp(s) + epsilon)`` over the edges into t
+      (softmax), or ``envelope[e] act(s_e)``; ``w_e = gate[e] dropout_e p_e``.
     - ``out[t] = sum_e w_e (value_filter[e] * v_e + Y[e] (x) u_e)``.
 
     Args:
         edges: from :func:`hamfast.ops.edge_index`.
-        query_edge, query_sender, query_receiver: ``[edges | num_senders | num_receivers, heads, width]``; keys alike.
-        value_edge, value_sender, value_receiver: with a width of their own, or ``[rows, heads, components, width]``: irreps.
-        edge: ``[edges, features]``, with edge_key_weight and edge_value_weight ``[heads, (value) width, features]``.
+        query_edge, query_sender, query_receiver: ``[edges | num_senders | num_receivers, heads,
+            width]``; keys alike.
+        value_edge, value_sender, value_receiver: with a width of their own, or ``[rows, heads,
+            components, width]``: irreps.
+        edge: ``[edges, features]``, with edge_key_weight and edge_value_weight ``[heads, (value)
+            width, features]``.
         score: ``dot``, ``additive`` or ``given`` (the bias is the score).
-        vector: ``[heads, width]`` of additive scores, with score_activation ``leaky_relu``, ``smooth_leaky_relu`` (Equiformer) or
-            ``silu`` and their negative_slope.
-        key_filter, value_filter: ``[edges, heads, width]``, multiplied with key and value. A value with components takes one filter
-            for all of them.
-        outer: ``(Y [edges, components], u [rows, heads, width], "sender" or "edge")``: values of rank one.
-        bias, score_scale, envelope, gate: ``[edges]`` or ``[edges, heads]``. The envelope must not be negative; with one that ends
-            smoothly at the cutoff so do the results.
+        vector: ``[heads, width]`` of additive scores, with score_activation ``leaky_relu``,
+            ``smooth_leaky_relu`` (Equiformer) or ``silu`` and their negative_slope.
+        key_filter, value_filter: ``[edges, heads, width]``, multiplied with key and value. A value
+            with components takes one filter for all of them.
+        outer: ``(Y [edges, components], u [rows, heads, width], "sender" or "edge")``: values of
+            rank one.
+        bias, score_scale, envelope, gate: ``[edges]`` or ``[edges, heads]``. The envelope must not
+            be negative; with one that ends smoothly at the cutoff so do the results.
         scale: factor of z: by default ``1 / sqrt(width)`` for dot, 1 for additive.
         clip: scores are clipped to ``[-clip, clip]``; None: not clipped.
         weight: ``softmax``, ``identity``, ``silu``, ``sigmoid`` or ``softplus``.
-        dropout, seed: probability, and an int64 scalar tensor; the same seed gives the same mask, which is made again in the backward
-            pass and not stored. No seed: no dropout.
-        return_weights, return_logits, return_lse: return an :class:`AttentionOutput`; all its members are differentiable.
+        dropout, seed: probability, and an int64 scalar tensor; the same seed gives the same mask,
+            which is made again in the backward pass and not stored. No seed: no dropout.
+        return_weights, return_logits, return_lse: return an :class:`AttentionOutput`; all its
+            members are differentiable.
 
     Returns:
-        Tensor ``[num_receivers, heads, (components,) value width]`` (or :class:`AttentionOutput`); zero for receivers without edges. Deterministic. The first derivative is
-        a kernel; all further ones, forward mode and ``torch.func`` run on differentiable sums over edges.
-        bfloat16 and float16 operands are computed in float32: queries, keys, values and edges' features stay as they are stored,
-        in memory and for the backward pass, except with filters, rank-one values and ``torch.func``. Under autocast these may be of half precision and all else float32.
+        Tensor ``[num_receivers, heads, (components,) value width]``, or :class:`AttentionOutput`;
+        zero for receivers without edges. Deterministic. The first two derivatives are kernels. All
+        further ones, forward mode and ``torch.func`` run on differentiable sums over edges.
+        bfloat16 and float16 operands are computed in float32. Queries, keys, values and edges'
+        features stay as they are stored, in memory and for the backward pass, but with filters,
+        rank-one values and ``torch.func``. Under autocast these may be of half precision and all
+        else float32.
 
     Raises:
-        ValueError: operands that exclude each other, or a shape, dtype or device that does not fit; the message names it.
+        ValueError: operands that exclude each other, or a shape, dtype or device that does not fit;
+            the message names it.
     """
     check_graph(_NAME, edges)
     if outer is not None and not (isinstance(outer, (tuple, list)) and len(outer) == 3):
@@ -145,61 +159,74 @@ def graph_attention(
         "envelope": envelope,
         "gate": gate,
     }
-    autocast = torch.is_autocast_enabled(edges.senders.device.type)
-    if autocast:
-        for name, tensor in given.items():
-            if tensor is not None:
-                check_tensor(_NAME, name, tensor)
-    if autocast and len({t.dtype for t in given.values() if t is not None}) > 1:
-        # Weights and numbers are float32 then; rows stay as they are stored if they all are so.
-        dtypes = {t.dtype for name, t in given.items() if name in STORED and t is not None}
-        stays = STORED if len(dtypes) == 1 and dtypes <= {*HALF} else ()
-        given = {name: t if t is None or name in stays else t.float() for name, t in given.items()}
-        check_device(_NAME, **given)
-    else:
-        check_same(_NAME, True, **given)
-    found_types = [(name in STORED, t.dtype) for name, t in given.items() if t is not None]
-    dtype = next((dtype for is_stored, dtype in found_types if is_stored), found_types[0][1])
-    half = dtype in HALF
-    if half:
-        # The kernel reads rows as they are stored; all that is small, or that it does not know, is float32.
-        sums_outside = any(given[name] is not None for name in ("key_filter", "value_filter", "outer Y"))
-        stays = () if sums_outside or is_transformed(given.values()) else STORED
-        given = {name: t if t is None or name in stays else t.float() for name, t in given.items()}
+    given, dtype = _in_one_precision(edges, given)
     outer_rows_of = outer[2] if outer else "edge"
     heads, width = check_operands(edges, given, outer_rows_of, score, score_activation, weight)
     check_numbers(negative_slope, clip, epsilon, dropout, seed)
     if scale is None:
         scale = 1 / math.sqrt(width) if width and score == "dot" else 1.0
     settings = Settings(
-        heads,
-        SCORES.index(score),
-        ACTIVATIONS.index(score_activation),
-        WEIGHTINGS.index(weight),
-        float(negative_slope),
-        float(scale),
-        math.inf if clip is None else float(clip),
-        float(epsilon),
-        float(dropout),
+        heads=heads,
+        score=SCORES.index(score),
+        activation=ACTIVATIONS.index(score_activation),
+        weighting=WEIGHTINGS.index(weight),
+        slope=float(negative_slope),
+        scale=float(scale),
+        clip=math.inf if clip is None else float(clip),
+        epsilon=float(epsilon),
+        dropout=float(dropout),
     )
-    graph = edges.graph
+    wanted = (return_weights, return_logits, return_lse)
     with torch.autocast(edges.senders.device.type, enabled=False):
-        results = _attend(
-            given, outer_rows_of, seed if dropout > 0 else None, graph, settings, return_weights, return_logits
-        )
-    results = Results(*(t.to(dtype) for t in results)) if half else results
-    if not (return_weights or return_logits or return_lse):
+        results = _attend(given, outer_rows_of, seed if dropout > 0 else None, edges.graph, settings, *wanted[:2])
+    results = Results(*(t.to(dtype) for t in results)) if dtype in HALF else results
+    if not any(wanted):
         return results.out
-    return AttentionOutput(
-        results.out,
-        results.weights if return_weights else None,
-        results.logits if return_logits else None,
-        results.lse if return_lse else None,
-    )
+    extra = zip((results.weights, results.logits, results.lse), wanted, strict=True)
+    return AttentionOutput(results.out, *(t if is_wanted else None for t, is_wanted in extra))
+
+
+def _in_one_precision(edges: EdgeIndex, given: dict[str, Any]) -> tuple[dict[str, Any], torch.dtype]:
+    """The operands as the kernel takes them, and the dtype of the results.
+
+    Rows stay in half precision where the kernel reads them so; all else is float32 then.
+
+    Raises:
+        ValueError: dtypes that differ, outside of autocast; or devices.
+        TypeError: what is no tensor.
+    """
+    if torch.is_autocast_enabled(edges.senders.device.type):
+        for name, tensor in given.items():
+            if tensor is not None:
+                check_tensor(_NAME, name, tensor)
+        if len({t.dtype for t in given.values() if t is not None}) > 1:
+            # Weights and biases are float32 then; rows stay as they are stored if they all are so.
+            dtypes = {t.dtype for name, t in given.items() if name in STORED and t is not None}
+            stays = STORED if len(dtypes) == 1 and dtypes <= {*HALF} else ()
+            given = _widened(given, stays)
+            check_device(_NAME, **given)
+        else:
+            check_same(_NAME, True, **given)
+    else:
+        check_same(_NAME, True, **given)
+    found_types = [(name in STORED, t.dtype) for name, t in given.items() if t is not None]
+    dtype = next((dtype for is_stored, dtype in found_types if is_stored), found_types[0][1])
+    if dtype in HALF:
+        # The kernel reads rows as they are stored; all that is small, or that it does not know, is
+        # float32.
+        sums_outside = any(given[name] is not None for name in ("key_filter", "value_filter", "outer Y"))
+        given = _widened(given, () if sums_outside or is_transformed(given.values()) else STORED)
+    return given, dtype
+
+
+def _widened(given: dict[str, Any], stays: Sequence[str]) -> dict[str, Any]:
+    """The operands in float32, but those that stay as they are."""
+    return {name: t if t is None or name in stays else t.float() for name, t in given.items()}
 
 
 def _attend(given, outer_rows_of, seed, graph, settings, want_weights, want_logits) -> Any:
-    """What the kernel does not know is computed before it (scores) or after it (sums with its weights)."""
+    """What the kernel does not know is computed before it (scores) or after it (sums with its
+    weights)."""
     operands = {name: given.get(name) for name in OPERANDS}
     for name in ("bias", "score_scale", "envelope", "gate"):
         tensor = operands[name]

@@ -52,7 +52,15 @@ def op_records() -> str:
         f"order of the schema and calls run(struct). {_NOTE}"
     )
     lines += ["#pragma once", "", "#include <torch/csrc/stable/tensor.h>", ""]
-    lines += ["#include <array>", "#include <optional>", "#include <utility>", "#include <vector>", "", '#include "records.cuh"', ""]
+    lines += [
+        "#include <array>",
+        "#include <optional>",
+        "#include <utility>",
+        "#include <vector>",
+        "",
+        '#include "records.cuh"',
+        "",
+    ]
     lines += ["namespace hamfast {", "", "using torch::stable::Tensor;", "using Optional = std::optional<Tensor>;", ""]
     written: set[str] = set()
     for op in OPS:

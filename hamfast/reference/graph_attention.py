@@ -10,7 +10,8 @@ from torch.nn import functional
 def graph_attention(
     senders: Tensor, receivers: Tensor, num_receivers: int, **given
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`hamfast.ops.graph_attention` for the arguments; dropout is a tensor ``dropout_factors`` ``[edges, heads]`` here.
+    """See :func:`hamfast.ops.graph_attention` for the arguments; dropout is a tensor
+    ``dropout_factors`` ``[edges, heads]`` here.
 
     Returns:
         out, weights, logits, lse.

@@ -170,7 +170,8 @@ class _Call:
         launch(weighted_sums, grid, arguments, constants, out, ATTENTION_SUMS.num_warps)
 
     def per_receiver(self, kernel: Any, *arguments: Any, **constants: Any) -> None:
-        """Launches a kernel of kernels/graph_attention_scores.py, whose first argument is made here."""
+        """Launches a kernel of kernels/graph_attention_scores.py, whose first argument is made
+        here."""
         edges, heads = ATTENTION_SCALARS.cut(self.heads)
         clip = None if math.isinf(self.settings.clip) else self.settings.clip
         constants |= {"WEIGHTING": self.settings.weighting, "SCALE": self.settings.scale, "CLIP": clip}
@@ -204,7 +205,8 @@ class _Call:
         return tangent_z
 
     def weight_gradients(self, gradients: Any, of: Any = None) -> Tensor:
-        """grad_w, but for what comes from the weights as a result; of the tangents: tangent_grad_w."""
+        """grad_w, but for what comes from the weights as a result; of the tangents:
+        tangent_grad_w."""
         grad_w = self.new_scalars()
         rows = _node_rows(gradients.grad_out), self.parts("value", of)
         on_edge = _node_rows(gradients.grad_out_on_edge), self.edge_features(of)
@@ -212,7 +214,8 @@ class _Call:
         return grad_w
 
     def row_gradients(self, made: Any, gradients: Any, weights: _RowWeights) -> Any:
-        """The operands' gradients with those of rows made. made: where they go, None for those not wanted."""
+        """The operands' gradients with those of rows made. made: where they go, None for those not
+        wanted."""
         self._score_gradients(made, weights)
         for row_of, end in enumerate(RowOf.names()):
             grad_value = getattr(made, f"value_{end}")
@@ -255,7 +258,8 @@ class _Call:
         self.sums(out, row_of, self.width, *rows, summand, chunks=chunks)
 
     def _feature_gradients(self, out: Tensor, gradients: Any, weights: _RowWeights) -> None:
-        """That of the edges' features, summed over heads: rows of receivers times scalars per edge and head."""
+        """That of the edges' features, summed over heads: rows of receivers times scalars per edge
+        and head."""
         pairs = [
             (weights.grad_z, _node_rows(self.operands.query_on_edge)),
             (weights.grad_tangent_z, _node_rows(self.tangents.query_on_edge)),
@@ -279,7 +283,8 @@ class _Call:
     def aggregate(
         self, out: Tensor | None, out_on_edge: Tensor | None, weight: Tensor, tangents_weight: Tensor | None = None
     ) -> None:
-        """``sum weight v``, and the same of the edges' features; plus ``sum tangents_weight tangent_v``."""
+        """``sum weight v``, and the same of the edges' features; plus ``sum tangents_weight
+        tangent_v``."""
         for made, width, rows, tangent in (
             (out, self.shapes.value_width, self.parts("value"), self.parts("value", self.tangents)),
             (out_on_edge, self.features, self.edge_features(), self.edge_features(self.tangents)),
@@ -290,7 +295,8 @@ class _Call:
 
 
 def _readable(operands: Any) -> Any:
-    """Rows contiguous; those of receivers may lie anywhere, and scalars per edge have strides of their own."""
+    """Rows contiguous; those of receivers may lie anywhere, and scalars per edge have strides of
+    their own."""
     on_edge = _with_contiguous_rows(operands.query_on_edge)
     scalars = {name: getattr(operands, name) for name in Scalars._fields}
     return contiguous(operands)._replace(query_on_edge=on_edge, **scalars)

@@ -1,5 +1,6 @@
-"""Attention of published networks for atoms, written as their papers state it and as calls of the op: same numbers, forces and
-derivatives of forces. On a periodic crystal whose atoms are neighbours of several images of one another, and of their own.
+"""Attention of published networks for atoms, written as their papers state it and as calls of the
+op: same numbers, forces and derivatives of forces. On a periodic crystal whose atoms are neighbours
+of several images of one another, and of their own.
 """
 
 import math
@@ -58,7 +59,8 @@ def compare(found, expected):
 
 
 def test_torchmd_net_equivariant_transformer():
-    """Thoelke, De Fabritiis (arXiv 2202.02541), eq. 4 to 8: no softmax, filters of the distance, vectors of rank one."""
+    """Thoelke, De Fabritiis (arXiv 2202.02541), eq. 4 to 8: no softmax, filters of the distance,
+    vectors of rank one."""
     q, k, v, v1, v2 = torch.randn(5, ATOMS, HEADS, WIDTH)
     vectors = torch.randn(ATOMS, HEADS, 3, WIDTH)
 
@@ -89,7 +91,8 @@ def test_torchmd_net_equivariant_transformer():
 
 
 def test_so3krates():
-    """Frank, Unke, Mueller, Chmiela (Nature Comm. 15, 6539), eq. 12 to 15: filtered dot products weigh features and harmonics."""
+    """Frank, Unke, Mueller, Chmiela (Nature Comm. 15, 6539), eq. 12 to 15: filtered dot products
+    weigh features and harmonics."""
     q, k, v = torch.randn(3, ATOMS, HEADS, WIDTH)
 
     def published(positions, senders, receivers, shifts):
@@ -116,7 +119,8 @@ def test_so3krates():
 
 
 def test_e2former_v2_and_equiformer_v3():
-    """Gated scores, a softmax with the cutoff inside its sum and after it, values that are irreps."""
+    """Gated scores, a softmax with the cutoff inside its sum and after it, values that are
+    irreps."""
     q, k = torch.randn(2, ATOMS, HEADS, WIDTH)
     values = torch.randn(ATOMS, HEADS, 4, WIDTH)
 

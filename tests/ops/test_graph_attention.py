@@ -319,7 +319,8 @@ def test_any_graph_and_width(seed, nodes, edges, heads, widths, dtype):
 @pytest.mark.parametrize("heads", [1, 3, 40])
 @pytest.mark.parametrize("score", ["dot", "additive"])
 def test_rows_of_whole_vectors(score, heads, place, device):
-    """Widths that kernels read as vectors, at addresses where they may and where they may not; rows of more edges than a warp has lanes."""
+    """Widths that kernels read as vectors, at addresses where they may and where they may not; rows
+    of more edges than a warp has lanes."""
     width, value, features, nodes, edges = 8, 4, 12, 3, 60
     senders, receivers = torch.randint(nodes, (2, edges))
     receivers[:40] = 1
