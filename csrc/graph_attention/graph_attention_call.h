@@ -1,7 +1,8 @@
-// The ops on tensors, for any launcher: Launch::forward, backward and double_backward (call, a tensor of the call's
-// device), Launch::new_result and sum_chunks, and Launch::reads_half. Rows of half precision that a launcher does
-// not read are converted before it, and its results after it; numbers per edge and head, and rows that meet the edges'
-// features, are never of half precision.
+// Attention's ops on tensors, for any launcher. A launcher has forward, backward and
+// double_backward, which take a call and a tensor of its device; new_result and sum_chunks; and
+// reads_half. Rows of half precision that it does not read are converted before it, and its results
+// after it. Scalars per edge and head, and rows that meet the edges' features, are never of half
+// precision.
 #pragma once
 
 #include <array>
@@ -22,6 +23,10 @@ class AttentionOnTensors {
  public:
   using At = AttentionOperand;
   using Operands = std::array<Optional, At::count>;
+  // Operands with three parts, which follow the first in the order of RowOf.
+  static constexpr int kWithParts[3] = {At::query_edge, At::key_edge, At::value_edge};
+  static_assert(At::query_sender - At::query_edge == int{row_of_sender} &&
+                At::query_receiver - At::query_edge == int{row_of_receiver});
 
   Operands operands;
   Optional seed;
@@ -43,7 +48,7 @@ class AttentionOnTensors {
   int64_t num_receivers() const { return graph.receiver_ptr.numel() - 1; }
   int64_t heads() const { return settings.heads; }
   int64_t features() const { return operands[At::edge].has_value() ? operands[At::edge]->size(1) : 0; }
-  // Of query (and key) or value, whose first part is given: 0 if there is no part.
+  // Of the parts that begin with `first`; 0 if there is none.
   int64_t width(int first) const {
     for (int n = first; n < first + 3; ++n)
       if (operands[n].has_value()) return operands[n]->size(2);
@@ -63,16 +68,16 @@ class AttentionOnTensors {
       if (is_stored(n) && operands[n].has_value()) return operands[n]->scalar_type();
     return any().scalar_type();
   }
-  // Of operand n, and of its gradient.
-  ScalarType type(int n) const { return is_stored(n) || !is_half(stored()) ? stored() : ScalarType::Float; }
-  ScalarType number_type() const { return type(At::bias); }
+  // Of scalars per edge and head, and of all that is computed.
+  ScalarType compute() const { return is_half(stored()) ? ScalarType::Float : stored(); }
   static void widen_all(Operands& tensors) {
     for (Optional& t : tensors) widen(t);
   }
   // Shape of an operand's gradient.
   std::vector<int64_t> shape(int n) const {
-    const int64_t rows[3] = {edges(), num_senders(), num_receivers()};
-    if (n < At::query_on_edge) return {rows[n % 3], heads(), width(n / 3 * 3)};
+    const int64_t rows[3] = {edges(), num_senders(), num_receivers()};  // by RowOf
+    for (int first : kWithParts)
+      if (n >= first && n < first + 3) return {rows[n - first], heads(), width(first)};
     if (n == At::query_on_edge) return {num_receivers(), heads(), features()};
     if (n == At::edge) return {edges(), features()};
     if (n == At::vector) return {heads(), query_width()};
@@ -117,20 +122,21 @@ class AttentionOnTensors {
     c.tangent_envelope = scalar<T>(tangents[At::envelope]), c.tangent_gate = scalar<T>(tangents[At::gate]);
   }
 
-  // As the kernels read them.
+  // Rows contiguous. Scalars per edge and head have strides of their own.
   static void make_contiguous(Operands& tensors) {
     for (int n = 0; n < At::bias; ++n)
       tensors[n] = n == At::query_on_edge ? with_contiguous_rows(tensors[n]) : contiguous(tensors[n]);
   }
-  // NodeRows may lie anywhere, but not their elements.
+  // NodeRows may lie anywhere, but their elements beside one another.
   static Optional with_contiguous_rows(const Optional& t) {
     return t.has_value() && t->stride(2) == 1 ? t : contiguous(t);
   }
 
+  // Of the parts that begin with `first`.
   template <class Stored>
   EdgeSum<Stored> sum(const Operands& from, int first) const {
     EdgeSum<Stored> s{};
-    for (int p = 0; p < 3; ++p) s.part[p] = maybe_rows<Stored>(from[first + p]);
+    for (int row_of = 0; row_of < 3; ++row_of) s.part[row_of] = maybe_rows<Stored>(from[first + row_of]);
     s.width = width(first);
     return s;
   }
@@ -146,7 +152,8 @@ class AttentionOnTensors {
   }
 };
 
-// Not a list: torch's batched gradients take ops apart that return so many tensors, but none that returns a list.
+// Not a list: torch's batched gradients take ops apart that return so many tensors, but none that
+// returns a list.
 template <size_t count>
 using Tensors = decltype(std::tuple_cat(std::declval<std::array<Tensor, count>>()));
 
@@ -183,6 +190,7 @@ template <class Launch>
 struct AttentionOps {
   using Operands = AttentionOperand;
   using Results = AttentionResult;
+  static constexpr size_t kSecondResults = size_t{Results::count} + size_t{Operands::count};
 
   // What is not wanted is empty.
   static Tensors<Results::count> forward(const GraphAttentionArguments& given) {
@@ -205,7 +213,7 @@ struct AttentionOps {
       call.out = new_rows<Stored>(results[Results::out]);
       call.lse = results[Results::lse].mutable_data_ptr<T>();
       if (given.wanted & want_out_on_edge) call.out_on_edge = results[Results::out_on_edge].mutable_data_ptr<T>();
-      if (given.wanted & want_weights) call.weights = results[Results::weights].mutable_data_ptr<T>();
+      if (given.wanted & want_weights) call.w = results[Results::weights].mutable_data_ptr<T>();
       if (given.wanted & want_logits) call.logits = results[Results::logits].mutable_data_ptr<T>();
       Launch::forward(call, like);
     });
@@ -226,9 +234,11 @@ struct AttentionOps {
       using Stored = decltype(of_rows);
       AttentionCall<T, Stored> call = args.template call<T, Stored>();
       gradients.set(call);
-      std::vector<Tensor> kept = set_gradients(args, like, given.wanted, found, call);
+      Kept kept;
+      set_gradients(args, like, given.wanted, found, call, kept);
+      if (call.grad_value[row_of_sender]) call.w = new_scalars<T>(args, like, kept.scalars);
       Launch::backward(call, like);
-      if (given.wanted >> Operands::vector & 1) found[Operands::vector] = Launch::sum_chunks(kept.back());
+      if (given.wanted >> Operands::vector & 1) found[Operands::vector] = Launch::sum_chunks(kept.vector_chunks);
     });
     for (int n = 0; n < Operands::count; ++n)
       if (AttentionOnTensors::is_stored(n)) found[n] = converted(found[n], stored);
@@ -236,7 +246,7 @@ struct AttentionOps {
   }
 
   // Gradients of the gradients (whose bits come after the operands'), then those of the operands.
-  static Tensors<Results::count + Operands::count> double_backward(const GraphAttentionDoubleBackwardArguments& given) {
+  static Tensors<kSecondResults> double_backward(const GraphAttentionDoubleBackwardArguments& given) {
     AttentionOnTensors args(given);
     const typename Launch::Guard guard(args.any().get_device_index());
     AttentionOnTensors::Operands tangents = given.tangents;
@@ -260,22 +270,26 @@ struct AttentionOps {
       call.grad_grad_out_on_edge = to(Results::out_on_edge);
       call.grad_grad_lse = to(Results::lse);
       call.grad_grad_weights = to(Results::weights), call.grad_grad_logits = to(Results::logits);
-      std::vector<Tensor> kept = set_gradients(args, like, given.wanted, found, call);
-      Tensor grad_tangent_z;
-      if (call.grad_z) {
-        grad_tangent_z = Launch::new_result(like, {args.edges(), args.heads()}, args.number_type());
-        call.grad_tangent_z = grad_tangent_z.mutable_data_ptr<T>();
-      }
+      Kept kept;
+      set_gradients(args, like, given.wanted, found, call, kept);
+      if (call.grad_z) call.grad_tangent_z = new_scalars<T>(args, like, kept.scalars);
+      if (call.grad_value[row_of_sender]) call.tangent_w = new_scalars<T>(args, like, kept.scalars);
       Launch::double_backward(call, like);
-      if (given.wanted >> Operands::vector & 1) found[Operands::vector] = Launch::sum_chunks(kept.back());
+      if (given.wanted >> Operands::vector & 1) found[Operands::vector] = Launch::sum_chunks(kept.vector_chunks);
     });
     results[Results::out] = converted(results[Results::out], stored);
     for (int n = 0; n < Operands::count; ++n)
       results.push_back(AttentionOnTensors::is_stored(n) ? converted(found[n], stored) : found[n]);
-    return as_tuple<Results::count + Operands::count>(results);
+    return as_tuple<kSecondResults>(results);
   }
 
  private:
+  // What one pass leaves for the next.
+  struct Kept {
+    std::vector<Tensor> scalars;
+    Tensor vector_chunks;  // of the gradient of the vector
+  };
+
   // Widens what the launcher does not read; the type that results are given in.
   static ScalarType readable(AttentionOnTensors& args, std::initializer_list<Optional*> more = {}) {
     const ScalarType stored = args.stored();
@@ -293,7 +307,7 @@ struct AttentionOps {
     if (is_wanted && n == Results::out_on_edge) sizes = {rows, heads, args.features()};
     if (is_wanted && n == Results::lse) sizes = {rows, heads};
     if (is_wanted && (n == Results::weights || n == Results::logits)) sizes = {edges, heads};
-    return Launch::new_result(like, sizes, n == Results::out ? args.stored() : args.number_type());
+    return Launch::new_result(like, sizes, n == Results::out ? args.stored() : args.compute());
   }
   template <class F>
   static void dispatch(const AttentionOnTensors& args, const char* op, F&& f) {
@@ -301,44 +315,44 @@ struct AttentionOps {
   }
 
   static std::vector<Tensor> new_gradients(const AttentionOnTensors& args, const Tensor& like, int64_t wanted) {
-    std::vector<Tensor> gradient;
-    for (int n = 0; n < Operands::count; ++n)
-      gradient.push_back(
-          Launch::new_result(like, wanted >> n & 1 ? args.shape(n) : std::vector<int64_t>{0}, args.type(n)));
-    return gradient;
+    std::vector<Tensor> gradients;
+    for (int n = 0; n < Operands::count; ++n) {
+      const ScalarType type = AttentionOnTensors::is_stored(n) ? args.stored() : args.compute();
+      gradients.push_back(Launch::new_result(like, wanted >> n & 1 ? args.shape(n) : std::vector<int64_t>{0}, type));
+    }
+    return gradients;
   }
 
-  // Where gradients go, and what the first pass leaves for the second: the tensors returned must live that long.
+  // Where gradients go, and what the first pass leaves for the second: `kept` must live that long.
   template <class T, class Stored>
-  static std::vector<Tensor> set_gradients(const AttentionOnTensors& args, const Tensor& like, int64_t wanted,
-                                           const std::vector<Tensor>& gradient, AttentionCall<T, Stored>& call) {
+  static void set_gradients(const AttentionOnTensors& args, const Tensor& like, int64_t wanted,
+                            const std::vector<Tensor>& gradients, AttentionCall<T, Stored>& call, Kept& kept) {
     auto to = [&](int n) {
-      return wanted >> n & 1 ? Maybe<T>(gradient[n].template mutable_data_ptr<T>()) : Maybe<T>();
+      return wanted >> n & 1 ? Maybe<T>(gradients[n].template mutable_data_ptr<T>()) : Maybe<T>();
     };
     auto to_rows = [&](int n) {
-      return wanted >> n & 1 ? Maybe<Stored>(new_rows<Stored>(gradient[n])) : Maybe<Stored>();
+      return wanted >> n & 1 ? Maybe<Stored>(new_rows<Stored>(gradients[n])) : Maybe<Stored>();
     };
-    for (int p = 0; p < 3; ++p) {
-      call.grad_query[p] = to_rows(Operands::query_edge + p);
-      call.grad_key[p] = to_rows(Operands::key_edge + p);
-      call.grad_value[p] = to_rows(Operands::value_edge + p);
+    for (int row_of = 0; row_of < 3; ++row_of) {
+      call.grad_query[row_of] = to_rows(Operands::query_edge + row_of);
+      call.grad_key[row_of] = to_rows(Operands::key_edge + row_of);
+      call.grad_value[row_of] = to_rows(Operands::value_edge + row_of);
     }
     call.grad_query_on_edge = to(Operands::query_on_edge);
     call.grad_edge = to_rows(Operands::edge);
     call.grad_bias = to(Operands::bias), call.grad_score_scale = to(Operands::score_scale);
     call.grad_envelope = to(Operands::envelope), call.grad_gate = to(Operands::gate);
-    std::vector<Tensor> kept;
-    auto numbers_per_edge = [&] {
-      kept.push_back(Launch::new_result(like, {args.edges(), args.heads()}, args.number_type()));
-      return kept.back().template mutable_data_ptr<T>();
-    };
-    if (call.grad_query[row_of_sender] || call.grad_key[row_of_sender]) call.grad_z = numbers_per_edge();
-    if (call.grad_value[row_of_sender]) call.kept_weight = numbers_per_edge();
+    if (call.grad_query[row_of_sender] || call.grad_key[row_of_sender])
+      call.grad_z = new_scalars<T>(args, like, kept.scalars);
     if (wanted >> Operands::vector & 1) {
-      kept.push_back(torch::stable::new_zeros(like, {kChunks, args.heads(), args.query_width()}, args.number_type()));
-      call.grad_vector = kept.back().template mutable_data_ptr<T>();
+      kept.vector_chunks = torch::stable::new_zeros(like, {kChunks, args.heads(), args.query_width()}, args.compute());
+      call.grad_vector = kept.vector_chunks.template mutable_data_ptr<T>();
     }
-    return kept;
+  }
+  template <class T>
+  static T* new_scalars(const AttentionOnTensors& args, const Tensor& like, std::vector<Tensor>& kept) {
+    kept.push_back(Launch::new_result(like, {args.edges(), args.heads()}, args.compute()));
+    return kept.back().template mutable_data_ptr<T>();
   }
 };
 

@@ -1,4 +1,5 @@
-// The derivative of the backward pass, in two passes like it. Compiled once per instruction set.
+// Attention's double backward pass: the derivative of the backward pass, in two passes like it.
+// Compiled once per instruction set. Symbols are those of kernels/graph_attention.cuh.
 #include "graph_attention/graph_attention_isa.h"
 #include "graph_attention/graph_attention_node.h"
 
@@ -7,76 +8,85 @@ namespace hamfast::HAMFAST_ISA {
 template <class T>
 class SecondPasses : public Node<T> {
  public:
-  using Node<T>::Node;
   HAMFAST_NODE_MEMBERS
+
+  SecondPasses(const AttentionCall<T>& call, T* scratch) : Node<T>(call, scratch) {
+    tangent_query_buffer_ = take_batch(), tangent_key_buffer_ = take_batch();
+    tangent_query_on_edge_copy_ = take(call.heads * call.features);
+    for (PerHead<T>* sum : {&mean_u_, &tangent_lse_, &mean_tangent_u_, &sum_t_u_}) *sum = take_per_head();
+  }
 
   void receiver(int64_t node, int64_t chunk) {
     begin_receiver(node);
     collect(node);
-    tangent_query_on_edge_ = collected(call_.tangent_query_on_edge, node, on_edge_[2]);
+    tangent_query_on_edge_ = collected(call_.tangent_query_on_edge, node, tangent_query_on_edge_copy_);
     const int64_t heads = call_.heads, width = call_.query.width, features = call_.features;
-    T *z = scalars(0), *p = scalars(1), *a = scalars(2), *slope = scalars(3), *tangent_z = scalars(4), *b = scalars(5);
-    scores(p, z, slope);
-    T* const of_weight[2] = {call_.softmax() ? p : scalars(13), call_.softmax() ? p : scalars(14)};
-    plain_weights(node, p, of_weight[0], of_weight[1]);
-    incoming(node, a);
-    along(node, tangent_z, b);
-    second_scores(node, z, p, of_weight, a, slope, tangent_z, b);
-    // Now: gradients of z and z', w' and w.
-    const T *dz = z, *tangent_dz = tangent_z, *tangent_w = a, *w = p;
-    if (call_.grad_z) write(dz, call_.grad_z);
-    if (call_.grad_tangent_z) write(tangent_dz, call_.grad_tangent_z);
-    if (call_.kept_weight) write(tangent_w, call_.kept_weight);
+    Scores x;
+    for (T** made : {&x.z, &x.s, &x.grad_w, &x.ds_dz, &x.tangent_z, &x.tangent_grad_w}) *made = take_scalars();
+    scores(x.s, x.z, x.ds_dz);
+    x.plain_slope = call_.softmax() ? x.s : take_scalars();
+    x.plain_curvature = call_.softmax() ? x.s : take_scalars();
+    make_plain(node, x.s, x.plain_slope, x.plain_curvature);
+    make_grad_w(node, x.grad_w);
+    T* const second_term = take_scalars();
+    make_tangents(node, x.tangent_z, x.tangent_grad_w, second_term);
+    second_gradients(node, x, second_term);
+    const T *grad_z = x.z, *grad_tangent_z = x.tangent_z, *tangent_w = x.grad_w, *w = x.s;  // took their places
+    if (call_.grad_z) write(grad_z, call_.grad_z);
+    if (call_.grad_tangent_z) write(grad_tangent_z, call_.grad_tangent_z);
+    if (call_.tangent_w) write(tangent_w, call_.tangent_w);
     if (call_.grad_grad_weights) write(tangent_w, call_.grad_grad_weights);
 
     const Maybe<T> grad_query = zeroed(call_.grad_query[row_of_receiver], node, size_);
     const Maybe<T> grad_key = zeroed(call_.grad_key[row_of_receiver], node, size_);
-    const Maybe<T> d_on_edge = zeroed(call_.grad_query_on_edge, node, heads * features);
-    const Maybe<T> to_out = zeroed(call_.grad_grad_out, node, value_size_);
-    const Maybe<T> to_on_edge = zeroed(call_.grad_grad_out_on_edge, node, heads * features);
+    const Maybe<T> grad_query_on_edge = zeroed(call_.grad_query_on_edge, node, heads * features);
+    const Maybe<T> grad_grad_out = zeroed(call_.grad_grad_out, node, value_size_);
+    const Maybe<T> grad_grad_out_on_edge = zeroed(call_.grad_grad_out_on_edge, node, heads * features);
     if (const Maybe<T> grad_value = call_.grad_value[row_of_receiver].row(node, value_size_))
-      value_of_receiver(node, tangent_w, grad_value.data);
+      grad_value_of_receiver(node, tangent_w, grad_value.data);
     const Maybe<T> grad_vector = call_.grad_vector.row(chunk, size_);
     const bool of_scores =
         grad_query || grad_key || grad_vector || call_.grad_query[row_of_edge] || call_.grad_key[row_of_edge];
     for (int64_t at = 0; at < degree_; at += kBatch) {
-      const int n = load_batch(at, dz);
-      for (int i = 0; i < n; ++i) second_[i] = tangent_dz + (at + i) * heads;
-      edge_rows();
+      const int n = load_batch(at);
+      node_scalars(grad_z, at, grad_z_);
+      node_scalars(grad_tangent_z, at, grad_tangent_z_);
+      load_features();
       if (of_scores) {
-        score_rows(grad_vector.given());
-        for (bool along_direction : {false, true}) {
-          if (along_direction && !direction_rows()) break;
-          const T* const* weight = along_direction ? second_ : weight_;
-          if (grad_query) accumulate(n, heads, weight, for_query_, width, width, grad_query.data);
-          if (grad_key) accumulate(n, heads, weight, for_key_, width, width, grad_key.data);
-          if (grad_vector) accumulate(n, heads, weight, for_vector_, width, width, grad_vector.data);
+        for (bool of_tangents : {false, true}) {
+          if (of_tangents && !scores_have_tangents()) break;
+          const GradientRows<T> rows = of_tangents ? tangent_gradient_rows() : gradient_rows(grad_vector.given());
+          const T* const* factor = of_tangents ? grad_tangent_z_ : grad_z_;
+          if (grad_query) accumulate(n, heads, factor, rows.query, width, width, grad_query.data);
+          if (grad_key) accumulate(n, heads, factor, rows.key, width, width, grad_key.data);
+          if (grad_vector) accumulate(n, heads, factor, rows.vector, width, width, grad_vector.data);
           for (int i = 0; i < n; ++i) {
-            edge_row(call_.grad_query[row_of_edge], i, weight[i], for_query_[i], along_direction);
-            edge_row(call_.grad_key[row_of_edge], i, weight[i], for_key_[i], along_direction);
+            make_edge_row(call_.grad_query[row_of_edge], i, factor[i], rows.query[i], of_tangents);
+            make_edge_row(call_.grad_key[row_of_edge], i, factor[i], rows.key[i], of_tangents);
           }
         }
       }
-      if (d_on_edge) accumulate(n, heads, weight_, edge_, features, int64_t(0), d_on_edge.data);
-      if (d_on_edge && call_.tangent_edge)
-        accumulate(n, heads, second_, tangent_edge_, features, int64_t(0), d_on_edge.data);
-      if (call_.grad_edge) edge_gradients(at, tangent_w, second_, tangent_query_on_edge_);
-      for (int i = 0; i < n; ++i) {
-        weight_[i] = tangent_w + (at + i) * heads, second_[i] = w + (at + i) * heads;
+      if (grad_query_on_edge) accumulate(n, heads, grad_z_, edge_, features, int64_t(0), grad_query_on_edge.data);
+      if (grad_query_on_edge && call_.tangent_edge)
+        accumulate(n, heads, grad_tangent_z_, tangent_edge_, features, int64_t(0), grad_query_on_edge.data);
+      if (call_.grad_edge) make_grad_edge(at, tangent_w, grad_tangent_z_, tangent_query_on_edge_);
+      node_scalars(tangent_w, at, tangent_w_);
+      node_scalars(w, at, w_);
+      for (int i = 0; i < n; ++i)
         if (const Maybe<T> to = call_.grad_value[row_of_edge].row(batch_.edge[i], value_size_))
-          value_of_edge(node, weight_[i], to.data);
-      }
-      if (to_out) {
-        resolve(call_.value, value_size_, batch_, buffer_[0], value_);
-        accumulate(n, heads, weight_, value_, call_.value.width, call_.value.width, to_out.data);
+          grad_value_of_edge(node, tangent_w_[i], to.data);
+      if (grad_grad_out) {
+        resolve(call_.value, value_size_, batch_, value_buffer(), value_);
+        accumulate(n, heads, tangent_w_, value_, call_.value.width, call_.value.width, grad_grad_out.data);
         if (call_.tangent_value.any()) {
-          resolve(call_.tangent_value, value_size_, batch_, buffer_[0], value_);
-          accumulate(n, heads, second_, value_, call_.value.width, call_.value.width, to_out.data);
+          resolve(call_.tangent_value, value_size_, batch_, value_buffer(), tangent_value_);
+          accumulate(n, heads, w_, tangent_value_, call_.value.width, call_.value.width, grad_grad_out.data);
         }
       }
-      if (to_on_edge) accumulate(n, heads, weight_, edge_, features, int64_t(0), to_on_edge.data);
-      if (to_on_edge && call_.tangent_edge)
-        accumulate(n, heads, second_, tangent_edge_, features, int64_t(0), to_on_edge.data);
+      if (grad_grad_out_on_edge)
+        accumulate(n, heads, tangent_w_, edge_, features, int64_t(0), grad_grad_out_on_edge.data);
+      if (grad_grad_out_on_edge && call_.tangent_edge)
+        accumulate(n, heads, w_, tangent_edge_, features, int64_t(0), grad_grad_out_on_edge.data);
     }
   }
 
@@ -87,182 +97,207 @@ class SecondPasses : public Node<T> {
     const Maybe<T> grad_key = zeroed(call_.grad_key[row_of_sender], node, size_);
     const Maybe<T> grad_value = zeroed(call_.grad_value[row_of_sender], node, value_size_);
     for (int64_t at = 0; at < degree_; at += kBatch) {
-      const int n = load_batch(at, {});
-      ask_for(at, call_.grad_z, call_.grad_tangent_z, call_.kept_weight);
+      const int n = load_batch(at);
+      ask_for(at, call_.grad_z, call_.grad_tangent_z, call_.tangent_w);
       if (grad_query || grad_key) {
-        score_rows(false);
-        for (bool along_direction : {false, true}) {
-          if (along_direction && !direction_rows()) break;
-          const T* numbers = (along_direction ? call_.grad_tangent_z : call_.grad_z).data;
-          for (int i = 0; i < n; ++i) weight_[i] = numbers + batch_.edge[i] * heads;
-          if (grad_query) accumulate(n, heads, weight_, for_query_, width, width, grad_query.data);
-          if (grad_key) accumulate(n, heads, weight_, for_key_, width, width, grad_key.data);
+        for (bool of_tangents : {false, true}) {
+          if (of_tangents && !scores_have_tangents()) break;
+          const GradientRows<T> rows = of_tangents ? tangent_gradient_rows() : gradient_rows(false);
+          const T** factor = of_tangents ? grad_tangent_z_ : grad_z_;
+          edge_scalars((of_tangents ? call_.grad_tangent_z : call_.grad_z).data, factor);
+          if (grad_query) accumulate(n, heads, factor, rows.query, width, width, grad_query.data);
+          if (grad_key) accumulate(n, heads, factor, rows.key, width, width, grad_key.data);
         }
       }
-      if (grad_value && call_.grad_out) values_of_sender(grad_value.data);
+      if (grad_value && call_.grad_out) add_grad_value_of_sender(call_.tangent_w, grad_value.data);
     }
   }
 
  private:
+  // Scalars [degree, heads] of the receiver. s becomes plain. For the softmax plain_slope and
+  // plain_curvature are plain itself.
+  struct Scores {
+    T *z, *s, *grad_w, *ds_dz, *tangent_z, *tangent_grad_w, *plain_slope, *plain_curvature;
+  };
+
   static Maybe<T> zeroed(const Maybe<T>& rows, int64_t index, int64_t size) {
     const Maybe<T> found = rows.row(index, size);
     if (found) set_zero(found.data, size);
     return found;
   }
 
-  void edge_rows() {
-    Node<T>::edge_rows();
+  void load_features() {
+    Node<T>::load_features();
     if (call_.tangent_edge)
       for (int i = 0; i < batch_.count; ++i) tangent_edge_[i] = call_.tangent_edge + batch_.edge[i] * call_.features;
   }
 
-  // After score_rows: what dz' is multiplied with. False if there are no directions; zero where one of them is not
-  // given.
-  bool direction_rows() {
-    if (!call_.tangent_query.any() && !call_.tangent_key.any() && !call_.tangent_vector) return false;
-    resolve(call_.tangent_query, size_, batch_, buffer_[4], for_key_);
-    resolve(call_.tangent_key, size_, batch_, buffer_[5], for_query_);
-    if (!call_.additive()) return true;
-    activate_along(call_, batch_.count, query_, key_, for_key_, for_query_, buffer_[5], buffer_[4]);
-    for (int i = 0; i < batch_.count; ++i) {
-      for_query_[i] = for_key_[i] = buffer_[4] + i * size_;
-      for_vector_[i] = buffer_[5] + i * size_;
-    }
-    return true;
+  bool scores_have_tangents() const {
+    return call_.tangent_query.any() || call_.tangent_key.any() || call_.tangent_vector.given();
   }
 
-  void edge_row(const Maybe<T>& rows, int i, const T* weight, const T* from, bool add) {
+  // What grad_tangent_z is multiplied with, if scores have tangents; after gradient_rows(). Zero where
+  // one of them is not given.
+  GradientRows<T> tangent_gradient_rows() {
+    resolve(call_.tangent_query, size_, batch_, tangent_query_buffer_, tangent_query_);
+    resolve(call_.tangent_key, size_, batch_, tangent_key_buffer_, tangent_key_);
+    if (!call_.additive()) return {tangent_key_, tangent_query_, nullptr};
+    // Take the places of the rows they are made of, column by column.
+    T *const vector_slope_buffer = tangent_query_buffer_, *const activation_buffer = tangent_key_buffer_;
+    activate_tangents(call_, batch_.count, query_, key_, tangent_query_, tangent_key_, activation_buffer,
+                      vector_slope_buffer);
+    rows_in(vector_slope_buffer, tangent_vector_slope_);
+    rows_in(activation_buffer, tangent_activation_);
+    return {tangent_vector_slope_, tangent_vector_slope_, tangent_activation_};
+  }
+
+  // A row of an edge's part: factor times `from`, or that is added to it.
+  void make_edge_row(const Maybe<T>& rows, int i, const T* factor, const T* from, bool add) {
     const Maybe<T> to = rows.row(batch_.edge[i], size_);
     if (!to) return;
-    if (!add) return scale_heads(call_.heads, weight, from, call_.query.width, to.data);
-    accumulate(1, call_.heads, &weight, &from, call_.query.width, call_.query.width, to.data);
+    if (!add) return scale_heads(call_.heads, factor, from, call_.query.width, to.data);
+    accumulate(1, call_.heads, &factor, &from, call_.query.width, call_.query.width, to.data);
   }
 
-  // z' = <q', k> + <q'e, edge> + <q, k'> + <qe, edge'>, or <vector', act> + <vector, act' (q' + k')> + ... for the
-  // first and third term; b = <g, v'> + <g_on_edge, edge'>
-  void along(int64_t node, T* tangent_z, T* b) {
+  // tangent_z and tangent_grad_w. second_term: working memory.
+  void make_tangents(int64_t node, T* tangent_z, T* tangent_grad_w, T* second_term) {
     const int64_t heads = call_.heads, width = call_.query.width, features = call_.features;
-    T* more = scalars(6);
-    const Maybe<const T> g = call_.grad_out.row(node, value_size_);
+    const Maybe<const T> grad_out = call_.grad_out.row(node, value_size_);
     const bool of_query = call_.tangent_query.any(), of_key = call_.tangent_key.any(),
-               of_value = g && call_.tangent_value.any();
-    const bool has_first = call_.additive() ? call_.tangent_vector.given() : of_query;
-    const bool has_second = call_.additive() ? of_query || of_key : of_key;
+               of_value = grad_out && call_.tangent_value.any();
+    // <tangent_query, key> and <query, tangent_key>; or, of additive scores, <tangent_vector, activation>
+    // and <vector, tangent_activation>.
+    const bool additive = call_.additive();
+    const bool has_first = additive ? call_.tangent_vector.given() : of_query;
+    const bool has_second = additive ? of_query || of_key : of_key;
     for (int64_t at = 0; at < degree_; at += kBatch) {
-      const int n = load_batch(at, {});
-      edge_rows();
+      const int n = load_batch(at);
+      load_features();
       if (has_first || has_second) {
-        score_rows(has_first);
-        direction_rows();
-        for (int i = 0; call_.additive() && i < n; ++i) {
-          for_key_[i] = call_.tangent_vector.data, key_[i] = buffer_[3] + i * size_;
-          query_[i] = call_.vector, for_query_[i] = for_vector_[i];
+        gradient_rows(has_first);
+        tangent_gradient_rows();
+        if (additive) {
+          repeat_row(call_.vector, vector_);
+          repeat_row(call_.tangent_vector.data, tangent_vector_);
         }
       }
-      head_dots(n, heads, for_key_, key_, has_first ? width : 0, tangent_query_on_edge_, edge_, features, partial_,
-                tangent_z + at * heads);
-      head_dots(n, heads, query_, for_query_, has_second ? width : 0,
-                call_.tangent_edge ? query_on_edge_ : Maybe<const T>(), tangent_edge_, features, partial_,
-                more + at * heads, call_.tangent_edge && query_on_edge_ ? later_rows(at, call_.tangent_edge) : nullptr);
-      if (of_value) resolve(call_.tangent_value, value_size_, batch_, buffer_[0], value_);
-      for (int i = 0; i < n; ++i) query_[i] = g.data;
-      head_dots(n, heads, query_, value_, of_value ? call_.value.width : 0,
+      head_dots(n, heads, additive ? tangent_vector_ : tangent_query_, additive ? activation_ : key_,
+                has_first ? width : 0, tangent_query_on_edge_, edge_, features, partial_, tangent_z + at * heads);
+      head_dots(n, heads, additive ? vector_ : query_, additive ? tangent_activation_ : tangent_key_,
+                has_second ? width : 0, call_.tangent_edge ? query_on_edge_ : Maybe<const T>(), tangent_edge_, features,
+                partial_, second_term + at * heads,
+                call_.tangent_edge && query_on_edge_ ? later_features(at, call_.tangent_edge) : nullptr);
+      if (of_value) resolve(call_.tangent_value, value_size_, batch_, value_buffer(), tangent_value_);
+      repeat_row(grad_out.data, grad_out_);
+      head_dots(n, heads, grad_out_, tangent_value_, of_value ? call_.value.width : 0,
                 call_.tangent_edge ? grad_out_on_edge_ : Maybe<const T>(), tangent_edge_, features, partial_,
-                b + at * heads);
+                tangent_grad_w + at * heads);
     }
-    for (int64_t i = 0; i < degree_ * heads; ++i) tangent_z[i] += more[i];
+    for (int64_t i = 0; i < degree_ * heads; ++i) tangent_z[i] += second_term[i];
   }
 
-  // z, P (and P1, P2), a, ds/dz, z', b -> dD/dz, w, w', -, dD/dz', -; and the gradients of the numbers per edge and
-  // head.
-  void second_scores(int64_t node, T* z, T* p, T* const (&of_weight)[2], T* a, T* slope, T* tangent_z, T* b) {
-    const T *p1 = of_weight[0], *p2 = of_weight[1];
-    T *f = scalars(6), *tangent_f = scalars(7), *gate = scalars(8), *tangent_gate = scalars(9), *drops = scalars(10);
-    T* tangent_scale = scalars(11);
-    T* tangent_s = scalars(12);
-    dense(call_.envelope, T(1), f);
-    dense(call_.tangent_envelope, T(0), tangent_f);
+  // The gradients of the scalars; and grad_z in the place of z, grad_tangent_z in that of tangent_z,
+  // tangent_w in that of grad_w, and w in that of s. free: scalars that are no longer needed.
+  void second_gradients(int64_t node, const Scores& x, T* free) {
+    T *const z = x.z, *const plain = x.s, *const grad_w = x.grad_w, *const ds_dz = x.ds_dz;
+    T *const tangent_z = x.tangent_z, *const tangent_grad_w = x.tangent_grad_w;
+    T *const plain_slope = x.plain_slope, *const plain_curvature = x.plain_curvature;
+    T *const grad_z = z, *const grad_tangent_z = tangent_z, *const tangent_w = grad_w, *const w = plain;
+    T *envelope = free, *tangent_envelope = take_scalars(), *gate = take_scalars(), *tangent_gate = take_scalars();
+    T *drop = take_scalars(), *tangent_score_scale = take_scalars(), *tangent_s = take_scalars();
+    T* const grad_logits = take_scalars();
+    dense(call_.envelope, T(1), envelope);
+    dense(call_.tangent_envelope, T(0), tangent_envelope);
     dense(call_.gate, T(1), gate);
     dense(call_.tangent_gate, T(0), tangent_gate);
-    dense({}, T(1), drops);
-    drop(drops);
-    dense(call_.tangent_score_scale, T(0), tangent_scale);
-    dense(call_.tangent_bias, T(0), tangent_s);
-    T* of_logits = scalars(15);
-    dense({call_.grad_logits, call_.heads, 1}, T(0), of_logits);
-    for (T* padded : {z, p, of_weight[0], of_weight[1], a, slope, tangent_z, b, f, tangent_f, gate, tangent_gate, drops,
-                      tangent_scale, tangent_s, of_logits})
+    dense({}, T(1), drop);
+    multiply_by_drop(drop);
+    dense(call_.tangent_score_scale, T(0), tangent_score_scale);
+    T* const tangent_bias = tangent_s;  // tangent_s is added to it
+    dense(call_.tangent_bias, T(0), tangent_bias);
+    dense({call_.grad_logits, call_.heads, 1}, T(0), grad_logits);
+    for (T* padded : {z, plain, plain_slope, plain_curvature, grad_w, ds_dz, tangent_z, tangent_grad_w, envelope,
+                      tangent_envelope, gate, tangent_gate, drop, tangent_score_scale, tangent_s, grad_logits})
       pattern_.pad(degree_, T(0), padded);
-    enum { mean_u, mean_s, mean_r, mean_su };
-    for (T* sum : repeated_) pattern_.fill(T(0), sum);
+    // The change of `envelope value` at a fixed sum, where slope is the derivative of value in s.
+    auto change = [&](const T* value, const T* slope, int64_t i) {
+      return load(envelope + i) * load(slope + i) * load(tangent_s + i) + load(value + i) * load(tangent_envelope + i);
+    };
+    auto tangent_u_at = [&](int64_t i, Vector<T> drop_i) {
+      return drop_i * (load(tangent_gate + i) * load(grad_w + i) + load(gate + i) * load(tangent_grad_w + i));
+    };
+    PerHead<T>* const sums[] = {&mean_u_, &tangent_lse_, &mean_tangent_u_, &sum_t_u_};
+    for (const PerHead<T>* sum : sums) pattern_.fill(T(0), sum->repeated);
     const T scale = call_.scale;
     pattern_.each(degree_, [&](int64_t i, int64_t at) {
-      const Vector<T> zero{}, ds_dz = load(slope + i), dropped = load(drops + i);
-      const auto is_clipped = ds_dz == kClipped;
-      const Vector<T> s =
-          load(tangent_s + i) + ds_dz * load(tangent_z + i) + scale * load(z + i) * load(tangent_scale + i);
-      store(tangent_s + i, select<T>(is_clipped, zero, s));
-      const Vector<T> weight = load(f + i) * load(p + i), change = change_at(p, p1, f, tangent_f, tangent_s, i);
-      const Vector<T> u = load(gate + i) * dropped * load(a + i);
-      const Vector<T> r = dropped * (load(tangent_gate + i) * load(a + i) + load(gate + i) * load(b + i));
-      auto add = [&](int n, Vector<T> x) { store(repeated_[n] + at, load(repeated_[n] + at) + x); };
-      add(mean_u, weight * u);
-      add(mean_s, change);
-      add(mean_r, weight * r);
-      add(mean_su, change * u);
+      const Vector<T> zero{}, ds_dz_i = load(ds_dz + i), drop_i = load(drop + i);
+      const auto is_clipped = ds_dz_i == kClipped;
+      const Vector<T> tangent_s_i =
+          load(tangent_bias + i) + ds_dz_i * load(tangent_z + i) + scale * load(z + i) * load(tangent_score_scale + i);
+      store(tangent_s + i, select<T>(is_clipped, zero, tangent_s_i));
+      const Vector<T> p = load(envelope + i) * load(plain + i), t = change(plain, plain_slope, i);
+      const Vector<T> u = load(gate + i) * drop_i * load(grad_w + i), tangent_u = tangent_u_at(i, drop_i);
+      auto add = [&](Vector<T> term, const PerHead<T>& sum) {
+        store(sum.repeated + at, load(sum.repeated + at) + term);
+      };
+      add(p * u, mean_u_);
+      add(t, tangent_lse_);
+      add(p * tangent_u, mean_tangent_u_);
+      add(t * u, sum_t_u_);
     });
-    for (int n = 0; n < 4; ++n) {
-      pattern_.fold(repeated_[n], head_[n], [](T x, T y) { return x + y; });
-      if (!call_.softmax()) set_zero(head_[n], call_.heads);
+    for (const PerHead<T>* sum : sums) {
+      pattern_.fold(sum->repeated, sum->head, [](T a, T b) { return a + b; });
+      if (!call_.softmax()) set_zero(sum->head, call_.heads);
     }
+    const PerHead<T> centre = mean_u_, sum_tangent_p_u = sum_t_u_;  // take their places
     const int64_t first = node * call_.heads;
     for (int64_t h = 0; h < call_.heads; ++h) {
-      head_[mean_su][h] -= head_[mean_u][h] * head_[mean_s][h];  // K
-      if (call_.softmax() && call_.grad_lse) head_[mean_u][h] -= call_.grad_lse[first + h];
-      if (call_.grad_grad_lse) call_.grad_grad_lse[first + h] = head_[mean_s][h];
+      sum_tangent_p_u.head[h] = sum_t_u_.head[h] - mean_u_.head[h] * tangent_lse_.head[h];
+      if (call_.softmax() && call_.grad_lse) centre.head[h] = mean_u_.head[h] - call_.grad_lse[first + h];
+      if (call_.grad_grad_lse) call_.grad_grad_lse[first + h] = tangent_lse_.head[h];
     }
-    for (int n = 0; n < 4; ++n) pattern_.repeat(head_[n], repeated_[n]);
+    for (const PerHead<T>* sum : sums) pattern_.repeat(sum->head, sum->repeated);
     if (call_.grad_grad_logits) write(tangent_s, call_.grad_grad_logits);
+    // The gradients of the scalars take the places of what is no longer read.
+    T *const grad_bias = tangent_s, *const grad_score_scale = tangent_score_scale;
+    T *const grad_envelope = tangent_envelope, *const grad_gate = tangent_gate;
     pattern_.each(degree_, [&](int64_t i, int64_t at) {
-      const Vector<T> zero{}, ds_dz = load(slope + i), dropped = load(drops + i);
-      const auto is_clipped = ds_dz == kClipped;
-      const Vector<T> value = load(p + i), weight = load(f + i) * value, gated = load(gate + i) * dropped;
-      const Vector<T> mean = load(repeated_[mean_s] + at), moved_mean = weight * mean;
-      const Vector<T> moved = change_at(p, p1, f, tangent_f, tangent_s, i) - moved_mean;
-      const Vector<T> centred = gated * load(a + i) - load(repeated_[mean_u] + at);
-      const Vector<T> r = dropped * (load(tangent_gate + i) * load(a + i) + load(gate + i) * load(b + i));
-      const Vector<T> rest = r - load(repeated_[mean_r] + at) - load(repeated_[mean_su] + at);
-      const Vector<T> first_slope = load(f + i) * load(p1 + i);
-      const Vector<T> change_of_slope = change_at(p1, p2, f, tangent_f, tangent_s, i) - moved_mean;
-      const Vector<T> ds = select<T>(is_clipped, zero, change_of_slope * centred + first_slope * rest);
-      const Vector<T> tangent_ds = select<T>(is_clipped, zero, first_slope * centred + load(of_logits + i));
-      const Vector<T> to_envelope = (load(p1 + i) * load(tangent_s + i) - value * mean) * centred + value * rest;
-      const Vector<T> z_here = load(z + i), a_here = load(a + i), along_z = load(tangent_z + i);
-      const Vector<T> finite = select<T>(is_clipped, zero, ds_dz);
-      store(z + i, finite * ds + scale * load(tangent_scale + i) * tangent_ds);
-      store(tangent_z + i, finite * tangent_ds);
-      store(a + i, moved * gated + weight * load(tangent_gate + i) * dropped);
-      store(p + i, weight * gated);
-      // Gradients of the numbers per edge and head take the place of what is read no more.
-      store(tangent_gate + i, dropped * (moved * a_here + weight * load(b + i)));
-      store(tangent_scale + i, scale * (z_here * ds + along_z * tangent_ds));
-      store(tangent_f + i, to_envelope);
-      store(tangent_s + i, ds);
+      const Vector<T> zero{}, ds_dz_i = load(ds_dz + i), drop_i = load(drop + i);
+      const auto is_clipped = ds_dz_i == kClipped;
+      const Vector<T> plain_i = load(plain + i), p = load(envelope + i) * plain_i, gate_drop = load(gate + i) * drop_i;
+      const Vector<T> tangent_lse = load(tangent_lse_.repeated + at), p_tangent_lse = p * tangent_lse;
+      const Vector<T> tangent_p = change(plain, plain_slope, i) - p_tangent_lse;
+      const Vector<T> centred = gate_drop * load(grad_w + i) - load(centre.repeated + at);
+      const Vector<T> tangent_centred =
+          tangent_u_at(i, drop_i) - load(mean_tangent_u_.repeated + at) - load(sum_tangent_p_u.repeated + at);
+      const Vector<T> p_slope = load(envelope + i) * load(plain_slope + i);
+      const Vector<T> tangent_p_slope = change(plain_slope, plain_curvature, i) - p_tangent_lse;
+      const Vector<T> grad_s = select<T>(is_clipped, zero, tangent_p_slope * centred + p_slope * tangent_centred);
+      const Vector<T> grad_tangent_s = select<T>(is_clipped, zero, p_slope * centred + load(grad_logits + i));
+      const Vector<T> tangent_plain = load(plain_slope + i) * load(tangent_s + i) - plain_i * tangent_lse;
+      const Vector<T> z_i = load(z + i), grad_w_i = load(grad_w + i), tangent_z_i = load(tangent_z + i);
+      const Vector<T> unclipped_ds_dz = select<T>(is_clipped, zero, ds_dz_i);
+      store(grad_z + i, unclipped_ds_dz * grad_s + scale * load(tangent_score_scale + i) * grad_tangent_s);
+      store(grad_tangent_z + i, unclipped_ds_dz * grad_tangent_s);
+      store(tangent_w + i, tangent_p * gate_drop + p * load(tangent_gate + i) * drop_i);
+      store(w + i, p * gate_drop);
+      store(grad_gate + i, drop_i * (tangent_p * grad_w_i + p * load(tangent_grad_w + i)));
+      store(grad_score_scale + i, scale * (z_i * grad_s + tangent_z_i * grad_tangent_s));
+      store(grad_envelope + i, tangent_plain * centred + plain_i * tangent_centred);
+      store(grad_bias + i, grad_s);
     });
-    if (call_.grad_bias) write(tangent_s, call_.grad_bias);
-    if (call_.grad_score_scale) write(tangent_scale, call_.grad_score_scale);
-    if (call_.grad_envelope) write(tangent_f, call_.grad_envelope);
-    if (call_.grad_gate) write(tangent_gate, call_.grad_gate);
+    if (call_.grad_bias) write(grad_bias, call_.grad_bias);
+    if (call_.grad_score_scale) write(grad_score_scale, call_.grad_score_scale);
+    if (call_.grad_envelope) write(grad_envelope, call_.grad_envelope);
+    if (call_.grad_gate) write(grad_gate, call_.grad_gate);
   }
 
-  // The change of f x, whose derivative in s is f slope.
-  static Vector<T> change_at(const T* x, const T* slope, const T* f, const T* tangent_f, const T* tangent_s,
-                             int64_t i) {
-    return load(f + i) * load(slope + i) * load(tangent_s + i) + load(x + i) * load(tangent_f + i);
-  }
-
+  T *tangent_query_buffer_, *tangent_key_buffer_, *tangent_query_on_edge_copy_;
+  PerHead<T> mean_u_, tangent_lse_, mean_tangent_u_, sum_t_u_;
   Maybe<const T> tangent_query_on_edge_;
-  const T *tangent_edge_[kBatch], *second_[kBatch];
+  const T *tangent_query_[kBatch], *tangent_key_[kBatch], *tangent_value_[kBatch], *tangent_edge_[kBatch];
+  const T *tangent_activation_[kBatch], *tangent_vector_slope_[kBatch], *tangent_vector_[kBatch];
+  const T *grad_tangent_z_[kBatch], *w_[kBatch], *tangent_w_[kBatch];
 };
 
 #define HAMFAST_DEFINE_FOR(T)                                                                                    \

@@ -1,5 +1,5 @@
-// Loops over the rows of edges that attention is made of. For graph_attention_isa.cpp: compiled once per instruction
-// set.
+// Loops over the rows of edges that attention is made of. For *_isa.cpp: compiled once per instruction
+// set. Symbols are those of kernels/graph_attention.cuh.
 #pragma once
 
 #include "common/simd.h"
@@ -29,11 +29,11 @@ inline void set_zero(T* to, int64_t n) {
   for (int64_t c = 0; c < n; ++c) to[c] = T(0);
 }
 
-// The row [heads, width] of q, k or v for every edge of a batch: where it lies if it is one part, else a sum, in
-// `buffer`.
+// The row [heads, width] of query, key or value for every edge of a batch: where it lies if it is one
+// part, else a sum, in `buffer`.
 template <class T>
 inline void resolve(const EdgeSum<T>& sum, int64_t size, const Batch& batch, T* buffer, const T** rows) {
-  const int64_t* index[3] = {batch.edge, batch.sender, batch.receiver};
+  const int64_t* index[3] = {batch.edge, batch.sender, batch.receiver};  // by RowOf
   int parts = 0, last = 0;
   for (int p = 0; p < 3; ++p)
     if (sum.part[p]) ++parts, last = p;
@@ -62,9 +62,10 @@ inline Vector<T> add_dot(const T* a, const T* b, int64_t n, Vector<T> sum) {
   return sum;
 }
 
-// sum_j[h] = <a_j[h], b_j[h]> + <node[h], edge_j> for n edges, as vectors whose lanes are still to be summed, two heads
-// folded into one: partial[j, h / 2]. `wide`, `featured`: numbers of full vectors, 0 for any; same: all edges have one
-// a. Pointers are copied: the compiler must take every store for a change of what it reaches through memory.
+// sum_j[h] = <a_j[h], b_j[h]> + <node[h], edge_j> for n edges, as vectors whose lanes are still to be
+// summed, two heads folded into one: partial[j, h / 2]. `wide`, `featured`: how many full vectors there
+// are, 0 for any. same: all edges have one a. Pointers are copied: the compiler must take every store
+// for a change of what it reaches through memory.
 template <class T, int n, int wide, int featured, bool same>
 inline void partial_dots(int64_t heads, const T* const* a_rows, const T* const* b_rows, int64_t width, const T* node,
                          const T* const* edge_rows, int64_t features, T* partial) {
@@ -107,7 +108,8 @@ template <class T>
 inline void sum_partial(int n, int64_t heads, T* partial, T* to) {
   constexpr int at_once = kLanes<T> / 2;
   const int64_t pairs = (heads + 1) / 2, rows = n * pairs;
-  T* sums = heads % 2 ? partial : to;  // with a gap after an odd number of heads; row i is read before sum i is written
+  // With a gap after an odd number of heads. Row i is read before sum i is written.
+  T* sums = heads % 2 ? partial : to;
   for (int64_t i = 0; i < rows; i += at_once) {
     Vector<T> pair[at_once];
     for (int j = 0; j < at_once; ++j) pair[j] = i + j < rows ? load(partial + (i + j) * kLanes<T>) : Vector<T>{};
@@ -117,8 +119,9 @@ inline void sum_partial(int n, int64_t heads, T* partial, T* to) {
     for (int64_t h = 0; h < heads; ++h) to[j * heads + h] = sums[j * 2 * pairs + h];
 }
 
-// to[i, h] = <a_i[h], b_i[h]> + <node[h], edge_i>; a width of 0 or no node leaves a term out. partial: working
-// memory of partial_size() elements. later: as many rows of features that will be needed soon, or null.
+// to[i, h] = <a_i[h], b_i[h]> + <node[h], edge_i>; a width of 0 or no node leaves a term out. partial:
+// working memory of partial_size() elements. later: as many rows of features that will be needed soon,
+// or null.
 template <class T>
 inline void head_dots(int count, int64_t heads, const T* const* a, const T* const* b, int64_t width,
                       Maybe<const T> node, const T* const* edge, int64_t features, T* partial, T* to,
@@ -273,7 +276,7 @@ inline void spread_all(int count, int64_t heads, const SpreadTerm<T> (&terms)[kS
   for (; i < count; ++i) columns(Size<1>{}, i);
 }
 
-// The activation of additive scores, and its derivative.
+// The activation of additive scores, and its derivatives.
 template <class T>
 inline Vector<T> score_activation(int64_t activation, T slope, Vector<T> x) {
   if (activation == act_leaky_relu) return select<T>(x > T(0), x, slope * x);
@@ -296,7 +299,7 @@ inline Vector<T> score_activation_curvature(int64_t activation, T slope, Vector<
   return activation == act_silu ? silu_curvature_of<T>(x) : (T(1) - slope) * silu_curvature_of<T>(x);
 }
 
-// The activations of weights, and their derivatives.
+// The activation of a weighting that is no softmax, and its derivatives.
 template <class T>
 inline Vector<T> weight_values(int64_t weighting, Vector<T> s) {
   if (weighting == weight_silu) return s * sigmoid_of<T>(s);
@@ -320,43 +323,47 @@ inline Vector<T> weight_curvatures(int64_t weighting, Vector<T> s) {
   return weighting == weight_sigmoid ? bell * (T(1) - T(2) * y) : bell;
 }
 
-// value_i = act(q_i + k_i) and slope_i = vector act'(q_i + k_i), into buffers; either may be absent.
+// activation_i = act(query_i + key_i) and vector_slope_i = vector act'(query_i + key_i), into buffers;
+// either may be absent.
 template <class T>
-inline void activate(const AttentionCall<T>& call, int count, const T* const* q, const T* const* k, Maybe<T> value,
-                     Maybe<T> slope) {
+inline void activate(const AttentionCall<T>& call, int count, const T* const* query, const T* const* key,
+                     Maybe<T> activation, Maybe<T> vector_slope) {
   const int64_t size = call.heads * call.query.width;
   for (int i = 0; i < count; ++i)
     for (int64_t c = 0; c < size; c += kLanes<T>) {
-      const Vector<T> z = load_first(q[i] + c, size - c) + load_first(k[i] + c, size - c);
-      if (value) store_first(value + i * size + c, score_activation(call.activation, call.slope, z), size - c);
-      if (slope)
-        store_first(slope + i * size + c,
-                    load_first(call.vector + c, size - c) * score_activation_slope(call.activation, call.slope, z),
+      const Vector<T> x = load_first(query[i] + c, size - c) + load_first(key[i] + c, size - c);
+      if (activation)
+        store_first(activation + i * size + c, score_activation(call.activation, call.slope, x), size - c);
+      if (vector_slope)
+        store_first(vector_slope + i * size + c,
+                    load_first(call.vector + c, size - c) * score_activation_slope(call.activation, call.slope, x),
                     size - c);
     }
 }
 
-// Their change along directions q', k' and vector': act' (q' + k') and vector' act' + vector act'' (q' + k').
+// Their changes along the tangents of query, key and vector. With tangent_x = tangent_query + tangent_key
+// they are act' tangent_x, and tangent_vector act' + vector act'' tangent_x.
 template <class T>
-inline void activate_along(const AttentionCall<T>& call, int count, const T* const* q, const T* const* k,
-                           const T* const* tangent_q, const T* const* tangent_k, T* value, T* slope) {
+inline void activate_tangents(const AttentionCall<T>& call, int count, const T* const* query, const T* const* key,
+                              const T* const* tangent_query, const T* const* tangent_key, T* tangent_activation,
+                              T* tangent_vector_slope) {
   const int64_t size = call.heads * call.query.width;
   for (int i = 0; i < count; ++i)
     for (int64_t c = 0; c < size; c += kLanes<T>) {
       const int64_t n = size - c;
-      const Vector<T> z = load_first(q[i] + c, n) + load_first(k[i] + c, n);
-      const Vector<T> tangent_z = load_first(tangent_q[i] + c, n) + load_first(tangent_k[i] + c, n);
-      const Vector<T> first = score_activation_slope(call.activation, call.slope, z);
+      const Vector<T> x = load_first(query[i] + c, n) + load_first(key[i] + c, n);
+      const Vector<T> tangent_x = load_first(tangent_query[i] + c, n) + load_first(tangent_key[i] + c, n);
+      const Vector<T> slope = score_activation_slope(call.activation, call.slope, x);
       Vector<T> change =
-          load_first(call.vector + c, n) * score_activation_curvature(call.activation, call.slope, z) * tangent_z;
-      if (call.tangent_vector) change += load_first(call.tangent_vector + c, n) * first;
-      store_first(value + i * size + c, first * tangent_z, n);
-      store_first(slope + i * size + c, change, n);
+          load_first(call.vector + c, n) * score_activation_curvature(call.activation, call.slope, x) * tangent_x;
+      if (call.tangent_vector) change += load_first(call.tangent_vector + c, n) * slope;
+      store_first(tangent_activation + i * size + c, slope * tangent_x, n);
+      store_first(tangent_vector_slope + i * size + c, change, n);
     }
 }
 
-// Numbers per edge and head, [degree, heads], worked on as one row of vectors: what belongs to a head repeats with a
-// period of whole vectors. The row is padded to whole vectors.
+// Scalars per edge and head, [degree, heads], worked on as one row of vectors: what belongs to a head
+// repeats with a period of whole vectors. The row is padded to whole vectors.
 template <class T>
 class HeadPattern {
  public:
@@ -380,14 +387,14 @@ class HeadPattern {
     for (int64_t i = heads_; i < size(); i += heads_)
       for (int64_t h = 0; h < heads_; ++h) head[h] = join(head[h], pattern[i + h]);
   }
-  // f(place in the row, place in the pattern) for every vector; what belongs to a place of the pattern stays in
-  // registers.
+  // f(offset in the row, offset in the pattern) for every vector. What belongs to one offset in the
+  // pattern stays in registers.
   template <class F>
   void each(int64_t count, F&& f) const {
     for (int64_t at = 0; at < size(); at += kLanes<T>)
       for (int64_t i = at; i < count * heads_; i += size()) f(i, at);
   }
-  // pattern = join(... join(start, place in the row) ...)
+  // pattern = join(... join(start, offset in the row) ...)
   template <class F>
   void reduce(int64_t count, T start, T* pattern, F&& join) const {
     for (int64_t at = 0; at < size(); at += kLanes<T>) {

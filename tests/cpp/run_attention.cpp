@@ -36,28 +36,28 @@ int main(int argc, char** argv) {
   const int threads = std::atoi(argv[3]);
   // The order of the file.
   enum {
-    kNumbers,
+    kSizes,
     kGraph,
     kQuery = kGraph + 6,
     kQueryEdge,
     kKey,
     kValue,
     kValueEdge,
-    kOnEdge,
+    kQueryOnEdge,
     kEdge,
     kVector,
     kBias,
     kEnvelope,
-    kGrad,
-    kGradOnEdge,
+    kGradOut,
+    kGradOutOnEdge,
     kGradLse,
     kGradLogits,
-    kDirections  // as from kQuery to kEnvelope
+    kTangents  // as from kQuery to kEnvelope
   };
-  const int64_t* numbers = a[kNumbers].as<int64_t>();
-  call.heads = numbers[0], call.query.width = call.key.width = numbers[1], call.value.width = numbers[2];
-  call.features = numbers[3], call.edges = numbers[4], call.num_senders = call.num_receivers = numbers[5];
-  call.score = numbers[6], call.activation = numbers[7], call.weighting = numbers[8];
+  const int64_t* sizes = a[kSizes].as<int64_t>();
+  call.heads = sizes[0], call.query.width = call.key.width = sizes[1], call.value.width = sizes[2];
+  call.features = sizes[3], call.edges = sizes[4], call.num_senders = call.num_receivers = sizes[5];
+  call.score = sizes[6], call.activation = sizes[7], call.weighting = sizes[8];
   call.scale = 0.5, call.clip = 2.0, call.slope = 0.2;
   const int64_t** graph[6] = {&call.senders,   &call.sender_order,   &call.sender_ptr,
                               &call.receivers, &call.receiver_order, &call.receiver_ptr};
@@ -68,7 +68,7 @@ int main(int argc, char** argv) {
   call.query.part[row_of_receiver] = at(kQuery), call.query.part[row_of_edge] = at(kQueryEdge);
   call.key.part[row_of_sender] = at(kKey);
   call.value.part[row_of_sender] = at(kValue), call.value.part[row_of_edge] = at(kValueEdge);
-  call.query_on_edge = rows(kOnEdge), call.edge = at(kEdge), call.vector = at(kVector).data;
+  call.query_on_edge = rows(kQueryOnEdge), call.edge = at(kEdge), call.vector = at(kVector).data;
   call.bias = scalar(kBias), call.envelope = scalar(kEnvelope);
 
   std::vector<Array> results;
@@ -86,10 +86,10 @@ int main(int argc, char** argv) {
   });
 
   call.lse_before = call.lse;
-  call.grad_out = at(kGrad), call.grad_out_on_edge = rows(kGradOnEdge);
+  call.grad_out = at(kGradOut), call.grad_out_on_edge = rows(kGradOutOnEdge);
   call.grad_lse = at(kGradLse), call.grad_logits = at(kGradLogits);
   const Array kept[3] = {poisoned(8 * scores), poisoned(8 * scores), poisoned(8 * scores)};
-  call.grad_z = kept[0].as<T>(), call.kept_weight = kept[1].as<T>(), call.grad_tangent_z = kept[2].as<T>();
+  call.grad_z = kept[0].as<T>(), call.w = call.tangent_w = kept[1].as<T>(), call.grad_tangent_z = kept[2].as<T>();
   auto gradients = [&] {
     call.grad_query[row_of_receiver] = result(nodes * call.query.width);
     call.grad_query[row_of_edge] = result(scores * call.query.width);
@@ -98,7 +98,7 @@ int main(int argc, char** argv) {
     call.grad_value[row_of_edge] = result(scores * call.value.width);
     call.grad_query_on_edge = result(nodes * call.features);
     call.grad_edge = result(call.edges * call.features);
-    // A part for each thread, to be added up.
+    // A chunk for each thread, to be added up.
     call.grad_vector = {};
     if (call.additive()) call.grad_vector = result(threads * size);
     for (int64_t i = 0; call.grad_vector && i < threads * size; ++i) call.grad_vector[i] = 0;
@@ -112,19 +112,17 @@ int main(int argc, char** argv) {
     HAMFAST_ISA::attention_backward_senders(call, begin, end, scratch);
   });
 
-  auto direction = [&](int n) { return at(kDirections + n - kQuery); };
-  auto set_width = [](EdgeSum<T>& dot, const EdgeSum<T>& of) { dot.width = of.width; };
-  set_width(call.tangent_query, call.query), set_width(call.tangent_key, call.key),
-      set_width(call.tangent_value, call.value);
-  call.tangent_query.part[row_of_receiver] = direction(kQuery),
-  call.tangent_query.part[row_of_edge] = direction(kQueryEdge);
-  call.tangent_key.part[row_of_sender] = direction(kKey);
-  call.tangent_value.part[row_of_sender] = direction(kValue),
-  call.tangent_value.part[row_of_edge] = direction(kValueEdge);
-  call.tangent_query_on_edge = rows(kDirections + kOnEdge - kQuery), call.tangent_edge = direction(kEdge);
-  call.tangent_vector = direction(kVector);
-  call.tangent_bias = scalar(kDirections + kBias - kQuery),
-  call.tangent_envelope = scalar(kDirections + kEnvelope - kQuery);
+  auto tangent = [&](int n) { return at(kTangents + n - kQuery); };
+  call.tangent_query.width = call.query.width, call.tangent_key.width = call.key.width;
+  call.tangent_value.width = call.value.width;
+  call.tangent_query.part[row_of_receiver] = tangent(kQuery),
+  call.tangent_query.part[row_of_edge] = tangent(kQueryEdge);
+  call.tangent_key.part[row_of_sender] = tangent(kKey);
+  call.tangent_value.part[row_of_sender] = tangent(kValue), call.tangent_value.part[row_of_edge] = tangent(kValueEdge);
+  call.tangent_query_on_edge = rows(kTangents + kQueryOnEdge - kQuery), call.tangent_edge = tangent(kEdge);
+  call.tangent_vector = tangent(kVector);
+  call.tangent_bias = scalar(kTangents + kBias - kQuery),
+  call.tangent_envelope = scalar(kTangents + kEnvelope - kQuery);
   gradients();
   call.grad_grad_out = result(nodes * call.value.width), call.grad_grad_out_on_edge = result(nodes * call.features);
   call.grad_grad_lse = result(nodes), call.grad_grad_logits = result(scores);
