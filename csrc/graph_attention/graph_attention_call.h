@@ -38,8 +38,8 @@ class AttentionOnTensors {
   explicit AttentionOnTensors(const Arguments& args)
       : operands(args.operands), seed(args.seed), graph(args.graph), settings(args.settings) {
     make_contiguous(operands);
-    for (Tensor* t : {&graph.senders, &graph.sender_order, &graph.sender_ptr, &graph.receivers, &graph.receiver_order,
-                      &graph.receiver_ptr})
+    for (Tensor* t : {&graph.senders, &graph.sender_order, &graph.sender_ptr, &graph.receivers,
+                      &graph.receiver_order, &graph.receiver_ptr})
       *t = torch::stable::contiguous(*t);
   }
 
@@ -47,7 +47,9 @@ class AttentionOnTensors {
   int64_t num_senders() const { return graph.sender_ptr.numel() - 1; }
   int64_t num_receivers() const { return graph.receiver_ptr.numel() - 1; }
   int64_t heads() const { return settings.heads; }
-  int64_t features() const { return operands[At::edge].has_value() ? operands[At::edge]->size(1) : 0; }
+  int64_t features() const {
+    return operands[At::edge].has_value() ? operands[At::edge]->size(1) : 0;
+  }
   // Of the parts that begin with `first`; 0 if there is none.
   int64_t width(int first) const {
     for (int n = first; n < first + 3; ++n)
@@ -101,7 +103,8 @@ class AttentionOnTensors {
     c.receivers = graph.receivers.const_data_ptr<int64_t>();
     c.receiver_order = graph.receiver_order.const_data_ptr<int64_t>();
     c.receiver_ptr = graph.receiver_ptr.const_data_ptr<int64_t>();
-    c.heads = heads(), c.edges = edges(), c.num_senders = num_senders(), c.num_receivers = num_receivers();
+    c.heads = heads(), c.edges = edges(), c.num_senders = num_senders(),
+    c.num_receivers = num_receivers();
     c.score = settings.score, c.activation = settings.activation, c.weighting = settings.weighting;
     c.slope = T(settings.slope), c.scale = T(settings.scale), c.clip = T(settings.clip);
     c.epsilon = T(settings.epsilon);
@@ -113,19 +116,23 @@ class AttentionOnTensors {
   // From here on the call has the tangents of a double backward pass.
   template <class T, class Stored>
   void set_tangents(const Operands& tangents, AttentionCall<T, Stored>& c) const {
-    c.tangent_query = sum<Stored>(tangents, At::query_edge), c.tangent_key = sum<Stored>(tangents, At::key_edge);
+    c.tangent_query = sum<Stored>(tangents, At::query_edge),
+    c.tangent_key = sum<Stored>(tangents, At::key_edge);
     c.tangent_value = sum<Stored>(tangents, At::value_edge);
     c.tangent_query_on_edge = node_rows<T>(tangents[At::query_on_edge]);
     c.tangent_vector = maybe_data<T>(tangents[At::vector]);
     c.tangent_edge = maybe_rows<Stored>(tangents[At::edge]);
-    c.tangent_bias = scalar<T>(tangents[At::bias]), c.tangent_score_scale = scalar<T>(tangents[At::score_scale]);
-    c.tangent_envelope = scalar<T>(tangents[At::envelope]), c.tangent_gate = scalar<T>(tangents[At::gate]);
+    c.tangent_bias = scalar<T>(tangents[At::bias]),
+    c.tangent_score_scale = scalar<T>(tangents[At::score_scale]);
+    c.tangent_envelope = scalar<T>(tangents[At::envelope]),
+    c.tangent_gate = scalar<T>(tangents[At::gate]);
   }
 
   // Rows contiguous. Scalars per edge and head have strides of their own.
   static void make_contiguous(Operands& tensors) {
     for (int n = 0; n < At::bias; ++n)
-      tensors[n] = n == At::query_on_edge ? with_contiguous_rows(tensors[n]) : contiguous(tensors[n]);
+      tensors[n] =
+          n == At::query_on_edge ? with_contiguous_rows(tensors[n]) : contiguous(tensors[n]);
   }
   // NodeRows may lie anywhere, but their elements beside one another.
   static Optional with_contiguous_rows(const Optional& t) {
@@ -136,7 +143,8 @@ class AttentionOnTensors {
   template <class Stored>
   EdgeSum<Stored> sum(const Operands& from, int first) const {
     EdgeSum<Stored> s{};
-    for (int row_of = 0; row_of < 3; ++row_of) s.part[row_of] = maybe_rows<Stored>(from[first + row_of]);
+    for (int row_of = 0; row_of < 3; ++row_of)
+      s.part[row_of] = maybe_rows<Stored>(from[first + row_of]);
     s.width = width(first);
     return s;
   }
@@ -173,7 +181,8 @@ struct AttentionGradients {
   AttentionGradients(const std::array<Optional, At::count>& given, const Tensor& lse_)
       : grad(given), lse(torch::stable::contiguous(lse_)) {
     for (int n = 0; n < At::count; ++n)
-      grad[n] = n == At::out_on_edge ? AttentionOnTensors::with_contiguous_rows(grad[n]) : contiguous(grad[n]);
+      grad[n] = n == At::out_on_edge ? AttentionOnTensors::with_contiguous_rows(grad[n])
+                                     : contiguous(grad[n]);
   }
   template <class T, class Stored>
   void set(AttentionCall<T, Stored>& call) const {
@@ -212,7 +221,8 @@ struct AttentionOps {
       AttentionCall<T, Stored> call = args.template call<T, Stored>();
       call.out = new_rows<Stored>(results[Results::out]);
       call.lse = results[Results::lse].mutable_data_ptr<T>();
-      if (given.wanted & want_out_on_edge) call.out_on_edge = results[Results::out_on_edge].mutable_data_ptr<T>();
+      if (given.wanted & want_out_on_edge)
+        call.out_on_edge = results[Results::out_on_edge].mutable_data_ptr<T>();
       if (given.wanted & want_weights) call.w = results[Results::weights].mutable_data_ptr<T>();
       if (given.wanted & want_logits) call.logits = results[Results::logits].mutable_data_ptr<T>();
       Launch::forward(call, like);
@@ -238,7 +248,8 @@ struct AttentionOps {
       set_gradients(args, like, given.wanted, found, call, kept);
       if (call.grad_value[row_of_sender]) call.w = new_scalars<T>(args, like, kept.scalars);
       Launch::backward(call, like);
-      if (given.wanted >> Operands::vector & 1) found[Operands::vector] = Launch::sum_chunks(kept.vector_chunks);
+      if (given.wanted >> Operands::vector & 1)
+        found[Operands::vector] = Launch::sum_chunks(kept.vector_chunks);
     });
     for (int n = 0; n < Operands::count; ++n)
       if (AttentionOnTensors::is_stored(n)) found[n] = converted(found[n], stored);
@@ -246,7 +257,8 @@ struct AttentionOps {
   }
 
   // Gradients of the gradients (whose bits come after the operands'), then those of the operands.
-  static Tensors<kSecondResults> double_backward(const GraphAttentionDoubleBackwardArguments& given) {
+  static Tensors<kSecondResults> double_backward(
+      const GraphAttentionDoubleBackwardArguments& given) {
     AttentionOnTensors args(given);
     const typename Launch::Guard guard(args.any().get_device_index());
     AttentionOnTensors::Operands tangents = given.tangents;
@@ -257,7 +269,8 @@ struct AttentionOps {
     const Tensor like = args.any();
     auto is_wanted = [&](int n) { return given.wanted >> (Operands::count + n) & 1; };
     std::vector<Tensor> results;
-    for (int n = 0; n < Results::count; ++n) results.push_back(new_result(args, like, n, is_wanted(n)));
+    for (int n = 0; n < Results::count; ++n)
+      results.push_back(new_result(args, like, n, is_wanted(n)));
     std::vector<Tensor> found = new_gradients(args, like, given.wanted);
     dispatch(args, "graph_attention_double_backward", [&](auto zero, auto of_rows) {
       using T = decltype(zero);
@@ -265,7 +278,9 @@ struct AttentionOps {
       AttentionCall<T, Stored> call = args.template call<T, Stored>();
       args.set_tangents(tangents, call);
       gradients.set(call);
-      auto to = [&](int n) { return is_wanted(n) ? Maybe<T>(results[n].mutable_data_ptr<T>()) : Maybe<T>(); };
+      auto to = [&](int n) {
+        return is_wanted(n) ? Maybe<T>(results[n].mutable_data_ptr<T>()) : Maybe<T>();
+      };
       if (is_wanted(Results::out)) call.grad_grad_out = new_rows<Stored>(results[Results::out]);
       call.grad_grad_out_on_edge = to(Results::out_on_edge);
       call.grad_grad_lse = to(Results::lse);
@@ -275,7 +290,8 @@ struct AttentionOps {
       if (call.grad_z) call.grad_tangent_z = new_scalars<T>(args, like, kept.scalars);
       if (call.grad_value[row_of_sender]) call.tangent_w = new_scalars<T>(args, like, kept.scalars);
       Launch::double_backward(call, like);
-      if (given.wanted >> Operands::vector & 1) found[Operands::vector] = Launch::sum_chunks(kept.vector_chunks);
+      if (given.wanted >> Operands::vector & 1)
+        found[Operands::vector] = Launch::sum_chunks(kept.vector_chunks);
     });
     results[Results::out] = converted(results[Results::out], stored);
     for (int n = 0; n < Operands::count; ++n)
@@ -300,7 +316,8 @@ struct AttentionOps {
     return stored;
   }
   // One of the results, or the gradient of its gradient.
-  static Tensor new_result(const AttentionOnTensors& args, const Tensor& like, int n, bool is_wanted) {
+  static Tensor new_result(const AttentionOnTensors& args, const Tensor& like, int n,
+                           bool is_wanted) {
     const int64_t rows = args.num_receivers(), edges = args.edges(), heads = args.heads();
     std::vector<int64_t> sizes{0};
     if (is_wanted && n == Results::out) sizes = {rows, heads, args.value_width()};
@@ -314,11 +331,13 @@ struct AttentionOps {
     dispatch_stored<Launch>(args.stored(), op, f);
   }
 
-  static std::vector<Tensor> new_gradients(const AttentionOnTensors& args, const Tensor& like, int64_t wanted) {
+  static std::vector<Tensor> new_gradients(const AttentionOnTensors& args, const Tensor& like,
+                                           int64_t wanted) {
     std::vector<Tensor> gradients;
     for (int n = 0; n < Operands::count; ++n) {
       const ScalarType type = AttentionOnTensors::is_stored(n) ? args.stored() : args.compute();
-      gradients.push_back(Launch::new_result(like, wanted >> n & 1 ? args.shape(n) : std::vector<int64_t>{0}, type));
+      gradients.push_back(Launch::new_result(
+          like, wanted >> n & 1 ? args.shape(n) : std::vector<int64_t>{0}, type));
     }
     return gradients;
   }
@@ -326,7 +345,8 @@ struct AttentionOps {
   // Where gradients go, and what the first pass leaves for the second: `kept` must live that long.
   template <class T, class Stored>
   static void set_gradients(const AttentionOnTensors& args, const Tensor& like, int64_t wanted,
-                            const std::vector<Tensor>& gradients, AttentionCall<T, Stored>& call, Kept& kept) {
+                            const std::vector<Tensor>& gradients, AttentionCall<T, Stored>& call,
+                            Kept& kept) {
     auto to = [&](int n) {
       return wanted >> n & 1 ? Maybe<T>(gradients[n].template mutable_data_ptr<T>()) : Maybe<T>();
     };
@@ -345,12 +365,14 @@ struct AttentionOps {
     if (call.grad_query[row_of_sender] || call.grad_key[row_of_sender])
       call.grad_z = new_scalars<T>(args, like, kept.scalars);
     if (wanted >> Operands::vector & 1) {
-      kept.vector_chunks = torch::stable::new_zeros(like, {kChunks, args.heads(), args.query_width()}, args.compute());
+      kept.vector_chunks = torch::stable::new_zeros(
+          like, {kChunks, args.heads(), args.query_width()}, args.compute());
       call.grad_vector = kept.vector_chunks.template mutable_data_ptr<T>();
     }
   }
   template <class T>
-  static T* new_scalars(const AttentionOnTensors& args, const Tensor& like, std::vector<Tensor>& kept) {
+  static T* new_scalars(const AttentionOnTensors& args, const Tensor& like,
+                        std::vector<Tensor>& kept) {
     kept.push_back(Launch::new_result(like, {args.edges(), args.heads()}, args.compute()));
     return kept.back().template mutable_data_ptr<T>();
   }

@@ -12,31 +12,36 @@ struct AttentionOnCpu : OnCpu {
 
   template <class T>
   static void forward(const AttentionCall<T>& call, const Tensor&) {
-    for_rows(call, call.receiver_ptr, call.num_receivers, [&](int64_t begin, int64_t end, int64_t, T* scratch) {
-      HAMFAST_ISA_CALL(attention_forward, call, begin, end, scratch);
-    });
+    for_rows(call, call.receiver_ptr, call.num_receivers,
+             [&](int64_t begin, int64_t end, int64_t, T* scratch) {
+               HAMFAST_ISA_CALL(attention_forward, call, begin, end, scratch);
+             });
   }
 
   template <class T>
   static void backward(const AttentionCall<T>& call, const Tensor&) {
-    for_rows(call, call.receiver_ptr, call.num_receivers, [&](int64_t begin, int64_t end, int64_t chunk, T* scratch) {
-      HAMFAST_ISA_CALL(attention_backward, call, begin, end, chunk, scratch);
-    });
+    for_rows(call, call.receiver_ptr, call.num_receivers,
+             [&](int64_t begin, int64_t end, int64_t chunk, T* scratch) {
+               HAMFAST_ISA_CALL(attention_backward, call, begin, end, chunk, scratch);
+             });
     if (!call.by_sender()) return;
-    for_rows(call, call.sender_ptr, call.num_senders, [&](int64_t begin, int64_t end, int64_t, T* scratch) {
-      HAMFAST_ISA_CALL(attention_backward_senders, call, begin, end, scratch);
-    });
+    for_rows(call, call.sender_ptr, call.num_senders,
+             [&](int64_t begin, int64_t end, int64_t, T* scratch) {
+               HAMFAST_ISA_CALL(attention_backward_senders, call, begin, end, scratch);
+             });
   }
 
   template <class T>
   static void double_backward(const AttentionCall<T>& call, const Tensor&) {
-    for_rows(call, call.receiver_ptr, call.num_receivers, [&](int64_t begin, int64_t end, int64_t chunk, T* scratch) {
-      HAMFAST_ISA_CALL(attention_double_backward, call, begin, end, chunk, scratch);
-    });
+    for_rows(call, call.receiver_ptr, call.num_receivers,
+             [&](int64_t begin, int64_t end, int64_t chunk, T* scratch) {
+               HAMFAST_ISA_CALL(attention_double_backward, call, begin, end, chunk, scratch);
+             });
     if (!call.by_sender()) return;
-    for_rows(call, call.sender_ptr, call.num_senders, [&](int64_t begin, int64_t end, int64_t, T* scratch) {
-      HAMFAST_ISA_CALL(attention_double_backward_senders, call, begin, end, scratch);
-    });
+    for_rows(call, call.sender_ptr, call.num_senders,
+             [&](int64_t begin, int64_t end, int64_t, T* scratch) {
+               HAMFAST_ISA_CALL(attention_double_backward_senders, call, begin, end, scratch);
+             });
   }
 
  private:
@@ -56,7 +61,8 @@ struct AttentionOnCpu : OnCpu {
 STABLE_TORCH_LIBRARY_IMPL(hamfast, CPU, m) {
   using Ops = hamfast::AttentionOps<hamfast::AttentionOnCpu>;
   m.impl("graph_attention", TORCH_BOX(&hamfast::graph_attention_boxed<Ops::forward>));
-  m.impl("graph_attention_backward", TORCH_BOX(&hamfast::graph_attention_backward_boxed<Ops::backward>));
+  m.impl("graph_attention_backward",
+         TORCH_BOX(&hamfast::graph_attention_backward_boxed<Ops::backward>));
   m.impl("graph_attention_double_backward",
          TORCH_BOX(&hamfast::graph_attention_double_backward_boxed<Ops::double_backward>));
 }

@@ -11,7 +11,8 @@ class Passes : public Node<T> {
  public:
   HAMFAST_NODE_MEMBERS
 
-  Passes(const AttentionCall<T>& call, T* scratch) : Node<T>(call, scratch), centre_(take_per_head()) {}
+  Passes(const AttentionCall<T>& call, T* scratch)
+      : Node<T>(call, scratch), centre_(take_per_head()) {}
 
   void forward(int64_t receiver) {
     begin_receiver(receiver);
@@ -58,7 +59,8 @@ class Passes : public Node<T> {
     const Maybe<T> grad_query = call_.grad_query[row_of_receiver].row(receiver, size_);
     const Maybe<T> grad_key = call_.grad_key[row_of_receiver].row(receiver, size_);
     const Maybe<T> grad_value = call_.grad_value[row_of_receiver].row(receiver, value_size_);
-    const Maybe<T> grad_query_on_edge = call_.grad_query_on_edge.row(receiver, heads * call_.features);
+    const Maybe<T> grad_query_on_edge =
+        call_.grad_query_on_edge.row(receiver, heads * call_.features);
     const Maybe<T> grad_vector = call_.grad_vector.row(chunk, size_);
     if (grad_query) prefetch<to_write>(grad_query.data, size_);
     if (grad_query_on_edge) prefetch<to_write>(grad_query_on_edge.data, heads * call_.features);
@@ -73,7 +75,8 @@ class Passes : public Node<T> {
     if (grad_key) set_zero(grad_key.data, size_);
     if (grad_query_on_edge) set_zero(grad_query_on_edge.data, heads * call_.features);
     if (grad_value) grad_value_of_receiver(receiver, w, grad_value.data);
-    const bool of_scores = grad_query || grad_key || call_.grad_query[row_of_edge] || call_.grad_key[row_of_edge];
+    const bool of_scores =
+        grad_query || grad_key || call_.grad_query[row_of_edge] || call_.grad_key[row_of_edge];
     for (int64_t at = 0; at < degree_; at += kBatch) {
       const int n = load_batch(at);
       node_scalars(grad_z, at, grad_z_);
@@ -151,9 +154,11 @@ class Passes : public Node<T> {
     if (call_.envelope.data) {
       for (int64_t h = 0; h < heads; ++h) total[h] = T(0);
       for (int64_t i = 0; i < degree_; ++i)
-        for (int64_t h = 0; h < heads; ++h) total[h] += s[i * heads + h] * call_.envelope.at(order_[i], h);
+        for (int64_t h = 0; h < heads; ++h)
+          total[h] += s[i * heads + h] * call_.envelope.at(order_[i], h);
     } else {
-      pattern_.reduce(degree_, T(0), total_.repeated, [&](Vector<T> sum, int64_t i) { return sum + load(s + i); });
+      pattern_.reduce(degree_, T(0), total_.repeated,
+                      [&](Vector<T> sum, int64_t i) { return sum + load(s + i); });
       pattern_.fold(total_.repeated, total, [](T a, T b) { return a + b; });
     }
     T* const inverse = total;  // takes its place
@@ -163,32 +168,38 @@ class Passes : public Node<T> {
       inverse[h] = total[h] == T(0) ? T(0) : T(1) / total[h];
     }
     pattern_.repeat(inverse, total_.repeated);
-    pattern_.each(degree_, [&](int64_t i, int64_t at) { store(plain + i, load(s + i) * load(total_.repeated + at)); });
+    pattern_.each(degree_, [&](int64_t i, int64_t at) {
+      store(plain + i, load(s + i) * load(total_.repeated + at));
+    });
   }
 
   // The gradients of the scalars; and grad_z in the place of z, and w in that of s.
   void score_gradients(int64_t receiver, T* z, T* s, T* grad_w, T* ds_dz) {
     const int64_t heads = call_.heads;
     const bool softmax = call_.softmax();
-    T *envelope = take_scalars(), *gate = take_scalars(), *drop = take_scalars(), *plain_slope = take_scalars();
+    T *envelope = take_scalars(), *gate = take_scalars(), *drop = take_scalars(),
+      *plain_slope = take_scalars();
     dense(call_.envelope, T(1), envelope);
     dense(call_.gate, T(1), gate);
     dense({}, T(1), drop);
     multiply_by_drop(drop);
     make_plain(receiver, s, plain_slope, {});
     T *const plain = s, *const w = s, *const grad_z = z;  // one after the other
-    for (T* padded : {z, plain, grad_w, ds_dz, envelope, gate, drop, plain_slope}) pattern_.pad(degree_, T(0), padded);
+    for (T* padded : {z, plain, grad_w, ds_dz, envelope, gate, drop, plain_slope})
+      pattern_.pad(degree_, T(0), padded);
     T* const mean_u = centre_.head;
     if (softmax) {
       pattern_.reduce(degree_, T(0), centre_.repeated, [&](Vector<T> sum, int64_t i) {
-        return sum + load(envelope + i) * load(plain + i) * (load(gate + i) * load(drop + i) * load(grad_w + i));
+        return sum + load(envelope + i) * load(plain + i) *
+                         (load(gate + i) * load(drop + i) * load(grad_w + i));
       });
       pattern_.fold(centre_.repeated, mean_u, [](T x, T y) { return x + y; });
     } else {
       set_zero(mean_u, heads);
     }
     if (softmax && call_.grad_lse)
-      for (int64_t h = 0; h < heads; ++h) centre_.head[h] = mean_u[h] - call_.grad_lse[receiver * heads + h];
+      for (int64_t h = 0; h < heads; ++h)
+        centre_.head[h] = mean_u[h] - call_.grad_lse[receiver * heads + h];
     pattern_.repeat(centre_.head, centre_.repeated);
     T *grad_s = take_scalars(), *grad_gate = take_scalars(), *grad_envelope = take_scalars();
     T* const grad_score_scale = take_scalars();
@@ -200,7 +211,8 @@ class Passes : public Node<T> {
     }
     const T scale = call_.scale;
     pattern_.each(degree_, [&](int64_t i, int64_t at) {
-      const Vector<T> zero{}, plain_i = load(plain + i), dropped = load(drop + i) * load(grad_w + i);
+      const Vector<T> zero{}, plain_i = load(plain + i),
+                              dropped = load(drop + i) * load(grad_w + i);
       const Vector<T> envelope_i = load(envelope + i), gate_i = load(gate + i);
       const Vector<T> centred = gate_i * dropped - load(centre_.repeated + at);
       Vector<T> grad_s_i = envelope_i * centred * (softmax ? plain_i : load(plain_slope + i));
@@ -225,20 +237,24 @@ class Passes : public Node<T> {
   const T* w_[kBatch];
 };
 
-#define HAMFAST_DEFINE_FOR(T)                                                                                          \
-  int64_t attention_scratch(const AttentionCall<T>& call, int64_t degree) { return Passes<T>::scratch(call, degree); } \
-  void attention_forward(const AttentionCall<T>& call, int64_t begin, int64_t end, T* scratch) {                       \
-    Passes<T> node(call, scratch);                                                                                     \
-    for (int64_t r = begin; r < end; ++r) node.forward(r);                                                             \
-  }                                                                                                                    \
-  void attention_backward(const AttentionCall<T>& call, int64_t begin, int64_t end, int64_t chunk, T* scratch) {       \
-    Passes<T> node(call, scratch);                                                                                     \
-    for (int64_t r = begin; r < end; ++r) node.backward(r, chunk);                                                     \
-    stream_fence();                                                                                                    \
-  }                                                                                                                    \
-  void attention_backward_senders(const AttentionCall<T>& call, int64_t begin, int64_t end, T* scratch) {              \
-    Passes<T> node(call, scratch);                                                                                     \
-    for (int64_t r = begin; r < end; ++r) node.backward_sender(r);                                                     \
+#define HAMFAST_DEFINE_FOR(T)                                                                      \
+  int64_t attention_scratch(const AttentionCall<T>& call, int64_t degree) {                        \
+    return Passes<T>::scratch(call, degree);                                                       \
+  }                                                                                                \
+  void attention_forward(const AttentionCall<T>& call, int64_t begin, int64_t end, T* scratch) {   \
+    Passes<T> node(call, scratch);                                                                 \
+    for (int64_t r = begin; r < end; ++r) node.forward(r);                                         \
+  }                                                                                                \
+  void attention_backward(const AttentionCall<T>& call, int64_t begin, int64_t end, int64_t chunk, \
+                          T* scratch) {                                                            \
+    Passes<T> node(call, scratch);                                                                 \
+    for (int64_t r = begin; r < end; ++r) node.backward(r, chunk);                                 \
+    stream_fence();                                                                                \
+  }                                                                                                \
+  void attention_backward_senders(const AttentionCall<T>& call, int64_t begin, int64_t end,        \
+                                  T* scratch) {                                                    \
+    Passes<T> node(call, scratch);                                                                 \
+    for (int64_t r = begin; r < end; ++r) node.backward_sender(r);                                 \
   }
 HAMFAST_DEFINE_FOR(float)
 HAMFAST_DEFINE_FOR(double)

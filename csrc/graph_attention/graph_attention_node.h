@@ -14,8 +14,8 @@ struct PerHead {
   T *head, *repeated;
 };
 
-// Rows [heads, width] that grad_z is multiplied with, for the edges of a batch: its products are the
-// gradients of query, key and vector. Or those that grad_tangent_z is multiplied with.
+// Rows [heads, width] that grad_z is multiplied with, for the edges of a batch: its products are
+// the gradients of query, key and vector. Or those that grad_tangent_z is multiplied with.
 template <class T>
 struct GradientRows {
   const T *const *query, *const *key, *const *vector;
@@ -42,14 +42,15 @@ class Node {
   // Elements of scratch that a node of this degree needs.
   static int64_t scratch(const AttentionCall<T>& call, int64_t degree) {
     const int64_t width = call.query.width > call.value.width ? call.query.width : call.value.width;
-    return kBatches * (kBatch * call.heads * width + kAlign) + partial_size<T>(call.heads) + kAlign +
-           kPerHead * (call.heads + kAlign + HeadPattern<T>(call.heads).size() + kAlign) +
-           kCopies * (call.heads * call.features + kAlign) + kScalars * (degree * call.heads + kAlign);
+    return kBatches * (kBatch * call.heads * width + kAlign) + partial_size<T>(call.heads) +
+           kAlign + kPerHead * (call.heads + kAlign + HeadPattern<T>(call.heads).size() + kAlign) +
+           kCopies * (call.heads * call.features + kAlign) +
+           kScalars * (degree * call.heads + kAlign);
   }
 
  protected:
-  // At most: how often take_batch(), take_per_head() and take_scalars() are called, and how many copies
-  // of rows per head there are.
+  // At most: how often take_batch(), take_per_head() and take_scalars() are called, and how many
+  // copies of rows per head there are.
   static constexpr int kBatches = 6, kPerHead = 6, kScalars = 16, kCopies = 3;
   static constexpr int64_t kAlign = 64 / sizeof(T);
   // Edges from the asking for a row to its use.
@@ -88,7 +89,8 @@ class Node {
     if (!rows.data) return {};
     const int64_t next = receiver + 1 < call_.num_receivers ? receiver + 1 : receiver;
     for (int64_t h = 0; h < call_.heads; ++h) {
-      copy_row(rows.row(receiver) + h * rows.head_stride, call_.features, to + h * call_.features, false);
+      copy_row(rows.row(receiver) + h * rows.head_stride, call_.features, to + h * call_.features,
+               false);
       prefetch(rows.row(next) + h * rows.head_stride, call_.features);
     }
     return to;
@@ -115,11 +117,12 @@ class Node {
     for (int i = 0; i < batch_.count; ++i) rows[i] = scalars + batch_.edge[i] * call_.heads;
   }
 
-  // What the edges after a batch's need, of this node or of the ones that follow: rows of features that
-  // are read for the first time, for head_dots to ask for; and scalars per edge and head (or null), which
-  // a sender finds anywhere.
+  // What the edges after a batch's need, of this node or of the ones that follow: rows of features
+  // that are read for the first time, for head_dots to ask for; and scalars per edge and head (or
+  // null), which a sender finds anywhere.
   const T* const* later_features(int64_t at, Maybe<const T> features) {
-    for (int i = 0; i < batch_.count; ++i) later_features_[i] = features + edge_after(at + i, kAhead) * call_.features;
+    for (int i = 0; i < batch_.count; ++i)
+      later_features_[i] = features + edge_after(at + i, kAhead) * call_.features;
     return later_features_;
   }
   template <class... Scalars>
@@ -146,8 +149,8 @@ class Node {
     resolve(call_.query, size_, batch_, query_buffer_, query_);
     resolve(call_.key, size_, batch_, key_buffer_, key_);
     if (!call_.additive()) return {key_, query_, nullptr};
-    activate(call_, batch_.count, query_, key_, of_vector ? Maybe<T>(activation_buffer_) : Maybe<T>(),
-             Maybe<T>(vector_slope_buffer_));
+    activate(call_, batch_.count, query_, key_,
+             of_vector ? Maybe<T>(activation_buffer_) : Maybe<T>(), Maybe<T>(vector_slope_buffer_));
     rows_in(vector_slope_buffer_, vector_slope_);
     rows_in(activation_buffer_, activation_);
     return {vector_slope_, vector_slope_, activation_};
@@ -170,8 +173,9 @@ class Node {
           repeat_row(call_.vector, vector_);
         }
         load_features();
-        head_dots(count, heads, call_.additive() ? activation_ : query_, call_.additive() ? vector_ : key_,
-                  call_.query.width, query_on_edge_, edge_, call_.features, partial_, z + at * heads,
+        head_dots(count, heads, call_.additive() ? activation_ : query_,
+                  call_.additive() ? vector_ : key_, call_.query.width, query_on_edge_, edge_,
+                  call_.features, partial_, z + at * heads,
                   query_on_edge_ ? later_features(at, call_.edge) : nullptr);
       }
     }
@@ -216,7 +220,8 @@ class Node {
   void multiply_by_drop(T* x) {
     if (!call_.seed) return;
     for (int64_t i = 0; i < degree_; ++i)
-      for (int64_t h = 0; h < call_.heads; ++h) x[i * call_.heads + h] *= dropout_factor(call_, order_[i], h);
+      for (int64_t h = 0; h < call_.heads; ++h)
+        x[i * call_.heads + h] *= dropout_factor(call_, order_[i], h);
   }
 
   // From [degree, heads] to [edges, heads].
@@ -224,15 +229,17 @@ class Node {
     const int64_t heads = call_.heads;
     for (int64_t i = 0; i < degree_; ++i)
       for (int64_t h = 0; h < heads; h += kLanes<T>)
-        store_first(to + order_[i] * heads + h, load_first(from + i * heads + h, heads - h), heads - h);
+        store_first(to + order_[i] * heads + h, load_first(from + i * heads + h, heads - h),
+                    heads - h);
   }
 
   // x[i, h] = exp(x[i, h] - shift_[h])
   void exp_shifted(T* x) {
     pattern_.repeat(shift_.head, shift_.repeated);
     pattern_.pad(degree_, T(-HUGE_VAL), x);
-    pattern_.each(degree_,
-                  [&](int64_t i, int64_t at) { store(x + i, exp_of<T>(load(x + i) - load(shift_.repeated + at))); });
+    pattern_.each(degree_, [&](int64_t i, int64_t at) {
+      store(x + i, exp_of<T>(load(x + i) - load(shift_.repeated + at)));
+    });
   }
 
   void make_grad_w(int64_t receiver, T* grad_w) {
@@ -245,12 +252,13 @@ class Node {
         repeat_row(grad_out.data, grad_out_);
       }
       load_features();
-      head_dots(n, heads, grad_out_, value_, grad_out ? call_.value.width : 0, grad_out_on_edge_, edge_, call_.features,
-                partial_, grad_w + at * heads);
+      head_dots(n, heads, grad_out_, value_, grad_out ? call_.value.width : 0, grad_out_on_edge_,
+                edge_, call_.features, partial_, grad_w + at * heads);
     }
     if (!call_.grad_weights) return;
     for (int64_t i = 0; i < degree_; ++i)
-      for (int64_t h = 0; h < heads; ++h) grad_w[i * heads + h] += call_.grad_weights[order_[i] * heads + h];
+      for (int64_t h = 0; h < heads; ++h)
+        grad_w[i * heads + h] += call_.grad_weights[order_[i] * heads + h];
   }
 
   // s -> plain. Where that is no softmax also plain_slope and plain_curvature, if wanted.
@@ -269,16 +277,18 @@ class Node {
   void plain_softmax(int64_t receiver, T* s) {
     const T* lse = call_.lse_before + receiver * call_.heads;
     // A sum of nothing: every weight is 0, and stays so.
-    for (int64_t h = 0; h < call_.heads; ++h) shift_.head[h] = lse[h] == T(-HUGE_VAL) ? T(HUGE_VAL) : lse[h];
+    for (int64_t h = 0; h < call_.heads; ++h)
+      shift_.head[h] = lse[h] == T(-HUGE_VAL) ? T(HUGE_VAL) : lse[h];
     exp_shifted(s);
   }
 
-  // Gradients of values, given value_weight: w, or tangent_w in the double backward pass. Of an edge's
-  // part; of a receiver's, with the same row of grad_out for every edge; and of a sender's, for the edges
-  // of the batch.
+  // Gradients of values, given value_weight: w, or tangent_w in the double backward pass. Of an
+  // edge's part; of a receiver's, with the same row of grad_out for every edge; and of a sender's,
+  // for the edges of the batch.
   void grad_value_of_edge(int64_t receiver, const T* value_weight, T* to) {
     if (!call_.grad_out) return set_zero(to, value_size_);
-    scale_heads(call_.heads, value_weight, call_.grad_out + receiver * value_size_, call_.value.width, to);
+    scale_heads(call_.heads, value_weight, call_.grad_out + receiver * value_size_,
+                call_.value.width, to);
   }
   void grad_value_of_receiver(int64_t receiver, const T* value_weight, T* to) {
     T* total = total_.head;
@@ -292,18 +302,22 @@ class Node {
       value_weight_[i] = value_weight + batch_.edge[i] * call_.heads;
       grad_out_[i] = call_.grad_out + batch_.receiver[i] * value_size_;
     }
-    accumulate(batch_.count, call_.heads, value_weight_, grad_out_, call_.value.width, call_.value.width, to);
+    accumulate(batch_.count, call_.heads, value_weight_, grad_out_, call_.value.width,
+               call_.value.width, to);
   }
 
-  // grad_edge = grad_z query_on_edge + value_weight grad_out_on_edge, summed over heads, for the edges
-  // from `at`. Plus grad_tangent_z tangent_query_on_edge; null: without that.
+  // grad_edge = grad_z query_on_edge + value_weight grad_out_on_edge, summed over heads, for the
+  // edges from `at`. Plus grad_tangent_z tangent_query_on_edge; null: without that.
   void make_grad_edge(int64_t at, const T* value_weight, const T* const* grad_tangent_z,
                       Maybe<const T> tangent_query_on_edge) {
     T* to[kBatch];
     node_scalars(value_weight, at, value_weight_);
-    for (int i = 0; i < batch_.count; ++i) to[i] = call_.grad_edge + batch_.edge[i] * call_.features;
+    for (int i = 0; i < batch_.count; ++i)
+      to[i] = call_.grad_edge + batch_.edge[i] * call_.features;
     spread_all(batch_.count, call_.heads,
-               {{grad_z_, query_on_edge_}, {value_weight_, grad_out_on_edge_}, {grad_tangent_z, tangent_query_on_edge}},
+               {{grad_z_, query_on_edge_},
+                {value_weight_, grad_out_on_edge_},
+                {grad_tangent_z, tangent_query_on_edge}},
                call_.features, streams_edges_, to);
   }
 
@@ -315,7 +329,8 @@ class Node {
   // For a batch: sums of parts, and rows of additive scores.
   T *query_buffer_, *key_buffer_, *vector_slope_buffer_, *activation_buffer_;
   T* partial_;
-  // Subtracted from scores before exp(): the largest one, or lse. And a sum over the receiver's edges.
+  // Subtracted from scores before exp(): the largest one, or lse. And a sum over the receiver's
+  // edges.
   PerHead<T> shift_, total_;
   T *query_on_edge_copy_, *grad_out_on_edge_copy_;
   Maybe<const T> query_on_edge_, grad_out_on_edge_;  // of the receiver, [heads, features]
@@ -336,7 +351,9 @@ class Node {
   T* free_scalars_ = nullptr;
 
   static int64_t aligned_size(int64_t n) { return (n + kAlign - 1) / kAlign * kAlign; }
-  int64_t edge_after(int64_t n, int64_t by) const { return order_[n + by < left_ ? n + by : left_ - 1]; }
+  int64_t edge_after(int64_t n, int64_t by) const {
+    return order_[n + by < left_ ? n + by : left_ - 1];
+  }
   void begin(int64_t node, const int64_t* order, const int64_t* ptr, bool by_receiver) {
     order_ = order + ptr[node];
     degree_ = ptr[node + 1] - ptr[node];

@@ -1,5 +1,5 @@
-// Loops over the rows of edges that attention is made of. For *_isa.cpp: compiled once per instruction
-// set. Symbols are those of kernels/graph_attention.cuh.
+// Loops over the rows of edges that attention is made of. For *_isa.cpp: compiled once per
+// instruction set. Symbols are those of kernels/graph_attention.cuh.
 #pragma once
 
 #include "common/simd.h"
@@ -29,16 +29,18 @@ inline void set_zero(T* to, int64_t n) {
   for (int64_t c = 0; c < n; ++c) to[c] = T(0);
 }
 
-// The row [heads, width] of query, key or value for every edge of a batch: where it lies if it is one
-// part, else a sum, in `buffer`.
+// The row [heads, width] of query, key or value for every edge of a batch: where it lies if it is
+// one part, else a sum, in `buffer`.
 template <class T>
-inline void resolve(const EdgeSum<T>& sum, int64_t size, const Batch& batch, T* buffer, const T** rows) {
+inline void resolve(const EdgeSum<T>& sum, int64_t size, const Batch& batch, T* buffer,
+                    const T** rows) {
   const int64_t* index[3] = {batch.edge, batch.sender, batch.receiver};  // by RowOf
   int parts = 0, last = 0;
   for (int p = 0; p < 3; ++p)
     if (sum.part[p]) ++parts, last = p;
   if (parts == 1 || size == 0) {
-    for (int i = 0; i < batch.count; ++i) rows[i] = parts ? sum.part[last] + index[last][i] * size : buffer;
+    for (int i = 0; i < batch.count; ++i)
+      rows[i] = parts ? sum.part[last] + index[last][i] * size : buffer;
     return;
   }
   for (int i = 0; i < batch.count; ++i) {
@@ -62,13 +64,14 @@ inline Vector<T> add_dot(const T* a, const T* b, int64_t n, Vector<T> sum) {
   return sum;
 }
 
-// sum_j[h] = <a_j[h], b_j[h]> + <node[h], edge_j> for n edges, as vectors whose lanes are still to be
-// summed, two heads folded into one: partial[j, h / 2]. `wide`, `featured`: how many full vectors there
-// are, 0 for any. same: all edges have one a. Pointers are copied: the compiler must take every store
-// for a change of what it reaches through memory.
+// sum_j[h] = <a_j[h], b_j[h]> + <node[h], edge_j> for n edges, as vectors whose lanes are still to
+// be summed, two heads folded into one: partial[j, h / 2]. `wide`, `featured`: how many full
+// vectors there are, 0 for any. same: all edges have one a. Pointers are copied: the compiler must
+// take every store for a change of what it reaches through memory.
 template <class T, int n, int wide, int featured, bool same>
-inline void partial_dots(int64_t heads, const T* const* a_rows, const T* const* b_rows, int64_t width, const T* node,
-                         const T* const* edge_rows, int64_t features, T* partial) {
+inline void partial_dots(int64_t heads, const T* const* a_rows, const T* const* b_rows,
+                         int64_t width, const T* node, const T* const* edge_rows, int64_t features,
+                         T* partial) {
   const T *a[n], *b[n], *edge[n];
   for (int j = 0; j < n; ++j) a[j] = a_rows[j], b[j] = b_rows[j], edge[j] = edge_rows[j];
   Vector<T> shared[n][featured > 0 ? featured : 1];
@@ -82,7 +85,8 @@ inline void partial_dots(int64_t heads, const T* const* a_rows, const T* const* 
           for (int j = 0; j < n; ++j) sum[j] += common * load(b[j] + h * width + i * kLanes<T>);
         }
       } else {
-        for (int j = 0; j < n; ++j) sum[j] = add_dot<T, wide>(a[j] + h * width, b[j] + h * width, width, sum[j]);
+        for (int j = 0; j < n; ++j)
+          sum[j] = add_dot<T, wide>(a[j] + h * width, b[j] + h * width, width, sum[j]);
       }
     }
     if constexpr (featured > 0) {
@@ -91,7 +95,8 @@ inline void partial_dots(int64_t heads, const T* const* a_rows, const T* const* 
         for (int j = 0; j < n; ++j) sum[j] += common * shared[j][i];
       }
     } else if (node) {
-      for (int j = 0; j < n; ++j) sum[j] = add_dot<T, 0>(node + h * features, edge[j], features, sum[j]);
+      for (int j = 0; j < n; ++j)
+        sum[j] = add_dot<T, 0>(node + h * features, edge[j], features, sum[j]);
     }
   };
   const int64_t pairs = (heads + 1) / 2;
@@ -99,7 +104,8 @@ inline void partial_dots(int64_t heads, const T* const* a_rows, const T* const* 
     Vector<T> first[n] = {}, second[n] = {};
     add_head(2 * p, first);
     if (2 * p + 1 < heads) add_head(2 * p + 1, second);
-    for (int j = 0; j < n; ++j) store(partial + (j * pairs + p) * kLanes<T>, fold_pair<T>(first[j], second[j]));
+    for (int j = 0; j < n; ++j)
+      store(partial + (j * pairs + p) * kLanes<T>, fold_pair<T>(first[j], second[j]));
   }
 }
 
@@ -112,27 +118,28 @@ inline void sum_partial(int n, int64_t heads, T* partial, T* to) {
   T* sums = heads % 2 ? partial : to;
   for (int64_t i = 0; i < rows; i += at_once) {
     Vector<T> pair[at_once];
-    for (int j = 0; j < at_once; ++j) pair[j] = i + j < rows ? load(partial + (i + j) * kLanes<T>) : Vector<T>{};
+    for (int j = 0; j < at_once; ++j)
+      pair[j] = i + j < rows ? load(partial + (i + j) * kLanes<T>) : Vector<T>{};
     store_first(sums + 2 * i, sum_pairs<T>(pair), 2 * (rows - i));
   }
   for (int j = 0; heads % 2 && j < n; ++j)
     for (int64_t h = 0; h < heads; ++h) to[j * heads + h] = sums[j * 2 * pairs + h];
 }
 
-// to[i, h] = <a_i[h], b_i[h]> + <node[h], edge_i>; a width of 0 or no node leaves a term out. partial:
-// working memory of partial_size() elements. later: as many rows of features that will be needed soon,
-// or null.
+// to[i, h] = <a_i[h], b_i[h]> + <node[h], edge_i>; a width of 0 or no node leaves a term out.
+// partial: working memory of partial_size() elements. later: as many rows of features that will be
+// needed soon, or null.
 template <class T>
 inline void head_dots(int count, int64_t heads, const T* const* a, const T* const* b, int64_t width,
-                      Maybe<const T> node, const T* const* edge, int64_t features, T* partial, T* to,
-                      const T* const* later = nullptr) {
+                      Maybe<const T> node, const T* const* edge, int64_t features, T* partial,
+                      T* to, const T* const* later = nullptr) {
   bool same = true;
   for (int i = 1; i < count; ++i) same = same && a[i] == a[0];
   auto run = [=](auto wide, auto featured, auto one) mutable {
     int i = 0;
     auto dots = [&](auto n) {
-      partial_dots<T, n(), wide(), featured(), one()>(heads, a + i, b + i, width, node.data, edge + i, features,
-                                                      partial);
+      partial_dots<T, n(), wide(), featured(), one()>(heads, a + i, b + i, width, node.data,
+                                                      edge + i, features, partial);
       sum_partial(n(), heads, partial, to + i * heads);
       i += n();
     };
@@ -143,8 +150,9 @@ inline void head_dots(int count, int64_t heads, const T* const* a, const T* cons
     while (i < count) dots(Size<1>{});
   };
   for_vectors<T>(width, [&](auto wide) {
-    for_vectors<T>(node ? features : 0,
-                   [&](auto featured) { same ? run(wide, featured, Size<1>{}) : run(wide, featured, Size<0>{}); });
+    for_vectors<T>(node ? features : 0, [&](auto featured) {
+      same ? run(wide, featured, Size<1>{}) : run(wide, featured, Size<0>{});
+    });
   });
 }
 template <class T>
@@ -154,8 +162,8 @@ inline int64_t partial_size(int64_t heads) {
 
 // sum[h] += sum_j weight_j[h] row_j[h] for n rows.
 template <class T, int n, int vectors>
-inline void accumulate_rows(int64_t heads, const T* const* weight, const T* const* row, int64_t width, int64_t stride,
-                            T* sum) {
+inline void accumulate_rows(int64_t heads, const T* const* weight, const T* const* row,
+                            int64_t width, int64_t stride, T* sum) {
   const T *weights[n], *rows[n];
   for (int j = 0; j < n; ++j) weights[j] = weight[j], rows[j] = row[j];
   for (int64_t h = 0; h < heads; ++h) {
@@ -196,10 +204,11 @@ inline void accumulate_shared(int64_t heads, const T* const* weight, const T* co
   }
 }
 
-// sum[h] += sum_i weight_i[h] row_i[h]. stride: of the rows' heads, 0 if all heads read the same row.
+// sum[h] += sum_i weight_i[h] row_i[h]. stride: of the rows' heads, 0 if all heads read the same
+// row.
 template <class T>
-inline void accumulate(int count, int64_t heads, const T* const* weight, const T* const* rows, int64_t width,
-                       int64_t stride, T* sum) {
+inline void accumulate(int count, int64_t heads, const T* const* weight, const T* const* rows,
+                       int64_t width, int64_t stride, T* sum) {
   for_vectors<T>(width, [=](auto vectors) {
     int i = 0;
     for (; i + kTogether <= count; i += kTogether) {
@@ -211,7 +220,8 @@ inline void accumulate(int count, int64_t heads, const T* const* weight, const T
       }
       accumulate_rows<T, kTogether, vectors()>(heads, weight + i, rows + i, width, stride, sum);
     }
-    for (; i < count; ++i) accumulate_rows<T, 1, vectors()>(heads, weight + i, rows + i, width, stride, sum);
+    for (; i < count; ++i)
+      accumulate_rows<T, 1, vectors()>(heads, weight + i, rows + i, width, stride, sum);
   });
 }
 
@@ -220,7 +230,8 @@ template <class T>
 inline void scale_heads(int64_t heads, const T* weight, const T* row, int64_t width, T* to) {
   for (int64_t h = 0; h < heads; ++h) {
     int64_t c = 0;
-    for (; c + kLanes<T> <= width; c += kLanes<T>) store(to + h * width + c, weight[h] * load(row + h * width + c));
+    for (; c + kLanes<T> <= width; c += kLanes<T>)
+      store(to + h * width + c, weight[h] * load(row + h * width + c));
     for (; c < width; ++c) to[h * width + c] = weight[h] * row[h * width + c];
   }
 }
@@ -235,8 +246,8 @@ constexpr int kSpreadTerms = 3;
 
 // to_i[c ...] = the terms, for n edges and `vectors` vectors.
 template <class T, int n, int vectors>
-inline void spread_vectors(int64_t heads, const SpreadTerm<T> (&terms)[kSpreadTerms], int first, int64_t c,
-                           int64_t width, bool streamed, T* const* to) {
+inline void spread_vectors(int64_t heads, const SpreadTerm<T> (&terms)[kSpreadTerms], int first,
+                           int64_t c, int64_t width, bool streamed, T* const* to) {
   Vector<T> sum[n][vectors] = {};
   for (const SpreadTerm<T>& term : terms) {
     if (!term.row) continue;
@@ -245,7 +256,8 @@ inline void spread_vectors(int64_t heads, const SpreadTerm<T> (&terms)[kSpreadTe
     for (int64_t h = 0; h < heads; ++h) {
       const T* row = term.row + h * width + c;
       Vector<T> v[vectors];
-      for (int i = 0; i < vectors; ++i) v[i] = vectors == 1 ? load_first(row, width - c) : load(row + i * kLanes<T>);
+      for (int i = 0; i < vectors; ++i)
+        v[i] = vectors == 1 ? load_first(row, width - c) : load(row + i * kLanes<T>);
       for (int j = 0; j < n; ++j)
         for (int i = 0; i < vectors; ++i) sum[j][i] += factor[j][h] * v[i];
     }
@@ -263,13 +275,14 @@ inline void spread_vectors(int64_t heads, const SpreadTerm<T> (&terms)[kSpreadTe
 }
 
 template <class T>
-inline void spread_all(int count, int64_t heads, const SpreadTerm<T> (&terms)[kSpreadTerms], int64_t width,
-                       bool streamed, T* const* to) {
+inline void spread_all(int count, int64_t heads, const SpreadTerm<T> (&terms)[kSpreadTerms],
+                       int64_t width, bool streamed, T* const* to) {
   auto columns = [&](auto n, int first) {
     int64_t c = 0;
     for (; c + 4 * kLanes<T> <= width; c += 4 * kLanes<T>)
       spread_vectors<T, n(), 4>(heads, terms, first, c, width, streamed, to);
-    for (; c < width; c += kLanes<T>) spread_vectors<T, n(), 1>(heads, terms, first, c, width, streamed, to);
+    for (; c < width; c += kLanes<T>)
+      spread_vectors<T, n(), 1>(heads, terms, first, c, width, streamed, to);
   };
   int i = 0;
   for (; i + kTogether <= count; i += kTogether) columns(Size<kTogether>{}, i);
@@ -296,7 +309,8 @@ inline Vector<T> score_activation_slope(int64_t activation, T slope, Vector<T> x
 template <class T>
 inline Vector<T> score_activation_curvature(int64_t activation, T slope, Vector<T> x) {
   if (activation == act_leaky_relu) return Vector<T>{};
-  return activation == act_silu ? silu_curvature_of<T>(x) : (T(1) - slope) * silu_curvature_of<T>(x);
+  return activation == act_silu ? silu_curvature_of<T>(x)
+                                : (T(1) - slope) * silu_curvature_of<T>(x);
 }
 
 // The activation of a weighting that is no softmax, and its derivatives.
@@ -323,47 +337,51 @@ inline Vector<T> weight_curvatures(int64_t weighting, Vector<T> s) {
   return weighting == weight_sigmoid ? bell * (T(1) - T(2) * y) : bell;
 }
 
-// activation_i = act(query_i + key_i) and vector_slope_i = vector act'(query_i + key_i), into buffers;
-// either may be absent.
+// activation_i = act(query_i + key_i) and vector_slope_i = vector act'(query_i + key_i), into
+// buffers; either may be absent.
 template <class T>
-inline void activate(const AttentionCall<T>& call, int count, const T* const* query, const T* const* key,
-                     Maybe<T> activation, Maybe<T> vector_slope) {
+inline void activate(const AttentionCall<T>& call, int count, const T* const* query,
+                     const T* const* key, Maybe<T> activation, Maybe<T> vector_slope) {
   const int64_t size = call.heads * call.query.width;
   for (int i = 0; i < count; ++i)
     for (int64_t c = 0; c < size; c += kLanes<T>) {
       const Vector<T> x = load_first(query[i] + c, size - c) + load_first(key[i] + c, size - c);
       if (activation)
-        store_first(activation + i * size + c, score_activation(call.activation, call.slope, x), size - c);
+        store_first(activation + i * size + c, score_activation(call.activation, call.slope, x),
+                    size - c);
       if (vector_slope)
         store_first(vector_slope + i * size + c,
-                    load_first(call.vector + c, size - c) * score_activation_slope(call.activation, call.slope, x),
+                    load_first(call.vector + c, size - c) *
+                        score_activation_slope(call.activation, call.slope, x),
                     size - c);
     }
 }
 
-// Their changes along the tangents of query, key and vector. With tangent_x = tangent_query + tangent_key
-// they are act' tangent_x, and tangent_vector act' + vector act'' tangent_x.
+// Their changes along the tangents of query, key and vector. With tangent_x = tangent_query +
+// tangent_key they are act' tangent_x, and tangent_vector act' + vector act'' tangent_x.
 template <class T>
-inline void activate_tangents(const AttentionCall<T>& call, int count, const T* const* query, const T* const* key,
-                              const T* const* tangent_query, const T* const* tangent_key, T* tangent_activation,
+inline void activate_tangents(const AttentionCall<T>& call, int count, const T* const* query,
+                              const T* const* key, const T* const* tangent_query,
+                              const T* const* tangent_key, T* tangent_activation,
                               T* tangent_vector_slope) {
   const int64_t size = call.heads * call.query.width;
   for (int i = 0; i < count; ++i)
     for (int64_t c = 0; c < size; c += kLanes<T>) {
       const int64_t n = size - c;
       const Vector<T> x = load_first(query[i] + c, n) + load_first(key[i] + c, n);
-      const Vector<T> tangent_x = load_first(tangent_query[i] + c, n) + load_first(tangent_key[i] + c, n);
+      const Vector<T> tangent_x =
+          load_first(tangent_query[i] + c, n) + load_first(tangent_key[i] + c, n);
       const Vector<T> slope = score_activation_slope(call.activation, call.slope, x);
-      Vector<T> change =
-          load_first(call.vector + c, n) * score_activation_curvature(call.activation, call.slope, x) * tangent_x;
+      Vector<T> change = load_first(call.vector + c, n) *
+                         score_activation_curvature(call.activation, call.slope, x) * tangent_x;
       if (call.tangent_vector) change += load_first(call.tangent_vector + c, n) * slope;
       store_first(tangent_activation + i * size + c, slope * tangent_x, n);
       store_first(tangent_vector_slope + i * size + c, change, n);
     }
 }
 
-// Scalars per edge and head, [degree, heads], worked on as one row of vectors: what belongs to a head
-// repeats with a period of whole vectors. The row is padded to whole vectors.
+// Scalars per edge and head, [degree, heads], worked on as one row of vectors: what belongs to a
+// head repeats with a period of whole vectors. The row is padded to whole vectors.
 template <class T>
 class HeadPattern {
  public:

@@ -1,6 +1,8 @@
-// Runs the CPU kernels of graph attention outside of torch, on buffers of exactly the right size, for the sanitizers.
+// Runs the CPU kernels of graph attention outside of torch, on buffers of exactly the right size,
+// for the sanitizers.
 //   run_attention CASE RESULTS THREADS
-// CASE: arrays as tests/kernels/test_sanitizers.py writes them; RESULTS: those of all three passes, in its order.
+// CASE: arrays as tests/kernels/test_sanitizers.py writes them; RESULTS: those of all three passes,
+// in its order.
 #include <functional>
 #include <thread>
 
@@ -14,7 +16,8 @@ using T = double;
 
 static AttentionCall<T> call{};
 
-// f(first row, last row, thread, scratch) in threads; the scratch is as large as asked for, and NaN.
+// f(first row, last row, thread, scratch) in threads; the scratch is as large as asked for, and
+// NaN.
 static void in_threads(int threads, int64_t rows, const int64_t* ptr,
                        const std::function<void(int64_t, int64_t, int64_t, T*)>& f) {
   std::vector<std::thread> pool;
@@ -81,15 +84,17 @@ int main(int argc, char** argv) {
   call.out = result(nodes * call.value.width);
   call.out_on_edge = result(nodes * call.features);
   call.lse = result(nodes), call.logits = result(scores);
-  in_threads(threads, call.num_receivers, call.receiver_ptr, [](int64_t begin, int64_t end, int64_t, T* scratch) {
-    HAMFAST_ISA::attention_forward(call, begin, end, scratch);
-  });
+  in_threads(threads, call.num_receivers, call.receiver_ptr,
+             [](int64_t begin, int64_t end, int64_t, T* scratch) {
+               HAMFAST_ISA::attention_forward(call, begin, end, scratch);
+             });
 
   call.lse_before = call.lse;
   call.grad_out = at(kGradOut), call.grad_out_on_edge = rows(kGradOutOnEdge);
   call.grad_lse = at(kGradLse), call.grad_logits = at(kGradLogits);
   const Array kept[3] = {poisoned(8 * scores), poisoned(8 * scores), poisoned(8 * scores)};
-  call.grad_z = kept[0].as<T>(), call.w = call.tangent_w = kept[1].as<T>(), call.grad_tangent_z = kept[2].as<T>();
+  call.grad_z = kept[0].as<T>(), call.w = call.tangent_w = kept[1].as<T>(),
+  call.grad_tangent_z = kept[2].as<T>();
   auto gradients = [&] {
     call.grad_query[row_of_receiver] = result(nodes * call.query.width);
     call.grad_query[row_of_edge] = result(scores * call.query.width);
@@ -105,12 +110,14 @@ int main(int argc, char** argv) {
     call.grad_bias = result(scores), call.grad_envelope = result(scores);
   };
   gradients();
-  in_threads(threads, call.num_receivers, call.receiver_ptr, [](int64_t begin, int64_t end, int64_t chunk, T* scratch) {
-    HAMFAST_ISA::attention_backward(call, begin, end, chunk, scratch);
-  });
-  in_threads(threads, call.num_senders, call.sender_ptr, [](int64_t begin, int64_t end, int64_t, T* scratch) {
-    HAMFAST_ISA::attention_backward_senders(call, begin, end, scratch);
-  });
+  in_threads(threads, call.num_receivers, call.receiver_ptr,
+             [](int64_t begin, int64_t end, int64_t chunk, T* scratch) {
+               HAMFAST_ISA::attention_backward(call, begin, end, chunk, scratch);
+             });
+  in_threads(threads, call.num_senders, call.sender_ptr,
+             [](int64_t begin, int64_t end, int64_t, T* scratch) {
+               HAMFAST_ISA::attention_backward_senders(call, begin, end, scratch);
+             });
 
   auto tangent = [&](int n) { return at(kTangents + n - kQuery); };
   call.tangent_query.width = call.query.width, call.tangent_key.width = call.key.width;
@@ -118,19 +125,24 @@ int main(int argc, char** argv) {
   call.tangent_query.part[row_of_receiver] = tangent(kQuery),
   call.tangent_query.part[row_of_edge] = tangent(kQueryEdge);
   call.tangent_key.part[row_of_sender] = tangent(kKey);
-  call.tangent_value.part[row_of_sender] = tangent(kValue), call.tangent_value.part[row_of_edge] = tangent(kValueEdge);
-  call.tangent_query_on_edge = rows(kTangents + kQueryOnEdge - kQuery), call.tangent_edge = tangent(kEdge);
+  call.tangent_value.part[row_of_sender] = tangent(kValue),
+  call.tangent_value.part[row_of_edge] = tangent(kValueEdge);
+  call.tangent_query_on_edge = rows(kTangents + kQueryOnEdge - kQuery),
+  call.tangent_edge = tangent(kEdge);
   call.tangent_vector = tangent(kVector);
   call.tangent_bias = scalar(kTangents + kBias - kQuery),
   call.tangent_envelope = scalar(kTangents + kEnvelope - kQuery);
   gradients();
-  call.grad_grad_out = result(nodes * call.value.width), call.grad_grad_out_on_edge = result(nodes * call.features);
+  call.grad_grad_out = result(nodes * call.value.width),
+  call.grad_grad_out_on_edge = result(nodes * call.features);
   call.grad_grad_lse = result(nodes), call.grad_grad_logits = result(scores);
-  in_threads(threads, call.num_receivers, call.receiver_ptr, [](int64_t begin, int64_t end, int64_t chunk, T* scratch) {
-    HAMFAST_ISA::attention_double_backward(call, begin, end, chunk, scratch);
-  });
-  in_threads(threads, call.num_senders, call.sender_ptr, [](int64_t begin, int64_t end, int64_t, T* scratch) {
-    HAMFAST_ISA::attention_double_backward_senders(call, begin, end, scratch);
-  });
+  in_threads(threads, call.num_receivers, call.receiver_ptr,
+             [](int64_t begin, int64_t end, int64_t chunk, T* scratch) {
+               HAMFAST_ISA::attention_double_backward(call, begin, end, chunk, scratch);
+             });
+  in_threads(threads, call.num_senders, call.sender_ptr,
+             [](int64_t begin, int64_t end, int64_t, T* scratch) {
+               HAMFAST_ISA::attention_double_backward_senders(call, begin, end, scratch);
+             });
   write_arrays(argv[2], results);
 }
