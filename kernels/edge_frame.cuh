@@ -114,7 +114,7 @@ HAMFAST_HD inline void rotate_edge(const Team& team, const FrameCall<T>& call, i
   for (int64_t n = 0; n < call.num_blocks[s]; ++n) {
     const int64_t* entry = call.table[s] + n * call.table_stride[s];
     const FrameBlock& block = *reinterpret_cast<const FrameBlock*>(entry);
-    const FrameColumns* places = reinterpret_cast<const FrameColumns*>(entry + 4);
+    const FrameColumns* columns_of_m = reinterpret_cast<const FrameColumns*>(entry + 4);
     const int64_t d = 2 * block.l + 1;
     const T* wigner = call.wigner + e * call.wigner_dim + wigner_offset(block.l);
     const int64_t channel = call.channels_fast ? 1 : d,
@@ -126,7 +126,7 @@ HAMFAST_HD inline void rotate_edge(const Team& team, const FrameCall<T>& call, i
     T sign[2 * kMaxL + 1];
     for (int64_t a = 0; a < d; ++a) {
       const int64_t m = a - block.l;
-      const FrameColumns& place = places[m < 0 ? -m : m];
+      const FrameColumns& place = columns_of_m[m < 0 ? -m : m];
       const FrameRow row = frame_row(m, block.natural != 0);
       frame[a] = place.start < 0 ? nullptr
                                  : buffer + place.start * call.edges + e * place.stride +
@@ -215,25 +215,25 @@ struct FrameComponent {
   int sign;    // 0: it is not stored
 };
 __device__ inline FrameComponent frame_component(const FrameBlock& block,
-                                                 const FrameColumns* places, int64_t edges,
+                                                 const FrameColumns* columns_of_m, int64_t edges,
                                                  int64_t e, int64_t m) {
-  const FrameColumns& place = places[m < 0 ? -m : m];
+  const FrameColumns& place = columns_of_m[m < 0 ? -m : m];
   if (place.start < 0) return {0, 0};
   const HAMFAST_ISA::FrameRow row = HAMFAST_ISA::frame_row(m, block.natural != 0);
   return {place.start * edges + e * place.stride + row.row * place.width + place.column, row.sign};
 }
 
 template <int D, class T>
-__device__ inline void turn_into_frame(const FrameCall<T>& call, const FrameBlock& block,
-                                       const FrameColumns* places, const T* x, int64_t e,
-                                       int64_t u) {
+__device__ inline void rotate_into_frame(const FrameCall<T>& call, const FrameBlock& block,
+                                         const FrameColumns* columns_of_m, const T* x, int64_t e,
+                                         int64_t u) {
   const T* wigner = call.wigner + e * call.wigner_dim + HAMFAST_ISA::wigner_offset(D / 2);
   T in[D];
   HAMFAST_UNROLL
   for (int b = 0; b < D; ++b)
     in[b] = __ldg(x + (call.channels_fast ? b * block.mul + u : u * D + b));
   for (int a = 0; a < D; ++a) {
-    const FrameComponent to = frame_component(block, places, call.edges, e, a - D / 2);
+    const FrameComponent to = frame_component(block, columns_of_m, call.edges, e, a - D / 2);
     if (to.sign == 0) continue;
     T total = T(0);
     HAMFAST_UNROLL
@@ -244,11 +244,12 @@ __device__ inline void turn_into_frame(const FrameCall<T>& call, const FrameBloc
 
 // Adds the edge's share to `out`.
 template <int D, class T>
-__device__ inline void turn_from_frame(const FrameCall<T>& call, const FrameBlock& block,
-                                       const FrameColumns* places, int64_t e, int64_t u, T* out) {
+__device__ inline void rotate_from_frame(const FrameCall<T>& call, const FrameBlock& block,
+                                         const FrameColumns* columns_of_m, int64_t e, int64_t u,
+                                         T* out) {
   const T* wigner = call.wigner + e * call.wigner_dim + HAMFAST_ISA::wigner_offset(D / 2);
   for (int a = 0; a < D; ++a) {
-    const FrameComponent from = frame_component(block, places, call.edges, e, a - D / 2);
+    const FrameComponent from = frame_component(block, columns_of_m, call.edges, e, a - D / 2);
     if (from.sign == 0) continue;
     const T value = T(from.sign) * __ldg(call.frame_in + from.at + u);
     HAMFAST_UNROLL
@@ -258,7 +259,7 @@ __device__ inline void turn_from_frame(const FrameCall<T>& call, const FrameBloc
 
 template <bool kIntoFrame, int D, class T>
 __device__ inline void rotate_rows(const FrameCall<T>& call, int s, const FrameBlock& block,
-                                   const FrameColumns* places, int64_t rows) {
+                                   const FrameColumns* columns_of_m, int64_t rows) {
   const int64_t first = int64_t(blockIdx.x) * kRotateRows;
   const int count = static_cast<int>(rows - first < kRotateRows ? rows - first : kRotateRows);
   const int mul = static_cast<int>(block.mul);
@@ -266,8 +267,8 @@ __device__ inline void rotate_rows(const FrameCall<T>& call, int s, const FrameB
     const int64_t row = first + item / mul, u = item % mul;
     if constexpr (kIntoFrame) {
       const int64_t r = call.index[s] ? call.index[s][row] : row;
-      turn_into_frame<D>(call, block, places, call.x_in[s] + r * call.dim[s] + block.offset, row,
-                         u);
+      rotate_into_frame<D>(call, block, columns_of_m, call.x_in[s] + r * call.dim[s] + block.offset,
+                           row, u);
     } else {
       T out[D];
       HAMFAST_UNROLL
@@ -275,7 +276,7 @@ __device__ inline void rotate_rows(const FrameCall<T>& call, int s, const FrameB
       const int64_t begin = call.ptr ? call.ptr[row] : row,
                     end = call.ptr ? call.ptr[row + 1] : row + 1;
       for (int64_t p = begin; p < end; ++p)
-        turn_from_frame<D>(call, block, places, call.ptr ? call.order[p] : p, u, out);
+        rotate_from_frame<D>(call, block, columns_of_m, call.ptr ? call.order[p] : p, u, out);
       T* x = call.x_out + row * call.dim[0] + block.offset;
       HAMFAST_UNROLL
       for (int b = 0; b < D; ++b) x[call.channels_fast ? b * mul + u : u * D + b] = out[b];
@@ -290,10 +291,10 @@ __global__ void __launch_bounds__(kRotateThreads) rotate_kernel(FrameCall<T> cal
   while (n >= call.num_blocks[s]) n -= call.num_blocks[s++];
   const int64_t* entry = call.table[s] + n * call.table_stride[s];
   const FrameBlock& block = *reinterpret_cast<const FrameBlock*>(entry);
-  const FrameColumns* places = reinterpret_cast<const FrameColumns*>(entry + 4);
+  const FrameColumns* columns_of_m = reinterpret_cast<const FrameColumns*>(entry + 4);
 #define HAMFAST_ROTATE(L) \
   case L:                 \
-    return rotate_rows<kIntoFrame, 2 * L + 1>(call, s, block, places, rows);
+    return rotate_rows<kIntoFrame, 2 * L + 1>(call, s, block, columns_of_m, rows);
   switch (block.l) { HAMFAST_EACH_L(HAMFAST_ROTATE) }
 #undef HAMFAST_ROTATE
 }

@@ -2,15 +2,19 @@
 //   x[e] = edge[e] + sender[s] + receiver[t],  n = (x - mean) / sqrt(variance + epsilon),  u =
 //   weight n + bias, y[e] = act(u);   mean and variance are a row's own (layer normalisation: Ba,
 //   Kiros, Hinton 2016).
-// Backward, with g the gradient of y, v = weight g act'(u) and <> the mean over a row:
-//   dx = (v - <v> - n <v n>) / sqrt(variance + epsilon),  dweight = sum over edges of n g act'(u),
-//   dbias of g act'(u).
-// Double backward, along directions x' of dx, w' and b' of dweight and dbias: D = sum of g act'(u)
-// u' with
-//   n' = (x' - <x'> - n <x' n>) / sqrt(...),  u' = weight n' + w' n + b':
-//   dD/dg = act'(u) u',  dweight = sum over edges of t n + g act'(u) n',  dbias of t,  t = g
-//   act''(u) u', dD/dx = (h - <h> - n (<h n> + <v n'>)) / sqrt(...), h = weight t + w' g act'(u) -
-//   (v <x' n> + x' <v n>) / sqrt(...).
+// Backward; grad is the gradient of y, v = weight grad act'(u), <> is the mean over a row:
+//   grad_x      = (v - <v> - n <v n>) / sqrt(variance + epsilon)
+//   grad_weight = sum over edges of n grad act'(u)
+//   grad_bias   = sum over edges of grad act'(u)
+// Double backward, along tangents x', w', b' of these three: D = sum of grad act'(u) u', where
+//   n' = (x' - <x'> - n <x' n>) / sqrt(variance + epsilon)
+//   u' = weight n' + w' n + b'
+//   t  = grad act''(u) u'
+//   h  = weight t + w' grad act'(u) - (v <x' n> + x' <v n>) / sqrt(variance + epsilon)
+//   dD/dgrad   = act'(u) u'
+//   dD/dx      = (h - <h> - n (<h n> + <v n'>)) / sqrt(variance + epsilon)
+//   dD/dweight = sum over edges of t n + grad act'(u) n'
+//   dD/dbias   = sum over edges of t
 // x, mean and variance are made again: nothing but the operands is kept. Sums over the edges of a
 // node are edge_einsum's.
 #pragma once

@@ -34,7 +34,7 @@ class UpdatedRows {
     }
   }
 
-  void backward(int64_t first, int count, T* d_weight, T* grad_bias) {
+  void backward(int64_t first, int count, T* grad_weight, T* grad_bias) {
     read(first, count);
     T of_v[kTogether], of_vn[kTogether];
     for (int r = 0; r < count; ++r) {
@@ -48,7 +48,7 @@ class UpdatedRows {
         Vector<T> g = load_first(grad + c, n);
         if (call_.silu) g *= silu_slope_of<T>(affine(value, c, n));
         if (call_.weight) {
-          store_first(d_weight + c, load_first(d_weight + c, n) + g * value, n);
+          store_first(grad_weight + c, load_first(grad_weight + c, n) + g * value, n);
           store_first(grad_bias + c, load_first(grad_bias + c, n) + g, n);
           g *= load_first(call_.weight + c, n);
           sum_v += g, sum_vn += g * value;  // g is 0 beyond the row
@@ -69,7 +69,7 @@ class UpdatedRows {
     }
   }
 
-  void double_backward(int64_t first, int count, T* d_weight, T* grad_bias) {
+  void double_backward(int64_t first, int count, T* grad_weight, T* grad_bias) {
     read(first, count);
     for (int r = 0; r < count; ++r) {
       const Norm norm = norm_[r];
@@ -110,7 +110,7 @@ class UpdatedRows {
                         q = g * act_slope;
         const Vector<T> t = call_.silu ? g * silu_curvature_of<T>(u) * along_u : Vector<T>{};
         store_first(to_grad + c, act_slope * along_u, n);
-        store_first(d_weight + c, load_first(d_weight + c, n) + t * value + q * change, n);
+        store_first(grad_weight + c, load_first(grad_weight + c, n) + t * value + q * change, n);
         store_first(grad_bias + c, load_first(grad_bias + c, n) + t, n);
         const Vector<T> weighed = weight * q;  // 0 beyond the row
         of_v += weighed * value, of_change += weighed * change;

@@ -261,11 +261,11 @@ class Form(NamedTuple):
         """Of the derivative in a slot; one that is not wanted is empty."""
         if not wanted >> slot & 1:
             return (0,)
-        edges, shared, _, _, dims = self.settings
-        if slot == W and shared:
-            return (dims[W],)
+        settings = self.settings
+        if slot == W and settings.shared_weights:
+            return (settings.dims[W],)
         ptr = self.graph.sender_ptr if slot == X else self.graph.receiver_ptr if slot == G else None
-        return (edges if ptr is None else ptr.shape[0] - 1, dims[slot])
+        return (settings.edges if ptr is None else ptr.shape[0] - 1, settings.dims[slot])
 
     def along(self, operands: Sequence, tangents: Sequence, slots: Sequence[int]) -> dict[int, Tensor]:
         """Derivatives of F, or of its derivative along the tangents, in the slots."""
@@ -328,8 +328,9 @@ def _backward(ctx, *grads):
     arguments = TENSOR_PRODUCT.read((*ctx.saved_tensors, *ctx.settings))
     operands, tangents, form = arguments.operands, arguments.tangents, Form.of(arguments)
     incoming = [grad if arguments.wanted >> slot & 1 else None for slot, grad in enumerate(grads)]
-    needed = [slot for slot in range(4) if ctx.needs_input_grad[slot]]
-    needed_tangents = [slot for slot in range(4) if ctx.needs_input_grad[4 + slot]]
+    needs = TENSOR_PRODUCT.read(ctx.needs_input_grad)
+    needed = [slot for slot in range(4) if needs.operands[slot]]
+    needed_tangents = [slot for slot in range(4) if needs.tangents[slot]]
     to_operands: dict[int, Tensor] = {}
     to_tangents: dict[int, Tensor] = {}
     if any(grad is not None for grad in incoming):

@@ -147,8 +147,8 @@ class Op:
 
     @cached_property
     def tensors(self) -> int:
-        """How many tensors the op takes; they stand before its settings, unless it says
-        otherwise."""
+        """How many tensors the op takes. Where they stand before all settings, they are the first
+        so many."""
         return sum(isinstance(item, Operand) for item in self.flat)
 
     @cached_property

@@ -283,7 +283,7 @@ class _Call:
     def aggregate(
         self, out: Tensor | None, out_on_edge: Tensor | None, weight: Tensor, tangents_weight: Tensor | None = None
     ) -> None:
-        """``sum weight value``, and the same of the edges' features; plus the tangents of both times
+        """``sum weight value``, and the same of the features; plus the tangents of both times
         ``tangents_weight``."""
         for made, width, rows, tangent in (
             (out, self.shapes.value_width, self.parts("value"), self.parts("value", self.tangents)),

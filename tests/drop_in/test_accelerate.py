@@ -36,8 +36,8 @@ def test_accelerate_keeps_numbers_and_state():
     assert report.replaced == ["full", "gate"]
     text = str(report)
     assert "2 of 2 layers run on hamfast" in text
-    assert f"FullyConnectedTensorProduct: tensor product on hamfast, {len(model.full.instructions)} paths" in text
-    assert f"ElementwiseTensorProduct: tensor product on hamfast, {len(model.gate.instructions)} paths" in text
+    assert "FullyConnectedTensorProduct: tensor product on hamfast" in text
+    assert "ElementwiseTensorProduct: tensor product on hamfast" in text
     for a, b in zip(model(*args), expected, strict=True):
         assert_close(a, b)
     assert model.state_dict().keys() == state.keys()
