@@ -1,8 +1,7 @@
-"""Sparse graph attention in Triton: products of rows, and sums of rows weighted by scalars per edge
-and head.
+"""Sparse graph attention in Triton: products of rows, and sums of rows times scalars.
 
-Those scalars are made in graph_attention_scores.py.
-The formulas stand in graph_attention.cuh.
+The scalars, per edge and head, are made in graph_attention_scores.py.
+The formulas and their symbols stand in graph_attention.cuh.
 """
 
 from typing import NamedTuple
@@ -26,8 +25,7 @@ ROWS, ACTIVATION = tl.constexpr(Summand.ROWS), tl.constexpr(Summand.ACTIVATION)
 
 
 class Graph(NamedTuple):
-    """Edges: where they come from and go to, how many there are, and the order in which a kernel
-    takes them."""
+    """Where edges come from and go to, how many there are, and in which order they are taken."""
 
     senders: object
     receivers: object
@@ -35,8 +33,7 @@ class Graph(NamedTuple):
     order: object
     """None: as they are numbered."""
     ptr: object
-    """Where the edges of each row of the result begin; None: a row of the result is no list of
-    edges."""
+    """Where the edges of each row of the result begin in the order; None: a row is no such list."""
 
 
 class Rows(NamedTuple):
@@ -127,8 +124,9 @@ def edge_dots(
     SCORE: tl.constexpr, ALONG: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, ADD: tl.constexpr,
     REAL: tl.constexpr, EDGES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """``out[edge, head] = <a, b> + <c, d>``, where a and b have length width, and c and d have
-    length features.
+    """``out[edge, head] = <a, b> + <c, d>``.
+
+    a and b have length width; c and d have length features.
 
     With SCORE additive it is ``<vector, act(a + b)> + <c, d>``.
     ALONG tangents c of a and d of b, all of length width, it is the change of the additive score:
@@ -182,11 +180,11 @@ def weighted_sums(
 ):  # fmt: skip
     """Sums over a row's edges of the SUMMAND, times weight: ``weight a + other_weight b`` for ROWS.
 
-    weight, other_weight: ``[edges, heads]``; the second may be None. With the other summands,
-    other_weight multiplies their change along tangents, and that is added. The tangents are
-    tangent_a of a, tangent_b of b, and that of the vector. A row of the result is a list of
-    ``ptr``, or one of CHUNKS equal chunks of all edges, or an edge. It has heads x width elements,
-    or width of them, summed over heads.
+    weight, other_weight: ``[edges, heads]``; the second may be None.
+    With the other summands, other_weight multiplies their change along tangents, and that is added.
+    The tangents are tangent_a of a, tangent_b of b, and that of the vector.
+    A row of the result is a list of ``ptr``, one of CHUNKS equal chunks of all edges, or an edge.
+    It has heads x width elements, or width of them, summed over heads.
     """
     step = tl.program_id(0).to(tl.int64)
     element = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)[None, :].to(tl.int64)

@@ -1,5 +1,6 @@
-"""Sparse graph attention in Triton: all that is a scalar per edge and head, from scores to weights
-and back.
+"""Sparse graph attention in Triton: all that is a scalar per edge and head.
+
+From scores to weights, and back.
 
 The formulas and their symbols stand in graph_attention.cuh; rows are met in graph_attention.py.
 """
@@ -25,8 +26,10 @@ class EdgeScalar(NamedTuple):
 
 
 class Scalars(NamedTuple):
-    """The operands that are scalars per edge and head, or their tangents; or where their gradients
-    go."""
+    """The operands that are scalars per edge and head, or their tangents.
+
+    Or tensors ``[edges, heads]`` where their gradients go, None for those not wanted.
+    """
 
     bias: object
     score_scale: object
@@ -68,8 +71,7 @@ class Tile(NamedTuple):
 
 
 class EdgeScores(NamedTuple):
-    """A tile ``[EDGES, HEADS]`` of edges and heads: where their scalars lie, and how z becomes
-    s."""
+    """A tile ``[EDGES, HEADS]``: where the scalars lie, and how z becomes s."""
 
     edge: object
     offset: object
@@ -154,8 +156,10 @@ def weight_value(WEIGHTING: tl.constexpr, s):
 
 @triton.jit
 def log1p(x):
-    """Of 0 <= x <= 1, to the last digits: log(1 + x) times what the rounding of 1 + x took
-    (Goldberg 1991, theorem 4)."""
+    """log(1 + x) of 0 <= x <= 1, to the last digits.
+
+    log(1 + x) times what the rounding of 1 + x took (Goldberg 1991, theorem 4).
+    """
     y = 1.0 + x
     return tl.where(y == 1.0, x, tl.log(y) * (x / tl.where(y == 1.0, 1.0, y - 1.0)))
 
@@ -242,12 +246,14 @@ def grad_w_tile(row_grad_w, gradients, e, REAL: tl.constexpr):
 
 @triton.jit
 def attention_weights(
-    call, lse, weights, logits,
+    call, lse, w, logits,
     WEIGHTING: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, LOG_EPSILON: tl.constexpr, DROPOUT: tl.constexpr,
     REAL: tl.constexpr, EDGES: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """From z to w, the log-sum-exp and (if not None) the logits; one program per receiver.
-    LOG_EPSILON: -inf for none."""
+    """From z to w, lse and, if not None, logits. One program per receiver.
+
+    LOG_EPSILON: -inf for none.
+    """
     tile = receiver_tile(call, HEADS)
     row = tile.receiver * call.heads + tile.h
     top = tl.zeros((1, HEADS), dtype=REAL)
@@ -276,33 +282,33 @@ def attention_weights(
             plain = tl.exp(e.s - top) * inverse
         else:
             plain = weight_value(WEIGHTING, e.s)
-        w = tl.where(e.envelope == 0, 0.0, e.envelope * plain * e.gate * e.drop)
-        tl.store(weights + e.offset, w, mask=e.mask)
+        w_here = tl.where(e.envelope == 0, 0.0, e.envelope * plain * e.gate * e.drop)
+        tl.store(w + e.offset, w_here, mask=e.mask)
         if logits is not None:
             tl.store(logits + e.offset, e.s, mask=e.mask)
 
 
 @triton.jit
 def attention_gradients(
-    call, row_grad_w, lse, gradients, grad_z, weights, grad_scalars,
+    call, row_grad_w, lse, gradients, grad_z, w, grad_scalars,
     WEIGHTING: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, DROPOUT: tl.constexpr,
     REAL: tl.constexpr, EDGES: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """From z and grad_w to grad_z, w, and the gradients of the Scalars (those not None); one
-    program per receiver."""
+    """From z and row_grad_w to grad_z, w and the scalars' gradients. One program per receiver."""
     tile = receiver_tile(call, HEADS)
     row = tile.receiver * call.heads + tile.h
     lse_row = tl.load(lse + row, mask=tile.h_mask, other=0.0)
-    centre = tl.zeros((1, HEADS), dtype=REAL)
+    mean_u = tl.zeros((1, HEADS), dtype=REAL)
     if WEIGHTING == SOFTMAX:
         for first in range(tile.begin, tile.end, EDGES):
             e = edge_scores(call, tile, first, SCALE, CLIP, DROPOUT, REAL, EDGES)
             grad_w = grad_w_tile(row_grad_w, gradients, e, REAL)
             plain = plain_weight(WEIGHTING, e.s, lse_row)
             p_u = e.envelope * plain * e.gate * e.drop * grad_w
-            centre += tl.sum(tl.where(e.mask, p_u, 0.0), axis=0, keep_dims=True)
-        if gradients.lse is not None:
-            centre -= tl.load(gradients.lse + row, mask=tile.h_mask, other=0.0)
+            mean_u += tl.sum(tl.where(e.mask, p_u, 0.0), axis=0, keep_dims=True)
+    centre = mean_u
+    if WEIGHTING == SOFTMAX and gradients.lse is not None:
+        centre -= tl.load(gradients.lse + row, mask=tile.h_mask, other=0.0)
     for first in range(tile.begin, tile.end, EDGES):
         e = edge_scores(call, tile, first, SCALE, CLIP, DROPOUT, REAL, EDGES)
         grad_w = grad_w_tile(row_grad_w, gradients, e, REAL)
@@ -323,7 +329,7 @@ def attention_gradients(
         if grad_scalars.score_scale is not None:
             tl.store(grad_scalars.score_scale + e.offset, grad_s * SCALE * e.z, mask=e.mask)
         tl.store(grad_z + e.offset, grad_s * e.ds_dz, mask=e.mask)
-        tl.store(weights + e.offset, e.envelope * plain * e.gate * e.drop, mask=e.mask)
+        tl.store(w + e.offset, e.envelope * plain * e.gate * e.drop, mask=e.mask)
 
 
 @triton.jit
@@ -357,12 +363,12 @@ def edge_tangents(
 
 @triton.jit
 def attention_second_gradients(
-    call, row_grad_w, tangent_z, tangent_grad_w, lse, tangents, gradients, grad_z, grad_tangent_z, tangent_weights, weights,
+    call, row_grad_w, tangent_z, tangent_grad_w, lse, tangents, gradients, grad_z, grad_tangent_z, tangent_w, w,
     grad_gradients, grad_scalars,
     WEIGHTING: tl.constexpr, SCALE: tl.constexpr, CLIP: tl.constexpr, DROPOUT: tl.constexpr,
     REAL: tl.constexpr, EDGES: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """The double backward pass, from z and grad_w and their tangents; one program per receiver."""
+    """The double backward pass, from z, row_grad_w and their tangents. One program per receiver."""
     tile = receiver_tile(call, HEADS)
     row = tile.receiver * call.heads + tile.h
     lse_row = tl.load(lse + row, mask=tile.h_mask, other=0.0)
@@ -404,7 +410,7 @@ def attention_second_gradients(
         grad_s = tl.where(e.is_clipped, 0.0, grad_s)
         grad_tangent_s = e.envelope * d.plain_slope * centred + optional_tile(gradients.logits, e.offset, e.mask, REAL)
         grad_tangent_s = tl.where(e.is_clipped, 0.0, grad_tangent_s)
-        tangent_w = tangent_p * e.gate * e.drop + d.p * d.tangent_gate * e.drop
+        tangent_w_here = tangent_p * e.gate * e.drop + d.p * d.tangent_gate * e.drop
         if grad_scalars.bias is not None:
             tl.store(grad_scalars.bias + e.offset, grad_s, mask=e.mask)
         if grad_scalars.score_scale is not None:
@@ -419,10 +425,10 @@ def attention_second_gradients(
             grad_gate = e.drop * (tangent_p * d.grad_w + d.p * d.tangent_grad_w)
             tl.store(grad_scalars.gate + e.offset, grad_gate, mask=e.mask)
         if grad_gradients.weights is not None:
-            tl.store(grad_gradients.weights + e.offset, tangent_w, mask=e.mask)
+            tl.store(grad_gradients.weights + e.offset, tangent_w_here, mask=e.mask)
         if grad_gradients.logits is not None:
             tl.store(grad_gradients.logits + e.offset, d.tangent_s, mask=e.mask)
         tl.store(grad_z + e.offset, e.ds_dz * grad_s + SCALE * d.tangent_score_scale * grad_tangent_s, mask=e.mask)
         tl.store(grad_tangent_z + e.offset, e.ds_dz * grad_tangent_s, mask=e.mask)
-        tl.store(tangent_weights + e.offset, tangent_w, mask=e.mask)
-        tl.store(weights + e.offset, d.p * e.gate * e.drop, mask=e.mask)
+        tl.store(tangent_w + e.offset, tangent_w_here, mask=e.mask)
+        tl.store(w + e.offset, d.p * e.gate * e.drop, mask=e.mask)

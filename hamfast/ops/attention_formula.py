@@ -1,8 +1,8 @@
-"""Graph attention out of differentiable sums over edges: slower than the kernel, and differentiable
-to any order, forward and reverse.
+"""Graph attention out of differentiable sums over edges.
 
-The kernel's derivatives beyond the first, forward mode and ``torch.func`` run on it. Nothing of the
-size edges x heads x width is made except for additive scores.
+It is slower than the kernels, and differentiable to any order, in forward and in reverse mode.
+Derivatives beyond the second, forward mode and ``torch.func`` run on it.
+Nothing of the size edges x heads x width is made, except for additive scores.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from hamfast.records.ops import ATTENTION_OPERANDS, ATTENTION_RESULTS, ATTENTION
 PARTS = RowOf.names()
 """The addends of queries, keys and values."""
 OPERANDS = ATTENTION_OPERANDS.names
-"""What the kernel takes, in its order. query_on_edge ``[receivers, heads, features]`` meets the
-rows of edge."""
+"""What the kernel takes, in its order.
+
+query_on_edge ``[receivers, heads, features]`` is the query on the edges' features.
+"""
 STORED = ATTENTION_OPERANDS.stored
-"""Those that may be of half precision, as their gradients then are and the result; everything else
-is float32 then."""
+"""Those that may be of half precision. Their gradients and the result then are, too, and all else
+is float32."""
 SCALARS = tuple(operand.name for operand in ATTENTION_OPERANDS if operand.shape == "edges, heads")
 """Those that are a scalar per edge and head."""
 SCORES, ACTIVATIONS, WEIGHTINGS = Score.names(), ScoreActivation.names(), Weighting.names()
@@ -33,22 +35,31 @@ SCORES, ACTIVATIONS, WEIGHTINGS = Score.names(), ScoreActivation.names(), Weight
 Settings = ATTENTION_SETTINGS.fields
 """The settings of a call, as the record names them."""
 Results = ATTENTION_RESULTS.fields
-"""What the kernel gives: ``out [receivers, heads, value width]``, ``out_on_edge [receivers, heads,
-features]``, ``lse [receivers, heads]``, ``weights`` and ``logits [edges, heads]``."""
+"""What the kernel gives: ``out [receivers, heads, value width]``,
+``out_on_edge [receivers, heads, features]``,
+``lse [receivers, heads]``, ``weights`` and ``logits [edges, heads]``."""
 
 
 def attention_formula(operands: Sequence[Tensor | None], seed: Tensor | None, graph: Any, settings: Any) -> Any:
-    """What ``kernels/graph_attention.cuh`` computes, with operands as :data:`OPERANDS` names
-    them."""
+    """What ``kernels/graph_attention.cuh`` computes, and with its symbols.
+
+    Args:
+        operands: as :data:`OPERANDS` names them.
+        graph: as the ops' record has it.
+        settings: :data:`Settings`.
+
+    Returns:
+        :data:`Results`.
+    """
     named = dict(zip(OPERANDS, operands, strict=True))
-    score, heads = raw_scores(named, graph, settings), settings.heads
+    s, heads = raw_scores(named, graph, settings), settings.heads
     edges = graph.senders.shape[0]
     like = next(t for t in operands if t is not None)
     if named["score_scale"] is not None:
-        score = score * named["score_scale"]
+        s = s * named["score_scale"]
     if named["bias"] is not None:
-        score = score + named["bias"]
-    logits = score.clamp(-settings.clip, settings.clip)
+        s = s + named["bias"]
+    logits = s.clamp(-settings.clip, settings.clip)
     weights, lse = _weights(logits, named["envelope"], graph, settings)
     if named["gate"] is not None:
         weights = weights * named["gate"]
@@ -64,13 +75,15 @@ def attention_formula(operands: Sequence[Tensor | None], seed: Tensor | None, gr
     edge = named["edge"]
     if edge is None:
         return Results(out, like.new_zeros(rows, heads, 0), lse, weights, logits)
-    on_edge = weighted_sum(weights, edge[:, None, None, :], "edge", graph).squeeze(2)
-    return Results(out, on_edge, lse, weights, logits)
+    out_on_edge = weighted_sum(weights, edge[:, None, None, :], "edge", graph).squeeze(2)
+    return Results(out, out_on_edge, lse, weights, logits)
 
 
 def raw_scores(named, graph: Any, settings: Any, key_filter: Tensor | None = None) -> Tensor:
-    """``[edges, heads]``, times the scale alone. key_filter: ``[edges, heads, width]``, multiplies
-    the key."""
+    """``scale z``, ``[edges, heads]``.
+
+    key_filter multiplies the key: ``[edges, heads, width]``.
+    """
     terms = []
     queries, keys = ({p: named[f"{name}_{p}"] for p in PARTS} for name in ("query", "key"))
     if SCORES[settings.score] == "additive":
@@ -103,8 +116,17 @@ def raw_scores(named, graph: Any, settings: Any, key_filter: Tensor | None = Non
 
 
 def weighted_sum(weights: Tensor, value: Tensor, row_of: str, graph: Any, *factors: Tensor) -> Tensor:
-    """Sum over each receiver's edges of weights ``[edges, heads]`` times value ``[rows, heads,
-    components, width]`` (times factors of that many axes, per edge)."""
+    """Sums over each receiver's edges of weights times value.
+
+    Args:
+        weights: ``[edges, heads]``.
+        value: ``[rows, heads, components, width]``.
+        row_of: what value has a row for: ``edge``, ``sender`` or ``receiver``.
+        factors: with as many axes as value, per edge, which multiply it.
+
+    Returns:
+        ``[receivers, heads, components, width]``.
+    """
     shape = torch.broadcast_shapes(weights[:1, :, None, None].shape, value[:1].shape, *(f[:1].shape for f in factors))
     return run(
         [weights[:, :, None, None], value, *factors],
@@ -115,8 +137,10 @@ def weighted_sum(weights: Tensor, value: Tensor, row_of: str, graph: Any, *facto
 
 
 def activation(name: str, slope: float, x: Tensor) -> Tensor:
-    """Of additive scores. smooth_leaky_relu is Equiformer's: ``x (slope + (1 - slope)
-    sigmoid(x))``."""
+    """The activation of additive scores.
+
+    smooth_leaky_relu is Equiformer's: ``x (slope + (1 - slope) sigmoid(x))``.
+    """
     if name == "leaky_relu":
         return functional.leaky_relu(x, slope)
     if name == "silu":
@@ -125,24 +149,26 @@ def activation(name: str, slope: float, x: Tensor) -> Tensor:
 
 
 def _weights(logits: Tensor, envelope: Tensor | None, graph: Any, settings: Any) -> tuple[Tensor, Tensor]:
+    """p and lse."""
     rows = graph.receiver_ptr.shape[0] - 1
     weighting = WEIGHTINGS[settings.weighting]
     if weighting != "softmax":
-        value = {
+        plain = {
             "identity": lambda: logits,
             "silu": lambda: functional.silu(logits),
             "sigmoid": lambda: torch.sigmoid(logits),
             "softplus": lambda: functional.softplus(logits),
         }[weighting]()
-        return value if envelope is None else value * envelope, logits.new_zeros(rows, settings.heads)
+        return plain if envelope is None else plain * envelope, logits.new_zeros(rows, settings.heads)
     live = logits if envelope is None else logits.masked_fill(envelope == 0, -torch.inf)
     # The result does not depend on the shift, so neither do derivatives.
     shift = _ReceiverMaximum.apply(live, graph.receivers, rows, settings.epsilon)
-    plain = torch.exp(logits - to_edges(shift, "receiver", graph))
-    weights = plain if envelope is None else plain * envelope
-    total = sum_over_edges(weights, "receiver", graph) + settings.epsilon * torch.exp(-shift)
+    exponential = torch.exp(logits - to_edges(shift, "receiver", graph))
+    if envelope is not None:
+        exponential = exponential * envelope
+    total = sum_over_edges(exponential, "receiver", graph) + settings.epsilon * torch.exp(-shift)
     inverse = 1 / torch.where(total == 0, torch.ones_like(total), total)
-    return weights * to_edges(inverse, "receiver", graph), shift + torch.log(total)
+    return exponential * to_edges(inverse, "receiver", graph), shift + torch.log(total)
 
 
 class _ReceiverMaximum(torch.autograd.Function):
@@ -182,12 +208,17 @@ def _shifted_right(z: Tensor, bits: int) -> Tensor:
 
 
 def dropout_factors(seed: Tensor, edges: int, heads: int, probability: float) -> Tensor:
-    """``[edges, heads]`` float64, 0 or ``1 / (1 - probability)``: SplitMix64 of (seed, edge, head),
-    as in the kernel."""
-    z = torch.arange(1, edges * heads + 1, device=seed.device) * _signed(0x9E3779B97F4A7C15) + seed
-    z = (z ^ _shifted_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
-    z = (z ^ _shifted_right(z, 27)) * _signed(0x94D049BB133111EB)
-    z = z ^ _shifted_right(z, 31)
-    uniform = _shifted_right(z, 11).double() / 9007199254740992.0
+    """Dropout's factor of every weight: 0 or ``1 / (1 - probability)``.
+
+    As in the kernels it is made of seed, edge and head, by SplitMix64 (Steele, Lea, Flood 2014).
+
+    Returns:
+        ``[edges, heads]``, float64.
+    """
+    mixed = torch.arange(1, edges * heads + 1, device=seed.device) * _signed(0x9E3779B97F4A7C15) + seed
+    mixed = (mixed ^ _shifted_right(mixed, 30)) * _signed(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ _shifted_right(mixed, 27)) * _signed(0x94D049BB133111EB)
+    mixed = mixed ^ _shifted_right(mixed, 31)
+    uniform = _shifted_right(mixed, 11).double() / 9007199254740992.0
     kept = 1 - probability if probability < 1 else 1.0  # of probability 1 none is kept
     return (uniform >= probability).double().div(kept).view(edges, heads)

@@ -1,7 +1,7 @@
 """The fused attention ops: fakes and autograd.
 
-The first two derivatives are kernels of their own. Further ones differentiate
-:mod:`hamfast.ops.attention_formula`, so every order exists.
+The first two derivatives are kernels of their own.
+Further ones differentiate :mod:`hamfast.ops.attention_formula`, so every order exists.
 """
 
 from __future__ import annotations
@@ -39,11 +39,13 @@ def run_kernel(
     logits: bool = False,
     out_on_edge: bool = True,
 ) -> Any:
-    """:func:`attention_formula` by the kernel; weights, logits and out_on_edge are empty unless
-    asked for.
+    """:func:`attention_formula` by the kernel.
 
-    With ``edge_key_weight`` ``[heads, width, features]`` query_on_edge is made from query_receiver,
-    and not kept for the backward pass.
+    Weights, logits and out_on_edge are empty unless asked for.
+
+    Args:
+        edge_key_weight: ``[heads, width, features]``. With it query_on_edge is made of
+            query_receiver, and it is not kept for the backward pass.
     """
     if edge_key_weight is not None:
         assert operands.query_receiver is not None  # the public op has checked it
@@ -55,13 +57,20 @@ def run_kernel(
 
 
 def query_on_edge(query: Tensor, edge_key_weight: Tensor) -> Tensor:
-    """``<q, W e> = <W^T q, e>``: ``[receivers, heads, width]``, ``[heads, width, features]`` ->
-    ``[receivers, heads, features]``."""
+    """The query on the edges' features, W^T q: ``<q, W e> = <W^T q, e>``.
+
+    Args:
+        query: ``[receivers, heads, width]``.
+        edge_key_weight: W, ``[heads, width, features]``.
+
+    Returns:
+        ``[receivers, heads, features]``.
+    """
     return torch.matmul(query.to(edge_key_weight).transpose(0, 1), edge_key_weight).transpose(0, 1)
 
 
 class Shapes:
-    """Sizes and dtypes of what a call gives, from its arguments."""
+    """Sizes and dtypes of what a call gives, from the arguments of any of the three ops."""
 
     def __init__(self, arguments):
         operands, graph = arguments.operands, arguments.graph

@@ -1,20 +1,19 @@
-"""Attention of graph nodes over their incoming edges: one op for the Transformers people use on
-atoms."""
+"""Attention of graph nodes over their incoming edges: one op for the Transformers of atoms."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hamfast.ops.attention_checks import check_numbers, check_operands
+from hamfast.ops.attention_checks import check_operands, check_outer, check_settings
 from hamfast.ops.attention_formula import (
     ACTIVATIONS,
     OPERANDS,
     PARTS,
+    SCALARS,
     SCORES,
     STORED,
     WEIGHTINGS,
@@ -26,25 +25,32 @@ from hamfast.ops.attention_formula import (
 )
 from hamfast.ops.attention_kernel import Operands, query_on_edge, run_kernel
 from hamfast.ops.block_matmul import block_matmul
-from hamfast.ops.checks import HALF, check_device, check_same, check_tensor, found
+from hamfast.ops.checks import HALF, check_device, check_same, check_tensor
 from hamfast.ops.edge_index import EdgeIndex, check_graph
 from hamfast.ops.transforms import is_transformed
+from hamfast.records.choices import Score
 
 _NAME = "graph_attention"
 
 
 class AttentionOutput(NamedTuple):
-    """What :func:`graph_attention` returns where more than the aggregate is asked for."""
+    """What :func:`graph_attention` returns where more than the sum is asked for.
+
+    What is not asked for is None.
+    """
 
     out: Tensor
-    """``[receivers, heads, (components,) width]``."""
+    """``[receivers, heads, (components,) width]``: the weighted sum."""
     weights: Tensor | None
     """``[edges, heads]``: what each edge's value was multiplied with."""
     logits: Tensor | None
-    """``[edges, heads]``: the scores the weights are made of."""
+    """``[edges, heads]``: the scores, of which the weights are made."""
     lse: Tensor | None
-    """``[receivers, heads]``: ``log(sum envelope exp(score) + epsilon)``, ``-inf`` for receivers
-    without edges."""
+    """``[receivers, heads]``: ``log(sum envelope exp(score) + epsilon)``.
+
+    It is ``-inf`` for receivers without edges, if epsilon is 0.
+    It is 0 for weights that are no softmax.
+    """
 
 
 def graph_attention(
@@ -83,59 +89,74 @@ def graph_attention(
     return_logits: bool = False,
     return_lse: bool = False,
 ) -> Any:
-    """Each receiver's weighted sum over its incoming edges. Per head and edge e = (sender s ->
-    receiver t):
+    """Each receiver's weighted sum over its incoming edges.
 
-    - ``q_e = query_edge[e] + query_sender[s] + query_receiver[t]``, k and v alike; ``k_e`` also has
-      ``edge_key_weight @ edge[e]`` and ``v_e`` has ``edge_value_weight @ edge[e]``. Those two are
-      never made: ``<q, W e> = <W^T q, e>`` and ``sum a (W e) = W (sum a e)``.
-    - ``z_e = <q_e, key_filter[e] * k_e>`` (dot), ``<vector, act(q_e + k_e)>`` (additive: GATv2), or
-      0 (given); ``s_e = clip(scale score_scale[e] z_e + bias[e])``.
-    - ``p_e = envelope[e] exp(s_e) / (sum envelope exp(s) + epsilon)`` over the edges into t
-      (softmax), or ``envelope[e] act(s_e)``; ``w_e = gate[e] dropout_e p_e``.
-    - ``out[t] = sum_e w_e (value_filter[e] * v_e + Y[e] (x) u_e)``.
+    For every head and every edge e, from sender s to receiver t:
+
+    - The query ``q_e`` is ``query_edge[e] + query_sender[s] + query_receiver[t]``.
+    - The key ``k_e`` has three such parts, too, and ``edge_key_weight @ edge[e]``.
+    - The value ``v_e`` has three such parts, too, and ``edge_value_weight @ edge[e]``.
+    - The score ``z_e`` is ``<q_e, key_filter[e] * k_e>`` (dot), ``<vector, act(q_e + k_e)>``
+      (additive, as GATv2's), or 0 (given).
+    - ``s_e = clip(scale score_scale[e] z_e + bias[e])``.
+    - ``p_e = envelope[e] exp(s_e) / (sum envelope exp(s) + epsilon)``, with the sum over the edges
+      into t (softmax). Or ``p_e = envelope[e] act(s_e)``.
+    - The weight is ``w_e = gate[e] dropout_e p_e``.
+    - ``out[t] = sum_e w_e (value_filter[e] * v_e + Y[e] (x) u_e)``, with Y and u of ``outer``.
+
+    The products with ``edge`` are not made for every edge where that can be avoided:
+    ``<q, W e> = <W^T q, e>``, and ``sum w (W e) = W (sum w e)``.
 
     Args:
         edges: from :func:`hamfast.ops.edge_index`.
-        query_edge, query_sender, query_receiver: ``[edges | num_senders | num_receivers, heads,
-            width]``; keys alike.
-        value_edge, value_sender, value_receiver: with a width of their own, or ``[rows, heads,
-            components, width]``: irreps.
-        edge: ``[edges, features]``, with edge_key_weight and edge_value_weight ``[heads, (value)
-            width, features]``.
-        score: ``dot``, ``additive`` or ``given`` (the bias is the score).
-        vector: ``[heads, width]`` of additive scores, with score_activation ``leaky_relu``,
-            ``smooth_leaky_relu`` (Equiformer) or ``silu`` and their negative_slope.
-        key_filter, value_filter: ``[edges, heads, width]``, multiplied with key and value. A value
-            with components takes one filter for all of them.
-        outer: ``(Y [edges, components], u [rows, heads, width], "sender" or "edge")``: values of
-            rank one.
+        query_edge, query_sender, query_receiver: ``[rows, heads, width]``, with a row per edge,
+            sender and receiver. What is left out is zero.
+        key_edge, key_sender, key_receiver: as the query's.
+        value_edge, value_sender, value_receiver: as the query's, with a width of their own. Or
+            ``[rows, heads, components, width]``, for irreps.
+        edge: ``[edges, features]``: the edges' features.
+        edge_key_weight: ``[heads, width, features]``: makes keys of the features.
+        edge_value_weight: ``[heads, (components,) value width, features]``: makes values of them.
+        score: ``dot``, ``additive`` or ``given``. Given: the bias is the score.
+        vector: ``[heads, width]``, of additive scores.
+        score_activation: of additive scores: ``leaky_relu``, ``smooth_leaky_relu`` (Equiformer's)
+            or ``silu``.
+        negative_slope: of the first two.
+        key_filter: ``[edges, heads, width]``: multiplies the key.
+        value_filter: ``[edges, heads, value width]``: multiplies the value, all components alike.
+        outer: values of rank one, as ``(Y, u, "sender")`` or ``(Y, u, "edge")``. Y is
+            ``[edges, components]``. u is ``[rows, heads, width]``, with a row per sender or edge.
         bias, score_scale, envelope, gate: ``[edges]`` or ``[edges, heads]``. The envelope must not
-            be negative; with one that ends smoothly at the cutoff so do the results.
-        scale: factor of z: by default ``1 / sqrt(width)`` for dot, 1 for additive.
-        clip: scores are clipped to ``[-clip, clip]``; None: not clipped.
+            be negative. With one that ends smoothly at the cutoff, so do the results.
+        scale: factor of z. By default it is ``1 / sqrt(width)`` for dot and 1 for additive.
+        clip: scores are clipped to ``[-clip, clip]``. None: they are not clipped.
         weight: ``softmax``, ``identity``, ``silu``, ``sigmoid`` or ``softplus``.
-        dropout, seed: probability, and an int64 scalar tensor; the same seed gives the same mask,
-            which is made again in the backward pass and not stored. No seed: no dropout.
-        return_weights, return_logits, return_lse: return an :class:`AttentionOutput`; all its
-            members are differentiable.
+        epsilon: added to the softmax's sum.
+        dropout: probability that a weight is set to 0. The others are divided by ``1 - dropout``.
+        seed: an int64 tensor with one element, of the dropout. The same seed gives the same mask.
+            The mask is made again in the backward pass, and not stored. None: no dropout.
+        return_weights, return_logits, return_lse: return an :class:`AttentionOutput`.
 
     Returns:
-        Tensor ``[num_receivers, heads, (components,) value width]``, or :class:`AttentionOutput`;
-        zero for receivers without edges. Deterministic. The first two derivatives are kernels. All
-        further ones, forward mode and ``torch.func`` run on differentiable sums over edges.
-        bfloat16 and float16 operands are computed in float32. Queries, keys, values and edges'
-        features stay as they are stored, in memory and for the backward pass, but with filters,
-        rank-one values and ``torch.func``. Under autocast these may be of half precision and all
-        else float32.
+        ``[receivers, heads, (components,) value width]``, or an :class:`AttentionOutput`.
+
+        - A receiver without edges has zeros.
+        - Sums are made in a fixed order, so results are deterministic.
+        - All results are differentiable.
+        - The first two derivatives are kernels. Further ones, forward mode and ``torch.func`` run
+          on differentiable sums over edges.
+        - bfloat16 and float16 operands are computed in float32. Queries, keys, values and edges'
+          features stay as they are stored, in memory and for the backward pass. With filters,
+          ``outer`` or ``torch.func`` they are converted.
+        - Under autocast those may be of half precision while all else is float32.
 
     Raises:
-        ValueError: operands that exclude each other, or a shape, dtype or device that does not fit;
-            the message names it.
+        TypeError: an argument is no tensor, or of another type; the message names it.
+        ValueError: operands exclude each other, or a shape, dtype or device does not fit; the
+            message names the operand.
     """
     check_graph(_NAME, edges)
-    if outer is not None and not (isinstance(outer, (tuple, list)) and len(outer) == 3):
-        raise TypeError(f"{_NAME}: outer: expected (Y, u, sender or edge), found {found(outer)}")
+    y, u, outer_rows_of = check_outer(outer)
     given = {
         "query_edge": query_edge,
         "query_sender": query_sender,
@@ -152,17 +173,17 @@ def graph_attention(
         "vector": vector,
         "key_filter": key_filter,
         "value_filter": value_filter,
-        "outer Y": outer[0] if outer else None,
-        "outer u": outer[1] if outer else None,
+        "outer Y": y,
+        "outer u": u,
         "bias": bias,
         "score_scale": score_scale,
         "envelope": envelope,
         "gate": gate,
     }
-    given, dtype = _in_one_precision(edges, given)
-    outer_rows_of = outer[2] if outer else "edge"
+    device = edges.senders.device.type
+    given, dtype = _in_precision(given, torch.is_autocast_enabled(device))
     heads, width = check_operands(edges, given, outer_rows_of, score, score_activation, weight)
-    check_numbers(negative_slope, clip, epsilon, dropout, seed)
+    check_settings(negative_slope, clip, epsilon, dropout, seed)
     if scale is None:
         scale = 1 / math.sqrt(width) if width and score == "dot" else 1.0
     settings = Settings(
@@ -176,120 +197,162 @@ def graph_attention(
         epsilon=float(epsilon),
         dropout=float(dropout),
     )
-    wanted = (return_weights, return_logits, return_lse)
-    with torch.autocast(edges.senders.device.type, enabled=False):
-        results = _attend(given, outer_rows_of, seed if dropout > 0 else None, edges.graph, settings, *wanted[:2])
-    results = Results(*(t.to(dtype) for t in results)) if dtype in HALF else results
-    if not any(wanted):
+    seed = seed if dropout > 0 else None
+    with torch.autocast(device, enabled=False):
+        results = _attend(given, outer_rows_of, seed, edges.graph, settings, return_weights, return_logits)
+    if dtype in HALF:
+        results = Results(*(t.to(dtype) for t in results))
+    if not (return_weights or return_logits or return_lse):
         return results.out
-    extra = zip((results.weights, results.logits, results.lse), wanted, strict=True)
-    return AttentionOutput(results.out, *(t if is_wanted else None for t, is_wanted in extra))
+    return AttentionOutput(
+        results.out,
+        results.weights if return_weights else None,
+        results.logits if return_logits else None,
+        results.lse if return_lse else None,
+    )
 
 
-def _in_one_precision(edges: EdgeIndex, given: dict[str, Any]) -> tuple[dict[str, Any], torch.dtype]:
-    """The operands as the kernel takes them, and the dtype of the results.
+_Tensors = dict[str, Tensor | None]
 
-    Rows stay in half precision where the kernel reads them so; all else is float32 then.
 
-    Raises:
-        ValueError: dtypes that differ, outside of autocast; or devices.
-        TypeError: what is no tensor.
-    """
-    if torch.is_autocast_enabled(edges.senders.device.type):
+def _in_precision(given: _Tensors, autocast: bool) -> tuple[_Tensors, torch.dtype]:
+    """The operands in the dtypes that the kernel takes, and the dtype of the results."""
+    if autocast:
         for name, tensor in given.items():
             if tensor is not None:
                 check_tensor(_NAME, name, tensor)
-        if len({t.dtype for t in given.values() if t is not None}) > 1:
-            # Weights and biases are float32 then; rows stay as they are stored if they all are so.
-            dtypes = {t.dtype for name, t in given.items() if name in STORED and t is not None}
-            stays = STORED if len(dtypes) == 1 and dtypes <= {*HALF} else ()
-            given = _widened(given, stays)
-            check_device(_NAME, **given)
-        else:
-            check_same(_NAME, True, **given)
+    if autocast and len({t.dtype for t in given.values() if t is not None}) > 1:
+        # All else is float32 then. Rows stay as they are stored if they all are so.
+        dtypes = {t.dtype for name, t in given.items() if name in STORED and t is not None}
+        given = _in_float32(given, but=STORED if len(dtypes) == 1 and dtypes <= {*HALF} else ())
+        check_device(_NAME, **given)
     else:
         check_same(_NAME, True, **given)
-    found_types = [(name in STORED, t.dtype) for name, t in given.items() if t is not None]
-    dtype = next((dtype for is_stored, dtype in found_types if is_stored), found_types[0][1])
+    dtypes_by_name = {name: t.dtype for name, t in given.items() if t is not None}
+    rows = [dtype for name, dtype in dtypes_by_name.items() if name in STORED]
+    dtype = (rows or [*dtypes_by_name.values()])[0]
     if dtype in HALF:
-        # The kernel reads rows as they are stored; all that is small, or that it does not know, is
-        # float32.
+        # The kernel reads rows as they are stored. What is small, or unknown to it, is float32.
         sums_outside = any(given[name] is not None for name in ("key_filter", "value_filter", "outer Y"))
-        given = _widened(given, () if sums_outside or is_transformed(given.values()) else STORED)
+        given = _in_float32(given, but=() if sums_outside or is_transformed(given.values()) else STORED)
     return given, dtype
 
 
-def _widened(given: dict[str, Any], stays: Sequence[str]) -> dict[str, Any]:
-    """The operands in float32, but those that stay as they are."""
-    return {name: t if t is None or name in stays else t.float() for name, t in given.items()}
+def _in_float32(given: _Tensors, but: tuple[str, ...]) -> _Tensors:
+    """All operands in float32 but those of these names."""
+    return {name: t if t is None or name in but else t.float() for name, t in given.items()}
 
 
-def _attend(given, outer_rows_of, seed, graph, settings, want_weights, want_logits) -> Any:
-    """What the kernel does not know is computed before it (scores) or after it (sums with its
-    weights)."""
+def _attend(
+    given: _Tensors,
+    outer_rows_of: str,
+    seed: Tensor | None,
+    graph: Any,
+    settings: Any,
+    wants_weights: bool,
+    wants_logits: bool,
+) -> Any:
+    """The results. What the kernel does not know is computed before it or after it."""
     operands = {name: given.get(name) for name in OPERANDS}
-    for name in ("bias", "score_scale", "envelope", "gate"):
+    for name in SCALARS:
         tensor = operands[name]
         if tensor is not None:
             operands[name] = (tensor if tensor.dim() == 2 else tensor.unsqueeze(-1)).expand(-1, settings.heads)
     transformed = is_transformed(given.values())
-    edge, key_weight, value_weight = given["edge"], given["edge_key_weight"], given["edge_value_weight"]
+    key_weight = _meet_edge_keys(operands, given, settings, transformed)
+    if given["key_filter"] is not None:
+        settings = _score_before(operands, given["key_filter"], graph, settings)
+    values, value_weight = _meet_values(operands, given)
+    if value_weight is None and key_weight is None:
+        operands["edge"] = None
+    taken = Operands(**{name: operands[name] for name in OPERANDS})
+    if transformed:
+        found = attention_formula(taken, seed, graph, settings)
+    else:
+        wants_weights = wants_weights or given["value_filter"] is not None or given["outer Y"] is not None
+        found = run_kernel(
+            taken, seed, graph, settings, key_weight, wants_weights, wants_logits, value_weight is not None
+        )
+    return found._replace(out=_whole_sum(found, values, value_weight, given, outer_rows_of, graph))
 
-    scores_before = given["key_filter"] is not None
-    if key_weight is not None:
-        only_receivers = operands["query_edge"] is None and operands["query_sender"] is None
-        if settings.score != SCORES.index("dot") or not only_receivers or scores_before:
-            operands["key_edge"] = _plus(operands["key_edge"], _project(edge, key_weight))
-            key_weight = None
-        elif transformed:
-            operands["query_on_edge"] = query_on_edge(operands["query_receiver"], key_weight)
-    if scores_before:
-        logits = raw_scores(operands, graph, settings, given["key_filter"])
-        if operands["score_scale"] is not None:
-            logits = logits * operands["score_scale"]
-        operands["bias"] = _plus(operands["bias"], logits)
-        operands["score_scale"] = operands["vector"] = None
-        operands |= {f"{name}_{part}": None for name in ("query", "key") for part in PARTS}
-        settings = settings._replace(score=SCORES.index("given"))
 
-    values = {part: operands[f"value_{part}"] for part in PARTS}
-    components = next((v.shape[2:-1] for v in values.values() if v is not None), ())
-    sums_after = given["value_filter"] is not None
-    if sums_after and value_weight is not None:
+def _meet_edge_keys(operands: _Tensors, given: _Tensors, settings: Any, transformed: bool) -> Tensor | None:
+    """Puts the keys that are made of the edges' features into the operands.
+
+    Returns:
+        The edge_key_weight, if the kernel meets the features itself.
+    """
+    edge, key_weight = given["edge"], given["edge_key_weight"]
+    if edge is None or key_weight is None:
+        return None
+    only_receivers = operands["query_edge"] is None and operands["query_sender"] is None
+    if settings.score != Score.DOT or not only_receivers or given["key_filter"] is not None:
+        operands["key_edge"] = _plus(operands["key_edge"], _project(edge, key_weight))
+        return None
+    if transformed:
+        query = operands["query_receiver"]
+        assert query is not None  # check_operands has seen it
+        operands["query_on_edge"] = query_on_edge(query, key_weight)
+    return key_weight
+
+
+def _score_before(operands: _Tensors, key_filter: Tensor, graph: Any, settings: Any) -> Any:
+    """Makes filtered scores here, so that the bias has them. Returns the settings for that."""
+    logits = raw_scores(operands, graph, settings, key_filter)
+    if operands["score_scale"] is not None:
+        logits = logits * operands["score_scale"]
+    operands["bias"] = _plus(operands["bias"], logits)
+    operands |= {name: None for name in ("score_scale", "vector")}
+    operands |= {f"{name}_{part}": None for name in ("query", "key") for part in PARTS}
+    return settings._replace(score=Score.GIVEN)
+
+
+def _meet_values(operands: _Tensors, given: _Tensors) -> tuple[_Tensors, Tensor | None]:
+    """Puts the values into the operands, their components in one row.
+
+    Filtered values are summed after the kernel, and do not go there.
+
+    Returns:
+        The parts of the values, and the edge_value_weight if it is applied to ``out_on_edge``.
+    """
+    values = {part: given[f"value_{part}"] for part in PARTS}
+    edge, value_weight = given["edge"], given["edge_value_weight"]
+    filtered = given["value_filter"] is not None
+    if filtered and edge is not None and value_weight is not None:
         values["edge"] = _plus(values["edge"], _project(edge, value_weight))
         value_weight = None
     for part, value in values.items():
-        operands[f"value_{part}"] = None if value is None or sums_after else value.flatten(2)
-    if value_weight is None and key_weight is None:
-        operands["edge"] = None
-    outer = given["outer Y"] is not None
-    run = attention_formula if transformed else run_kernel
-    extra = (
-        () if transformed else (key_weight, want_weights or sums_after or outer, want_logits, value_weight is not None)
-    )
-    found = run(Operands(**{name: operands[name] for name in OPERANDS}), seed, graph, settings, *extra)
+        operands[f"value_{part}"] = None if value is None or filtered else value.flatten(2)
+    return values, value_weight
 
-    out = found.out.unflatten(2, (*components, -1)) if components and found.out.shape[2] else found.out
-    terms = [] if found.out.shape[2] == 0 else [out]
+
+def _whole_sum(
+    found: Any, values: _Tensors, value_weight: Tensor | None, given: _Tensors, outer_rows_of: str, graph: Any
+) -> Tensor:
+    """``out``: what the kernel has summed, and what is summed with its weights."""
+    terms = []
+    if found.out.shape[2]:
+        components = next((v.shape[2:-1] for v in values.values() if v is not None), ())
+        terms.append(found.out.unflatten(2, (*components, -1)) if components else found.out)
     if value_weight is not None:
         projected = torch.matmul(found.out_on_edge.transpose(0, 1), value_weight.flatten(1, -2).transpose(1, 2))
         terms.append(projected.transpose(0, 1).unflatten(2, value_weight.shape[1:-1]))
-    if sums_after:
+    if given["value_filter"] is not None:
         for part, value in values.items():
             if value is not None:
                 filters = given["value_filter"].unsqueeze(2)
-                summed = weighted_sum(
-                    found.weights, value.unsqueeze(2) if value.dim() == 3 else value, part, graph, filters
-                )
+                with_components = value.unsqueeze(2) if value.dim() == 3 else value
+                summed = weighted_sum(found.weights, with_components, part, graph, filters)
                 terms.append(summed.squeeze(2) if value.dim() == 3 else summed)
-    if outer:
-        harmonics = given["outer Y"][:, None, :, None]
-        terms.append(weighted_sum(found.weights, given["outer u"].unsqueeze(2), outer_rows_of, graph, harmonics))
+    y, u = given["outer Y"], given["outer u"]
+    if y is not None and u is not None:
+        terms.append(weighted_sum(found.weights, u.unsqueeze(2), outer_rows_of, graph, y[:, None, :, None]))
     total = sum(terms[1:], terms[0]) if terms else found.out
-    return found._replace(out=total if total.is_contiguous() else total.contiguous())
+    return total if total.is_contiguous() else total.contiguous()
 
 
 def _plus(a: Tensor | None, b: Tensor) -> Tensor:
+    """Their sum; None is zero."""
     return b if a is None else a + b
 
 

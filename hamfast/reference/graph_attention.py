@@ -10,8 +10,11 @@ from torch.nn import functional
 def graph_attention(
     senders: Tensor, receivers: Tensor, num_receivers: int, **given
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`hamfast.ops.graph_attention` for the arguments; dropout is a tensor
-    ``dropout_factors`` ``[edges, heads]`` here.
+    """Attention as :func:`hamfast.ops.graph_attention` has it.
+
+    Args:
+        senders, receivers: ``[edges]``, the ends of every edge.
+        given: as there. Dropout is a tensor ``dropout_factors`` ``[edges, heads]`` here.
 
     Returns:
         out, weights, logits, lse.
@@ -36,12 +39,12 @@ def graph_attention(
 
     query, key, value = sum(per_edge("query")), sum(per_edge("key") + projected("edge_key_weight")), per_edge("value")
     value += projected("edge_value_weight")
-    kind = given.get("score", "dot")
-    if kind == "dot":
+    score_type = given.get("score", "dot")
+    if score_type == "dot":
         if given.get("key_filter") is not None:
             key = key * given["key_filter"]
         score = (query * key).sum(-1) * given.get("scale", 1 / math.sqrt(max(query.shape[-1], 1)))
-    elif kind == "additive":
+    elif score_type == "additive":
         x, slope = query + key, given.get("negative_slope", 0.2)
         activations = {
             "leaky_relu": lambda: functional.leaky_relu(x, slope),
@@ -93,7 +96,7 @@ def graph_attention(
             summed = summed * (given["value_filter"][:, :, None] if summed.dim() == 4 else given["value_filter"])
         terms.append(wide * summed)
     if given.get("outer") is not None:
-        y, u, place = given["outer"]
-        u = u[senders] if place == "sender" else u
+        y, u, rows_of = given["outer"]
+        u = u[senders] if rows_of == "sender" else u
         terms.append(weights[:, :, None, None] * y[:, None, :, None] * u[:, :, None, :])
     return by_receiver(sum(terms)), weights, score, lse

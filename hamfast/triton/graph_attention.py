@@ -170,8 +170,7 @@ class _Call:
         launch(weighted_sums, grid, arguments, constants, out, ATTENTION_SUMS.num_warps)
 
     def per_receiver(self, kernel: Any, *arguments: Any, **constants: Any) -> None:
-        """Launches a kernel of kernels/graph_attention_scores.py, whose first argument is made
-        here."""
+        """Launches a kernel of kernels/graph_attention_scores.py, with its first argument."""
         edges, heads = ATTENTION_SCALARS.cut(self.heads)
         clip = None if math.isinf(self.settings.clip) else self.settings.clip
         constants |= {"WEIGHTING": self.settings.weighting, "SCALE": self.settings.scale, "CLIP": clip}
@@ -204,18 +203,19 @@ class _Call:
         self.dots(tangent_z, self.width, query, tangent_key, query_on_edge, tangent_features, add=True)
         return tangent_z
 
-    def weight_gradients(self, gradients: Any, of: Any = None) -> Tensor:
-        """grad_w, but for what comes from the weights as a result; of the tangents:
-        tangent_grad_w."""
-        grad_w = self.new_scalars()
+    def row_weight_gradients(self, gradients: Any, of: Any = None) -> Tensor:
+        """row_grad_w: grad_w without grad_weights. Of the tangents it is tangent_grad_w."""
+        row_grad_w = self.new_scalars()
         rows = _node_rows(gradients.grad_out), self.parts("value", of)
         on_edge = _node_rows(gradients.grad_out_on_edge), self.edge_features(of)
-        self.dots(grad_w, self.shapes.value_width, *rows, *on_edge)
-        return grad_w
+        self.dots(row_grad_w, self.shapes.value_width, *rows, *on_edge)
+        return row_grad_w
 
     def row_gradients(self, made: Any, gradients: Any, weights: _RowWeights) -> Any:
-        """The operands' gradients with those of rows made. made: where they go, None for those not
-        wanted."""
+        """Makes the gradients of rows.
+
+        made: where the operands' gradients go; None: not wanted. They are returned.
+        """
         self._score_gradients(made, weights)
         for row_of, end in enumerate(RowOf.names()):
             grad_value = getattr(made, f"value_{end}")
@@ -258,8 +258,7 @@ class _Call:
         self.sums(out, row_of, self.width, *rows, summand, chunks=chunks)
 
     def _feature_gradients(self, out: Tensor, gradients: Any, weights: _RowWeights) -> None:
-        """That of the edges' features, summed over heads: rows of receivers times scalars per edge
-        and head."""
+        """grad_edge: rows of receivers times scalars per edge and head, summed over heads."""
         pairs = [
             (weights.grad_z, _node_rows(self.operands.query_on_edge)),
             (weights.grad_tangent_z, _node_rows(self.tangents.query_on_edge)),
@@ -283,8 +282,7 @@ class _Call:
     def aggregate(
         self, out: Tensor | None, out_on_edge: Tensor | None, weight: Tensor, tangents_weight: Tensor | None = None
     ) -> None:
-        """``sum weight value``, and the same of the features; plus the tangents of both times
-        ``tangents_weight``."""
+        """``sum weight value + tangents_weight tangent_value``, and alike of the features."""
         for made, width, rows, tangent in (
             (out, self.shapes.value_width, self.parts("value"), self.parts("value", self.tangents)),
             (out_on_edge, self.features, self.edge_features(), self.edge_features(self.tangents)),
@@ -295,8 +293,7 @@ class _Call:
 
 
 def _readable(operands: Any) -> Any:
-    """Rows contiguous; those of receivers may lie anywhere, and scalars per edge have strides of
-    their own."""
+    """Rows contiguous. Those of receivers may lie anywhere, and scalars have strides."""
     on_edge = _with_contiguous_rows(operands.query_on_edge)
     scalars = {name: getattr(operands, name) for name in Scalars._fields}
     return contiguous(operands)._replace(query_on_edge=on_edge, **scalars)
@@ -356,7 +353,7 @@ def graph_attention_backward(*flat: Any) -> tuple[Tensor, ...]:
     grad_z, w = call.new_scalars(), call.new_scalars()
     call.per_receiver(
         attention_gradients,
-        call.weight_gradients(gradients),
+        call.row_weight_gradients(gradients),
         arguments.lse.contiguous(),
         Gradients(gradients.grad_lse, gradients.grad_weights, gradients.grad_logits),
         grad_z,
@@ -379,9 +376,9 @@ def graph_attention_double_backward(*flat: Any) -> tuple[Tensor, ...]:
     grad_z, grad_tangent_z, tangent_w, w = (call.new_scalars() for _ in range(4))
     call.per_receiver(
         attention_second_gradients,
-        call.weight_gradients(gradients),
+        call.row_weight_gradients(gradients),
         call.tangent_raw_scores(),
-        call.weight_gradients(gradients, call.tangents),
+        call.row_weight_gradients(gradients, call.tangents),
         arguments.lse.contiguous(),
         _scalars(call.tangents),
         Gradients(gradients.grad_lse, gradients.grad_weights, gradients.grad_logits),

@@ -11,6 +11,7 @@ from programs import compile_program, read_arrays, run_program, write_arrays
 from hamfast import ops, reference
 from hamfast.ops.multilinear import general_tables, make_tables
 from hamfast.plan import make_plan
+from hamfast.records.choices import Score, ScoreActivation, Weighting
 from hamfast.records.ops import PRODUCT_TABLES
 
 ISAS = {
@@ -85,22 +86,27 @@ def test_kernels(build, tmp_path, isa, sanitizer, shared):
         run_program(build("run_products", isa, sanitizer), tmp_path / "case", 4)
 
 
-# Of csrc/graph_attention: score, its activation and weight, and how the reference calls them.
+# Score, its activation and weighting as numbers, and how the reference calls them.
 ATTENTION = {
-    "dot-softmax": ((0, 0, 0), {}),
-    "additive-silu": ((1, 1, 2), {"score": "additive", "score_activation": "smooth_leaky_relu", "weight": "silu"}),
+    "dot-softmax": ((Score.DOT, ScoreActivation.LEAKY_RELU, Weighting.SOFTMAX), {}),
+    "additive-silu": (
+        (Score.ADDITIVE, ScoreActivation.SMOOTH_LEAKY_RELU, Weighting.SILU),
+        {"score": "additive", "score_activation": "smooth_leaky_relu", "weight": "silu"},
+    ),
 }
 
 
 ATTENTION_SIZES = {"heads": 3, "width": 19, "value": 5, "features": 33, "nodes": 6, "count": 90}
 
 
-def write_attention_case(path, form, **sizes):
-    """Widths that fill no vector, sums of parts, a clip, nodes without edges; truth: the
-    reference's derivatives."""
+def write_attention_case(path, form, **changed):
+    """Widths that fill no vector, sums of parts, a clip, nodes without edges.
+
+    Returns the reference's results and derivatives, in the order of the program's.
+    """
     torch.manual_seed(4)
-    kinds, chosen = ATTENTION[form]
-    heads, width, value, features, nodes, count = (ATTENTION_SIZES | sizes).values()
+    choices, chosen = ATTENTION[form]
+    heads, width, value, features, nodes, count = (ATTENTION_SIZES | changed).values()
     edges = ops.edge_index(torch.randint(max(nodes, 1), (count,)), torch.randint(max(nodes - 1, 1), (count,)), nodes)
     shapes = {
         "query_receiver": (nodes, heads, width),
@@ -108,7 +114,7 @@ def write_attention_case(path, form, **sizes):
         "key_sender": (nodes, heads, width),
         "value_sender": (nodes, heads, value),
         "value_edge": (count, heads, value),
-        "on_edge": (nodes, heads, features),
+        "query_on_edge": (nodes, heads, features),
         "edge": (count, features),
         "vector": (heads, width),
         "bias": (count, heads),
@@ -117,9 +123,9 @@ def write_attention_case(path, form, **sizes):
     if chosen.get("score") != "additive":
         del shapes["vector"]
     leaves = {n: (torch.rand(s) - 0.5 * (n != "envelope")).requires_grad_() for n, s in shapes.items()}
-    given = {n: t for n, t in leaves.items() if n not in ("on_edge", "edge")}
+    given = {n: t for n, t in leaves.items() if n not in ("query_on_edge", "edge")}
     # The term of the edges' features as a bias; their sum as values.
-    features_term = (leaves["on_edge"][edges.receivers] * leaves["edge"][:, None]).sum(-1)
+    features_term = (leaves["query_on_edge"][edges.receivers] * leaves["edge"][:, None]).sum(-1)
     given["bias"] = leaves["bias"] + 0.5 * features_term
     nothing = torch.zeros(nodes, heads, features)
     shared = leaves["edge"][:, None].expand(-1, heads, -1)
@@ -127,24 +133,24 @@ def write_attention_case(path, form, **sizes):
     given["value_edge"] = torch.cat([leaves["value_edge"], shared], dim=-1)
     settings = {"scale": 0.5, "clip": 2.0, **chosen}
     joined, _, logits, lse = reference.graph_attention(edges.senders, edges.receivers, nodes, **given, **settings)
-    found = lse if kinds[2] == 0 else torch.zeros(nodes, heads)  # there is no sum without softmax
+    found = lse if "weight" not in chosen else torch.zeros(nodes, heads)  # there is no sum without softmax
     finite = torch.where(torch.isinf(found), torch.zeros_like(found), found) + 0 * joined[..., 0]
     outs = [*joined.split([value, features], -1), finite, logits]
     grads = [torch.randn_like(t).requires_grad_() for t in outs]
     first = torch.autograd.grad(outs, list(leaves.values()), grads, create_graph=True)
-    directions = [torch.randn_like(t) for t in first]
-    second = torch.autograd.grad(first, [*leaves.values(), *grads], directions)
-    numbers = np.array([heads, width, value, features, count, nodes, *kinds])
+    tangents = [torch.randn_like(t) for t in first]
+    second = torch.autograd.grad(first, [*leaves.values(), *grads], tangents)
+    sizes = np.array([heads, width, value, features, count, nodes, *choices])
     graph = (*edges.by_sender, *edges.by_receiver)
     none = [] if "vector" in shapes else [None]
 
     def in_order(tensors):
-        """Nothing in the vector's place where there is none."""
+        """None where there is no vector."""
         arrays = [t.detach().numpy() for t in tensors]
         return [*arrays[:7], *none, *arrays[7:]]
 
-    arrays = [numbers, *(t.numpy() for t in graph), *in_order(leaves.values())]
-    write_arrays(path, [*arrays, *(t.detach().numpy() for t in grads), *in_order(directions)])
+    arrays = [sizes, *(t.numpy() for t in graph), *in_order(leaves.values())]
+    write_arrays(path, [*arrays, *(t.detach().numpy() for t in grads), *in_order(tangents)])
     return [t.detach().flatten() for t in (*outs[:2], found, logits, *first, *second)]
 
 
@@ -153,8 +159,10 @@ def write_attention_case(path, form, **sizes):
 @pytest.mark.parametrize("form", list(ATTENTION))
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_attention_kernels(build, tmp_path, sanitizer, form):
-    """The widest vectors of this processor under the address sanitizer, the plainest under that of
-    threads: compiling takes the time."""
+    """The widest vectors of this processor under the address sanitizer.
+
+    Under that of threads the plainest ones: to compile more would take too long.
+    """
     isa = next(name for name in reversed(ISAS) if supported(name)) if sanitizer == "address" else "baseline"
     threads, zero = 4, [{name: 0} for name in ATTENTION_SIZES if name != "nodes"]
     for sizes in ({}, *zero, {"nodes": 0, "count": 0}):
@@ -162,7 +170,7 @@ def test_attention_kernels(build, tmp_path, sanitizer, form):
         run_program(build("run_attention", isa, sanitizer), tmp_path / "case", tmp_path / "results", threads)
         for found, true in zip(read_arrays(tmp_path / "results"), expected, strict=True):
             result = torch.tensor(np.frombuffer(found))
-            if result.numel() > true.numel():  # the vector's gradient: a part of every thread
+            if result.numel() > true.numel():  # the vector's gradient: a chunk of every thread
                 result = result.view(threads, -1).sum(0)
             torch.testing.assert_close(result, true, atol=1e-10, rtol=1e-9)
 

@@ -26,8 +26,8 @@ HEADS, WIDTH, VALUE, FEATURES, COMPONENTS = 2, 3, 4, 5, 3
 ALL = ("edge", "sender", "receiver")
 
 
-def parts(operand, width, *places, components=()):
-    return {f"{operand}_{p}": torch.randn(ROWS[p], HEADS, *components, width) for p in places}
+def parts(operand, width, *ends, components=()):
+    return {f"{operand}_{end}": torch.randn(ROWS[end], HEADS, *components, width) for end in ends}
 
 
 def transformer_conv():
@@ -69,7 +69,7 @@ def irreps_values():
 
 
 def filters():
-    """TorchMD-NET's and SO3krates' kind: no softmax, multiplicative filters."""
+    """As TorchMD-NET and SO3krates have them: no softmax, multiplicative filters."""
     return (
         parts("query", WIDTH, "receiver")
         | parts("key", WIDTH, "sender")
@@ -315,12 +315,14 @@ def test_any_graph_and_width(seed, nodes, edges, heads, widths, dtype):
 
 @pytest.mark.cuda_sources(score=["dot"])
 @pytest.mark.cuda_sources(score=["additive"], heads=[1, 3])
-@pytest.mark.parametrize("place", ["aligned", "shifted"])
+@pytest.mark.parametrize("address", ["aligned", "shifted"])
 @pytest.mark.parametrize("heads", [1, 3, 40])
 @pytest.mark.parametrize("score", ["dot", "additive"])
-def test_rows_of_whole_vectors(score, heads, place, device):
-    """Widths that kernels read as vectors, at addresses where they may and where they may not; rows
-    of more edges than a warp has lanes."""
+def test_rows_of_whole_vectors(score, heads, address, device):
+    """Widths that kernels read as vectors, at addresses where they may and where they may not.
+
+    One receiver has more edges than a warp has lanes.
+    """
     width, value, features, nodes, edges = 8, 4, 12, 3, 60
     senders, receivers = torch.randint(nodes, (2, edges))
     receivers[:40] = 1
@@ -342,7 +344,7 @@ def test_rows_of_whole_vectors(score, heads, place, device):
     index = ops.edge_index(senders, receivers, nodes).to(device)
 
     def placed(t):
-        if place == "aligned":
+        if address == "aligned":
             return t
         return torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape)
 
@@ -360,8 +362,8 @@ def test_rows_of_whole_vectors(score, heads, place, device):
     first, first_true = (torch.autograd.grad(o, leaves, grad, create_graph=True) for o in (out, true))
     for a, b in zip(first, first_true, strict=True):
         assert_close(a, b, atol=1e-10)
-    directions = [torch.randn_like(t) for t in leaves]
-    second, second_true = (torch.autograd.grad(f, leaves, directions) for f in (first, first_true))
+    tangents = [torch.randn_like(t) for t in leaves]
+    second, second_true = (torch.autograd.grad(f, leaves, tangents) for f in (first, first_true))
     for a, b in zip(second, second_true, strict=True):
         assert_close(a, b, atol=1e-9)
 
@@ -432,14 +434,14 @@ def test_order_of_edges_and_names_of_nodes_change_nothing():
     arguments = make("all_parts_and_features", "bias_envelope")
     expected = ops.graph_attention(graph(), **arguments)
     edge_order, names = torch.randperm(EDGES), torch.randperm(NODES)
-    place = torch.argsort(names)  # node n is called place[n]
+    name_of = torch.argsort(names)  # node n is called name_of[n]
     shuffled = {}
     for name, tensor in arguments.items():
         if name.endswith("_edge") or name in ("edge", "bias", "envelope"):
             shuffled[name] = tensor[edge_order]
         else:
             shuffled[name] = tensor[names] if name.endswith(("sender", "receiver")) else tensor
-    edges = ops.edge_index(place[SENDERS][edge_order], place[RECEIVERS][edge_order], NODES)
+    edges = ops.edge_index(name_of[SENDERS][edge_order], name_of[RECEIVERS][edge_order], NODES)
     assert_close(ops.graph_attention(edges, **shuffled), expected[names])
 
 
@@ -511,11 +513,11 @@ def test_half_precision_is_stored_and_computed_in_float32(form, dtype, device):
     grad = torch.randn_like(out_exact).to(dtype)
     first = torch.autograd.grad(out, leaves, grad.to(device), create_graph=True)
     first_exact = torch.autograd.grad(out_exact, exact, grad.double(), create_graph=True)
-    directions = [torch.randn_like(t).to(dtype) for t in first_exact]
+    tangents = [torch.randn_like(t).to(dtype) for t in first_exact]
     for a, b in zip(first, first_exact, strict=True):
         close(a, b)
-    second = torch.autograd.grad(first, leaves, [d.to(device) for d in directions], allow_unused=True)
-    second_exact = torch.autograd.grad(first_exact, exact, [d.double() for d in directions], allow_unused=True)
+    second = torch.autograd.grad(first, leaves, [d.to(device) for d in tangents], allow_unused=True)
+    second_exact = torch.autograd.grad(first_exact, exact, [d.double() for d in tangents], allow_unused=True)
     for a, b in zip(second, second_exact, strict=True):
         if a is not None or b is not None:
             close(a, b)
