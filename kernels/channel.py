@@ -205,6 +205,22 @@ def weights_of(
 
 
 @triton.jit
+def weights_or_one(
+    operands, sizes, task, edge, u, edge_mask, mask,
+    IS_WEIGHTED: tl.constexpr, SHARED: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, REAL: tl.constexpr,
+    EDGES: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """A task's weights of a tile of edges; one where it has none."""
+    weights = tl.full((1, 1), 1.0, dtype=REAL)
+    if IS_WEIGHTED and operands.w is not None:
+        weights = weights_of(
+            operands.w, operands.hidden, sizes, task, edge, u, edge_mask, mask,
+            SHARED, K, PRECISION, REAL, EDGES, CHANNELS,
+        )  # fmt: skip
+    return weights
+
+
+@triton.jit
 def matrix_tile(w, at, k, sizes, mask, REAL: tl.constexpr):
     """``[K, CHANNELS]`` of the radial network's last matrix."""
     mask = (k[:, None] < sizes.k) & mask
@@ -237,24 +253,10 @@ def forward_edges(
                 x = load_tiles(operands.x, at, tl.load(task + COMPONENT_STRIDE), TASKS[t][D1], mask, REAL)
             if tangents.x is not None:
                 tangent_x = load_tiles(tangents.x, at, tl.load(task + COMPONENT_STRIDE), TASKS[t][D1], mask, REAL)
-        weight = tl.full((1, 1), 1.0, dtype=REAL)
-        if TASKS[t][WEIGHTED] and operands.w is not None:
-            weight = weights_of(
-                operands.w,
-                operands.hidden,
-                sizes,
-                task,
-                edge,
-                u,
-                edge_mask,
-                live,
-                SHARED,
-                K,
-                PRECISION,
-                REAL,
-                EDGES,
-                CHANNELS,
-            )
+        weight = weights_or_one(
+            operands, sizes, task, edge, u, edge_mask, live,
+            TASKS[t][WEIGHTED], SHARED, K, PRECISION, REAL, EDGES, CHANNELS,
+        )  # fmt: skip
         tangent_w = None
         if TASKS[t][WEIGHTED] and tangents.w is not None:
             tangent_w = weights_of(
@@ -432,24 +434,10 @@ def backward_edges(
             y = load_tiles(operands.y, y_at, 1, TASKS[t][D2], edge_mask, REAL)
         if tangents.y is not None:
             tangent_y = load_tiles(tangents.y, y_at, 1, TASKS[t][D2], edge_mask, REAL)
-        weight = tl.full((1, 1), 1.0, dtype=REAL)
-        if TASKS[t][WEIGHTED] and operands.w is not None:
-            weight = weights_of(
-                operands.w,
-                operands.hidden,
-                sizes,
-                task,
-                edge,
-                u,
-                edge_mask,
-                live,
-                SHARED,
-                K,
-                PRECISION,
-                REAL,
-                EDGES,
-                CHANNELS,
-            )
+        weight = weights_or_one(
+            operands, sizes, task, edge, u, edge_mask, live,
+            TASKS[t][WEIGHTED], SHARED, K, PRECISION, REAL, EDGES, CHANNELS,
+        )  # fmt: skip
         tangent_w = None
         if TASKS[t][WEIGHTED] and tangents.w is not None:
             tangent_w = weights_of(

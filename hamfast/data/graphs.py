@@ -125,7 +125,7 @@ def trained_pairs(snapshot: Snapshot, species: np.ndarray, pair_cutoffs: np.ndar
         pair_cutoffs: ``[species, species]`` angstrom.
     """
     within = pairs_within(snapshot, species, pair_cutoffs)
-    given = snapshot.hamiltonian or snapshot.overlap
+    given = snapshot.first_matrix
     if given is None:
         return within
     name = "Hamiltonian" if snapshot.hamiltonian is not None else "overlap"

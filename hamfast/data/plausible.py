@@ -67,7 +67,7 @@ def warn_of_mix_ups(snapshot: Snapshot, where: str) -> None:
 
 def _bonds(snapshot: Snapshot) -> str | None:
     """Are lengths in another unit?"""
-    matrix = snapshot.hamiltonian if snapshot.hamiltonian is not None else snapshot.overlap
+    matrix = snapshot.first_matrix
     if matrix is None or np.linalg.norm(snapshot.pair_vectors(matrix.pairs), axis=1).max() < 1e-6:
         return None  # atoms that are alone
     radii = covalent_radii[snapshot.numbers]

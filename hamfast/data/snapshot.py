@@ -54,6 +54,11 @@ class Snapshot:
         return sum(2 * l + 1 for l in self.shells[int(self.numbers[atom])])
 
     @property
+    def first_matrix(self) -> BlockMatrix | None:
+        """The Hamiltonian, or the overlap if there is none: its pairs are the structure's."""
+        return self.hamiltonian if self.hamiltonian is not None else self.overlap
+
+    @property
     def elements(self) -> tuple[int, ...]:
         """Atomic numbers in order of first appearance."""
         return tuple(dict.fromkeys(int(z) for z in self.numbers))

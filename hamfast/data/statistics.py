@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from hamfast.data.blocks import BlockMatrix
 from hamfast.data.formats import format_of, read_pairs, read_snapshot, read_structure
 from hamfast.data.snapshot import Snapshot
 from hamfast.errors import HamfastError
@@ -107,7 +106,7 @@ def dataset_statistics(
         found.num_atoms.append(snapshot.num_atoms)
         if folder in read_whole:
             found.matrices.append(_sizes(snapshot))
-            matrix = _main_matrix(snapshot)
+            matrix = snapshot.first_matrix
             _measure(found, snapshot, None if matrix is None else matrix.pairs, lengths)
         elif folder in measured:
             _measure(found, snapshot, read_pairs(folder, snapshot), lengths)
@@ -115,12 +114,8 @@ def dataset_statistics(
     return found
 
 
-def _main_matrix(snapshot: Snapshot) -> BlockMatrix | None:
-    return snapshot.hamiltonian if snapshot.hamiltonian is not None else snapshot.overlap
-
-
 def _sizes(snapshot: Snapshot) -> MatrixSizes:
-    h, s, matrix = snapshot.hamiltonian, snapshot.overlap, _main_matrix(snapshot)
+    h, s, matrix = snapshot.hamiltonian, snapshot.overlap, snapshot.first_matrix
     return MatrixSizes(
         pairs=0 if matrix is None else len(matrix),
         elements=0 if matrix is None else len(matrix.entries),

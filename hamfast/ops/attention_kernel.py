@@ -157,8 +157,8 @@ def _setup(ctx, inputs, output):
 def _backward(ctx, *gradients):
     weight, lse, *saved = ctx.saved_tensors
     operands, seed_and_graph = Operands(*saved[:_COUNT]), saved[_COUNT:]
-    needs_weight, *others = ctx.needs_input_grad[: 1 + _COUNT]
-    needed = Operands(*others)
+    needs = GRAPH_ATTENTION.read(ctx.needs_input_grad)
+    needs_weight, needed = needs.edge_key_weight, needs.operands
     if weight is not None:
         operands = operands._replace(query_on_edge=query_on_edge(operands.query_receiver, weight))
         needed = needed._replace(query_on_edge=needs_weight or needed.query_receiver)

@@ -55,4 +55,4 @@ def _backward(ctx, grad):
     return (*grads, None, None, None)
 
 
-_op = differentiable("block_matmul", _backward, _setup_context, linear_in=2)
+_op = differentiable("block_matmul", _backward, _setup_context, multilinear=True)

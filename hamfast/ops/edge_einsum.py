@@ -126,6 +126,13 @@ def rows_by_end(graph: Any) -> tuple[int, int, int]:
     return graph.senders.shape[0], graph.sender_ptr.shape[0] - 1, graph.receiver_ptr.shape[0] - 1
 
 
+def order_by_end(graph: Any) -> tuple[tuple[Tensor, Tensor] | tuple[None, None], ...]:
+    """The order of the edges and where each row's begin in it, in the order of ``RowOf``: none for
+    rows that are edges."""
+    by_sender, by_receiver = (graph.sender_order, graph.sender_ptr), (graph.receiver_order, graph.receiver_ptr)
+    return (None, None), by_sender, by_receiver
+
+
 def _setup_context(ctx, inputs, output):
     arguments = EDGE_EINSUM.read(inputs)
     ctx.rows_of = arguments.rows_of
@@ -141,4 +148,4 @@ def _backward(ctx, grad):
     return EDGE_EINSUM.per_argument(operands=_padded(found))
 
 
-_op = differentiable("edge_einsum", _backward, _setup_context, linear_in=3)
+_op = differentiable("edge_einsum", _backward, _setup_context, multilinear=True)

@@ -241,4 +241,4 @@ def _weights_backward(ctx, grad):
 
 to_edge = differentiable("rotate_to_edge", _to_edge_backward, _save_to_edge)
 from_edge = differentiable("rotate_from_edge", _from_edge_backward, _save_from_edge)
-_weights = differentiable("edge_frame_weights", _weights_backward, _save_weights, linear_in=3)
+_weights = differentiable("edge_frame_weights", _weights_backward, _save_weights, multilinear=True)

@@ -95,4 +95,4 @@ def _vmap(info, in_dims, x, *matrix):
     return _op(x.flatten(0, 1), *matrix).unflatten(0, x.shape[:2]), 0
 
 
-_op = differentiable("sparse_map", _backward, _setup_context, vmap=_vmap, linear_in=1)
+_op = differentiable("sparse_map", _backward, _setup_context, vmap=_vmap, multilinear=True)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from hamfast.records.ops import RECORDS
+
 
 def differentiable(
     name: str,
@@ -17,7 +19,7 @@ def differentiable(
     setup_context: Callable[..., None],
     jvp: Callable[[list[Any], tuple[Any, ...]], Any] | None = None,
     vmap: Callable[..., Any] | None = None,
-    linear_in: int = 0,
+    multilinear: bool = False,
 ) -> Callable[..., Any]:
     """Registers the derivative of ``hamfast::name``, and returns the op as Python calls it.
 
@@ -30,7 +32,8 @@ def differentiable(
             and under ``torch.func``, without it whoever calls it takes care of that
             (:func:`is_transformed`).
         vmap: the rule of :func:`torch.library.register_vmap`; by default a call per sample.
-        linear_in: the op is linear in each of so many first inputs, from which jvp follows.
+        multilinear: the op is linear in each operand that its record calls differentiable, from
+            which jvp follows.
     """
     op = getattr(torch.ops.hamfast, name).default
     torch.library.register_autograd(f"hamfast::{name}", backward, setup_context=setup_context)
@@ -55,13 +58,13 @@ def differentiable(
     def of_linear(inputs, tangents):
         """The sum of calls, each with a tangent in place of its operand."""
         terms = [
-            call(*inputs[:n], tangent, *inputs[n + 1 :])
-            for n, tangent in enumerate(tangents[:linear_in])
-            if tangent is not None
+            call(*inputs[:n], tangents[n], *inputs[n + 1 :])
+            for n in RECORDS[name].differentiable
+            if tangents[n] is not None
         ]
         return sum(terms[1:], terms[0])
 
-    if linear_in:
+    if multilinear:
         jvp = of_linear
     methods = {"backward": backward} | ({"jvp": forward_mode} if jvp is not None else {})
 

@@ -15,10 +15,15 @@ class Choices:
     prefix: ClassVar[str] = ""
 
     @classmethod
+    def numbers(cls) -> dict[str, int]:
+        """The number of each name in lower case, in the order of the class."""
+        return {name.lower(): value for name, value in vars(cls).items() if isinstance(value, int)}
+
+    @classmethod
     def names(cls) -> tuple[str, ...]:
         """The names in lower case, in the order of their numbers."""
-        found = {name: value for name, value in vars(cls).items() if isinstance(value, int)}
-        return tuple(name.lower() for name in sorted(found, key=found.__getitem__))
+        found = cls.numbers()
+        return tuple(sorted(found, key=found.__getitem__))
 
 
 class Slot(Choices):

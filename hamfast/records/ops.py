@@ -420,3 +420,5 @@ OPS = (
     GRAPH_ATTENTION_DOUBLE_BACKWARD,
 )
 """All of them, in the order in which they are declared."""
+RECORDS = {op.name: op for op in OPS}
+"""Name -> the op."""

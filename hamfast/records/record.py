@@ -74,11 +74,6 @@ class Group:
         return namedtuple(self.struct, self.names)  # type: ignore[misc]
 
     @cached_property
-    def differentiable(self) -> tuple[str, ...]:
-        """Names of the operands that have gradients."""
-        return tuple(member.name for member in self.members if member.differentiable)
-
-    @cached_property
     def stored(self) -> tuple[str, ...]:
         """Names of the operands that may stay in half precision."""
         return tuple(member.name for member in self.members if member.stored)
@@ -150,6 +145,11 @@ class Op:
         """How many tensors the op takes. Where they stand before all settings, they are the first
         so many."""
         return sum(isinstance(item, Operand) for item in self.flat)
+
+    @cached_property
+    def differentiable(self) -> tuple[int, ...]:
+        """Where the operands that have gradients stand among the flat ones."""
+        return tuple(n for n, item in enumerate(self.flat) if item.differentiable)
 
     @cached_property
     def _spans(self) -> tuple[tuple[Any, int, int], ...]:

@@ -83,12 +83,11 @@ def _comment(text: str, indent: int = 0) -> list[str]:
 
 
 def _choice(choice: type[Choices]) -> list[str]:
-    values = {name: value for name, value in vars(choice).items() if isinstance(value, int)}
     prefix = f"{choice.prefix}_" if choice.prefix else ""
     scope = "enum" if choice.prefix else "enum class"
     lines = _comment(choice.__doc__ or "")
     lines += [f"{scope} {choice.__name__} : int64_t {{"]
-    lines += [f"  {prefix}{name.lower()} = {value}," for name, value in values.items()]
+    lines += [f"  {prefix}{name} = {value}," for name, value in choice.numbers().items()]
     return [*lines, "};"]
 
 

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from hamfast.kernels.edge_einsum import Graph, Operand, Sizes
 from hamfast.kernels.edge_einsum import edge_einsum as kernel
-from hamfast.ops.edge_einsum import rows_by_end
-from hamfast.records.choices import RowOf
+from hamfast.ops.edge_einsum import order_by_end, rows_by_end
 from hamfast.records.ops import EDGE_EINSUM
 from hamfast.triton.configurations import EINSUM
 from hamfast.triton.launch import launch, pieces, real_of
@@ -26,11 +25,7 @@ def edge_einsum(*flat: Any) -> Tensor:
     edges = graph.senders.shape[0]
     rows = rows_by_end(graph)[row_of]
     out = given[0].new_empty(rows, *shape)
-    order, ptr = {
-        RowOf.EDGE: (None, None),
-        RowOf.SENDER: (graph.sender_order, graph.sender_ptr),
-        RowOf.RECEIVER: (graph.receiver_order, graph.receiver_ptr),
-    }[row_of]
+    order, ptr = order_by_end(graph)[row_of]
     tile_edges, columns = EINSUM.cut(axes[2])
     operands = tuple(Operand(t, t.stride(0), *(0 if t.shape[d] == 1 else t.stride(d) for d in (1, 2))) for t in given)
     summed = [axis // size if size else 0 for axis, size in zip(axes, (heads, components), strict=False)]

@@ -23,7 +23,7 @@ from hamfast.kernels.graph_attention_scores import (
     attention_weights,
 )
 from hamfast.ops.attention_kernel import Operands, Shapes
-from hamfast.ops.edge_einsum import rows_by_end
+from hamfast.ops.edge_einsum import order_by_end, rows_by_end
 from hamfast.records.choices import AttentionWanted, RowOf, Score
 from hamfast.records.ops import (
     ATTENTION_OPERANDS,
@@ -137,11 +137,7 @@ class _Call:
                 ``other_weight`` times its change along tangents.
             chunks: a row of out is one of so many chunks of all edges.
         """
-        order, ptr = {
-            RowOf.EDGE: (None, None),
-            RowOf.SENDER: (self.graph.sender_order, self.graph.sender_ptr),
-            RowOf.RECEIVER: (self.graph.receiver_order, self.graph.receiver_ptr),
-        }[row_of]
+        order, ptr = order_by_end(self.graph)[row_of]
         elements = width if over_heads else self.heads * width
         if elements == 0:
             return
