@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,49 +65,66 @@ def build():
     print(f"build: {time.perf_counter() - begin:.0f} s", flush=True)
 
 
-def run_tests(seconds, processes=8):
-    """The test suite, file by file in several processes.
+def run_tests(seconds, processes, chosen, log):
+    """Starts the tests in several processes; what they print goes to the file ``log``."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-vv",
+        "--tb=short",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not slow and not long",
+    ]
+    command += ["-n", str(processes), "--dist", "worksteal", *chosen]
+    with log.open("w") as file:
+        return subprocess.Popen(["timeout", str(seconds), *command], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
 
-    Files that need a package which is not here are named and left out.
+
+def warm_up(options, shares):
+    """Starts processes that call everything once: what is compiled at run time goes to the caches.
+
+    It takes as long as the measurement itself, and uses one core.
     """
-    base = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow", "--maxfail=5"]
-    deadline = time.perf_counter() + seconds
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, __file__, "--device", options.device, "--seconds", str(options.test_seconds)]
+    command += ["--machine", options.machine, "--no-build", "--no-tests"]
+    return [
+        subprocess.Popen([*command, "--warm-up", f"{i}/{shares}"], stdout=subprocess.DEVNULL) for i in range(shares)
+    ]
 
-    def run(file):
-        left = deadline - time.perf_counter()
-        try:
-            done = subprocess.run(
-                [*base, file], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=max(left, 0.01)
-            )
-        except subprocess.TimeoutExpired:
-            return file, "not finished", ""
-        if re.search(r"^E +ModuleNotFoundError", done.stdout, re.M) and "rror during collection" in done.stdout:
-            return file, "left out, a package is missing", ""
-        return file, {0: "passed", 5: "nothing chosen"}.get(done.returncode, "FAILED"), done.stdout
 
-    files = [path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py")]
-    files.sort(key=lambda name: (not name.startswith("tests/ops/"), name))  # the kernels first
-    passed = 0
-    with ThreadPoolExecutor(processes) as pool:
-        for file, verdict, output in pool.map(run, files):
-            passed += sum(map(int, re.findall(r"(\d+) passed", output)))
-            if verdict == "FAILED":
-                print(output[-3000:], flush=True)
-            if verdict not in ("passed", "nothing chosen"):
-                print(f"tests: {file}: {verdict}", flush=True)
-    print(f"tests: {passed} passed in {seconds - (deadline - time.perf_counter()):.0f} s", flush=True)
+def test_and_warm_up(options):
+    """The tests that run kernels on a GPU, beside the compilation of what is measured later."""
+    cores = os.cpu_count() or 1
+    shares = max(1, cores // 3)
+    log = ROOT / "build" / "gpu_tests.log"
+    begin = time.perf_counter()
+    tests = run_tests(options.test_seconds, max(1, cores - shares), ["--gpu", *options.tests.split()], log)
+    for process in warm_up(options, shares):
+        process.wait()
+    print(f"warm-up: {time.perf_counter() - begin:.0f} s", flush=True)
+    status = tests.wait()
+    text = log.read_text()
+    print(f"tests: {time.perf_counter() - begin:.0f} s; all they print is in {log.relative_to(ROOT)}")
+    counts = {word: len(re.findall(rf"^\[gw.* {word} ", text, re.M)) for word in ("PASSED", "FAILED", "SKIPPED")}
+    print(f"tests: {counts}{', and out of time' if status == 124 else ''}")
+    print("\n".join(re.findall(r"^\[gw.* FAILED .*|^(?:FAILED|ERROR) .*", text, re.M)), flush=True)
 
 
 class Clock:
     """Median milliseconds and peak memory of a function."""
 
     def __init__(self, device, rounds):
+        """No rounds: the function is called once, for what it compiles."""
         self.device, self.rounds = device, rounds
         self.cache = torch.empty(64_000_000 if device == "cuda" else 1, device=device)  # larger than any L2
 
     def __call__(self, function):
+        if not self.rounds:
+            function()
+            return 0.0, 0.0
         for _ in range(3):
             function()
         times = []
@@ -115,7 +132,10 @@ class Clock:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-        for _ in range(self.rounds):
+        begin = time.perf_counter()
+        for n in range(self.rounds):
+            if n >= 5 and time.perf_counter() - begin > 1.0:
+                break
             self.cache.zero_()
             if self.device == "cuda":
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -138,7 +158,8 @@ class Run:
     def __init__(self, options):
         self.device, self.quick, self.machine = options.device, options.quick, options.machine
         self.compiled = options.compiled
-        self.clock = Clock(self.device, 3 if self.quick else 20)
+        self.warming_up = bool(options.warm_up)
+        self.clock = Clock(self.device, 0 if self.warming_up else 3 if self.quick else 20)
         self.deadline = time.perf_counter() + options.seconds
         self.rows = []
         from hamfast.ops.backend import triton_problem
@@ -159,6 +180,8 @@ class Run:
 
     def measure_one(self, case, mode, implementation, make, bound, dtype):
         """A row of the table. What fails becomes one that says why."""
+        if self.warming_up and not implementation.startswith("hamfast"):
+            return
         if time.perf_counter() > self.deadline:
             print(f"out of time: {case} {mode} {implementation} not measured", flush=True)
             return
@@ -171,7 +194,7 @@ class Run:
         try:
             median, peak = self.clock(make())
             row |= {"median_ms": f"{median:.4f}", "peak_MB": f"{peak:.0f}"}
-            if bound is not None and implementation.startswith("hamfast"):
+            if bound is not None and median and implementation.startswith("hamfast"):
                 row["of_bound"] = f"{bound / 1e3 / median:.2f}"
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
@@ -186,7 +209,7 @@ class Run:
 
     def write(self):
         """Writes the table; on a CPU and in a quick run nothing is written."""
-        if self.device == "cuda" and not self.quick:
+        if self.device == "cuda" and not self.quick and not self.warming_up:
             with RESULT.open("w", newline="") as file:
                 writer = csv.DictWriter(file, COLUMNS)
                 writer.writeheader()
@@ -251,8 +274,8 @@ def measure_convolution(run, case, dtype, with_layer):
         with torch.no_grad():
             expected = scattered(theirs)(*leaves)
             error = float((ours(*leaves, layout="mul_ir") - expected).norm() / expected.norm())
-        if error > 1e-4:
-            sys.exit(f"{name}: hamfast is off e3nn's result by {error:.1e}, relative")
+        if not error < 1e-4:
+            raise RuntimeError(f"{name}: hamfast is off e3nn's result by {error:.1e}, relative")
     for mode in MODES if not with_layer and dtype != torch.bfloat16 else MODES[:2]:
         bound = bound_of(run, radial if with_layer else convolution, case, mode) if dtype == torch.float32 else None
         peers = {"e3nn": lambda: scattered(theirs)} if dtype == torch.float32 else {}
@@ -315,8 +338,8 @@ def measure_attention(run, case):
     with torch.no_grad():
         found, expected = (function(*leaves).flatten(1) for function, leaves in (chosen["hamfast"], chosen["pyg"]))
         error = float((found - expected).norm() / expected.norm())
-    if error > 1e-4:
-        sys.exit(f"attention {case.name}: hamfast is off PyG's result by {error:.1e}, relative")
+    if not error < 1e-4:
+        raise RuntimeError(f"attention {case.name}: hamfast is off PyG's result by {error:.1e}, relative")
     for mode in MODES:
         for name, (function, leaves) in chosen.items():
             if name == "compiled scatter" and mode == "double backward":
@@ -385,23 +408,38 @@ def measure_networks(run):
     measure("cascade demo", "hamfast", lambda: both(graph))
 
 
-def measure_all(run):
-    """All cases, one after the other, until the time is up."""
+def jobs(run):
+    """All cases, as functions."""
     from cases import EDGE_PRODUCTS, GPU_PRODUCTS
     from roofline import ATTENTION, EDGE_PRODUCT_EDGES
 
     for case in GPU_PRODUCTS:
         case = replace(case, edges=400) if run.quick else case
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
-            measure_convolution(run, case, dtype, False)
-        measure_convolution(run, case, torch.float32, True)
+            yield functools.partial(measure_convolution, run, case, dtype, False)
+        yield functools.partial(measure_convolution, run, case, torch.float32, True)
     for case in EDGE_PRODUCTS:
-        measure_edge_product(run, replace(case, edges=400 if run.quick else EDGE_PRODUCT_EDGES))
+        case = replace(case, edges=400 if run.quick else EDGE_PRODUCT_EDGES)
+        yield functools.partial(measure_edge_product, run, case)
     for case in ATTENTION:
         case = replace(case, nodes=40) if run.quick else case
-        measure_attention(run, case)
-        measure_edge_update(run, case)
-    measure_networks(run)
+        yield functools.partial(measure_attention, run, case)
+        yield functools.partial(measure_edge_update, run, case)
+    yield functools.partial(measure_networks, run)
+
+
+def measure_all(run, share, shares):
+    """The jobs of one share, one after the other, until the time is up.
+
+    What fails does not end those after it.
+    """
+    for number, job in enumerate(jobs(run)):
+        if number % shares != share:
+            continue
+        try:
+            job()
+        except Exception:
+            traceback.print_exc()
 
 
 def main():
@@ -414,6 +452,9 @@ def main():
     parser.add_argument("--no-build", action="store_true")
     parser.add_argument("--no-tests", action="store_true")
     parser.add_argument("--seconds", type=int, default=270, help="for measuring")
+    parser.add_argument("--test-seconds", type=int, default=200, help="for the tests")
+    parser.add_argument("--tests", default="", help="more arguments for pytest")
+    parser.add_argument("--warm-up", default="", metavar="SHARE/SHARES", help="compile, and measure nothing")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no GPU; --device cpu --quick tries the script without one")
@@ -422,10 +463,11 @@ def main():
     if not options.no_build:
         build()
     if not options.no_tests:
-        run_tests(200)
+        test_and_warm_up(options)
     run = Run(options)
+    share, shares = map(int, options.warm_up.split("/")) if options.warm_up else (0, 1)
     try:
-        measure_all(run)
+        measure_all(run, share, shares)
     finally:
         run.write()
 

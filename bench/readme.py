@@ -56,18 +56,12 @@ def attention_source():
 
 # The rows of the README: work of the sizes people train with, and with it what gains least.
 HEADLINES = {
-    ("tensor_product b_large", "forward+backward"): "product of a MACE-type layer, l up to 3",
-    ("tensor_product b_large", "double backward"): "its double backward, for training with forces",
-    ("convolution b_large", "forward+backward"): "the layer's convolution: gather, product, scatter-sum",
+    ("convolution b_large", "forward+backward"): "convolution of a MACE-type layer: gather, product, scatter-sum",
     ("with radial layer b_large", "forward+backward"): "the same with the radial layer that makes its weights",
     ("edge_tensor_product C", "forward+backward"): "product with the edge's harmonics, DeepH-E3's size",
     ("stage1 published", "training step"): "training step of DeepH-E3's published network",
     ("attention A op", "forward+backward"): "graph attention with edge features",
-    ("attention A op", "force step"): "its force step: gradient of a gradient",
-    ("attention A layer", "forward+backward"): "the whole layer, PyG's `TransformerConv`",
     ("attention A GATv2 layer", "forward+backward"): "PyG's `GATv2Conv`, additive scores with edge features",
-    ("filtered attention", "force step"): "force step of TorchMD-NET's attention: filters, no softmax",
-    ("edge_update", "forward+backward"): "edges' features from their nodes': gather, sum, norm, SiLU",
     ("stage2", "training step"): "training step of the cascade's graph Transformer",
 }
 
@@ -296,8 +290,80 @@ def roofline_table() -> str:
     )
 
 
+def gpu_groups(dtype) -> dict[tuple[str, str], dict[str, dict[str, str]]]:
+    """(case, step) -> implementation -> row of what was measured on a GPU."""
+    groups: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    for row in read("gpu"):
+        if row["dtype"] == dtype and row["median_ms"]:
+            groups.setdefault((row["case"], row["mode"]), {})[row["implementation"]] = row
+    return groups
+
+
+def gpu_note() -> str:
+    """The sentence below a table of GPU times."""
+    first = read("gpu")[0]
+    return note(
+        f"Medians of one run on {first['machine']}, torch {first['torch']}, {first['date']}, caches emptied before"
+        " each call (`bench/results/gpu.csv`, `bench/gpu.py`).",
+        "A step includes those before it: backward is forward and backward.",
+    )
+
+
+def gpu_table() -> str:
+    """Hamfast's kernels beside e3nn, PyG and plain torch on a GPU."""
+    others = {dtype: gpu_groups(dtype) for dtype in ("bfloat16", "float64")}
+    rows = []
+    for key, found in gpu_groups("float32").items():
+        peer = next((name for name in ("e3nn", "pyg", "plain torch") if name in found), None)
+        ours = {name: float(row["median_ms"]) for name, row in found.items()}
+        cells = [f"{ours['hamfast']:.2f}", f"{ours['hamfast triton']:.2f}" if "hamfast triton" in ours else ""]
+        cells += [peer, f"{ours[peer]:.1f}", f"{ours[peer] / ours['hamfast']:.1f}x"] if peer else ["", "", ""]
+        share = found["hamfast"]["of_bound"]
+        cells.append(f"{float(share):.0%}" if share else "")
+        for groups in others.values():
+            cells.append(f"{float(groups[key]['hamfast']['median_ms']):.2f}" if key in groups else "")
+        rows.append([*key, *cells])
+    header = ["work", "step", "CUDA ms", "Triton ms", "peer", "peer ms", "CUDA beside peer", "of bound", *others]
+    return table(header, rows) + note("float32, but for the last two columns (CUDA, ms).") + gpu_note()
+
+
+GPU_HEADLINES = {
+    ("convolution mace-large", "backward"): "a MACE-type convolution",
+    ("edge_tensor_product C", "backward"): "the product with the edge's harmonics",
+    ("attention A x 10", "backward"): "graph attention (800,000 edges)",
+    ("stage1 published", "training step"): "a training step of DeepH-E3's published network",
+}
+
+
+def gpu_sentence() -> str:
+    """The README's sentence of the GPU's table."""
+    found, parts = gpu_groups("float32"), []
+    for key, text in GPU_HEADLINES.items():
+        group = {name: float(row["median_ms"]) for name, row in found[key].items()}
+        peer = next(name for name in ("e3nn", "pyg", "plain torch") if name in group)
+        parts.append(f"{text} {group[peer] / group['hamfast']:.1f}x ({peer})")
+    first = read("gpu")[0]
+    return note(
+        f"**On {first['machine']}** (torch {first['torch']}, {first['date']}) forward + backward is faster:"
+        f" {', '.join(parts)}.",
+        "All rows, and how far each is from its bound: [CUDA](docs/cuda.md#measured).",
+    ).strip()
+
+
+def profile_table() -> str:
+    """What the hardware's counters say of each kernel."""
+    columns = ["case", "step", "kernel", "us", "registers", "occupancy", "memory", "L2", "units", "issued_per_cycle"]
+    rows = [[row[c] for c in columns] for row in read("gpu_profile")]
+    header = ["work", "step", "kernel", "us", "registers", "occupancy %", "memory %", "L2 %", "units %", "issued"]
+    first = read("gpu_profile")[0]
+    return table(header, rows) + note(
+        f"{first['machine']}, {first['date']} (`bench/gpu_profile.py`, Nsight Compute).",
+        "Per cent of the peak; issued: instructions per cycle and scheduler, 1 at most.",
+    )
+
+
 TABLES = {
-    "README.md": {"demo": cascade_table, "bench": headline_table},
+    "README.md": {"demo": cascade_table, "bench": headline_table, "gpu": gpu_sentence},
     "docs/performance.md": {
         "bench": speed_table,
         "peers": peers_table,
@@ -314,7 +380,7 @@ TABLES = {
             + note("100,000 points, 2 threads (`bench/harmonics.py`).")
         ),
     },
-    "docs/cuda.md": {"roofline": roofline_table},
+    "docs/cuda.md": {"roofline": roofline_table, "gpu": gpu_table, "profile": profile_table},
     "docs/ops.md": {
         "precision": lambda: csv_table(
             "precision", ["lowering", "dtype", "out", "grad_x", "grad_y", "grad_w", "equivariance"]

@@ -127,6 +127,8 @@ def edge_update(edges):
     derivatives(lambda *t: ops.edge_update(edges, *t), *rows, *norm)
     derivatives(lambda *t: ops.edge_update(edges, *t), *(t.bfloat16() for t in rows), *norm)
     derivatives(lambda *t: ops.edge_update(edges, *t, activation="identity"), *rows)
+    # The edges of a network's first layer have no row of their own yet.
+    derivatives(lambda *t: ops.edge_update(edges, None, *t), *rows[1:], *norm)
 
 
 def einsum_and_head(edges):

@@ -140,12 +140,18 @@ STEP = tl.constexpr(16)
 
 @triton.jit
 def add_coupled(
-    sums, a, b, ENTRIES: tl.constexpr, SHAPE: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
-    AT: tl.constexpr,
+    sums, a, b, ENTRIES: tl.constexpr, TASKS: tl.constexpr, t: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
+    C: tl.constexpr, AT: tl.constexpr,
 ):  # fmt: skip
     """Adds one contraction of a task's coupling: ``sums[AT + entry[C]] += value a[entry[A]]
-    b[entry[B]]``."""
-    for n in tl.static_range(SHAPE[BEGIN], SHAPE[END]):
+    b[entry[B]]``.
+
+    The task's number comes beside the list: Triton 3.6 takes no item of a constant list as an
+    argument, if that is a tuple.
+    """
+    begin: tl.constexpr = TASKS[t][BEGIN]
+    end: tl.constexpr = TASKS[t][END]
+    for n in tl.static_range(begin, end):
         total = sums[AT + ENTRIES[n][C]] + ENTRIES[n][VALUE] * (a[ENTRIES[n][A]] * b[ENTRIES[n][B]])
         sums = sums[: AT + ENTRIES[n][C]] + (total,) + sums[AT + ENTRIES[n][C] + 1 :]
     return sums
@@ -265,16 +271,16 @@ def forward_edges(
         y_at = edge * sizes.y + tl.load(task + TASK_Y)
         if not ALONG:
             y = load_tiles(operands.y, y_at, 1, TASKS[t][D2], edge_mask, REAL)
-            sums = add_coupled(sums, scaled(TASKS[t][D1], weight, x), y, ENTRIES, TASKS[t], I, J, K_OF, TASKS[t][TO])
+            sums = add_coupled(sums, scaled(TASKS[t][D1], weight, x), y, ENTRIES, TASKS, t, I, J, K_OF, TASKS[t][TO])
         else:
             if tangents.x is not None or tangent_w is not None:
                 y = load_tiles(operands.y, y_at, 1, TASKS[t][D2], edge_mask, REAL)
                 along = mixed(TASKS[t][D1], weight, tangent_x, tangent_w, x)
-                sums = add_coupled(sums, along, y, ENTRIES, TASKS[t], I, J, K_OF, TASKS[t][TO])
+                sums = add_coupled(sums, along, y, ENTRIES, TASKS, t, I, J, K_OF, TASKS[t][TO])
             if tangents.y is not None:
                 tangent_y = load_tiles(tangents.y, y_at, 1, TASKS[t][D2], edge_mask, REAL)
                 weighted_x = scaled(TASKS[t][D1], weight, x)
-                sums = add_coupled(sums, weighted_x, tangent_y, ENTRIES, TASKS[t], I, J, K_OF, TASKS[t][TO])
+                sums = add_coupled(sums, weighted_x, tangent_y, ENTRIES, TASKS, t, I, J, K_OF, TASKS[t][TO])
         task += TASK
     return sums
 
@@ -447,12 +453,12 @@ def backward_edges(
         if gradients.x is not None or (TO_WEIGHTS and TASKS[t][WEIGHTED]):
             q = zero_tiles(D, EDGES, CHANNELS, REAL)  # C y g
             if not ALONG or tangents.x is not None or tangent_w is not None:
-                q = add_coupled(q, y, g, ENTRIES, TASKS[t], J, K_OF, I, 0)
+                q = add_coupled(q, y, g, ENTRIES, TASKS, t, J, K_OF, I, 0)
             tangent_q = zero_tiles(D, EDGES, CHANNELS, REAL)  # C tangent_y g + C y tangent_g
             if tangents.y is not None:
-                tangent_q = add_coupled(tangent_q, tangent_y, g, ENTRIES, TASKS[t], J, K_OF, I, 0)
+                tangent_q = add_coupled(tangent_q, tangent_y, g, ENTRIES, TASKS, t, J, K_OF, I, 0)
             if tangents.g is not None:
-                tangent_q = add_coupled(tangent_q, y, tangent_g, ENTRIES, TASKS[t], J, K_OF, I, 0)
+                tangent_q = add_coupled(tangent_q, y, tangent_g, ENTRIES, TASKS, t, J, K_OF, I, 0)
             if gradients.x is not None:
                 if not ALONG:
                     sums = add_to(sums, D, scaled(D, weight, q))
@@ -488,14 +494,14 @@ def backward_edges(
         if gradients.y_chunks is not None:
             if not ALONG:
                 weighted_x = scaled(D, weight, x)
-                y_sums = add_coupled(y_sums, weighted_x, g, ENTRIES, TASKS[t], I, K_OF, J, TASKS[t][Y_AT])
+                y_sums = add_coupled(y_sums, weighted_x, g, ENTRIES, TASKS, t, I, K_OF, J, TASKS[t][Y_AT])
             else:
                 if tangents.g is not None:
                     weighted_x = scaled(D, weight, x)
-                    y_sums = add_coupled(y_sums, weighted_x, tangent_g, ENTRIES, TASKS[t], I, K_OF, J, TASKS[t][Y_AT])
+                    y_sums = add_coupled(y_sums, weighted_x, tangent_g, ENTRIES, TASKS, t, I, K_OF, J, TASKS[t][Y_AT])
                 if tangents.x is not None or tangent_w is not None:
                     with_g = mixed(D, weight, tangent_x, tangent_w, x)
-                    y_sums = add_coupled(y_sums, with_g, g, ENTRIES, TASKS[t], I, K_OF, J, TASKS[t][Y_AT])
+                    y_sums = add_coupled(y_sums, with_g, g, ENTRIES, TASKS, t, I, K_OF, J, TASKS[t][Y_AT])
     chunk_row = tl.load(unit + UNIT_CHUNK) * sizes.edges + edge
     if gradients.y_chunks is not None:
         for t in tl.static_range(len(TASKS)):

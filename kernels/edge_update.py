@@ -12,6 +12,8 @@ from hamfast.kernels.common import look_up, sigmoid, silu_curvature, silu_slope
 from hamfast.records.choices import RowOf
 
 SENDER, RECEIVER = tl.constexpr(RowOf.SENDER), tl.constexpr(RowOf.RECEIVER)
+# Triton 3.6 has no length of a tuple that holds None.
+ROWS = tl.constexpr(len(RowOf.numbers()))
 
 
 class Operands(NamedTuple):
@@ -36,7 +38,7 @@ class Graph(NamedTuple):
 def sum_of_rows(operands, graph, edge, is_edge, column, mask, width, REAL: tl.constexpr):
     """``[EDGES, COLUMNS]``: what the edges add up, 0 beyond a row."""
     total = tl.zeros(mask.shape, dtype=REAL)
-    for n in tl.static_range(len(operands.rows)):
+    for n in tl.static_range(ROWS):
         if operands.rows[n] is not None:
             row = edge
             if n == SENDER:

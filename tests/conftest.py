@@ -1,6 +1,7 @@
 """Seeds, poisoned memory, the device fixture, the bundled data."""
 
 import os
+import sys
 from pathlib import Path
 
 from hamfast import environment
@@ -25,22 +26,47 @@ def pytest_addoption(parser):
         choices=["cuda_sources", "interpreter"],
         help="only the tests that are marked to run through another backend, too",
     )
+    parser.addoption("--gpu", action="store_true", help="only the tests that run kernels on a GPU")
 
 
 def pytest_collection_modifyitems(config, items):
     """Of ``--through MARKER``: cases that one of a test's markers fits; its arguments say which
-    values, by parameter."""
+    values, by parameter. Of ``--gpu``: cases of a GPU's device or backend, and tests that are
+    skipped without one."""
     marker = config.getoption("--through")
-    if marker is None:
-        return
+
+    def parameters(item):
+        return item.callspec.params if hasattr(item, "callspec") else {}
 
     def fits(item, given):
-        parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        return all(parameters[name] in values for name, values in given.kwargs.items())
+        return all(parameters(item)[name] in values for name, values in given.kwargs.items())
 
-    chosen = [item for item in items if any(fits(item, given) for given in item.iter_markers(marker))]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+    def uses_gpu(item):
+        named = parameters(item).get("device") == "cuda" or parameters(item).get("backend") in ("cuda", "triton")
+        return named or any(given.kwargs.get("reason") == "no GPU" for given in item.iter_markers("skipif"))
+
+    chosen = items
+    if marker is not None:
+        chosen = [item for item in chosen if any(fits(item, given) for given in item.iter_markers(marker))]
+    if config.getoption("--gpu"):
+        chosen = [item for item in chosen if uses_gpu(item)]
+    kept = set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = chosen
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """After an illegal access no kernel runs in this process any more: it ends, with the failure
+    shown, and pytest-xdist starts another one for the tests that are left."""
+    report = yield
+    if report.failed and torch.cuda.is_available() and environment.whole("PYTEST_XDIST_WORKER_COUNT") > 1:
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            print(f"{item.nodeid}\n{report.longreprtext}\n{error}", file=sys.stderr, flush=True)
+            os._exit(1)
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,9 @@ if "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --no-co
   opt_einsum_fx 2>"$venv/peers.log"; then
   # There are builds of DGL for some versions of Python only.
   "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --no-compile --no-deps --target "$target" dgl==2.1.0 2>>"$venv/peers.log"
+  # The oldest version of Triton that hamfast takes: the kernels are compiled with it, too.
+  "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --no-compile --no-deps --target "$venv/oldest_triton" triton==3.6.0 \
+    2>>"$venv/peers.log"
   touch "$target/.complete"
 else
   echo "peers: could not be installed (see $venv/peers.log); the comparisons with them will be skipped" >&2

@@ -203,7 +203,7 @@ def _run(op: str, rung: Rung, *arguments: Any) -> Any:
         if interpreting() or not _is_compiler_failure(error):
             raise
         # Under strict this raises, with Triton's own message.
-        lower_backend(op, "cpu", f"Triton did not compile its kernel: {_first_line(error)}", error)
+        lower_backend(op, "cpu", f"Triton did not compile its kernel: {_reason(error)}", error)
         _failed.add(op)
         return _on_copies(op, arguments)
 
@@ -218,8 +218,13 @@ def _is_compiler_failure(error: Exception) -> bool:
     return module.startswith("triton.") or "PassManager::run failed" in str(error) or "C compiler" in str(error)
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+def _reason(error: BaseException) -> str:
+    """What an error began with, in a line. Triton's own message ends with a mark below a line of
+    the source; the reason is in the error it was raised from.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" ^")]
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"
 
 

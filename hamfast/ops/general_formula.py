@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from hamfast.constants import on_host
+from hamfast.constants import constant, on_host, real_tensors
 from hamfast.records.choices import Pairing, RowOf, Slot
 from hamfast.records.tables import Path
 
@@ -55,11 +57,8 @@ def _add_path(arguments: Any, path: Path, slot: int, operands: list, out: Tensor
     senders = _End(RowOf.SENDER, graph.senders, graph.sender_order, graph.sender_ptr)
     receivers = _End(RowOf.RECEIVER, graph.receivers, graph.receiver_order, graph.receiver_ptr)
     edges = _End(RowOf.EDGE, None, None, None)
-    index, value = (on_host(t)[path.cg_begin : path.cg_end] for t in (tables.cg_index, tables.cg_value))
     like = next(t for t in arguments.operands if t is not None)
-    coupling = torch.zeros(path.d1, path.d2, path.d3, dtype=like.dtype)
-    coupling[tuple(torch.as_tensor(index.T.copy()))] = torch.as_tensor(value, dtype=like.dtype)
-    coupling = coupling.to(like.device)
+    coupling = _coupling(tables, path, like.dtype, like.device)
     us, vs = _pairs(path, like.device)
     first, second = (
         (torch.arange(len(us), device=like.device), 0 * vs) if path.pairing == Pairing.TRIANGULAR else (us, vs)
@@ -108,6 +107,24 @@ def _add_path(arguments: Any, path: Path, slot: int, operands: list, out: Tensor
     made = torch.einsum("rpi,rpk,ijk->rpj", xs, gs, coupling)
     made = _sum_pairs(made, vs, path.n2)
     return _add_rows(graph, out, made, path.offset2, edges)
+
+
+_COUPLINGS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""By a plan's table of coefficients, then by path, dtype and device: copied to the device in the
+first call, so that later ones do not wait for the copy."""
+
+
+def _coupling(tables: Any, path: Path, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The Clebsch-Gordan coefficients of a path, ``[d1, d2, d3]``."""
+    kept = _COUPLINGS.setdefault(tables.cg_index, {})
+    key = (path, dtype, device)
+    if key not in kept:
+        index, value = (on_host(t)[path.cg_begin : path.cg_end] for t in (tables.cg_index, tables.cg_value))
+        dense = np.zeros((path.d1, path.d2, path.d3))
+        dense[tuple(index.T)] = value
+        with real_tensors():
+            kept[key] = constant(dense, device, dtype)
+    return kept[key]
 
 
 def _pairs(path: Path, device) -> tuple[Tensor, Tensor]:

@@ -12,12 +12,15 @@ import os
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from programs import ROOT
 
 from hamfast.ops.backend import triton_problem
+
+OLDEST = Path(sys.prefix) / "oldest_triton"
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(triton_problem()), reason=triton_problem())]
 
@@ -32,22 +35,38 @@ def test_options_of_the_ops_in_the_interpreter():
     print(done.stdout)
 
 
-def test_every_kernel_compiles_for_every_architecture(tmp_path):
-    """Ahead of time, in a process without the interpreter."""
+def compiled(tmp_path, *architectures, before=()):
+    """Rows of the table of compiled kernels, made in a process without the interpreter.
+
+    ``before``: folders to import from first.
+    """
     program = (
         "import json, sys, triton_table as t\n"
-        "rows = t.compile_all(t.collect(sys.argv[1]))\n"
+        "rows = t.compile_all(t.collect(sys.argv[1]), sys.argv[3:] or t.ARCHITECTURES)\n"
         "json.dump(rows, open(sys.argv[2], 'w'))\n"
     )
     environment = os.environ | {
         "TRITON_INTERPRET": "0",
         "TRITON_CACHE_DIR": str(tmp_path / "cache"),
-        "PYTHONPATH": os.pathsep.join(str(p) for p in (ROOT, ROOT / "bench")),
+        "PYTHONPATH": os.pathsep.join(str(p) for p in (*before, ROOT, ROOT / "bench")),
     }
     command = [sys.executable, "-W", "ignore", "-c", program, str(tmp_path / "launches"), str(tmp_path / "rows.json")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run([*command, *architectures], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-5000:]
-    rows = json.loads((tmp_path / "rows.json").read_text())
+    return json.loads((tmp_path / "rows.json").read_text())
+
+
+@pytest.mark.skipif(
+    not OLDEST.exists(), reason=f"the oldest Triton is not in {OLDEST}; tools/setup_peers.sh puts it there"
+)
+def test_every_kernel_compiles_with_the_oldest_triton(tmp_path):
+    rows = compiled(tmp_path, "sm_90", before=[OLDEST])
+    assert [row for row in rows if row["error"]] == []
+    assert {row["kernel"] for row in rows} == kernels_in_the_folder()
+
+
+def test_every_kernel_compiles_for_every_architecture(tmp_path):
+    rows = compiled(tmp_path)
     assert [row for row in rows if row["error"]] == []
     kernels = {row["kernel"] for row in rows}
     assert kernels == kernels_in_the_folder()
