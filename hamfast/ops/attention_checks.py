@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hamfast.ops.attention_formula import ACTIVATIONS, PARTS, SCALARS, SCORES, WEIGHTINGS
-from hamfast.ops.checks import check_rows, check_tensor, found
+from hamfast.ops.checks import check_probability, check_rows, check_tensor, found
 from hamfast.ops.edge_index import EdgeIndex
 
 _NAME = "graph_attention"
@@ -22,7 +22,7 @@ def check_settings(negative_slope: Any, clip: Any, epsilon: Any, dropout: Any, s
         TypeError: one is of another type than the function says.
         ValueError: one is out of its range.
     """
-    reals = {"negative_slope": negative_slope, "clip": clip, "epsilon": epsilon, "dropout": dropout}
+    reals = {"negative_slope": negative_slope, "clip": clip, "epsilon": epsilon}
     for name, value in reals.items():
         if not isinstance(value, Real) and not (value is None and name == "clip"):
             raise TypeError(f"{_NAME}: {name}: expected a number, found {found(value)}")
@@ -30,8 +30,7 @@ def check_settings(negative_slope: Any, clip: Any, epsilon: Any, dropout: Any, s
         raise ValueError(f"{_NAME}: clip: expected a positive number or None, found {clip}")
     if not epsilon >= 0:
         raise ValueError(f"{_NAME}: epsilon: expected a number >= 0, found {epsilon}")
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"{_NAME}: dropout: expected a probability from 0 to 1, found {dropout}")
+    check_probability(_NAME, "dropout", dropout)
     if seed is not None:
         check_tensor(_NAME, "seed", seed)
     if seed is not None and (seed.dtype != torch.int64 or seed.numel() != 1):

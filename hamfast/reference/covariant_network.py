@@ -48,11 +48,15 @@ class E3nnNetwork(nn.Module):
         edge_update: _Update
         for node_update, edge_update in zip(self.node_updates, self.edge_updates, strict=True):  # type: ignore[assignment]
             pre = node_update.linear_pre(node)
-            message = node_update.convolve(torch.cat([pre[graph.i], pre[graph.j], edge], 1), harmonics, radial)
-            total = torch.zeros(node.shape[0], message.shape[1]).to(message).index_add(0, graph.i, message)
+            message = node_update.convolve(
+                torch.cat([pre[graph.receivers], pre[graph.senders], edge], 1), harmonics, radial
+            )
+            total = torch.zeros(node.shape[0], message.shape[1]).to(message).index_add(0, graph.receivers, message)
             node = node_update.finish(node, total, node_hot, graph.atom_graph)
             pre = edge_update.linear_pre(edge)
-            message = edge_update.convolve(torch.cat([node[graph.i], node[graph.j], pre], 1), harmonics, radial)
+            message = edge_update.convolve(
+                torch.cat([node[graph.receivers], node[graph.senders], pre], 1), harmonics, radial
+            )
             edge = edge_update.finish(edge, message, edge_hot, graph.edge_graph)
         return self.output(edge)
 
