@@ -73,6 +73,22 @@ class CrystalGraph:
         """
         return self.vector[:, [1, 2, 0]]
 
+    def within(self, radius: float) -> CrystalGraph:
+        """The same atoms with the edges shorter than ``radius`` (angstrom) alone."""
+        kept = torch.nonzero(self.length < radius).flatten()
+        number = torch.full_like(self.i, -1)
+        number[kept] = torch.arange(len(kept), device=kept.device)
+        return replace(
+            self,
+            i=self.i[kept],
+            j=self.j[kept],
+            shift=self.shift[kept],
+            vector=self.vector[kept],
+            reverse=number[self.reverse[kept]],
+            edge_graph=self.edge_graph[kept],
+            target=None if self.target is None else self.target[kept],
+        )
+
     def known_target(self) -> Tensor:
         """The target, ``[edges, target dim]`` eV.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hamfast.graph import CrystalGraph
 from hamfast.models.covariant import CovariantNetwork
+from hamfast.models.frame_transformer import FrameTransformer
 from hamfast.models.normalization import TargetNormalization
 from hamfast.models.settings import FREEZE_STAGE1, CovariantConfig, TransformerConfig
 from hamfast.models.transformer import RefinementTransformer
@@ -67,9 +68,10 @@ class Cascade(nn.Module):
         self.spec, self.hermitian, self.freeze_stage1, self.r_max = spec, hermitian, freeze_stage1, r_max
         self.normalization = TargetNormalization(spec, target_shift, target_scale, r_max)
         self.stage1 = CovariantNetwork(stage1, spec)
-        self.stage2 = None
+        self.stage2: RefinementTransformer | FrameTransformer | None = None
         if stage2 is not None:
-            self.stage2 = RefinementTransformer(stage2, spec, self.stage1.irreps_node, self.stage1.irreps_edge)
+            kind = FrameTransformer if stage2.kind == "frames" else RefinementTransformer
+            self.stage2 = kind(stage2, spec, self.stage1.irreps_node, self.stage1.irreps_edge)
         index, sign = spec.transpose
         self.register_buffer("transpose_index", index, persistent=False)
         self.register_buffer("transpose_sign", sign.to(torch.get_default_dtype()), persistent=False)

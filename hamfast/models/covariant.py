@@ -19,10 +19,12 @@ from hamfast.models.settings import CovariantConfig
 from hamfast.nn import (
     EdgeTensorProduct,
     EquivariantLayerNorm,
+    FullyConnectedTensorProduct,
     Gate,
     GaussianBasis,
     Linear,
     RadialMLP,
+    ScalarLayerNorm,
     SpeciesLinear,
     convert_layout,
     polynomial_envelope,
@@ -93,19 +95,27 @@ class _Update(nn.Module):
         num_species: species of nodes, or ordered species pairs of edges.
     """
 
-    def __init__(self, config, irreps_old: Irreps, irreps_conv_in: Irreps, irreps_out: Irreps, num_species: int):
+    def __init__(
+        self, config, irreps_old: Irreps, irreps_conv_in: Irreps, irreps_out: Irreps, num_species: int, normed: bool = True
+    ):
         super().__init__()
         self.linear_pre = Linear(irreps_old, irreps_old, biases=True, layout=LAYOUT)
         self.convolution = EquivariantConvolution(config, irreps_conv_in, irreps_out)
         self.irreps_out = self.convolution.irreps_out
         self.linear_post = Linear(self.irreps_out, self.irreps_out, biases=True, layout=LAYOUT)
         self.species = SpeciesLinear(irreps_old, num_species, self.irreps_out, layout=LAYOUT)
-        self.norm = EquivariantLayerNorm(self.irreps_out, layout=LAYOUT)
+        self.norm: nn.Module | None = EquivariantLayerNorm(self.irreps_out, layout=LAYOUT)
+        if config.environment is not None:  # the mean over a structure would be seen from anywhere in it
+            self.norm = ScalarLayerNorm(self.irreps_out) if normed else None
         self.skip = Linear(irreps_old, self.irreps_out, layout=LAYOUT) if irreps_old != self.irreps_out else None
 
     def finish(self, old: Tensor, new: Tensor, species: Tensor, graph: Tensor, num_graphs: int) -> Tensor:
         """The updated features: what is new is normalised within each structure, then added."""
-        new = self.norm(self.linear_post(new) + self.species(old, species), graph, num_graphs)
+        new = self.linear_post(new) + self.species(old, species)
+        if isinstance(self.norm, EquivariantLayerNorm):
+            new = self.norm(new, graph, num_graphs)
+        elif self.norm is not None:
+            new = self.norm(new)
         return new + (old if self.skip is None else self.skip(old))
 
 
@@ -135,13 +145,46 @@ class EdgeUpdate(_Update):
 
     data_axes = {"species": DataAxis.PAIR_MATRICES}
 
-    def __init__(self, config, irreps_node: Irreps, irreps_edge: Irreps, irreps_out: Irreps, num_species: int):
-        super().__init__(config, irreps_edge, irreps_node + irreps_node + irreps_edge, irreps_out, num_species**2)
+    def __init__(
+        self, config, irreps_node: Irreps, irreps_edge: Irreps, irreps_out: Irreps, num_species: int, normed: bool = True
+    ):
+        irreps_in = irreps_node + irreps_node + irreps_edge
+        super().__init__(config, irreps_edge, irreps_in, irreps_out, num_species**2, normed)
 
     def forward(self, node: Tensor, edge: Tensor, messages: Messages) -> Tensor:
         """The new features of the edges, ``[edges, irreps_out.dim]``."""
         update = self.convolution(operands_of_edges(node, self.linear_pre(edge), messages), messages)
         return self.finish(edge, update, messages.pair, messages.edge_graph, messages.num_graphs)
+
+
+class NodeProduct(nn.Module):
+    """Adds to the features of each atom a product of them with themselves.
+
+    Features that are sums over the neighbours become sums over pairs of neighbours, and so on: each
+    product knows angles between more of them.
+
+    Args:
+        config: of stage 1.
+        irreps_in: of the atoms' features.
+        irreps_out: that are wanted of the product; those that it cannot make are left out.
+    """
+
+    def __init__(self, config: CovariantConfig, irreps_in: Irreps, irreps_out: Irreps):
+        super().__init__()
+        factor = Irreps([(min(mul, config.product_channels), ir) for mul, ir in irreps_in])
+        made = {ir for _, a in irreps_in for _, b in irreps_in for ir in a * b}
+        self.irreps_out = Irreps([(mul, ir) for mul, ir in irreps_out if ir in made])
+        self.left, self.right = (Linear(irreps_in, factor, layout=LAYOUT) for _ in range(2))
+        self.product = FullyConnectedTensorProduct(factor, factor, self.irreps_out)
+        self.skip = Linear(irreps_in, self.irreps_out, layout=LAYOUT)
+
+    def forward(self, node: Tensor) -> Tensor:
+        """``[atoms, irreps_in.dim]`` -> ``[atoms, irreps_out.dim]``."""
+        left, right = (
+            convert_layout(linear(node), linear.irreps_out, LAYOUT, "mul_ir") for linear in (self.left, self.right)
+        )
+        product = self.product(left, right)
+        return self.skip(node) + convert_layout(product, self.irreps_out, "mul_ir", LAYOUT)
 
 
 def operands_of_edges(node: Tensor, edge: Tensor, messages: Messages) -> EdgeSources:
@@ -207,15 +250,33 @@ class CovariantNetwork(nn.Module):
         self.edge_basis = GaussianBasis(0.0, config.edge_basis_stop, config.embed_dim)
         self.radial_basis = GaussianBasis(0.0, config.cutoff, config.num_basis)
         node, edge = scalars, scalars
-        self.node_updates, self.edge_updates = nn.ModuleList(), nn.ModuleList()
+        self.node_updates, self.edge_updates, self.pair_updates = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        is_local = config.environment is not None
         for n in range(config.num_blocks):
             last = n == config.num_blocks - 1
             self.node_updates.append(NodeUpdate(config, node, edge, post_node if last else mid, spec.num_species))
             node = self.node_updates[-1].irreps_out
-            self.edge_updates.append(EdgeUpdate(config, node, edge, post_edge if last else mid, spec.num_species))
-            edge = self.edge_updates[-1].irreps_out
+            if not (last and is_local):
+                self.edge_updates.append(EdgeUpdate(config, node, edge, post_edge if last else mid, spec.num_species))
+                edge = self.edge_updates[-1].irreps_out
+        self.node_products = nn.ModuleList()
+        for _ in range(config.node_products):
+            # What targets on an atom need beyond the hidden irreps, such as 2o of p and d.
+            others = [(config.product_channels, ir) for _, ir in post_edge if ir not in mid]
+            self.node_products.append(NodeProduct(config, node, (post_node + Irreps(others)).simplify()))
+            node = self.node_products[-1].irreps_out
+        if is_local:
+            self.environment_basis = GaussianBasis(0.0, float(config.environment or 0), config.num_basis)
+            edge = scalars
+            for n in range(config.pair_blocks):
+                last = n == config.pair_blocks - 1
+                wanted = post_edge if last else mid
+                self.pair_updates.append(EdgeUpdate(config, node, edge, wanted, spec.num_species, normed=False))
+                edge = self.pair_updates[-1].irreps_out
         self.irreps_node, self.irreps_edge = node, edge
         self.output = Linear(edge, spec.irreps, biases=True, layout=LAYOUT)
+        # A block of one atom is a function of its features alone.
+        self.onsite_output = Linear(node, spec.irreps, biases=True, layout=LAYOUT) if is_local else None
         # The published network has this output and never uses it. It stays, so that the parameters
         # of both map one to one.
         self.unused_node_output = Linear(node, "1x0e", biases=True, layout=LAYOUT)
@@ -236,18 +297,41 @@ class CovariantNetwork(nn.Module):
         of the edges, ``[edges, irreps_edge.dim]``.
         """
         one_hot = torch.nn.functional.one_hot(graph.species, self.spec.num_species).to(graph.vector)
-        length = graph.length
-        edges = edge_index(graph.senders, graph.receivers, graph.num_atoms)
-        frames = edge_frames(graph.e3nn_vector, self.l_max)
-        messages = Messages(graph, edges, frames, self.radial_basis(length), self.spec.num_species)
-        if self.config.cutoff_envelope is not None:
-            messages.envelope = polynomial_envelope(length, self.config.cutoff_envelope).unsqueeze(-1)
-        node, edge = self.embedding(one_hot), self.edge_basis(length)
-        for node_update, edge_update in zip(self.node_updates, self.edge_updates, strict=True):
-            node = node_update(node, edge, messages)
-            edge = edge_update(node, edge, messages)
+        node = self.embedding(one_hot)
+        messages = self._messages(graph, self.radial_basis)
+        if self.config.environment is None:
+            edge = self.edge_basis(graph.length)
+            for node_update, edge_update in zip(self.node_updates, self.edge_updates, strict=True):
+                node = node_update(node, edge, messages)
+                edge = edge_update(node, edge, messages)
+        else:
+            near = graph.within(self.config.environment)
+            environment = self._messages(near, self.environment_basis)
+            environment.envelope = polynomial_envelope(near.length, self.config.environment).unsqueeze(-1)
+            edge = self.edge_basis(near.length)
+            for n, node_update in enumerate(self.node_updates):
+                node = node_update(node, edge, environment)
+                if n < len(self.edge_updates):
+                    edge = self.edge_updates[n](node, edge, environment)
+            for product in self.node_products:
+                node = product(node)
+            edge = self.edge_basis(graph.length)
+            for pair_update in self.pair_updates:
+                edge = pair_update(node, edge, messages)
+        output = self.output(edge)
+        if self.onsite_output is not None:
+            onsite = messages.frames.onsite
+            output = output.index_add(0, onsite, self.onsite_output(node).index_select(0, graph.receivers[onsite]))
         return (
-            self.output(edge),
+            output,
             convert_layout(node, self.irreps_node, LAYOUT, "mul_ir"),
             convert_layout(edge, self.irreps_edge, LAYOUT, "mul_ir"),
         )
+
+    def _messages(self, graph: CrystalGraph, basis: GaussianBasis) -> Messages:
+        edges = edge_index(graph.senders, graph.receivers, graph.num_atoms)
+        frames = edge_frames(graph.e3nn_vector, self.l_max)
+        messages = Messages(graph, edges, frames, basis(graph.length), self.spec.num_species)
+        if self.config.cutoff_envelope is not None:
+            messages.envelope = polynomial_envelope(graph.length, self.config.cutoff_envelope).unsqueeze(-1)
+        return messages

@@ -8,7 +8,7 @@ dataclass checks nothing. Needs no torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -43,6 +43,21 @@ class CovariantConfig:
     cutoff_envelope: Annotated[
         Real | None, Field(gt=0, le=1000, description="angstrom, messages fade to zero here; null: no envelope")
     ] = None
+    environment: Annotated[
+        Real | None,
+        Field(
+            gt=0,
+            le=1000,
+            description="angstrom, atoms see their neighbours up to here, and nothing else reaches them; null: all pairs of H",
+        ),
+    ] = None
+    node_products: Annotated[
+        Whole, Field(ge=0, le=10, description="products of the atoms' features with themselves, each one more body")
+    ] = 0
+    product_channels: Annotated[Whole, Field(ge=1, le=WIDEST, description="channels per irrep of these products")] = 8
+    pair_blocks: Annotated[
+        Whole, Field(ge=1, le=100, description="with an environment: updates of all pairs, after those of the atoms")
+    ] = 1
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,17 @@ class TransformerConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = _CHECKS
 
+    kind: Annotated[
+        Literal["frames", "plain"],
+        Field(description="frames: exactly covariant, in the frames of the bonds; plain: the paper's, which is not"),
+    ] = "frames"
+    irreps: Annotated[HiddenIrreps, Field(description="irreps of the features, of kind frames")] = (
+        "32x0e+16x1o+8x2e+4x3o+4x4e"
+    )
+    environment: Annotated[
+        Real | None,
+        Field(gt=0, le=1000, description="angstrom, atoms attend to neighbours up to here, of kind frames; null: all"),
+    ] = None
     hidden: Annotated[Whole, Field(ge=1, le=WIDEST, description="width")] = 128
     num_blocks: Annotated[Whole, Field(ge=1, le=100, description="Transformer blocks")] = 3
     num_heads: Annotated[Whole, Field(ge=1, le=WIDEST, description="attention heads; divides hidden")] = 4

@@ -7,7 +7,7 @@ from hamfast.nn.attention import GATv2Conv, GraphTransformerConv
 from hamfast.nn.drop_in import AccelerateReport, accelerate, e3nn_backend, set_e3nn_backend
 from hamfast.nn.gate import Gate
 from hamfast.nn.irreps_layout import convert_layout
-from hamfast.nn.layer_norm import EquivariantLayerNorm
+from hamfast.nn.layer_norm import EquivariantLayerNorm, ScalarLayerNorm
 from hamfast.nn.linear import Linear, SpeciesLinear
 from hamfast.nn.radial import GaussianBasis, RadialMLP, polynomial_envelope
 from hamfast.nn.tensor_product import EdgeTensorProduct, FullyConnectedTensorProduct, TensorProduct
@@ -23,6 +23,7 @@ __all__ = [
     "GraphTransformerConv",
     "Linear",
     "RadialMLP",
+    "ScalarLayerNorm",
     "SpeciesLinear",
     "TensorProduct",
     "accelerate",

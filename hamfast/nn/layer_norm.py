@@ -100,3 +100,40 @@ class EquivariantLayerNorm(NotScripted):
     def _to_rows(per_graph: Tensor, graph: Tensor) -> Tensor:
         """Gives each row the values of its graph."""
         return per_graph if per_graph.shape[0] == 1 else per_graph.index_select(0, graph)
+
+
+class ScalarLayerNorm(NotScripted):
+    """Layer norm of each row by itself: what a row becomes depends on no other one.
+
+    The scalars (0e) of a row are shifted and scaled to mean 0 and variance 1 over the channels,
+    then get a weight and a bias per channel. Everything else is multiplied with a weight per
+    channel. In the layout ``ir_mul``.
+    """
+
+    channel: Tensor
+    scalar: Tensor
+
+    def __init__(self, irreps, eps: float = 1e-5):
+        super().__init__()
+        self.irreps, self.eps = Irreps(irreps), eps
+        self.weight = nn.Parameter(torch.ones(self.irreps.num_irreps))
+        self.bias = nn.Parameter(torch.zeros(self.irreps.count("0e")))
+        channel, scalar, start, first = [], [], 0, 0
+        for mul, ir in self.irreps:
+            channel.append((first + torch.arange(mul)).repeat(ir.dim))
+            if ir.is_scalar():
+                scalar.append(torch.arange(start, start + mul))
+            start, first = start + mul * ir.dim, first + mul
+        empty = torch.zeros(0, dtype=torch.int64)
+        self.register_buffer("channel", torch.cat(channel or [empty]), persistent=False)
+        self.register_buffer("scalar", torch.cat(scalar or [empty]), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[rows, irreps.dim]`` -> ``[rows, irreps.dim]``."""
+        check_rows("ScalarLayerNorm", "x", x, self.channel.shape[0])
+        out = x * self.weight[self.channel]
+        if not self.scalar.numel():
+            return out
+        weight = self.weight[self.channel[self.scalar]]
+        scalars = torch.nn.functional.layer_norm(x[:, self.scalar], (len(self.scalar),), weight, self.bias, self.eps)
+        return out.index_copy(1, self.scalar, scalars)

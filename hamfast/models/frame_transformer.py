@@ -1,0 +1,240 @@
+"""Stage 2 of kind ``frames``: a non-linear graph Transformer that is exactly covariant.
+
+Seen in its own frame, with the z axis along the bond, an edge's features are components m = -l ...
+l. Rotating the crystal only turns them about the bond. Those with m = 0 of natural parity do not
+turn: they are invariants, and any function of them is allowed. So a block has two streams. The
+scalars s of an edge go through networks without restriction. The irreps of atoms and edges go
+through linear maps in the edge's frame, and are scaled by functions of s. For an edge with features
+e that runs from a sender with features n_s to a receiver with features n_r:
+
+    z = all components with m = 0 of [ n_r | n_s | e ], mixed
+    s = s + FFN(LN [ z | s | g | |e| ])
+    a = softmax of clip(<Wq s_r, Wk s_s + We s> / sqrt(d)), times the environment's envelope
+    n_r = n_r + sum_e a W1(s) o P1 [ n_r | n_s | e | s ]
+    e = e + W2(s) o P2 [ n_r | n_s | e | s ]
+
+P1 and P2 are products with the harmonics of the edge's direction, which are those linear maps; with
+s among their operands they make components with m = 0 that are any function of the invariants. W(s)
+o scales each channel. g are Gaussians of the length, |e| the norms of the channels of e, s_r and s_s
+the scalars of the atoms. LN is a layer norm. The softmax, one for each head, and the sums run over
+a receiver's edges within the environment.
+"""
+
+from __future__ import annotations
+
+import torch
+from e3nn.o3 import Irreps
+from torch import Tensor, nn
+
+from hamfast.graph import CrystalGraph
+from hamfast.models.covariant import LAYOUT, path_exists
+from hamfast.models.data_axes import DataAxis
+from hamfast.models.settings import TransformerConfig, check_heads
+from hamfast.nn import (
+    EdgeTensorProduct,
+    GaussianBasis,
+    Linear,
+    ScalarLayerNorm,
+    convert_layout,
+    polynomial_envelope,
+)
+from hamfast.nn.gate import scale_channels
+from hamfast.nn.irreps_layout import split_blocks
+from hamfast.ops import EdgeFrames, EdgeIndex, EdgeSources, edge_frames, edge_index, graph_attention
+from hamfast.targets import TargetSpec
+
+
+class Bonds:
+    """A set of edges of a graph, prepared once for all blocks.
+
+    Args:
+        graph: the crystal, with these edges alone.
+        l_max: highest l that is rotated.
+        gaussians: of the length.
+    """
+
+    def __init__(self, graph: CrystalGraph, l_max: int, gaussians: GaussianBasis):
+        self.edges: EdgeIndex = edge_index(graph.senders, graph.receivers, graph.num_atoms)
+        self.frames: EdgeFrames = edge_frames(graph.e3nn_vector, l_max)
+        self.gaussians = gaussians(graph.length)
+
+    def sources(self, node: Tensor, edge: Tensor) -> EdgeSources:
+        """``[receiver | sender | edge]`` of every edge."""
+        return EdgeSources((node, node, edge), ("receiver", "sender", "edge"), self.edges)
+
+
+class FrameBlock(nn.Module):
+    """Invariants in the frames, attention over the environment, update of atoms and edges.
+
+    Args:
+        config: of stage 2.
+        irreps_node, irreps_edge: of the features.
+    """
+
+    def __init__(self, config: TransformerConfig, irreps_node: Irreps, irreps_edge: Irreps):
+        super().__init__()
+        h, self.heads = config.hidden, config.num_heads
+        self.irreps_node, self.irreps_edge, self.clip = irreps_node, irreps_edge, config.score_clip
+        self.num_scalars = irreps_node.count("0e")
+        own = irreps_node + irreps_node + irreps_edge
+        self.node_norm, self.edge_norm = ScalarLayerNorm(irreps_node), ScalarLayerNorm(irreps_edge)
+        self.invariants = EdgeTensorProduct(own, config.l_max, Irreps([(h, (0, 1))]), layout=LAYOUT)
+        self.scalar_norm = nn.LayerNorm(2 * h + config.num_basis + irreps_edge.num_irreps)
+        self.scalar_ffn = nn.Sequential(
+            nn.Linear(2 * h + config.num_basis + irreps_edge.num_irreps, config.ffn_factor * h),
+            nn.SiLU(),
+            nn.Linear(config.ffn_factor * h, h),
+        )
+        self.query, self.key = nn.Linear(self.num_scalars, h), nn.Linear(self.num_scalars, h, bias=False)
+        self.edge_key, self.value = nn.Linear(h, h, bias=False), nn.Linear(h, h)
+        with_scalars = own + Irreps([(h, (0, 1))])
+        self.to_node = EdgeTensorProduct(with_scalars, config.l_max, irreps_node, layout=LAYOUT)
+        self.to_edge = EdgeTensorProduct(with_scalars, config.l_max, irreps_edge, layout=LAYOUT)
+        self.node_scale, self.edge_scale = nn.Linear(h, irreps_node.num_irreps), nn.Linear(h, irreps_edge.num_irreps)
+        self.node_out = Linear(irreps_node, irreps_node, layout=LAYOUT)
+        self.edge_out = Linear(irreps_edge, irreps_edge, layout=LAYOUT)
+        self.attended_out = nn.Linear(h, self.num_scalars)
+        channel = torch.cat([torch.arange(mul) * self.heads // mul for mul, _ in irreps_node])
+        self.register_buffer("head_of", channel, persistent=False)
+
+    head_of: Tensor
+
+    def forward(
+        self, node: Tensor, edge: Tensor, scalars: Tensor, pairs: Bonds, near: Bonds, kept: Tensor, envelope: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The new features of atoms and edges, and the new scalars.
+
+        Args:
+            node: ``[atoms, irreps_node.dim]``.
+            edge: ``[edges, irreps_edge.dim]``; both in the layout ``ir_mul``.
+            scalars: ``[edges, hidden]``.
+            pairs: all edges.
+            near: those of the environment.
+            kept: ``[edges of the environment]`` int64, which of all edges they are.
+            envelope: ``[edges of the environment]``, 0 at its radius.
+        """
+        normed, own = self.node_norm(node), self.edge_norm(edge)
+        z = self.invariants(pairs.sources(normed, own), pairs.frames)
+        inputs = torch.cat([z, scalars, pairs.gaussians, norms(edge, self.irreps_edge)], dim=-1)
+        scalars = scalars + self.scalar_ffn(self.scalar_norm(inputs))
+        active = torch.nn.functional.silu(scalars)
+
+        heads = (self.heads, scalars.shape[1] // self.heads)
+        of_atoms, of_near = normed[:, : self.num_scalars], active[kept]
+        attended = graph_attention(
+            near.edges,
+            query_receiver=self.query(of_atoms).unflatten(-1, heads),
+            key_sender=self.key(of_atoms).unflatten(-1, heads),
+            key_edge=self.edge_key(of_near).unflatten(-1, heads),
+            value_edge=self.value(of_near).unflatten(-1, heads),
+            clip=self.clip,
+            envelope=envelope,
+            epsilon=1e-2,
+            return_weights=True,
+        )
+        message = self.to_node(near.sources(normed, torch.cat([own[kept], of_near], dim=-1)), near.frames)
+        scale = self.node_scale(of_near) * attended.weights[:, self.head_of]
+        message = scaled(message, scale, self.irreps_node)
+        total = torch.zeros_like(node).index_add(0, near.edges.receivers, message)
+        gained = torch.nn.functional.pad(
+            self.attended_out(attended.out.flatten(1)), (0, node.shape[1] - self.num_scalars)
+        )
+        node = node + self.node_out(total) + gained
+
+        sources = pairs.sources(self.node_norm(node), torch.cat([own, active], dim=-1))
+        update = scaled(self.to_edge(sources, pairs.frames), self.edge_scale(active), self.irreps_edge)
+        return node, edge + self.edge_out(update), scalars
+
+
+def norms(x: Tensor, irreps: Irreps) -> Tensor:
+    """``[rows, irreps.num_irreps]``: the length of each channel, smooth at 0; ``x`` in ``ir_mul``."""
+    parts = [
+        block.unflatten(-1, (ir.dim, mul)).square().mean(-2)
+        for block, (mul, ir) in zip(split_blocks(x, irreps), irreps, strict=True)
+    ]
+    return torch.log1p(torch.cat(parts, dim=-1))
+
+
+def scaled(x: Tensor, scale: Tensor, irreps: Irreps) -> Tensor:
+    """Each channel of ``x`` times its factor in ``scale`` ``[rows, irreps.num_irreps]``."""
+    factors = torch.split(scale, [mul for mul, _ in irreps], dim=-1)
+    blocks = zip(split_blocks(x, irreps), factors, irreps, strict=True)
+    return torch.cat([scale_channels(block, f, mul, ir.dim, LAYOUT) for block, f, (mul, ir) in blocks], dim=-1)
+
+
+class FrameTransformer(nn.Module):
+    """Predicts the correction to stage 1, in the same units of the target normalisation.
+
+    Rotating, inverting or relabelling the crystal does to the correction what it does to the
+    Hamiltonian, up to rounding.
+
+    Args:
+        config: settings of stage 2.
+        spec: the targets.
+        irreps_node, irreps_edge: of stage 1's features. Its prediction is a linear map of them, so
+            it is not an operand of its own.
+
+    Raises:
+        ValueError: the heads do not divide the width.
+    """
+
+    data_axes = {
+        "pair_embedding": DataAxis.PAIR_ROWS,
+        "output": DataAxis.ENTRY_OUTPUTS,
+        "onsite_output": DataAxis.ENTRY_OUTPUTS,
+    }
+
+    def __init__(self, config: TransformerConfig, spec: TargetSpec, irreps_node: Irreps, irreps_edge: Irreps):
+        super().__init__()
+        check_heads(config)
+        self.config, self.spec = config, spec
+        self.stage1_node, self.stage1_edge = irreps_node, irreps_edge
+        hidden = Irreps(config.irreps).sort().irreps.simplify()
+        # What the targets have beyond the hidden irreps, such as 1e.
+        wanted = {ir for _, ir in spec.irreps if ir not in hidden and path_exists(hidden, config.l_max, ir)}
+        fewest = min(mul for mul, _ in hidden)
+        self.irreps = (hidden + Irreps([(fewest, ir) for ir in wanted])).sort().irreps.simplify()
+        scalars = [n for n, (_, ir) in enumerate(self.irreps) if ir.is_scalar()]
+        if scalars:  # the scalars of the atoms come first
+            blocks = list(self.irreps)
+            self.irreps = Irreps([blocks[n] for n in scalars] + [b for n, b in enumerate(blocks) if n not in scalars])
+        self.l_max = max(ir.l for _, ir in self.irreps)
+        self.gaussians = GaussianBasis(0.0, config.cutoff, config.num_basis)
+        self.pair_embedding = nn.Embedding(spec.num_species**2, config.hidden)
+        self.length_in = nn.Linear(config.num_basis, config.hidden)
+        self.node_in = Linear(irreps_node, self.irreps, layout=LAYOUT)
+        self.edge_in = Linear(irreps_edge, self.irreps, layout=LAYOUT)
+        self.blocks = nn.ModuleList(FrameBlock(config, self.irreps, self.irreps) for _ in range(config.num_blocks))
+        self.output = Linear(self.irreps, spec.irreps, layout=LAYOUT)
+        self.onsite_output = Linear(self.irreps, spec.irreps, layout=LAYOUT)
+        # The cascade starts as stage 1 exactly.
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.onsite_output.weight)
+
+    def forward(self, graph: CrystalGraph, baseline: Tensor, node_features: Tensor, edge_features: Tensor) -> Tensor:
+        """The correction ``[edges, spec.dim]``.
+
+        Args:
+            graph: the crystal.
+            baseline: stage 1's output ``[edges, spec.dim]``; not read.
+            node_features, edge_features: of stage 1, in the layout ``mul_ir``.
+        """
+        radius = self.config.environment
+        near_graph, envelope = graph, torch.ones_like(graph.length)
+        kept = torch.arange(graph.num_edges, device=graph.vector.device)
+        pairs = Bonds(graph, self.l_max, self.gaussians)
+        near = pairs
+        if radius is not None:
+            kept = torch.nonzero(graph.length < radius).flatten()
+            near_graph = graph.within(radius)
+            near = Bonds(near_graph, self.l_max, self.gaussians)
+            envelope = polynomial_envelope(near_graph.length, radius)
+        node = self.node_in(convert_layout(node_features, self.stage1_node, "mul_ir", LAYOUT))
+        edge = self.edge_in(convert_layout(edge_features, self.stage1_edge, "mul_ir", LAYOUT))
+        scalars = self.pair_embedding(graph.pair_species(self.spec.num_species)) + self.length_in(pairs.gaussians)
+        for block in self.blocks:
+            node, edge, scalars = block(node, edge, scalars, pairs, near, kept, envelope)
+        onsite = pairs.frames.onsite
+        return self.output(edge).index_add(
+            0, onsite, self.onsite_output(node).index_select(0, graph.receivers[onsite])
+        )
