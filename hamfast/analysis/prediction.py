@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import numpy as np
 import torch
 
 from hamfast.data.blocks import BlockMatrix
+from hamfast.data.cell_size import prediction_warning
 from hamfast.data.formats import detect, format_of, read_snapshot, read_structure
 from hamfast.data.graphs import blocks_from_irreps, build_graph, species_index
 from hamfast.data.snapshot import Snapshot, difference
-from hamfast.errors import HamfastError
+from hamfast.errors import DataWarning, HamfastError
 from hamfast.training import LoadedModel
 
 
@@ -40,6 +42,9 @@ def predict(loaded: LoadedModel, snapshot: Snapshot) -> Prediction:
     model = loaded.model
     parameter = next(model.parameters())
     graph = build_graph(snapshot, model.spec, pair_cutoffs=loaded.pair_cutoffs).to(parameter.device, parameter.dtype)
+    words = prediction_warning(model.receptive_field, model.half_cell, snapshot.half_cell)
+    if words is not None:
+        warnings.warn(f"{snapshot.label}: {words}", DataWarning, stacklevel=2)
     output = model(graph)
     baseline = _blocks(output.baseline, graph, snapshot, model.spec)
     if output.refined is output.baseline:

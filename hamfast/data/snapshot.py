@@ -9,6 +9,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from hamfast.data.blocks import BlockMatrix, pair_name
+from hamfast.data.cell_size import half_cell
 from hamfast.errors import HamfastError
 
 if TYPE_CHECKING:
@@ -80,6 +81,11 @@ class Snapshot:
         from ase.neighborlist import neighbor_list  # takes half a second to load
 
         return neighbor_list(quantities, self.atoms, cutoff)
+
+    @property
+    def half_cell(self) -> float:
+        """Angstrom: half the distance between an atom and its nearest periodic image."""
+        return half_cell(self.cell)
 
     def pair_vectors(self, pairs: np.ndarray) -> np.ndarray:
         """``[pairs, 3]`` angstrom: from atom i in the home cell to atom j in the cell at R.

@@ -42,6 +42,8 @@ class DatasetStatistics:
     """How many structures each on-disk format has."""
     num_atoms: list[int] = field(default_factory=list)
     """Of each structure."""
+    half_cells: dict[Path, float] = field(default_factory=dict)
+    """Of each structure, angstrom: half the distance between an atom and its nearest image."""
     matrices: list[MatrixSizes] = field(default_factory=list)
     """Of each structure whose matrices were read."""
     longest_pairs: dict[tuple[int, int], float] = field(default_factory=dict)
@@ -104,6 +106,7 @@ def dataset_statistics(
             owner.setdefault(z, folder)
         found.layouts[format_of(folder).NAME] += 1
         found.num_atoms.append(snapshot.num_atoms)
+        found.half_cells[folder] = snapshot.half_cell
         if folder in read_whole:
             found.matrices.append(_sizes(snapshot))
             matrix = snapshot.first_matrix

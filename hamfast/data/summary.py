@@ -76,6 +76,8 @@ def summarize(root: Path, most: int = 8) -> dict[str, str]:
     result = {
         "structures": f"{len(folders)} ({', '.join(f'{n} {name}' for name, n in found.layouts.items())}), "
         f"{min(found.num_atoms)} to {max(found.num_atoms)} atoms",
+        "half the cell": f"{min(found.half_cells.values()):.1f} to {max(found.half_cells.values()):.1f} A; a network that "
+        "looks further learns periodic images (docs/cell_size.md)",
         "elements and shells": ", ".join(
             f"{chemical_symbols[z]} {list(ls)} ({sum(2 * l + 1 for l in ls)} orbitals)" for z, ls in spec.shells
         ),

@@ -44,6 +44,10 @@ class Cascade(nn.Module):
         r_max: angstrom, the longest pair of the data.
         freeze_stage1: stage 2's loss does not reach stage 1.
 
+    Attributes:
+        half_cell: angstrom, the largest of the training's cells, see
+            :func:`hamfast.data.cell_size.half_cell`; None if it is unknown.
+
     Raises:
         ValueError: the irreps of ``stage1`` cannot make the targets, or the heads of ``stage2`` do
             not divide its width.
@@ -66,6 +70,7 @@ class Cascade(nn.Module):
     ):
         super().__init__()
         self.spec, self.hermitian, self.freeze_stage1, self.r_max = spec, hermitian, freeze_stage1, r_max
+        self.half_cell: float | None = None
         self.normalization = TargetNormalization(spec, target_shift, target_scale, r_max)
         self.stage1 = CovariantNetwork(stage1, spec)
         self.stage2: RefinementTransformer | FrameTransformer | None = None
@@ -75,6 +80,12 @@ class Cascade(nn.Module):
         index, sign = spec.transpose
         self.register_buffer("transpose_index", index, persistent=False)
         self.register_buffer("transpose_sign", sign.to(torch.get_default_dtype()), persistent=False)
+
+    @property
+    def receptive_field(self) -> float:
+        """Angstrom: how far from an atom others may be that change its blocks."""
+        own = self.stage1.receptive_field(self.r_max)
+        return own if self.stage2 is None else own + self.stage2.receptive_field(self.r_max)
 
     def forward(self, graph: CrystalGraph, *, refine: bool = True) -> CascadeOutput:
         """Predicts all blocks of a graph.

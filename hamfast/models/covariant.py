@@ -96,7 +96,13 @@ class _Update(nn.Module):
     """
 
     def __init__(
-        self, config, irreps_old: Irreps, irreps_conv_in: Irreps, irreps_out: Irreps, num_species: int, normed: bool = True
+        self,
+        config,
+        irreps_old: Irreps,
+        irreps_conv_in: Irreps,
+        irreps_out: Irreps,
+        num_species: int,
+        normed: bool = True,
     ):
         super().__init__()
         self.linear_pre = Linear(irreps_old, irreps_old, biases=True, layout=LAYOUT)
@@ -146,7 +152,13 @@ class EdgeUpdate(_Update):
     data_axes = {"species": DataAxis.PAIR_MATRICES}
 
     def __init__(
-        self, config, irreps_node: Irreps, irreps_edge: Irreps, irreps_out: Irreps, num_species: int, normed: bool = True
+        self,
+        config,
+        irreps_node: Irreps,
+        irreps_edge: Irreps,
+        irreps_out: Irreps,
+        num_species: int,
+        normed: bool = True,
     ):
         irreps_in = irreps_node + irreps_node + irreps_edge
         super().__init__(config, irreps_edge, irreps_in, irreps_out, num_species**2, normed)
@@ -235,10 +247,14 @@ class CovariantNetwork(nn.Module):
         spec: the targets.
 
     Raises:
-        ValueError: as :func:`output_irreps`.
+        ValueError: as :func:`output_irreps`; or there are products without an environment.
     """
 
-    data_axes = {"embedding": DataAxis.SPECIES_INPUTS, "output": DataAxis.ENTRY_OUTPUTS}
+    data_axes = {
+        "embedding": DataAxis.SPECIES_INPUTS,
+        "output": DataAxis.ENTRY_OUTPUTS,
+        "onsite_output": DataAxis.ENTRY_OUTPUTS,
+    }
 
     def __init__(self, config: CovariantConfig, spec: TargetSpec):
         super().__init__()
@@ -252,6 +268,8 @@ class CovariantNetwork(nn.Module):
         node, edge = scalars, scalars
         self.node_updates, self.edge_updates, self.pair_updates = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         is_local = config.environment is not None
+        if config.node_products and not is_local:
+            raise ValueError(f"node_products = {config.node_products} needs an environment, found none")
         for n in range(config.num_blocks):
             last = n == config.num_blocks - 1
             self.node_updates.append(NodeUpdate(config, node, edge, post_node if last else mid, spec.num_species))
@@ -283,6 +301,16 @@ class CovariantNetwork(nn.Module):
         self.unused_node_output.requires_grad_(False)
         features = [node, edge, mid, spec.irreps]
         self.l_max = max(ir.l for irreps in features for _, ir in irreps)
+
+    def receptive_field(self, longest_pair: float) -> float:
+        """Angstrom: how far from an atom others may be that change its features.
+
+        Without an environment the layer norms add statistics over the whole structure.
+
+        Args:
+            longest_pair: angstrom, of the data.
+        """
+        return self.config.num_blocks * (longest_pair if self.config.environment is None else self.config.environment)
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
         """All parameters but those of the published network's output that nothing reads."""

@@ -14,10 +14,10 @@ e that runs from a sender with features n_s to a receiver with features n_r:
     e = e + W2(s) o P2 [ n_r | n_s | e | s ]
 
 P1 and P2 are products with the harmonics of the edge's direction, which are those linear maps; with
-s among their operands they make components with m = 0 that are any function of the invariants. W(s)
-o scales each channel. g are Gaussians of the length, |e| the norms of the channels of e, s_r and s_s
-the scalars of the atoms. LN is a layer norm. The softmax, one for each head, and the sums run over
-a receiver's edges within the environment.
+s among their operands they make components with m = 0 that are any function of the invariants.
+``W(s) o`` scales each channel. g are Gaussians of the length, |e| the norms of the channels of e,
+s_r and s_s the scalars of the atoms. LN is a layer norm. The softmax, one for each head, and the
+sums run over a receiver's edges within the environment.
 """
 
 from __future__ import annotations
@@ -147,7 +147,10 @@ class FrameBlock(nn.Module):
 
 
 def norms(x: Tensor, irreps: Irreps) -> Tensor:
-    """``[rows, irreps.num_irreps]``: the length of each channel, smooth at 0; ``x`` in ``ir_mul``."""
+    """``[rows, irreps.num_irreps]``: a smooth measure of each channel's length.
+
+    ``x``: ``[rows, irreps.dim]``, in the layout ``ir_mul``.
+    """
     parts = [
         block.unflatten(-1, (ir.dim, mul)).square().mean(-2)
         for block, (mul, ir) in zip(split_blocks(x, irreps), irreps, strict=True)
@@ -211,6 +214,10 @@ class FrameTransformer(nn.Module):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.onsite_output.weight)
 
+    def receptive_field(self, longest_pair: float) -> float:
+        """Angstrom: how much further than stage 1 it looks; ``longest_pair``: of the data."""
+        return self.config.num_blocks * (longest_pair if self.config.environment is None else self.config.environment)
+
     def forward(self, graph: CrystalGraph, baseline: Tensor, node_features: Tensor, edge_features: Tensor) -> Tensor:
         """The correction ``[edges, spec.dim]``.
 
@@ -235,6 +242,4 @@ class FrameTransformer(nn.Module):
         for block in self.blocks:
             node, edge, scalars = block(node, edge, scalars, pairs, near, kept, envelope)
         onsite = pairs.frames.onsite
-        return self.output(edge).index_add(
-            0, onsite, self.onsite_output(node).index_select(0, graph.receivers[onsite])
-        )
+        return self.output(edge).index_add(0, onsite, self.onsite_output(node).index_select(0, graph.receivers[onsite]))

@@ -52,7 +52,7 @@ class CovariantConfig:
         ),
     ] = None
     node_products: Annotated[
-        Whole, Field(ge=0, le=10, description="products of the atoms' features with themselves, each one more body")
+        Whole, Field(ge=0, le=10, description="with an environment: products of atoms' features with themselves")
     ] = 0
     product_channels: Annotated[Whole, Field(ge=1, le=WIDEST, description="channels per irrep of these products")] = 8
     pair_blocks: Annotated[

@@ -172,6 +172,10 @@ class RefinementTransformer(nn.Module):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
+    def receptive_field(self, longest_pair: float) -> float:
+        """Angstrom: how much further than stage 1 it looks; ``longest_pair``: of the data."""
+        return self.config.num_blocks * longest_pair
+
     def forward(self, graph: CrystalGraph, baseline: Tensor, node_features: Tensor, edge_features: Tensor) -> Tensor:
         """The correction ``[edges, spec.dim]``.
 

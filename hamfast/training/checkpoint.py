@@ -57,6 +57,7 @@ def describe(config: Config, model: Cascade, pair_cutoffs: np.ndarray) -> dict[s
         "pair_cutoffs": pair_cutoffs.tolist(),
         # Of the normalisation. A model that started from a checkpoint keeps that checkpoint's.
         "r_max": model.r_max,
+        "half_cell": model.half_cell,
         "units": {"energy": "eV", "length": "angstrom"},
         "orbital_order": "m = -l ... l",
         "versions": {
@@ -156,6 +157,7 @@ def load_model(path: Path | str, device: str | torch.device = "cpu", dtype: torc
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise HamfastError(f"{path}: the weights do not fit the model of its own configuration: {reason}") from error
+    model.half_cell = about.get("half_cell")
     model.to(device=device, dtype=dtype or getattr(torch, config.precision)).eval().requires_grad_(False)
     return LoadedModel(model, config, pair_cutoffs, versions)
 

@@ -193,7 +193,9 @@ def _copy_output(module: Linear, other: Linear, key: str, old: Tensor, value: Te
 
     It has an output for each target entry, in the order of the data set's channels.
     """
-    if key == "bias":  # for the scalars only
+    if key == "bias":  # for the scalars only, if it has biases
+        if not len(old):
+            return
         position = {irrep: n for n, irrep in enumerate(_scalars(other))}
         value.copy_(old[[position[int(entries[irrep])] for irrep in _scalars(module)]])
         return

@@ -69,6 +69,10 @@ class RunData:
         """The training set."""
         return self.subsets["train"]
 
+    def half_cell(self) -> float:
+        """Angstrom: the largest :func:`hamfast.data.cell_size.half_cell` of the training set."""
+        return max(self.statistics.half_cells[folder] for folder in self.split["train"])
+
     def pair_cutoffs(self) -> np.ndarray:
         """``[species, species]`` angstrom: the longest pairs of the training set, and a margin."""
         return self.statistics.pair_cutoffs()

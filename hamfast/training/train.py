@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from hamfast.data.cell_size import training_warning
 from hamfast.data.tensor_file import save_tensors
 from hamfast.errors import HamfastError
 from hamfast.models import Cascade
@@ -101,6 +102,7 @@ class Run:
             for word in self.folder.words:
                 self.say(word)
             model, cutoffs = self._initial_model()
+            model.half_cell = self.data.half_cell()
             self._announce(model)
             path = self._run_phases(model, cutoffs, stop_after_epoch)
             failed = False
@@ -184,6 +186,9 @@ class Run:
         self.say("structures: " + ", ".join(f"{n} {subset}" for subset, n in counts.items()))
         self.say("parameters: " + ", ".join(f"{name} {n:,}" for name, n in sizes.items() if n))
         self.say(f"precision:  {self.config.precision}")
+        warning = training_warning(model.receptive_field, self.data.half_cell())
+        if warning is not None:
+            self.say(f"cell size:  {warning}")
         self.say(f"output:     {self.config.output}")
         if self.config.data.batch_size > counts["train"]:
             self.say(f"batch_size: {self.config.data.batch_size} is more than there are: one step per epoch")

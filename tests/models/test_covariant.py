@@ -35,7 +35,9 @@ def small(spec, **options):
     config = CovariantConfig(
         irreps_mid="8x0e+4x1o+3x2e+2x3o+2x4e", l_max=4, num_basis=12, radial_hidden=8, embed_dim=8, num_blocks=3
     )
-    cascade = Cascade(spec, config, TransformerConfig(hidden=16, num_blocks=2, num_heads=2, num_basis=8), **options)
+    cascade = Cascade(
+        spec, config, TransformerConfig(kind="plain", hidden=16, num_blocks=2, num_heads=2, num_basis=8), **options
+    )
     for parameter in cascade.parameters():
         if parameter.dim() == 1 and not parameter.any():
             parameter.data.normal_(std=0.3)  # biases start at zero; give them something to do

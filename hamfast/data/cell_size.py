@@ -1,0 +1,57 @@
+"""How far a network may look in the cells that it is trained on.
+
+In a periodic cell an atom and its images move together. A network that looks further than half the
+way to the nearest image sees both, and what it learns there need not hold in a larger cell, where
+the two move apart (docs/cell_size.md).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from ase.geometry.minkowski_reduction import minkowski_reduce
+
+TOLERANCE = 0.1
+"""Angstrom by which cells may differ, by strain, before they count as different in size."""
+
+
+def half_cell(cell: np.ndarray) -> float:
+    """Half the distance between an atom and its nearest periodic image, angstrom.
+
+    Args:
+        cell: ``[3, 3]`` angstrom, the lattice vectors as rows.
+    """
+    reduced, _ = minkowski_reduce(cell)
+    return float(np.linalg.norm(reduced, axis=1).min()) / 2
+
+
+def training_warning(receptive_field: float, largest: float) -> str | None:
+    """A sentence for a network that looks further than its training cells determine; else None.
+
+    Args:
+        receptive_field: angstrom, of the network.
+        largest: angstrom, the largest :func:`half_cell` of the training set.
+    """
+    if receptive_field <= largest + TOLERANCE:
+        return None
+    return (
+        f"the network looks {receptive_field:.1f} A far, the largest training cell determines it up to {largest:.1f} A: "
+        "beyond, atoms and their periodic images move together, and larger cells may be predicted worse; "
+        "a few larger cells in the training set, or a smaller stage1.environment, cure that (docs/cell_size.md)"
+    )
+
+
+def prediction_warning(receptive_field: float, largest: float | None, own: float) -> str | None:
+    """A sentence for a structure that is larger than what the training could teach; else None.
+
+    Args:
+        receptive_field: angstrom, of the network.
+        largest: angstrom, the largest :func:`half_cell` of the training set; None if unknown.
+        own: angstrom, that of the structure.
+    """
+    if largest is None or own <= largest + TOLERANCE or receptive_field <= largest + TOLERANCE:
+        return None
+    return (
+        f"its cell (half the shortest period: {own:.1f} A) is larger than those of the training ({largest:.1f} A), and the "
+        f"network looks {receptive_field:.1f} A far: what it knows of atoms beyond {largest:.1f} A it learnt from periodic "
+        "images; errors may be larger than on the test set (docs/cell_size.md)"
+    )

@@ -1,0 +1,34 @@
+"""How far networks may look in the cells of a training set, and the words for it."""
+
+import numpy as np
+import pytest
+from kit import tiny_checkpoint
+
+from hamfast.analysis.prediction import predict
+from hamfast.data import read_snapshot
+from hamfast.data.cell_size import half_cell, prediction_warning, training_warning
+from hamfast.errors import DataWarning
+from hamfast.training import load_model
+
+
+def test_half_the_way_to_the_nearest_image():
+    hexagonal = 7.38 * np.array([[1, 0, 0], [-0.5, 3**0.5 / 2, 0], [0, 0, 3]])
+    assert half_cell(hexagonal) == pytest.approx(3.69)
+    skewed = np.array([[1, 0, 0], [5, 1, 0], [3, 7, 1]]) @ hexagonal  # another basis of the same lattice
+    assert half_cell(skewed) == pytest.approx(3.69)
+
+
+def test_a_network_is_told_how_far_it_may_look():
+    assert training_warning(3.6, 3.69) is None
+    assert "looks 8.0 A far" in training_warning(8.0, 3.69)
+    assert prediction_warning(8.0, None, 4.9) is None
+    assert prediction_warning(8.0, 3.69, 3.69) is None
+    assert prediction_warning(3.6, 3.69, 4.9) is None
+    assert "larger than those of the training (3.7 A)" in prediction_warning(8.0, 3.69, 4.9)
+
+
+def test_predict_says_when_a_cell_is_larger(graphene, tmp_path):
+    loaded = load_model(tiny_checkpoint(tmp_path / "model.ckpt", [graphene / "dft" / "3x3_000"]))
+    loaded.model.half_cell = read_snapshot(graphene / "dft" / "3x3_000").half_cell
+    with pytest.warns(DataWarning, match="4x4_000: its cell"):
+        predict(loaded, read_snapshot(graphene / "dft" / "4x4_000"))
