@@ -122,8 +122,10 @@ def test_a_batch_gives_what_each_structure_gives(mos2):
 
 
 def test_an_atom_sees_its_environment_and_nothing_else(carbon):
-    """One round within 2 angstrom: an on-site block depends on the bonds of its atom alone; with the
-    second stage, on those of its neighbours, too."""
+    """One round within 2 angstrom: an on-site block depends on the bonds of its atom alone.
+
+    With the second stage, it does on those of the atom's neighbours, too.
+    """
     spec, graph = carbon
     stage1 = CovariantConfig(**STAGE1, environment=2.0, node_products=1, pair_blocks=2)
     model = Cascade(spec, stage1, TransformerConfig(**FRAMES | {"num_blocks": 1}, environment=2.0), freeze_stage1=False)
