@@ -17,7 +17,8 @@ npj Comput. Mater. 8, 158 (2022); the features here are fewer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Iterator
 
 import torch
 from e3nn import o3
@@ -30,7 +31,7 @@ from hamfast.models.settings import ENVIRONMENT
 from hamfast.nn import GaussianBasis, polynomial_envelope
 from hamfast.targets import TargetSpec
 
-DENSITY_RADIAL = 4
+DENSITY_RADIAL = 5
 """Radial functions of a density."""
 
 DENSITY_START = 1.0
@@ -48,10 +49,10 @@ HOPPING_L = 4
 BOND_RADIAL = 14
 """Radial functions of a bond."""
 
-FEATURES = 1800
+FEATURES = 1400
 """Most coefficients of an irrep, for a pair of elements."""
 
-EDGES_AT_ONCE = 1024
+EDGES_AT_ONCE = 256
 """So many edges are in memory together, with all their features."""
 
 
@@ -81,7 +82,6 @@ class ClosedForm(nn.Module):
                 f"longest pair of the data, found {environment}"
             )
         self.spec, self.environment = spec, environment
-        self._settings = (r_max, environment, features)
         self.density_basis = GaussianBasis(DENSITY_START, environment, DENSITY_RADIAL)
         self.bond_basis = GaussianBasis(0.0, r_max, BOND_RADIAL)
         starts: dict[o3.Irrep, list[int]] = {}
@@ -100,7 +100,7 @@ class ClosedForm(nn.Module):
             self._constant(f"hopping_index_{ir}", hopping_index)
             self._constant(f"components_{ir}", components)
             targets = len(components)
-            self.register_buffer(f"onsite_{ir}", torch.zeros(species, len(onsite_index), targets))
+            self.register_buffer(f"onsite_{ir}", torch.zeros(species, 1, len(onsite_index), targets))
             shape = (species**2, BOND_RADIAL, len(hopping_index), targets)
             self.register_buffer(f"hopping_{ir}", torch.zeros(shape))
         self._constant("position", torch.cat(position).argsort())
@@ -125,17 +125,13 @@ class ClosedForm(nn.Module):
 
     def _hopping_features(self) -> FeatureList:
         found, ls = FeatureList(), range(self.bond_l + 1)
-        for end in range(2):
-            for l in range(HOPPING_L + 1):
-                targets = [
-                    (bond, ir)
-                    for ir in self.irreps
-                    for bond in ls
-                    if ir in o3.Irrep(bond, (-1) ** bond) * o3.Irrep(l, (-1) ** l)
-                ]
-                matrix = coupling_matrix(l, ls, targets).transpose(0, 1).flatten(1)
-                self._constant(f"hopping_coupling_{l}", matrix.to(torch.get_default_dtype()))
-                degrees = self._degrees(l)
+        for l in range(HOPPING_L + 1):
+            density = o3.Irrep(l, (-1) ** l)
+            targets = [(L, ir) for ir in self.irreps for L in ls if ir in o3.Irrep(L, (-1) ** L) * density]
+            matrix = coupling_matrix(l, ls, targets).transpose(0, 1).flatten(1)
+            self._constant(f"hopping_coupling_{l}", matrix.to(torch.get_default_dtype()))
+            degrees = self._degrees(l)
+            for end in range(2):
                 kept = degrees >= end  # the constant is the same at both ends
                 found.add([ir for _, ir in targets], degrees, [kept] * len(targets))
         return found
@@ -145,33 +141,17 @@ class ClosedForm(nn.Module):
 
     def forward(self, graph: CrystalGraph) -> Tensor:
         """``[edges, spec.dim]``, eV: the irreps of all blocks."""
-        home, hop = self._edges(graph)
-        densities = self._densities(graph, hop)
-        species = self.spec.num_species
-        atoms = graph.i[home]
-        rows, values = [], []
-        for kind in graph.species.unique().tolist():
-            which = torch.nonzero(graph.species[atoms] == kind).flatten()
-            flat = self._onsite(densities, atoms[which])
+        edges, values = [], []
+        for kind, n, rows, amplitudes, flat in self._rows(graph):
             parts = []
             for ir in self.irreps:
-                x = flat[:, self._of("onsite_index", ir)]
-                parts.append(torch.einsum("efm,ft->etm", x, self._of("onsite", ir)[kind]).flatten(1))
-            rows.append(home[which])
+                coefficients = self._of(kind, ir)[n]
+                weights = (amplitudes @ coefficients.flatten(1)).unflatten(1, coefficients.shape[1:])
+                parts.append((weights.transpose(1, 2) @ self._select(kind, ir, flat)).flatten(1))
+            edges.append(rows)
             values.append(torch.cat(parts, 1))
-        pair = graph.pair_species(species)[hop]
-        for kind in pair.unique().tolist():
-            for edges in torch.split(hop[pair == kind], EDGES_AT_ONCE):
-                flat, bond = self._hopping(graph, densities, edges)
-                parts = []
-                for ir in self.irreps:
-                    x, c = flat[:, self._of("hopping_index", ir)], self._of("hopping", ir)[kind]
-                    weights = (bond @ c.flatten(1)).unflatten(1, c.shape[1:])
-                    parts.append((weights.transpose(1, 2) @ x).flatten(1))
-                rows.append(edges)
-                values.append(torch.cat(parts, 1))
         out = torch.cat(values)[:, self.position]
-        return torch.zeros_like(out).index_copy(0, torch.cat(rows), out)
+        return torch.zeros_like(out).index_copy(0, torch.cat(edges), out)
 
     @torch.no_grad()
     def fit(self, graphs: Iterable[CrystalGraph]) -> None:
@@ -179,52 +159,62 @@ class ClosedForm(nn.Module):
 
         Each fourth structure chooses the ridge and then takes part.
         """
-        double = self.__class__(self.spec, *self._settings).double()
+        double = copy.deepcopy(self).to("cpu", torch.float64)
         sums: dict[tuple[str, int, o3.Irrep], NormalEquations] = {}
-
-        def add(kind, n, ir, amplitudes, flat, target, number):
-            index, components = self._of(f"{kind}_index", ir), self._of("components", ir)
-            if (kind, n, ir) not in sums:
-                sums[kind, n, ir] = NormalEquations(amplitudes.shape[1], len(index), len(components))
-            sums[kind, n, ir].add(amplitudes, flat[:, index], target[:, components], number)
-
         for number, graph in enumerate(graphs):
-            graph = graph.to(dtype=torch.float64)
+            graph = graph.to("cpu", torch.float64)
             target = graph.known_target()
-            home, hop = double._edges(graph)
-            densities = double._densities(graph, hop)
-            for kind in graph.species.unique().tolist():
-                own = home[graph.species[graph.i[home]] == kind]
-                flat = double._onsite(densities, graph.i[own])
+            for kind, n, rows, amplitudes, flat in double._rows(graph):
                 for ir in self.irreps:
-                    add("onsite", kind, ir, torch.ones(len(own), 1).double(), flat, target[own], number)
-            pair = graph.pair_species(self.spec.num_species)[hop]
-            for kind in pair.unique().tolist():
-                for edges in torch.split(hop[pair == kind], EDGES_AT_ONCE):
-                    flat, bond = double._hopping(graph, densities, edges)
-                    for ir in self.irreps:
-                        add("hopping", kind, ir, bond, flat, target[edges], number)
+                    features, components = double._select(kind, ir, flat), double._of("components", ir)
+                    if not features.shape[1]:  # two densities make no pseudoscalar
+                        continue
+                    if (kind, n, ir) not in sums:
+                        sums[kind, n, ir] = NormalEquations(amplitudes.shape[1], features.shape[1], len(components))
+                    sums[kind, n, ir].add(amplitudes, features, target[rows][:, components], number)
         for (kind, n, ir), equations in sums.items():
-            found = equations.solve()
-            self._of(kind, ir)[n].copy_(found[0] if kind == "onsite" else found)
+            self._of(kind, ir)[n].copy_(equations.solve())
+
+    def _rows(self, graph: CrystalGraph) -> Iterator[tuple[str, int, Tensor, Tensor, Tensor]]:
+        """All edges, some at a time.
+
+        Yields:
+            The kind of block, ``onsite`` or ``hopping``; the index of the species, or of the pair;
+            the edges, ``[rows]``; the amplitudes, ``[rows, amplitudes]``; the features of all
+            irreps, ``[rows, numbers]``.
+        """
+        onsite = graph.vector.detach().norm(dim=-1) < 1e-6
+        home, hop = torch.nonzero(onsite).flatten(), torch.nonzero(~onsite).flatten()
+        length = graph.vector[hop].norm(dim=-1)
+        ls = list(range(max(self.bond_l, ONSITE_L) + 1))
+        harmonics = o3.spherical_harmonics(ls, graph.e3nn_vector[hop], True, "component")
+        densities = self._densities(graph, hop, length, harmonics)
+        for n in graph.species.unique().tolist():
+            rows = home[graph.species[graph.i[home]] == n]
+            yield "onsite", n, rows, length.new_ones(len(rows), 1), self._onsite(densities, graph.i[rows])
+        bond = self.bond_basis(length)
+        pair = graph.pair_species(self.spec.num_species)[hop]
+        for n in pair.unique().tolist():
+            for which in torch.split(torch.nonzero(pair == n).flatten(), EDGES_AT_ONCE):
+                rows = hop[which]
+                ends = [[density[atoms[rows]] for density in densities] for atoms in (graph.i, graph.j)]
+                yield "hopping", n, rows, bond[which], self._hopping(harmonics[which], ends)
 
     def _of(self, name: str, ir: o3.Irrep) -> Tensor:
         return self.get_buffer(f"{name}_{ir}")
 
-    @staticmethod
-    def _edges(graph: CrystalGraph) -> tuple[Tensor, Tensor]:
-        """The edges of one atom and those of two."""
-        onsite = graph.vector.detach().norm(dim=-1) < 1e-6
-        return torch.nonzero(onsite).flatten(), torch.nonzero(~onsite).flatten()
+    def _select(self, kind: str, ir: o3.Irrep, flat: Tensor) -> Tensor:
+        """``[rows, features, 2 l + 1]``: the features of an irrep."""
+        index = self._of(f"{kind}_index", ir)
+        return flat.index_select(1, index.flatten()).view(len(flat), *index.shape)
 
-    def _densities(self, graph: CrystalGraph, hop: Tensor) -> list[Tensor]:
+    def _densities(self, graph: CrystalGraph, hop: Tensor, length: Tensor, harmonics: Tensor) -> list[Tensor]:
         """For each l ``[atoms, channels, 2 l + 1]``; with l = 0 the last channel is 1."""
-        near = hop[graph.vector.detach()[hop].norm(dim=-1) < self.environment]
-        length = graph.length[near]
+        close = torch.nonzero(length.detach() < self.environment).flatten()
+        near, length = hop[close], length[close]
         radial = self.density_basis(length) * polynomial_envelope(length, self.environment)[:, None]
-        harmonics = _harmonics(graph, near, ONSITE_L)
+        terms = radial[:, :, None] * harmonics[close][:, None, : (ONSITE_L + 1) ** 2]
         species, atoms = self.spec.num_species, graph.num_atoms
-        terms = radial[:, :, None] * harmonics[:, None, :]
         row = graph.i[near] * species + graph.species[graph.j[near]]
         sums = terms.new_zeros(atoms * species, *terms.shape[1:]).index_add(0, row, terms)
         sums = sums.view(atoms, species * DENSITY_RADIAL, -1)
@@ -241,19 +231,14 @@ class ClosedForm(nn.Module):
             parts.append((product.flatten(3).flatten(1, 2) @ coupling).flatten(1))
         return torch.cat(parts, 1)
 
-    def _hopping(self, graph: CrystalGraph, densities: list[Tensor], edges: Tensor) -> tuple[Tensor, Tensor]:
+    def _hopping(self, harmonics: Tensor, ends: list[list[Tensor]]) -> Tensor:
         """``[edges, numbers]``: all features of hoppings but their radial functions.
 
-        The second result is these, ``[edges, BOND_RADIAL]``.
+        ``ends`` are the densities of the row atoms and of the column atoms.
         """
-        harmonics, parts = _harmonics(graph, edges, self.bond_l), []
-        for atoms in (graph.i[edges], graph.j[edges]):
-            for l in range(HOPPING_L + 1):
-                matrix = (harmonics @ self.get_buffer(f"hopping_coupling_{l}")).unflatten(1, (2 * l + 1, -1))
-                parts.append((densities[l][atoms] @ matrix).flatten(1))
-        return torch.cat(parts, 1), self.bond_basis(graph.length[edges])
-
-
-def _harmonics(graph: CrystalGraph, edges: Tensor, l_max: int) -> Tensor:
-    """``[edges, (l_max + 1)^2]``."""
-    return o3.spherical_harmonics(list(range(l_max + 1)), graph.e3nn_vector[edges], True, "component")
+        parts = []
+        for l in range(HOPPING_L + 1):
+            coupling = self.get_buffer(f"hopping_coupling_{l}")
+            matrix = (harmonics[:, : len(coupling)] @ coupling).unflatten(1, (2 * l + 1, -1))
+            parts += [(densities[l] @ matrix).flatten(1) for densities in ends]
+        return torch.cat(parts, 1)

@@ -31,6 +31,7 @@ class NormalEquations:
     def __init__(self, amplitudes: int, features: int, targets: int):
         self.shape = (amplitudes, features, targets)
         self.rows, self.columns = torch.triu_indices(features, features)
+        self.upper = self.rows * features + self.columns
         self.first, self.second = torch.triu_indices(amplitudes, amplitudes)
         # For the structures that are fitted in the choice of the ridge, and for those held out.
         self.gram = torch.zeros(2, len(self.first), len(self.rows), dtype=torch.float64)
@@ -47,7 +48,7 @@ class NormalEquations:
             structure: the number of the structure that the rows belong to.
         """
         part = int(structure % HELD_OUT == HELD_OUT - 1)
-        squares = (x @ x.transpose(1, 2))[:, self.rows, self.columns]
+        squares = (x @ x.transpose(1, 2)).flatten(1).index_select(1, self.upper)
         self.gram[part] += (b[:, self.first] * b[:, self.second]).T @ squares
         self.right[part] += (b.T @ (x @ y.transpose(1, 2)).flatten(1)).unflatten(1, self.shape[1:])
         self.count[part] += len(b)

@@ -202,6 +202,11 @@ def test_radius_out_of_range_is_named(environment):
 def test_irreps_without_features_stay_zero():
     """Pseudoscalars are none of two densities."""
     spec = TargetSpec.from_mapping({83: [0, 1]}, True)
+    graph = build_graph(random_snapshot({83: (0, 1)}, [83, 83], True), spec, dtype=torch.float32)
     model = ClosedForm(spec, 8.0)
+    model.fit([graph])
+    own = next(s for (_, ir), s in zip(spec.irreps, spec.irreps.slices(), strict=True) if str(ir) == "0o")
+    found = model(graph)
+    assert found.isfinite().all() and found.any() and not found[:, own].any()
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    assert shapes["onsite_0o"][1] == shapes["hopping_0o"][2] == 0
+    assert shapes["onsite_0o"][2] == shapes["hopping_0o"][2] == 0
