@@ -7,6 +7,7 @@ from hamfast.on_demand import on_demand
 
 if TYPE_CHECKING:
     from hamfast.models.cascade import Cascade, CascadeOutput
+    from hamfast.models.closed_form import ClosedForm
     from hamfast.models.covariant import CovariantNetwork
     from hamfast.models.normalization import TargetNormalization
     from hamfast.models.transformer import RefinementTransformer
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Cascade",
     "CascadeOutput",
+    "ClosedForm",
     "CovariantConfig",
     "CovariantNetwork",
     "RefinementTransformer",
@@ -27,6 +29,7 @@ __getattr__ = on_demand(
     {
         "Cascade": "hamfast.models.cascade",
         "CascadeOutput": "hamfast.models.cascade",
+        "ClosedForm": "hamfast.models.closed_form",
         "CovariantNetwork": "hamfast.models.covariant",
         "RefinementTransformer": "hamfast.models.transformer",
         "TargetNormalization": "hamfast.models.normalization",

@@ -14,7 +14,7 @@ from hamfast.graph import CrystalGraph
 from hamfast.models.covariant import CovariantNetwork
 from hamfast.models.frame_transformer import FrameTransformer
 from hamfast.models.normalization import TargetNormalization
-from hamfast.models.settings import FREEZE_STAGE1, CovariantConfig, TransformerConfig
+from hamfast.models.settings import ENVIRONMENT, FREEZE_STAGE1, CovariantConfig, TransformerConfig
 from hamfast.models.transformer import RefinementTransformer
 from hamfast.targets import TargetSpec
 
@@ -38,8 +38,8 @@ class Cascade(nn.Module):
         spec: elements, orbitals, spin.
         stage1: settings of the covariant network.
         stage2: settings of the Transformer; None for stage 1 alone.
-        target_shift, target_scale: ``none``, ``constant`` or ``radial``, see
-            :class:`TargetNormalization`.
+        target_shift, target_scale: see :class:`TargetNormalization`.
+        target_environment: angstrom, the radius of an environment, for ``environment`` as shift.
         hermitian: average each block with the conjugate transpose of its reverse.
         r_max: angstrom, the longest pair of the data.
         freeze_stage1: stage 2's loss does not reach stage 1.
@@ -50,7 +50,7 @@ class Cascade(nn.Module):
 
     Raises:
         ValueError: the irreps of ``stage1`` cannot make the targets, or the heads of ``stage2`` do
-            not divide its width.
+            not divide its width; the environment is larger than ``r_max``.
     """
 
     transpose_index: Tensor
@@ -64,6 +64,7 @@ class Cascade(nn.Module):
         *,
         target_shift: str = "none",
         target_scale: str = "none",
+        target_environment: float = ENVIRONMENT,
         hermitian: bool = False,
         r_max: float = 10.0,
         freeze_stage1: bool = FREEZE_STAGE1,
@@ -71,7 +72,9 @@ class Cascade(nn.Module):
         super().__init__()
         self.spec, self.hermitian, self.freeze_stage1, self.r_max = spec, hermitian, freeze_stage1, r_max
         self.half_cell: float | None = None
-        self.normalization = TargetNormalization(spec, target_shift, target_scale, r_max)
+        self.normalization = TargetNormalization(
+            spec, target_shift, target_scale, r_max, environment=target_environment
+        )
         self.stage1 = CovariantNetwork(stage1, spec)
         self.stage2: RefinementTransformer | FrameTransformer | None = None
         if stage2 is not None:

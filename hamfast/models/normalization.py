@@ -1,12 +1,14 @@
 """Shift and scale of the targets, for each species pair and irrep.
 
-Both are constants, or functions of the distance.
+Both are constants, or functions of the distance. The shift may depend on more.
 
 The network predicts ``(target - shift) / scale``. Both are covariant by construction.
 
 - A constant shift exists only for scalars.
 - A radial shift is a two-centre model (the Slater-Koster form): ``f(r) Y_l(direction)`` for every
   irrep whose parity is (-1)^l. Linear least squares fit it to the training set.
+- The shift by environment adds a linear model of the atoms' neighbours to it, which least squares
+  fit to what the radial shift leaves (:class:`hamfast.models.closed_form.ClosedForm`).
 - The scale is the root mean square of what the shift leaves.
 
 Blocks of one atom (on-site) have shifts and scales of their own. A hopping is a block of two atoms.
@@ -14,13 +16,16 @@ Blocks of one atom (on-site) have shifts and scales of their own. A hopping is a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 from e3nn import o3
 from torch import Tensor, nn
 
 from hamfast.graph import CrystalGraph
+from hamfast.models.closed_form import ClosedForm
+from hamfast.models.settings import ENVIRONMENT
 from hamfast.nn import GaussianBasis
 from hamfast.targets import TargetSpec
 
@@ -30,13 +35,19 @@ class TargetNormalization(nn.Module):
 
     Args:
         spec: the targets.
-        shift, scale: ``none`` (as DeepH-E3), ``constant`` or ``radial``.
+        shift: ``none`` (as DeepH-E3), ``constant``, ``radial`` or ``environment``.
+        scale: ``none`` (as DeepH-E3), ``constant`` or ``radial``.
         r_max: angstrom, where the radial functions end; the longest pair of the data.
         num_basis: Gaussians of the radial functions.
+        environment: angstrom, the radius of an environment, where the shift is by environment.
 
     Attributes:
+        closed_form: the shift by environment, without the radial one; None for other shifts.
         shift_coefficients, scale_coefficients: ``[species pairs, num_basis, irreps]``, of hoppings.
         onsite_shift, onsite_scale: ``[species pairs, irreps]``.
+
+    Raises:
+        ValueError: the environment is larger than ``r_max``.
     """
 
     shift_coefficients: Tensor
@@ -48,9 +59,20 @@ class TargetNormalization(nn.Module):
     has_shift: Tensor
     inverse_dim: Tensor
 
-    def __init__(self, spec: TargetSpec, shift: str, scale: str, r_max: float, num_basis: int = 32):
+    def __init__(
+        self,
+        spec: TargetSpec,
+        shift: str,
+        scale: str,
+        r_max: float,
+        num_basis: int = 32,
+        environment: float = ENVIRONMENT,
+    ):
         super().__init__()
         self.spec, self.shift_mode, self.scale_mode = spec, shift, scale
+        # Under the shift by environment, too, a radial one comes first.
+        self.two_centre_mode = "radial" if shift == "environment" else shift
+        self.closed_form = ClosedForm(spec, r_max, environment) if shift == "environment" else None
         self.basis = GaussianBasis(0.0, r_max, num_basis)
         irreps = spec.irreps
         self.l_max = max(ir.l for _, ir in irreps)
@@ -66,7 +88,7 @@ class TargetNormalization(nn.Module):
         self.register_buffer("harmonic_of", harmonic, persistent=False)
         natural = torch.tensor([float(ir.p == (-1) ** ir.l) for _, ir in irreps])
         scalar = torch.tensor([float(ir.l == 0 and ir.p == 1) for _, ir in irreps])
-        self.register_buffer("has_shift", natural if shift == "radial" else scalar, persistent=False)
+        self.register_buffer("has_shift", natural if self.two_centre_mode == "radial" else scalar, persistent=False)
         self.register_buffer("inverse_dim", torch.tensor([1.0 / ir.dim for _, ir in irreps]), persistent=False)
 
     @property
@@ -82,9 +104,11 @@ class TargetNormalization(nn.Module):
         if self.is_trivial:
             return None
         pair, onsite = graph.pair_species(self.spec.num_species), graph.length < 1e-6
-        phi = self._features(graph.length, self.shift_mode)
+        phi = self._features(graph.length, self.two_centre_mode)
         amplitude = torch.where(onsite[:, None], self.onsite_shift[pair], self._mix(phi, self.shift_coefficients, pair))
         shift = amplitude[:, self.irrep_of] * self._harmonics(graph, onsite)[:, self.harmonic_of]
+        if self.closed_form is not None:
+            shift = shift + self.closed_form(graph)
         phi = self._features(graph.length, self.scale_mode)
         scale = torch.where(onsite[:, None], self.onsite_scale[pair], self._mix(phi, self.scale_coefficients, pair))
         return shift, scale[:, self.irrep_of]
@@ -92,12 +116,15 @@ class TargetNormalization(nn.Module):
     def fit(self, graphs: Iterable[CrystalGraph]) -> None:
         """Fits shift and scale to graphs with targets.
 
-        The scale measures what the fitted shift leaves, so the graphs are read once for each. Sums
-        of one pass for both would hold products of three basis functions, and the difference of
-        large sums that follows would lose digits.
+        The scale measures what the fitted shift leaves, and the shift by environment what the
+        radial one does, so the graphs are read once for each. Sums of one pass for all would hold
+        products of three basis functions, and the difference of large sums that follows would lose
+        digits.
         """
         if self.shift_mode != "none":
             self._fit_shift(graphs)
+        if self.closed_form is not None:
+            self.closed_form.fit(self._remainders(graphs))
         if self.scale_mode != "none":
             self._fit_scale(graphs)
 
@@ -112,7 +139,7 @@ class TargetNormalization(nn.Module):
                 graph.known_target()
             )
             projection = self._per_irrep(product).double() * self.inverse_dim.double() * self.has_shift.double()
-            phi = self._features(graph.length, self.shift_mode).double()
+            phi = self._features(graph.length, self.two_centre_mode).double()
             for p in pair.unique().tolist():
                 hop, home = (pair == p) & ~onsite, (pair == p) & onsite
                 gram[p] += phi[hop].T @ phi[hop]
@@ -124,6 +151,13 @@ class TargetNormalization(nn.Module):
         gram = gram + ridge[:, None, None] * torch.eye(shape[1], dtype=torch.float64)
         self.shift_coefficients.copy_(torch.linalg.solve(gram, right))
         self.onsite_shift.copy_(onsite_sum / onsite_count.clamp(min=1))
+
+    def _remainders(self, graphs: Iterable[CrystalGraph]) -> Iterator[CrystalGraph]:
+        """The graphs, with what the shift so far leaves of their targets."""
+        for graph in graphs:
+            units = self.shift_and_scale(graph)
+            assert units is not None  # there is a shift
+            yield replace(graph, target=graph.known_target() - units[0])
 
     def _fit_scale(self, graphs):
         shape = self.scale_coefficients.shape

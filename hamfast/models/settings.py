@@ -17,6 +17,9 @@ from hamfast.setting_types import HIGHEST_L, WIDEST, HiddenIrreps, Real, Whole
 FREEZE_STAGE1 = True
 """Stage 2's loss does not reach stage 1."""
 
+ENVIRONMENT = 3.6
+"""Angstrom: the radius of an atom's environment in the closed-form shift."""
+
 _CHECKS = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 

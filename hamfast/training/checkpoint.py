@@ -88,6 +88,7 @@ def build_model(config: Config, spec: TargetSpec, r_max: float) -> Cascade:
             config.stage2,
             target_shift=config.target.shift,
             target_scale=config.target.scale,
+            target_environment=config.target.environment,
             hermitian=config.target.hermitian,
             r_max=r_max,
             freeze_stage1=config.training.freeze_stage1 and not config.training.joint,

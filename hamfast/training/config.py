@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 
 from hamfast.errors import HamfastError
-from hamfast.models.settings import FREEZE_STAGE1, CovariantConfig, TransformerConfig, check_heads
+from hamfast.models.settings import ENVIRONMENT, FREEZE_STAGE1, CovariantConfig, TransformerConfig, check_heads
 from hamfast.placeholder import DATA_FOLDER
 from hamfast.setting_types import Real, Switch, Whole, shortened
 from hamfast.training.config_file import read_mapping, yaml_text
@@ -58,8 +58,16 @@ class DataConfig(_Section):
 class TargetConfig(_Section):
     """The section ``target``: what the network predicts."""
 
-    shift: Literal["none", "constant", "radial"] = Field(
-        "radial", description="subtract a fitted mean per species pair and irrep; radial: a function of distance"
+    shift: Literal["none", "constant", "radial", "environment"] = Field(
+        "radial",
+        description="subtract a fitted mean per species pair and irrep; radial: a function of distance; environment: "
+        "and of the atoms' neighbours",
+    )
+    environment: Real = Field(
+        ENVIRONMENT,
+        gt=1,
+        le=1000,
+        description="angstrom, radius of the neighbours in shift: environment; at most half of the smallest cell",
     )
     scale: Literal["none", "constant", "radial"] = Field(
         "radial", description="divide by the remaining RMS per species pair and irrep; none is DeepH-E3"

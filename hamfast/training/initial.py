@@ -55,6 +55,11 @@ def check_compatible(config: Config, spec: TargetSpec, source: LoadedModel, wher
             f"{where}: the targets differ, so the weights do not fit: {_orbitals(old)} in the checkpoint, {_orbitals(spec)} "
             "in the data; the same pairs of shells have to occur in both"
         )
+    if config.target.shift == "environment" and old.shells != spec.shells:
+        raise HamfastError(
+            f"{where}: target.shift environment is fitted for all elements together, {_orbitals(old)} in the checkpoint; "
+            f"the data have {_orbitals(spec)}; the elements have to be the same, or the shift another"
+        )
 
 
 def _orbitals(spec: TargetSpec) -> str:

@@ -139,6 +139,21 @@ def test_what_does_not_fit_is_named(tmp_path, double, changes, spec, message):
         check_compatible(config(), spec_of((A, B), True), source, "x")
 
 
+def test_a_shift_by_environment_needs_the_same_elements(tmp_path, double):
+    settings = config(target={"shift": "environment", "environment": 3.0})
+    source = trained(tmp_path / "model.ckpt", spec_of((A, B)), settings)
+    check_compatible(settings, spec_of((A, B)), source, "x")
+    model = build_model(settings, spec_of((A, B)), source.model.r_max)
+    take_weights(model, source)
+    snapshot = random_snapshot({z: SHELLS[z] for z in (A, B)}, [A, B, A])
+    with torch.no_grad():
+        found, expected = matrices(model, snapshot), matrices(source.model, snapshot)
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+    message = r"target.shift environment is fitted for all elements together, C .*, N .* in the checkpoint"
+    with pytest.raises(HamfastError, match=message):
+        check_compatible(settings, spec_of((B, A)), source, "x")
+
+
 def test_fine_tuning_a_run(settings, tmp_path, fixtures):
     """Graphene's model goes on with graphene and h-BN: the averaged weights and the normalisation
     come from the checkpoint."""
