@@ -36,6 +36,9 @@ class CrystalGraph:
     num_graphs: int = 1
     target: Tensor | None = None
     """``[edges, target dim]`` eV, irreps of the blocks."""
+    units: Tensor | None = None
+    """``[edges, 2, target dim]`` eV: shift and scale of the target normalisation, where a training
+    has made them before; they belong to these vectors."""
     labels: tuple[str, ...] = ()
     """The name of each structure."""
 
@@ -87,6 +90,7 @@ class CrystalGraph:
             reverse=number[self.reverse[kept]],
             edge_graph=self.edge_graph[kept],
             target=None if self.target is None else self.target[kept],
+            units=None if self.units is None else self.units[kept],
         )
 
     def known_target(self) -> Tensor:
@@ -117,7 +121,7 @@ class CrystalGraph:
 
     def rotated(self, rotation: Tensor) -> CrystalGraph:
         """The same structure rotated by ``rotation`` ``[3, 3]``, without its target."""
-        return replace(self, vector=self.vector @ rotation.T.to(self.vector), target=None)
+        return replace(self, vector=self.vector @ rotation.T.to(self.vector), target=None, units=None)
 
 
 def batch_graphs(graphs: list[CrystalGraph]) -> CrystalGraph:
@@ -144,5 +148,8 @@ def batch_graphs(graphs: list[CrystalGraph]) -> CrystalGraph:
         edge_graph=offset("edge_graph", range(len(graphs))),
         num_graphs=len(graphs),
         target=torch.cat([g.target for g in graphs if g.target is not None]) if has_target else None,
+        units=torch.cat([g.units for g in graphs if g.units is not None])
+        if all(g.units is not None for g in graphs)
+        else None,
         labels=tuple(label for g in graphs for label in g.labels),
     )

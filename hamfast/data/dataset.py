@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hamfast.data.formats import read_snapshot
@@ -20,6 +22,9 @@ from hamfast.graph import CrystalGraph, batch_graphs
 from hamfast.shells import ShellSpec
 from hamfast.targets import TargetSpec
 from hamfast.version import __version__
+
+MOST_UNITS = 2**30
+"""Bytes that a data set keeps of the units of its graphs; those of others are made each time."""
 
 
 class GraphDataset(Dataset):
@@ -41,6 +46,17 @@ class GraphDataset(Dataset):
     ):
         self.folders, self.spec, self.cache, self.dtype = list(folders), spec, cache, dtype
         self.warned = False
+        self.normalization: Callable[[CrystalGraph], tuple[Tensor, Tensor] | None] | None = None
+        self.units: dict[int, Tensor] = {}
+
+    def normalize(self, normalization: Callable[[CrystalGraph], tuple[Tensor, Tensor] | None] | None) -> None:
+        """Gives each graph its ``units`` from now on, made once per structure; None: no longer.
+
+        Args:
+            normalization: shift and scale ``[edges, target dim]`` (eV) of a graph on the CPU, or
+                None.
+        """
+        self.normalization, self.units = normalization, {}
 
     def __len__(self) -> int:
         return len(self.folders)
@@ -49,6 +65,21 @@ class GraphDataset(Dataset):
         return (self[n] for n in range(len(self)))
 
     def __getitem__(self, n: int) -> CrystalGraph:
+        graph = self._prepared(n)
+        if self.normalization is None:
+            return graph
+        if n not in self.units:
+            with torch.no_grad():
+                found = self.normalization(graph)
+            if found is None:
+                return graph
+            units = torch.stack([t.expand_as(graph.known_target()) for t in found], dim=1)
+            if sum(map(_bytes, self.units.values())) + _bytes(units) > MOST_UNITS:
+                return replace(graph, units=units)
+            self.units[n] = units
+        return replace(graph, units=self.units[n])
+
+    def _prepared(self, n: int) -> CrystalGraph:
         folder = self.folders[n]
         if self.cache is None:
             return self._prepare(folder)
@@ -95,6 +126,10 @@ class GraphDataset(Dataset):
         stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.iterdir()) if p.is_file()]
         text = repr((str(folder.resolve()), stats, self.spec.shells, self.spec.spinful, str(self.dtype), __version__))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _check(graph: CrystalGraph, spec: TargetSpec, dtype: torch.dtype) -> None:

@@ -100,7 +100,7 @@ class Cascade(nn.Module):
         refine = refine and self.stage2 is not None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not (refine and self.freeze_stage1)):
             raw, node, edge = self.stage1(graph)
-        units = self.normalization.shift_and_scale(graph)
+        units = self.normalization.shift_and_scale(graph) if graph.units is None else graph.units.unbind(1)
         baseline = self._finish(graph, raw, units)
         if not refine:
             return CascadeOutput(baseline, baseline)

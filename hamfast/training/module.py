@@ -181,7 +181,7 @@ class CascadeTraining(lightning.LightningModule):
             which = torch.nonzero(graph.edge_graph == n).flatten()
             vector[which] = graph.vector[which] @ rotation.T.to(graph.vector)
             target[which] = rotate_irreps(target[which], self.model.spec.irreps, rotation)
-        return replace(graph, vector=vector, target=target)
+        return replace(graph, vector=vector, target=target, units=None)
 
     # --- optimiser
     # ---------------------------------------------------------------------------------------------

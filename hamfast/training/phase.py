@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Callable
@@ -69,6 +70,9 @@ class Phase:
         Raises:
             HamfastError: the training diverged at once; memory or a file failed.
         """
+        last = self.folder.last(self.name)
+        resume_from = last if last.exists() else None
+        self._normalize(model, resume_from)
         batches = self.data.batches()
         module = CascadeTraining(
             model,
@@ -79,8 +83,6 @@ class Phase:
             batches.training_sampler,
             batches.validation_sampler,
         )
-        last = self.folder.last(self.name)
-        resume_from = last if last.exists() else None
         checkpoints = Checkpoints(last.parent, resumed=resume_from is not None)
         interrupted = False
         with warnings.catch_warnings():
@@ -88,8 +90,6 @@ class Phase:
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.`.*")
             trainer = self._trainer(module, checkpoints, stop_after_epoch)
-            if resume_from is not None:
-                read_checkpoint(resume_from)  # a damaged file gets a sentence
             try:
                 trainer.fit(module, batches.training, batches.validation, ckpt_path=resume_from, weights_only=True)
             except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into an exit
@@ -109,6 +109,21 @@ class Phase:
             write_json(self.folder.finished_file(self.name), content)
         self.processes.wait_for_all()
         return True
+
+    def _normalize(self, model: Cascade, resume_from: Path | None) -> None:
+        """Has the graphs' shifts and scales made once: they do not change in a training.
+
+        Raises:
+            HamfastError: the checkpoint is damaged.
+        """
+        normalization = copy.deepcopy(model.normalization).cpu()
+        if resume_from is not None:
+            prefix = "model.normalization."
+            state = read_checkpoint(resume_from)["state_dict"]
+            own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            normalization.load_state_dict(own)
+        for subset in ("train", "validate"):
+            self.data.subsets[subset].normalize(normalization.shift_and_scale)
 
     def _trainer(
         self, module: CascadeTraining, checkpoints: Checkpoints, stop_after_epoch: int | None
