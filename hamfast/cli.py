@@ -303,8 +303,9 @@ def import_checkpoint(
     found = import_deeph_e3(folder, output)
     elements = ", ".join(f"{z} {list(ls)}" for z, ls in found.spec.shells)
     spin = "with" if found.spec.spinful else "without"
-    epoch = "" if found.epoch is None else f", epoch {found.epoch}"
-    say(f"elements and shells: {elements}; {spin} spin-orbit coupling; {found.config.precision}{epoch}")
+    epoch = "" if found.epoch is None else f" at epoch {found.epoch}"
+    say(f"elements and shells: {elements}; {spin} spin-orbit coupling")
+    say(f"weights in {found.config.precision}{epoch}, trained with e3nn {found.e3nn_version}")
     say(f"wrote {found.output}")
 
 
