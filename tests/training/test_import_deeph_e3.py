@@ -1,17 +1,14 @@
 """Models of DeepH-E3: imported, they predict what the published network predicts."""
 
-import gzip
 import json
 import os
 import pickle
-import shutil
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from kit import random_snapshot
+from kit import deeph_e3_training, random_snapshot
 
 from hamfast.data import by_name, read_snapshot
 from hamfast.errors import HamfastError
@@ -23,7 +20,6 @@ from hamfast.training.deeph_e3_files import target_blocks
 from hamfast.training.import_deeph_e3 import import_deeph_e3
 from hamfast.training.older_e3nn import OTHER_SIGN
 
-MODELS = Path(__file__).parents[1] / "data" / "deeph_e3"
 CASES = {
     "plain": ("0.5 or later", 1e-13),
     "soc": ("0.5 or later", 1e-13),
@@ -35,16 +31,7 @@ CASES = {
 
 @pytest.fixture
 def training(tmp_path):
-    """A copy of a training's folder, with the weights as DeepH-E3 writes them."""
-
-    def copy(name):
-        folder = Path(shutil.copytree(MODELS / name, tmp_path / "a [training]"))
-        packed = folder / "best_model.pkl.gz"
-        (folder / "best_model.pkl").write_bytes(gzip.decompress(packed.read_bytes()))
-        packed.unlink()
-        return folder
-
-    return copy
+    return lambda name: deeph_e3_training(name, tmp_path / "a [training]")
 
 
 def graph_of(expected):
