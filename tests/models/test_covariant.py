@@ -41,7 +41,7 @@ LAST_NODES = [
     (LIGHT, "32x0e+8x4e", 5, "32x0e+8x4e+8x1e"),
     (LIGHT, "8x1o+32x0e+4x1o+4x2e", 4, "8x1o+32x0e+4x1o+4x2e+8x1e+4x1e"),
     ({83: HEAVY}, "32x0e+8x1e+4x2o", 5, "32x0e+8x1e+4x2o"),
-    ({83: [0, 2]}, "32x0e+8x3o", 5, "32x0e+8x3o+8x1e"),
+    ({83: [0, 2]}, "32x0e+8x1e+4x2o", 2, "32x0e+8x1e+4x2o+4x2e+4x3e"),
     ({83: HEAVY}, "16x0e+8x1e+6x2e+4x3e", 1, "16x0e+8x1e+6x2e+4x3e+4x3o+4x4o"),
     (LIGHT, "32x0e+4x0o+8x1o+8x1e", 1, "32x0e+4x0o+8x1o+8x1e+8x2o"),
 ]
