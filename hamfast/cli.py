@@ -289,6 +289,26 @@ def bands(
         say(f"wrote {path}")
 
 
+@app.command("import-checkpoint")
+def import_checkpoint(
+    program: Annotated[str, typer.Argument(help="that trained the model: deeph-e3")],
+    folder: Annotated[Path, typer.Argument(help="of its training, with best_model.pkl and src")],
+    output: Annotated[Path | None, typer.Option(help="checkpoint to write; default: model.ckpt in the folder")] = None,
+) -> None:
+    """Make a checkpoint of a model that DeepH-E3 has trained; nothing in its files is run."""
+    if program != "deeph-e3":
+        raise HamfastError(f"program: expected deeph-e3, found {program!r}")
+    from hamfast.training.import_deeph_e3 import import_deeph_e3
+
+    found = import_deeph_e3(folder, output)
+    elements = ", ".join(f"{z} {list(ls)}" for z, ls in found.spec.shells)
+    spin = "with" if found.spec.spinful else "without"
+    epoch = "" if found.epoch is None else f" at epoch {found.epoch}"
+    say(f"elements and shells: {elements}; {spin} spin-orbit coupling")
+    say(f"weights in {found.config.precision}{epoch}, trained with e3nn {found.e3nn_version}")
+    say(f"wrote {found.output}")
+
+
 @data_app.command("info")
 def data_info(root: Folder) -> None:
     """Elements, orbitals, pairs, distances, suggested irreps and cutoff, size of a training

@@ -1,6 +1,9 @@
 """What several tests share: checks every op must pass, and small structures."""
 
 import contextlib
+import gzip
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -249,6 +252,15 @@ def tiny_checkpoint(path, folders, blocks=1):
     path.parent.mkdir(parents=True, exist_ok=True)
     save_tensors({"hamfast": about, "state_dict": weights, "ema": None}, path)
     return path
+
+
+def deeph_e3_training(name, target):
+    """A copy of one of the trainings in ``tests/data/deeph_e3``, its weights as DeepH-E3 writes
+    them."""
+    source = Path(__file__).parent / "data" / "deeph_e3" / name
+    folder = Path(shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.gz")))
+    (folder / "best_model.pkl").write_bytes(gzip.decompress((source / "best_model.pkl.gz").read_bytes()))
+    return folder
 
 
 def tree(folder):

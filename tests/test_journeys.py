@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 import yaml
+from kit import deeph_e3_training
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PLACEHOLDERS = {"DIR": "my set [1]", "LABEL": "graphene_1x1_000", "NAME": "my set [1]"}
+PLACEHOLDERS = {"DIR": "my set [1]", "LABEL": "graphene_1x1_000", "NAME": "my set [1]", "FOLDER": "a training"}
 SMALL = {"irreps_mid": "4x0e+2x1o+2x2e+1x3o+1x4e", "num_basis": 8, "embed_dim": 4, "num_blocks": 1}
 
 
@@ -42,6 +43,7 @@ def test_the_commands_of_all_pages_in_their_order(tmp_path, fixtures):
         shutil.copytree(fixtures / label, here / PLACEHOLDERS["DIR"] / "dft" / label)
     for n in range(4):
         shutil.copytree(fixtures / "graphene_1x1_000", here / PLACEHOLDERS["DIR"] / "dft" / f"copy {n}")
+    deeph_e3_training("plain", here / PLACEHOLDERS["FOLDER"])
     environment = os.environ | {"COLUMNS": "80"}
     for line in dict.fromkeys(" ".join(line.split()) for page in PAGES for line in command_lines(page)):
         words = words_of(line)

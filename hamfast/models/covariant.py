@@ -214,28 +214,34 @@ def output_irreps(config: CovariantConfig, spec: TargetSpec) -> tuple[Irreps, Ir
 
     The last edge update makes the target irreps, sorted. Products of the hidden irreps with
     harmonics do not reach all of them: ``0o``, which spin-orbit coupling has, needs an irrep whose
-    parity is not (-1)^l. For such a target the last nodes get one more irrep: a hidden one of
-    l >= 1, with the other parity.
+    parity is not (-1)^l. For each target out of reach the last nodes get a partner: the irrep of
+    lowest l whose products make the target and which products of the hidden irreps make. Its
+    multiplicity is that of the hidden irrep of its l, or else that of the last hidden irrep.
+    Partners stand behind the hidden irreps. All this is as in DeepH-E3: the parameters of both
+    networks have one order.
 
     Raises:
         ValueError: no such irrep makes a target.
     """
     mid = Irreps(config.irreps_mid)
     post_edge = spec.irreps.sort().irreps.simplify()
-    post_node = mid
+    partners: list[Irrep] = []
     for _, ir in post_edge:
-        if path_exists(post_node + mid, config.l_max, ir):
+        if path_exists(mid, config.l_max, ir):
             continue
-        for mul, candidate in mid:
-            partner = Irrep(candidate.l, -candidate.p)
-            if candidate.l >= 1 and path_exists(Irreps([(mul, partner)]), config.l_max, ir):
-                post_node = (post_node + Irreps([(mul, partner)])).sort().irreps.simplify()
-                break
-        else:
+        products = {candidate for l in range(config.l_max + 1) for candidate in ir * Irrep(l, (-1) ** l)}
+        reached = sorted(candidate for candidate in products if path_exists(mid, config.l_max, candidate))
+        if not reached:
             raise ValueError(
                 f"irreps_mid = {config.irreps_mid} with l_max = {config.l_max} cannot make the target irrep {ir}; "
                 "use a higher l_max, or irreps of higher l in irreps_mid"
             )
+        if reached[0] not in partners:
+            partners.append(reached[0])
+    post_node = mid
+    for partner in partners:
+        multiplicities = [mul for mul, ir in mid if ir.l == partner.l] or [mid[-1].mul]
+        post_node += Irreps([(mul, partner) for mul in multiplicities])
     return post_node, post_edge
 
 

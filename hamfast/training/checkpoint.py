@@ -30,8 +30,8 @@ class LoadedModel:
 
     model: Cascade
     config: Config
-    pair_cutoffs: np.ndarray
-    """``[species, species]`` angstrom: the longest pair of the training data."""
+    pair_cutoffs: np.ndarray | None
+    """``[species, species]`` angstrom: the longest pair of the training data; None if unknown."""
     versions: dict[str, str]
     """Of hamfast, torch, e3nn and Python, by which it was trained."""
 
@@ -41,20 +41,21 @@ class LoadedModel:
         return self.model.spec
 
 
-def describe(config: Config, model: Cascade, pair_cutoffs: np.ndarray) -> dict[str, Any]:
+def describe(config: Config, model: Cascade, pair_cutoffs: np.ndarray | None) -> dict[str, Any]:
     """What a checkpoint carries beside weights: plain numbers and strings only.
 
     Args:
         config: of the run.
         model: of the run.
-        pair_cutoffs: ``[species, species]`` angstrom, the longest pairs of the training set.
+        pair_cutoffs: ``[species, species]`` angstrom, the longest pairs of the training set; None
+            if they are unknown.
     """
     return {
         "format": FORMAT,
         "config": config.model_dump(),
         "shells": [[z, list(ls)] for z, ls in model.spec.shells],
         "spinful": model.spec.spinful,
-        "pair_cutoffs": pair_cutoffs.tolist(),
+        "pair_cutoffs": None if pair_cutoffs is None else pair_cutoffs.tolist(),
         # Of the normalisation. A model that started from a checkpoint keeps that checkpoint's.
         "r_max": model.r_max,
         "half_cell": model.half_cell,
@@ -70,7 +71,7 @@ def describe(config: Config, model: Cascade, pair_cutoffs: np.ndarray) -> dict[s
 
 
 def build_model(config: Config, spec: TargetSpec, r_max: float) -> Cascade:
-    """The model of a configuration, with fresh weights.
+    """The model of a configuration, with fresh weights, made in its precision.
 
     Args:
         config: its sections ``stage1``, ``stage2`` and ``target`` are the model's.
@@ -81,7 +82,9 @@ def build_model(config: Config, spec: TargetSpec, r_max: float) -> Cascade:
         HamfastError: the irreps of the configuration cannot make the targets, or the memory is too
             small.
     """
+    default = torch.get_default_dtype()
     try:
+        torch.set_default_dtype(getattr(torch, config.precision))
         return Cascade(
             spec,
             config.stage1,
@@ -98,6 +101,8 @@ def build_model(config: Config, spec: TargetSpec, r_max: float) -> Cascade:
     except (RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
         raise HamfastError(f"configuration: a model of this size could not be made ({reason})") from error
+    finally:
+        torch.set_default_dtype(default)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -143,8 +148,10 @@ def load_model(path: Path | str, device: str | torch.device = "cpu", dtype: torc
     checkpoint = read_checkpoint(Path(path))
     about = checkpoint["hamfast"]
     try:
-        spec, pair_cutoffs = spec_of(about), np.array(about["pair_cutoffs"], dtype=float)
-        r_max, versions = float(about.get("r_max", pair_cutoffs.max())), about["versions"]
+        spec, pairs = spec_of(about), about["pair_cutoffs"]
+        pair_cutoffs = None if pairs is None else np.array(pairs, dtype=float)
+        r_max = float(about["r_max"] if pair_cutoffs is None else about.get("r_max", pair_cutoffs.max()))
+        versions = about["versions"]
         weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
         weights.update(checkpoint["ema"]["weights"] if checkpoint.get("ema") else {})
         content = about["config"]

@@ -146,7 +146,7 @@ def _own(module: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if "." not in key}
 
 
-def _copy(model, name, module, key, value, other, maps: _Maps, cutoffs: np.ndarray) -> None:
+def _copy(model, name, module, key, value, other, maps: _Maps, cutoffs: np.ndarray | None) -> None:
     old: Tensor = _own(other)[key].to(value)
     axis = data_axis(model, name)
     if axis in (DataAxis.SPECIES_MATRICES, DataAxis.PAIR_MATRICES):
@@ -167,7 +167,7 @@ def _copy(model, name, module, key, value, other, maps: _Maps, cutoffs: np.ndarr
         _copy_rows(value, old, maps.pairs)
     elif isinstance(module, TargetNormalization):
         # A pair that the checkpoint's data did not have keeps what was fitted to the new data.
-        seen = torch.tensor(cutoffs.flatten() > 0)
+        seen = torch.ones(old.shape[0], dtype=torch.bool) if cutoffs is None else torch.tensor(cutoffs.flatten() > 0)
         pairs = torch.where((maps.pairs >= 0) & seen[maps.pairs], maps.pairs, -1)
         _copy_rows(value, old[..., maps.entries], pairs)
     else:

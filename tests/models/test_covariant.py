@@ -8,6 +8,7 @@ from hamfast.analysis import equivariance_error
 from hamfast.data import blocks_from_irreps, build_graph, read_snapshot
 from hamfast.graph import batch_graphs
 from hamfast.models import Cascade, CovariantConfig, CovariantNetwork, TransformerConfig
+from hamfast.models.covariant import output_irreps
 from hamfast.reference import E3nnNetwork
 from hamfast.targets import TargetSpec
 
@@ -29,6 +30,28 @@ PUBLISHED = [
 def test_parameter_counts_of_the_published_networks(name, shells, soc, mid, l_max, expected):
     network = CovariantNetwork(CovariantConfig(irreps_mid=mid, l_max=l_max), TargetSpec.from_mapping(shells, soc))
     assert sum(p.numel() for p in network.parameters()) == expected
+
+
+LIGHT, HEAVY_SP = {83: [0, 0, 1], 34: [0, 1]}, {83: [0, 1]}
+LAST_NODES = [
+    (HEAVY_SP, WITHOUT_5, 4, WITHOUT_5 + "+32x1e"),
+    ({83: HEAVY, 34: HEAVY}, WITH_5, 5, WITH_5 + "+32x1e"),
+    ({83: HEAVY}, "32x0e+8x2e+8x3o", 5, "32x0e+8x2e+8x3o+8x1e"),
+    ({83: [0, 2]}, "32x0e+8x2e+8x3o", 2, "32x0e+8x2e+8x3o+8x3e"),
+    (LIGHT, "32x0e+8x4e", 5, "32x0e+8x4e+8x1e"),
+    (LIGHT, "8x1o+32x0e+4x1o+4x2e", 4, "8x1o+32x0e+4x1o+4x2e+8x1e+4x1e"),
+    ({83: HEAVY}, "32x0e+8x1e+4x2o", 5, "32x0e+8x1e+4x2o"),
+    ({83: [0, 2]}, "32x0e+8x1e+4x2o", 2, "32x0e+8x1e+4x2o+4x2e+4x3e"),
+    ({83: HEAVY}, "16x0e+8x1e+6x2e+4x3e", 1, "16x0e+8x1e+6x2e+4x3e+4x3o+4x4o"),
+    (LIGHT, "32x0e+4x0o+8x1o+8x1e", 1, "32x0e+4x0o+8x1o+8x1e+8x2o"),
+]
+"""What DeepH-E3's own code makes of elements, hidden irreps and l_max with spin-orbit coupling."""
+
+
+@pytest.mark.parametrize(("shells", "mid", "l_max", "expected"), LAST_NODES, ids=[c[3] for c in LAST_NODES])
+def test_irreps_of_the_last_nodes_are_those_of_the_published_code(shells, mid, l_max, expected):
+    spec = TargetSpec.from_mapping(shells, True)
+    assert str(output_irreps(CovariantConfig(irreps_mid=mid, l_max=l_max), spec)[0]) == expected
 
 
 def small(spec, **options):
