@@ -96,6 +96,9 @@ class PhaseConfig(_Section):
     warmup_steps: Whole = Field(100, ge=0, le=1_000_000_000, description="optimiser steps of linear warm-up")
     final_fraction: Real = Field(0.01, gt=0, le=1, description="cosine ends at learning_rate x this")
     loss: Literal["mse", "mae"] = Field("mse", description="over matrix elements; mse is DeepH-E3")
+    onsite_weight: Real = Field(
+        1.0, gt=0, le=1e6, description="of blocks of one atom in the loss; they are few, and their errors large"
+    )
     clip: Real | None = Field(None, gt=0, le=1e30, description="largest norm of the gradient; null: no clipping")
     ema: Real | None = Field(0.99, gt=0, lt=1, description="decay of averaged weights, used to validate and predict")
     weight_decay: Real = Field(0.0, ge=0, le=1e6, description="decoupled weight decay")

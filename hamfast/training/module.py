@@ -19,6 +19,9 @@ from hamfast.training.config import Config, section_of_phase
 
 MEV = 1e3
 
+ONSITE = 1e-6
+"""Angstrom: shorter edges are blocks of one atom."""
+
 
 class Deal(Protocol):
     """How structures are dealt out to the processes;
@@ -120,35 +123,42 @@ class CascadeTraining(lightning.LightningModule):
 
     def training_step(self, batch: CrystalGraph, batch_idx: int) -> Tensor:
         """The loss of this process's batch, so that the mean over processes is that of all."""
-        square, absolute = self._errors_of(self._augment(batch, batch_idx), batch_idx, "train")
+        graph = self._augment(batch, batch_idx)
+        difference = self.predict(graph) - graph.known_target()
+        errors = square, absolute = self.errors(graph, difference)
+        mse, weight = self.settings.loss == "mse", self.settings.onsite_weight
+        if weight != 1:
+            factor = torch.where(graph.length < ONSITE, weight**0.5 if mse else weight, 1.0)
+            square, absolute = self.errors(graph, difference * factor.to(difference).unsqueeze(1))
         deal = self.deals["train"]
         # In meV, so that values are of order one.
-        per_structure = square * MEV**2 if self.settings.loss == "mse" else absolute * MEV
+        objective = square * MEV**2 if mse else absolute * MEV
+        per_structure = self._add_up("train", batch_idx, errors, objective)
         # Gradients are averaged over the processes, each of which may have another number of
         # structures.
         return per_structure.sum() * (deal.world / deal.real(batch_idx)[1])
 
     def validation_step(self, batch: CrystalGraph, batch_idx: int) -> None:
         """Adds the errors of a batch to the sums of the epoch."""
-        self._errors_of(batch, batch_idx, "val")
+        errors = self.errors(batch, self.predict(batch) - batch.known_target())
+        self._add_up("val", batch_idx, errors, errors[0] * MEV**2 if self.settings.loss == "mse" else errors[1] * MEV)
 
-    def _errors_of(self, batch: CrystalGraph, batch_idx: int, subset: str) -> tuple[Tensor, Tensor]:
-        """:meth:`errors` of the structures that are no repeats; they are added up for the epoch's
-        means."""
+    def _add_up(self, subset: str, batch_idx: int, errors: tuple[Tensor, Tensor], objective: Tensor) -> Tensor:
+        """Adds :meth:`errors` to the sums of the epoch. Returns what the structures that are no
+        repeats have of the objective."""
         real, _ = self.deals[subset].real(batch_idx)
-        square, absolute = self.errors(batch, self.predict(batch) - batch.known_target())
-        square, absolute = square[:real], absolute[:real]
+        square, absolute, objective = errors[0][:real], errors[1][:real], objective[:real]
         mse = self.settings.loss == "mse"
         with torch.no_grad():
             columns = (
                 square.sqrt() * MEV if mse else absolute * MEV,
                 absolute * MEV,
-                square * MEV**2 if mse else absolute * MEV,
+                objective,
                 torch.ones_like(square),
             )
             new = torch.stack([column.double().sum() for column in columns])
             self.sums[subset] = self.sums[subset] + new if subset in self.sums else new
-        return square, absolute
+        return objective
 
     def log_means(self) -> None:
         """Logs the epoch's means over all structures of all processes, in meV.
