@@ -73,10 +73,16 @@ def main():
         # As many epochs of stage 1 as fit into the cascade's time.
         stamps = [(Path(scratch) / "cascade" / p / "finished.json").stat().st_mtime for p in ("stage1", "stage2")]
         stage1_seconds = total - (stamps[1] - stamps[0])
-        epochs = round(phases["stage1"]["epochs"] * total / stage1_seconds)
-        alone = content | {"stage2": None}
-        alone["training"] = phases | {"stage2": None, "stage1": phases["stage1"] | {"epochs": epochs}}
-        path, seconds = train(alone, Path(scratch) / "alone")
+
+        def alone(epochs):
+            training = phases | {"stage2": None, "stage1": phases["stage1"] | {"epochs": epochs}}
+            return content | {"stage2": None, "training": training}
+
+        # What comes before the first epoch takes as long for both: one epoch shows how long.
+        first = train(alone(1), Path(scratch) / "one epoch")[1]
+        epoch = (stage1_seconds - first) / (phases["stage1"]["epochs"] - 1)
+        epochs = round((total - first) / epoch) + 1
+        path, seconds = train(alone(epochs), Path(scratch) / "alone")
         report("stage 1 alone", ("stage 1",), str(epochs), seconds, path)
     options.csv.parent.mkdir(parents=True, exist_ok=True)
     with options.csv.open("w", newline="") as file:

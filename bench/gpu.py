@@ -404,7 +404,9 @@ def measure_networks(run):
             return [given[0] + second(graph, *given)]
 
         measure("stage2", implementation, refined)
-    both = Cascade(CARBON, CovariantConfig(**NETWORKS["demo"]), TransformerConfig(), freeze_stage1=False).to(run.device)
+    both = Cascade(
+        CARBON, CovariantConfig(**NETWORKS["demo"]), TransformerConfig(kind="plain"), freeze_stage1=False
+    ).to(run.device)
     measure("cascade demo", "hamfast", lambda: both(graph))
 
 
