@@ -87,8 +87,11 @@ class Cascade(nn.Module):
     @property
     def receptive_field(self) -> float:
         """Angstrom: how far from an atom others may be that change its blocks."""
-        own = self.stage1.receptive_field(self.r_max)
-        return own if self.stage2 is None else own + self.stage2.receptive_field(self.r_max)
+        seen = self.stage1.receptive_field(self.r_max)
+        if self.stage2 is not None:
+            seen += self.stage2.receptive_field(self.r_max)
+        closed_form = self.normalization.closed_form
+        return seen if closed_form is None else max(seen, closed_form.environment)
 
     def forward(self, graph: CrystalGraph, *, refine: bool = True) -> CascadeOutput:
         """Predicts all blocks of a graph.

@@ -1,8 +1,10 @@
 """Stage 1: the covariant network.
 
-Function for function it is DeepH-E3 (Gong et al., Nature Communications 14, 2848, 2023). Nodes are
-atoms. An edge is an ordered pair of atoms for which the Hamiltonian has a block. A message runs
-from the block's column atom (the sender) to its row atom (the receiver).
+Function for function it is DeepH-E3 (Gong et al., Nature Communications 14, 2848, 2023), or, with
+an environment, a local network of the same layers: atoms see their neighbours within a radius, and
+pairs of any length are made of the two atoms' features. Nodes are atoms. An edge is an ordered pair
+of atoms for which the Hamiltonian has a block. A message runs from the block's column atom (the
+sender) to its row atom (the receiver).
 """
 
 from __future__ import annotations
