@@ -24,20 +24,22 @@ def half_cell(cell: np.ndarray) -> float:
     return float(np.linalg.norm(reduced, axis=1).min()) / 2
 
 
-def training_warning(receptive_field: float, largest: float) -> str | None:
-    """A sentence for a network that looks further than its training cells determine; else None.
+def training_warning(receptive_field: float, largest: float) -> list[str]:
+    """Lines of up to 80 columns about a network that looks further than its training cells
+    determine; none for another.
 
     Args:
         receptive_field: angstrom, of the network.
         largest: angstrom, the largest :func:`half_cell` of the training set.
     """
     if receptive_field <= largest + TOLERANCE:
-        return None
-    return (
-        f"the network looks {receptive_field:.1f} A far, the largest training cell determines it up to {largest:.1f} A: "
-        "beyond, atoms and their periodic images move together, and larger cells may be predicted worse; "
-        "a few larger cells in the training set, or a smaller stage1.environment, cure that (docs/cell_size.md)"
-    )
+        return []
+    return [
+        f"cell size:  the model looks {receptive_field:.1f} A far; up to {largest:.1f} A the cells determine it.",
+        "            Beyond, atoms and their periodic images move together, and larger",
+        "            cells may be predicted worse. A few larger cells in the training",
+        "            set, or a smaller environment, cure that (docs/cell_size.md).",
+    ]
 
 
 def prediction_warning(receptive_field: float, largest: float | None, own: float) -> str | None:

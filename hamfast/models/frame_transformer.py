@@ -71,6 +71,8 @@ class FrameBlock(nn.Module):
         irreps_node, irreps_edge: of the features.
     """
 
+    head_of: Tensor
+
     def __init__(self, config: TransformerConfig, irreps_node: Irreps, irreps_edge: Irreps):
         super().__init__()
         h, self.heads = config.hidden, config.num_heads
@@ -96,8 +98,6 @@ class FrameBlock(nn.Module):
         self.attended_out = nn.Linear(h, self.num_scalars)
         channel = torch.cat([torch.arange(mul) * self.heads // mul for mul, _ in irreps_node])
         self.register_buffer("head_of", channel, persistent=False)
-
-    head_of: Tensor
 
     def forward(
         self, node: Tensor, edge: Tensor, scalars: Tensor, pairs: Bonds, near: Bonds, kept: Tensor, envelope: Tensor

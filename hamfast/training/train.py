@@ -186,9 +186,8 @@ class Run:
         self.say("structures: " + ", ".join(f"{n} {subset}" for subset, n in counts.items()))
         self.say("parameters: " + ", ".join(f"{name} {n:,}" for name, n in sizes.items() if n))
         self.say(f"precision:  {self.config.precision}")
-        warning = training_warning(model.receptive_field, self.data.half_cell())
-        if warning is not None:
-            self.say(f"cell size:  {warning}")
+        for line in training_warning(model.receptive_field, self.data.half_cell()):
+            self.say(line)
         self.say(f"output:     {self.config.output}")
         if self.config.data.batch_size > counts["train"]:
             self.say(f"batch_size: {self.config.data.batch_size} is more than there are: one step per epoch")

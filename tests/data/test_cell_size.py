@@ -19,8 +19,8 @@ def test_half_the_way_to_the_nearest_image():
 
 
 def test_a_network_is_told_how_far_it_may_look():
-    assert training_warning(3.6, 3.69) is None
-    assert "looks 8.0 A far" in training_warning(8.0, 3.69)
+    assert training_warning(3.6, 3.69) == []
+    assert "the model looks 8.0 A far; up to 3.7 A" in training_warning(8.0, 3.69)[0]
     assert prediction_warning(8.0, None, 4.9) is None
     assert prediction_warning(8.0, 3.69, 3.69) is None
     assert prediction_warning(3.6, 3.69, 4.9) is None
