@@ -34,7 +34,7 @@ def errors(spec, normalization, graphs):
         with torch.no_grad():
             shift, _ = normalization.shift_and_scale(graph)
         seconds.append(time.perf_counter() - begun)
-        left, pair, onsite = graph.target - shift, graph.pair_species(spec.num_species), graph.length < 1e-6
+        left, pair, onsite = graph.target - shift, graph.pair_species(spec.num_species), graph.onsite
         for kind in pair.unique().tolist():
             blocks = spec.to_blocks(left, kind // spec.num_species, kind % spec.num_species)
             for part, which in zip(parts, (onsite, ~onsite), strict=True):

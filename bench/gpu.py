@@ -86,7 +86,7 @@ def run_tests(seconds, processes, chosen, log):
 def warm_up(options, shares):
     """Starts processes that call everything once: what is compiled at run time goes to the caches.
 
-    It takes as long as the measurement itself, and uses one core.
+    Each takes one core, and a share of the cases.
     """
     command = [sys.executable, __file__, "--device", options.device, "--seconds", str(options.test_seconds)]
     command += ["--machine", options.machine, "--no-build", "--no-tests"]

@@ -7,6 +7,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+ONSITE = 1e-6
+"""Angstrom: shorter edges are those of on-site blocks."""
+
 
 @dataclass
 class CrystalGraph:
@@ -76,9 +79,21 @@ class CrystalGraph:
         """
         return self.vector[:, [1, 2, 0]]
 
+    @property
+    def onsite(self) -> Tensor:
+        """``[edges]`` bool: is the block one of a single atom?"""
+        return self.length < ONSITE
+
+    def shorter_than(self, radius: float) -> Tensor:
+        """int64: the edges shorter than ``radius`` (angstrom)."""
+        return torch.nonzero(self.length < radius).flatten()
+
     def within(self, radius: float) -> CrystalGraph:
         """The same atoms with the edges shorter than ``radius`` (angstrom) alone."""
-        kept = torch.nonzero(self.length < radius).flatten()
+        return self.with_edges(self.shorter_than(radius))
+
+    def with_edges(self, kept: Tensor) -> CrystalGraph:
+        """The same atoms with these edges alone, ``kept`` int64; with each its reverse one."""
         number = torch.full_like(self.i, -1)
         number[kept] = torch.arange(len(kept), device=kept.device)
         return replace(

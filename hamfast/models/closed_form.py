@@ -183,8 +183,7 @@ class ClosedForm(nn.Module):
             the edges, ``[rows]``; the amplitudes, ``[rows, amplitudes]``; the features of all
             irreps, ``[rows, numbers]``.
         """
-        onsite = graph.vector.detach().norm(dim=-1) < 1e-6
-        home, hop = torch.nonzero(onsite).flatten(), torch.nonzero(~onsite).flatten()
+        home, hop = torch.nonzero(graph.onsite).flatten(), torch.nonzero(~graph.onsite).flatten()
         length = graph.vector[hop].norm(dim=-1)
         ls = list(range(max(self.bond_l, ONSITE_L) + 1))
         harmonics = o3.spherical_harmonics(ls, graph.e3nn_vector[hop], True, "component")

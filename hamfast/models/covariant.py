@@ -141,7 +141,7 @@ class NodeUpdate(_Update):
     def forward(self, node: Tensor, edge: Tensor, messages: Messages) -> Tensor:
         """The new features of the nodes, ``[atoms, irreps_out.dim]``."""
         old, node = node, self.linear_pre(node)
-        update = self.convolution(operands_of_edges(node, edge, messages), messages)
+        update = self.convolution(operands_of_edges(node, edge, messages.edges), messages)
         if messages.envelope is not None:
             update = update * messages.envelope
         total = update.new_zeros(node.shape[0], update.shape[1]).index_add(0, messages.edges.receivers, update)
@@ -167,7 +167,7 @@ class EdgeUpdate(_Update):
 
     def forward(self, node: Tensor, edge: Tensor, messages: Messages) -> Tensor:
         """The new features of the edges, ``[edges, irreps_out.dim]``."""
-        update = self.convolution(operands_of_edges(node, self.linear_pre(edge), messages), messages)
+        update = self.convolution(operands_of_edges(node, self.linear_pre(edge), messages.edges), messages)
         return self.finish(edge, update, messages.pair, messages.edge_graph, messages.num_graphs)
 
 
@@ -201,9 +201,21 @@ class NodeProduct(nn.Module):
         return self.skip(node) + convert_layout(product, self.irreps_out, "mul_ir", LAYOUT)
 
 
-def operands_of_edges(node: Tensor, edge: Tensor, messages: Messages) -> EdgeSources:
+def operands_of_edges(node: Tensor, edge: Tensor, edges: EdgeIndex) -> EdgeSources:
     """``[receiver | sender | edge]`` of every edge, without gathering the rows of the nodes."""
-    return EdgeSources((node, node, edge), ("receiver", "sender", "edge"), messages.edges)
+    return EdgeSources((node, node, edge), ("receiver", "sender", "edge"), edges)
+
+
+def add_to_onsite(output: Tensor, of_atoms: Tensor, onsite: Tensor, receivers: Tensor) -> Tensor:
+    """``output`` with the rows of atoms added to those of their on-site edges.
+
+    Args:
+        output: ``[edges, dim]``.
+        of_atoms: ``[atoms, dim]``.
+        onsite: int64, the on-site edges.
+        receivers: ``[edges]`` int64.
+    """
+    return output.index_add(0, onsite, of_atoms.index_select(0, receivers[onsite]))
 
 
 def path_exists(irreps_in: Irreps, l_max: int, ir_out: Irrep) -> bool:
@@ -356,8 +368,7 @@ class CovariantNetwork(nn.Module):
                 edge = pair_update(node, edge, messages)
         output = self.output(edge)
         if self.onsite_output is not None:
-            onsite = messages.frames.onsite
-            output = output.index_add(0, onsite, self.onsite_output(node).index_select(0, graph.receivers[onsite]))
+            output = add_to_onsite(output, self.onsite_output(node), messages.frames.onsite, graph.receivers)
         return (
             output,
             convert_layout(node, self.irreps_node, LAYOUT, "mul_ir"),

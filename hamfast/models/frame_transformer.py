@@ -27,7 +27,7 @@ from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from hamfast.graph import CrystalGraph
-from hamfast.models.covariant import LAYOUT, path_exists
+from hamfast.models.covariant import LAYOUT, add_to_onsite, operands_of_edges, path_exists
 from hamfast.models.data_axes import DataAxis
 from hamfast.models.settings import TransformerConfig, check_heads
 from hamfast.nn import (
@@ -40,7 +40,7 @@ from hamfast.nn import (
 )
 from hamfast.nn.gate import scale_channels
 from hamfast.nn.irreps_layout import split_blocks
-from hamfast.ops import EdgeFrames, EdgeIndex, EdgeSources, edge_frames, edge_index, graph_attention
+from hamfast.ops import EdgeFrames, EdgeIndex, edge_frames, edge_index, graph_attention
 from hamfast.targets import TargetSpec
 
 
@@ -57,10 +57,6 @@ class Bonds:
         self.edges: EdgeIndex = edge_index(graph.senders, graph.receivers, graph.num_atoms)
         self.frames: EdgeFrames = edge_frames(graph.e3nn_vector, l_max)
         self.gaussians = gaussians(graph.length)
-
-    def sources(self, node: Tensor, edge: Tensor) -> EdgeSources:
-        """``[receiver | sender | edge]`` of every edge."""
-        return EdgeSources((node, node, edge), ("receiver", "sender", "edge"), self.edges)
 
 
 class FrameBlock(nn.Module):
@@ -114,7 +110,7 @@ class FrameBlock(nn.Module):
             envelope: ``[edges of the environment]``, 0 at its radius.
         """
         normed, own = self.node_norm(node), self.edge_norm(edge)
-        z = self.invariants(pairs.sources(normed, own), pairs.frames)
+        z = self.invariants(operands_of_edges(normed, own, pairs.edges), pairs.frames)
         inputs = torch.cat([z, scalars, pairs.gaussians, norms(edge, self.irreps_edge)], dim=-1)
         scalars = scalars + self.scalar_ffn(self.scalar_norm(inputs))
         active = torch.nn.functional.silu(scalars)
@@ -132,7 +128,8 @@ class FrameBlock(nn.Module):
             epsilon=1e-2,
             return_weights=True,
         )
-        message = self.to_node(near.sources(normed, torch.cat([own[kept], of_near], dim=-1)), near.frames)
+        sources = operands_of_edges(normed, torch.cat([own[kept], of_near], dim=-1), near.edges)
+        message = self.to_node(sources, near.frames)
         scale = self.node_scale(of_near) * attended.weights[:, self.head_of]
         message = scaled(message, scale, self.irreps_node)
         total = torch.zeros_like(node).index_add(0, near.edges.receivers, message)
@@ -141,7 +138,7 @@ class FrameBlock(nn.Module):
         )
         node = node + self.node_out(total) + gained
 
-        sources = pairs.sources(self.node_norm(node), torch.cat([own, active], dim=-1))
+        sources = operands_of_edges(self.node_norm(node), torch.cat([own, active], dim=-1), pairs.edges)
         update = scaled(self.to_edge(sources, pairs.frames), self.edge_scale(active), self.irreps_edge)
         return node, edge + self.edge_out(update), scalars
 
@@ -196,11 +193,8 @@ class FrameTransformer(nn.Module):
         # What the targets have beyond the hidden irreps, such as 1e.
         wanted = {ir for _, ir in spec.irreps if ir not in hidden and path_exists(hidden, config.l_max, ir)}
         fewest = min(mul for mul, _ in hidden)
-        self.irreps = (hidden + Irreps([(fewest, ir) for ir in wanted])).sort().irreps.simplify()
-        scalars = [n for n, (_, ir) in enumerate(self.irreps) if ir.is_scalar()]
-        if scalars:  # the scalars of the atoms come first
-            blocks = list(self.irreps)
-            self.irreps = Irreps([blocks[n] for n in scalars] + [b for n, b in enumerate(blocks) if n not in scalars])
+        blocks = (hidden + Irreps([(fewest, ir) for ir in wanted])).sort().irreps.simplify()
+        self.irreps = Irreps(sorted(blocks, key=lambda block: not block.ir.is_scalar()))  # scalars come first
         self.l_max = max(ir.l for _, ir in self.irreps)
         self.gaussians = GaussianBasis(0.0, config.cutoff, config.num_basis)
         self.pair_embedding = nn.Embedding(spec.num_species**2, config.hidden)
@@ -232,8 +226,8 @@ class FrameTransformer(nn.Module):
         pairs = Bonds(graph, self.l_max, self.gaussians)
         near = pairs
         if radius is not None:
-            kept = torch.nonzero(graph.length < radius).flatten()
-            near_graph = graph.within(radius)
+            kept = graph.shorter_than(radius)
+            near_graph = graph.with_edges(kept)
             near = Bonds(near_graph, self.l_max, self.gaussians)
             envelope = polynomial_envelope(near_graph.length, radius)
         node = self.node_in(convert_layout(node_features, self.stage1_node, "mul_ir", LAYOUT))
@@ -241,5 +235,4 @@ class FrameTransformer(nn.Module):
         scalars = self.pair_embedding(graph.pair_species(self.spec.num_species)) + self.length_in(pairs.gaussians)
         for block in self.blocks:
             node, edge, scalars = block(node, edge, scalars, pairs, near, kept, envelope)
-        onsite = pairs.frames.onsite
-        return self.output(edge).index_add(0, onsite, self.onsite_output(node).index_select(0, graph.receivers[onsite]))
+        return add_to_onsite(self.output(edge), self.onsite_output(node), pairs.frames.onsite, graph.receivers)

@@ -103,7 +103,7 @@ class TargetNormalization(nn.Module):
         """
         if self.is_trivial:
             return None
-        pair, onsite = graph.pair_species(self.spec.num_species), graph.length < 1e-6
+        pair, onsite = graph.pair_species(self.spec.num_species), graph.onsite
         phi = self._features(graph.length, self.two_centre_mode)
         amplitude = torch.where(onsite[:, None], self.onsite_shift[pair], self._mix(phi, self.shift_coefficients, pair))
         shift = amplitude[:, self.irrep_of] * self._harmonics(graph, onsite)[:, self.harmonic_of]
@@ -134,7 +134,7 @@ class TargetNormalization(nn.Module):
         right = torch.zeros(*shape, dtype=torch.float64)
         onsite_sum, onsite_count = torch.zeros(shape[0], shape[2], dtype=torch.float64), torch.zeros(shape[0], 1)
         for graph in graphs:
-            pair, onsite = graph.pair_species(self.spec.num_species), graph.length < 1e-6
+            pair, onsite = graph.pair_species(self.spec.num_species), graph.onsite
             product = graph.known_target() * self._harmonics(graph, onsite)[:, self.harmonic_of].to(
                 graph.known_target()
             )
@@ -168,7 +168,7 @@ class TargetNormalization(nn.Module):
             [self.spec.mask(p // self.spec.num_species, p % self.spec.num_species) for p in range(shape[0])]
         )
         for graph in graphs:
-            pair, onsite = graph.pair_species(self.spec.num_species), graph.length < 1e-6
+            pair, onsite = graph.pair_species(self.spec.num_species), graph.onsite
             units = self.shift_and_scale(graph)
             assert units is not None  # there is a scale to fit
             squares = self._per_irrep((graph.known_target() - units[0]).double().square()) * self.inverse_dim.double()

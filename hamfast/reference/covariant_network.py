@@ -40,7 +40,7 @@ class E3nnNetwork(nn.Module):
         node_hot = nn.functional.one_hot(graph.species, self.num_species).to(graph.vector)
         edge_hot = nn.functional.one_hot(graph.pair_species(self.num_species), self.num_species**2).to(graph.vector)
         harmonics = o3.spherical_harmonics(self.irreps_sh, graph.vector[:, [1, 2, 0]], True, "component")
-        onsite = graph.length < 1e-6
+        onsite = graph.onsite
         harmonics = torch.where(onsite[:, None], torch.eye(self.irreps_sh.dim).to(harmonics)[0], harmonics)
         radial = self.radial_basis(graph.length)
         node, edge = self.embedding(node_hot), self.edge_basis(graph.length)

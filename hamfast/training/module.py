@@ -19,9 +19,6 @@ from hamfast.training.config import Config, section_of_phase
 
 MEV = 1e3
 
-ONSITE = 1e-6
-"""Angstrom: shorter edges are blocks of one atom."""
-
 
 class Deal(Protocol):
     """How structures are dealt out to the processes;
@@ -128,7 +125,7 @@ class CascadeTraining(lightning.LightningModule):
         errors = square, absolute = self.errors(graph, difference)
         mse, weight = self.settings.loss == "mse", self.settings.onsite_weight
         if weight != 1:
-            factor = torch.where(graph.length < ONSITE, weight**0.5 if mse else weight, 1.0)
+            factor = torch.where(graph.onsite, weight**0.5 if mse else weight, 1.0)
             square, absolute = self.errors(graph, difference * factor.to(difference).unsqueeze(1))
         deal = self.deals["train"]
         # In meV, so that values are of order one.
