@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from hamfast import environment
 from hamfast.errors import DataWarning, HamfastError
 from hamfast.placeholder import DATA_FOLDER
 from hamfast.version import __version__
@@ -133,6 +134,7 @@ def train(
 ) -> None:
     """Train a model: stage 1, then stage 2, or both jointly. Several GPUs: start it with
     torchrun."""
+    environment.check("hamfast")  # Lightning reads some of these where it is imported
     from hamfast.training import Run, load_config
 
     settings = load_config(config)

@@ -9,6 +9,8 @@ import shutil
 import sys
 from dataclasses import dataclass
 
+from hamfast.errors import HamfastError
+
 PACKAGES = ("torch", "triton", "e3nn", "numpy", "scipy", "h5py", "ase", "lightning", "pydantic", "typer", "matplotlib")
 
 
@@ -36,7 +38,7 @@ def backends() -> list[Finding]:
     """Each backend of the ops: usable, or the reason why not."""
     try:
         import hamfast._library as library
-    except ImportError as error:
+    except (ImportError, HamfastError) as error:  # the latter: an environment variable has a wrong value
         return [Finding("compiled library", False, str(error)), Finding("cpu", False, "needs the compiled library")]
     import torch
 

@@ -96,12 +96,29 @@ def test_a_wrong_value_is_refused_with_what_was_expected(monkeypatch, name):
         environment.text(name)
 
 
-@pytest.mark.parametrize("name", [v.name for v in environment.VARIABLES.values() if "csrc" in v.readers and v.allowed])
+OF_THE_LIBRARY = [v.name for v in environment.VARIABLES.values() if "csrc" in v.readers and v.allowed]
+
+
+@pytest.mark.parametrize("name", OF_THE_LIBRARY)
 def test_the_library_is_not_loaded_with_a_wrong_value(monkeypatch, name):
     monkeypatch.setenv(name, "nonsense")
-    done = subprocess.run([sys.executable, "-m", "hamfast", "doctor"], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", "import hamfast.ops"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {name}: expected ") and "Traceback" not in done.stderr
+    assert f"HamfastError: {name}: expected " in done.stderr.splitlines()[-1]
+
+
+def test_doctor_names_a_wrong_value_and_goes_on(monkeypatch):
+    monkeypatch.setenv("HAMFAST_ISA", "nonsense")
+    done = subprocess.run([sys.executable, "-m", "hamfast", "doctor"], capture_output=True, text=True, cwd=ROOT)
+    assert "HAMFAST_ISA: expected" in done.stdout and "compiled library" in done.stdout, done.stdout + done.stderr
+
+
+def test_train_refuses_a_wrong_value_before_lightning_reads_it(monkeypatch):
+    monkeypatch.setenv("RANK", "abc")
+    command = [sys.executable, "-m", "hamfast", "train", "examples/graphene/config.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: RANK: expected a whole number, found 'abc'"
 
 
 def test_a_page_without_the_marks(tmp_path):
