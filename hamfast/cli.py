@@ -321,6 +321,31 @@ def data_info(root: Folder) -> None:
         console.print(Text.assemble((name, "bold"), f": {text}"), soft_wrap=True)
 
 
+@data_app.command("import")
+def data_import(
+    source: Annotated[Path, typer.Argument(help="folder of a DFT calculation, or one with many below it")],
+    target: Annotated[Path, typer.Argument(help="folder of the data set")],
+    code: Annotated[str, typer.Option(help="openmx, siesta, abacus, cp2k or fhi-aims; auto: recognised")] = "auto",
+    processes: Annotated[int | None, typer.Option(min=1, help="that read at once; default: as many as cores")] = None,
+) -> None:
+    """Read what DFT codes write: H, S and structures become a data set."""
+    from hamfast.data.imports import REPORT, find_calculations, import_calculations
+
+    with _progress("importing", len(find_calculations(source, code))) as advance:
+        done = import_calculations(source, target, code, processes, advance)
+    for label, words in done.warnings.items():
+        for word in words:
+            say(f"look at {label}: {word}")
+    for label, why in done.skipped.items():
+        say(f"skipped {label}: {why}")
+    there = f", {len(done.there)} were there" if done.there else ""
+    say(
+        f"imported {len(done.written)} structures to {target}{there}, skipped {len(done.skipped)}; see {target / REPORT}"
+    )
+    if not (done.written or done.there):
+        raise HamfastError(f"{source}: none of its {len(done.skipped)} calculations can be used")
+
+
 @data_app.command("convert")
 def data_convert(
     source: Folder,

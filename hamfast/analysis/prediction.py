@@ -11,7 +11,7 @@ import torch
 
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.cell_size import prediction_warning
-from hamfast.data.formats import detect, format_of, read_snapshot, read_structure
+from hamfast.data.formats import detect, format_of, read_snapshot, read_structure, written_as
 from hamfast.data.graphs import blocks_from_irreps, build_graph, species_index
 from hamfast.data.snapshot import Snapshot, difference
 from hamfast.errors import DataWarning, HamfastError
@@ -76,6 +76,8 @@ def write_prediction(
 ) -> Path:
     """Predicts the Hamiltonian of a structure folder and writes it, in the folder's layout.
 
+    Of a DFT code's own folder it is the new DeepH layout.
+
     Of what ``target`` holds nothing but an earlier prediction is written over.
 
     Args:
@@ -114,7 +116,7 @@ def _check_same(snapshot: Snapshot, folder: Path, target: Path) -> None:
         )
     there = read_structure(target)
     why = difference(snapshot, there, np.zeros((0, 5), dtype=np.int64))
-    if format_of(target) is not format_of(folder):
+    if format_of(target) is not written_as(format_of(folder)):
         why = f"layout {format_of(target).NAME}"
     if why is not None:
         raise HamfastError(f"{target}: holds another structure than {folder} ({why}); choose another --output")

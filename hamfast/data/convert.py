@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from hamfast.data.formats import by_name, find_structures, format_of, label_of, read_snapshot
+from hamfast.data.formats import WRITTEN, by_name, find_structures, format_of, label_of, read_snapshot
 from hamfast.data.split import SPLIT_FILE
 from hamfast.errors import HamfastError
 
@@ -48,7 +48,8 @@ def convert(source: Path, target: Path, layout: str) -> tuple[int, list[Path]]:
             predicted = read_snapshot(folder, hamiltonian="prediction").hamiltonian
             assert predicted is not None
             writer.write_prediction(snapshot, predicted, own)
-        left += _copy_others(folder, own, reader.FILES, writer.FILES)
+        if reader in WRITTEN:  # a DFT code's files are not part of a data set
+            left += _copy_others(folder, own, reader.FILES, writer.FILES)
     if folders != [source]:  # what lies beside the structures: the split, and whatever else is there
         for beside in dict.fromkeys((source, folders[0].parent)):
             beyond = target if beside == source else parent

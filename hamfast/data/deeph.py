@@ -22,7 +22,7 @@ from hamfast.errors import HamfastError
 if TYPE_CHECKING:
     from ase import Atoms
 
-NAME = "deeph"
+NAME, FILE = "deeph", "POSCAR and info.json"
 HAMILTONIAN, OVERLAP, PREDICTION = "hamiltonian.h5", "overlap.h5", "hamiltonian_pred.h5"
 FILES: tuple[str, ...] = ("POSCAR", "info.json", HAMILTONIAN, OVERLAP, PREDICTION)
 
@@ -111,8 +111,18 @@ def read_poscar(path: Path) -> Atoms:
         ) from error
 
 
-def read_pairs(path: Path) -> np.ndarray:
-    """``[pairs, 5]`` int64: the atom pairs in the file of a matrix, without its blocks."""
+def read_pairs(folder: Path) -> np.ndarray | None:
+    """``[pairs, 5]`` int64: the atom pairs of the Hamiltonian, or else of the overlap."""
+    path = first_file(folder, HAMILTONIAN, OVERLAP)
+    return None if path is None else _pairs_of(path)
+
+
+def first_file(folder: Path, *names: str) -> Path | None:
+    """The first of these files that a folder has; None if it has none of them."""
+    return next((folder / name for name in names if (folder / name).exists()), None)
+
+
+def _pairs_of(path: Path) -> np.ndarray:
     with open_h5(path) as file:
         pairs = read_array(file, "atom_pairs", "iu", "whole numbers").astype(np.int64)
     if pairs.shape != (len(pairs) if pairs.ndim else 0, 5):

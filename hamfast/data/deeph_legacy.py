@@ -13,12 +13,13 @@ import numpy as np
 
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.checked import HIGHEST_Z, boolean, check_count, number, shells, usual_precision
+from hamfast.data.deeph import first_file
 from hamfast.data.h5 import open_h5, read_array, read_json, read_text, write_h5, write_json, write_text
 from hamfast.data.orbitals import from_openmx, to_openmx
 from hamfast.data.snapshot import Snapshot
 from hamfast.errors import HamfastError
 
-NAME = "deeph-legacy"
+NAME, FILE = "deeph-legacy", "lat.dat and element.dat"
 HAMILTONIAN, OVERLAP, PREDICTION = "hamiltonians.h5", "overlaps.h5", "hamiltonians_pred.h5"
 TABLES = ("lat.dat", "rlat.dat", "site_positions.dat", "element.dat", "orbital_types.dat")
 FILES: tuple[str, ...] = (*TABLES, "info.json", HAMILTONIAN, OVERLAP, PREDICTION)
@@ -127,8 +128,11 @@ def _read_shells(path: Path, numbers) -> dict[int, tuple[int, ...]]:
     return found
 
 
-def read_pairs(path: Path) -> np.ndarray:
-    """``[pairs, 5]`` int64: the atom pairs in the file of a matrix, without its blocks."""
+def read_pairs(folder: Path) -> np.ndarray | None:
+    """``[pairs, 5]`` int64: the atom pairs of the Hamiltonian, or else of the overlap."""
+    path = first_file(folder, HAMILTONIAN, OVERLAP)
+    if path is None:
+        return None
     with open_h5(path) as file:
         pairs = np.array([_pair(key, path) for key in file], dtype=np.int64).reshape(-1, 5)
     pairs[:, 3:] -= 1

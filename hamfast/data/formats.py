@@ -12,6 +12,7 @@ import numpy as np
 
 from hamfast.data import deeph, deeph_legacy
 from hamfast.data.blocks import BlockMatrix
+from hamfast.data.codes import CODES
 from hamfast.data.plausible import warn_of_mix_ups
 from hamfast.data.snapshot import Snapshot, check_atoms, check_snapshot, check_structure
 from hamfast.errors import DataWarning, HamfastError
@@ -21,17 +22,19 @@ from hamfast.errors import DataWarning, HamfastError
 class Format(Protocol):
     """One on-disk layout of structure folders: a module with these names.
 
-    A new format is such a module, and its name in :data:`FORMATS`. All of its functions raise
+    A new format is such a module, and its name in :data:`WRITTEN`; a DFT code's own files have a
+    smaller interface, see :class:`hamfast.data.codes.native.Code`. All of its functions raise
     :class:`hamfast.errors.HamfastError` where a file is missing, damaged or wrong. What they read
     is in the units and the orbital order of :class:`hamfast.data.snapshot.Snapshot`.
     """
 
     NAME: str
     """What ``hamfast data convert --to`` calls it."""
+    FILE: str
+    """In words, the files by which such a folder is known."""
     HAMILTONIAN: str
-    OVERLAP: str
     PREDICTION: str
-    """The files of the matrices; the last one is what ``hamfast predict`` writes."""
+    """The files of the Hamiltonians of DFT, and of ``hamfast predict``."""
     FILES: tuple[str, ...]
     """All files of a structure in this layout, also those that need not be there."""
 
@@ -41,8 +44,9 @@ class Format(Protocol):
     def read_structure(self, folder: Path) -> Snapshot:
         """Reads all but the matrices."""
 
-    def read_pairs(self, path: Path) -> np.ndarray:
-        """``[pairs, 5]`` int64: the atom pairs in the file of a matrix, without its blocks."""
+    def read_pairs(self, folder: Path) -> np.ndarray | None:
+        """``[pairs, 5]`` int64: the atom pairs of the Hamiltonian, or of the overlap if there is no
+        Hamiltonian, without the blocks; None if there is no matrix."""
 
     def read(self, folder: Path, hamiltonian: str | None = ...) -> Snapshot:
         """Reads a structure with its matrices; those that are not there are None.
@@ -59,7 +63,21 @@ class Format(Protocol):
         """Writes a predicted Hamiltonian beside the structure's files; returns the path."""
 
 
-FORMATS: tuple[Format, ...] = (deeph, deeph_legacy)
+WRITTEN: tuple[Format, ...] = (deeph, deeph_legacy)
+"""The formats that hamfast reads and writes."""
+
+FORMATS: tuple[Format, ...] = (*WRITTEN, *CODES)
+"""All formats; a folder has the first one that knows it."""
+
+
+def written_as(layout: Format) -> Format:
+    """The format of what hamfast writes about a folder of this format: itself, or the new DeepH
+    layout if it is a DFT code's own."""
+    return layout if layout in WRITTEN else deeph
+
+
+def _expected() -> str:
+    return ", or ".join(f"{f.FILE} ({f.NAME})" for f in FORMATS)
 
 
 def detect(folder: Path) -> Format | None:
@@ -68,15 +86,15 @@ def detect(folder: Path) -> Format | None:
 
 
 def by_name(name: str) -> Format:
-    """The format with this ``NAME``.
+    """The written format with this ``NAME``.
 
     Raises:
         HamfastError: there is none.
     """
-    for f in FORMATS:
+    for f in WRITTEN:
         if name == f.NAME:
             return f
-    raise HamfastError(f"format: expected one of {', '.join(f.NAME for f in FORMATS)}, found {name!r}")
+    raise HamfastError(f"format: expected one of {', '.join(f.NAME for f in WRITTEN)}, found {name!r}")
 
 
 def format_of(folder: Path) -> Format:
@@ -87,10 +105,7 @@ def format_of(folder: Path) -> Format:
     """
     found = detect(folder)
     if found is None:
-        raise HamfastError(
-            f"{folder}: not a structure folder; expected POSCAR and info.json (new DeepH layout) or lat.dat and "
-            "element.dat (legacy DeepH layout)"
-        )
+        raise HamfastError(f"{folder}: not a structure folder; expected {_expected()}")
     return found
 
 
@@ -135,13 +150,10 @@ def read_pairs(folder: Path | str, snapshot: Snapshot) -> np.ndarray | None:
         HamfastError: the file is damaged, or names atoms that the structure does not have.
     """
     folder = Path(folder)
-    layout = format_of(folder)
-    for name, file in (("Hamiltonian", layout.HAMILTONIAN), ("overlap", layout.OVERLAP)):
-        if (folder / file).exists():
-            pairs = layout.read_pairs(folder / file)
-            check_atoms(snapshot, name, pairs, str(folder))
-            return pairs
-    return None
+    pairs = format_of(folder).read_pairs(folder)
+    if pairs is not None:
+        check_atoms(snapshot, "matrix", pairs, str(folder))
+    return pairs
 
 
 def find_structures(root: Path | str) -> list[Path]:
@@ -165,15 +177,14 @@ def find_structures(root: Path | str) -> list[Path]:
                 _warn_of_incomplete([p for p in folders if p not in found])
                 return found
     raise HamfastError(
-        f"{root}: no structure folders found; expected {root}/dft/<label>/ or {root}/<label>/ with POSCAR and info.json "
-        "(new DeepH layout) or lat.dat and element.dat (legacy)"
+        f"{root}: no structure folders found; expected {root}/dft/<label>/ or {root}/<label>/ with {_expected()}"
     )
 
 
 def _warn_of_incomplete(folders: Sequence[Path]) -> None:
     """Folders that hold files of a layout, but not those that make a structure."""
     for folder in folders:
-        there = sorted(name for f in FORMATS for name in f.FILES if (folder / name).exists())
+        there = sorted(name for f in WRITTEN for name in f.FILES if (folder / name).exists())
         if there:
             warnings.warn(
                 f"{folder}: passed over; it has {', '.join(there)}, but a structure needs POSCAR and info.json, or lat.dat and "

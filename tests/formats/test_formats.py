@@ -10,7 +10,7 @@ import pytest
 from kit import random_snapshot
 
 from hamfast.data import by_name, find_structures, read_snapshot
-from hamfast.data.formats import FORMATS, Format, format_of, read_pairs, read_structure
+from hamfast.data.formats import FORMATS, WRITTEN, Format, format_of, read_pairs, read_structure
 from hamfast.errors import HamfastError
 
 SHELLS = {42: (0, 1, 2), 16: (0, 0, 3)}
@@ -45,6 +45,11 @@ def test_a_format_has_all_that_the_protocol_asks_for(layout):
         if not name.startswith("_"):  # and of the functions every argument, in order
             parameters = list(inspect.signature(asked).parameters)[1:]
             assert list(inspect.signature(getattr(layout, name)).parameters) == parameters, name
+    assert layout.PREDICTION in layout.FILES
+
+
+@pytest.mark.parametrize("layout", WRITTEN, ids=[f.NAME for f in WRITTEN])
+def test_a_written_format_names_the_files_of_its_matrices(layout):
     assert {layout.HAMILTONIAN, layout.OVERLAP, layout.PREDICTION} < set(layout.FILES)
 
 
@@ -64,7 +69,7 @@ def test_pairs_alone_are_those_of_the_whole_matrix(tmp_path, layout):
 def test_pairs_of_atoms_that_are_not_there(tmp_path, layout):
     by_name(layout).write(random_snapshot(SHELLS, [42, 16, 16]), tmp_path)
     smaller = random_snapshot(SHELLS, [42, 16])
-    with pytest.raises(HamfastError, match="the Hamiltonian names atoms 0 to 2, but the structure has 2 atoms"):
+    with pytest.raises(HamfastError, match="the matrix names atoms 0 to 2, but the structure has 2 atoms"):
         read_pairs(tmp_path, smaller)
 
 

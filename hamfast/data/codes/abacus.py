@@ -59,7 +59,7 @@ def read(path: Path, matrices: bool) -> Snapshot:
     symbols = [element_symbol(label, stru) for label in labels]
     shells = [basis[label] for label in labels]
     orbitals = Orbitals.of_shells(shells, ABACUS_ORDER)
-    dimension, is_complex = _head(path)
+    dimension = _dimension(path)
     spinor = dimension == 2 * len(orbitals.atoms)
     second = next((folder / names[1] for names in HAMILTONIANS if names[0] == path.name), None)
     collinear = second is not None and second.is_file()
@@ -85,7 +85,7 @@ def read(path: Path, matrices: bool) -> Snapshot:
     if not overlaps:
         raise HamfastError(f"{folder}: expected S(R) ({' or '.join(OVERLAPS)}), found none")
     overlap = _matrix(overlaps[0], orbitals, spinor, 1.0, spin_diagonal=True)
-    if collinear:
+    if second is not None and collinear:
         hamiltonian = two_channels(*(_matrix(p, orbitals, False, RYDBERG) for p in (path, second)))
     else:
         hamiltonian = _matrix(path, orbitals, spinor, RYDBERG)
@@ -176,25 +176,19 @@ def _lines(path: Path):
         yield from file
 
 
-def _head(path: Path) -> tuple[int, bool]:
-    """How many orbitals the matrix has, with spin; and is it complex?"""
-    dimension = None
+def _dimension(path: Path) -> int:
+    """How many orbitals the matrix has, with spin."""
     for n, line in enumerate(_lines(path)):
         found = re.search(r"Matrix Dimension of [HS]\(R\):\s*(\d+)", line)
-        dimension = int(found[1]) if found else dimension
-        if dimension is not None and "(" in line and "," in line:
-            return dimension, True
-        if n > 20 and dimension is not None:
-            return dimension, False
-        if n > 1000:
+        if found:
+            return int(found[1])
+        if n > 100:
             break
-    if dimension is None:
-        raise HamfastError(f"{path}: expected a line `Matrix Dimension of H(R): n`, found none; an unknown version?")
-    return dimension, False
+    raise HamfastError(f"{path}: expected a line `Matrix Dimension of H(R): n`, found none; an unknown version?")
 
 
 def _matrix(path: Path, orbitals: Orbitals, spinor: bool, unit: float, spin_diagonal: bool = False) -> BlockMatrix:
-    """A matrix from its file; of an overlap with spin the up-up part, which is the down-down one."""
+    """A matrix from its file; of an overlap with spin the part of spin up, as down is the same."""
     lines = _lines(path)
     total = None
     for line in lines:
@@ -206,7 +200,7 @@ def _matrix(path: Path, orbitals: Orbitals, spinor: bool, unit: float, spin_diag
     parts: list[tuple[np.ndarray, ...]] = []
     try:
         for _ in range(total):
-            *R, count = (int(word) for word in next(lines).split())
+            *cell, count = (int(word) for word in next(lines).split())
             if count == 0:
                 continue
             values = _numbers(next(lines))
@@ -214,10 +208,10 @@ def _matrix(path: Path, orbitals: Orbitals, spinor: bool, unit: float, spin_diag
             pointers = np.array(next(lines).split(), dtype=np.int64)
             if not len(values) == len(columns) == count == pointers[-1]:
                 raise ValueError(
-                    f"R = {tuple(R)} has {len(values)} values and {len(columns)} columns instead of {count}"
+                    f"R = {tuple(cell)} has {len(values)} values and {len(columns)} columns instead of {count}"
                 )
             rows = np.repeat(np.arange(len(pointers) - 1), np.diff(pointers))
-            parts.append((np.tile(R, (count, 1)), rows, columns, values))
+            parts.append((np.tile(cell, (count, 1)), rows, columns, values))
     except StopIteration:
         raise HamfastError(
             f"{path}: ends before its {total} lattice vectors: the calculation or the copy was not finished"

@@ -1,8 +1,9 @@
 """CP2K: ``PROJECT-KS_SPIN_1_R_1-1_0.csr`` and its like, of ``KS_CSR_WRITE`` and ``S_CSR_WRITE``.
 
-There is a file for each lattice vector R (``REAL_SPACE .TRUE.``), with the elements as text or, with
-``BINARY .TRUE.``, in Fortran records. Cell, atoms, basis, the list of R and the Fermi level come from
-the output file beside them; positions have more digits in the input, if it is there. H is in hartree.
+There is a file for each lattice vector R (``REAL_SPACE .TRUE.``), with the elements as text or,
+with ``BINARY .TRUE.``, in Fortran records. Cell, atoms, basis, the list of R and the Fermi level
+come from the output file beside them. Cell and positions have more digits in the input or the
+restart file, if one is there. H is in hartree.
 
 R in the file belongs to atoms that are wrapped into [-1/2, 1/2) of the cell. Here it belongs to the
 atoms as the input has them.
@@ -131,7 +132,7 @@ def _atoms(text: str, log: Path) -> tuple[np.ndarray, list[str], list[str], np.n
 
 
 def _digits(folder: Path, cell: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cell and positions with the digits of the input or restart files that agree with the output."""
+    """Cell and positions with the digits of those input or restart files that agree with them."""
     for path in sorted([*folder.glob("*.inp"), *folder.glob("*.restart")]):
         text = read_text(path)
         found = re.search(r"&CELL\b(.*?)&END", text, re.DOTALL | re.IGNORECASE)
@@ -151,7 +152,7 @@ def _digits(folder: Path, cell: np.ndarray, positions: np.ndarray) -> tuple[np.n
 
 
 def _given_cell(section: str) -> np.ndarray | None:
-    """The cell of a section &CELL in angstrom; None if it is not given by vectors or right angles."""
+    """The cell of a section &CELL in angstrom; None if it has neither vectors nor right angles."""
     lines = [re.split(r"[!#]", line)[0].split() for line in section.splitlines()]
     words = {line[0].upper(): line[1:] for line in lines if line}
     try:

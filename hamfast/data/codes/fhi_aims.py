@@ -11,6 +11,7 @@ A row belongs to the atom in the cell of ``cell_index``, a column to the one in 
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -46,11 +47,8 @@ def read(path: Path, matrices: bool) -> Snapshot:
     up, down = spins[0], spins[1] or spins[2]
     if text is not None and "Have a nice day" not in text:
         raise HamfastError(f"{folder}: its output does not end with `Have a nice day.`: the calculation did not end")
-    if text is not None and re.search(
-        r"scf_solver: SCF cycle not converged|Self-consistency cycle not yet converged", text
-    ):
-        if "Self-consistency cycle converged" not in text:
-            raise HamfastError(f"{folder}: the SCF did not converge; its matrices are not those of DFT")
+    if text is not None and "Self-consistency cycle converged" not in text:
+        raise HamfastError(f"{folder}: the SCF did not converge; its matrices are not those of DFT")
     fermi = re.findall(r"Chemical potential \(Fermi level\) in eV\s*:\s*(\S+)", text or "")
     electrons = re.findall(r"number of electrons.*?:\s*([\d.]+)", text or "", re.IGNORECASE)
     symbols = list(atoms.get_chemical_symbols())
@@ -96,7 +94,9 @@ def _atoms(path: Path):
     if not path.is_file():
         raise HamfastError(f"{path}: expected the structure of the calculation, found no such file")
     try:
-        atoms = ase_read(path, format="aims")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of ASE, about a plugin to come
+            atoms = ase_read(path, format="aims")
     except Exception as error:  # ASE raises whatever its parser stumbles on
         raise HamfastError(f"{path}: not a readable geometry.in ({type(error).__name__}: {error})") from error
     if not atoms.pbc.all():  # type: ignore[union-attr]
@@ -115,36 +115,37 @@ def _output(folder: Path) -> str | None:
 
 def _basis(path: Path, atoms: int) -> Orbitals:
     """The orbitals, from the lines `number type atom n l m`, in the order of the file."""
-    rows = []
+    kinds: list[str] = []
+    numbers: list[list[int]] = []
     for line in read_text(path).splitlines():
         words = line.split()
         if len(words) == 6 and words[0].isdecimal():
-            rows.append([words[1], *map(int, words[2:])])
-    if not rows:
+            kinds.append(words[1])
+            numbers.append([int(word) for word in words[2:]])
+    if not numbers:
         raise HamfastError(f"{path}: expected lines `number type atom n l m`, found none")
-    atom = np.array([row[1] for row in rows]) - 1
+    atom = np.array([row[0] for row in numbers]) - 1
     if atom.min() < 0 or atom.max() != atoms - 1:
         raise HamfastError(f"{path}: expected orbitals of {atoms} atoms, found those of {atom.max() + 1}")
     # A shell is 2 l + 1 orbitals of one atom, type, n and l, from m = -l on; there may be several.
     shells: list[list[int]] = [[] for _ in range(atoms)]
     starts = [0] * atoms
-    position, sign = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.int64)
-    n = 0
-    while n < len(rows):
-        kind, _, number, l, _ = rows[n]
-        own = rows[n : n + 2 * l + 1]
-        if [row[4] for row in own] != list(range(-l, l + 1)) or any(
-            row[:4] != [kind, rows[n][1], number, l] for row in own
-        ):
+    position, sign = np.empty(len(kinds), dtype=np.int64), np.empty(len(kinds), dtype=np.int64)
+    first = 0
+    while first < len(kinds):
+        _, n, l, _ = numbers[first]
+        own = slice(first, first + 2 * l + 1)
+        expected = [[int(atom[first]) + 1, n, l, m] for m in range(-l, l + 1)]
+        if numbers[own] != expected or len(set(kinds[own])) > 1:
             raise HamfastError(
-                f"{path}: expected the orbitals m = {-l} ... {l} of a shell from line {n + 1} on, found others"
+                f"{path}: expected the orbitals m = {-l} ... {l} of a shell from number {first + 1} on, found others"
             )
-        a = atom[n]
-        position[n : n + 2 * l + 1] = starts[a] + np.arange(2 * l + 1)
-        sign[n : n + 2 * l + 1] = AIMS_ORDER.of(l)[1]
+        a = atom[first]
+        position[own] = starts[a] + np.arange(2 * l + 1)
+        sign[own] = AIMS_ORDER.of(l)[1]
         shells[a].append(l)
         starts[a] += 2 * l + 1
-        n += 2 * l + 1
+        first += 2 * l + 1
     return Orbitals(atom, position, sign, [tuple(ls) for ls in shells])
 
 

@@ -53,11 +53,11 @@ class NativeFormat:
     """
 
     HAMILTONIAN, PREDICTION = "dft", deeph.PREDICTION
+    """The first is no file: a code may have many for its matrices."""
     FILES: tuple[str, ...] = (deeph.PREDICTION,)
 
     def __init__(self, code: Code):
         self.code, self.NAME, self.FILE = code, code.NAME, code.FILE
-        self.COPIES = deeph
 
     def is_this_layout(self, folder: Path) -> bool:
         """Does a folder hold a calculation of this code?"""
@@ -128,7 +128,7 @@ class Orbitals:
                 start += 2 * l + 1
         if not atoms:
             raise HamfastError("expected atoms with orbitals, found none")
-        return Orbitals(*(np.concatenate(parts) for parts in (atoms, positions, signs)), shells)
+        return Orbitals(np.concatenate(atoms), np.concatenate(positions), np.concatenate(signs), shells)
 
     @property
     def counts(self) -> np.ndarray:

@@ -1,8 +1,8 @@
 """OpenMX: ``NAME.scfout`` of version 3.8, 3.9 or 4.0 (``HS.fileout on``).
 
-The file is a stream of int32 and float64 numbers without marks between them. It holds the structure,
-H, S, the density matrix, the Fermi level and, at its end, the input file. The shells come from the
-names of the basis sets there. Energies are in hartree, lengths in bohr.
+The file is a stream of int32 and float64 numbers without marks between them. It holds the
+structure, H, S, the density matrix, the Fermi level and, at its end, the input file. The shells
+come from the names of the basis sets there. Energies are in hartree, lengths in bohr.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from ase.data import atomic_numbers
 
 from hamfast.data.codes.native import (
     Orbitals,
@@ -46,15 +47,20 @@ class _Stream:
         self.file, self.path = file, path
         self.order = "<"
 
-    def _read(self, letter: str, count: int) -> np.ndarray:
-        size = count * int(letter[1])
+    def _bytes(self, size: int) -> bytes:
         content = self.file.read(size)
         if len(content) != size:
             raise HamfastError(
                 f"{self.path}: ends in the middle; expected {size} more bytes, found {len(content)}: "
                 "the calculation or the copy was not finished"
             )
-        return np.frombuffer(content, self.order + letter)
+        return content
+
+    def _read(self, letter: str, count: int) -> np.ndarray:
+        return np.frombuffer(self._bytes(count * int(letter[1])), self.order + letter)
+
+    def line(self) -> str:
+        return self._bytes(256).split(b"\0")[0].decode(errors="replace")
 
     def integers(self, count: int) -> np.ndarray:
         return self._read("i4", count).astype(np.int64)
@@ -99,32 +105,31 @@ def _read(stream: _Stream, path: Path, matrices: bool) -> Snapshot:
     receivers = np.repeat(np.arange(atoms), neighbors)
     sizes = counts[receivers] * counts[senders]
     total = int(sizes.sum())
-    hamiltonian = [stream.reals(total) for _ in range(SPINS[spin])]
-    imaginary = [stream.reals(total) for _ in range(3)] if spin == 3 else []
-    overlap = stream.reals(total)
-    densities = SPINS[spin] + 2 if version == 3 else SPINS[spin] + (2 if spin == 3 else 0)
+    real, imaginary = SPINS[spin], 3 if spin == 3 else 0
+    if matrices:
+        *energies, overlap = (stream.reals(total) for _ in range(real + imaginary + 1))
+    else:
+        stream.skip(total * (real + imaginary + 1))
+    densities = real + 2 if version == 3 else real + (2 if spin == 3 else 0)
     stream.skip(total * (3 * order + (3 if version == 3 else 0) + densities))
     stream.integers(1)
     numbers = stream.reals(10)
     lines = int(stream.integers(1)[0])
     if not 0 < lines < 10**6:
         raise HamfastError(f"{path}: expected the lines of the input file at its end, found {lines}")
-    text = b"\n".join(stream.file.read(256).split(b"\0")[0] for _ in range(lines)).decode(errors="replace")
+    text = "\n".join(stream.line() for _ in range(lines))
     symbols, shells = _basis(text, counts, path)
     snapshot = Snapshot(
         label=path.parent.name,
         cell=cell,
         positions=positions,
-        numbers=np.zeros(atoms, dtype=np.int64),
+        numbers=np.array([atomic_numbers[symbol] for symbol in symbols]),
         shells=shells_of_elements(symbols, shells, path),
         spinful=spin != 0,
         fermi_energy=float(numbers[0]) * HARTREE,
         occupation=float(numbers[8]),
         info={"code": "OpenMX"} | ({"collinear": True} if spin == 1 else {}),
     )
-    from ase.data import atomic_numbers
-
-    snapshot.numbers = np.array([atomic_numbers[symbol] for symbol in symbols])
     if not matrices:
         return snapshot
     orbitals = Orbitals.of_shells(shells, OPENMX_ORDER)
@@ -141,14 +146,15 @@ def _read(stream: _Stream, path: Path, matrices: bool) -> Snapshot:
 
     s = matrix(overlap)
     if spin == 0:
-        h = matrix(hamiltonian[0] * HARTREE)
+        h = matrix(energies[0] * HARTREE)
     elif spin == 1:
-        h = two_channels(*(matrix(values * HARTREE) for values in hamiltonian))
+        h = two_channels(*(matrix(values * HARTREE) for values in energies))
     else:
         spinor = np.empty((total, 2, 2), dtype=np.complex128)
-        spinor[:, 0, 0] = hamiltonian[0] + 1j * imaginary[0]
-        spinor[:, 1, 1] = hamiltonian[1] + 1j * imaginary[1]
-        spinor[:, 0, 1] = hamiltonian[2] + 1j * (hamiltonian[3] + imaginary[2])
+        up, down, mixed, mixed_imaginary, up_imaginary, down_imaginary, mixed_spin_orbit = energies
+        spinor[:, 0, 0] = up + 1j * up_imaginary
+        spinor[:, 1, 1] = down + 1j * down_imaginary
+        spinor[:, 0, 1] = mixed + 1j * (mixed_imaginary + mixed_spin_orbit)
         spinor[:, 1, 0] = _reversed(spinor[:, 0, 1], receivers, senders, cells[cell_of], sizes, counts, path).conj()
         h = matrix(spinor * HARTREE)
     snapshot.hamiltonian, snapshot.overlap = on_pairs_of(s, h, orbitals)
@@ -178,11 +184,8 @@ def _basis(text: str, counts: np.ndarray, path: Path) -> tuple[list[str], list[t
         shells = re.search(r"-((?:[spdfg]\d+)+)", basis)
         if shells is None:
             raise HamfastError(f"{path}: expected a basis like C6.0-s2p2d1 for {name}, found {basis!r}")
-        ls = [
-            l
-            for letter, count in re.findall(r"([spdfg])(\d+)", shells[1])
-            for l in ["spdfg".index(letter)] * int(count)
-        ]
+        counted = re.findall(r"([spdfg])(\d+)", shells[1])
+        ls = [l for letter, count in counted for l in ["spdfg".index(letter)] * int(count)]
         species[name] = (element_symbol(potential[0] if potential else basis, path), tuple(ls))
     names = [line.split()[1] for line in _block(text, "Atoms.SpeciesAndCoordinates", path)]
     if len(names) != len(counts):
@@ -191,11 +194,11 @@ def _basis(text: str, counts: np.ndarray, path: Path) -> tuple[list[str], list[t
     if unknown:
         raise HamfastError(f"{path}: the input has atoms of {unknown[0]!r}, which Definition.of.Atomic.Species lacks")
     symbols, shells_of = [species[n][0] for n in names], [species[n][1] for n in names]
-    for atom, ls in enumerate(shells_of):
-        if sum(2 * l + 1 for l in ls) != counts[atom]:
+    for atom, own in enumerate(shells_of):
+        expected = sum(2 * l + 1 for l in own)
+        if expected != counts[atom]:
             raise HamfastError(
-                f"{path}: atom {atom} ({names[atom]}) has {counts[atom]} orbitals, but its basis {list(ls)} has "
-                f"{sum(2 * l + 1 for l in ls)}"
+                f"{path}: atom {atom} ({names[atom]}) has {counts[atom]} orbitals, but its basis {list(own)} has {expected}"
             )
     return symbols, shells_of
 

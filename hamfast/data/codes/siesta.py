@@ -1,8 +1,8 @@
 """SIESTA 4 and 5: ``.TSHS``, ``.HSX`` or ``.nc``.
 
-``TS.HS.Save T`` writes the first, in double precision; ``SaveHS T`` the second. The package sisl reads
-them, but for ``.HSX`` of SIESTA 4, which lacks the cell: there it comes from ``.XV``, and the Fermi
-level from ``.EIG``. Shells come from ``.ORB_INDX``.
+``TS.HS.Save T`` writes the first, in double precision; ``SaveHS T`` the second. The package sisl
+reads them, but for ``.HSX`` of SIESTA 4, which lacks the cell: there it comes from ``.XV``, and the
+Fermi level from ``.EIG``. Shells come from ``.ORB_INDX``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RYDBERG, BOHR = 13.60580, 0.529177
 
 
 def main_file(folder: Path) -> Path | None:
-    """The file of the matrices: ``.TSHS`` before ``.nc`` before ``.HSX``, as digits are lost in the last."""
+    """The file of the matrices: ``.TSHS``, else ``.nc``, else ``.HSX``, which has fewer digits."""
     for end in ("TSHS", "nc", "HSX"):
         found = sorted(p for p in folder.glob(f"*.{end}") if end != "nc" or _is_siesta(p))
         if found:
@@ -220,8 +220,8 @@ def _old_hsx(path: Path, labels: list[str]) -> _Content:
             energies[:, 1, 0] = h[2] + 1j * h[3]
             energies[:, 0, 1] = h[2] - 1j * h[3]
         if spins == 8:
-            energies[:, 0, 0] -= 1j * h[4]
-            energies[:, 1, 1] -= 1j * h[5]
+            energies[:, 0, 0] = h[0] - 1j * h[4]
+            energies[:, 1, 1] = h[1] - 1j * h[5]
             energies[:, 0, 1] = h[6] - 1j * h[7]
     fermi = _fermi_level(path)
     return _Content(cell, positions, orbitals, R, rows, columns, s, energies, spins == 2, fermi, electrons)
