@@ -1,0 +1,270 @@
+"""The overlap matrix as a function of the structure, fitted to the overlaps of a data set.
+
+The overlap of two atomic orbitals depends on the vector between their atoms alone. So each irrep of
+a block with l and the parity (-1)^l is a function of the distance times the harmonics of the
+direction (Slater and Koster, Phys. Rev. 94, 1498, 1954), and the others are zero:
+
+    x_lm(r) = f(|r|) Y_lm(r / |r|).
+
+The functions f are cubic splines, fitted by least squares to the blocks of a training set, one for
+each pair of elements and each irrep. On an atom the block is constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from e3nn import o3
+from scipy.interpolate import BSpline
+
+from hamfast.data.blocks import BlockMatrix, pair_name, species_groups
+from hamfast.data.graphs import pairs_within
+from hamfast.data.snapshot import Snapshot
+from hamfast.errors import HamfastError
+from hamfast.targets import TargetSpec
+
+SPACING = 0.1
+"""Angstrom between the knots of the splines."""
+DEGREE = 3
+STIFFNESS = 1e-9
+"""Weight of the splines' second differences, relative to the data: it fills what the data leave."""
+MARGIN = 0.05
+"""Angstrom beyond the distances of the data to which a spline is trusted."""
+
+
+@dataclass
+class TwoCentreOverlap:
+    """Fitted overlaps; :meth:`matrix` gives those of a structure.
+
+    All arrays are float64.
+    """
+
+    spec: TargetSpec
+    """Elements and orbitals; without spin, as the overlap is."""
+    knots: np.ndarray
+    """``[knots]`` angstrom."""
+    coefficients: np.ndarray
+    """``[species pairs, splines, irreps]``."""
+    onsite: np.ndarray
+    """``[species, spec.dim]``: the irreps of an atom's own block."""
+    seen: np.ndarray
+    """``[species pairs, intervals]`` bool: does the data have pairs of such a distance? An interval
+    is :data:`SPACING` wide and begins at :attr:`start`."""
+    longest: np.ndarray
+    """``[species pairs]`` angstrom: the longest pair of the data, 0 if there is none."""
+    electrons: np.ndarray | None = None
+    """``[species]``: electrons of an atom, from the numbers of electrons of the data."""
+    error: tuple[float, float] | None = None
+    """Mean and largest |dS| on structures that were not fitted; None if there were none."""
+
+    @property
+    def start(self) -> float:
+        """Angstrom: where the splines begin."""
+        return float(self.knots[DEGREE])
+
+    # --- fit
+    # ---------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def fit(spec: TargetSpec, snapshots: Iterable[Snapshot]) -> TwoCentreOverlap | None:
+        """Fits the overlaps of structures; those without one are left out. None if none has one."""
+        spec = TargetSpec(spec.shells, False)
+        species = {z: n for n, z in enumerate(spec.elements)}
+        rows: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+        onsite, counts = np.zeros((spec.num_species, spec.dim)), np.zeros(spec.num_species)
+        electrons: list[tuple[np.ndarray, float]] = []
+        for snapshot in snapshots:
+            index = np.array([species[int(z)] for z in snapshot.numbers])
+            if snapshot.occupation is not None:
+                electrons.append((np.bincount(index, minlength=spec.num_species), snapshot.occupation))
+            if snapshot.overlap is None:
+                continue
+            for first, second, which in species_groups(index, snapshot.overlap.pairs):
+                blocks = torch.from_numpy(np.ascontiguousarray(snapshot.overlap.group(which), dtype=np.float64))
+                x = spec.to_irreps(blocks, first, second).numpy()
+                vectors = snapshot.pair_vectors(snapshot.overlap.pairs[which])
+                length = np.linalg.norm(vectors, axis=1)
+                home = length < 1e-6
+                onsite[first] += x[home].sum(axis=0)
+                counts[first] += home.sum()
+                amplitudes = _amplitudes(spec, x[~home], vectors[~home])
+                rows.setdefault(first * spec.num_species + second, []).append((length[~home], amplitudes))
+        if not counts.any():
+            return None
+        lengths = [length for parts in rows.values() for length, _ in parts if len(length)]
+        low = min((float(length.min()) for length in lengths), default=1.0) - 2 * MARGIN
+        high = max((float(length.max()) for length in lengths), default=2.0) + 2 * MARGIN
+        intervals = int(np.ceil((high - low) / SPACING))
+        knots = low + SPACING * np.arange(-DEGREE, intervals + DEGREE + 1)
+        pairs, splines = spec.num_species**2, intervals + DEGREE
+        coefficients = np.zeros((pairs, splines, len(spec.irreps)))
+        seen, longest = np.zeros((pairs, intervals), dtype=bool), np.zeros(pairs)
+        for pair, parts in rows.items():
+            length, amplitudes = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+            if not len(length):
+                continue
+            design = BSpline.design_matrix(length, knots, DEGREE)
+            gram = (design.T @ design).toarray()
+            second_differences = np.diff(np.eye(splines), 2, axis=0)
+            gram += STIFFNESS * len(length) * second_differences.T @ second_differences
+            gram += 1e-15 * len(length) * np.eye(splines)
+            coefficients[pair] = np.linalg.solve(gram, design.T @ amplitudes)
+            found = np.unique(((length - low) / SPACING).astype(int))
+            seen[pair, found] = True
+            longest[pair] = length.max()
+        onsite /= np.maximum(counts, 1)[:, None]
+        return TwoCentreOverlap(spec, knots, coefficients, onsite, seen, longest, _electrons(electrons))
+
+    def measure(self, snapshots: Iterable[Snapshot]) -> None:
+        """Sets :attr:`error` by structures that were not fitted."""
+        differences = []
+        for snapshot in snapshots:
+            if snapshot.overlap is None:
+                continue
+            try:
+                found = self._of_pairs(snapshot, snapshot.overlap.pairs)
+            except HamfastError:  # a distance that the training has not
+                continue
+            differences.append(np.abs(found.entries - snapshot.overlap.entries))
+        if differences:
+            joined = np.concatenate(differences)
+            self.error = float(joined.mean()), float(joined.max())
+
+    # --- prediction
+    # ---------------------------------------------------------------------------------------------
+
+    def matrix(self, snapshot: Snapshot) -> BlockMatrix:
+        """The overlap of a structure: all pairs up to the longest of the data.
+
+        Raises:
+            HamfastError: two atoms have a distance that the data do not determine.
+        """
+        cutoffs = (self.longest + MARGIN / 10).reshape(self.spec.num_species, -1)
+        species = self._species(snapshot)
+        pairs = pairs_within(snapshot, species, np.where(self.longest.reshape(cutoffs.shape) > 0, cutoffs, 0.0))
+        return self._of_pairs(snapshot, pairs)
+
+    def num_electrons(self, snapshot: Snapshot) -> float | None:
+        """Electrons of the cell; None if the data did not tell."""
+        return None if self.electrons is None else float(self.electrons[self._species(snapshot)].sum())
+
+    def _species(self, snapshot: Snapshot) -> np.ndarray:
+        species = {z: n for n, z in enumerate(self.spec.elements)}
+        return np.array([species[int(z)] for z in snapshot.numbers])
+
+    def _of_pairs(self, snapshot: Snapshot, pairs: np.ndarray) -> BlockMatrix:
+        species = self._species(snapshot)
+        vectors = snapshot.pair_vectors(pairs)
+        length = np.linalg.norm(vectors, axis=1)
+        blocks: list[np.ndarray | None] = [None] * len(pairs)
+        for first, second, which in species_groups(species, pairs):
+            pair = first * self.spec.num_species + second
+            home = length[which] < 1e-6
+            hop = which[~home]
+            self._check(snapshot, pairs, hop, length, first, second)
+            x = np.tile(self.onsite[first], (len(which), 1))
+            if len(hop):
+                inside = np.clip(length[hop], self.start, self.knots[-DEGREE - 1])
+                amplitudes = BSpline.design_matrix(inside, self.knots, DEGREE) @ self.coefficients[pair]
+                x[~home] = _from_amplitudes(self.spec, amplitudes, vectors[hop])
+            for n, block in zip(which.tolist(), self.spec.to_blocks(torch.from_numpy(x), first, second), strict=True):
+                blocks[n] = block.numpy()
+        found = BlockMatrix.from_blocks(pairs, blocks)
+        return _symmetric(found)
+
+    def _check(self, snapshot, pairs, which, length, first, second) -> None:
+        """Raises HamfastError for a pair that the data say nothing about."""
+        pair = first * self.spec.num_species + second
+        own = length[which]
+        if not len(own):
+            return
+        known = self.seen[pair]
+        starts = self.start + SPACING * np.flatnonzero(known)
+        # From the nearest interval that has data.
+        away = np.full(len(own), np.inf)
+        if len(starts):
+            gap = np.maximum(starts - own[:, None], own[:, None] - starts - SPACING)
+            away = np.maximum(gap, 0).min(axis=1)
+        worst = int(np.argmax(away))
+        if away[worst] > MARGIN:
+            names = f"{chemical_symbols[self.spec.elements[first]]}-{chemical_symbols[self.spec.elements[second]]}"
+            raise HamfastError(
+                f"{snapshot.label}: its overlap cannot be told: {pair_name(pairs[which[worst]])} is a pair {names} of "
+                f"{own[worst]:.2f} angstrom, and the training has {_ranges(starts)}"
+            )
+
+    # --- in checkpoints
+    # ---------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """All of it as tensors and plain numbers."""
+        arrays = {name: getattr(self, name) for name in ("knots", "coefficients", "onsite", "seen", "longest")}
+        return {
+            **{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()},
+            "electrons": None if self.electrons is None else torch.from_numpy(self.electrons),
+            "error": None if self.error is None else list(self.error),
+        }
+
+    @staticmethod
+    def from_state(spec: TargetSpec, state: dict[str, Any]) -> TwoCentreOverlap:
+        """The inverse of :meth:`state`, for the elements and orbitals of a model."""
+        arrays = {name: state[name].numpy() for name in ("knots", "coefficients", "onsite", "seen", "longest")}
+        electrons = None if state["electrons"] is None else state["electrons"].numpy()
+        error = None if state["error"] is None else (float(state["error"][0]), float(state["error"][1]))
+        return TwoCentreOverlap(TargetSpec(spec.shells, False), **arrays, electrons=electrons, error=error)
+
+
+def _ranges(starts: np.ndarray) -> str:
+    """``1.2 to 1.7 and 2.2 to 3.0 angstrom``, or none."""
+    if not len(starts):
+        return "none"
+    breaks = np.flatnonzero(np.diff(starts) > 1.5 * SPACING)
+    begins = starts[np.concatenate([[0], breaks + 1])]
+    ends = starts[np.concatenate([breaks, [len(starts) - 1]])] + SPACING
+    return " and ".join(f"{a:.2f} to {b:.2f}" for a, b in zip(begins, ends, strict=True)) + " angstrom"
+
+
+def _harmonics(spec: TargetSpec, vectors: np.ndarray) -> np.ndarray:
+    """``[rows, spec.dim]``: for each component the harmonic of its l and m."""
+    l_max = max(ir.l for _, ir in spec.irreps)
+    own = torch.from_numpy(vectors[:, [1, 2, 0]])  # e3nn's axes
+    harmonics = o3.spherical_harmonics(list(range(l_max + 1)), own, True, "component").numpy()
+    return harmonics[:, np.concatenate([np.arange(ir.l**2, (ir.l + 1) ** 2) for _, ir in spec.irreps])]
+
+
+def _natural(spec: TargetSpec) -> np.ndarray:
+    """``[irreps]``: 1 for those that a function of one vector can make."""
+    return np.array([float(ir.p == (-1) ** ir.l) for _, ir in spec.irreps])
+
+
+def _amplitudes(spec: TargetSpec, x: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """``[rows, irreps]``: f of each irrep."""
+    sizes = [ir.dim for _, ir in spec.irreps]
+    starts = np.cumsum([0, *sizes[:-1]])
+    return np.add.reduceat(x * _harmonics(spec, vectors), starts, axis=1) / sizes * _natural(spec)
+
+
+def _from_amplitudes(spec: TargetSpec, amplitudes: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """``[rows, spec.dim]``: the irreps; the inverse of :func:`_amplitudes`."""
+    return np.repeat(amplitudes, [ir.dim for _, ir in spec.irreps], axis=1) * _harmonics(spec, vectors)
+
+
+def _symmetric(matrix: BlockMatrix) -> BlockMatrix:
+    """The mean of each block and the transpose of its reverse."""
+    reverse = matrix.reverse
+    blocks = [0.5 * (matrix.block(n) + matrix.block(int(m)).T) for n, m in enumerate(reverse)]
+    return BlockMatrix.from_blocks(matrix.pairs, blocks)
+
+
+def _electrons(rows: list[tuple[np.ndarray, float]]) -> np.ndarray | None:
+    """Electrons per atom of each element; None if no such numbers explain the data."""
+    if not rows:
+        return None
+    counts, totals = np.array([row[0] for row in rows], dtype=float), np.array([row[1] for row in rows])
+    found = np.linalg.lstsq(counts, totals, rcond=None)[0]
+    return found if np.abs(counts @ found - totals).max() < 1e-3 * max(1.0, np.abs(totals).max()) else None
