@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +33,15 @@ class MatrixSizes:
     """How many pairs the Hamiltonian has more than the overlap; 0 where one of them is missing."""
 
 
+class PairCount(NamedTuple):
+    """How much a network has to do for a structure, as its list of pairs says."""
+
+    pairs: int
+    """Edges of its graph."""
+    elements: int
+    """Matrix elements of all their blocks."""
+
+
 @dataclass
 class DatasetStatistics:
     """What the structures of a data set are made of, and how large and long-ranged they are."""
@@ -48,6 +58,8 @@ class DatasetStatistics:
     """Of each structure whose matrices were read."""
     longest_pairs: dict[tuple[int, int], float] = field(default_factory=dict)
     """The two atomic numbers -> angstrom: the longest pair of the structures that were measured."""
+    counts: dict[Path, PairCount] = field(default_factory=dict)
+    """Of each structure that was measured."""
 
     @property
     def longest_pair(self) -> float | None:
@@ -110,9 +122,9 @@ def dataset_statistics(
         if folder in read_whole:
             found.matrices.append(_sizes(snapshot))
             matrix = snapshot.first_matrix
-            _measure(found, snapshot, None if matrix is None else matrix.pairs, lengths)
+            _measure(found, folder, snapshot, None if matrix is None else matrix.pairs, lengths)
         elif folder in measured:
-            _measure(found, snapshot, read_pairs(folder, snapshot), lengths)
+            _measure(found, folder, snapshot, read_pairs(folder, snapshot), lengths)
     found.shells = ShellSpec.from_mapping(shells, bool(spinful))
     return found
 
@@ -128,12 +140,18 @@ def _sizes(snapshot: Snapshot) -> MatrixSizes:
     )
 
 
-def _measure(found: DatasetStatistics, snapshot: Snapshot, pairs: np.ndarray | None, lengths) -> None:
-    """Takes the pairs ``[pairs, 5]`` of a structure into the longest ones."""
+def _measure(found: DatasetStatistics, folder: Path, snapshot: Snapshot, pairs: np.ndarray | None, lengths) -> None:
+    """Counts the pairs ``[pairs, 5]`` of a structure, and takes them into the longest ones."""
     if pairs is None or not len(pairs):
+        found.counts[folder] = PairCount(0, 0)
         return
     length = lengths(snapshot.pair_vectors(pairs))
     first, second = snapshot.numbers[pairs[:, 3]], snapshot.numbers[pairs[:, 4]]
+    shells = ShellSpec.from_mapping(snapshot.shells, snapshot.spinful)
+    orbitals = np.zeros(1 + max(shells.elements), dtype=np.int64)
+    for species, z in enumerate(shells.elements):
+        orbitals[z], _ = shells.block_shape(species, species)
+    found.counts[folder] = PairCount(len(pairs), int((orbitals[first] * orbitals[second]).sum()))
     for a, b in np.unique(np.stack([first, second], axis=1), axis=0).tolist():
         longest = float(length[(first == a) & (second == b)].max())
         found.longest_pairs[a, b] = max(found.longest_pairs.get((a, b), 0.0), longest)

@@ -50,9 +50,24 @@ class DataConfig(_Section):
     )
     cache: PathName | None = Field(None, description="folder of prepared graphs; default <root>/.hamfast_cache")
     batch_size: Whole = Field(
-        1, ge=1, le=1_000_000, description="structures per optimiser step, over all processes together"
+        1, ge=1, le=1_000_000, description="most structures per optimiser step, over all processes together"
+    )
+    max_edges: Whole | None = Field(
+        None,
+        ge=1,
+        le=1_000_000_000,
+        description="most edges of a step, over all processes; a larger structure is a step of its own; null: any number",
     )
     num_workers: Whole = Field(0, ge=0, le=1024, description="processes that load data")
+
+    @model_validator(mode="after")
+    def _batches(self):
+        if self.max_edges is not None and self.batch_size == 1:
+            raise ValueError(
+                f"expected a batch_size above 1 with max_edges = {self.max_edges}, found 1; both limit a batch, so it should "
+                "be the most structures of one"
+            )
+        return self
 
 
 class TargetConfig(_Section):
@@ -96,6 +111,10 @@ class PhaseConfig(_Section):
     warmup_steps: Whole = Field(100, ge=0, le=1_000_000_000, description="optimiser steps of linear warm-up")
     final_fraction: Real = Field(0.01, gt=0, le=1, description="cosine ends at learning_rate x this")
     loss: Literal["mse", "mae"] = Field("mse", description="over matrix elements; mse is DeepH-E3")
+    average: Literal["structures", "elements"] = Field(
+        "structures",
+        description="what counts the same in the loss: each structure, or each matrix element, so that large cells count more",
+    )
     onsite_weight: Real = Field(
         1.0, gt=0, le=1e6, description="of blocks of one atom in the loss; they are few, and their errors large"
     )

@@ -18,7 +18,7 @@ CONFIG_FILE = "config.yaml"
 MODEL_FILE = "model.ckpt"
 
 MAY_CHANGE = re.compile(
-    r"output|accelerator|threads|data\.(batch_size|num_workers|cache)|training\.stage2_rate|training\.stage[12]\."
+    r"output|accelerator|threads|data\.(batch_size|max_edges|num_workers|cache)|training\.stage2_rate|training\.stage[12]\."
     r"(epochs|learning_rate|schedule|warmup_steps|final_fraction|clip|ema|weight_decay|rotate|rotate_angle|safety\.\w+)"
 )
 """Keys that may change when a run is resumed.
