@@ -136,7 +136,9 @@ class PhaseConfig(_Section):
 class TrainingConfig(_Section):
     """The section ``training``."""
 
-    stage1: PhaseConfig = Field(default_factory=PhaseConfig, description="the covariant network alone")
+    stage1: PhaseConfig | None = Field(
+        default_factory=PhaseConfig, description="the covariant network alone; null: there is none"
+    )
     stage2: PhaseConfig | None = Field(
         default_factory=PhaseConfig, description="then the Transformer; null: stage 1 is the model"
     )
@@ -181,7 +183,9 @@ class Config(_Section):
     )
     data: DataConfig = Field(description="the data set")
     target: TargetConfig = Field(default_factory=TargetConfig, description="what the network predicts")
-    stage1: CovariantConfig = Field(default_factory=CovariantConfig, description="covariant network")
+    stage1: CovariantConfig | None = Field(
+        default_factory=CovariantConfig, description="covariant network; null: target.shift alone is the model"
+    )
     stage2: Annotated[TransformerConfig, AfterValidator(check_heads)] | None = Field(
         default_factory=TransformerConfig, description="graph Transformer; null: stage 1 alone"
     )
@@ -189,11 +193,21 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _stages(self):
+        if self.stage1 is None:
+            self._check_closed_form()
+        elif self.training.stage1 is None:
+            raise ValueError("stage1 has a model, but training.stage1 is null")
         if self.stage2 is None and (self.training.joint or self.training.stage2 is not None):
             raise ValueError("stage2 is null, so training.stage2 must be null and training.joint false")
         if self.stage2 is not None and self.training.stage2 is None and not self.training.joint:
             raise ValueError("stage2 has a model, but neither training.stage2 nor training.joint trains it")
         return self
+
+    def _check_closed_form(self):
+        if self.stage2 is not None or self.training.stage1 is not None:
+            raise ValueError("stage1 is null, so stage2 and training.stage1 must be null, too")
+        if self.target.shift == "none":
+            raise ValueError("stage1 is null, so target.shift is the model and may not be none")
 
 
 def load_config(path: Path) -> Config:
