@@ -113,7 +113,10 @@ def config(
     found = None if preset else suggestions(Path(root))
     if not preset and root != DATA_FOLDER and found is None:
         warnings.warn(f"{root}: no data set that can be read; the defaults were written", DataWarning, stacklevel=1)
-    text = preset_text(preset, root) if preset else config_template(root, suggestions=found)
+    if found is not None and not found.has_environment:
+        warnings.warn(f"{root}: suggested environment: {found.environment}", DataWarning, stacklevel=1)
+    settings = None if found is None else found.settings
+    text = preset_text(preset, root) if preset else config_template(root, suggestions=settings)
     if output is None:
         print(text, end="")
         return
@@ -311,8 +314,8 @@ def import_checkpoint(
 
 @data_app.command("info")
 def data_info(root: Folder) -> None:
-    """Elements, orbitals, pairs, distances, suggested irreps and cutoff, size of a training
-    step."""
+    """Elements, orbitals, pairs, distances, suggested irreps, cutoff and environment, size of a
+    training step."""
     from hamfast.data.summary import summarize
 
     for name, text in summarize(root).items():

@@ -18,6 +18,9 @@ from hamfast.shells import ShellSpec
 CUTOFF_MARGIN = 1e-3
 """Angstrom by which a cutoff exceeds the longest pair, so that rounding does not leave it out."""
 
+ONSITE = 1e-6
+"""Angstrom: shorter pairs are those of on-site blocks."""
+
 
 @dataclass
 class MatrixSizes:
@@ -60,6 +63,8 @@ class DatasetStatistics:
     """The two atomic numbers -> angstrom: the longest pair of the structures that were measured."""
     counts: dict[Path, PairCount] = field(default_factory=dict)
     """Of each structure that was measured."""
+    nearest: float = 0.0
+    """Angstrom: the longest way from an atom to its nearest neighbour, in what was measured."""
 
     @property
     def longest_pair(self) -> float | None:
@@ -141,7 +146,7 @@ def _sizes(snapshot: Snapshot) -> MatrixSizes:
 
 
 def _measure(found: DatasetStatistics, folder: Path, snapshot: Snapshot, pairs: np.ndarray | None, lengths) -> None:
-    """Counts the pairs ``[pairs, 5]`` of a structure, and takes them into the longest ones."""
+    """Counts the pairs ``[pairs, 5]`` of a structure, and takes their lengths into the others'."""
     if pairs is None or not len(pairs):
         found.counts[folder] = PairCount(0, 0)
         return
@@ -152,6 +157,10 @@ def _measure(found: DatasetStatistics, folder: Path, snapshot: Snapshot, pairs: 
     for species, z in enumerate(shells.elements):
         orbitals[z], _ = shells.block_shape(species, species)
     found.counts[folder] = PairCount(len(pairs), int((orbitals[first] * orbitals[second]).sum()))
+    neighbour = np.full(snapshot.num_atoms, np.inf)
+    hopping = length > ONSITE
+    np.minimum.at(neighbour, pairs[hopping, 3], length[hopping])
+    found.nearest = max(found.nearest, neighbour.max(where=np.isfinite(neighbour), initial=0.0))
     for a, b in np.unique(np.stack([first, second], axis=1), axis=0).tolist():
         longest = float(length[(first == a) & (second == b)].max())
         found.longest_pairs[a, b] = max(found.longest_pairs.get((a, b), 0.0), longest)
