@@ -113,10 +113,14 @@ def config(
     found = None if preset else suggestions(Path(root))
     if not preset and root != DATA_FOLDER and found is None:
         warnings.warn(f"{root}: no data set that can be read; the defaults were written", DataWarning, stacklevel=1)
-    if found is not None and not found.has_environment:
-        warnings.warn(f"{root}: suggested environment: {found.environment}", DataWarning, stacklevel=1)
-    settings = None if found is None else found.settings
-    text = preset_text(preset, root) if preset else config_template(root, suggestions=settings)
+    if preset:
+        text = preset_text(preset, root)
+    elif found is None:
+        text = config_template(root)
+    else:
+        text = config_template(
+            root, suggestions=found.settings, note=f"Suggested environment: {found.environment} (docs/cell_size.md)."
+        )
     if output is None:
         print(text, end="")
         return

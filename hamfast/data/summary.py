@@ -28,11 +28,6 @@ class Suggestion(NamedTuple):
     environment: str
     """The radius of the environment and what it follows from, or why there is none."""
 
-    @property
-    def has_environment(self) -> bool:
-        """Is there a radius that the cells determine?"""
-        return "environment" in self.settings["stage1"]
-
 
 def suggest(
     shells: Iterable[Sequence[int]], spinful: bool, longest: float, environment: float | None

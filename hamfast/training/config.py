@@ -7,6 +7,7 @@ here, so that ``hamfast config`` starts without them.
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -246,7 +247,10 @@ def _sentence(error) -> str:
 
 
 def config_template(
-    root: str = DATA_FOLDER, output: str | None = None, suggestions: dict[str, dict] | None = None
+    root: str = DATA_FOLDER,
+    output: str | None = None,
+    suggestions: dict[str, dict] | None = None,
+    note: str | None = None,
 ) -> str:
     """Every key with its default, commented, as YAML.
 
@@ -256,10 +260,13 @@ def config_template(
         suggestions: section -> key -> value in place of a default, see
             :func:`hamfast.data.summary.suggest`. Its comment says that the value comes from the
             data. Keys of the top level stand in the section ``""``.
+        note: what to say about the suggestions at the top; None: nothing.
     """
     lines = ["# hamfast training configuration: every key, with its default."]
     if suggestions:
         lines.append("# Where a comment says [from the data], the value is what `hamfast data info` suggests.")
+    if note:
+        lines += textwrap.wrap(note, 98, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
     suggested = {name: dict(section) for name, section in (suggestions or {}).items()}
     suggested |= suggested.pop("", {})
     given = {"output": suggested.pop("output", "runs/my_run") if output is None else output, "data": {"root": root}}
