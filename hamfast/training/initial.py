@@ -68,6 +68,23 @@ def _orbitals(spec: TargetSpec) -> str:
     return ", ".join(f"{chemical_symbols[z]} {list(shells)}" for z, shells in spec.shells)
 
 
+def knows_pairs(source: LoadedModel, spec: TargetSpec, cutoffs: np.ndarray) -> bool:
+    """Has the checkpoint a normalisation for each pair of elements in the data?
+
+    Args:
+        source: the checkpoint.
+        spec: of the data.
+        cutoffs: ``[species, species]`` angstrom, the longest pairs of the data; 0 where there are
+            none.
+    """
+    if not set(spec.elements) <= set(source.spec.elements):
+        return False
+    if source.pair_cutoffs is None:  # they are unknown
+        return True
+    rows = [source.spec.elements.index(z) for z in spec.elements]
+    return not np.any((cutoffs > 0) & (source.pair_cutoffs[np.ix_(rows, rows)] == 0))
+
+
 @dataclass
 class _Maps:
     """Where the old model has what the new one has; -1 where the old one lacks it.
@@ -115,7 +132,8 @@ def take_weights(model: Cascade, source: LoadedModel) -> list[str]:
 
     Args:
         model: of a configuration that :func:`check_compatible` accepts, with ``r_max`` of the
-            checkpoint; its normalisation is fitted to the new data.
+            checkpoint; its normalisation is fitted to the new data, unless the checkpoint's covers
+            them (:func:`knows_pairs`).
         source: the checkpoint.
 
     Returns:

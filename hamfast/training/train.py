@@ -24,7 +24,7 @@ from hamfast.training.checkpoint import (
 )
 from hamfast.training.config import Config
 from hamfast.training.folder import MODEL_FILE, RunFolder
-from hamfast.training.initial import check_compatible, take_weights
+from hamfast.training.initial import check_compatible, knows_pairs, take_weights
 from hamfast.training.phase import Phase
 from hamfast.training.processes import Processes
 from hamfast.training.run_data import RunData
@@ -160,7 +160,8 @@ class Run:
         source = self._source()
         cutoffs = self.data.pair_cutoffs()
         model = build_model(self.config, spec, float(cutoffs.max()) if source is None else source.model.r_max)
-        model.normalization.fit(self.data.training)
+        if source is None or not knows_pairs(source, spec, cutoffs):
+            model.normalization.fit(self.data.training)
         if source is not None:
             self.say(f"init_from: {self.config.training.init_from}")
             for word in take_weights(model, source):
