@@ -53,7 +53,7 @@ class EpochSampler(torch.utils.data.Sampler[list[int]]):
         self.weights = [1.0] * length if weights is None else list(weights)
         self.smallest = min(range(length), key=self.edges.__getitem__)
         by_size = sorted(range(length), key=self.edges.__getitem__, reverse=True)
-        self.count = len(self._fill(by_size))
+        self.count = len(self._fill(range(length) if seed is None else by_size))
         self.set_epoch(0)
 
     @property
@@ -88,9 +88,9 @@ class EpochSampler(torch.utils.data.Sampler[list[int]]):
         return sum(self.weights[n] for n in self.batches[batch])
 
     def _batches(self, epoch: int) -> list[list[int]]:
-        numbers = list(range(len(self.edges)))
+        numbers = range(len(self.edges))
         if self.seed is None:
-            return self._split(self._fill(numbers))
+            return self._fill(numbers)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(numbers), generator=generator).tolist()
         batches = self._fill(order)
