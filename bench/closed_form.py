@@ -5,21 +5,31 @@ of the test set by the number of atoms in a cell:
 
     python bench/closed_form.py examples/graphene bench/results/closed_form.csv --machine "2 cores"
 
-The first row of each size, with radius 0, is the radial shift alone.
+The first row of each size, with radius 0, is the radial shift alone. A plot of the bundled result,
+docs/images/cell_size.svg, is made without fitting:
+
+    python bench/closed_form.py --plot
 """
 
 import argparse
 import csv
 import datetime
 import math
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 
+import matplotlib
 import torch
 
 from hamfast.data import GraphDataset, dataset_spec, read_split
 from hamfast.models import TargetNormalization
+
+HERE = Path(__file__).parent
+RESULT, PLOT = HERE / "results" / "closed_form.csv", HERE.parent / "docs" / "images" / "cell_size.svg"
+HALF_CELL = 3.7
+"""Angstrom: half of the training cells of the bundled set, which have 18 atoms."""
 
 FIELDS = ["environment", "atoms", "test_structures", "onsite_rms_meV", "onsite_mean_meV", "hopping_rms_meV"]
 FIELDS += ["hopping_mean_meV", "coefficients", "train_structures", "fit_s", "evaluation_ms"]
@@ -46,8 +56,36 @@ def errors(spec, normalization, graphs):
     return found, 1e3 * min(seconds)
 
 
+def plot(rows):
+    """Mean |dH| against the radius, a line for each number of atoms; on-site and hopping blocks."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    # The same file whenever it is made, with text as text.
+    plt.rcParams.update({"svg.hashsalt": "closed_form", "svg.fonttype": "none"})
+    figure, axes = plt.subplots(1, 2, figsize=(7.0, 2.9), constrained_layout=True)
+    panels = (("onsite_mean_meV", "blocks of one atom"), ("hopping_mean_meV", "blocks of two atoms"))
+    for axis, (column, title) in zip(axes, panels, strict=True):
+        for atoms in sorted({int(row["atoms"]) for row in rows}):
+            own = [row for row in rows if int(row["atoms"]) == atoms and float(row["environment"])]
+            radii = [float(row["environment"]) for row in own]
+            label = f"{atoms} atoms" + (", as trained" if atoms == 18 else "")
+            axis.plot(radii, [float(row[column]) for row in own], "o-", ms=4, label=label)
+        axis.axvline(HALF_CELL, color="grey", ls="--", lw=1, label="half of the training cell")
+        axis.set(title=title, xlabel="radius (angstrom)", ylabel="mean |dH| (meV)", yscale="log")
+        axis.set_yticks([1, 2, 3] if "hopping" in column else [5, 10, 20, 30])
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("")
+    axes[0].legend(fontsize=7)
+    figure.savefig(PLOT, metadata={"Date": None})
+
+
 def main():
     """Runs the command line."""
+    if sys.argv[1:] == ["--plot"]:
+        with RESULT.open(newline="") as file:
+            plot(list(csv.DictReader(file)))
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("csv", type=Path)

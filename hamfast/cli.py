@@ -114,7 +114,14 @@ def config(
     found = None if preset else suggestions(Path(root))
     if not preset and root != DATA_FOLDER and found is None:
         warnings.warn(f"{root}: no data set that can be read; the defaults were written", DataWarning, stacklevel=1)
-    text = preset_text(preset, root) if preset else config_template(root, suggestions=found)
+    if preset:
+        text = preset_text(preset, root)
+    elif found is None:
+        text = config_template(root)
+    else:
+        text = config_template(
+            root, suggestions=found.settings, note=f"Suggested environment: {found.environment} (docs/cell_size.md)."
+        )
     if output is None:
         print(text, end="")
         return
@@ -313,8 +320,8 @@ def import_checkpoint(
 
 @data_app.command("info")
 def data_info(root: Folder) -> None:
-    """Elements, orbitals, pairs, distances, suggested irreps and cutoff, size of a training
-    step."""
+    """Elements, orbitals, pairs, distances, suggested irreps, cutoff and environment, size of a
+    training step."""
     from hamfast.data.summary import summarize
 
     for name, text in summarize(root).items():

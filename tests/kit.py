@@ -231,7 +231,7 @@ def tiny_checkpoint(path, folders, blocks=1):
     from hamfast.data.dataset import target_spec
     from hamfast.data.statistics import dataset_statistics
     from hamfast.data.tensor_file import save_tensors
-    from hamfast.training.checkpoint import build_model, describe
+    from hamfast.training.checkpoint import build_model, checkpoint_of
     from hamfast.training.config import parse_config
 
     small = {"irreps_mid": "4x0e+2x1o+2x2e+1x3o+1x4e", "num_basis": 8, "embed_dim": 4, "num_blocks": blocks}
@@ -247,10 +247,8 @@ def tiny_checkpoint(path, folders, blocks=1):
     dataset = GraphDataset(folders, spec, None)
     model = build_model(config, spec, float(cutoffs.max()))
     model.normalization.fit(dataset)
-    weights = {f"model.{name}": value for name, value in model.state_dict().items()}
-    about = describe(config, model, cutoffs)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors({"hamfast": about, "state_dict": weights, "ema": None}, path)
+    save_tensors(checkpoint_of(config, model, cutoffs), path)
     return path
 
 

@@ -26,10 +26,10 @@ def equivariance_error(
         seed: of the rotations.
         refine: False measures stage 1 alone.
     """
-    parameter = next(model.parameters())
+    like = model.normalization.onsite_shift  # a model need not have parameters
     graph = structure if isinstance(structure, CrystalGraph) else build_graph(structure, model.spec)
-    graph = graph.to(parameter.device, parameter.dtype)
-    weight = model.spec.component_weight.to(parameter)
+    graph = graph.to(like.device, like.dtype)
+    weight = model.spec.component_weight.to(like)
     here = model(graph, refine=refine).refined
     generator = torch.Generator().manual_seed(seed)
     errors = []

@@ -19,7 +19,7 @@ from hamfast.data.h5 import read_json
 from hamfast.errors import HamfastError
 from hamfast.training import LoadedModel
 
-STAGE1, CASCADE = "stage 1", "cascade"
+CLOSED_FORM, STAGE1, CASCADE = "closed form", "stage 1", "cascade"
 
 
 def evaluate(
@@ -39,14 +39,16 @@ def evaluate(
 
     Returns:
         What ``hamfast evaluate`` writes as JSON: ``unit``, ``structures`` (their names) and
-        ``stages``, which has the metrics of ``stage 1`` and of ``cascade``.
+        ``stages``, which has the metrics of ``stage 1`` and of ``cascade``. A model without stage 1
+        has ``closed form`` alone.
 
     Raises:
         HamfastError: there are no folders, or one has no DFT Hamiltonian.
     """
     if not folders:
         raise HamfastError("evaluate: there are no structures")
-    stages = [STAGE1] + ([CASCADE] if loaded.model.stage2 is not None else [])
+    first = CLOSED_FORM if loaded.config.stage1 is None else STAGE1
+    stages = [first] + ([CASCADE] if loaded.model.stage2 is not None else [])
     sums = {stage: ErrorSums() for stage in stages}
     equivariance: dict[str, list[float]] = {stage: [] for stage in stages}
     names = names_apart(folders)
@@ -58,11 +60,11 @@ def evaluate(
         prediction = predict(loaded, snapshot)
         reference = reference_bands(snapshot) if eigenvalues else None
         for stage in stages:
-            matrix = prediction.baseline if stage == STAGE1 else prediction.refined
+            matrix = prediction.refined if stage == CASCADE else prediction.baseline
             sums[stage].add(snapshot, matrix)
             if reference is not None:
                 sums[stage].add_eigenvalues(snapshot, matrix, reference=reference)
-        if len(equivariance[STAGE1]) < 2:  # a property of the model more than of the structure
+        if len(equivariance[first]) < 2:  # a property of the model more than of the structure
             for stage in stages:
                 error = equivariance_error(loaded.model, snapshot, rotations=2, refine=stage == CASCADE)
                 equivariance[stage].append(error)

@@ -40,8 +40,8 @@ def predict(loaded: LoadedModel, snapshot: Snapshot) -> Prediction:
             finite.
     """
     model = loaded.model
-    parameter = next(model.parameters())
-    graph = build_graph(snapshot, model.spec, pair_cutoffs=loaded.pair_cutoffs).to(parameter.device, parameter.dtype)
+    like = model.normalization.onsite_shift  # a model need not have parameters
+    graph = build_graph(snapshot, model.spec, pair_cutoffs=loaded.pair_cutoffs).to(like.device, like.dtype)
     words = prediction_warning(model.receptive_field, model.half_cell, snapshot.half_cell)
     if words is not None:
         warnings.warn(f"{snapshot.label}: {words}", DataWarning, stacklevel=2)

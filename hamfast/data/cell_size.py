@@ -7,11 +7,17 @@ the two move apart (docs/cell_size.md).
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from ase.geometry.minkowski_reduction import minkowski_reduce
 
 TOLERANCE = 0.1
 """Angstrom by which cells may differ, by strain, before they count as different in size."""
+
+FADING = 1.4
+"""Neighbours fade to zero at the radius of an environment; up to the radius over this, 40 % are
+left."""
 
 
 def half_cell(cell: np.ndarray) -> float:
@@ -22,6 +28,21 @@ def half_cell(cell: np.ndarray) -> float:
     """
     reduced, _ = minkowski_reduce(cell)
     return float(np.linalg.norm(reduced, axis=1).min()) / 2
+
+
+def fitting_environment(smallest: float, longest: float, nearest: float) -> float | None:
+    """Angstrom: the radius of an environment that the cells determine, in steps of 0.1.
+
+    It lies below half of the smallest cell by at least 0.1 angstrom. None where an atom would
+    hardly see its nearest neighbour (:data:`FADING`).
+
+    Args:
+        smallest: angstrom, the smallest :func:`half_cell` of the training set.
+        longest: angstrom, the longest pair of H.
+        nearest: angstrom, the longest way from an atom to its nearest neighbour.
+    """
+    radius = math.floor(10 * min(smallest - TOLERANCE, longest) + 1e-6) / 10
+    return radius if radius >= FADING * nearest else None
 
 
 def training_warning(receptive_field: float, largest: float) -> list[str]:

@@ -154,23 +154,29 @@ def _check(graph: CrystalGraph, spec: TargetSpec, dtype: torch.dtype) -> None:
 
 
 def graph_loader(
-    dataset: GraphDataset, batch_size: int, *, shuffle: bool = False, seed: int = 0, num_workers: int = 0, sampler=None
+    dataset: GraphDataset,
+    batch_size: int = 1,
+    *,
+    shuffle: bool = False,
+    seed: int = 0,
+    num_workers: int = 0,
+    batches=None,
 ) -> DataLoader:
     """Batches of graphs, one graph for each batch; no others are held in memory.
 
     Args:
         dataset: of the graphs.
-        batch_size: structures of a batch.
-        shuffle: random order; only without a ``sampler``.
+        batch_size: structures of a batch; only without ``batches``.
+        shuffle: random order; only without ``batches``.
         seed: of that order.
         num_workers: processes that read; 0 reads in this one.
-        sampler: which structures, in which order.
+        batches: a sampler of batches, which are lists of structures' numbers.
     """
     return DataLoader(
         dataset,
-        batch_size=batch_size,
-        shuffle=shuffle if sampler is None else None,
-        sampler=sampler,
+        batch_size=batch_size if batches is None else 1,
+        shuffle=shuffle if batches is None else None,
+        batch_sampler=batches,
         collate_fn=batch_graphs,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,

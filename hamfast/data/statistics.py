@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from hamfast.shells import ShellSpec
 
 CUTOFF_MARGIN = 1e-3
 """Angstrom by which a cutoff exceeds the longest pair, so that rounding does not leave it out."""
+
+ONSITE = 1e-6
+"""Angstrom: shorter pairs are those of on-site blocks."""
 
 
 @dataclass
@@ -30,6 +34,15 @@ class MatrixSizes:
     has_overlap: bool
     extra_pairs: int
     """How many pairs the Hamiltonian has more than the overlap; 0 where one of them is missing."""
+
+
+class PairCount(NamedTuple):
+    """How much a network has to do for a structure, as its list of pairs says."""
+
+    pairs: int
+    """Edges of its graph."""
+    elements: int
+    """Matrix elements of all their blocks."""
 
 
 @dataclass
@@ -48,6 +61,10 @@ class DatasetStatistics:
     """Of each structure whose matrices were read."""
     longest_pairs: dict[tuple[int, int], float] = field(default_factory=dict)
     """The two atomic numbers -> angstrom: the longest pair of the structures that were measured."""
+    counts: dict[Path, PairCount] = field(default_factory=dict)
+    """Of each structure that was measured."""
+    nearest: float = 0.0
+    """Angstrom: the longest way from an atom to its nearest neighbour, in what was measured."""
 
     @property
     def longest_pair(self) -> float | None:
@@ -110,9 +127,9 @@ def dataset_statistics(
         if folder in read_whole:
             found.matrices.append(_sizes(snapshot))
             matrix = snapshot.first_matrix
-            _measure(found, snapshot, None if matrix is None else matrix.pairs, lengths)
+            _measure(found, folder, snapshot, None if matrix is None else matrix.pairs, lengths)
         elif folder in measured:
-            _measure(found, snapshot, read_pairs(folder, snapshot), lengths)
+            _measure(found, folder, snapshot, read_pairs(folder, snapshot), lengths)
     found.shells = ShellSpec.from_mapping(shells, bool(spinful))
     return found
 
@@ -128,12 +145,22 @@ def _sizes(snapshot: Snapshot) -> MatrixSizes:
     )
 
 
-def _measure(found: DatasetStatistics, snapshot: Snapshot, pairs: np.ndarray | None, lengths) -> None:
-    """Takes the pairs ``[pairs, 5]`` of a structure into the longest ones."""
+def _measure(found: DatasetStatistics, folder: Path, snapshot: Snapshot, pairs: np.ndarray | None, lengths) -> None:
+    """Counts the pairs ``[pairs, 5]`` of a structure, and takes their lengths into the others'."""
     if pairs is None or not len(pairs):
+        found.counts[folder] = PairCount(0, 0)
         return
     length = lengths(snapshot.pair_vectors(pairs))
     first, second = snapshot.numbers[pairs[:, 3]], snapshot.numbers[pairs[:, 4]]
+    shells = ShellSpec.from_mapping(snapshot.shells, snapshot.spinful)
+    orbitals = np.zeros(1 + max(shells.elements), dtype=np.int64)
+    for species, z in enumerate(shells.elements):
+        orbitals[z], _ = shells.block_shape(species, species)
+    found.counts[folder] = PairCount(len(pairs), int((orbitals[first] * orbitals[second]).sum()))
+    neighbour = np.full(snapshot.num_atoms, np.inf)
+    hopping = length > ONSITE
+    np.minimum.at(neighbour, pairs[hopping, 3], length[hopping])
+    found.nearest = max(found.nearest, neighbour.max(where=np.isfinite(neighbour), initial=0.0))
     for a, b in np.unique(np.stack([first, second], axis=1), axis=0).tolist():
         longest = float(length[(first == a) & (second == b)].max())
         found.longest_pairs[a, b] = max(found.longest_pairs.get((a, b), 0.0), longest)

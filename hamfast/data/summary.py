@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ase.data import chemical_symbols
 
+from hamfast.data.cell_size import fitting_environment
 from hamfast.data.formats import find_structures
-from hamfast.data.split import SPLIT_FILE
+from hamfast.data.split import SPLIT_FILE, read_split
 from hamfast.data.statistics import DatasetStatistics, dataset_statistics
 from hamfast.errors import HamfastError
 from hamfast.shells import ShellSpec
@@ -19,26 +20,45 @@ MULTIPLICITIES = (64, 32, 16, 8, 8, 4, 4, 4, 4)
 """Suggested channels for l = 0, 1, 2, ..."""
 
 
-def suggest(shells: Iterable[Sequence[int]], spinful: bool, longest: float) -> dict[str, dict[str, Any]]:
+class Suggestion(NamedTuple):
+    """What a data set suggests for its configuration."""
+
+    settings: dict[str, dict[str, Any]]
+    """Section of the configuration -> key -> value; keys of the top level in the section ``""``."""
+    environment: str
+    """The radius of the environment and what it follows from, or why there is none."""
+
+
+def suggest(
+    shells: Iterable[Sequence[int]], spinful: bool, longest: float, environment: float | None
+) -> dict[str, dict[str, Any]]:
     """Settings that fit a data set: section of the configuration -> key -> value.
 
     Args:
         shells: the l of every element's shells.
         spinful: with spin-orbit coupling.
         longest: angstrom, the longest pair of H.
+        environment: angstrom, the radius that the cells determine (docs/cell_size.md); None: there
+            is none, and stage 1 is the published network.
     """
     # Two shells couple to l1 + l2; spin adds one.
     target_l = 2 * max(l for ls in shells for l in ls) + bool(spinful)
     l_max = min(max(4, target_l), len(MULTIPLICITIES) - 1)
     mid = "+".join(f"{MULTIPLICITIES[l]}x{l}{'eo'[l % 2]}" for l in range(l_max + 1))
     cutoff = max(0.1, round(longest, 1))
+    stage1 = {"irreps_mid": mid, "l_max": l_max, "cutoff": cutoff, "edge_basis_stop": cutoff}
+    stage2 = {"l_max": l_max, "cutoff": cutoff}
+    if environment is None:
+        return {"stage1": stage1, "stage2": stage2}
+    local = {"environment": environment, "num_blocks": 1}
     return {
-        "stage1": {"irreps_mid": mid, "l_max": l_max, "cutoff": cutoff, "edge_basis_stop": cutoff},
-        "stage2": {"l_max": l_max, "cutoff": cutoff},
+        "target": {"shift": "environment", "environment": environment},
+        "stage1": stage1 | local | {"node_products": 1},
+        "stage2": stage2 | local,
     }
 
 
-def suggestions(root: Path) -> dict[str, dict[str, Any]] | None:
+def suggestions(root: Path) -> Suggestion | None:
     """:func:`suggest` for a data set, and a name for its run.
 
     None where ``root`` is no data set that can be read.
@@ -50,12 +70,29 @@ def suggestions(root: Path) -> dict[str, dict[str, Any]] | None:
         return None
     if statistics.longest_pair is None:
         return None
-    return _suggest(statistics, statistics.longest_pair) | {"": {"output": f"runs/{root.resolve().name}"}}
+    found = _suggest(statistics, statistics.longest_pair, root)
+    found.settings[""] = {"output": f"runs/{root.resolve().name}"}
+    return found
 
 
-def _suggest(statistics: DatasetStatistics, longest: float) -> dict[str, dict[str, Any]]:
-    spec = statistics.shells
-    return suggest((ls for _, ls in spec.shells), spec.spinful, longest)
+def _suggest(statistics: DatasetStatistics, longest: float, root: Path) -> Suggestion:
+    spec, smallest = statistics.shells, min(statistics.half_cells[folder] for folder in _training(root))
+    radius = fitting_environment(smallest, longest, statistics.nearest)
+    text = f"{radius} A, for target, stage1 and stage2; half of the smallest training cell is {smallest:.1f} A"
+    if radius is None:
+        text = (
+            f"none, since half of the smallest training cell, {smallest:.1f} A, reaches too little beyond the nearest "
+            f"neighbours, {statistics.nearest:.1f} A; predict cells of this size alone, or train on larger ones"
+        )
+    return Suggestion(suggest((ls for _, ls in spec.shells), spec.spinful, longest, radius), text)
+
+
+def _training(root: Path) -> list[Path]:
+    """The structures to train on; all, as long as there is no split that can be read."""
+    try:
+        return read_split(root)["train"]
+    except HamfastError:
+        return find_structures(root)
 
 
 def sample(folders: Sequence[Path], most: int = 8) -> Sequence[Path]:
@@ -88,7 +125,8 @@ def summarize(root: Path, most: int = 8) -> dict[str, str]:
     }
     longest = found.longest_pair
     if longest is not None:
-        stage1 = _suggest(found, longest)["stage1"]
+        suggestion = _suggest(found, longest, root)
+        stage1 = suggestion.settings["stage1"]
         shown = ("irreps_mid", "l_max", "cutoff")
         pairs = [m.pairs for m in matrices if m.has_hamiltonian or m.has_overlap]
         extra, elements = sum(m.extra_pairs for m in matrices), max(m.elements for m in matrices)
@@ -100,6 +138,7 @@ def summarize(root: Path, most: int = 8) -> dict[str, str]:
                 for (a, b), r in sorted(found.longest_pairs.items())
             ),
             "suggested stage1": ", ".join(f"{key}: {stage1[key]}" for key in shown),
+            "suggested environment": suggestion.environment,
             "training step": f"{max(pairs):,} edges, {elements:,} matrix elements per structure; about "
             f"{_step_memory(max(pairs), stage1['l_max']) / 2**30:.1f} GiB of activations with these irreps in float32",
         }

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hamfast.graph import CrystalGraph
 from hamfast.models.covariant import CovariantNetwork
 from hamfast.models.frame_transformer import FrameTransformer
+from hamfast.models.no_network import NoNetwork
 from hamfast.models.normalization import TargetNormalization
 from hamfast.models.settings import ENVIRONMENT, FREEZE_STAGE1, CovariantConfig, TransformerConfig
 from hamfast.models.transformer import RefinementTransformer
@@ -36,8 +37,8 @@ class Cascade(nn.Module):
 
     Args:
         spec: elements, orbitals, spin.
-        stage1: settings of the covariant network.
-        stage2: settings of the Transformer; None for stage 1 alone.
+        stage1: settings of the covariant network; None: the shift of the targets is the model.
+        stage2: settings of the Transformer; None for stage 1 alone, and without stage 1.
         target_shift, target_scale: see :class:`TargetNormalization`.
         target_environment: angstrom, the radius of an environment, for ``environment`` as shift.
         hermitian: average each block with the conjugate transpose of its reverse.
@@ -59,7 +60,7 @@ class Cascade(nn.Module):
     def __init__(
         self,
         spec: TargetSpec,
-        stage1: CovariantConfig,
+        stage1: CovariantConfig | None,
         stage2: TransformerConfig | None,
         *,
         target_shift: str = "none",
@@ -75,7 +76,7 @@ class Cascade(nn.Module):
         self.normalization = TargetNormalization(
             spec, target_shift, target_scale, r_max, environment=target_environment
         )
-        self.stage1 = CovariantNetwork(stage1, spec)
+        self.stage1 = NoNetwork(spec) if stage1 is None else CovariantNetwork(stage1, spec)
         self.stage2: RefinementTransformer | FrameTransformer | None = None
         if stage2 is not None:
             kind = FrameTransformer if stage2.kind == "frames" else RefinementTransformer

@@ -70,6 +70,13 @@ def describe(config: Config, model: Cascade, pair_cutoffs: np.ndarray | None) ->
     }
 
 
+def checkpoint_of(config: Config, model: Cascade, pair_cutoffs: np.ndarray | None) -> dict[str, Any]:
+    """A checkpoint of a model for prediction, without the state of a training; see
+    :func:`describe`."""
+    weights = {f"model.{name}": value for name, value in model.state_dict().items()}
+    return {"hamfast": describe(config, model, pair_cutoffs), "state_dict": weights, "ema": None}
+
+
 def build_model(config: Config, spec: TargetSpec, r_max: float) -> Cascade:
     """The model of a configuration, with fresh weights, made in its precision.
 

@@ -7,6 +7,7 @@ here, so that ``hamfast config`` starts without them.
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -50,9 +51,24 @@ class DataConfig(_Section):
     )
     cache: PathName | None = Field(None, description="folder of prepared graphs; default <root>/.hamfast_cache")
     batch_size: Whole = Field(
-        1, ge=1, le=1_000_000, description="structures per optimiser step, over all processes together"
+        1, ge=1, le=1_000_000, description="most structures per optimiser step, over all processes together"
+    )
+    max_edges: Whole | None = Field(
+        None,
+        ge=1,
+        le=1_000_000_000,
+        description="most edges of a step, over all processes; a larger structure is a step of its own; null: any number",
     )
     num_workers: Whole = Field(0, ge=0, le=1024, description="processes that load data")
+
+    @model_validator(mode="after")
+    def _batches(self):
+        if self.max_edges is not None and self.batch_size == 1:
+            raise ValueError(
+                f"expected a batch_size above 1 with max_edges = {self.max_edges}, found 1; both limit a batch, so it should "
+                "be the most structures of one"
+            )
+        return self
 
 
 class TargetConfig(_Section):
@@ -96,6 +112,10 @@ class PhaseConfig(_Section):
     warmup_steps: Whole = Field(100, ge=0, le=1_000_000_000, description="optimiser steps of linear warm-up")
     final_fraction: Real = Field(0.01, gt=0, le=1, description="cosine ends at learning_rate x this")
     loss: Literal["mse", "mae"] = Field("mse", description="over matrix elements; mse is DeepH-E3")
+    average: Literal["structures", "elements"] = Field(
+        "structures",
+        description="what counts the same in the loss: each structure, or each matrix element, so that large cells count more",
+    )
     onsite_weight: Real = Field(
         1.0, gt=0, le=1e6, description="of blocks of one atom in the loss; they are few, and their errors large"
     )
@@ -117,7 +137,9 @@ class PhaseConfig(_Section):
 class TrainingConfig(_Section):
     """The section ``training``."""
 
-    stage1: PhaseConfig = Field(default_factory=PhaseConfig, description="the covariant network alone")
+    stage1: PhaseConfig | None = Field(
+        default_factory=PhaseConfig, description="the covariant network alone; null: there is none"
+    )
     stage2: PhaseConfig | None = Field(
         default_factory=PhaseConfig, description="then the Transformer; null: stage 1 is the model"
     )
@@ -162,7 +184,9 @@ class Config(_Section):
     )
     data: DataConfig = Field(description="the data set")
     target: TargetConfig = Field(default_factory=TargetConfig, description="what the network predicts")
-    stage1: CovariantConfig = Field(default_factory=CovariantConfig, description="covariant network")
+    stage1: CovariantConfig | None = Field(
+        default_factory=CovariantConfig, description="covariant network; null: target.shift alone is the model"
+    )
     stage2: Annotated[TransformerConfig, AfterValidator(check_heads)] | None = Field(
         default_factory=TransformerConfig, description="graph Transformer; null: stage 1 alone"
     )
@@ -170,11 +194,21 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _stages(self):
+        if self.stage1 is None:
+            self._check_closed_form()
+        elif self.training.stage1 is None:
+            raise ValueError("stage1 has a model, but training.stage1 is null")
         if self.stage2 is None and (self.training.joint or self.training.stage2 is not None):
             raise ValueError("stage2 is null, so training.stage2 must be null and training.joint false")
         if self.stage2 is not None and self.training.stage2 is None and not self.training.joint:
             raise ValueError("stage2 has a model, but neither training.stage2 nor training.joint trains it")
         return self
+
+    def _check_closed_form(self):
+        if self.stage2 is not None or self.training.stage1 is not None:
+            raise ValueError("stage1 is null, so stage2 and training.stage1 must be null, too")
+        if self.target.shift == "none":
+            raise ValueError("stage1 is null, so target.shift is the model and may not be none")
 
 
 def load_config(path: Path) -> Config:
@@ -213,7 +247,10 @@ def _sentence(error) -> str:
 
 
 def config_template(
-    root: str = DATA_FOLDER, output: str | None = None, suggestions: dict[str, dict] | None = None
+    root: str = DATA_FOLDER,
+    output: str | None = None,
+    suggestions: dict[str, dict] | None = None,
+    note: str | None = None,
 ) -> str:
     """Every key with its default, commented, as YAML.
 
@@ -223,10 +260,13 @@ def config_template(
         suggestions: section -> key -> value in place of a default, see
             :func:`hamfast.data.summary.suggest`. Its comment says that the value comes from the
             data. Keys of the top level stand in the section ``""``.
+        note: what to say about the suggestions at the top; None: nothing.
     """
     lines = ["# hamfast training configuration: every key, with its default."]
     if suggestions:
         lines.append("# Where a comment says [from the data], the value is what `hamfast data info` suggests.")
+    if note:
+        lines += textwrap.wrap(note, 98, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
     suggested = {name: dict(section) for name, section in (suggestions or {}).items()}
     suggested |= suggested.pop("", {})
     given = {"output": suggested.pop("output", "runs/my_run") if output is None else output, "data": {"root": root}}

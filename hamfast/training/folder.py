@@ -18,7 +18,7 @@ CONFIG_FILE = "config.yaml"
 MODEL_FILE = "model.ckpt"
 
 MAY_CHANGE = re.compile(
-    r"output|accelerator|threads|data\.(batch_size|num_workers|cache)|training\.stage2_rate|training\.stage[12]\."
+    r"output|accelerator|threads|data\.(batch_size|max_edges|num_workers|cache)|training\.stage2_rate|training\.stage[12]\."
     r"(epochs|learning_rate|schedule|warmup_steps|final_fraction|clip|ema|weight_decay|rotate|rotate_angle|safety\.\w+)"
 )
 """Keys that may change when a run is resumed.
@@ -32,7 +32,7 @@ class RunFolder:
 
     Args:
         config: of the run.
-        phases: ``stage1`` and ``stage2``, ``stage1`` alone, or ``joint``.
+        phases: ``stage1`` and ``stage2``, ``stage1`` alone, ``joint``, or none.
 
     Attributes:
         words: what the user should hear about it once it is open.
@@ -142,7 +142,7 @@ class RunFolder:
             self._check_epochs(phase, changes)
         if not changes or list(changes) == ["output"]:
             return
-        if self.phases[0] == "stage1" and self.finished_file("stage1").exists() and not self.is_finished("stage1"):
+        if "stage1" in self.phases and self.finished_file("stage1").exists() and not self.is_finished("stage1"):
             self._set_aside("stage2")
         number = 1
         while (kept := self.path / f"config_{number}.yaml").exists():

@@ -90,7 +90,9 @@ def import_deeph_e3(folder: Path, output: Path | None = None) -> Imported:
     path = next((folder / name for name in WEIGHTS if (folder / name).exists()), folder / WEIGHTS[0])
     state, epoch = read_state(path)
     config = _configuration(settings, state, ini, path, folder)
+    assert config.stage1 is not None  # as _configuration makes it
     model = build_model(config, spec, config.stage1.cutoff)
+    assert isinstance(model.stage1, CovariantNetwork)
     _check_derived(settings, model.stage1, ini)
     e3nn_version = take_state(model.stage1, state, path)
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}

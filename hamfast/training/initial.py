@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hamfast.errors import HamfastError
 from hamfast.models import Cascade, TargetNormalization
 from hamfast.models.data_axes import DataAxis, data_axis
+from hamfast.models.no_network import NoNetwork
 from hamfast.nn import Linear
 from hamfast.shells import Channel
 from hamfast.targets import TargetSpec
@@ -32,9 +33,10 @@ def check_compatible(config: Config, spec: TargetSpec, source: LoadedModel, wher
             message names what.
     """
     models = [c.model_dump(include={"target", "stage1", "stage2"}) for c in (source.config, config)]
-    if config.stage2 is None or source.config.stage2 is None:  # a second stage may be new, or left out
-        for model in models:
-            del model["stage2"]
+    for stage in ("stage1", "stage2"):  # each may be new, or left out
+        if None in (model[stage] for model in models):
+            for model in models:
+                del model[stage]
     changes = differences(models[0], models[1])
     if changes:
         raise HamfastError(f"{where}: the weights do not fit: {listed(changes, 'the checkpoint')}")
@@ -64,6 +66,23 @@ def check_compatible(config: Config, spec: TargetSpec, source: LoadedModel, wher
 
 def _orbitals(spec: TargetSpec) -> str:
     return ", ".join(f"{chemical_symbols[z]} {list(shells)}" for z, shells in spec.shells)
+
+
+def knows_pairs(source: LoadedModel, spec: TargetSpec, cutoffs: np.ndarray) -> bool:
+    """Has the checkpoint a normalisation for each pair of elements in the data?
+
+    Args:
+        source: the checkpoint.
+        spec: of the data.
+        cutoffs: ``[species, species]`` angstrom, the longest pairs of the data; 0 where there are
+            none.
+    """
+    if not set(spec.elements) <= set(source.spec.elements):
+        return False
+    if source.pair_cutoffs is None:  # they are unknown
+        return True
+    rows = [source.spec.elements.index(z) for z in spec.elements]
+    return not np.any((cutoffs > 0) & (source.pair_cutoffs[np.ix_(rows, rows)] == 0))
 
 
 @dataclass
@@ -113,7 +132,8 @@ def take_weights(model: Cascade, source: LoadedModel) -> list[str]:
 
     Args:
         model: of a configuration that :func:`check_compatible` accepts, with ``r_max`` of the
-            checkpoint; its normalisation is fitted to the new data.
+            checkpoint; its normalisation is fitted to the new data, unless the checkpoint's covers
+            them (:func:`knows_pairs`).
         source: the checkpoint.
 
     Returns:
@@ -128,16 +148,18 @@ def take_weights(model: Cascade, source: LoadedModel) -> list[str]:
                     _copy(model, name, module, key, value, theirs[name], maps, source.pair_cutoffs)
     fresh = [chemical_symbols[z] for z in model.spec.elements if z not in source.spec.elements]
     common = [chemical_symbols[z] for z in model.spec.elements if z in source.spec.elements]
-    words = [f"taken from the checkpoint: {_stages(model, source)}; elements: {', '.join(common) or 'none'}"]
+    new, old = _stages(model), _stages(source.model)
+    taken = " and ".join(stage for stage in new if stage in old) or "target normalisation"
+    words = [f"taken from the checkpoint: {taken}; elements: {', '.join(common) or 'none'}"]
     if fresh:
         words.append(f"fresh: what belongs to {', '.join(fresh)} alone")
-    if model.stage2 is not None and source.model.stage2 is None:
-        words.append("fresh: stage 2, which the checkpoint does not have")
+    words += [f"fresh: {stage}, which the checkpoint does not have" for stage in new if stage not in old]
     return words
 
 
-def _stages(model, source):
-    return "stage 1 and stage 2" if model.stage2 is not None and source.model.stage2 is not None else "stage 1"
+def _stages(model: Cascade) -> list[str]:
+    stages = {"stage 1": model.stage1, "stage 2": model.stage2}
+    return [name for name, stage in stages.items() if not (stage is None or isinstance(stage, NoNetwork))]
 
 
 def _own(module: nn.Module) -> dict[str, Tensor]:

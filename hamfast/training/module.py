@@ -27,22 +27,22 @@ class Deal(Protocol):
     rank: int
     world: int
 
-    def real(self, batch: int) -> tuple[int, int]:
-        """How many structures of a batch are no repeats: of this process, and of all.
+    def real(self, batch: int) -> int:
+        """How many structures of this process's batch are no repeats; they come first."""
 
-        In this process's batch they come first.
-        """
+    def total_weight(self, batch: int) -> float:
+        """The sum of the weights of a batch's structures, over all processes."""
 
-    def position(self, batch: int, index: int) -> int:
-        """The position in the epoch of the structure at ``index`` of this process's batch."""
+    def structure(self, batch: int, index: int) -> int:
+        """The number in the set of the structure at ``index`` of this process's batch."""
 
 
 class CascadeTraining(lightning.LightningModule):
     """One phase: ``stage1``, ``stage2`` or ``joint``.
 
-    The loss is a mean over structures of means over matrix elements. Any split of a batch over
-    processes gives the same gradient: structures that only fill up a process's batch have no
-    weight.
+    The loss is a mean over structures of means over matrix elements, or with ``average: elements``
+    the mean over all matrix elements of a batch. Any split of a batch over processes gives the same
+    gradient: structures that only fill up a process's batch have no weight.
 
     Args:
         model: its parameters are trained in place.
@@ -105,7 +105,7 @@ class CascadeTraining(lightning.LightningModule):
             difference: ``[edges, spec.dim]`` eV.
         """
         spec, pair = self.model.spec, graph.pair_species(self.model.spec.num_species)
-        count = self._per_graph(graph, self.elements[pair])
+        count = self.num_elements(graph)
         square = self._per_graph(graph, (difference.square() * self.component_weight[pair]).sum(1)) / count
         absolute = difference.new_zeros(difference.shape[0])
         for p in range(spec.num_species**2):
@@ -113,6 +113,10 @@ class CascadeTraining(lightning.LightningModule):
             blocks = spec.to_blocks(difference[which], p // spec.num_species, p % spec.num_species)
             absolute = absolute.index_copy(0, which, blocks.abs().sum((1, 2)))
         return square, self._per_graph(graph, absolute) / count
+
+    def num_elements(self, graph: CrystalGraph) -> Tensor:
+        """``[structures]``: the matrix elements of each structure."""
+        return self._per_graph(graph, self.elements[graph.pair_species(self.model.spec.num_species)])
 
     @staticmethod
     def _per_graph(graph, values):
@@ -130,22 +134,25 @@ class CascadeTraining(lightning.LightningModule):
         deal = self.deals["train"]
         # In meV, so that values are of order one.
         objective = square * MEV**2 if mse else absolute * MEV
-        per_structure = self._add_up("train", batch_idx, errors, objective)
-        # Gradients are averaged over the processes, each of which may have another number of
-        # structures.
-        return per_structure.sum() * (deal.world / deal.real(batch_idx)[1])
+        own = self._add_up("train", graph, batch_idx, errors, objective)
+        # Gradients are averaged over the processes, each of which may have another weight.
+        return own * (deal.world / deal.total_weight(batch_idx))
 
     def validation_step(self, batch: CrystalGraph, batch_idx: int) -> None:
         """Adds the errors of a batch to the sums of the epoch."""
         errors = self.errors(batch, self.predict(batch) - batch.known_target())
-        self._add_up("val", batch_idx, errors, errors[0] * MEV**2 if self.settings.loss == "mse" else errors[1] * MEV)
-
-    def _add_up(self, subset: str, batch_idx: int, errors: tuple[Tensor, Tensor], objective: Tensor) -> Tensor:
-        """Adds :meth:`errors` to the sums of the epoch. Returns what the structures that are no
-        repeats have of the objective."""
-        real, _ = self.deals[subset].real(batch_idx)
-        square, absolute, objective = errors[0][:real], errors[1][:real], objective[:real]
         mse = self.settings.loss == "mse"
+        self._add_up("val", batch, batch_idx, errors, errors[0] * MEV**2 if mse else errors[1] * MEV)
+
+    def _add_up(
+        self, subset: str, graph: CrystalGraph, batch_idx: int, errors: tuple[Tensor, Tensor], objective: Tensor
+    ) -> Tensor:
+        """Adds :meth:`errors` to the sums of the epoch. Returns the weighted sum of the objective
+        over the structures that are no repeats."""
+        real = self.deals[subset].real(batch_idx)
+        square, absolute, objective = errors[0][:real], errors[1][:real], objective[:real]
+        by_elements, mse = self.settings.average == "elements", self.settings.loss == "mse"
+        weights = self.num_elements(graph)[:real] if by_elements else torch.ones_like(square)
         with torch.no_grad():
             columns = (
                 square.sqrt() * MEV if mse else absolute * MEV,
@@ -153,12 +160,12 @@ class CascadeTraining(lightning.LightningModule):
                 objective,
                 torch.ones_like(square),
             )
-            new = torch.stack([column.double().sum() for column in columns])
+            new = torch.stack([(column.double() * weights.double()).sum() for column in columns])
             self.sums[subset] = self.sums[subset] + new if subset in self.sums else new
-        return objective
+        return (objective * weights).sum()
 
     def log_means(self) -> None:
-        """Logs the epoch's means over all structures of all processes, in meV.
+        """Logs the epoch's weighted means over all structures of all processes, in meV.
 
         Names that begin with train are of the training set, those with val of the validation set.
         """
@@ -173,15 +180,15 @@ class CascadeTraining(lightning.LightningModule):
     def _augment(self, graph: CrystalGraph, batch_idx: int) -> CrystalGraph:
         """Rotates each structure and its target by random Euler angles.
 
-        The angles depend on the seed, the epoch and the structure's position in it alone. So they
-        are the same for any number of processes.
+        The angles depend on the seed, the epoch and the structure's number in the set alone. So
+        they are the same for any number of processes.
         """
         settings = self.settings
         if settings.rotate_angle == 0 or self.current_epoch < settings.rotate * settings.epochs:
             return graph
         vector, target = graph.vector.clone(), graph.known_target().clone()
         for n in range(graph.num_graphs):
-            key = (self.config.seed, self.current_epoch, self.deals["train"].position(batch_idx, n))
+            key = (self.config.seed, self.current_epoch, self.deals["train"].structure(batch_idx, n))
             generator = torch.Generator().manual_seed(hash(key) & 0x7FFFFFFF)
             angles = torch.empty(3).normal_(generator=generator).clamp(-1, 1) * settings.rotate_angle * math.pi
             rotation = rotation_from_euler(angles)

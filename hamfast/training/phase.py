@@ -73,7 +73,7 @@ class Phase:
         last = self.folder.last(self.name)
         resume_from = last if last.exists() else None
         self._normalize(model, resume_from)
-        batches = self.data.batches()
+        batches = self.data.batches(self.config.training.of_phase(self.name).average)
         module = CascadeTraining(
             model,
             self.config,
@@ -164,6 +164,6 @@ def _in_a_sentence(error: Exception, phase: str, last: Path) -> Exception:
         return HamfastError(lines[-1].partition(": ")[2] or lines[-1])
     if isinstance(error, torch.OutOfMemoryError):
         return HamfastError(
-            f"{phase}: the GPU's memory is too small for a step; lower data.batch_size or the widths; {resume}"
+            f"{phase}: the GPU's memory is too small for a step; lower data.batch_size, data.max_edges or the widths; {resume}"
         )
     return error

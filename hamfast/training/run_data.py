@@ -77,17 +77,31 @@ class RunData:
         """``[species, species]`` angstrom: the longest pairs of the training set, and a margin."""
         return self.statistics.pair_cutoffs()
 
-    def batches(self) -> Batches:
-        """New loaders of the training and the validation set, for one phase."""
+    def batches(self, average: str) -> Batches:
+        """New loaders of the training and the validation set, for one phase.
+
+        Args:
+            average: of the phase: ``structures`` or ``elements``.
+        """
         data, rank, world = self.config.data, self.processes.rank, self.processes.world
         training, validation = self.training, self.subsets["validate"]
-        sampler = EpochSampler(len(training), self.config.seed, rank, world, data.batch_size // world)
-        validation_sampler = EpochSampler(len(validation), None, rank, world, 1)
+        counts = [self.statistics.counts[folder] for folder in training.folders]
+        sampler = EpochSampler(
+            len(training),
+            self.config.seed,
+            rank,
+            world,
+            data.batch_size,
+            edges=[count.pairs for count in counts],
+            max_edges=data.max_edges,
+            weights=[count.elements for count in counts] if average == "elements" else None,
+        )
+        validation_sampler = EpochSampler(len(validation), None, rank, world, world)
         workers = min(data.num_workers, len(training))
         return Batches(
-            graph_loader(training, sampler.batch_size, sampler=sampler, num_workers=workers),
+            graph_loader(training, batches=sampler, num_workers=workers),
             sampler,
-            graph_loader(validation, 1, sampler=validation_sampler, num_workers=min(workers, len(validation))),
+            graph_loader(validation, batches=validation_sampler, num_workers=min(workers, len(validation))),
             validation_sampler,
         )
 

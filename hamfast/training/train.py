@@ -17,13 +17,14 @@ from hamfast.models import Cascade
 from hamfast.training.checkpoint import (
     LoadedModel,
     build_model,
+    checkpoint_of,
     load_model,
     read_checkpoint,
     spec_of,
 )
 from hamfast.training.config import Config
 from hamfast.training.folder import MODEL_FILE, RunFolder
-from hamfast.training.initial import check_compatible, take_weights
+from hamfast.training.initial import check_compatible, knows_pairs, take_weights
 from hamfast.training.phase import Phase
 from hamfast.training.processes import Processes
 from hamfast.training.run_data import RunData
@@ -63,7 +64,8 @@ class Run:
         """The names of the phases, in the order of training."""
         if self.config.training.joint:
             return ["joint"]
-        return ["stage1"] + (["stage2"] if self.config.training.stage2 is not None else [])
+        sections = {"stage1": self.config.training.stage1, "stage2": self.config.training.stage2}
+        return [name for name, section in sections.items() if section is not None]
 
     def say(self, text: str) -> None:
         """A line on the console of the first process.
@@ -130,7 +132,7 @@ class Run:
 
     def _run_phases(self, model: Cascade, cutoffs: np.ndarray, stop_after_epoch: int | None) -> Path | None:
         names = self.phases()
-        if all(self.folder.is_finished(name) for name in names):
+        if names and all(self.folder.is_finished(name) for name in names):
             self.say("every phase has finished; with more epochs in the configuration it goes on")
         for name in names:
             if not self.folder.is_finished(name):
@@ -139,7 +141,7 @@ class Run:
                     return None
             best = load_model(self.folder.best(name), dtype=self.dtype).model
             model.load_state_dict(best.state_dict())
-        return self._final(names[-1])
+        return self._final(model, cutoffs)
 
     def _initial_model(self) -> tuple[Cascade, np.ndarray]:
         """The model before the first step, and the longest pairs of the data.
@@ -158,7 +160,8 @@ class Run:
         source = self._source()
         cutoffs = self.data.pair_cutoffs()
         model = build_model(self.config, spec, float(cutoffs.max()) if source is None else source.model.r_max)
-        model.normalization.fit(self.data.training)
+        if source is None or not knows_pairs(source, spec, cutoffs):
+            model.normalization.fit(self.data.training)
         if source is not None:
             self.say(f"init_from: {self.config.training.init_from}")
             for word in take_weights(model, source):
@@ -184,7 +187,8 @@ class Run:
         sizes = {name: sum(p.numel() for p in stage.parameters()) for name, stage in model.named_children()}
         counts = {subset: len(folders) for subset, folders in self.data.split.items()}
         self.say("structures: " + ", ".join(f"{n} {subset}" for subset, n in counts.items()))
-        self.say("parameters: " + ", ".join(f"{name} {n:,}" for name, n in sizes.items() if n))
+        listed = ", ".join(f"{name} {n:,}" for name, n in sizes.items() if n)
+        self.say(f"parameters: {listed or 'none; target.shift, fitted in closed form, is the model'}")
         self.say(f"precision:  {self.config.precision}")
         for line in training_warning(model.receptive_field, self.data.half_cell()):
             self.say(line)
@@ -192,10 +196,14 @@ class Run:
         if self.config.data.batch_size > counts["train"]:
             self.say(f"batch_size: {self.config.data.batch_size} is more than there are: one step per epoch")
 
-    def _final(self, phase: str) -> Path:
-        """Makes the best weights of the last phase the model of the run; returns its path."""
-        path = self.folder.path / MODEL_FILE
+    def _final(self, model: Cascade, cutoffs: np.ndarray) -> Path:
+        """Makes the best weights of the last phase the model of the run; returns its path.
+
+        Without a phase they are those of ``model``.
+        """
+        path, names = self.folder.path / MODEL_FILE, self.phases()
         if self.processes.is_first:
-            save_tensors(read_checkpoint(self.folder.best(phase)), path)
+            best = read_checkpoint(self.folder.best(names[-1])) if names else checkpoint_of(self.config, model, cutoffs)
+            save_tensors(best, path)
         self.processes.wait_for_all()
         return path

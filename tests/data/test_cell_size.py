@@ -6,7 +6,7 @@ from kit import tiny_checkpoint
 
 from hamfast.analysis.prediction import predict
 from hamfast.data import read_snapshot
-from hamfast.data.cell_size import half_cell, prediction_warning, training_warning
+from hamfast.data.cell_size import fitting_environment, half_cell, prediction_warning, training_warning
 from hamfast.errors import DataWarning
 from hamfast.training import load_model
 
@@ -16,6 +16,23 @@ def test_half_the_way_to_the_nearest_image():
     assert half_cell(hexagonal) == pytest.approx(3.69)
     skewed = np.array([[1, 0, 0], [5, 1, 0], [3, 7, 1]]) @ hexagonal  # another basis of the same lattice
     assert half_cell(skewed) == pytest.approx(3.69)
+
+
+@pytest.mark.parametrize(
+    ("smallest", "longest", "nearest", "expected"),
+    [
+        (3.7005, 8.0, 1.45, 3.6),
+        (3.69, 8.0, 1.45, 3.5),  # at least 0.1 below
+        (4.9, 4.25, 1.45, 4.2),  # not beyond the longest pair
+        (2.467, 8.0, 1.45, 2.3),  # 2 x 2 cells of graphene
+        (1.2335, 8.0, 1.45, None),  # 1 x 1
+        (3.18, 14.0, 2.45, None),  # 2 x 2 cells of MoS2
+        (2.2, 8.0, 1.5, 2.1),
+        (2.199, 8.0, 1.5, None),
+    ],
+)
+def test_the_environment_that_cells_determine(smallest, longest, nearest, expected):
+    assert fitting_environment(smallest, longest, nearest) == expected
 
 
 def test_a_network_is_told_how_far_it_may_look():

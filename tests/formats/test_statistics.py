@@ -44,6 +44,10 @@ def test_sums_by_hand(snapshots, folders, whole):
     assert found.num_atoms == [2, 3, 2]
     assert found.longest_pairs == pytest.approx(longest(snapshots[1:]))
     assert found.longest_pair == pytest.approx(max(longest(snapshots[1:]).values()))
+    assert {folder: tuple(count) for folder, count in found.counts.items()} == {
+        folder: (len(s.hamiltonian), len(s.hamiltonian.entries))
+        for folder, s in zip(folders[1:], snapshots[1:], strict=True)
+    }
     assert [m.elements for m in found.matrices] == (
         [len(s.hamiltonian.entries) for s in snapshots[1:]] if whole else []
     )

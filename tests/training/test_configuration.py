@@ -1,14 +1,18 @@
 """Configurations: what is refused and how, what a template holds, and a search through everything a
 user may write."""
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import ase.io
 import pytest
 import yaml
+from ase.neighborlist import neighbor_list
 from hypothesis import HealthCheck, given, note
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -165,27 +169,80 @@ def test_irreps_that_are_none(text):
 
 def test_suggestions_by_hand():
     """s, p, d shells couple up to l = 4; with spin to 5; two f shells to 6."""
-    assert suggest([[0, 0, 1, 1, 2]], False, 7.96) == {
+    assert suggest([[0, 0, 1, 1, 2]], False, 7.96, None) == {
         "stage1": {"irreps_mid": "64x0e+32x1o+16x2e+8x3o+8x4e", "l_max": 4, "cutoff": 8.0, "edge_basis_stop": 8.0},
         "stage2": {"l_max": 4, "cutoff": 8.0},
     }
-    assert suggest([[0, 1, 2], [0]], True, 5.0)["stage1"]["irreps_mid"].endswith("+8x4e+4x5o")
-    assert suggest([[0], [0, 3]], False, 5.0)["stage1"]["l_max"] == 6
-    assert suggest([[0]], False, 5.0)["stage1"]["l_max"] == 4
+    assert suggest([[0, 1, 2], [0]], True, 5.0, None)["stage1"]["irreps_mid"].endswith("+8x4e+4x5o")
+    assert suggest([[0], [0, 3]], False, 5.0, None)["stage1"]["l_max"] == 6
+    assert suggest([[0]], False, 5.0, None)["stage1"]["l_max"] == 4
+    assert suggest([[0, 0, 1, 1, 2]], False, 7.96, 3.6) == {
+        "target": {"shift": "environment", "environment": 3.6},
+        "stage1": {
+            "irreps_mid": "64x0e+32x1o+16x2e+8x3o+8x4e",
+            "l_max": 4,
+            "cutoff": 8.0,
+            "edge_basis_stop": 8.0,
+            "environment": 3.6,
+            "num_blocks": 1,
+            "node_products": 1,
+        },
+        "stage2": {"l_max": 4, "cutoff": 8.0, "environment": 3.6, "num_blocks": 1},
+    }
 
 
 def test_the_template_takes_what_the_data_suggest(graphene, tmp_path):
     """Its matrices reach to 8 angstrom."""
     found = suggestions(graphene)
-    text = config_template(str(graphene), suggestions=found)
+    text = config_template(str(graphene), suggestions=found.settings)
     config = parse_config(yaml.safe_load(text), "test")
     assert (config.stage1.l_max, config.stage1.cutoff, config.stage2.cutoff) == (4, 8.0, 8.0)
     assert config.output == "runs/graphene"
-    assert text.count("[from the data]\n") == 6
+    assert text.count("[from the data]\n") == 13
+    # The example's own settings, for its training cells of 3 x 3.
+    example = load_config(graphene / "config.yaml")
+    for ours, theirs in ((config.target, example.target), (config.stage2, example.stage2)):
+        assert ours.environment == theirs.environment
+    for key in ("environment", "num_blocks", "node_products"):
+        assert getattr(config.stage1, key) == getattr(example.stage1, key)
+    assert config.target.shift == "environment" and config.stage2.num_blocks == 1
     shown = summarize(graphene)["suggested stage1"]
     assert shown == f"irreps_mid: {config.stage1.irreps_mid}, l_max: 4, cutoff: 8.0"
+    assert summarize(graphene)["suggested environment"] == (
+        "3.6 A, for target, stage1 and stage2; half of the smallest training cell is 3.7 A"
+    )
     assert suggestions(tmp_path) is None
     assert "[from the data]" not in config_template(str(tmp_path), suggestions=None)
+
+
+def test_small_cells_suggest_no_environment(settings, hamfast, tmp_path, fixtures):
+    """1 x 1 cells of graphene: half of one is shorter than a bond."""
+    root = Path(settings["data"]["root"])
+    status, output, _ = hamfast("data", "info", root)
+    nearest = 0.0
+    for name in ("graphene_1x1_000", "graphene_1x1_001"):
+        i, d = neighbor_list("id", ase.io.read(fixtures / name / "POSCAR"), 3.0)
+        nearest = max(nearest, *(d[i == atom].min() for atom in range(2)))
+    sentence = (
+        f"none, since half of the smallest training cell, 1.2 A, reaches too little beyond the nearest neighbours, {nearest:.1f} A; "
+        "predict cells of this size alone, or train on larger ones"
+    )
+    assert status == 0 and f"suggested environment: {sentence}" in output
+    assert hamfast("config", "--root", root, tmp_path / "c.yaml")[0] == 0
+    lines = (tmp_path / "c.yaml").read_text().splitlines()
+    assert f"Suggested environment: {sentence}" in " ".join(line.removeprefix("# ") for line in lines)
+    config = load_config(tmp_path / "c.yaml")
+    assert config.stage1.environment is None and config.target.shift == "radial" and config.stage1.num_blocks == 3
+
+
+def test_the_smallest_cell_that_trains_counts(tmp_path, graphene):
+    """Without a split all do."""
+    for label in ("3x3_000", "4x4_000"):
+        shutil.copytree(graphene / "dft" / label, tmp_path / "dft" / label)
+    assert suggestions(tmp_path).settings["stage1"]["environment"] == 3.6
+    split = {"train": ["4x4_000"], "validate": ["3x3_000"]}
+    (tmp_path / "dataset_split.json").write_text(json.dumps(split))
+    assert suggestions(tmp_path).settings["stage1"]["environment"] == 4.8
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,24 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from kit import cases, random_snapshot
 from rich.console import Console
+from runs import losses
 
 from hamfast.analysis import predict
-from hamfast.data import build_graph, read_snapshot
+from hamfast.data import build_graph, read_snapshot, read_split
+from hamfast.data.statistics import dataset_statistics
 from hamfast.errors import HamfastError
+from hamfast.models import TargetNormalization
 from hamfast.targets import TargetSpec
 from hamfast.training import Run, load_model
 from hamfast.training.checkpoint import build_model, describe
-from hamfast.training.config import parse_config
+from hamfast.training.config import load_config, parse_config
 from hamfast.training.initial import check_compatible, take_weights
 
 A, B, C, D = 6, 7, 5, 8
@@ -181,6 +185,58 @@ def test_fine_tuning_a_run(settings, tmp_path, fixtures):
     assert {z for z, _ in tuned.model.spec.shells} == {5, 6, 7}
     found = predict(tuned, snapshot).refined.entries
     np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+
+
+@pytest.fixture
+def small_cells(settings, graphene, tmp_path):
+    """Trained on 18 atoms of the bundled set, with a local stage 1; and settings to go on."""
+    (tmp_path / "small.json").write_text(json.dumps({"train": ["3x3_000", "3x3_001"], "validate": ["3x3_020"]}))
+    settings["data"] |= {"root": str(graphene), "split": str(tmp_path / "small.json")}
+    settings |= {"stage2": None, "precision": "float64"}
+    settings["stage1"] |= {"environment": 3.6, "num_blocks": 1, "node_products": 1}
+    settings["training"] = {"stage1": settings["training"]["stage1"] | {"epochs": 2}, "stage2": None}
+    first = Run(parse_config(settings, "test")).train()
+    (tmp_path / "large.json").write_text(json.dumps({"train": ["4x4_000"], "validate": ["3x3_020"]}))
+    settings["data"]["split"] = str(tmp_path / "large.json")
+    settings["output"] += "_large"
+    settings["training"]["init_from"] = str(first)
+    settings["training"]["stage1"] |= {"epochs": 8, "learning_rate": 1e-2, "average": "elements"}
+    return first, settings
+
+
+def test_fine_tuning_on_larger_cells(small_cells, graphene, double, monkeypatch):
+    """It begins at the error of the checkpoint, which becomes smaller; the normalisation stays."""
+    first, settings = small_cells
+
+    def refuse(*_):
+        raise AssertionError("the checkpoint's normalisation covers the data")
+
+    monkeypatch.setattr(TargetNormalization, "fit", refuse)
+    source, large = load_model(first), read_snapshot(graphene / "dft" / "4x4_000")
+    tuned = load_model(Run(parse_config(settings, "test")).train())
+    expected = source.model.normalization.state_dict()
+    for name, value in tuned.model.normalization.state_dict().items():
+        torch.testing.assert_close(value, expected[name], atol=0, rtol=0)
+    before = (predict(source, large).refined.entries - large.hamiltonian.entries) * 1e3
+    objective = losses(settings["output"])
+    assert objective[0] == pytest.approx(np.mean(before**2), rel=1e-6)
+    assert objective[-1] < 0.95 * objective[0]
+    assert source.model.half_cell < tuned.model.half_cell == pytest.approx(large.half_cell)
+
+
+def test_the_example_goes_on_with_the_demo(graphene, monkeypatch):
+    """Its configuration fits the demo's checkpoint, and its split has the larger cell."""
+    monkeypatch.chdir(graphene.parents[1])
+    demo, larger = (load_config(graphene / name) for name in ("config.yaml", "larger_cells.yaml"))
+    for section in ("target", "stage1", "stage2"):
+        assert getattr(larger, section) == getattr(demo, section)
+    assert larger.training.init_from == f"{demo.output}/model.ckpt"
+    split = read_split(Path(larger.data.root), Path(larger.data.split))
+    assert {f.name for f in split["train"]} > {f.name for f in read_split(graphene)["train"]}
+    counts = dataset_statistics(split["train"], measured=split["train"]).counts
+    edges = {f.name: count.pairs for f, count in counts.items()}
+    assert larger.data.max_edges >= max(edges.values())
+    assert larger.data.batch_size * edges["3x3_000"] <= larger.data.max_edges  # a step of small cells is full
 
 
 def test_the_checkpoint_must_be_there(settings, tmp_path):

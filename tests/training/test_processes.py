@@ -8,14 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kit import cases
+from kit import cases, random_snapshot
 from runs import TORCHRUN, final_weights, finish, history, start
 
+from hamfast.data import by_name
 from hamfast.graph import batch_graphs
 from hamfast.training import Run
 from hamfast.training.config import parse_config
 from hamfast.training.module import CascadeTraining
+from hamfast.training.processes import Processes
 from hamfast.training.sampler import EpochSampler
+
+# Random crystals are none that a plausibility check would pass.
+pytestmark = pytest.mark.filterwarnings("ignore::hamfast.errors.DataWarning")
 
 
 def enlarge(settings, fixtures, train, validate):
@@ -28,78 +33,177 @@ def enlarge(settings, fixtures, train, validate):
     (root / "dataset_split.json").write_text(json.dumps({"train": labels[:train], "validate": labels[train:]}))
 
 
+def mixed(settings, atoms, validate=1):
+    """Random crystals with so many atoms each; the last ones validate."""
+    root = Path(settings["data"]["root"])
+    labels = []
+    for n, count in enumerate(atoms):
+        labels.append(f"m{n}")
+        by_name("deeph").write(random_snapshot({6: (0, 1)}, [6] * count, seed=n), root / "dft" / labels[-1])
+    for other in root.glob("dft/graphene*"):
+        other.unlink()
+    split = {"train": labels[:-validate], "validate": labels[-validate:]}
+    (root / "dataset_split.json").write_text(json.dumps(split))
+
+
 @pytest.mark.parametrize(
     ("length", "world", "size"),
     cases(
         {
-            "3-on-2": (3, 2, 1),
-            "5-on-2-by-2": (5, 2, 2),
-            "7-on-2-by-2": (7, 2, 2),
-            "7-on-3-by-2": (7, 3, 2),
-            "2-on-4": (2, 4, 1),
-            "9-on-4-by-3": (9, 4, 3),
+            "3-on-2": (3, 2, 2),
+            "5-on-2-by-2": (5, 2, 4),
+            "7-on-2-by-2": (7, 2, 4),
+            "7-on-3-by-2": (7, 3, 6),
+            "2-on-4": (2, 4, 4),
+            "9-on-4-by-3": (9, 4, 12),
         }
     ),
 )
 def test_every_structure_counts_once(length, world, size):
+    """Batches are slices of one permutation, and the processes share them."""
+    order = [n for (n,) in EpochSampler(length, 5, 0, 1, 1)]
+    assert sorted(order) == list(range(length))
     samplers = [EpochSampler(length, 5, rank, world, size) for rank in range(world)]
-    alone = list(EpochSampler(length, 5, 0, 1, size * world))
-    dealt = [list(s) for s in samplers]
-    assert len({len(d) for d in dealt}) == 1  # all processes take part in every step
-    steps = -(-len(dealt[0]) // size)
+    dealt = [list(sampler) for sampler in samplers]
+    steps = -(-length // size)
+    assert {len(d) for d in dealt} == {len(s) for s in samplers} == {steps}  # all take part in every step
     for step in range(steps):
-        counted, totals = [], set()
-        for sampler, positions in zip(samplers, dealt, strict=True):
-            own, total = sampler.real(step)
-            counted += positions[step * size : step * size + own]
-            totals.add(total)
-        expected = alone[step * size * world : (step + 1) * size * world]
+        counted = []
+        for sampler, batches in zip(samplers, dealt, strict=True):
+            counted += batches[step][: sampler.real(step)]
+            assert len(batches[step]) == max(1, sampler.real(step))
+        expected = order[step * size : (step + 1) * size]
         assert sorted(counted) == sorted(expected)
-        assert totals == {len(expected)}
+        assert {sampler.total_weight(step) for sampler in samplers} == {len(expected)}
+
+
+SIZES = {
+    "mixed": [18] * 20 + [32] * 5 + [50] * 2,
+    "all-different": [100 + 7 * n for n in range(40)],
+    "larger-than-the-limit": [30, 500, 31, 32, 700, 33, 34],
+    "awkward": [51, 49, 52, 48, 53, 47, 34, 33, 33] * 3,
+    "one": [5],
+}
+
+
+@pytest.mark.parametrize("edges", cases(SIZES))
+@pytest.mark.parametrize("limit", [101, 250])
+def test_batches_stay_below_the_limit_of_edges(edges, limit):
+    orders, counts = set(), set()
+    for epoch in range(30):
+        samplers = [EpochSampler(len(edges), 5, r, 3, 6, edges=edges, max_edges=limit) for r in range(3)]
+        alone = EpochSampler(len(edges), 5, 0, 1, 6, edges=edges, max_edges=limit)
+        for sampler in (alone, *samplers):
+            sampler.set_epoch(epoch)
+        batches = list(alone)
+        counts |= {len(batches), len(alone)}
+        orders.add(str(batches))
+        assert sorted(n for batch in batches for n in batch) == list(range(len(edges)))
+        for batch in batches:
+            assert len(batch) == 1 or (sum(edges[n] for n in batch) <= limit and len(batch) <= 6)
+        # Three processes share the same batches, and none has more than a third and a structure.
+        for step, batch in enumerate(batches):
+            hands = [list(s)[step][: s.real(step)] for s in samplers]
+            assert sorted(n for hand in hands for n in hand) == sorted(batch)
+            most = sum(edges[n] for n in batch) / 3 + max(edges[n] for n in batch)
+            assert all(sum(edges[n] for n in hand) <= most for hand in hands)
+    assert len(counts) == 1  # the schedule counts on it
+    assert len(orders) == 30 or len(edges) < 20
+    # Two batches that follow each other would not fit into one.
+    (count,) = counts
+    bound = sum(min(e, limit) for e in edges) / limit + len(edges) / 6
+    assert bound / 2 <= count <= 2 * bound + 1
+
+
+def test_batches_follow_from_seed_and_epoch():
+    edges = SIZES["mixed"]
+    first, other = (EpochSampler(len(edges), 5, 0, 1, 6, edges=edges, max_edges=150) for _ in range(2))
+    for epoch in (0, 1, 2, 7):
+        first.set_epoch(epoch)
+    other.set_epoch(7)  # as a run that is resumed
+    assert list(first) == list(other)
+    unequal = EpochSampler(len(edges), 6, 0, 1, 6, edges=edges, max_edges=150)
+    unequal.set_epoch(7)
+    assert list(unequal) != list(first)
 
 
 @pytest.mark.parametrize(
-    ("length", "world", "size"),
+    ("atoms", "world", "size", "limit"),
     cases(
         {
-            "3-on-2": (3, 2, 1),
-            "5-on-2-by-2": (5, 2, 2),
-            "3-on-4": (3, 4, 1),
+            "5-on-2-by-2": ([2, 1, 3, 1, 4], 2, 4, None),
+            "3-on-4": ([2, 3, 1], 4, 4, None),
+            "edges-on-2": ([2, 1, 3, 1, 4], 2, 4, 17),
+            "edges-on-3": ([2, 1, 3, 1, 4], 3, 6, 17),
         }
     ),
 )
 @pytest.mark.parametrize("loss", ["mse", "mae"])
-def test_the_mean_of_the_gradients_is_that_of_one_process(settings, fixtures, double, length, world, size, loss):
-    """What DistributedDataParallel does, by hand: the mean over processes of each one's
-    gradient."""
-    enlarge(settings, fixtures, length, 1)
+@pytest.mark.parametrize("average", ["structures", "elements"])
+def test_the_mean_of_the_gradients_is_that_of_one_process(
+    settings, double, monkeypatch, atoms, world, size, limit, loss, average
+):
+    """What DistributedDataParallel does, by hand: the mean over processes of each one's gradient.
+    It is that of the mean over structures, or over matrix elements, by plain arithmetic."""
+    mixed(settings, [*atoms, 2])
     settings["precision"] = "float64"
-    settings["training"]["stage1"] |= {"loss": loss, "rotate_angle": 0.3}
+    settings["data"] |= {"batch_size": size, "max_edges": limit}
+    settings["training"]["stage1"] |= {"loss": loss, "average": average}
     run = Run(parse_config(settings, "test"))
     model, cutoffs = run._initial_model()
-    config = run.config
+    parameters = list(model.stage1.trainable_parameters())
+    module = CascadeTraining(model, run.config, "stage1", cutoffs, 1, *[run.data.batches(average).training_sampler] * 2)
 
-    def gradient(rank, processes, batch_size, step):
-        sampler = EpochSampler(length, 0, rank, processes, batch_size)
-        module = CascadeTraining(model, config, "stage1", cutoffs, 1, sampler, sampler)
-        positions = list(sampler)[step * batch_size : (step + 1) * batch_size]
-        model.zero_grad()
-        module.training_step(batch_graphs([run.data.training[n] for n in positions]), step).backward()
-        return torch.cat([p.grad.flatten() for p in model.stage1.parameters() if p.grad is not None])
+    def gradient(value):
+        return torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters, materialize_grads=True)])
 
-    for step in range(-(-length // (size * world))):
-        expected = gradient(0, 1, size * world, step)
-        found = sum(gradient(rank, world, size, step) for rank in range(world)) / world
-        assert expected.norm() > 0
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
+    def expected(numbers):
+        values = []
+        for graph in (run.data.training[n] for n in numbers):
+            blocks = model.spec.to_blocks(model(graph, refine=False).refined - graph.target, 0, 0)
+            values.append(1e6 * blocks.square().flatten() if loss == "mse" else 1e3 * blocks.abs().flatten())
+        return torch.cat(values).mean() if average == "elements" else torch.stack([v.mean() for v in values]).mean()
+
+    batches = list(run.data.batches(average).training_sampler)
+    assert (len(batches) > -(-len(atoms) // size)) == (limit is not None)
+    for step, numbers in enumerate(batches):
+        found = []
+        for rank in range(world):
+            monkeypatch.setattr(run.data, "processes", Processes(rank, world, world))
+            module.deals["train"] = run.data.batches(average).training_sampler
+            own = list(module.deals["train"])[step]
+            found.append(gradient(module.training_step(batch_graphs([run.data.training[n] for n in own]), step)))
+        truth = gradient(expected(numbers))
+        assert truth.norm() > 0
+        tolerance = 1e-9 * float(truth.abs().max())
+        torch.testing.assert_close(sum(found) / world, truth, rtol=1e-9, atol=tolerance)
 
 
-def test_logged_losses_are_means_over_structures(settings, fixtures, double):
+def test_rotations_do_not_depend_on_the_processes(settings, fixtures, double):
+    enlarge(settings, fixtures, 5, 1)
+    settings["training"]["stage1"]["rotate_angle"] = 0.3
+    run = Run(parse_config(settings, "test"))
+    model, cutoffs = run._initial_model()
+    rotated = {}
+    for world in (1, 2, 3):
+        for rank in range(world):
+            sampler = EpochSampler(5, 0, rank, world, 6)
+            module = CascadeTraining(model, run.config, "stage1", cutoffs, 1, sampler, sampler)
+            (numbers,) = sampler
+            graph = module._augment(batch_graphs([run.data.training[n] for n in numbers]), 0)
+            for index, number in enumerate(numbers):
+                own = graph.vector[graph.edge_graph == index]
+                torch.testing.assert_close(own, rotated.setdefault(number, own), rtol=0, atol=0)
+                assert not torch.equal(own, run.data.training[number].vector)
+
+
+@pytest.mark.parametrize("average", ["structures", "elements"])
+def test_logged_losses_are_means_over_structures(settings, double, average):
     """Against matrix elements, by hand; the weights hardly move."""
-    enlarge(settings, fixtures, 3, 3)
+    mixed(settings, [1, 3, 2, 4, 1, 2], validate=3)
     settings["precision"] = "float64"
     settings["data"]["batch_size"] = 2
-    settings["training"]["stage1"] |= {"epochs": 1, "learning_rate": 1e-13, "ema": None}
+    settings["training"]["stage1"] |= {"epochs": 1, "learning_rate": 1e-13, "ema": None, "average": average}
     for loss in ("mse", "mae"):
         settings["training"]["stage1"]["loss"] = loss
         settings["output"] += loss
@@ -107,13 +211,14 @@ def test_logged_losses_are_means_over_structures(settings, fixtures, double):
         model, _ = run._initial_model()
         expected = {}
         for subset in ("train", "validate"):
-            losses, absolute = [], []
+            losses, absolute, sizes = [], [], []
             for graph in run.data.subsets[subset]:
                 difference = model(graph, refine=False).refined.detach() - graph.target
                 blocks = model.spec.to_blocks(difference, 0, 0)
                 absolute.append(1e3 * float(blocks.abs().mean()))
+                sizes.append(blocks.numel() if average == "elements" else 1)
                 losses.append(1e3 * float(blocks.square().mean().sqrt()) if loss == "mse" else absolute[-1])
-            expected[subset] = np.mean(losses), np.mean(absolute)
+            expected[subset] = np.average(losses, weights=sizes), np.average(absolute, weights=sizes)
         run.train(stop_after_epoch=1)
         (row,) = history(settings["output"])
         found = {k: float(row[f"{n}_loss_meV"]) for k, n in (("train", "train"), ("validate", "val"))}
@@ -122,14 +227,19 @@ def test_logged_losses_are_means_over_structures(settings, fixtures, double):
         assert found == pytest.approx({k: v[1] for k, v in expected.items()}, rel=1e-6)
 
 
-def test_two_processes_are_one_on_uneven_sets(settings, tmp_path, fixtures):
+@pytest.mark.parametrize("average", ["structures", "elements"])
+def test_two_processes_are_one_on_uneven_sets(settings, tmp_path, fixtures, average):
     """gloo on two CPU processes: 7 structures in batches of 4, the last with 2 and 1; 3 to
-    validate; rotated at random."""
-    enlarge(settings, fixtures, 7, 3)
+    validate; rotated at random. Or crystals of several sizes with a limit of edges."""
+    if average == "structures":
+        enlarge(settings, fixtures, 7, 3)
+    else:
+        mixed(settings, [2, 1, 3, 1, 4, 2, 3, 1], validate=3)
+        settings["data"]["max_edges"] = 17
     settings["data"]["batch_size"] = 4
     settings |= {"precision": "float64", "accelerator": "cpu", "threads": 1}
     settings["training"]["stage2"]["epochs"] = 2
-    settings["training"]["stage1"] |= {"epochs": 3, "clip": 10.0}
+    settings["training"]["stage1"] |= {"epochs": 3, "clip": 10.0, "average": average}
     one = settings | {"output": settings["output"] + "_one"}
     Run(parse_config(one, "test")).train()
     status, output = finish(start(settings, tmp_path, 3, *TORCHRUN))

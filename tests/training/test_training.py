@@ -218,6 +218,14 @@ def test_toml_works(tmp_path):
             "missing-key": ({"data": {}}, "missing key data.root"),
             "bad-irreps": ({"stage1": {"irreps_mid": "64y0e"}}, "stage1.irreps_mid: not irreps like"),
             "no-scalars": ({"stage1": {"irreps_mid": "4x1o"}}, "stage1.irreps_mid: needs scalar channels"),
+            "edges-of-one": (
+                {"data": {"root": "r", "max_edges": 50}},
+                "data: expected a batch_size above 1 with max_edges = 50, found 1; both limit a batch",
+            ),
+            "average": (
+                {"training": {"stage1": {"average": "atoms"}}},
+                "training.stage1.average: input should be 'structures' or 'elements', found 'atoms'",
+            ),
             "no-epochs": ({"training": {"stage1": {"epochs": 0}}}, "training.stage1.epochs: .*, found 0"),
             "unknown-loss": (
                 {"training": {"stage1": {"loss": "rmse"}}},
