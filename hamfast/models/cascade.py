@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hamfast.data.two_centre_overlap import TwoCentreOverlap
 from hamfast.graph import CrystalGraph
 from hamfast.models.covariant import CovariantNetwork
 from hamfast.models.frame_transformer import FrameTransformer
@@ -48,6 +49,8 @@ class Cascade(nn.Module):
     Attributes:
         half_cell: angstrom, the largest of the training's cells, see
             :func:`hamfast.data.cell_size.half_cell`; None if it is unknown.
+        overlap: the overlaps of the training's structures as a function of the structure; None if
+            they had none.
 
     Raises:
         ValueError: the irreps of ``stage1`` cannot make the targets, or the heads of ``stage2`` do
@@ -73,6 +76,7 @@ class Cascade(nn.Module):
         super().__init__()
         self.spec, self.hermitian, self.freeze_stage1, self.r_max = spec, hermitian, freeze_stage1, r_max
         self.half_cell: float | None = None
+        self.overlap: TwoCentreOverlap | None = None
         self.normalization = TargetNormalization(
             spec, target_shift, target_scale, r_max, environment=target_environment
         )

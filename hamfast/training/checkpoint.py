@@ -15,6 +15,7 @@ import e3nn
 import numpy as np
 import torch
 
+from hamfast.data.two_centre_overlap import TwoCentreOverlap
 from hamfast.errors import HamfastError
 from hamfast.models import Cascade
 from hamfast.targets import TargetSpec
@@ -59,6 +60,7 @@ def describe(config: Config, model: Cascade, pair_cutoffs: np.ndarray | None) ->
         # Of the normalisation. A model that started from a checkpoint keeps that checkpoint's.
         "r_max": model.r_max,
         "half_cell": model.half_cell,
+        "overlap": None if model.overlap is None else model.overlap.state(),
         "units": {"energy": "eV", "length": "angstrom"},
         "orbital_order": "m = -l ... l",
         "versions": {
@@ -141,6 +143,12 @@ def spec_of(about: dict[str, Any]) -> TargetSpec:
     return TargetSpec(tuple((z, tuple(ls)) for z, ls in about["shells"]), about["spinful"])
 
 
+def overlap_of(about: dict[str, Any], spec: TargetSpec) -> TwoCentreOverlap | None:
+    """The fitted overlap of a checkpoint whose entry ``hamfast`` is ``about``; None without one."""
+    state = about.get("overlap")
+    return None if state is None else TwoCentreOverlap.from_state(spec, state)
+
+
 def load_model(path: Path | str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
     """Loads a model for prediction: averaged weights if the training kept them, evaluation mode.
 
@@ -173,6 +181,7 @@ def load_model(path: Path | str, device: str | torch.device = "cpu", dtype: torc
         reason = " ".join(str(error).split())[:300]
         raise HamfastError(f"{path}: the weights do not fit the model of its own configuration: {reason}") from error
     model.half_cell = about.get("half_cell")
+    model.overlap = overlap_of(about, spec)
     model.to(device=device, dtype=dtype or getattr(torch, config.precision)).eval().requires_grad_(False)
     return LoadedModel(model, config, pair_cutoffs, versions)
 

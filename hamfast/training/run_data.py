@@ -12,11 +12,17 @@ from torch.utils.data import DataLoader
 
 from hamfast.data import GraphDataset, graph_loader, read_split
 from hamfast.data.dataset import target_spec
+from hamfast.data.formats import read_snapshot
 from hamfast.data.statistics import dataset_statistics
+from hamfast.data.summary import sample
+from hamfast.data.two_centre_overlap import TwoCentreOverlap
 from hamfast.errors import HamfastError
 from hamfast.training.config import Config
 from hamfast.training.processes import Processes
 from hamfast.training.sampler import EpochSampler
+
+MOST_OVERLAPS = 60
+"""So many structures, from all over the training set, are enough for the fit of the overlap."""
 
 
 class Batches(NamedTuple):
@@ -72,6 +78,15 @@ class RunData:
     def half_cell(self) -> float:
         """Angstrom: the largest :func:`hamfast.data.cell_size.half_cell` of the training set."""
         return max(self.statistics.half_cells[folder] for folder in self.split["train"])
+
+    def overlap(self) -> TwoCentreOverlap | None:
+        """The overlaps of the training set as a function of the structure, with its error on the
+        validation set; None if no structure has an overlap."""
+        chosen = sample(self.split["train"], MOST_OVERLAPS)
+        found = TwoCentreOverlap.fit(self.spec, map(read_snapshot, chosen))
+        if found is not None:
+            found.measure(map(read_snapshot, sample(self.split["validate"], MOST_OVERLAPS // 4)))
+        return found
 
     def pair_cutoffs(self) -> np.ndarray:
         """``[species, species]`` angstrom: the longest pairs of the training set, and a margin."""

@@ -19,6 +19,7 @@ from hamfast.training.checkpoint import (
     build_model,
     checkpoint_of,
     load_model,
+    overlap_of,
     read_checkpoint,
     spec_of,
 )
@@ -156,7 +157,9 @@ class Run:
             if spec_of(about) != spec:
                 raise HamfastError(f"{begun}: made for other elements or orbitals than {self.config.data.root} has now")
             cutoffs = np.array(about["pair_cutoffs"])
-            return build_model(self.config, spec, float(about.get("r_max", cutoffs.max()))), cutoffs
+            model = build_model(self.config, spec, float(about.get("r_max", cutoffs.max())))
+            model.overlap = overlap_of(about, spec)
+            return model, cutoffs
         source = self._source()
         cutoffs = self.data.pair_cutoffs()
         model = build_model(self.config, spec, float(cutoffs.max()) if source is None else source.model.r_max)
@@ -166,6 +169,7 @@ class Run:
             self.say(f"init_from: {self.config.training.init_from}")
             for word in take_weights(model, source):
                 self.say(f"  {word}")
+        model.overlap = self.data.overlap() or (None if source is None else source.model.overlap)
         return model, cutoffs
 
     def _source(self) -> LoadedModel | None:
@@ -190,6 +194,9 @@ class Run:
         listed = ", ".join(f"{name} {n:,}" for name, n in sizes.items() if n)
         self.say(f"parameters: {listed or 'none; target.shift, fitted in closed form, is the model'}")
         self.say(f"precision:  {self.config.precision}")
+        if model.overlap is not None and model.overlap.error is not None:
+            mean, largest = model.overlap.error
+            self.say(f"overlap:    fitted; on the validation set |dS| is {mean:.0e} on average, {largest:.0e} at most")
         for line in training_warning(model.receptive_field, self.data.half_cell()):
             self.say(line)
         self.say(f"output:     {self.config.output}")

@@ -23,7 +23,6 @@ from e3nn import o3
 from scipy.interpolate import BSpline
 
 from hamfast.data.blocks import BlockMatrix, pair_name, species_groups
-from hamfast.data.graphs import pairs_within
 from hamfast.data.snapshot import Snapshot
 from hamfast.errors import HamfastError
 from hamfast.targets import TargetSpec
@@ -138,16 +137,21 @@ class TwoCentreOverlap:
     # --- prediction
     # ---------------------------------------------------------------------------------------------
 
-    def matrix(self, snapshot: Snapshot) -> BlockMatrix:
-        """The overlap of a structure: all pairs up to the longest of the data.
+    def matrix(self, snapshot: Snapshot, pairs: np.ndarray) -> BlockMatrix:
+        """The overlap of a structure.
+
+        Args:
+            snapshot: the structure.
+            pairs: ``[pairs, 5]``, of its Hamiltonian; those longer than any of the data have no
+                overlap, and are left out.
 
         Raises:
             HamfastError: two atoms have a distance that the data do not determine.
         """
-        cutoffs = (self.longest + MARGIN / 10).reshape(self.spec.num_species, -1)
         species = self._species(snapshot)
-        pairs = pairs_within(snapshot, species, np.where(self.longest.reshape(cutoffs.shape) > 0, cutoffs, 0.0))
-        return self._of_pairs(snapshot, pairs)
+        longest = self.longest[species[pairs[:, 3]] * self.spec.num_species + species[pairs[:, 4]]]
+        length = np.linalg.norm(snapshot.pair_vectors(pairs), axis=1)
+        return self._of_pairs(snapshot, pairs[length <= longest + MARGIN])
 
     def num_electrons(self, snapshot: Snapshot) -> float | None:
         """Electrons of the cell; None if the data did not tell."""
