@@ -37,7 +37,7 @@ def cascade(spec, environment=4.0, **options):
 
 def of_soc():
     spec = TargetSpec.from_mapping({83: [0, 1, 2], 34: [0, 1]}, True)
-    return spec, build_graph(random_snapshot({83: (0, 1, 2), 34: (0, 1)}, [83, 34], True), spec)
+    return spec, build_graph(random_snapshot({83: (0, 1, 2), 34: (0, 1)}, [83, 34], True, cutoff=5.0), spec)
 
 
 @pytest.fixture
