@@ -19,7 +19,6 @@ from hamfast.models.settings import ENVIRONMENT, FREEZE_STAGE1, CovariantConfig,
 from hamfast.models.transformer import RefinementTransformer
 from hamfast.targets import TargetSpec
 
-
 STAGE2: dict[str, type[FrameTransformer] | type[RefinementTransformer]] = {
     "frames": FrameTransformer,
     "gradients": GradientTransformer,

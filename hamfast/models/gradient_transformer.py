@@ -40,7 +40,7 @@ from hamfast.ops import EdgeFrames, EdgeSources
 
 
 class InnerProducts(nn.Module):
-    """``z_c = <(A f)_c, (B f)_c> / (2l + 1)`` for every channel c of every irrep, and its transpose.
+    """``z_c = <(A f)_c, (B f)_c> / (2l + 1)`` for every channel c of every irrep, and its gradient.
 
     Args:
         irreps: of f.
