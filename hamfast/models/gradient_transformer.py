@@ -18,8 +18,9 @@ written out, so that no graph of a graph is differentiated and predictions need 
     v = [ dz_0e | (A^T (dz o B f) + B^T (dz o A f)) / (2l + 1) ]
     dz = W1^T (SiLU' o W3^T w) / sqrt(1 + z^2)
 
-A block has two steps. One is for the edges of the environment: attention over them, which reads s
-alone, adds their v to the atom. Then one for all edges adds v to e:
+A block has two steps. The first is for the edges of the environment. Its s goes into the attention
+weights a of :mod:`hamfast.models.frame_transformer`, and its v to the atom. The second is for all
+edges, whose s and v stay with the edge:
 
     n_r = n_r + L1 sum_e a v + L2 sum_e a W s
     e = e + L3 v + L4 SiLU(s)
