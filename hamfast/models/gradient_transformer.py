@@ -15,7 +15,7 @@ P is a product with the harmonics of the edge's direction. A, B, W1, W2, W3, w a
 Gaussians of the edge's length, LN is a layer norm. The gradient holds LN [ s | g ] fixed. It is
 written out, so that no graph of a graph is differentiated and predictions need no graph:
 
-    v = [ dz_0e | (A^T (dz o B f) + B^T (dz o A f)) / (2l + 1) ]
+    v = (A^T (dz o B f) + B^T (dz o A f)) / (2l + 1),   and for 0e its own dz besides
     dz = W1^T (SiLU' o W3^T w) / sqrt(1 + z^2)
 
 A block has two steps. The first is for the edges of the environment. Its s goes into the attention
