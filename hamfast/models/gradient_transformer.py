@@ -5,20 +5,18 @@ invariants, so any network may act on them. What it makes are invariants, too, a
 an invariant with respect to covariant features is covariant. One step, for an edge with features e
 and scalars s that runs from a sender with features n_s to a receiver with features n_r:
 
-    [ p | f ] = P [ n_r | n_s | e | s ]
-    z = [ p | <A f, B f> / (2l + 1) of every channel ]
-    c = LN [ s | g ]
-    h = SiLU(W1 asinh z + W2 c)
+    f = P [ n_r | n_s | e | s ]
+    z = [ f of 0e | <A f, B f> / (2l + 1) of every channel ]
+    h = SiLU(W1 asinh z + W2 LN [ s | g ])
     s = s + W3 h
-    v = d<W4 c, W3 h> / d[ p | f ]
+    v = d<w, W3 h> / df
 
-P is a product with the harmonics of the edge's direction. Of what it makes, p are all components
-of 0e. A, B and W are parameters, g are Gaussians of the edge's length, LN is a layer norm. The
-gradient holds c fixed. It is written out, so that no graph of a graph is differentiated and
-predictions need no graph:
+P is a product with the harmonics of the edge's direction. A, B, W1, W2, W3, w are parameters, g are
+Gaussians of the edge's length, LN is a layer norm. The gradient holds LN [ s | g ] fixed. It is
+written out, so that no graph of a graph is differentiated and predictions need no graph:
 
-    v = [ dp | (A^T (dq o B f) + B^T (dq o A f)) / (2l + 1) ]
-    [ dp | dq ] = W1^T (SiLU' o W3^T W4 c) / sqrt(1 + z^2)
+    v = (A^T (dz o B f) + B^T (dz o A f)) / (2l + 1),   and for 0e its own dz besides
+    dz = W1^T (SiLU' o W3^T w) / sqrt(1 + z^2)
 
 A block has two steps. The first is for the edges of the environment. Its s goes into the attention
 weights a of :mod:`hamfast.models.frame_transformer`, and its v to the atom. The second is for all
@@ -26,8 +24,6 @@ edges, whose s and v stay with the edge:
 
     n_r = n_r + L1 sum_e a v + L2 sum_e a W s
     e = e + L3 v + L4 SiLU(s)
-
-The L are linear maps.
 """
 
 from __future__ import annotations
@@ -61,7 +57,7 @@ class InnerProducts(nn.Module):
 
         ``f``: ``[rows, irreps.dim]``, in the layout ``ir_mul``.
         """
-        products, swapped = [f[:, :0]], []  # f may have no irreps
+        products, swapped = [], []
         for block, both, (mul, ir) in zip(split_blocks(f, self.irreps), self.both, self.irreps, strict=True):
             left, right = (block.unflatten(-1, (ir.dim, mul)) @ both).chunk(2, dim=-1)
             products.append((left * right).mean(-2))
@@ -80,7 +76,7 @@ class InnerProducts(nn.Module):
             ((torch.cat([factor, factor], dim=-1) / ir.dim).unsqueeze(-2) * pair) @ both.T
             for factor, pair, both, (_, ir) in zip(factors, swapped, self.both, self.irreps, strict=True)
         ]
-        return torch.cat([of_z[:, :0], *(block.flatten(-2) for block in blocks)], dim=-1)
+        return torch.cat([block.flatten(-2) for block in blocks], dim=-1)
 
 
 class GradientStep(nn.Module):
@@ -89,23 +85,20 @@ class GradientStep(nn.Module):
     Args:
         config: of stage 2.
         irreps_in: of the operands of an edge, one after the other.
-        irreps: the gradient has ``hidden`` times 0e and what these have beside 0e.
-
-    Attributes:
-        irreps: of the gradient.
+        irreps: of f and of the gradient; ``0e`` comes first.
     """
 
     def __init__(self, config: TransformerConfig, irreps_in: Irreps, irreps: Irreps):
         super().__init__()
-        h, wide, context = config.hidden, config.ffn_factor * config.hidden, config.hidden + config.num_basis
-        others = Irreps([block for block in irreps if not block.ir.is_scalar()])
-        self.irreps = Irreps([(h, (0, 1))]) + others
-        self.mix = EdgeTensorProduct(irreps_in, config.l_max, self.irreps, layout=LAYOUT)
-        self.products = InnerProducts(others)
-        self.context_norm = nn.LayerNorm(context)
-        self.context_in, self.weights = nn.Linear(context, wide), nn.Linear(context, h)
-        self.invariants_in = nn.Linear(h + others.num_irreps, wide, bias=False)
+        h, wide = config.hidden, config.ffn_factor * config.hidden
+        self.num_scalars = irreps.count("0e")
+        self.mix = EdgeTensorProduct(irreps_in, config.l_max, irreps, layout=LAYOUT)
+        self.products = InnerProducts(irreps)
+        self.context_norm = nn.LayerNorm(h + config.num_basis)
+        self.context_in = nn.Linear(h + config.num_basis, wide)
+        self.invariants_in = nn.Linear(self.num_scalars + irreps.num_irreps, wide, bias=False)
         self.out = nn.Linear(wide, h)
+        self.weight = nn.Parameter(torch.randn(h))
 
     def forward(
         self, sources: EdgeSources, frames: EdgeFrames, scalars: Tensor, gaussians: Tensor
@@ -118,29 +111,27 @@ class GradientStep(nn.Module):
             scalars: ``[edges, hidden]``.
             gaussians: ``[edges, num_basis]``, of the edges' lengths.
         """
-        context = self.context_norm(torch.cat([scalars, gaussians], dim=-1))
+        context = self.context_in(self.context_norm(torch.cat([scalars, gaussians], dim=-1)))
         return self.of_features(self.mix(sources, frames), context)
 
-    def of_features(self, features: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    def of_features(self, f: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """The invariants ``[edges, hidden]``, and ``[edges, irreps.dim]``: the gradient with
-        respect to the features of their product with ``weights(context)``.
+        respect to f of their product with ``weight``.
 
         Args:
-            features: ``[edges, irreps.dim]``, in the layout ``ir_mul``.
-            context: ``[edges, hidden + num_basis]``, invariants that the gradient holds fixed.
+            f: ``[edges, irreps.dim]``, in the layout ``ir_mul``.
+            context: ``[edges, ffn_factor * hidden]``, invariants that the gradient holds fixed.
         """
-        number = self.irreps.count("0e")
-        scalars, others = features.tensor_split([number], dim=-1)
-        products, swapped = self.products(others)
-        z = torch.cat([scalars, products], dim=-1)
-        x = self.invariants_in(torch.asinh(z)) + self.context_in(context)  # asinh: some z are quadratic
+        products, swapped = self.products(f)
+        z = torch.cat([f[:, : self.num_scalars], products], dim=-1)
+        x = self.invariants_in(torch.asinh(z)) + context  # asinh: z is quadratic in f
         sigmoid = torch.sigmoid(x)
         hidden = x * sigmoid
         slope = sigmoid + hidden * (1 - sigmoid)  # the derivative of SiLU
-        of_hidden = self.weights(context) @ self.out.weight
-        of_z = (slope * of_hidden) @ self.invariants_in.weight / (1 + z.square()).sqrt()
-        of_scalars, of_products = of_z.tensor_split([number], dim=-1)
-        return self.out(hidden), torch.cat([of_scalars, self.products.gradient(of_products, swapped)], dim=-1)
+        of_z = (slope * (self.weight @ self.out.weight)) @ self.invariants_in.weight / (1 + z.square()).sqrt()
+        of_scalars, of_products = of_z.tensor_split([self.num_scalars], dim=-1)
+        gradient = self.products.gradient(of_products, swapped)
+        return self.out(hidden), gradient + padded(of_scalars, f.shape[1])
 
 
 class GradientBlock(nn.Module):
@@ -156,17 +147,17 @@ class GradientBlock(nn.Module):
     def __init__(self, config: TransformerConfig, irreps_node: Irreps, irreps_edge: Irreps):
         super().__init__()
         h = config.hidden
-        self.num_scalars = irreps_node.count("0e")
+        self.irreps_node, self.num_scalars = irreps_node, irreps_node.count("0e")
         operands = irreps_node + irreps_node + irreps_edge + Irreps([(h, (0, 1))])
         self.node_norm, self.edge_norm = ScalarLayerNorm(irreps_node), ScalarLayerNorm(irreps_edge)
         self.to_node = GradientStep(config, operands, irreps_node)
         self.attention = Attention(config, self.num_scalars)
         self.to_edge = GradientStep(config, operands, irreps_edge)
-        self.node_out = Linear(self.to_node.irreps, irreps_node, layout=LAYOUT)
+        self.node_out = Linear(irreps_node, irreps_node, layout=LAYOUT)
         self.attended_out = nn.Linear(h, self.num_scalars)
-        self.edge_out = Linear(self.to_edge.irreps, irreps_edge, layout=LAYOUT)
+        self.edge_out = Linear(irreps_edge, irreps_edge, layout=LAYOUT)
         self.scalars_out = nn.Linear(h, irreps_edge.count("0e"))
-        self.register_buffer("head_of", heads_of_channels(self.to_node.irreps, config.num_heads), persistent=False)
+        self.register_buffer("head_of", heads_of_channels(irreps_node, config.num_heads), persistent=False)
 
     def forward(
         self, node: Tensor, edge: Tensor, scalars: Tensor, pairs: Bonds, near: Bonds, kept: Tensor, envelope: Tensor
@@ -180,8 +171,8 @@ class GradientBlock(nn.Module):
         gained, gradient = self.to_node(sources, near.frames, of_near, near.gaussians)
         of_near = nn.functional.silu(of_near + gained)
         attended, weights = self.attention(normed[:, : self.num_scalars], of_near, near, envelope)
-        message = scaled(gradient, weights[:, self.head_of], self.to_node.irreps)
-        total = message.new_zeros(len(node), message.shape[1]).index_add(0, near.edges.receivers, message)
+        message = scaled(gradient, weights[:, self.head_of], self.irreps_node)
+        total = torch.zeros_like(node).index_add(0, near.edges.receivers, message)
         node = node + self.node_out(total) + padded(self.attended_out(attended), node.shape[1])
 
         sources = operands_of_edges(self.node_norm(node), own, pairs.edges)
