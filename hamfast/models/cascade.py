@@ -14,11 +14,19 @@ from hamfast.data.two_centre_overlap import TwoCentreOverlap
 from hamfast.graph import CrystalGraph
 from hamfast.models.covariant import CovariantNetwork
 from hamfast.models.frame_transformer import FrameTransformer
+from hamfast.models.gradient_transformer import GradientTransformer
 from hamfast.models.no_network import NoNetwork
 from hamfast.models.normalization import TargetNormalization
 from hamfast.models.settings import ENVIRONMENT, FREEZE_STAGE1, CovariantConfig, TransformerConfig
 from hamfast.models.transformer import RefinementTransformer
 from hamfast.targets import TargetSpec
+
+STAGE2: dict[str, type[FrameTransformer] | type[RefinementTransformer]] = {
+    "frames": FrameTransformer,
+    "gradients": GradientTransformer,
+    "plain": RefinementTransformer,
+}
+"""The second stage of each kind."""
 
 
 class CascadeOutput(NamedTuple):
@@ -83,7 +91,7 @@ class Cascade(nn.Module):
         self.stage1 = NoNetwork(spec) if stage1 is None else CovariantNetwork(stage1, spec)
         self.stage2: RefinementTransformer | FrameTransformer | None = None
         if stage2 is not None:
-            kind = FrameTransformer if stage2.kind == "frames" else RefinementTransformer
+            kind = STAGE2[stage2.kind]
             self.stage2 = kind(stage2, spec, self.stage1.irreps_node, self.stage1.irreps_edge)
         index, sign = spec.transpose
         self.register_buffer("transpose_index", index, persistent=False)

@@ -59,6 +59,49 @@ class Bonds:
         self.gaussians = gaussians(graph.length)
 
 
+class Attention(nn.Module):
+    """Attention of atoms over the edges of their environment, which reads and sums invariants.
+
+    Args:
+        config: of stage 2.
+        num_scalars: of an atom.
+    """
+
+    def __init__(self, config: TransformerConfig, num_scalars: int):
+        super().__init__()
+        h = config.hidden
+        self.heads, self.clip = (config.num_heads, h // config.num_heads), config.score_clip
+        self.query, self.key = nn.Linear(num_scalars, h), nn.Linear(num_scalars, h, bias=False)
+        self.edge_key, self.value = nn.Linear(h, h, bias=False), nn.Linear(h, h)
+
+    def forward(self, of_atoms: Tensor, of_edges: Tensor, near: Bonds, envelope: Tensor) -> tuple[Tensor, Tensor]:
+        """The sums ``[atoms, hidden]`` and the edges' weights ``[edges, heads]``.
+
+        Args:
+            of_atoms: ``[atoms, num_scalars]``.
+            of_edges: ``[edges, hidden]``.
+            near: the edges of the environment.
+            envelope: ``[edges]``, 0 at its radius.
+        """
+        attended = graph_attention(
+            near.edges,
+            query_receiver=self.query(of_atoms).unflatten(-1, self.heads),
+            key_sender=self.key(of_atoms).unflatten(-1, self.heads),
+            key_edge=self.edge_key(of_edges).unflatten(-1, self.heads),
+            value_edge=self.value(of_edges).unflatten(-1, self.heads),
+            clip=self.clip,
+            envelope=envelope,
+            epsilon=1e-2,
+            return_weights=True,
+        )
+        return attended.out.flatten(1), attended.weights
+
+
+def heads_of_channels(irreps: Irreps, heads: int) -> Tensor:
+    """``[irreps.num_irreps]`` int64: the head whose weights each channel is multiplied with."""
+    return torch.cat([torch.arange(mul) * heads // mul for mul, _ in irreps])
+
+
 class FrameBlock(nn.Module):
     """Invariants in the frames, attention over the environment, update of atoms and edges.
 
@@ -71,8 +114,8 @@ class FrameBlock(nn.Module):
 
     def __init__(self, config: TransformerConfig, irreps_node: Irreps, irreps_edge: Irreps):
         super().__init__()
-        h, self.heads = config.hidden, config.num_heads
-        self.irreps_node, self.irreps_edge, self.clip = irreps_node, irreps_edge, config.score_clip
+        h = config.hidden
+        self.irreps_node, self.irreps_edge = irreps_node, irreps_edge
         self.num_scalars = irreps_node.count("0e")
         own = irreps_node + irreps_node + irreps_edge
         self.node_norm, self.edge_norm = ScalarLayerNorm(irreps_node), ScalarLayerNorm(irreps_edge)
@@ -83,8 +126,7 @@ class FrameBlock(nn.Module):
             nn.SiLU(),
             nn.Linear(config.ffn_factor * h, h),
         )
-        self.query, self.key = nn.Linear(self.num_scalars, h), nn.Linear(self.num_scalars, h, bias=False)
-        self.edge_key, self.value = nn.Linear(h, h, bias=False), nn.Linear(h, h)
+        self.attention = Attention(config, self.num_scalars)
         with_scalars = own + Irreps([(h, (0, 1))])
         self.to_node = EdgeTensorProduct(with_scalars, config.l_max, irreps_node, layout=LAYOUT)
         self.to_edge = EdgeTensorProduct(with_scalars, config.l_max, irreps_edge, layout=LAYOUT)
@@ -92,8 +134,7 @@ class FrameBlock(nn.Module):
         self.node_out = Linear(irreps_node, irreps_node, layout=LAYOUT)
         self.edge_out = Linear(irreps_edge, irreps_edge, layout=LAYOUT)
         self.attended_out = nn.Linear(h, self.num_scalars)
-        channel = torch.cat([torch.arange(mul) * self.heads // mul for mul, _ in irreps_node])
-        self.register_buffer("head_of", channel, persistent=False)
+        self.register_buffer("head_of", heads_of_channels(irreps_node, config.num_heads), persistent=False)
 
     def forward(
         self, node: Tensor, edge: Tensor, scalars: Tensor, pairs: Bonds, near: Bonds, kept: Tensor, envelope: Tensor
@@ -115,27 +156,14 @@ class FrameBlock(nn.Module):
         scalars = scalars + self.scalar_ffn(self.scalar_norm(inputs))
         active = torch.nn.functional.silu(scalars)
 
-        heads = (self.heads, scalars.shape[1] // self.heads)
-        of_atoms, of_near = normed[:, : self.num_scalars], active[kept]
-        attended = graph_attention(
-            near.edges,
-            query_receiver=self.query(of_atoms).unflatten(-1, heads),
-            key_sender=self.key(of_atoms).unflatten(-1, heads),
-            key_edge=self.edge_key(of_near).unflatten(-1, heads),
-            value_edge=self.value(of_near).unflatten(-1, heads),
-            clip=self.clip,
-            envelope=envelope,
-            epsilon=1e-2,
-            return_weights=True,
-        )
+        of_near = active[kept]
+        attended, weights = self.attention(normed[:, : self.num_scalars], of_near, near, envelope)
         sources = operands_of_edges(normed, torch.cat([own[kept], of_near], dim=-1), near.edges)
         message = self.to_node(sources, near.frames)
-        scale = self.node_scale(of_near) * attended.weights[:, self.head_of]
+        scale = self.node_scale(of_near) * weights[:, self.head_of]
         message = scaled(message, scale, self.irreps_node)
         total = torch.zeros_like(node).index_add(0, near.edges.receivers, message)
-        gained = torch.nn.functional.pad(
-            self.attended_out(attended.out.flatten(1)), (0, node.shape[1] - self.num_scalars)
-        )
+        gained = torch.nn.functional.pad(self.attended_out(attended), (0, node.shape[1] - self.num_scalars))
         node = node + self.node_out(total) + gained
 
         sources = operands_of_edges(self.node_norm(node), torch.cat([own, active], dim=-1), pairs.edges)
@@ -178,6 +206,7 @@ class FrameTransformer(nn.Module):
         ValueError: the heads do not divide the width.
     """
 
+    block: type[nn.Module] = FrameBlock
     data_axes = {
         "pair_embedding": DataAxis.PAIR_ROWS,
         "output": DataAxis.ENTRY_OUTPUTS,
@@ -201,7 +230,7 @@ class FrameTransformer(nn.Module):
         self.length_in = nn.Linear(config.num_basis, config.hidden)
         self.node_in = Linear(irreps_node, self.irreps, layout=LAYOUT)
         self.edge_in = Linear(irreps_edge, self.irreps, layout=LAYOUT)
-        self.blocks = nn.ModuleList(FrameBlock(config, self.irreps, self.irreps) for _ in range(config.num_blocks))
+        self.blocks = nn.ModuleList(self.block(config, self.irreps, self.irreps) for _ in range(config.num_blocks))
         self.output = Linear(self.irreps, spec.irreps, layout=LAYOUT)
         self.onsite_output = Linear(self.irreps, spec.irreps, layout=LAYOUT)
         # The cascade starts as stage 1 exactly.

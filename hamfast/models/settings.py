@@ -70,15 +70,22 @@ class TransformerConfig:
     __pydantic_config__: ClassVar[ConfigDict] = _CHECKS
 
     kind: Annotated[
-        Literal["frames", "plain"],
-        Field(description="frames: exactly covariant, in the frames of the bonds; plain: the paper's, which is not"),
+        Literal["frames", "gradients", "plain"],
+        Field(
+            description="frames: exactly covariant, in the frames of the bonds; gradients: so, too, by gradients of "
+            "invariants; plain: the paper's, which is not"
+        ),
     ] = "frames"
-    irreps: Annotated[HiddenIrreps, Field(description="irreps of the features, of kind frames")] = (
+    irreps: Annotated[HiddenIrreps, Field(description="irreps of the features, of kinds frames and gradients")] = (
         "32x0e+16x1o+8x2e+4x3o+4x4e"
     )
     environment: Annotated[
         Real | None,
-        Field(gt=0, le=1000, description="angstrom, atoms attend to neighbours up to here, of kind frames; null: all"),
+        Field(
+            gt=0,
+            le=1000,
+            description="angstrom, atoms attend to neighbours up to here, of kinds frames and gradients; null: all",
+        ),
     ] = None
     hidden: Annotated[Whole, Field(ge=1, le=WIDEST, description="width")] = 128
     num_blocks: Annotated[Whole, Field(ge=1, le=100, description="Transformer blocks")] = 3

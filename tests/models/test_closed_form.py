@@ -36,7 +36,7 @@ def hbn(fixtures):
 def test_irreps_rotate_with_the_structure(material, inversion, fixtures):
     if material == "soc":
         spec = TargetSpec.from_mapping({83: [0, 1], 34: [0, 1]}, True)
-        graph = build_graph(random_snapshot({83: (0, 1), 34: (0, 1)}, [83, 34], True), spec)
+        graph = build_graph(random_snapshot({83: (0, 1), 34: (0, 1)}, [83, 34], True, cutoff=5.0), spec)
     else:
         folder = fixtures / f"{material}_1x1_000"
         spec = dataset_spec([folder])
@@ -138,7 +138,7 @@ def test_blocks_change_smoothly_at_the_radius_of_the_environment(hbn):
 @double
 def test_derivatives_in_the_vectors(fixtures):
     spec = TargetSpec.from_mapping({83: [0, 1], 34: [0]}, False)
-    graph = build_graph(random_snapshot({83: (0, 1), 34: (0,)}, [83, 34], False), spec)
+    graph = build_graph(random_snapshot({83: (0, 1), 34: (0,)}, [83, 34], False, cutoff=5.0), spec)
     model = random(spec, r_max=15.0, environment=4.0, features=60)
     hop = graph.length > 1e-6
 

@@ -82,7 +82,7 @@ def test_equals_the_network_of_e3nn_modules(case, dtype, tolerance, fixtures):
     try:
         if case == "soc":
             spec = TargetSpec.from_mapping({83: [0, 1], 34: [0, 1]}, True)
-            graph = build_graph(random_snapshot({83: (0, 1), 34: (0, 1)}, [83, 34], True), spec)
+            graph = build_graph(random_snapshot({83: (0, 1), 34: (0, 1)}, [83, 34], True, cutoff=5.0), spec)
         else:
             folders = ["MoS2_1x1_000"] if case == "MoS2" else ["graphene_1x1_000", "graphene_1x1_001"]
             snapshots = [read_snapshot(fixtures / f) for f in folders]
@@ -102,7 +102,7 @@ def test_equals_the_network_of_e3nn_modules(case, dtype, tolerance, fixtures):
 def test_rotating_the_structure_rotates_the_blocks(soc, fixtures):
     if soc:
         spec = TargetSpec.from_mapping({83: [0, 1], 34: [0, 1]}, True)
-        snapshot = random_snapshot({83: (0, 1), 34: (0, 1)}, [83, 34], True)
+        snapshot = random_snapshot({83: (0, 1), 34: (0, 1)}, [83, 34], True, cutoff=5.0)
     else:
         spec = TargetSpec.from_mapping({42: HEAVY, 16: CARBON}, False)
         snapshot = read_snapshot(fixtures / "MoS2_1x1_000")
