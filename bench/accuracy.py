@@ -120,9 +120,10 @@ def epochs_of(content, budget, structures):
 def rotated_error(loaded, folders, refine):
     """meV: the mean of |dH| of randomly rotated copies, whose blocks are turned back."""
     model, total, count = loaded.model, 0.0, 0
+    weight = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
     for folder in folders:
-        graph = build_graph(read_snapshot(folder), model.spec)
+        graph = build_graph(read_snapshot(folder), model.spec).to(weight.device, weight.dtype)
         rotation = rotation_from_euler(torch.rand(3, generator=generator, dtype=torch.float64) * 2 * torch.pi)
         turned = model(graph.rotated(rotation), refine=refine).refined
         left = rotate_irreps(turned, model.spec.irreps, rotation.T) - graph.known_target()

@@ -156,7 +156,10 @@ def train(
 @app.command()
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="model.ckpt of a run")],
-    structures: Annotated[list[Path], typer.Argument(help="structure folders, or data sets of them")],
+    structures: Annotated[
+        list[Path],
+        typer.Argument(help="structure folders, data sets of them, or files that ASE reads (CIF, POSCAR, xyz)"),
+    ],
     output: Annotated[
         Path | None, typer.Option(help="folder for copies with predictions; default: beside the input")
     ] = None,
@@ -164,12 +167,16 @@ def predict(
     compress: Annotated[bool, typer.Option(help="compress the written file")] = True,
     device: Device = "auto",
 ) -> None:
-    """Predict Hamiltonians; writes hamiltonian_pred.h5 in the input's layout."""
+    """Predict Hamiltonians; writes hamiltonian_pred.h5 in the input's layout.
+
+    A bare structure file gets a folder NAME_predicted with its overlap, too.
+    """
     from hamfast.data.formats import find_structures, names_apart
 
     if precision not in ("float32", "float64"):
         raise HamfastError(f"--precision: expected float32 or float64, found {precision!r}")
-    folders = [f for root in structures for f in find_structures(root)]
+    files = [path for path in structures if path.is_file()]
+    folders = [f for root in structures if root not in files for f in find_structures(root)]
     targets = folders if output is None else [output / name for name in names_apart(folders)]
     from hamfast.analysis.prediction import write_prediction
     from hamfast.training import load_model
@@ -179,6 +186,15 @@ def predict(
         for folder, target in zip(folders, targets, strict=True):
             say(f"wrote {write_prediction(loaded, folder, target, precision, compress)}")
             advance()
+    if files:
+        from hamfast.analysis.crystal import read_atoms, write_crystal
+
+        for path in files:
+            parent = path.parent if output is None else output
+            ending = "_predicted" if output is None else ""
+            for snapshot in read_atoms(loaded, path):
+                target = parent / f"{snapshot.label}{ending}"
+                say(f"wrote {write_crystal(loaded, snapshot, target, precision, compress)}, and the overlap beside it")
 
 
 @app.command()

@@ -99,13 +99,18 @@ def write_prediction(
     new = apart and not (target.exists() and any(target.iterdir()))
     if apart and not new:
         _check_same(snapshot, folder, target)
-    matrix = predict(loaded, snapshot).refined
-    if precision == "float32":
-        entries = matrix.entries.astype(np.complex64 if np.iscomplexobj(matrix.entries) else np.float32)
-        matrix = BlockMatrix(matrix.pairs, matrix.shapes, matrix.boundaries, entries)
+    matrix = rounded(predict(loaded, snapshot).refined, precision)
     if new:
         layout.write(snapshot, target)
     return layout.write_prediction(snapshot, matrix, target, compress)
+
+
+def rounded(matrix: BlockMatrix, precision: str) -> BlockMatrix:
+    """The matrix in ``float64``, as it is, or ``float32``."""
+    if precision != "float32":
+        return matrix
+    entries = matrix.entries.astype(np.complex64 if np.iscomplexobj(matrix.entries) else np.float32)
+    return BlockMatrix(matrix.pairs, matrix.shapes, matrix.boundaries, entries)
 
 
 def _check_same(snapshot: Snapshot, folder: Path, target: Path) -> None:

@@ -1,0 +1,229 @@
+"""From a crystal's atoms alone to its Hamiltonian, overlap and bands: the interface for Python.
+
+    model = hamfast.load("model.ckpt")
+    crystal = model.predict(atoms)
+    crystal.bands("GKMG").plot("bands.png")
+
+The overlap is the one that training has fitted (:mod:`hamfast.data.two_centre_overlap`), and so is
+the number of electrons.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+
+from hamfast.analysis.bands import BandStructure, band_structures
+from hamfast.analysis.eigen import EigenProblem, eigen_problem
+from hamfast.analysis.prediction import predict, rounded
+from hamfast.data import deeph, read_snapshot
+from hamfast.data.snapshot import Snapshot, check_structure
+from hamfast.errors import HamfastError
+from hamfast.training import LoadedModel, load_model
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model."""
+
+    loaded: LoadedModel
+
+    def predict(self, atoms: Atoms | Snapshot | Path | str) -> Crystal:
+        """The Hamiltonian and the overlap of a crystal.
+
+        Args:
+            atoms: of ASE, with a cell; or a structure folder, whose overlap and Fermi level are
+                taken where it has them; or what was read from one.
+
+        Raises:
+            HamfastError: an element is unknown to the model, there are no three lattice vectors, or
+                the training does not tell the overlap of such atoms.
+        """
+        if isinstance(atoms, (str, Path)):
+            snapshot = read_snapshot(atoms)
+        else:
+            snapshot = atoms if isinstance(atoms, Snapshot) else snapshot_of(self.loaded, atoms)
+        return predict_crystal(self.loaded, snapshot)
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Bands along a path."""
+
+    structure: BandStructure
+    """Energies in eV, path and Fermi level."""
+    label: str
+
+    def plot(self, path: Path | str, window: tuple[float, float] = (-4.0, 4.0)) -> Path:
+        """Draws the bands, E_F at 0, into a PNG or PDF; returns its path.
+
+        Args:
+            path: of the figure.
+            window: eV around the Fermi level.
+        """
+        from hamfast.analysis.plot import plot_bands
+
+        return plot_bands({"predicted": self.structure}, Path(path), window=window, title=self.label)
+
+
+@dataclass(frozen=True)
+class Crystal:
+    """A crystal with its predicted Hamiltonian, and an overlap if one is known."""
+
+    snapshot: Snapshot
+    """In the field ``hamiltonian`` it has the predicted one, eV."""
+
+    @property
+    def problem(self) -> EigenProblem:
+        """H(k) and S(k) as an eigenvalue problem."""
+        return eigen_problem(self.snapshot)
+
+    def H(self, k: Any) -> np.ndarray:  # the field's name for it
+        """``[orbitals, orbitals]`` complex, eV: ``sum_R exp(2 pi i k R) H(R)``.
+
+        Args:
+            k: three numbers, in fractions of the reciprocal lattice vectors.
+        """
+        return self.problem.hamiltonian.at(np.asarray(k, dtype=np.float64)).toarray()
+
+    def S(self, k: Any) -> np.ndarray:
+        """``[orbitals, orbitals]`` complex: the overlap, as :meth:`H`."""
+        return self.problem.overlap.at(np.asarray(k, dtype=np.float64)).toarray()
+
+    def bands(self, kpath: str | None = None, points: int = 90, **options: Any) -> Bands:
+        """Bands along a path.
+
+        Args:
+            kpath: such as ``GKMG``; by default ASE's for the lattice.
+            points: k-points along the path.
+            options: of :func:`hamfast.analysis.bands.band_structures`.
+        """
+        matrix = self.snapshot.hamiltonian
+        assert matrix is not None
+        found = band_structures(self.snapshot, {"predicted": matrix}, kpath, points=points, **options)
+        return Bands(found["predicted"], self.snapshot.label)
+
+    def to_deeph(self, folder: Path | str) -> Path:
+        """Writes the new DeepH layout, the prediction as Hamiltonian; returns the folder."""
+        deeph.write(self.snapshot, Path(folder))
+        return Path(folder)
+
+    def to_sisl(self) -> Any:
+        """A ``sisl.Hamiltonian``, for what sisl does and writes.
+
+        Orbitals get the order and the signs of SIESTA, which sisl expects.
+
+        Raises:
+            HamfastError: sisl is not installed, or there is spin or no overlap.
+        """
+        from hamfast.data.codes.to_sisl import to_sisl
+
+        return to_sisl(self.snapshot)
+
+
+def load(path: Path | str, device: str | torch.device = "cpu") -> Model:
+    """Loads ``model.ckpt`` of a training run; see :func:`hamfast.training.load_model`."""
+    return Model(load_model(path, device))
+
+
+def snapshot_of(loaded: LoadedModel, atoms: Atoms, label: str | None = None) -> Snapshot:
+    """Atoms as a structure with the orbitals that a model knows.
+
+    Raises:
+        HamfastError: an element is unknown to the model, or there are no three lattice vectors.
+    """
+    label = label or atoms.get_chemical_formula()
+    cell = np.asarray(atoms.cell.array, dtype=np.float64)
+    if abs(np.linalg.det(cell)) < 1e-6:
+        raise HamfastError(f"{label}: expected three lattice vectors, found the cell {cell.tolist()}")
+    shells = dict(loaded.spec.shells)
+    unknown = [z for z in dict.fromkeys(atoms.numbers.tolist()) if z not in shells]
+    if unknown:
+        known = ", ".join(chemical_symbols[z] for z in shells)
+        raise HamfastError(
+            f"{label}: element {chemical_symbols[unknown[0]]} is unknown to the model, which knows {known}"
+        )
+    numbers = np.asarray(atoms.numbers, dtype=np.int64)
+    snapshot = Snapshot(
+        label=label,
+        cell=cell,
+        positions=np.asarray(atoms.positions, dtype=np.float64),
+        numbers=numbers,
+        shells={z: shells[z] for z in dict.fromkeys(numbers.tolist())},
+        spinful=loaded.spec.spinful,
+    )
+    return check_structure(snapshot, label)
+
+
+def read_atoms(loaded: LoadedModel, path: Path) -> list[Snapshot]:
+    """The structures in a file that ASE reads: CIF, POSCAR, xyz, a trajectory.
+
+    Raises:
+        HamfastError: ASE cannot read it, or as :func:`snapshot_of`.
+    """
+    from ase.io import read as ase_read
+
+    try:
+        frames = ase_read(path, index=":")
+    except Exception as error:  # ASE raises whatever its parsers stumble on
+        words = " ".join(str(error).split())
+        raise HamfastError(f"{path}: ASE cannot read a structure in it ({type(error).__name__}: {words})") from error
+    if not frames:
+        raise HamfastError(f"{path}: expected a structure, found none")
+    names = (
+        [path.stem] if len(frames) == 1 else [f"{path.stem}_{n:0{len(str(len(frames)))}d}" for n in range(len(frames))]
+    )
+    return [snapshot_of(loaded, atoms, name) for atoms, name in zip(frames, names, strict=True)]
+
+
+def predict_crystal(loaded: LoadedModel, snapshot: Snapshot) -> Crystal:
+    """The crystal with its predicted Hamiltonian; what else it lacks comes from the model, too."""
+    matrix = predict(loaded, snapshot).refined
+    overlap, electrons = snapshot.overlap, snapshot.occupation
+    fitted = loaded.model.overlap
+    if overlap is None and fitted is not None:
+        overlap = fitted.matrix(snapshot, matrix.pairs)
+    if electrons is None and fitted is not None:
+        electrons = fitted.num_electrons(snapshot)
+    found = Snapshot(**{**snapshot.__dict__, "hamiltonian": matrix, "overlap": overlap, "occupation": electrons})
+    return Crystal(found)
+
+
+def write_crystal(loaded: LoadedModel, snapshot: Snapshot, target: Path, precision: str, compress: bool) -> Path:
+    """Predicts a structure that came without matrices, and writes it with H and S.
+
+    Args:
+        loaded: the model.
+        snapshot: the structure.
+        target: a new folder.
+        precision: ``float64`` or ``float32``, of the Hamiltonian.
+        compress: the file of the Hamiltonian, by gzip.
+
+    Returns:
+        The path of the Hamiltonian's file.
+
+    Raises:
+        HamfastError: as :func:`predict_crystal`; the target holds something; the checkpoint has no
+            fitted overlap.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise HamfastError(f"{target}: expected a new folder, found one that is not empty; choose another --output")
+    if loaded.model.overlap is None:
+        raise HamfastError(
+            f"{snapshot.label}: it comes without an overlap, and the model has none: its training set had no overlaps; "
+            "give a structure folder with one"
+        )
+    crystal = predict_crystal(loaded, snapshot)
+    matrix = crystal.snapshot.hamiltonian
+    assert matrix is not None
+    crystal.snapshot.hamiltonian = None
+    deeph.write(crystal.snapshot, target)
+    return deeph.write_prediction(crystal.snapshot, rounded(matrix, precision), target, compress)

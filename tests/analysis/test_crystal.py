@@ -1,0 +1,140 @@
+"""From atoms alone to H, S and bands, against the overlap of DFT for a structure not trained on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.io import write as ase_write
+from rich.console import Console
+
+import hamfast
+from hamfast.analysis import predict
+from hamfast.analysis.eigen import eigen_problem
+from hamfast.data import read_snapshot
+from hamfast.data.formats import detect
+from hamfast.errors import DataWarning, HamfastError
+from hamfast.training import Run, load_model
+from hamfast.training.config import parse_config
+
+GRAPHENE = Path(__file__).parents[2] / "examples" / "graphene"
+UNSEEN = GRAPHENE / "dft" / "3x3_023"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A model without a network: what is fitted in closed form."""
+    folder = tmp_path_factory.mktemp("crystal")
+    content = {
+        "output": str(folder / "run"),
+        "data": {"root": str(GRAPHENE), "cache": str(folder / "cache")},
+        "target": {"shift": "radial"},
+        "stage1": None,
+        "stage2": None,
+        "training": {"stage1": None, "stage2": None},
+    }
+    return Run(parse_config(content, "test"), Console(quiet=True)).train()
+
+
+@pytest.fixture
+def structure_file(tmp_path):
+    """The atoms of an unseen structure, and nothing else."""
+    path = tmp_path / "sheet.cif"
+    ase_write(path, read_snapshot(UNSEEN).atoms)
+    return path
+
+
+def test_the_overlap_is_that_of_dft(checkpoint):
+    overlap = load_model(checkpoint).model.overlap
+    expected = read_snapshot(UNSEEN)
+    found = overlap.matrix(expected, expected.overlap.pairs)
+    np.testing.assert_array_equal(found.pairs, expected.overlap.pairs)
+    error = np.abs(found.entries - expected.overlap.entries)
+    assert error.mean() < 1e-6 and error.max() < 1e-5
+    assert overlap.num_electrons(expected) == pytest.approx(expected.occupation)
+    mean, largest = overlap.error
+    assert 0 < mean < 1e-6 and largest < 2e-3  # of the validation set, with a shorter bond
+
+
+def test_bands_with_the_fitted_overlap_are_those_with_dfts(checkpoint):
+    """Of the Hamiltonian of DFT; 0.03 meV is what the exact overlap's own rounding makes."""
+    snapshot = read_snapshot(UNSEEN)
+    points = [(0, 0, 0), (1 / 3, 1 / 3, 0), (0.13, 0.27, 0)]
+    expected = eigen_problem(snapshot).levels(points).energies
+    snapshot.overlap = load_model(checkpoint).model.overlap.matrix(snapshot, snapshot.overlap.pairs)
+    found = eigen_problem(snapshot).levels(points).energies
+    near = slice(0, int(snapshot.occupation) // 2 + 10)
+    np.testing.assert_allclose(found[:, near], expected[:, near], rtol=0, atol=3e-5)
+
+
+def test_a_bond_shorter_than_those_of_the_training_is_told(checkpoint):
+    with pytest.warns(DataWarning, match=r"its overlap is extrapolated: .* a pair C-C of 1\.23 angstrom"):
+        hamfast.load(checkpoint).predict(read_snapshot(GRAPHENE / "dft" / "3x3_022").atoms)
+
+
+def test_a_bare_structure_gets_its_bands(checkpoint, structure_file, tmp_path):
+    from hamfast.cli import main
+
+    with pytest.raises(SystemExit) as done:
+        main(["predict", str(checkpoint), str(structure_file), "--output", str(tmp_path / "out")])
+    assert done.value.code == 0
+    folder = tmp_path / "out" / "sheet"
+    assert detect(folder).NAME == "deeph"
+    found = read_snapshot(folder, hamiltonian="prediction")
+    expected = predict(load_model(checkpoint), read_snapshot(UNSEEN)).refined
+    assert set(expected.index) <= set(found.hamiltonian.index)
+    # A CIF has a few decimals, and its atoms may be those of other cells.
+    assert found.hamiltonian.norm() == pytest.approx(expected.norm(), rel=1e-6)
+    with pytest.raises(SystemExit) as done:
+        main(["bands", str(folder), "--kpath", "GK", "--points", "6", "--output", str(tmp_path / "bands")])
+    assert done.value.code == 0 and (tmp_path / "bands" / "bands.png").exists()
+    with pytest.raises(SystemExit) as done:  # nothing is written over
+        main(["predict", str(checkpoint), str(structure_file), "--output", str(tmp_path / "out")])
+    assert done.value.code == 1
+
+
+def test_in_python(checkpoint, tmp_path):
+    atoms = read_snapshot(UNSEEN).atoms
+    crystal = hamfast.load(checkpoint).predict(atoms)
+    h, s = crystal.H((0.1, 0.2, 0)), crystal.S((0.1, 0.2, 0))
+    np.testing.assert_allclose(h, h.conj().T, atol=1e-9)
+    assert np.linalg.eigvalsh(s).min() > 0 and h.shape == s.shape == (234, 234)
+    figure = crystal.bands("GK", points=6).plot(tmp_path / "bands.png")
+    assert figure.stat().st_size > 1000
+    again = read_snapshot(crystal.to_deeph(tmp_path / "deeph"))
+    np.testing.assert_array_equal(again.hamiltonian.entries, crystal.snapshot.hamiltonian.entries)
+
+
+def test_to_sisl_and_back(checkpoint):
+    """sisl's own H(k) has the eigenvalues of ours, and a matrix of SIESTA comes back as it went."""
+    sisl = pytest.importorskip("sisl")
+    import scipy.linalg
+
+    crystal = hamfast.load(checkpoint).predict(UNSEEN)
+    there = crystal.to_sisl()
+    assert isinstance(there, sisl.Hamiltonian)
+    k = (0.13, 0.27, 0)
+    expected = scipy.linalg.eigh(crystal.H(k), crystal.S(k), eigvals_only=True)
+    np.testing.assert_allclose(there.eigh(k), expected, atol=1e-8)
+
+
+def test_what_cannot_be_told(checkpoint, tmp_path):
+    model = hamfast.load(checkpoint)
+    atoms = read_snapshot(UNSEEN).atoms
+    dense = atoms.copy()
+    dense.set_cell(dense.cell * 0.75, scale_atoms=True)
+    with pytest.raises(HamfastError, match=r"overlap cannot be told: .* is a pair C-C of \d\.\d\d angstrom"):
+        model.predict(dense)
+    other = atoms.copy()
+    other.numbers[0] = 7
+    with pytest.raises(HamfastError, match="element N is unknown to the model, which knows C"):
+        model.predict(other)
+    loose = atoms.copy()
+    loose.cell = None
+    with pytest.raises(HamfastError, match="three lattice vectors"):
+        model.predict(loose)
+    text = tmp_path / "no.cif"
+    text.write_text("nothing")
+    from hamfast.analysis.crystal import read_atoms
+
+    with pytest.raises(HamfastError, match=r"no\.cif: ASE cannot read|no\.cif: expected a structure"):
+        read_atoms(model.loaded, text)
