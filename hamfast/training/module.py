@@ -27,6 +27,9 @@ class Deal(Protocol):
     rank: int
     world: int
 
+    def set_epoch(self, epoch: int) -> None:
+        """Says which epoch comes next."""
+
     def real(self, batch: int) -> int:
         """How many structures of this process's batch are no repeats; they come first."""
 
@@ -307,7 +310,10 @@ class CascadeTraining(lightning.LightningModule):
         checkpoint["lr_factor"] = self.lr_factor
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes averaged weights and lowered rate from a checkpoint."""
+        """Takes averaged weights, lowered rate and the next epoch's batches from a checkpoint."""
+        # Lightning lets the loader begin before it says the epoch.
+        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+        self.deals["train"].set_epoch(progress["processed"])
         self.restore_average(checkpoint)
         if checkpoint.get("ema"):
             self.ema_updates = checkpoint["ema"]["updates"]

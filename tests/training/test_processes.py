@@ -127,6 +127,28 @@ def test_batches_follow_from_seed_and_epoch():
     assert list(unequal) != list(first)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_run_has_the_batches_of_an_uninterrupted_one(settings, monkeypatch, workers):
+    """Also where processes that read begin with an epoch before Lightning says which."""
+    mixed(settings, [2, 1, 3, 1, 4, 2, 1, 3, 2])
+    settings |= {"stage2": None}
+    settings["training"]["stage2"] = None
+    settings["data"] |= {"batch_size": 3, "max_edges": 17, "num_workers": workers}
+    seen, original = {}, CascadeTraining.training_step
+
+    def step(self, batch, batch_idx):
+        seen.setdefault(Path(self.config.output).name, []).append((self.current_epoch, batch.labels))
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(CascadeTraining, "training_step", step)
+    Run(parse_config(settings | {"output": settings["output"] + "/whole"}, "test")).train()
+    resumed = parse_config(settings | {"output": settings["output"] + "/resumed"}, "test")
+    Run(resumed).train(stop_after_epoch=2)
+    Run(resumed).train(resume=True)
+    assert seen["resumed"] == seen["whole"]
+    assert len({labels for _, labels in seen["whole"]}) > len(seen["whole"]) // 2  # epochs differ
+
+
 @pytest.mark.parametrize(
     ("atoms", "world", "size", "limit"),
     cases(
