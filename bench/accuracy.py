@@ -9,8 +9,8 @@ one for each stage and each number of atoms in the test structures:
     python bench/accuracy.py plot
 
 A run whose rows are there is skipped, and an interrupted one goes on where it was, so that one
-command can be started again and again. Each run's configuration and its losses by epoch stand
-beside the CSV, in bench/results/accuracy/. `--test` names more structures to test, of other sizes.
+command can be started again and again. Each run's configuration and its losses by epoch stand in
+a folder beside the CSV. `--test` names more structures to test, of other sizes.
 """
 
 import argparse
@@ -227,7 +227,7 @@ def keep(folder):
 
 
 def plot(options):
-    """docs/images/accuracy-SET.png: the error by CPU time, and by the size of the cell."""
+    """For each set a figure in docs/images: the error by CPU time, and by the size of the cell."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -35,6 +35,16 @@ FOREIGN = {
     "cuda_fp16.h",
     "adj_t",  # PyG's argument
     "naive",  # a method of cuEquivariance
+    # Settings and files of DFT codes.
+    "out_mat_hs2",
+    "OUT.SUFFIX",
+    "KS_SPIN_1_R_",
+    "KS_CSR_WRITE",
+    "S_CSR_WRITE",
+    "REAL_SPACE",
+    "PRINT_LEVEL",
+    "output_rs_matrices",
+    "hdf5",
     # Symbols that the text beside them explains.
     "act",
     "w3j",

@@ -264,7 +264,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def element_symbol(label: str, where: Path) -> str:
-    """The element in a code's name of a species, as C in ``C.pbe``, ``C1`` or ``C_surface``.
+    """The element in a code's name of a species, as carbon in "C.pbe", "C1" or "C_surface".
 
     Raises:
         HamfastError: no element begins it.
