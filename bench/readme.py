@@ -6,6 +6,7 @@ python bench/readme.py      # from the source folder
 import csv
 import re
 import textwrap
+from functools import partial
 from pathlib import Path
 
 from cases import EDGE_PRODUCTS, PRODUCTS
@@ -362,7 +363,41 @@ def profile_table() -> str:
     )
 
 
+VARIANTS = {
+    "deeph-e3": "(a) DeepH-E3 as published",
+    "stage1": "(b) hamfast's stage 1",
+    "plain": "(c) the paper's cascade",
+    "cascade": "(d) hamfast's cascade",
+}
+
+
+def accuracy_table(name) -> str:
+    """Errors of each network on one data set, by the size of the test cells."""
+    columns = ["MAE_meV", "MAE_onsite_meV", "bands_meV", "gap_meV", "MAE_rotated_meV"]
+    found = [row for row in read("accuracy") if row["set"] == name]
+    rows = []
+    for row in found:
+        numbers = [f"{float(row[c]):.2f}" if row[c] else "" for c in columns]
+        model = VARIANTS[row["variant"]] + (
+            ": its stage 1" if row["stage"] == "stage 1" and "+" in row["epochs"] else ""
+        )
+        cpu = f"{float(row['cpu_s']) / 60:.1f}"
+        rows.append([model, cpu, row["epochs"], row["atoms"], *numbers, row["equivariance_error"]])
+    header = ["network", "CPU min", "epochs", "atoms", "H", "on-site", "bands", "gap", "H, rotated", "equivariance"]
+    if not found:
+        return "Not measured yet."
+    first = found[0]
+    return table(header, rows) + note(
+        f"Mean errors in meV; {first['train_structures']} structures in the training. One thread,"
+        f" {first['machine']}, torch {first['torch']}, {first['date']} (`bench/results/accuracy.csv`,"
+        " `bench/accuracy.py`)."
+    )
+
+
 TABLES = {
+    "docs/accuracy.md": {
+        name: partial(accuracy_table, name) for name in ("graphene", "graphene-mixed", "hBN", "bilayer-openmx")
+    },
     "README.md": {"demo": cascade_table, "bench": headline_table, "gpu": gpu_sentence},
     "docs/performance.md": {
         "bench": speed_table,
