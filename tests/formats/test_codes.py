@@ -94,6 +94,16 @@ def test_hsx_of_siesta_4_needs_no_other_file_of_matrices(calculation):
         shutil.rmtree(folder)
 
 
+def test_cp2k_with_one_triangle_is_cp2k_with_both(calculation):
+    folder = calculation("cp2k-graphene_1x1_text")
+    expected = read_snapshot(folder)
+    for path in folder.glob("*.csr"):
+        kept = [line for line in path.read_text().splitlines() if int(line.split()[0]) <= int(line.split()[1])]
+        path.write_text("\n".join(kept) + "\n")
+    check_same(read_snapshot(folder), expected)
+    shutil.rmtree(folder)
+
+
 def test_the_structure_alone_is_that_of_the_whole(native):
     for name in SAMPLES:
         if name.startswith("siesta"):

@@ -224,6 +224,11 @@ def _matrix(path, text, log, kind, spin, orbitals: Orbitals, shift: np.ndarray, 
         i, j = orbitals.atoms[rows], orbitals.atoms[columns]
         parts.append((R + shift[j] - shift[i], rows, columns, values * unit))
     R, rows, columns, values = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    if not (rows > columns).any():  # UPPER_TRIANGULAR: of each two that are equal one is there
+        above = rows < columns
+        R = np.concatenate([R, -R[above]])
+        rows, columns = np.concatenate([rows, columns[above]]), np.concatenate([columns, rows[above]])
+        values = np.concatenate([values, values[above]])
     return block_matrix(orbitals, R, rows, columns, values)
 
 

@@ -110,7 +110,7 @@ def _read(stream: _Stream, path: Path, matrices: bool) -> Snapshot:
         *energies, overlap = (stream.reals(total) for _ in range(real + imaginary + 1))
     else:
         stream.skip(total * (real + imaginary + 1))
-    densities = real + 2 if version == 3 else real + (2 if spin == 3 else 0)
+    densities = real + (2 if version == 3 else 0)
     stream.skip(total * (3 * order + (3 if version == 3 else 0) + densities))
     stream.integers(1)
     numbers = stream.reals(10)
