@@ -191,7 +191,7 @@ def random_irreps(generator, l_max=2, entries=3, max_mul=3):
     return o3.Irreps([(1 + pick(max_mul), (pick(l_max + 1), 1 - 2 * pick(2))) for _ in range(entries)])
 
 
-def random_snapshot(shells, numbers, spinful=False, seed=0, cutoff=3.0) -> Snapshot:
+def random_snapshot(shells, numbers, spinful=False, seed=0, cutoff=4.0) -> Snapshot:
     """A crystal with a random Hermitian H on all pairs within the cutoff, and a positive S."""
     rng = np.random.default_rng(seed)
     cell = np.diag([3.1, 3.3, 12.0])
