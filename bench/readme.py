@@ -368,6 +368,7 @@ VARIANTS = {
     "stage1": "(b) hamfast's stage 1",
     "plain": "(c) the paper's cascade",
     "cascade": "(d) hamfast's cascade",
+    "joint": "(e) the same, trained at once",
 }
 
 

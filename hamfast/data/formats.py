@@ -171,7 +171,7 @@ def find_structures(root: Path | str) -> list[Path]:
         return [root]
     for parent in (root / "dft", root):
         if parent.is_dir():
-            folders = sorted(p for p in parent.iterdir() if p.is_dir())
+            folders = sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith("."))
             found = [p for p in folders if detect(p)]
             if found:
                 _warn_of_incomplete([p for p in folders if p not in found])

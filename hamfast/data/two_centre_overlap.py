@@ -61,7 +61,8 @@ class TwoCentreOverlap:
     longest: np.ndarray
     """``[species pairs]`` angstrom: the longest pair of the data, 0 if there is none."""
     electrons: np.ndarray | None = None
-    """``[species]``: electrons of an atom, from the numbers of electrons of the data."""
+    """``[species, 1 + compositions]``: electrons of an atom, from those of the data, and then the
+    compositions of the data, from which others follow by addition."""
     error: tuple[float, float] | None = None
     """Mean and largest |dS| on structures that were not fitted; None if there were none."""
 
@@ -161,7 +162,13 @@ class TwoCentreOverlap:
 
     def num_electrons(self, snapshot: Snapshot) -> float | None:
         """Electrons of the cell; None if the data did not tell."""
-        return None if self.electrons is None else float(self.electrons[self._species(snapshot)].sum())
+        if self.electrons is None:
+            return None
+        own = np.bincount(self._species(snapshot), minlength=self.spec.num_species).astype(float)
+        known = self.electrons[:, 1:]
+        # A composition that those of the data do not add up to has an unknown number.
+        left = own - known @ np.linalg.lstsq(known, own, rcond=None)[0]
+        return None if np.abs(left).max() > 1e-6 else float(np.round(own @ self.electrons[:, 0], 6))
 
     def _species(self, snapshot: Snapshot) -> np.ndarray:
         species = {z: n for n, z in enumerate(self.spec.elements)}
@@ -279,10 +286,11 @@ def _symmetric(matrix: BlockMatrix) -> BlockMatrix:
 
 
 def _electrons(rows: list[tuple[np.ndarray, float]]) -> np.ndarray | None:
-    """Electrons per atom of each element; None if no such numbers explain the data."""
+    """Electrons per atom of each element and the compositions; None if none explain the data."""
     if not rows:
         return None
     counts, totals = np.array([row[0] for row in rows], dtype=float), np.array([row[1] for row in rows])
     found = np.linalg.lstsq(counts, totals, rcond=None)[0]
-    found = np.round(found, 9)  # a whole number where it is one
-    return found if np.abs(counts @ found - totals).max() < 1e-3 * max(1.0, np.abs(totals).max()) else None
+    if np.abs(counts @ found - totals).max() > 1e-3 * max(1.0, np.abs(totals).max()):
+        return None
+    return np.column_stack([found, np.unique(counts, axis=0).T])

@@ -360,6 +360,19 @@ def test_an_unfinished_calculation(calculation, name, file, old, new, words):
         read_snapshot(folder)
 
 
+def test_files_of_two_calculations(calculation):
+    folder = calculation("cp2k-graphene_1x1_text")
+    (folder / "g-KS_SPIN_1_R_3-1_0.csr").write_text("")
+    with pytest.raises(HamfastError, match="is empty"):
+        read_snapshot(folder)
+    shutil.rmtree(folder)
+    folder = calculation("cp2k-graphene_1x1_text")
+    for path in folder.glob("*.csr"):
+        path.rename(folder / path.name.replace("-1_0.csr", "-1_7.csr"))
+    with pytest.raises(HamfastError, match="of step 7 of a relaxation"):
+        read_snapshot(folder)
+
+
 def test_a_missing_file(calculation, tmp_path):
     folder = calculation("cp2k-graphene_1x1_text")
     (folder / "g-S_SPIN_1_R_7-1_0.csr").unlink()
@@ -378,15 +391,38 @@ def test_a_tree_is_imported_restarted_and_reported(native, tmp_path):
     bad = shutil.copytree(native["openmx-graphene_1x1"], tree / "a" / "002")
     (bad / "openmx.scfout").write_bytes((bad / "openmx.scfout").read_bytes()[:5000])
     done = import_calculations(tree, target, processes=1)
-    assert sorted(done.written) == ["a__001", "deep__001"] and list(done.skipped) == ["002"]
-    assert "ends in the middle" in done.skipped["002"]
+    assert sorted(done.written) == ["a__001", "b__deep__001"] and list(done.skipped) == ["a__002"]
+    assert "ends in the middle" in done.skipped["a__002"]
     assert json.loads((target / "import.json").read_text())["skipped"] == done.skipped
-    assert [p.name for p in find_structures(target)] == ["a__001", "deep__001"]
+    assert [p.name for p in find_structures(target)] == ["a__001", "b__deep__001"]
     check_bands(read_snapshot(target / "dft" / "a__001"), good)
     # The calculation is mended, and the import started again.
     shutil.copyfile(good / "openmx.scfout", bad / "openmx.scfout")
     again = import_calculations(tree, target, processes=2)
-    assert list(again.written) == ["002"] and sorted(again.there) == ["a__001", "deep__001"] and not again.skipped
+    assert list(again.written) == ["a__002"] and sorted(again.there) == ["a__001", "b__deep__001"] and not again.skipped
+    # A calculation that has changed is not taken for the one that is there.
+    content = (good / "openmx.scfout").read_bytes()
+    (good / "openmx.scfout").write_bytes(content + b" ")
+    assert "earlier state" in import_calculations(tree, target, processes=1).skipped["a__001"]
+
+
+def test_links_are_followed_and_nothing_is_found_twice(native, tmp_path):
+    tree = tmp_path / "tree"
+    (tree / "real").mkdir(parents=True)
+    shutil.copytree(native["cp2k-hBN_1x1_binary"], tree / "real" / "one")
+    outside = shutil.copytree(native["cp2k-graphene_1x1_text"], tmp_path / "outside")
+    (tree / "linked").symlink_to(outside)
+    (tree / "loop").symlink_to(tree)
+    done = import_calculations(tree, tmp_path / "set", processes=1)
+    assert sorted(done.written) == ["linked", "real__one"]
+
+
+def test_two_codes_in_a_folder_have_to_be_told_apart(native, tmp_path):
+    tree = shutil.copytree(native["openmx-graphene_1x1"], tmp_path / "tree")
+    shutil.copytree(native["cp2k-hBN_1x1_binary"], tree, dirs_exist_ok=True)
+    assert "say which by --code" in import_calculations(tree, tmp_path / "any", processes=1).skipped["tree"]
+    import_calculations(tree, tmp_path / "set", "cp2k", processes=1)
+    assert read_snapshot(tmp_path / "set" / "dft" / "tree").elements == (5, 7)
 
 
 def test_a_folder_without_calculations(tmp_path):

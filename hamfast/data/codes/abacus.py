@@ -8,6 +8,7 @@ is in ``STRU`` above. H is in rydberg.
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from hamfast.data.codes.native import (
 from hamfast.data.h5 import read_text
 from hamfast.data.orbitals import ABACUS_ORDER
 from hamfast.data.snapshot import Snapshot
-from hamfast.errors import HamfastError
+from hamfast.errors import DataWarning, HamfastError
 
 NAME, FILE = "abacus", "data-HR-sparse_SPIN0.csr or hrs1_nao.csr, in OUT.SUFFIX"
 RYDBERG, BOHR = 13.605698, 0.529177249
@@ -95,11 +96,19 @@ def read(path: Path, matrices: bool) -> Snapshot:
 
 def _log(folder: Path) -> tuple[Path, str | None]:
     """The log of the calculation, and its text; None if it is not there."""
-    paths = sorted(folder.glob("running_*.log"))
-    if not paths:
-        return folder / "running_scf.log", None
-    path = next((p for p in paths if p.name == "running_scf.log"), paths[0])
-    return path, path.read_text(errors="replace")
+    path = folder / "running_scf.log"
+    if path.is_file():
+        return path, path.read_text(errors="replace")
+    others = sorted(p.name for p in folder.glob("running_*.log"))
+    if others:
+        raise HamfastError(
+            f"{folder}: expected running_scf.log, found {', '.join(others)}: after a relaxation or dynamics the matrices are "
+            "not those of the atoms in STRU; run `calculation scf` for them"
+        )
+    warnings.warn(
+        f"{folder}: no running_scf.log: that the SCF converged is not known, nor E_F", DataWarning, stacklevel=2
+    )
+    return path, None
 
 
 def _last(pattern: str, text: str | None) -> float | None:
@@ -193,10 +202,13 @@ def _matrix(path: Path, orbitals: Orbitals, spinor: bool, unit: float, spin_diag
     total = None
     for line in lines:
         if "Matrix number of" in line:
-            total = int(line.split(":")[1])
+            words = line.split(":")[-1].strip()
+            total = int(words) if words.isdecimal() else None
             break
     if total is None:
-        raise HamfastError(f"{path}: expected a line `Matrix number of H(R): n`, found none; an unknown version?")
+        raise HamfastError(
+            f"{path}: expected a line `Matrix number of H(R): n` (or S), found none; an unknown version?"
+        )
     parts: list[tuple[np.ndarray, ...]] = []
     try:
         for _ in range(total):
@@ -218,6 +230,10 @@ def _matrix(path: Path, orbitals: Orbitals, spinor: bool, unit: float, spin_diag
         ) from None
     except ValueError as error:
         raise HamfastError(f"{path}: damaged: {error}") from error
+    if any(line.strip() for line in lines):
+        raise HamfastError(f"{path}: goes on after its {total} lattice vectors; expected the matrix of one step")
+    if not parts:
+        raise HamfastError(f"{path}: holds no matrix element")
     R, rows, columns, values = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     if not spinor:
         return block_matrix(orbitals, R, rows, columns, values * unit)

@@ -58,6 +58,11 @@ def _step(path: Path) -> tuple[int, int]:
 def read(path: Path, matrices: bool) -> Snapshot:
     """Reads a calculation; see :class:`hamfast.data.codes.native.Code`."""
     folder = path.parent
+    if _step(path)[1] != 0:
+        raise HamfastError(
+            f"{path}: of step {_step(path)[1]} of a relaxation or of dynamics; expected a single point (RUN_TYPE ENERGY), as "
+            "the output has the atoms of the start"
+        )
     log, text = _output(folder)
     if "SCF run NOT converged" in text or not re.search(r"SCF run converged in", text):
         raise HamfastError(f"{log}: the SCF run did not converge, or did not end; its matrices are not those of DFT")
@@ -72,7 +77,9 @@ def read(path: Path, matrices: bool) -> Snapshot:
     shells = [basis[kind] for kind in kinds]
     fermi = re.findall(r"Fermi energy:\s+(\S+)", text)
     electrons = re.findall(r"Number of electrons:\s+(\d+)", text)
-    spins = 2 if (folder / path.name.replace("SPIN_1", "SPIN_2")).exists() else 1
+    # Files of another run may lie there; the output tells how many channels this one has.
+    restricted = re.search(r"DFT\| Spin restricted", text) is not None
+    spins = 2 if not restricted and (folder / path.name.replace("SPIN_1", "SPIN_2")).exists() else 1
     snapshot = Snapshot(
         label=folder.name,
         cell=cell,
@@ -103,7 +110,7 @@ def _output(folder: Path) -> tuple[Path, str]:
         if path.is_file() and path.suffix in (".out", ".log", ".txt", "") and path.stat().st_size < 2**30:
             text = path.read_text(errors="replace")
             if "KS CSR write|" in text and "CELL|" in text:
-                found.append((path, text))
+                found.append((path, text[max(0, text.rfind("PROGRAM STARTED AT")) :]))  # runs may be appended
     if not found:
         raise HamfastError(
             f"{folder}: expected CP2K's output (*.out) with the tables `KS CSR write|` beside the matrices, found none; "
@@ -240,6 +247,8 @@ def _elements(path: Path, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     if not path.is_file():
         raise HamfastError(f"{path}: expected a file for each lattice vector, this one is not there")
     content = path.read_bytes()
+    if not content.strip():
+        raise HamfastError(f"{path}: is empty: the calculation or the copy was not finished")
     if content[:4] == b"\x10\0\0\0":
         if len(content) % _RECORD.itemsize:
             raise HamfastError(f"{path}: ends in the middle of a record: the calculation or the copy was not finished")

@@ -21,7 +21,7 @@ from hamfast.data.codes.native import Orbitals, block_matrix, on_pairs_of, shell
 from hamfast.data.h5 import open_h5, read_array, read_text
 from hamfast.data.orbitals import AIMS_ORDER
 from hamfast.data.snapshot import Snapshot
-from hamfast.errors import HamfastError
+from hamfast.errors import DataWarning, HamfastError
 
 NAME, FILE = "fhi-aims", "rs_indices.out"
 HARTREE = 27.2113845
@@ -45,6 +45,12 @@ def read(path: Path, matrices: bool) -> Snapshot:
     text = _output(folder)
     spins = [_values_file(folder, name) for name in ("rs_hamiltonian_up", "rs_hamiltonian_dn", "rs_hamiltonian_down")]
     up, down = spins[0], spins[1] or spins[2]
+    if (up or down) and _values_file(folder, "rs_hamiltonian"):
+        raise HamfastError(
+            f"{folder}: expected one Hamiltonian, found rs_hamiltonian and one with spin: of two calculations?"
+        )
+    if down and not up:
+        raise HamfastError(f"{folder}: expected rs_hamiltonian_up beside {down.name}, found none")
     if text is not None and "Have a nice day" not in text:
         raise HamfastError(f"{folder}: its output does not end with `Have a nice day.`: the calculation did not end")
     if text is not None and "Self-consistency cycle converged" not in text:
@@ -110,6 +116,9 @@ def _output(folder: Path) -> str | None:
             text = path.read_text(errors="replace")
             if "FHI-aims" in text and "Invoking" in text:
                 return text
+    warnings.warn(
+        f"{folder}: no output of FHI-aims: that the SCF converged is not known, nor E_F", DataWarning, stacklevel=2
+    )
     return None
 
 

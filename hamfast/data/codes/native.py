@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from hamfast.data.blocks import BlockMatrix
 from hamfast.data.orbitals import OrbitalOrder
 from hamfast.data.snapshot import Snapshot
 from hamfast.errors import HamfastError
+
+
+TWICE = 1e-6
+"""eV, and plain numbers for S: a code may write an element and its reverse, equal but for this."""
 
 
 class Code(Protocol):
@@ -67,7 +72,14 @@ class NativeFormat:
         path = self.code.main_file(folder)
         if path is None:
             raise HamfastError(f"{folder}: expected a calculation of {self.NAME} ({self.FILE}), found none")
-        return self.code.read(path, matrices)
+        try:
+            return self.code.read(path, matrices)
+        except (ArithmeticError, LookupError, MemoryError, OSError, TypeError, ValueError) as error:
+            # What a damaged file makes of sizes and indices has no end.
+            words = " ".join(str(error).split())[:200]
+            raise HamfastError(
+                f"{path}: damaged, or files of two calculations ({type(error).__name__}: {words})"
+            ) from error
 
     def read_structure(self, folder: Path) -> Snapshot:
         """Reads all but the matrices."""
@@ -150,7 +162,11 @@ def block_matrix(
         rows, columns: ``[elements]`` orbitals of the home cell, from 0.
         values: ``[elements]``; or ``[elements, 2, 2]`` with spin.
     """
-    spins = 1 if values.ndim == 1 else values.shape[1]
+    spins, size = 1 if values.ndim == 1 else values.shape[1], len(orbitals.atoms)
+    if not len(rows):
+        raise HamfastError("expected matrix elements, found none")
+    if min(rows.min(), columns.min()) < 0 or max(rows.max(), columns.max()) >= size:
+        raise HamfastError(f"expected rows and columns of {size} orbitals, found others")
     # Codes write zeros for atoms that are too far apart to have anything else.
     there = np.flatnonzero(values.reshape(len(values), -1).any(axis=1))
     cells, rows, columns, values = cells[there], rows[there], columns[there], values[there]
@@ -172,7 +188,10 @@ def block_matrix(
         for b in range(spins):
             row = orbitals.positions[rows] + a * n_row
             position = boundaries[which] + row * (spins * n_column) + orbitals.positions[columns] + b * n_column
-            entries[position] = signed if spins == 1 else signed[:, a, b]
+            own = signed if spins == 1 else signed[:, a, b]
+            entries[position] = own
+            if np.abs(entries[position] - own).max() > TWICE:
+                raise HamfastError("a matrix element is there twice, with two values")
     return with_reverses(BlockMatrix(found, shapes, boundaries, entries))
 
 
@@ -206,17 +225,15 @@ def on_pairs_of(overlap: BlockMatrix, hamiltonian: BlockMatrix, orbitals: Orbita
 def two_channels(up: BlockMatrix, down: BlockMatrix) -> BlockMatrix:
     """Two collinear spin channels as one matrix of 2 x 2 spin blocks.
 
-    Raises:
-        HamfastError: the two have other pairs.
+    Pairs that one of them lacks are zero there, as codes leave out small blocks.
     """
-    if not np.array_equal(up.pairs, down.pairs):
-        raise HamfastError("the two spin channels have different atom pairs")
-    blocks = []
-    for n in range(len(up)):
-        a, b = up.block(n), down.block(n)
-        zero = np.zeros_like(a)
+    blocks, pairs = [], np.unique(np.concatenate([up.pairs, down.pairs]), axis=0)
+    for pair in map(tuple, pairs.tolist()):
+        found = [m.block(m.index[pair]) if pair in m.index else None for m in (up, down)]
+        zero = np.zeros_like(next(block for block in found if block is not None))
+        a, b = (zero if block is None else block for block in found)
         blocks.append(np.block([[a, zero], [zero, b]]).astype(np.complex128))
-    return BlockMatrix.from_blocks(up.pairs, blocks)
+    return BlockMatrix.from_blocks(pairs, blocks)
 
 
 def shells_of_elements(symbols: list[str], shells: list[tuple[int, ...]], where: Path) -> dict[int, tuple[int, ...]]:
@@ -269,13 +286,8 @@ def element_symbol(label: str, where: Path) -> str:
     Raises:
         HamfastError: no element begins it.
     """
-    letters = ""
-    for letter in label:
-        if not letter.isalpha():
-            break
-        letters += letter
-    for size in (2, 1):
-        symbol = letters[:size].capitalize()
-        if len(letters) >= size and symbol in atomic_numbers and symbol != "X":
-            return symbol
+    found = re.match(r"([A-Z][a-z]?)(?![a-z])", label) or re.match(r"([a-z]{1,2})(?![a-zA-Z])", label)
+    symbol = found[1].capitalize() if found else ""
+    if symbol in atomic_numbers and symbol != "X":
+        return symbol
     raise HamfastError(f"{where}: expected a species named after its element, found {label!r}")

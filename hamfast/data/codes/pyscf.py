@@ -88,7 +88,7 @@ def from_mean_field(mean_field: Any, mesh: Sequence[int], label: str = "pyscf") 
         return block_matrix(orbitals, R[n], row, column, values.real[n, row, column] * unit)
 
     matrices = [real_space(channel, "H", HARTREE) for channel in channels]
-    h = matrices[0] if len(matrices) == 1 else two_channels(*_on_same_pairs(matrices, orbitals))
+    h = matrices[0] if len(matrices) == 1 else two_channels(*matrices)
     s = real_space(overlap, "S", 1.0)
     h, s = on_pairs_of(s, h, orbitals)
     try:
@@ -112,16 +112,6 @@ def from_mean_field(mean_field: Any, mesh: Sequence[int], label: str = "pyscf") 
         info={"code": "PySCF"} | ({"collinear": True} if len(channels) > 1 else {}),
     )
     return check_snapshot(snapshot, label)
-
-
-def _on_same_pairs(matrices: list[BlockMatrix], orbitals: Orbitals) -> tuple[BlockMatrix, BlockMatrix]:
-    """Both spin channels, each with the pairs of the other, in one order."""
-    from hamfast.analysis.metrics import reordered
-
-    up, down = matrices
-    up, _ = on_pairs_of(down, up, orbitals)
-    down, _ = on_pairs_of(up, down, orbitals)
-    return up, reordered(down, up.pairs)
 
 
 def _shells(cell: Any) -> list[tuple[int, ...]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from ase.data import atomic_numbers
+from ase.data import atomic_numbers, chemical_symbols
 
 from hamfast.data.codes.native import (
     Orbitals,
@@ -28,11 +28,13 @@ from hamfast.data.codes.native import (
 from hamfast.data.h5 import read_text
 from hamfast.data.orbitals import SIESTA_ORDER
 from hamfast.data.snapshot import Snapshot
-from hamfast.errors import HamfastError
+from hamfast.errors import DataWarning, HamfastError
 
 NAME, FILE = "siesta", "*.TSHS, *.HSX or *.nc"
 RYDBERG, BOHR = 13.60580, 0.529177
 """eV and angstrom, as SIESTA 4 has them."""
+SISL_RYDBERG = 13.605693122994
+"""eV (CODATA 2018), as sisl and SIESTA 5 have it."""
 
 
 def main_file(folder: Path) -> Path | None:
@@ -62,7 +64,7 @@ def read(path: Path, matrices: bool) -> Snapshot:
             f"{path}: has {len(found.positions)} atoms with {found.orbitals} orbitals, {index.name} {len(labels)} atoms "
             f"with {len(orbitals.atoms)}"
         )
-    symbols = [element_symbol(label, index) for label in labels]
+    symbols = _elements(path.with_suffix(".XV"), labels) or [element_symbol(label, index) for label in labels]
     snapshot = Snapshot(
         label=path.parent.name,
         cell=found.cell,
@@ -99,7 +101,22 @@ class _Content(NamedTuple):
     electrons: float | None
 
 
+def _check_tshs(path: Path) -> None:
+    """Raises HamfastError if the sizes in the head are not those of such a file.
+
+    sisl would take them as they are, and hang or end the process.
+    """
+    with opened(path) as file:
+        head = np.frombuffer(file.read(36), "<i4")
+    size = path.stat().st_size
+    atoms, orbitals, _, spins, elements = head[4:9].tolist() if len(head) == 9 else (0,) * 5
+    if not (0 < atoms <= orbitals <= elements and 1 <= spins <= 8 and 8 * elements * (spins + 1) <= size):
+        raise HamfastError(f"{path}: damaged or cut: its head names {elements} elements of {orbitals} orbitals")
+
+
 def _with_sisl(path: Path) -> _Content:
+    if path.suffix == ".TSHS":
+        _check_tshs(path)
     try:
         import sisl
     except ImportError as error:
@@ -115,9 +132,14 @@ def _with_sisl(path: Path) -> _Content:
         except Exception as error:  # sisl raises what its Fortran code or its parser stumbles on
             words = " ".join(str(error).split())
             raise HamfastError(f"{path}: sisl cannot read it ({type(error).__name__}: {words})") from error
-    # SIESTA's rydberg depends on its version; the Fermi level in eV beside the file tells it.
+    # SIESTA's rydberg depends on its version; the Fermi level in eV beside the file tells which.
     own = _fermi_level(path)
-    unit = own / fermi if own is not None and abs(fermi) > 0.1 and abs(own / fermi - 1) < 1e-4 else 1.0
+    units = (1.0, RYDBERG / SISL_RYDBERG)
+    unit = 1.0 if own is None else min(units, key=lambda u: abs(fermi * u - own))
+    if own is not None and abs(fermi * unit - own) > 1e-3:
+        raise HamfastError(
+            f"{path}: has the Fermi level {fermi * unit:.4f} eV, the .EIG or .bands beside it {own:.4f}: of two calculations?"
+        )
     geometry, spin = matrix.geometry, matrix.spin
     parts = [matrix.tocsr(n).tocsr() for n in range(matrix.shape[2])]
     pattern = sum(abs(part) for part in parts).tocoo()
@@ -227,6 +249,17 @@ def _old_hsx(path: Path, labels: list[str]) -> _Content:
     return _Content(cell, positions, orbitals, R, rows, columns, s, energies, spins == 2, fermi, electrons)
 
 
+def _elements(path: Path, labels: list[str]) -> list[str] | None:
+    """The elements of a ``.XV``, which has their atomic numbers; None if it is not there."""
+    if not path.is_file():
+        return None
+    lines = [line.split() for line in read_text(path).splitlines()]
+    found = [chemical_symbols[int(line[1])] for line in lines[4:] if len(line) >= 5]
+    if len(found) != len(labels):
+        raise HamfastError(f"{path}: has {len(found)} atoms, .ORB_INDX {len(labels)}: of two calculations?")
+    return found
+
+
 def _structure(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Cell and positions of a ``.XV``, in angstrom."""
     try:
@@ -300,6 +333,9 @@ def _check_output(path: Path) -> None:
     """Raises HamfastError if the output says that the calculation did not converge or end."""
     found = _output(path)
     if found is None:
+        warnings.warn(
+            f"{path.parent}: no output of SIESTA: that the SCF converged is not known", DataWarning, stacklevel=2
+        )
         return
     file, text = found
     if "SCF_NOT_CONV" in text or re.search(r"SCF.*not converged|SCF did not converge", text):
