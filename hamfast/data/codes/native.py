@@ -19,7 +19,6 @@ from hamfast.data.orbitals import OrbitalOrder
 from hamfast.data.snapshot import Snapshot
 from hamfast.errors import HamfastError
 
-
 TWICE = 1e-6
 """eV, and plain numbers for S: a code may write an element and its reverse, equal but for this."""
 
