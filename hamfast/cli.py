@@ -176,6 +176,11 @@ def predict(
     if precision not in ("float32", "float64"):
         raise HamfastError(f"--precision: expected float32 or float64, found {precision!r}")
     files = [path for path in structures if path.is_file()]
+    twice = [path for n, path in enumerate(files) if any(path.stem == other.stem for other in files[:n])]
+    if twice and output is not None:
+        raise HamfastError(
+            f"{twice[0]}: two files of this name would share a folder in {output}; predict one after the other"
+        )
     folders = [f for root in structures if root not in files for f in find_structures(root)]
     targets = folders if output is None else [output / name for name in names_apart(folders)]
     from hamfast.analysis.prediction import write_prediction

@@ -10,6 +10,7 @@ the number of electrons.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from hamfast.analysis.eigen import EigenProblem, eigen_problem
 from hamfast.analysis.prediction import predict, rounded
 from hamfast.data import deeph, read_snapshot
 from hamfast.data.snapshot import Snapshot, check_structure
-from hamfast.errors import HamfastError
+from hamfast.errors import DataWarning, HamfastError
 from hamfast.training import LoadedModel, load_model
 
 if TYPE_CHECKING:
@@ -41,16 +42,28 @@ class Model:
 
         Args:
             atoms: of ASE, with a cell; or a structure folder, whose overlap and Fermi level are
-                taken where it has them; or what was read from one.
+                taken where it has them; or what was read from one; or a file with one structure
+                that ASE reads.
 
         Raises:
             HamfastError: an element is unknown to the model, there are no three lattice vectors, or
                 the training does not tell the overlap of such atoms.
         """
-        if isinstance(atoms, (str, Path)):
+        from ase import Atoms
+
+        if isinstance(atoms, (str, Path)) and Path(atoms).is_file():
+            found = read_atoms(self.loaded, Path(atoms))
+            if len(found) > 1:
+                raise HamfastError(f"{atoms}: expected one structure, found {len(found)}; read it with ASE")
+            snapshot = found[0]
+        elif isinstance(atoms, (str, Path)):
             snapshot = read_snapshot(atoms)
+        elif isinstance(atoms, Atoms):
+            snapshot = snapshot_of(self.loaded, atoms)
+        elif isinstance(atoms, Snapshot):
+            snapshot = atoms
         else:
-            snapshot = atoms if isinstance(atoms, Snapshot) else snapshot_of(self.loaded, atoms)
+            raise HamfastError(f"expected ASE's atoms, a folder or a file of a structure, found {type(atoms).__name__}")
         return predict_crystal(self.loaded, snapshot)
 
 
@@ -151,6 +164,16 @@ def snapshot_of(loaded: LoadedModel, atoms: Atoms, label: str | None = None) -> 
         raise HamfastError(
             f"{label}: element {chemical_symbols[unknown[0]]} is unknown to the model, which knows {known}"
         )
+    heights = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
+    empty = heights * (1 - np.ptp(atoms.positions @ np.linalg.inv(cell), axis=0)) if len(atoms) else heights
+    reach = 0.0 if loaded.pair_cutoffs is None else float(loaded.pair_cutoffs.max())
+    if (~atoms.pbc & (empty < reach)).any():
+        warnings.warn(
+            f"{label}: not periodic in every direction, but its cell leaves only {empty[~atoms.pbc].min():.1f} angstrom between "
+            f"images, and the model's pairs reach {reach:.1f}; it is taken as a crystal",
+            DataWarning,
+            stacklevel=2,
+        )
     numbers = np.asarray(atoms.numbers, dtype=np.int64)
     snapshot = Snapshot(
         label=label,
@@ -181,7 +204,10 @@ def read_atoms(loaded: LoadedModel, path: Path) -> list[Snapshot]:
     names = (
         [path.stem] if len(frames) == 1 else [f"{path.stem}_{n:0{len(str(len(frames)))}d}" for n in range(len(frames))]
     )
-    return [snapshot_of(loaded, atoms, name) for atoms, name in zip(frames, names, strict=True)]
+    try:
+        return [snapshot_of(loaded, atoms, name) for atoms, name in zip(frames, names, strict=True)]
+    except HamfastError as error:
+        raise HamfastError(f"{path}: {error}") from error
 
 
 def predict_crystal(loaded: LoadedModel, snapshot: Snapshot) -> Crystal:

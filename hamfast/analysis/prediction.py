@@ -83,7 +83,8 @@ def write_prediction(
     Args:
         loaded: the model.
         folder: of the structure.
-        target: ``folder`` itself, or another one that gets a copy of the structure.
+        target: ``folder`` itself, or another one that gets a copy of the structure; if it has no
+            overlap, with the model's.
         precision: ``float64`` or ``float32``, of the written values.
         compress: the file, by gzip.
 
@@ -101,6 +102,8 @@ def write_prediction(
         _check_same(snapshot, folder, target)
     matrix = rounded(predict(loaded, snapshot).refined, precision)
     if new:
+        if snapshot.overlap is None and loaded.model.overlap is not None:  # bands need one
+            snapshot.overlap = loaded.model.overlap.matrix(snapshot, matrix.pairs)
         layout.write(snapshot, target)
     return layout.write_prediction(snapshot, matrix, target, compress)
 

@@ -1,5 +1,6 @@
 """From atoms alone to H, S and bands, against the overlap of DFT for a structure not trained on."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ from rich.console import Console
 
 import hamfast
 from hamfast.analysis import predict
+from hamfast.analysis.crystal import snapshot_of
 from hamfast.analysis.eigen import eigen_problem
+from hamfast.analysis.prediction import write_prediction
 from hamfast.data import read_snapshot
 from hamfast.data.formats import detect
 from hamfast.errors import DataWarning, HamfastError
@@ -102,6 +105,28 @@ def test_in_python(checkpoint, tmp_path):
     assert figure.stat().st_size > 1000
     again = read_snapshot(crystal.to_deeph(tmp_path / "deeph"))
     np.testing.assert_array_equal(again.hamiltonian.entries, crystal.snapshot.hamiltonian.entries)
+
+
+def test_a_file_and_a_folder_without_overlap(checkpoint, structure_file, tmp_path):
+    model = hamfast.load(checkpoint)
+    crystal = model.predict(structure_file)
+    assert crystal.H((0, 0, 0)).shape == (234, 234)
+    with pytest.raises(HamfastError, match="expected ASE's atoms, a folder or a file"):
+        model.predict(None)
+    folder = GRAPHENE / "dft" / "3x3_007"  # has a Hamiltonian, and no overlap
+    write_prediction(model.loaded, folder, tmp_path / "out")
+    assert read_snapshot(tmp_path / "out").overlap is not None
+
+
+def test_a_molecule_in_a_small_box_is_told(checkpoint):
+    atoms = read_snapshot(UNSEEN).atoms
+    atoms.pbc = (True, True, False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        snapshot_of(load_model(checkpoint), atoms)  # 12 angstrom of vacuum
+    atoms.pbc = False
+    with pytest.warns(DataWarning, match="not periodic in every direction"):
+        snapshot_of(load_model(checkpoint), atoms)
 
 
 def test_to_sisl_and_back(checkpoint):
