@@ -142,7 +142,7 @@ def rows_of(key, path, tests, about):
     for folder in tests:
         sizes[len(read_snapshot(folder).numbers)].append(folder)
     for atoms, folders in sorted(sizes.items()):
-        for stage, found in evaluate(loaded, folders, eigenvalues=loaded.model.hermitian)["stages"].items():
+        for stage, found in evaluate(loaded, folders)["stages"].items():
             values = {name: found[metric] for name, metric in METRICS.items()}
             values["MAE_rotated_meV"] = rotated_error(loaded, folders, stage == "cascade")
             rows.append(

@@ -32,6 +32,9 @@ class Prediction:
 def predict(loaded: LoadedModel, snapshot: Snapshot) -> Prediction:
     """Predicts the Hamiltonian of a structure on the model's device.
 
+    Of a network whose blocks are not Hermitian, as DeepH-E3's are not, it is the Hermitian part:
+    that is what bands are of.
+
     The network sees the pairs that it was trained with, whatever list the structure's files have
     (:func:`hamfast.data.graphs.trained_pairs`). The result has these pairs and those of the files.
 
@@ -46,10 +49,13 @@ def predict(loaded: LoadedModel, snapshot: Snapshot) -> Prediction:
     if words is not None:
         warnings.warn(f"{snapshot.label}: {words}", DataWarning, stacklevel=2)
     output = model(graph)
-    baseline = _blocks(output.baseline, graph, snapshot, model.spec)
-    if output.refined is output.baseline:
-        return Prediction(baseline, baseline)
-    return Prediction(baseline, _blocks(output.refined, graph, snapshot, model.spec))
+
+    def blocks(irreps):
+        matrix = _blocks(irreps, graph, snapshot, model.spec)
+        return matrix if model.hermitian else matrix.hermitian_part()
+
+    baseline = blocks(output.baseline)
+    return Prediction(baseline, baseline if output.refined is output.baseline else blocks(output.refined))
 
 
 def _blocks(irreps, graph, snapshot, spec) -> BlockMatrix:

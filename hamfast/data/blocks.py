@@ -91,6 +91,15 @@ class BlockMatrix:
                     worst, where = error, n
         return worst, where
 
+    def hermitian_part(self) -> BlockMatrix:
+        """The mean of each block and the conjugate transpose of its reverse.
+
+        Raises:
+            HamfastError: a pair lacks its reverse, or occurs twice.
+        """
+        blocks = [0.5 * (self.block(n) + self.block(m).conj().T) for n, m in enumerate(self.reverse.tolist())]
+        return BlockMatrix.from_blocks(self.pairs, blocks)
+
     def norm(self) -> float:
         """The square root of the sum of all ``|entries|^2``."""
         return float(np.sqrt(np.sum(np.abs(self.entries.astype(np.complex128)) ** 2)))

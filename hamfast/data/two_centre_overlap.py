@@ -191,8 +191,7 @@ class TwoCentreOverlap:
                 x[~home] = _from_amplitudes(self.spec, amplitudes, vectors[hop])
             for n, block in zip(which.tolist(), self.spec.to_blocks(torch.from_numpy(x), first, second), strict=True):
                 blocks[n] = block.numpy()
-        found = BlockMatrix.from_blocks(pairs, blocks)
-        return _symmetric(found)
+        return BlockMatrix.from_blocks(pairs, blocks).hermitian_part()
 
     def _check(self, snapshot, pairs, which, length, first, second) -> None:
         """Raises HamfastError for a pair that the data say nothing about."""
@@ -276,13 +275,6 @@ def _amplitudes(spec: TargetSpec, x: np.ndarray, vectors: np.ndarray) -> np.ndar
 def _from_amplitudes(spec: TargetSpec, amplitudes: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """``[rows, spec.dim]``: the irreps; the inverse of :func:`_amplitudes`."""
     return np.repeat(amplitudes, [ir.dim for _, ir in spec.irreps], axis=1) * _harmonics(spec, vectors)
-
-
-def _symmetric(matrix: BlockMatrix) -> BlockMatrix:
-    """The mean of each block and the transpose of its reverse."""
-    reverse = matrix.reverse
-    blocks = [0.5 * (matrix.block(n) + matrix.block(int(m)).T) for n, m in enumerate(reverse)]
-    return BlockMatrix.from_blocks(matrix.pairs, blocks)
 
 
 def _electrons(rows: list[tuple[np.ndarray, float]]) -> np.ndarray | None:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase.io import write as ase_write
+from kit import tiny_checkpoint
 from rich.console import Console
 
 import hamfast
@@ -13,8 +15,9 @@ from hamfast.analysis import predict
 from hamfast.analysis.crystal import snapshot_of
 from hamfast.analysis.eigen import eigen_problem
 from hamfast.analysis.prediction import write_prediction
-from hamfast.data import read_snapshot
+from hamfast.data import build_graph, read_snapshot
 from hamfast.data.formats import detect
+from hamfast.data.graphs import blocks_from_irreps
 from hamfast.errors import DataWarning, HamfastError
 from hamfast.training import Run, load_model
 from hamfast.training.config import parse_config
@@ -163,3 +166,19 @@ def test_what_cannot_be_told(checkpoint, tmp_path):
 
     with pytest.raises(HamfastError, match=r"no\.cif: ASE cannot read|no\.cif: expected a structure"):
         read_atoms(model.loaded, text)
+
+
+def test_the_prediction_of_a_network_without_symmetry_is_hermitian(tmp_path):
+    """DeepH-E3's blocks are not those of a Hermitian matrix; their Hermitian part has bands."""
+    loaded = load_model(tiny_checkpoint(tmp_path / "model.ckpt", [GRAPHENE / "dft" / "3x3_000"]))
+    loaded.model.hermitian = False
+    snapshot = read_snapshot(UNSEEN)
+    graph = build_graph(snapshot, loaded.spec, dtype=torch.float32)
+    with torch.no_grad():
+        raw = blocks_from_irreps(loaded.model(graph).refined.double(), graph, loaded.spec)
+    assert raw.hermiticity_error()[0] > 1e-3
+    found = predict(loaded, snapshot).refined
+    assert found.hermiticity_error()[0] == 0
+    n, m = 5, int(raw.reverse[5])
+    expected = (raw.block(n) + raw.block(m).T) / 2
+    np.testing.assert_allclose(found.block(found.index[tuple(raw.pairs[n])]), expected, atol=1e-6)
