@@ -111,9 +111,14 @@ def config(
     if preset == "list":
         say("\n".join(preset_names()))
         return
-    found = None if preset else suggestions(Path(root))
-    if not preset and root != DATA_FOLDER and found is None:
-        warnings.warn(f"{root}: no data set that can be read; the defaults were written", DataWarning, stacklevel=1)
+    found = None
+    if not preset and root != DATA_FOLDER:
+        try:
+            found = suggestions(Path(root))
+        except HamfastError as error:
+            warnings.warn(
+                f"the defaults were written, since the data set cannot be read: {error}", DataWarning, stacklevel=1
+            )
     if preset:
         text = preset_text(preset, root)
     elif found is None:

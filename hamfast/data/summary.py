@@ -58,18 +58,16 @@ def suggest(
     }
 
 
-def suggestions(root: Path) -> Suggestion | None:
+def suggestions(root: Path) -> Suggestion:
     """:func:`suggest` for a data set, and a name for its run.
 
-    None where ``root`` is no data set that can be read.
+    Raises:
+        HamfastError: ``root`` is no data set that can be read.
     """
-    try:
-        folders = find_structures(root)
-        statistics = dataset_statistics(folders, read_whole=sample(folders))
-    except (HamfastError, OSError):
-        return None
+    folders = find_structures(root)
+    statistics = dataset_statistics(folders, read_whole=sample(folders))
     if statistics.longest_pair is None:
-        return None
+        raise HamfastError(f"{root}: its structures have no matrices")
     found = _suggest(statistics, statistics.longest_pair, root)
     found.settings[""] = {"output": f"runs/{root.resolve().name}"}
     return found
@@ -81,8 +79,8 @@ def _suggest(statistics: DatasetStatistics, longest: float, root: Path) -> Sugge
     text = f"{radius} A, for target, stage1 and stage2; half of the smallest training cell is {smallest:.1f} A"
     if radius is None:
         text = (
-            f"none, since half of the smallest training cell, {smallest:.1f} A, reaches too little beyond the nearest "
-            f"neighbours, {statistics.nearest:.1f} A; predict cells of this size alone, or train on larger ones"
+            f"none, since half of the smallest training cell, {smallest:.1f} A, is less than 1.4 times the distance of the "
+            f"nearest neighbours, {statistics.nearest:.1f} A; predict cells of this size alone, or train on larger ones"
         )
     return Suggestion(suggest((ls for _, ls in spec.shells), spec.spinful, longest, radius), text)
 

@@ -211,7 +211,8 @@ def test_the_template_takes_what_the_data_suggest(graphene, tmp_path):
     assert summarize(graphene)["suggested environment"] == (
         "3.6 A, for target, stage1 and stage2; half of the smallest training cell is 3.7 A"
     )
-    assert suggestions(tmp_path) is None
+    with pytest.raises(HamfastError, match="no structure folders found"):
+        suggestions(tmp_path)
     assert "[from the data]" not in config_template(str(tmp_path), suggestions=None)
 
 
@@ -224,7 +225,7 @@ def test_small_cells_suggest_no_environment(settings, hamfast, tmp_path, fixture
         i, d = neighbor_list("id", ase.io.read(fixtures / name / "POSCAR"), 3.0)
         nearest = max(nearest, *(d[i == atom].min() for atom in range(2)))
     sentence = (
-        f"none, since half of the smallest training cell, 1.2 A, reaches too little beyond the nearest neighbours, {nearest:.1f} A; "
+        f"none, since half of the smallest training cell, 1.2 A, is less than 1.4 times the distance of the nearest neighbours, {nearest:.1f} A; "
         "predict cells of this size alone, or train on larger ones"
     )
     assert status == 0 and f"suggested environment: {sentence}" in output
