@@ -198,13 +198,15 @@ def predict(
             advance()
     if files:
         from hamfast.analysis.crystal import read_atoms, write_crystal
+        from hamfast.data.deeph import OVERLAP
 
         for path in files:
             parent = path.parent if output is None else output
             ending = "_predicted" if output is None else ""
             for snapshot in read_atoms(loaded, path):
                 target = parent / f"{snapshot.label}{ending}"
-                say(f"wrote {write_crystal(loaded, snapshot, target, precision, compress)}, and the overlap beside it")
+                written = write_crystal(loaded, snapshot, target, precision, compress)
+                say(f"wrote {written}\nwrote {written.with_name(OVERLAP)}")
 
 
 @app.command()

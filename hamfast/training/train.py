@@ -196,7 +196,7 @@ class Run:
         self.say(f"precision:  {self.config.precision}")
         if model.overlap is not None and model.overlap.error is not None:
             mean, largest = model.overlap.error
-            self.say(f"overlap:    fitted; on the validation set |dS| is {mean:.0e} on average, {largest:.0e} at most")
+            self.say(f"overlap:    fitted; |dS| of the validation set {mean:.0e}, at most {largest:.0e}")
         for line in training_warning(model.receptive_field, self.data.half_cell()):
             self.say(line)
         self.say(f"output:     {self.config.output}")

@@ -39,7 +39,8 @@ def mixed(settings, atoms, validate=1):
     labels = []
     for n, count in enumerate(atoms):
         labels.append(f"m{n}")
-        by_name("deeph").write(random_snapshot({6: (0, 1)}, [6] * count, seed=n), root / "dft" / labels[-1])
+        snapshot = random_snapshot({6: (0, 1)}, [6] * count, seed=n, cutoff=3.0)
+        by_name("deeph").write(snapshot, root / "dft" / labels[-1])
     for other in root.glob("dft/graphene*"):
         other.unlink()
     split = {"train": labels[:-validate], "validate": labels[-validate:]}
