@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from ase.data import chemical_symbols
 
 from hamfast.analysis.bands import BandStructure, band_structures
 from hamfast.analysis.eigen import EigenProblem, eigen_problem
 from hamfast.analysis.prediction import predict, rounded
 from hamfast.data import deeph, read_snapshot
+from hamfast.data.graphs import species_index
 from hamfast.data.snapshot import Snapshot, check_structure
 from hamfast.errors import DataWarning, HamfastError
 from hamfast.training import LoadedModel, load_model
@@ -158,12 +158,6 @@ def snapshot_of(loaded: LoadedModel, atoms: Atoms, label: str | None = None) -> 
     if abs(np.linalg.det(cell)) < 1e-6:
         raise HamfastError(f"{label}: expected three lattice vectors, found the cell {cell.tolist()}")
     shells = dict(loaded.spec.shells)
-    unknown = [z for z in dict.fromkeys(atoms.numbers.tolist()) if z not in shells]
-    if unknown:
-        known = ", ".join(chemical_symbols[z] for z in shells)
-        raise HamfastError(
-            f"{label}: element {chemical_symbols[unknown[0]]} is unknown to the model, which knows {known}"
-        )
     heights = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
     empty = heights * (1 - np.ptp(atoms.positions @ np.linalg.inv(cell), axis=0)) if len(atoms) else heights
     reach = 0.0 if loaded.pair_cutoffs is None else float(loaded.pair_cutoffs.max())
@@ -180,9 +174,10 @@ def snapshot_of(loaded: LoadedModel, atoms: Atoms, label: str | None = None) -> 
         cell=cell,
         positions=np.asarray(atoms.positions, dtype=np.float64),
         numbers=numbers,
-        shells={z: shells[z] for z in dict.fromkeys(numbers.tolist())},
+        shells={z: shells.get(z, ()) for z in dict.fromkeys(numbers.tolist())},
         spinful=loaded.spec.spinful,
     )
+    species_index(snapshot, loaded.spec)  # refuses elements that the model does not know
     return check_structure(snapshot, label)
 
 

@@ -191,7 +191,6 @@ def _indices(path: Path, orbitals: int) -> tuple[np.ndarray, np.ndarray, np.ndar
         raise HamfastError(f"{path}: ends in the middle: the calculation or the copy was not finished") from None
     except ValueError as error:
         raise HamfastError(f"{path}: not a readable list of indices: {error}") from error
-    element = np.full(size, -1)
     row_of, cell_of = np.full(size, -1), np.full(size, -1)
     for c in range(cells):
         if NO_CELL in cell[c]:
@@ -199,12 +198,10 @@ def _indices(path: Path, orbitals: int) -> tuple[np.ndarray, np.ndarray, np.ndar
         for row in range(basis):
             begin, end = first[c, row], last[c, row]
             if begin > 0 and end >= begin:
-                element[begin - 1 : end] = np.arange(begin - 1, end)
                 row_of[begin - 1 : end], cell_of[begin - 1 : end] = row, c
-    used = (element >= 0) & (column > 0)
-    if not used.any():
+    kept = np.flatnonzero((row_of >= 0) & (column > 0))
+    if not len(kept):
         raise HamfastError(f"{path}: names no matrix element")
-    kept = np.flatnonzero(used)
     return cell[cell_of[kept]], np.column_stack([row_of[kept], column[kept] - 1]), kept, size
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import lzma
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,11 +203,6 @@ def with_reverses(matrix: BlockMatrix) -> BlockMatrix:
     reverse = matrix.pairs[lacking]
     reverse = np.column_stack([-reverse[:, :3], reverse[:, 4], reverse[:, 3]])
     return BlockMatrix.from_blocks(np.concatenate([matrix.pairs, reverse]), blocks)
-
-
-def mapped(matrix: BlockMatrix, function: Callable[[np.ndarray], np.ndarray]) -> BlockMatrix:
-    """The matrix with other entries."""
-    return BlockMatrix(matrix.pairs, matrix.shapes, matrix.boundaries, function(matrix.entries))
 
 
 def on_pairs_of(overlap: BlockMatrix, hamiltonian: BlockMatrix, orbitals: Orbitals) -> tuple[BlockMatrix, BlockMatrix]:

@@ -52,7 +52,7 @@ def _is_siesta(path: Path) -> bool:
 
 def read(path: Path, matrices: bool) -> Snapshot:
     """Reads a calculation; see :class:`hamfast.data.codes.native.Code`."""
-    _check_output(path)
+    output = _finished_output(path)
     index = path.with_suffix(".ORB_INDX")
     if not index.is_file():
         raise HamfastError(f"{index}: expected SIESTA's list of orbitals beside {path.name}, found no such file")
@@ -73,7 +73,7 @@ def read(path: Path, matrices: bool) -> Snapshot:
         shells=shells_of_elements(symbols, shells, index),
         spinful=found.hamiltonian.ndim == 3,
         fermi_energy=found.fermi,
-        occupation=found.electrons if found.electrons is not None else _electrons(path),
+        occupation=found.electrons if found.electrons is not None else _electrons(output),
         info={"code": "SIESTA"} | ({"collinear": True} if found.collinear else {}),
     )
     if not matrices:
@@ -329,22 +329,26 @@ def _output(path: Path) -> tuple[Path, str] | None:
     return None
 
 
-def _check_output(path: Path) -> None:
-    """Raises HamfastError if the output says that the calculation did not converge or end."""
+def _finished_output(path: Path) -> str:
+    """The text of the output; empty, with a warning, if there is none.
+
+    Raises:
+        HamfastError: it says that the calculation did not converge or end.
+    """
     found = _output(path)
     if found is None:
         warnings.warn(
             f"{path.parent}: no output of SIESTA: that the SCF converged is not known", DataWarning, stacklevel=2
         )
-        return
+        return ""
     file, text = found
     if "SCF_NOT_CONV" in text or re.search(r"SCF.*not converged|SCF did not converge", text):
         raise HamfastError(f"{file}: the SCF did not converge; its matrices are not those of DFT")
     if "Job completed" not in text and ">> End of run" not in text:
         raise HamfastError(f"{file}: expected `Job completed` at its end, found none: the calculation did not end")
+    return text
 
 
-def _electrons(path: Path) -> float | None:
-    found = _output(path)
-    counts = re.findall(r"Total number of electrons:\s+(\S+)", found[1]) if found else []
+def _electrons(output: str) -> float | None:
+    counts = re.findall(r"Total number of electrons:\s+(\S+)", output)
     return float(counts[-1]) if counts else None
