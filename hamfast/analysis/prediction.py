@@ -73,8 +73,7 @@ def _blocks(irreps, graph, snapshot, spec) -> BlockMatrix:
     assert given is not None
     species = species_index(snapshot, spec)
     zeros = [np.zeros(spec.block_shape(*species[given.pairs[n, 3:]].tolist()), matrix.entries.dtype) for n in beyond]
-    blocks = [matrix.block(n) for n in range(len(matrix))] + zeros
-    return BlockMatrix.from_blocks(np.concatenate([matrix.pairs, given.pairs[beyond]]), blocks)
+    return matrix.joined(given.pairs[beyond], zeros)
 
 
 def write_prediction(

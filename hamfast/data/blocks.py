@@ -54,6 +54,11 @@ class BlockMatrix:
         entries = np.concatenate([np.ravel(b) for b in blocks]) if blocks else np.zeros(0)
         return BlockMatrix(np.array(pairs, dtype=np.int64).reshape(-1, 5), shapes, boundaries, entries)
 
+    def joined(self, pairs: np.ndarray, blocks: list[np.ndarray]) -> BlockMatrix:
+        """The matrix with further pairs ``[more, 5]`` and their blocks behind its own."""
+        own = [self.block(n) for n in range(len(self))]
+        return BlockMatrix.from_blocks(np.concatenate([self.pairs, pairs]), own + blocks)
+
     def __len__(self) -> int:
         return len(self.pairs)
 

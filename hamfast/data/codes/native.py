@@ -199,10 +199,9 @@ def with_reverses(matrix: BlockMatrix) -> BlockMatrix:
     lacking = [n for n, (a, b, c, i, j) in enumerate(matrix.pairs.tolist()) if (-a, -b, -c, j, i) not in matrix.index]
     if not lacking:
         return matrix
-    blocks = [matrix.block(n) for n in range(len(matrix))] + [matrix.block(n).conj().T for n in lacking]
     reverse = matrix.pairs[lacking]
     reverse = np.column_stack([-reverse[:, :3], reverse[:, 4], reverse[:, 3]])
-    return BlockMatrix.from_blocks(np.concatenate([matrix.pairs, reverse]), blocks)
+    return matrix.joined(reverse, [matrix.block(n).conj().T for n in lacking])
 
 
 def on_pairs_of(overlap: BlockMatrix, hamiltonian: BlockMatrix, orbitals: Orbitals) -> tuple[BlockMatrix, BlockMatrix]:
@@ -212,8 +211,7 @@ def on_pairs_of(overlap: BlockMatrix, hamiltonian: BlockMatrix, orbitals: Orbita
         return hamiltonian, overlap
     spins = hamiltonian.shapes[0, 0] // orbitals.counts[hamiltonian.pairs[0, 3]]
     zeros = [np.zeros(overlap.shapes[n] * spins, hamiltonian.entries.dtype) for n in lacking]
-    blocks = [hamiltonian.block(n) for n in range(len(hamiltonian))] + zeros
-    return BlockMatrix.from_blocks(np.concatenate([hamiltonian.pairs, overlap.pairs[lacking]]), blocks), overlap
+    return hamiltonian.joined(overlap.pairs[lacking], zeros), overlap
 
 
 def two_channels(up: BlockMatrix, down: BlockMatrix) -> BlockMatrix:
