@@ -272,6 +272,9 @@ def bands(
     project_overlap: Annotated[
         float | None, typer.Option(help="leave out directions in which S(k) is below this, where S is nearly singular")
     ] = None,
+    keep_ghosts: Annotated[
+        bool, typer.Option("--keep-ghosts", help="keep states that errors of H make of nearly dependent orbitals")
+    ] = False,
     dos: Annotated[bool, typer.Option("--dos", help="density of states beside the bands")] = False,
 ) -> None:
     """Band structure from H and S: predicted over DFT in one figure, E_F at 0, and the numbers as
@@ -298,12 +301,13 @@ def bands(
     with _progress("solving", len(matrices) * points) as advance:
         curves = band_structures(
             snapshot, matrices, kpath, points=points, mesh=mesh, fermi=fermi, num_bands=num_bands,
-            projection=project_overlap, report=advance,
+            projection=project_overlap, keep_ghosts=keep_ghosts, report=advance,
         )  # fmt: skip
     densities = None
     if dos:
         levels = {name: curve.fermi_energy for name, curve in curves.items()}
-        densities = densities_of_states(snapshot, matrices, window, mesh=mesh, fermi=levels, projection=project_overlap)
+        left_out = {name: curve.projection for name, curve in curves.items()}
+        densities = densities_of_states(snapshot, matrices, window, mesh=mesh, fermi=levels, projection=left_out)
     errors = band_difference(curves["DFT"], curves["predicted"], window) if len(curves) == 2 else None
     figure = plot_bands(curves, folder / "bands.png", window=window, title=snapshot.label, dos=densities, errors=errors)
     for name, curve in curves.items():

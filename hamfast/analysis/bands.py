@@ -22,6 +22,7 @@ from hamfast.analysis.fermi import (
     occupied_bands,
     whole_electrons,
 )
+from hamfast.analysis.ghosts import leave_out_ghosts
 from hamfast.analysis.kpath import KPath, parse_kpath
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.formats import format_of, read_snapshot
@@ -50,6 +51,8 @@ class BandStructure:
     occupied: int | None = None
     """How many columns are occupied bands. None if that is not known, or if they are no whole
     number."""
+    projection: float | None = None
+    """Directions in which S(k) is below this were left out; None: none was."""
 
     @property
     def gap(self) -> float | None:
@@ -154,7 +157,7 @@ def solve(
     if problem.occupation is not None and levels.first_band is not None:
         occupied = occupied_bands(whole_electrons(problem.occupation), problem.degeneracy)
         occupied = None if occupied is None else occupied - levels.first_band
-    return BandStructure(path, levels.energies, float(fermi), source, levels.first_band, occupied)
+    return BandStructure(path, levels.energies, float(fermi), source, levels.first_band, occupied, problem.projection)
 
 
 def band_structures(
@@ -167,6 +170,7 @@ def band_structures(
     fermi: float | None = None,
     num_bands: int | None = None,
     projection: float | None = None,
+    keep_ghosts: bool = False,
     report: Callable[[], None] | None = None,
 ) -> dict[str, BandStructure]:
     """Bands of several Hamiltonians of one structure, each with its own Fermi level.
@@ -178,18 +182,22 @@ def band_structures(
         points: k-points along the path.
         mesh, fermi, num_bands, report: see :func:`solve`.
         projection: see :class:`hamfast.analysis.eigen.EigenProblem`.
+        keep_ghosts: see :func:`hamfast.analysis.ghosts.leave_out_ghosts`, which is not called then.
 
     Raises:
         HamfastError: as these.
     """
     path = parse_kpath(kpath, snapshot.cell, points, periodic_axes(next(iter(matrices.values()))))
-    return {
-        name: solve(
-            eigen_problem(snapshot, m, projection=projection), path, snapshot.cell, mesh=mesh, fermi=fermi,
-            known_fermi=snapshot.fermi_energy, num_bands=num_bands, report=report,
-        )
-        for name, m in matrices.items()
-    }  # fmt: skip
+    found = {}
+    for name, matrix in matrices.items():
+        problem = eigen_problem(snapshot, matrix, projection=projection)
+        if not keep_ghosts:
+            leave_out_ghosts(problem, path.kpoints, f"{snapshot.label}, {name}")
+        found[name] = solve(
+            problem, path, snapshot.cell, mesh=mesh, fermi=fermi, known_fermi=snapshot.fermi_energy,
+            num_bands=num_bands, report=report,
+        )  # fmt: skip
+    return found
 
 
 def periodic_axes(matrix: BlockMatrix) -> list[bool]:
@@ -209,7 +217,7 @@ def densities_of_states(
     mesh=None,
     fermi: dict[str, float] | None = None,
     width: float = 0.1,
-    projection: float | None = None,
+    projection: dict[str, float | None] | None = None,
 ) -> dict[str, DensityOfStates]:
     """DOS of several Hamiltonians of one structure on the same k-mesh.
 
@@ -221,7 +229,8 @@ def densities_of_states(
         fermi: name -> eV, the zero of the energies, as the bands beside have it. By default
             electrons are counted on ``mesh``.
         width: eV, the standard deviation of the Gaussian on each level.
-        projection: see :class:`hamfast.analysis.eigen.EigenProblem`.
+        projection: name -> see :class:`hamfast.analysis.eigen.EigenProblem`, as the bands beside
+            have it; None: nothing is left out.
 
     Raises:
         HamfastError: the window is none, or there are too many orbitals for all bands.
@@ -231,7 +240,7 @@ def densities_of_states(
     grid = np.linspace(*window, 400)
     result = {}
     for name, matrix in matrices.items():
-        problem = eigen_problem(snapshot, matrix, projection=projection)
+        problem = eigen_problem(snapshot, matrix, projection=None if projection is None else projection[name])
         if problem.size > DENSE_LIMIT:
             raise HamfastError(
                 f"density of states: expected at most {DENSE_LIMIT} orbitals, as it needs all bands, found {problem.size}"
@@ -277,6 +286,7 @@ def write_bands(
             "fermi_source": band.fermi_source,
             "gap": band.gap,
             "first_band": band.first_band,
+            "projection": band.projection,
             "energies": energies,
         }
         path = folder / f"band_{name}.h5"

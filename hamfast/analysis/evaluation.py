@@ -88,8 +88,10 @@ _ROWS = (
     ("gap_error", "  gap"),
     ("valence_edge_error", "  valence band edge"),
     ("conduction_edge_error", "  conduction band edge"),
+    ("structures_with_ghosts", "  structures with ghost states, left out"),
     ("equivariance_error", "equivariance error (relative)"),
 )
+_COUNTS = ("structures_with_ghosts",)
 
 
 def evaluation_table(
@@ -110,9 +112,10 @@ def evaluation_table(
         table.add_column("DFT label noise", justify="right")
     for key, name in _ROWS:
         values = [stages[key] for stages in result["stages"].values()]
-        if all(v is None for v in values):
+        if all(v is None or (key in _COUNTS and not v) for v in values):
             continue
-        cells = ["-" if v is None else f"{v:.1e}" if key == "equivariance_error" else f"{v:.3f}" for v in values]
+        form = "d" if key in _COUNTS else ".1e" if key == "equivariance_error" else ".3f"
+        cells = ["-" if v is None else format(v, form) for v in values]
         if label_noise:
             cells.append(f"{label_noise[key]:.4f}" if key in label_noise else "")
         table.add_row(name, *cells)

@@ -14,6 +14,7 @@ from scipy.optimize import minimize_scalar
 from hamfast.analysis.band_errors import BandErrors, band_errors
 from hamfast.analysis.eigen import DENSE_LIMIT, EigenProblem, eigen_problem
 from hamfast.analysis.fermi import default_mesh, monkhorst_pack, occupied_bands, whole_electrons
+from hamfast.analysis.ghosts import leave_out_ghosts
 from hamfast.data.blocks import BlockMatrix, pair_name, species_groups
 from hamfast.data.snapshot import Snapshot
 from hamfast.errors import HamfastError
@@ -85,6 +86,9 @@ class ErrorSums:
     """By shells as ``C2s-Cp``."""
     bands: dict[str, BandErrors] = field(default_factory=dict)
     """Of each structure that has S, electrons or a Fermi level, and few enough orbitals."""
+    projections: dict[str, float | None] = field(default_factory=dict)
+    """Of each of these: directions in which S(k) is below this were left out to remove ghosts
+    (:mod:`hamfast.analysis.ghosts`); None: there were no ghosts."""
 
     def add(self, snapshot: Snapshot, predicted: BlockMatrix) -> None:
         """Adds one structure.
@@ -164,6 +168,7 @@ class ErrorSums:
             return
         exact, ours = reference.problem, eigen_problem(snapshot, predicted)
         ours.occupation = exact.occupation
+        leave_out_ghosts(ours, reference.kpoints, f"{snapshot.label}, predicted")
         found = ours.bands(reference.kpoints)
         error = band_errors(
             reference.energies,
@@ -175,6 +180,7 @@ class ErrorSums:
         )
         if error is not None:
             self.bands[snapshot.label] = error
+            self.projections[snapshot.label] = ours.projection
 
     def summary(self) -> dict[str, Any]:
         """All metrics in meV, for JSON."""
@@ -195,8 +201,12 @@ class ErrorSums:
             "gap_error": self._band_mean("gap_error", np.abs),
             "valence_edge_error": self._band_mean("valence_edge_error", np.abs),
             "conduction_edge_error": self._band_mean("conduction_edge_error", np.abs),
+            "structures_with_ghosts": sum(p is not None for p in self.projections.values()) if self.bands else None,
             "MAE_by_structure": dict(self.structures),
-            "bands_by_structure": {label: errors.as_dict() for label, errors in self.bands.items()},
+            "bands_by_structure": {
+                label: errors.as_dict() | {"projection": self.projections[label]}
+                for label, errors in self.bands.items()
+            },
         }
 
     def _band_mean(self, name: str, of: Callable = float) -> float | None:
