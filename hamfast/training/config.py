@@ -119,12 +119,6 @@ class PhaseConfig(_Section):
     onsite_weight: Real = Field(
         1.0, gt=0, le=1e6, description="of blocks of one atom in the loss; they are few, and their errors large"
     )
-    eigenbasis_weight: Real = Field(
-        0.0,
-        ge=0,
-        le=1e6,
-        description="of the error in the basis of the DFT's eigenvectors, beside that of the elements; keeps levels right; 0: none",
-    )
     clip: Real | None = Field(None, gt=0, le=1e30, description="largest norm of the gradient; null: no clipping")
     ema: Real | None = Field(0.99, gt=0, lt=1, description="decay of averaged weights, used to validate and predict")
     weight_decay: Real = Field(0.0, ge=0, le=1e6, description="decoupled weight decay")

@@ -16,7 +16,6 @@ from hamfast.models import Cascade
 from hamfast.ops import rotate_irreps, rotation_from_euler
 from hamfast.training.checkpoint import describe
 from hamfast.training.config import Config, section_of_phase
-from hamfast.training.eigenbasis import EigenbasisError
 
 MEV = 1e3
 
@@ -55,7 +54,6 @@ class CascadeTraining(lightning.LightningModule):
         pair_cutoffs: ``[species, species]`` angstrom, for the checkpoints.
         steps_per_epoch: optimiser steps.
         training, validation: how the structures of each set are dealt out.
-        eigenbasis: of the training set; None where the phase gives it no weight.
     """
 
     component_weight: Tensor
@@ -70,12 +68,10 @@ class CascadeTraining(lightning.LightningModule):
         steps_per_epoch: int,
         training: Deal,
         validation: Deal,
-        eigenbasis: EigenbasisError | None = None,
     ):
         super().__init__()
         self.deals = {"train": training, "val": validation}
         self.sums: dict[str, Tensor] = {}
-        self.eigenbasis = eigenbasis
         self.model, self.config, self.phase, self.pair_cutoffs = model, config, phase, pair_cutoffs
         self.steps_per_epoch = steps_per_epoch
         self.settings = config.training.of_phase(phase)
@@ -141,22 +137,9 @@ class CascadeTraining(lightning.LightningModule):
         deal = self.deals["train"]
         # In meV, so that values are of order one.
         objective = square * MEV**2 if mse else absolute * MEV
-        if self.eigenbasis is not None:
-            objective = objective + self.settings.eigenbasis_weight * self._of_levels(
-                self.eigenbasis, graph, difference, batch_idx
-            )
         own = self._add_up("train", graph, batch_idx, errors, objective)
         # Gradients are averaged over the processes, each of which may have another weight.
         return own * (deal.world / deal.total_weight(batch_idx))
-
-    def _of_levels(
-        self, eigenbasis: EigenbasisError, graph: CrystalGraph, difference: Tensor, batch_idx: int
-    ) -> Tensor:
-        """``[structures]``, meV or meV^2: the error in the basis of eigenvectors; 0 of repeats."""
-        deal, power = self.deals["train"], 2 if self.settings.loss == "mse" else 1
-        numbers = [deal.structure(batch_idx, n) for n in range(deal.real(batch_idx))]
-        known = eigenbasis.of(graph, difference, numbers, power) * MEV**power
-        return torch.cat([known, known.new_zeros(graph.num_graphs - len(numbers))])
 
     def validation_step(self, batch: CrystalGraph, batch_idx: int) -> None:
         """Adds the errors of a batch to the sums of the epoch."""

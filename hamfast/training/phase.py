@@ -20,7 +20,6 @@ from hamfast.models import Cascade
 from hamfast.training.callbacks import AtomicCheckpointIO, Checkpoints, Progress, SafetyNet
 from hamfast.training.checkpoint import read_checkpoint
 from hamfast.training.config import Config
-from hamfast.training.eigenbasis import EigenbasisError
 from hamfast.training.folder import RunFolder
 from hamfast.training.history import History
 from hamfast.training.module import CascadeTraining
@@ -74,8 +73,7 @@ class Phase:
         last = self.folder.last(self.name)
         resume_from = last if last.exists() else None
         self._normalize(model, resume_from)
-        settings = self.config.training.of_phase(self.name)
-        batches = self.data.batches(settings.average)
+        batches = self.data.batches(self.config.training.of_phase(self.name).average)
         module = CascadeTraining(
             model,
             self.config,
@@ -84,7 +82,6 @@ class Phase:
             len(batches.training),
             batches.training_sampler,
             batches.validation_sampler,
-            None if settings.eigenbasis_weight == 0 else EigenbasisError(self.data.training.folders, self.data.spec),
         )
         checkpoints = Checkpoints(last.parent, resumed=resume_from is not None)
         interrupted = False
