@@ -19,6 +19,10 @@ FADING = 1.4
 """Neighbours fade to zero at the radius of an environment; up to the radius over this, 40 % are
 left."""
 
+SECOND = 2.4
+"""Radius of an environment over the distance of the nearest neighbours at which the second ones, at
+1.73 of that distance in a honeycomb, fade by no more than the nearest at ``FADING``."""
+
 
 def half_cell(cell: np.ndarray) -> float:
     """Half the distance between an atom and its nearest periodic image, angstrom.
@@ -33,16 +37,21 @@ def half_cell(cell: np.ndarray) -> float:
 def fitting_environment(smallest: float, longest: float, nearest: float) -> float | None:
     """Angstrom: the radius of an environment that the cells determine, in steps of 0.1.
 
-    It lies below half of the smallest cell by at least 0.1 angstrom. None where an atom would
-    hardly see its nearest neighbour (:data:`FADING`).
+    Twice the radius, which is what both stages see, lies below half of the smallest cell by at
+    least 0.1 angstrom. Where an atom would hardly see its second neighbours then (:data:`SECOND`),
+    the radius alone does. None where it would hardly see its nearest neighbour even so
+    (:data:`FADING`).
 
     Args:
         smallest: angstrom, the smallest :func:`half_cell` of the training set.
         longest: angstrom, the longest pair of H.
         nearest: angstrom, the longest way from an atom to its nearest neighbour.
     """
-    radius = math.floor(10 * min(smallest - TOLERANCE, longest) + 1e-6) / 10
-    return radius if radius >= FADING * nearest else None
+    for part, least in ((0.5, SECOND), (1.0, FADING)):
+        radius = math.floor(10 * min(part * (smallest - TOLERANCE), longest) + 1e-6) / 10
+        if radius >= least * nearest:
+            return radius
+    return None
 
 
 def training_warning(receptive_field: float, largest: float) -> list[str]:

@@ -17,7 +17,13 @@ from hamfast.errors import HamfastError
 from hamfast.shells import ShellSpec
 
 MULTIPLICITIES = (64, 32, 16, 8, 8, 4, 4, 4, 4)
-"""Suggested channels for l = 0, 1, 2, ..."""
+"""Channels for l = 0, 1, 2, ... of the published network."""
+LOCAL_MULTIPLICITIES = (32, 16, 16, 8, 8, 4, 4, 4, 4)
+"""Those of a network with an environment."""
+LOCAL_STAGE1 = {"node_products": 2, "product_channels": 16, "pair_blocks": 2, "num_basis": 64, "embed_dim": 32}
+LOCAL_STAGE2 = {"hidden": 64, "num_blocks": 1, "num_basis": 32}
+LOCAL_PHASE = {"learning_rate": 1e-2, "warmup_steps": 40, "loss": "mae", "onsite_weight": 3.0, "clip": 10.0}
+"""What won with an environment in docs/accuracy.md, where a cascade is trained at once."""
 
 
 class Suggestion(NamedTuple):
@@ -39,22 +45,24 @@ def suggest(
         spinful: with spin-orbit coupling.
         longest: angstrom, the longest pair of H.
         environment: angstrom, the radius that the cells determine (docs/cell_size.md); None: there
-            is none, and stage 1 is the published network.
+            is none, and stage 1 is the published network. With one, both stages train at once.
     """
     # Two shells couple to l1 + l2; spin adds one.
     target_l = 2 * max(l for ls in shells for l in ls) + bool(spinful)
     l_max = min(max(4, target_l), len(MULTIPLICITIES) - 1)
-    mid = "+".join(f"{MULTIPLICITIES[l]}x{l}{'eo'[l % 2]}" for l in range(l_max + 1))
+    multiplicities = MULTIPLICITIES if environment is None else LOCAL_MULTIPLICITIES
+    mid = "+".join(f"{multiplicities[l]}x{l}{'eo'[l % 2]}" for l in range(l_max + 1))
     cutoff = max(0.1, round(longest, 1))
     stage1 = {"irreps_mid": mid, "l_max": l_max, "cutoff": cutoff, "edge_basis_stop": cutoff}
     stage2 = {"l_max": l_max, "cutoff": cutoff}
     if environment is None:
         return {"stage1": stage1, "stage2": stage2}
-    local = {"environment": environment, "num_blocks": 1}
+    seen = {"environment": environment}
     return {
-        "target": {"shift": "environment", "environment": environment},
-        "stage1": stage1 | local | {"node_products": 1},
-        "stage2": stage2 | local,
+        "target": {"shift": "environment"} | seen,
+        "stage1": stage1 | seen | {"num_blocks": 1} | LOCAL_STAGE1,
+        "stage2": stage2 | seen | {"irreps": mid} | LOCAL_STAGE2,
+        "training": {"joint": True, "stage2_rate": 1.0, "freeze_stage1": False, "stage1": LOCAL_PHASE},
     }
 
 

@@ -258,13 +258,13 @@ def config_template(
         root: of the data set.
         output: folder of the run; default: ``runs/my_run``, or what the suggestions say.
         suggestions: section -> key -> value in place of a default, see
-            :func:`hamfast.data.summary.suggest`. Its comment says that the value comes from the
-            data. Keys of the top level stand in the section ``""``.
+            :func:`hamfast.data.summary.suggest`. Its comment says so. Keys of the top level stand
+            in the section ``""``.
         note: what to say about the suggestions at the top; None: nothing.
     """
     lines = ["# hamfast training configuration: every key, with its default."]
     if suggestions:
-        lines.append("# Where a comment says [from the data], the value is what `hamfast data info` suggests.")
+        lines.append("# [suggested]: a value that fits the data, or that won in docs/accuracy.md with such settings.")
     if note:
         lines += textwrap.wrap(note, 98, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
     suggested = {name: dict(section) for name, section in (suggestions or {}).items()}
@@ -285,7 +285,7 @@ def _template(model, given, suggested, indent, lines):
         else:
             default = None if name in given else field.get_default(call_default_factory=True)
             value = (given | suggested).get(name, default)
-            note = " [from the data]" if name in suggested else ""
+            note = " [suggested]" if name in suggested else ""
             lines += [f"{pad}# {field.description}{note}", f"{pad}{name}: {yaml_text(value)}"]
         if indent == 0:
             lines.append("")

@@ -24,6 +24,9 @@ def test_half_the_way_to_the_nearest_image():
         (3.7005, 8.0, 1.45, 3.6),
         (3.69, 8.0, 1.45, 3.5),  # at least 0.1 below
         (4.9, 4.25, 1.45, 4.2),  # not beyond the longest pair
+        (7.38, 8.0, 1.45, 3.6),  # both stages within half the cell
+        (7.0, 8.0, 1.45, 6.9),  # second neighbours would fade
+        (16.4, 6.0, 1.45, 6.0),
         (2.467, 8.0, 1.45, 2.3),  # 2 x 2 cells of graphene
         (1.2335, 8.0, 1.45, None),  # 1 x 1
         (3.18, 14.0, 2.45, None),  # 2 x 2 cells of MoS2

@@ -247,6 +247,6 @@ def test_a_wrong_configuration_names_the_key(change, message):
 def test_every_ready_configuration_is_valid():
     from hamfast.configs import preset_names, preset_text
 
-    assert len(preset_names()) == 7
+    assert len(preset_names()) == 14
     for name in preset_names():
         parse_config(yaml.safe_load(preset_text(name, "somewhere")), name)
