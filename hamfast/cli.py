@@ -32,6 +32,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at, convert and split data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+model_app = typer.Typer(help="Look at trained models, and make small copies of them.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
 console = Console()
 
 Folder = Annotated[Path, typer.Argument(help="a structure folder, or a data set of them")]
@@ -160,7 +162,7 @@ def train(
 
 @app.command()
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="model.ckpt of a run")],
+    checkpoint: Annotated[Path, typer.Argument(help="model.ckpt of a run, or a name of `hamfast model list`")],
     structures: Annotated[
         list[Path],
         typer.Argument(help="structure folders, data sets of them, or files that ASE reads (CIF, POSCAR, xyz)"),
@@ -412,6 +414,38 @@ def data_split(
 
     split = write_split(root, fractions, seed, overwrite=overwrite)
     say(", ".join(f"{subset} {len(labels)}" for subset, labels in split.items()))
+
+
+@model_app.command("info")
+def model_info(
+    checkpoint: Annotated[Path, typer.Argument(help="model.ckpt of a run, or a model that comes with hamfast")],
+) -> None:
+    """Print a model's card: elements, orbitals, what it was trained on, errors, versions."""
+    from hamfast.training.card import card
+
+    for name, text in card(checkpoint):
+        console.print(Text.assemble((name, "bold"), f": {text}"), soft_wrap=True)
+
+
+@model_app.command("list")
+def model_list() -> None:
+    """Name the models that come with hamfast; `hamfast predict NAME FILE` takes them."""
+    from hamfast.trained import names
+
+    say("\n".join(names()) or "none")
+
+
+@model_app.command("pack")
+def model_pack(
+    checkpoint: Annotated[Path, typer.Argument(help="model.ckpt of a run")],
+    target: Annotated[Path, typer.Argument(help="file to write")],
+    about: Annotated[str | None, typer.Option(help="what the data are: code, functional, basis")] = None,
+) -> None:
+    """Copy a model without the state of its training, with the errors that evaluate found."""
+    from hamfast.training.card import pack
+
+    pack(checkpoint, target, about)
+    say(f"wrote {target}, {target.stat().st_size / 2**20:.1f} MB")
 
 
 def _device(name: str) -> str:

@@ -48,6 +48,14 @@ def predict(loaded: LoadedModel, snapshot: Snapshot) -> Prediction:
     words = prediction_warning(model.receptive_field, model.half_cell, snapshot.half_cell)
     if words is not None:
         warnings.warn(f"{snapshot.label}: {words}", DataWarning, stacklevel=2)
+    outside = [] if model.training_range is None else model.training_range.outside(snapshot)
+    if outside:
+        warnings.warn(
+            f"{snapshot.label}: unlike the structures of the training, it has {'; '.join(outside)}; errors may be larger than "
+            "on the test set",
+            DataWarning,
+            stacklevel=2,
+        )
     output = model(graph)
 
     def blocks(irreps):

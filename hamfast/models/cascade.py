@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hamfast.data.training_range import TrainingRange
 from hamfast.data.two_centre_overlap import TwoCentreOverlap
 from hamfast.graph import CrystalGraph
 from hamfast.models.covariant import CovariantNetwork
@@ -85,6 +86,7 @@ class Cascade(nn.Module):
         self.spec, self.hermitian, self.freeze_stage1, self.r_max = spec, hermitian, freeze_stage1, r_max
         self.half_cell: float | None = None
         self.overlap: TwoCentreOverlap | None = None
+        self.training_range: TrainingRange | None = None
         self.normalization = TargetNormalization(
             spec, target_shift, target_scale, r_max, environment=target_environment
         )

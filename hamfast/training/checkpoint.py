@@ -15,10 +15,12 @@ import e3nn
 import numpy as np
 import torch
 
+from hamfast.data.training_range import TrainingRange
 from hamfast.data.two_centre_overlap import TwoCentreOverlap
 from hamfast.errors import HamfastError
 from hamfast.models import Cascade
 from hamfast.targets import TargetSpec
+from hamfast.trained import checkpoint_path
 from hamfast.training.config import Config, parse_config
 from hamfast.version import __version__
 
@@ -61,6 +63,7 @@ def describe(config: Config, model: Cascade, pair_cutoffs: np.ndarray | None) ->
         "r_max": model.r_max,
         "half_cell": model.half_cell,
         "overlap": None if model.overlap is None else model.overlap.state(),
+        "training_range": None if model.training_range is None else model.training_range.state(),
         "units": {"energy": "eV", "length": "angstrom"},
         "orbital_order": "m = -l ... l",
         "versions": {
@@ -120,8 +123,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         HamfastError: the file is missing, damaged, or no checkpoint of this version of hamfast.
     """
-    if not path.exists():
-        raise HamfastError(f"{path}: checkpoint not found")
+    path = checkpoint_path(path)
     if path.is_dir():
         raise HamfastError(f"{path}: expected a checkpoint like model.ckpt, found a folder")
     try:
@@ -149,11 +151,19 @@ def overlap_of(about: dict[str, Any], spec: TargetSpec) -> TwoCentreOverlap | No
     return None if state is None else TwoCentreOverlap.from_state(spec, state)
 
 
+def range_of(about: dict[str, Any]) -> TrainingRange | None:
+    """What the training's structures had, by a checkpoint whose entry ``hamfast`` is ``about``;
+    None if it does not say."""
+    state = about.get("training_range")
+    return None if state is None else TrainingRange.from_state(state)
+
+
 def load_model(path: Path | str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
     """Loads a model for prediction: averaged weights if the training kept them, evaluation mode.
 
     Args:
-        path: ``best.ckpt``, ``last.ckpt`` or ``model.ckpt`` of a run.
+        path: ``best.ckpt``, ``last.ckpt`` or ``model.ckpt`` of a run, or the name of a model that
+            comes with hamfast (:mod:`hamfast.trained`).
         device: where to put it.
         dtype: of weights, by default that of the training.
 
@@ -181,7 +191,7 @@ def load_model(path: Path | str, device: str | torch.device = "cpu", dtype: torc
         reason = " ".join(str(error).split())[:300]
         raise HamfastError(f"{path}: the weights do not fit the model of its own configuration: {reason}") from error
     model.half_cell = about.get("half_cell")
-    model.overlap = overlap_of(about, spec)
+    model.overlap, model.training_range = overlap_of(about, spec), range_of(about)
     model.to(device=device, dtype=dtype or getattr(torch, config.precision)).eval().requires_grad_(False)
     return LoadedModel(model, config, pair_cutoffs, versions)
 

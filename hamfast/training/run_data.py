@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader
 
 from hamfast.data import GraphDataset, graph_loader, read_split
 from hamfast.data.dataset import target_spec
-from hamfast.data.formats import read_snapshot
+from hamfast.data.formats import read_snapshot, read_structure
 from hamfast.data.statistics import dataset_statistics
 from hamfast.data.summary import sample
+from hamfast.data.training_range import TrainingRange
 from hamfast.data.two_centre_overlap import TwoCentreOverlap
 from hamfast.errors import HamfastError
 from hamfast.training.config import Config
@@ -23,6 +24,8 @@ from hamfast.training.sampler import EpochSampler
 
 MOST_OVERLAPS = 60
 """So many structures, from all over the training set, are enough for the fit of the overlap."""
+MOST_RANGED = 300
+"""So many structures, from all over the training set, tell its range."""
 
 
 class Batches(NamedTuple):
@@ -87,6 +90,10 @@ class RunData:
         if found is not None:
             found.measure(map(read_snapshot, sample(self.split["validate"], MOST_OVERLAPS // 4)))
         return found
+
+    def training_range(self) -> TrainingRange:
+        """What the structures of the training set have."""
+        return TrainingRange.of(map(read_structure, sample(self.split["train"], MOST_RANGED)))
 
     def pair_cutoffs(self) -> np.ndarray:
         """``[species, species]`` angstrom: the longest pairs of the training set, and a margin."""

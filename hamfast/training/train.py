@@ -20,6 +20,7 @@ from hamfast.training.checkpoint import (
     checkpoint_of,
     load_model,
     overlap_of,
+    range_of,
     read_checkpoint,
     spec_of,
 )
@@ -158,7 +159,7 @@ class Run:
                 raise HamfastError(f"{begun}: made for other elements or orbitals than {self.config.data.root} has now")
             cutoffs = np.array(about["pair_cutoffs"])
             model = build_model(self.config, spec, float(about.get("r_max", cutoffs.max())))
-            model.overlap = overlap_of(about, spec)
+            model.overlap, model.training_range = overlap_of(about, spec), range_of(about)
             return model, cutoffs
         source = self._source()
         cutoffs = self.data.pair_cutoffs()
@@ -170,6 +171,9 @@ class Run:
             for word in take_weights(model, source):
                 self.say(f"  {word}")
         model.overlap = self.data.overlap() or (None if source is None else source.model.overlap)
+        model.training_range = self.data.training_range().joined(
+            None if source is None else source.model.training_range
+        )
         return model, cutoffs
 
     def _source(self) -> LoadedModel | None:
