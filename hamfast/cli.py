@@ -362,6 +362,33 @@ def data_info(root: Folder) -> None:
         console.print(Text.assemble((name, "bold"), f": {text}"), soft_wrap=True)
 
 
+@data_app.command("check")
+def data_check(
+    root: Folder,
+    as_json: Annotated[bool, typer.Option("--json", help="print the findings as JSON")] = False,
+) -> None:
+    """Look for what spoils a training: other orbitals or units, copies, levels that jump, H cut
+    off. Exit status 1 if there is something."""
+    import json
+
+    from hamfast.data import find_structures
+    from hamfast.data.check import check_set
+
+    with _progress("checking", len(find_structures(root))) as advance:
+        found = check_set(root, advance)
+    together = found.together()
+    if as_json:
+        say(json.dumps({"structures": found.structures, "findings": [f._asdict() for f in together]}, indent=1))
+    else:
+        for kind, labels, text in together:
+            names = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
+            console.print(Text.assemble((kind, "yellow"), f": {names}: {text}"), soft_wrap=True)
+        turned = f"; H turns with the structure in {found.turned} turned copies" if found.turned else ""
+        say(f"{found.structures} structures, {len(together) or 'no'} findings{turned}")
+    if together:
+        raise typer.Exit(1)
+
+
 @data_app.command("import")
 def data_import(
     source: Annotated[Path, typer.Argument(help="folder of a DFT calculation, or one with many below it")],

@@ -163,7 +163,9 @@ def test_places_that_cannot_be_written(tmp_path, fixtures, model, hamfast):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     failed(hamfast("predict", model, source, "--output", tmp_path / "file"), "could not be written")
-    failed(hamfast("evaluate", model, source, "--no-eigenvalues", "--output", tmp_path / "folder"), "could not be written")
+    failed(
+        hamfast("evaluate", model, source, "--no-eigenvalues", "--output", tmp_path / "folder"), "could not be written"
+    )
     failed(hamfast("bands", source, "--kpath", "GK", "--points", 2, "--mesh", 1, 1, 1, "--output", tmp_path / "file"),
            "could not be written")  # fmt: skip
     failed(hamfast("data", "convert", source, tmp_path / "file"), "file")
