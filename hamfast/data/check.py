@@ -36,6 +36,8 @@ SAME = 1e-3
 """Angstrom: distances of copies differ by less."""
 MOST_PAIRS = 200
 """So many pairs of copies are compared by their matrices."""
+NOTES = ("no overlap",)
+"""Kinds of findings that spoil nothing: some structures with an overlap are enough."""
 
 
 class Finding(NamedTuple):
@@ -142,7 +144,7 @@ def _check_matrices(snapshot: Snapshot, label: str, found: CheckReport) -> None:
         found.add("no Hamiltonian", [label], "there is nothing to learn from it")
         return
     if s is None:
-        found.add("no overlap", [label], "it has no bands, and the overlap cannot be fitted to it")
+        found.add("no overlap", [label], "it has no bands; the fit of the overlap needs others that have one")
     else:
         extra = len([pair for pair in h.index if pair not in s.index])
         if extra:
