@@ -332,6 +332,30 @@ def bands(
         say(f"wrote {path}")
 
 
+@app.command()
+def export(
+    structure: Annotated[Path, typer.Argument(help="a structure folder with H and S")],
+    target: Annotated[
+        Path, typer.Argument(help="x.h5: one HDF5 file; x.TSHS, x.nc: by sisl; a name without ending: for ABACUS")
+    ],
+    dft: Annotated[bool, typer.Option("--dft", help="DFT's H, not the predicted one")] = False,
+) -> None:
+    """Write H and S for other programs: the predicted H if there is one."""
+    from dataclasses import replace
+
+    from hamfast.analysis.bands import matrices_of
+    from hamfast.data import read_snapshot
+    from hamfast.data.export import export as write
+
+    snapshot = read_snapshot(structure)
+    matrices = matrices_of(snapshot, structure)
+    if dft and "DFT" not in matrices:
+        raise HamfastError(f"{structure}: there is no Hamiltonian of DFT")
+    name = "DFT" if dft or "predicted" not in matrices else "predicted"
+    for path in write(replace(snapshot, hamiltonian=matrices[name]), target):
+        say(f"wrote {path} ({name})")
+
+
 @app.command("import-checkpoint")
 def import_checkpoint(
     program: Annotated[str, typer.Argument(help="that trained the model: deeph-e3")],

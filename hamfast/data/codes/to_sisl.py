@@ -9,6 +9,7 @@ import scipy.sparse
 
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.codes.native import Orbitals
+from hamfast.data.codes.sparse import by_cell
 from hamfast.data.orbitals import SIESTA_ORDER
 from hamfast.data.snapshot import Snapshot
 from hamfast.errors import HamfastError
@@ -47,18 +48,7 @@ def to_sisl(snapshot: Snapshot) -> Any:
 
 def _sparse(matrix: BlockMatrix, order: Orbitals, geometry: Any) -> scipy.sparse.csr_matrix:
     """``[orbitals, orbitals x cells]``, as sisl numbers them."""
-    starts = np.concatenate([[0], np.cumsum(order.counts)])
-    # The position of each of hamfast's orbitals in the list of the code's.
-    place = np.empty(starts[-1], dtype=np.int64)
-    place[starts[order.atoms] + order.positions] = np.arange(starts[-1])
-    rows, columns, values = [], [], []
-    for n, (a, b, c, i, j) in enumerate(matrix.pairs.tolist()):
-        row, column = place[starts[i] : starts[i + 1]], place[starts[j] : starts[j + 1]]
-        block = matrix.block(n) * np.outer(order.signs[row], order.signs[column])
-        offset = geometry.lattice.sc_index((a, b, c)) * geometry.no
-        rows.append(np.repeat(row, len(column)))
-        columns.append(np.tile(column, len(row)) + offset)
-        values.append(block.ravel())
-    shape = (geometry.no, geometry.no * geometry.n_s)
-    indices = (np.concatenate(rows), np.concatenate(columns))
-    return scipy.sparse.csr_matrix((np.concatenate(values), indices), shape=shape)
+    cells = by_cell(matrix, order)
+    empty = scipy.sparse.csr_matrix((geometry.no, geometry.no))
+    offsets = [(int(a), int(b), int(c)) for a, b, c in geometry.lattice.sc_off]
+    return scipy.sparse.hstack([cells.get(cell, empty) for cell in offsets], format="csr")
