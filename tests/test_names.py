@@ -32,6 +32,10 @@ FOREIGN = {
     "hamfast_plan.h",  # written for one plan while hamfast runs
     # Of other programs.
     "cuda_bf16.h",
+    "init_chg",
+    "read_file_dir",
+    "Si.upf",
+    "Si_2s2p1d.orb",
     "cuda_fp16.h",
     "adj_t",  # PyG's argument
     "naive",  # a method of cuEquivariance
