@@ -278,6 +278,9 @@ def bands(
         bool, typer.Option("--keep-ghosts", help="keep states that errors of H make of nearly dependent orbitals")
     ] = False,
     dos: Annotated[bool, typer.Option("--dos", help="density of states beside the bands")] = False,
+    fat: Annotated[
+        str | None, typer.Option(help="element or shell: how much of each level lies there, as dots, and in the DOS")
+    ] = None,
 ) -> None:
     """Band structure from H and S: predicted over DFT in one figure, E_F at 0, and the numbers as
     JSON and h5."""
@@ -292,7 +295,9 @@ def bands(
         matrices_of,
         write_bands,
     )
+    from hamfast.analysis.eigen import eigen_problem
     from hamfast.analysis.plot import plot_bands
+    from hamfast.analysis.populations import orbital_sets, populations
     from hamfast.data import read_snapshot
 
     check_window(window)
@@ -305,13 +310,25 @@ def bands(
             snapshot, matrices, kpath, points=points, mesh=mesh, fermi=fermi, num_bands=num_bands,
             projection=project_overlap, keep_ghosts=keep_ghosts, report=advance,
         )  # fmt: skip
-    densities = None
+    densities = shares = None
+    last = list(curves)[-1]  # the predicted one, if there is one
+    sets = None if fat is None else orbital_sets(snapshot, fat)
+    if sets is not None:
+        curve = curves[last]
+        problem = eigen_problem(snapshot, matrices[last], projection=curve.projection)
+        shares = populations(problem, curve.path.kpoints, sets)
     if dos:
         levels = {name: curve.fermi_energy for name, curve in curves.items()}
         left_out = {name: curve.projection for name, curve in curves.items()}
-        densities = densities_of_states(snapshot, matrices, window, mesh=mesh, fermi=levels, projection=left_out)
+        densities = densities_of_states(
+            snapshot, matrices, window, mesh=mesh, fermi=levels, projection=left_out,
+            shares_of=None if fat is None else last, by=fat or "shell",
+        )  # fmt: skip
     errors = band_difference(curves["DFT"], curves["predicted"], window) if len(curves) == 2 else None
-    figure = plot_bands(curves, folder / "bands.png", window=window, title=snapshot.label, dos=densities, errors=errors)
+    figure = plot_bands(
+        curves, folder / "bands.png", window=window, title=snapshot.label, dos=densities, errors=errors,
+        shares=shares, shares_of=last,
+    )  # fmt: skip
     for name, curve in curves.items():
         gap = "" if curve.gap is None else f", gap {curve.gap:.3f} eV on the path"
         say(f"{name}: E_F = {curve.fermi_energy:.4f} eV ({curve.fermi_source}), {curve.energies.shape[1]} bands{gap}")
@@ -328,7 +345,8 @@ def bands(
                 f"errors in meV: gap {errors.gap_error:+.1f}, valence edge {errors.valence_edge_error:+.1f}, conduction "
                 f"edge {errors.conduction_edge_error:+.1f}"
             )
-    for path in [figure, *write_bands(curves, folder, errors, snapshot.fermi_energy)]:
+    of_levels = None if shares is None else {last: shares}
+    for path in [figure, *write_bands(curves, folder, errors, snapshot.fermi_energy, of_levels)]:
         say(f"wrote {path}")
 
 

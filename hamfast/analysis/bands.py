@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from hamfast.analysis.fermi import (
 )
 from hamfast.analysis.ghosts import leave_out_ghosts
 from hamfast.analysis.kpath import KPath, parse_kpath
+from hamfast.analysis.populations import Populations, orbital_sets, populations
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.formats import format_of, read_snapshot
 from hamfast.data.h5 import write_h5, write_json
@@ -75,6 +76,9 @@ class DensityOfStates:
     density: np.ndarray
     """``[points]`` states / eV / cell."""
     fermi_energy: float
+    parts: dict[str, np.ndarray] = field(default_factory=dict)
+    """``[points]`` of each set of orbitals, where they were asked for; together they are
+    ``density``."""
 
 
 def matrices_of(snapshot: Snapshot, folder: Path, prediction: Path | None = None) -> dict[str, BlockMatrix]:
@@ -218,6 +222,8 @@ def densities_of_states(
     fermi: dict[str, float] | None = None,
     width: float = 0.1,
     projection: dict[str, float | None] | None = None,
+    shares_of: str | None = None,
+    by: str = "shell",
 ) -> dict[str, DensityOfStates]:
     """DOS of several Hamiltonians of one structure on the same k-mesh.
 
@@ -231,6 +237,8 @@ def densities_of_states(
         width: eV, the standard deviation of the Gaussian on each level.
         projection: name -> see :class:`hamfast.analysis.eigen.EigenProblem`, as the bands beside
             have it; None: nothing is left out.
+        shares_of: the Hamiltonian that gets ``parts``, too.
+        by: ``element`` or ``shell``, what these parts are of.
 
     Raises:
         HamfastError: the window is none, or there are too many orbitals for all bands.
@@ -245,10 +253,14 @@ def densities_of_states(
             raise HamfastError(
                 f"density of states: expected at most {DENSE_LIMIT} orbitals, as it needs all bands, found {problem.size}"
             )
-        energies = problem.bands(points)
+        parts = populations(problem, points, orbital_sets(snapshot, by)) if name == shares_of else None
+        energies = problem.bands(points) if parts is None else parts.energies
         zero = problem.fermi_energy_of(energies) if fermi is None else fermi[name]
         density = density_of_states(energies - zero, grid, width, problem.degeneracy)
-        result[name] = DensityOfStates(grid, density, zero)
+        found = DensityOfStates(grid, density, zero)
+        if parts is not None:
+            found.parts = dict(zip(parts.names, parts.densities(grid, zero, width, problem.degeneracy), strict=True))
+        result[name] = found
     return result
 
 
@@ -259,7 +271,11 @@ def check_window(window: tuple[float, float]) -> None:
 
 
 def write_bands(
-    bands: dict[str, BandStructure], folder: Path, errors: BandErrors | None = None, dft_fermi: float | None = None
+    bands: dict[str, BandStructure],
+    folder: Path,
+    errors: BandErrors | None = None,
+    dft_fermi: float | None = None,
+    shares: dict[str, Populations] | None = None,
 ) -> list[Path]:
     """``bands.json`` with every curve, and ``band_<name>.h5`` each in DeepH's layout.
 
@@ -270,6 +286,7 @@ def write_bands(
         folder: where to write.
         errors: of the predicted bands, for the JSON.
         dft_fermi: eV, the Fermi level that the DFT code itself gave, for the JSON.
+        shares: name -> shares of its levels, for the JSON.
 
     Returns:
         What was written.
@@ -289,6 +306,9 @@ def write_bands(
             "projection": band.projection,
             "energies": energies,
         }
+        if shares is not None and name in shares:
+            own = shares[name]
+            content[name]["shares"] = {set_: own.shares[..., n].round(4).tolist() for n, set_ in enumerate(own.names)}
         path = folder / f"band_{name}.h5"
         arrays = {
             "band_data": band.energies.T,

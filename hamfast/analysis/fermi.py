@@ -106,7 +106,9 @@ def default_mesh(cell: np.ndarray, spacing: float = 0.35) -> tuple[int, int, int
     return points(a), points(b), points(c)
 
 
-def density_of_states(energies: np.ndarray, grid: np.ndarray, width: float, degeneracy: int) -> np.ndarray:
+def density_of_states(
+    energies: np.ndarray, grid: np.ndarray, width: float, degeneracy: int, weights: np.ndarray | None = None
+) -> np.ndarray:
     """``[points]`` states / eV / cell: a Gaussian on each level.
 
     Args:
@@ -114,7 +116,9 @@ def density_of_states(energies: np.ndarray, grid: np.ndarray, width: float, dege
         grid: ``[points]`` eV.
         width: eV, the standard deviation.
         degeneracy: electrons that a band holds.
+        weights: ``[kpoints, bands]``, of each level; None: all are 1.
     """
-    levels = energies[np.isfinite(energies)]
-    x = (grid[:, None] - levels[None, :]) / width
-    return degeneracy * np.exp(-0.5 * x**2).sum(axis=1) / (width * np.sqrt(2 * np.pi) * energies.shape[0])
+    known = np.isfinite(energies)
+    x = (grid[:, None] - energies[known][None, :]) / width
+    curves = np.exp(-0.5 * x**2) if weights is None else np.exp(-0.5 * x**2) * weights[known]
+    return degeneracy * curves.sum(axis=1) / (width * np.sqrt(2 * np.pi) * energies.shape[0])

@@ -14,9 +14,12 @@ import numpy as np
 
 from hamfast.analysis.band_errors import BandErrors
 from hamfast.analysis.bands import BandStructure, DensityOfStates
+from hamfast.analysis.populations import Populations
 from hamfast.data.h5 import write_bytes
 
 _STYLE = {"DFT": {"color": "0.55", "lw": 2.6, "ls": "-"}, "predicted": {"color": "#c0392b", "lw": 1.0, "ls": "--"}}
+DOT = 36.0
+"""Points squared: the area of a dot for a share of 1."""
 
 
 def plot_bands(
@@ -27,6 +30,8 @@ def plot_bands(
     title: str = "",
     dos: dict[str, DensityOfStates] | None = None,
     errors: BandErrors | None = None,
+    shares: Populations | None = None,
+    shares_of: str = "DFT",
 ) -> Path:
     """All band structures in one panel, E_F at 0; the density of states in a second one.
 
@@ -40,6 +45,8 @@ def plot_bands(
         title: above the figure.
         dos: name -> density of states.
         errors: of the predicted bands.
+        shares: of the levels of one curve: each set of orbitals gets dots, as large as its share.
+        shares_of: the name of that curve.
 
     Returns:
         ``path``.
@@ -73,6 +80,8 @@ def plot_bands(
         gap = "" if band.gap is None else f", gap {band.gap:.3f} eV"
         lines[0].set_label(f"{name}{gap}")
         handles.append(lines[0])
+    if shares is not None:
+        handles += _dots(left, bands[shares_of], shares, window)
     first = next(iter(bands.values())).path
     left.set_xticks([d for d, _ in first.ticks], [_greek(n) for _, n in first.ticks])
     for distance, _ in first.ticks:
@@ -89,10 +98,12 @@ def plot_bands(
         right = axes[0, 1]
         for name, curve in dos.items():
             right.plot(curve.density, curve.grid, **_STYLE.get(name, {}))
+            for n, part in enumerate(curve.parts.values()):
+                right.plot(part, curve.grid, color=f"C{n}", lw=1.0)
         right.set_xlabel("DOS (states / eV / cell)")
         right.set_xlim(left=0)
         right.axhline(0.0, color="0.3", lw=0.7, ls=":")
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8, frameon=False)
     image = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a letter of a name that the font lacks
@@ -100,6 +111,21 @@ def plot_bands(
     plt.close(figure)
     write_bytes(path, image.getvalue())
     return path
+
+
+def _dots(axes, band: BandStructure, shares: Populations, window: tuple[float, float]) -> list:
+    """Dots on the levels of a curve for each set of orbitals, and their entries in the legend."""
+    energies = shares.energies - band.fermi_energy
+    distance = np.broadcast_to(band.path.distance[:, None], energies.shape)
+    with np.errstate(invalid="ignore"):
+        shown = (energies > window[0]) & (energies < window[1])
+    handles = []
+    for n, name in enumerate(shares.names):
+        size = DOT * np.clip(shares.shares[..., n][shown], 0, 1)
+        color = f"C{n}"
+        axes.scatter(distance[shown], energies[shown], s=size, color=color, alpha=0.5, lw=0, zorder=3)
+        handles.append(axes.scatter([], [], s=DOT, color=color, alpha=0.5, lw=0, label=name))
+    return handles
 
 
 def _greek(name: str) -> str:

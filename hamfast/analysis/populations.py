@@ -1,0 +1,117 @@
+"""How much of each level lies on which atoms and shells, after Mulliken.
+
+For a level c with c^+ S c = 1 the share of a set g of orbitals is
+
+    w_g = sum over m in g of Re(conj(c_m) (S c)_m)
+
+(R. S. Mulliken, J. Chem. Phys. 23, 1833, 1955). All shares of a level add up to 1. One of them may
+be a little below 0, where orbitals of neighbours overlap much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+from ase.data import chemical_symbols
+
+from hamfast.analysis.eigen import DENSE_LIMIT, EigenProblem
+from hamfast.analysis.fermi import density_of_states
+from hamfast.data.snapshot import Snapshot
+from hamfast.errors import HamfastError
+
+LETTERS = "spdfghi"
+
+
+@dataclass
+class Populations:
+    """Shares of levels."""
+
+    names: list[str]
+    """Of the sets of orbitals: ``C``, or ``C s``, ``C p``, ..."""
+    energies: np.ndarray
+    """``[kpoints, bands]`` eV; NaN where directions of S(k) were left out."""
+    shares: np.ndarray
+    """``[kpoints, bands, sets]``."""
+
+    def densities(self, grid: np.ndarray, zero: float, width: float, degeneracy: int) -> np.ndarray:
+        """``[sets, points]`` states / eV / cell: the density of states, each level by its shares.
+
+        Args:
+            grid: ``[points]`` eV, relative to ``zero``.
+            zero: eV.
+            width: eV, the standard deviation of the Gaussian on each level.
+            degeneracy: electrons that a band holds.
+        """
+        energies = self.energies - zero
+        return np.stack(
+            [density_of_states(energies, grid, width, degeneracy, self.shares[..., n]) for n in range(len(self.names))]
+        )
+
+
+def orbital_sets(snapshot: Snapshot, by: str) -> dict[str, np.ndarray]:
+    """Name -> the rows of H(k), spin included, of each element or of each l of an element.
+
+    Raises:
+        HamfastError: ``by`` is neither.
+    """
+    if by not in ("element", "shell"):
+        raise HamfastError(f"shares of levels: expected element or shell, found {by!r}")
+    spins, start = 2 if snapshot.spinful else 1, 0
+    found: dict[str, list[int]] = {}
+    for z in snapshot.numbers.tolist():
+        symbol, size = chemical_symbols[z], sum(2 * l + 1 for l in snapshot.shells[z])
+        own = [l for l in snapshot.shells[z] for _ in range(2 * l + 1)]
+        for spin in range(spins):
+            for n, l in enumerate(own):
+                name = symbol if by == "element" else f"{symbol} {LETTERS[l]}"
+                found.setdefault(name, []).append(start + spin * size + n)
+        start += spins * size
+    return {name: np.array(rows) for name, rows in sorted(found.items(), key=lambda item: min(item[1]))}
+
+
+def populations(
+    problem: EigenProblem, kpoints: np.ndarray, sets: dict[str, np.ndarray], report: Callable[[], None] = lambda: None
+) -> Populations:
+    """Shares of all levels at some k-points.
+
+    Args:
+        problem: H(k) and S(k).
+        kpoints: ``[kpoints, 3]``, in fractions of the reciprocal lattice vectors.
+        sets: of :func:`orbital_sets`.
+        report: called after every k-point.
+
+    Raises:
+        HamfastError: there are too many orbitals for all levels; S(k) is not positive definite.
+    """
+    if problem.size > DENSE_LIMIT:
+        raise HamfastError(
+            f"shares of levels: expected at most {DENSE_LIMIT} orbitals, as all levels are needed, found {problem.size}"
+        )
+    kpoints = np.asarray(kpoints, dtype=np.float64).reshape(-1, 3)
+    energies = np.full((len(kpoints), problem.size), np.nan)
+    shares = np.zeros((len(kpoints), problem.size, len(sets)))
+    for n, k in enumerate(kpoints):
+        h, s = problem.hamiltonian.at(k).toarray(), problem.overlap.at(k).toarray()
+        found, states = _states(h, s, problem.projection)
+        energies[n, : len(found)] = found
+        share = (states.conj() * (s @ states)).real
+        shares[n, : len(found)] = np.stack([share[rows].sum(axis=0) for rows in sets.values()], axis=1)
+        report()
+    return Populations(list(sets), energies, shares)
+
+
+def _states(h: np.ndarray, s: np.ndarray, projection: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Energies, and coefficients as columns."""
+    if projection is None:
+        try:
+            return scipy.linalg.eigh(h, s)
+        except np.linalg.LinAlgError:
+            raise HamfastError("shares of levels: S(k) is not positive definite; see --project-overlap") from None
+    values, vectors = scipy.linalg.eigh(s)
+    kept = values > projection
+    basis = vectors[:, kept] / np.sqrt(values[kept])
+    energies, states = scipy.linalg.eigh(basis.conj().T @ h @ basis)
+    return energies, basis @ states
