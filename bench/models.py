@@ -120,7 +120,7 @@ def measure(name, size, threads, seconds):
     models[1].load_state_dict(models[0].state_dict())
     report = hamfast.accelerate(models[1])
     data = module.graph(torch.float32, SIZES[size])
-    atoms = len(peers.crystal(SIZES[size])) if name not in ONE_SIZE else data.num_nodes
+    atoms = len(peers.crystal(SIZES[size])) if name not in ONE_SIZE else len(data.species)
     both = [steps(module, model, data) for model in models]
     # Both threads' time counts where there are two: then it is the clock on the wall.
     clock = time.process_time if threads == 1 else time.perf_counter

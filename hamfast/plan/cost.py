@@ -8,6 +8,7 @@ Only the ratios of the rates matter.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -26,6 +27,9 @@ TASK_OVERHEAD = 0.012
 HARMONICS = 0.02
 """Microseconds per row and number of Y, with its gradient's share."""
 
+TYPICAL_ROWS = 1024
+"""For how many rows the choice is made where their number is not known."""
+
 TUNED = ("cpu", "cuda", "xpu")
 """Devices that have more than the general kernel. On GPUs the same rates choose: they were not
 measured there.
@@ -43,6 +47,11 @@ class Estimate:
     """Read and written, intermediate tensors included."""
     microseconds: float
     """On one core of the machine of bench/results/lowerings.csv."""
+
+
+def rows_like(rows: int) -> int:
+    """The power of 4 by which the choice for so many rows is made: few different choices."""
+    return 4 ** min(max(round(math.log(max(rows, 1), 4)), 2), 8)
 
 
 def _general(plan: Plan) -> Estimate:
@@ -95,7 +104,7 @@ def _edge_frame(plan: Plan) -> Estimate:
 
 
 @cache
-def estimates(plan: Plan, shared_weights: bool, device: str, harmonics: bool = False) -> tuple[Estimate, ...]:
+def estimates(plan: Plan, shared_weights: bool, device: str, harmonics: bool = False, rows: int = TYPICAL_ROWS) -> tuple[Estimate, ...]:
     """The lowerings that can run a plan, cheapest first.
 
     Args:
@@ -105,10 +114,10 @@ def estimates(plan: Plan, shared_weights: bool, device: str, harmonics: bool = F
             need not exist.
     """
     paths = live_paths(plan)
-    found = [_general(plan)]
+    found = [_general(plan), Estimate("einsum", 0, 0, 1e9)]
     if device in TUNED and all(is_channel_wise(plan, ins) for ins in paths):
         found.append(_channel(plan, shared_weights))
-    if device in TUNED and shared_weights and any(is_mixing(plan, ins) for ins in paths):
+    if device in TUNED and any(is_mixing(plan, ins) for ins in paths):
         found.append(_mix(plan, harmonics))
     if harmonics and shared_weights:
         found.append(_edge_frame(plan))
@@ -116,7 +125,7 @@ def estimates(plan: Plan, shared_weights: bool, device: str, harmonics: bool = F
 
 
 @cache
-def choose_lowering(plan: Plan, shared_weights: bool, device: str, harmonics: bool = False) -> str:
+def choose_lowering(plan: Plan, shared_weights: bool, device: str, harmonics: bool = False, rows: int = TYPICAL_ROWS) -> str:
     """The cheapest of :func:`estimates`. What no lowering covers whole is split: see
     :func:`explain`.
     """

@@ -1,0 +1,148 @@
+"""A tensor product path by path, in torch's own operations: the lowering ``einsum``.
+
+Every mode, every degree and every device; derivatives of any order are torch's.
+The Clebsch-Gordan coefficients meet the operand with fewer numbers first, so that most of the work
+is matrix products.
+Intermediate tensors have the size of rows x pairs of channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hamfast.constants import constant, real_tensors
+from hamfast.plan.coupling import wigner_3j
+from hamfast.plan.plan import Instruction, IrrepBlock, Plan
+
+def product_by_paths(x: Tensor, y: Tensor, weight: Tensor | None, plan: Plan, paths: Sequence[Instruction]) -> Tensor:
+    """The sum of some paths of a plan, row by row.
+
+    Args:
+        x, y: ``[rows, plan.dim_in1]``, ``[rows, plan.dim_in2]``, layout ``mul_ir``.
+        weight: ``[plan.weight_numel]``, ``[rows, plan.weight_numel]`` or None.
+
+    Returns:
+        ``[rows, plan.dim_out]``, layout ``mul_ir``.
+    """
+    rows = x.shape[0]
+    xs, ys = _blocks(x, plan.irreps_in1), _blocks(y, plan.irreps_in2)
+    # One split: its derivative is one concatenation, where that of slices is a full tensor each.
+    sizes = [ins.weight_numel for ins in plan.instructions]
+    weights = [None] * len(sizes) if weight is None else list(weight.split(sizes, dim=-1))
+    found: dict[int, Tensor] = {}
+    for ins, w in zip(plan.instructions, weights, strict=True):
+        if ins not in paths:
+            continue
+        block = _path(xs[ins.i_in1], ys[ins.i_in2], w if ins.has_weight else None, plan, ins)
+        found[ins.i_out] = found[ins.i_out] + block if ins.i_out in found else block
+    columns = [
+        found[i].reshape(rows, mul * (2 * l + 1)) if i in found else x.new_zeros(rows, mul * (2 * l + 1))
+        for i, (mul, l, _) in enumerate(plan.irreps_out)
+    ]
+    return torch.cat(columns, dim=1) if len(columns) != 1 else columns[0]
+
+
+def _blocks(t: Tensor, irreps: Sequence[IrrepBlock]) -> list[Tensor]:
+    """``[rows, mul, 2 l + 1]`` of each block."""
+    sizes = [mul * (2 * l + 1) for mul, l, _ in irreps]
+    return [b.reshape(-1, mul, 2 * l + 1) for b, (mul, l, _) in zip(t.split(sizes, dim=1), irreps, strict=True)]
+
+
+def _path(x: Tensor, y: Tensor, w: Tensor | None, plan: Plan, ins: Instruction) -> Tensor:
+    """One path: ``[rows, mul_out, 2 l + 1]`` of ``[rows, mul, 2 l + 1]`` operands; weights flat."""
+    n1, n2, n3 = x.shape[1], y.shape[1], plan.irreps_out[ins.i_out][0]
+    coupling = _coupling(plan, ins, x)
+    if ins.mode == "uvw":
+        assert w is not None
+        pairs, v_slow = _all_pairs(x, y, coupling)
+        if v_slow:
+            w = w.unflatten(-1, (n1, n2, n3)).transpose(-3, -2)
+        return _mixed(pairs, w.reshape(*w.shape[: w.dim() - (3 if v_slow else 1)], n1 * n2, n3))
+    if ins.mode in ("uuu", "uuw", "uvu<v", "u<vw"):
+        if ins.mode in ("uvu<v", "u<vw"):
+            u, v = torch.triu_indices(n1, n1, 1, device=x.device)
+            x, y = x[:, u], y[:, v]
+        pairs = _tied(x, y, coupling)
+        if w is None:
+            return pairs.sum(1, keepdim=True) if ins.mode == "uuw" else pairs
+        if ins.mode in ("uuw", "u<vw"):
+            return _mixed(pairs.transpose(1, 2), w.unflatten(-1, (-1, n3)))
+        return pairs * w.unsqueeze(-1)
+    pairs = _outer(x, y, coupling)
+    if w is not None:
+        pairs = pairs * w.unflatten(-1, (n1, n2)).transpose(-2, -1).unsqueeze(-1)
+    if ins.mode == "uvu":
+        return pairs.sum(1) if n2 > 1 else pairs.squeeze(1)
+    if ins.mode == "uvv":
+        return pairs.sum(2)
+    return pairs.transpose(1, 2).flatten(1, 2)  # uvuv
+
+
+def _tied(x: Tensor, y: Tensor, coupling: Tensor) -> Tensor:
+    """``[rows, n, d1]``, ``[rows, n, d2]`` -> ``[rows, n, d3]``: channel u with channel u."""
+    d1, d2, d3 = coupling.shape
+    if min(d1, d2) == 1:  # the coupling is a multiple of the unit matrix
+        return x * (y * coupling.flatten()[0])
+    if d3 == 1:  # a scalar product
+        return (x * y).sum(-1, keepdim=True) * coupling[0, 0, 0]
+    outer = (x.unsqueeze(-1) * y.unsqueeze(-2)).flatten(-2)
+    return outer @ coupling.reshape(d1 * d2, d3)
+
+
+def _outer(x: Tensor, y: Tensor, coupling: Tensor) -> Tensor:
+    """``[rows, n1, d1]``, ``[rows, n2, d2]`` -> ``[rows, n2, n1, d3]``: every channel with every
+    channel."""
+    d1, d2, d3 = coupling.shape
+    if min(d1, d2) == 1:
+        return x.unsqueeze(1) * (y * coupling.flatten()[0]).unsqueeze(2)
+    # A matrix per channel of y, as in the channel kernel.
+    matrix = (y @ coupling.transpose(0, 1).reshape(d2, d1 * d3)).unflatten(-1, (d1, d3))
+    if y.shape[1] == 1:
+        return torch.bmm(x, matrix.squeeze(1)).unsqueeze(1)
+    return x.unsqueeze(1) @ matrix
+
+
+def _all_pairs(x: Tensor, y: Tensor, coupling: Tensor) -> tuple[Tensor, bool]:
+    """As :func:`_outer`, with components slow: ``[rows, d3, pairs]``, as matrix products take it.
+
+    Returns:
+        The pairs, and whether v is slow among them and u fast, or the other way round.
+    """
+    (d1, d2, d3), n1, n2 = coupling.shape, x.shape[1], y.shape[1]
+    if min(d1, d2) == 1:
+        scaled = (y * coupling.flatten()[0]).transpose(1, 2)
+        return (x.transpose(1, 2).unsqueeze(3) * scaled.unsqueeze(2)).flatten(2), False
+    if d3 == 1:
+        return torch.bmm(x, (y * coupling[0, 0, 0]).transpose(1, 2)).flatten(1).unsqueeze(1), False
+    matrix = (y @ coupling.permute(1, 2, 0).reshape(d2, d3 * d1)).unflatten(-1, (d3, d1))  # [rows, v, k, i]
+    matrix = matrix.transpose(1, 2).reshape(-1, d3 * n2, d1)
+    return torch.bmm(matrix, x.transpose(1, 2)).view(-1, d3, n2 * n1), True
+
+
+def _mixed(pairs: Tensor, w: Tensor) -> Tensor:
+    """``[rows, d, pairs]`` and ``[pairs, n3]`` or ``[rows, pairs, n3]`` -> ``[rows, n3, d]``."""
+    if w.dim() == 3:
+        return torch.bmm(pairs, w).transpose(1, 2)
+    rows, d, n = pairs.shape
+    return (pairs.reshape(rows * d, n) @ w).view(rows, d, -1).transpose(1, 2)
+
+
+_COUPLINGS: dict[tuple, Tensor] = {}
+
+
+@torch.compiler.assume_constant_result
+def _coupling_of(degrees: tuple[int, int, int], coefficient: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    key = (degrees, coefficient, dtype, device)
+    if key not in _COUPLINGS:
+        with real_tensors():
+            _COUPLINGS[key] = constant(wigner_3j(*degrees) * coefficient, device, dtype)
+    return _COUPLINGS[key]
+
+
+def _coupling(plan: Plan, ins: Instruction, like: Tensor) -> Tensor:
+    """C_ijk times the path's normalisation, ``[d1, d2, d3]``."""
+    degrees = (plan.irreps_in1[ins.i_in1][1], plan.irreps_in2[ins.i_in2][1], plan.irreps_out[ins.i_out][1])
+    return _coupling_of(degrees, ins.coefficient, like.dtype, like.device)
