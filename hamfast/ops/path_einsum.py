@@ -9,7 +9,9 @@ Intermediate tensors have the size of rows x pairs of channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,13 +56,14 @@ def _blocks(t: Tensor, irreps: Sequence[IrrepBlock]) -> list[Tensor]:
 def _path(x: Tensor, y: Tensor, w: Tensor | None, plan: Plan, ins: Instruction) -> Tensor:
     """One path: ``[rows, mul_out, 2 l + 1]`` of ``[rows, mul, 2 l + 1]`` operands; weights flat."""
     n1, n2, n3 = x.shape[1], y.shape[1], plan.irreps_out[ins.i_out][0]
-    coupling = _coupling(plan, ins, x)
+    coupling = _Coupling(plan, ins, x)
     if ins.mode == "uvw":
         assert w is not None
+        if n3 == 1:  # weights first: a tensor of pairs would be larger than both operands
+            return _tied(x, _weighted(y, w.unflatten(-1, (n1, n2))), coupling).sum(1, keepdim=True)
         pairs, v_slow = _all_pairs(x, y, coupling)
-        if v_slow:
-            w = w.unflatten(-1, (n1, n2, n3)).transpose(-3, -2)
-        return _mixed(pairs, w.reshape(*w.shape[: w.dim() - (3 if v_slow else 1)], n1 * n2, n3))
+        w = w.unflatten(-1, (n1, n2, n3))
+        return _mixed(pairs, (w.transpose(-3, -2) if v_slow else w).flatten(-3, -2))
     if ins.mode in ("uuu", "uuw", "uvu<v", "u<vw"):
         if ins.mode in ("uvu<v", "u<vw"):
             u, v = torch.triu_indices(n1, n1, 1, device=x.device)
@@ -71,55 +74,89 @@ def _path(x: Tensor, y: Tensor, w: Tensor | None, plan: Plan, ins: Instruction) 
         if ins.mode in ("uuw", "u<vw"):
             return _mixed(pairs.transpose(1, 2), w.unflatten(-1, (-1, n3)))
         return pairs * w.unsqueeze(-1)
+    if w is not None:
+        w = w.unflatten(-1, (n1, n2))
+    if ins.mode == "uvu" and n2 > 1:
+        return _tied(x, _weighted(y, w) if w is not None else y.sum(1, keepdim=True), coupling)
+    if ins.mode == "uvv":
+        return _tied(_weighted(x, w.transpose(-2, -1)) if w is not None else x.sum(1, keepdim=True), y, coupling)
     pairs = _outer(x, y, coupling)
     if w is not None:
-        pairs = pairs * w.unflatten(-1, (n1, n2)).transpose(-2, -1).unsqueeze(-1)
-    if ins.mode == "uvu":
-        return pairs.sum(1) if n2 > 1 else pairs.squeeze(1)
-    if ins.mode == "uvv":
-        return pairs.sum(2)
-    return pairs.transpose(1, 2).flatten(1, 2)  # uvuv
+        pairs = pairs * w.transpose(-2, -1).unsqueeze(-1)
+    return pairs.squeeze(1) if ins.mode == "uvu" else pairs.transpose(1, 2).flatten(1, 2)  # uvuv
 
 
-def _tied(x: Tensor, y: Tensor, coupling: Tensor) -> Tensor:
+def _weighted(y: Tensor, w: Tensor) -> Tensor:
+    """``[rows, n, d]`` and ``[m, n]`` or ``[rows, m, n]`` -> ``[rows, m, d]``: sums over channels."""
+    if y.shape[2] == 1 and w.dim() == 2:
+        return (y.squeeze(2) @ w.T).unsqueeze(2)
+    return torch.matmul(w, y)
+
+
+class _Coupling:
+    """C_ijk times a path's normalisation."""
+
+    def __init__(self, plan: Plan, ins: Instruction, like: Tensor):
+        degrees = (plan.irreps_in1[ins.i_in1][1], plan.irreps_in2[ins.i_in2][1], plan.irreps_out[ins.i_out][1])
+        self.d1, self.d2, self.d3 = (2 * l + 1 for l in degrees)
+        self._key = (degrees, ins.coefficient, like.dtype, like.device)
+
+    @property
+    def is_multiple(self) -> bool:
+        """Is one operand a scalar, so that C is a number times the unit matrix?"""
+        return min(self.d1, self.d2) == 1
+
+    @property
+    def number(self) -> float:
+        """C_000, which is all of C where an operand or the result is a scalar."""
+        return _number(*self._key[:2])
+
+    def matrix(self, order: str, rows: int) -> Tensor:
+        """C with its axes in an order, as a matrix of so many rows."""
+        return _matrix(*self._key, order, rows)
+
+
+def _scaled(t: Tensor, number: float) -> Tensor:
+    return t if number == 1.0 else t * number
+
+
+def _tied(x: Tensor, y: Tensor, coupling: _Coupling) -> Tensor:
     """``[rows, n, d1]``, ``[rows, n, d2]`` -> ``[rows, n, d3]``: channel u with channel u."""
-    d1, d2, d3 = coupling.shape
-    if min(d1, d2) == 1:  # the coupling is a multiple of the unit matrix
-        return x * (y * coupling.flatten()[0])
-    if d3 == 1:  # a scalar product
-        return (x * y).sum(-1, keepdim=True) * coupling[0, 0, 0]
+    if coupling.is_multiple:
+        small, large = (x, y) if coupling.d1 == 1 else (y, x)
+        return large * _scaled(small, coupling.number)
+    if coupling.d3 == 1:  # a scalar product
+        return _scaled((x * y).sum(-1, keepdim=True), coupling.number)
     outer = (x.unsqueeze(-1) * y.unsqueeze(-2)).flatten(-2)
-    return outer @ coupling.reshape(d1 * d2, d3)
+    return outer @ coupling.matrix("ijk", coupling.d1 * coupling.d2)
 
 
-def _outer(x: Tensor, y: Tensor, coupling: Tensor) -> Tensor:
+def _outer(x: Tensor, y: Tensor, coupling: _Coupling) -> Tensor:
     """``[rows, n1, d1]``, ``[rows, n2, d2]`` -> ``[rows, n2, n1, d3]``: every channel with every
     channel."""
-    d1, d2, d3 = coupling.shape
-    if min(d1, d2) == 1:
-        return x.unsqueeze(1) * (y * coupling.flatten()[0]).unsqueeze(2)
+    if coupling.is_multiple:
+        return x.unsqueeze(1) * _scaled(y, coupling.number).unsqueeze(2)
     # A matrix per channel of y, as in the channel kernel.
-    matrix = (y @ coupling.transpose(0, 1).reshape(d2, d1 * d3)).unflatten(-1, (d1, d3))
+    matrix = (y @ coupling.matrix("jik", coupling.d2)).unflatten(-1, (coupling.d1, coupling.d3))
     if y.shape[1] == 1:
         return torch.bmm(x, matrix.squeeze(1)).unsqueeze(1)
     return x.unsqueeze(1) @ matrix
 
 
-def _all_pairs(x: Tensor, y: Tensor, coupling: Tensor) -> tuple[Tensor, bool]:
+def _all_pairs(x: Tensor, y: Tensor, coupling: _Coupling) -> tuple[Tensor, bool]:
     """As :func:`_outer`, with components slow: ``[rows, d3, pairs]``, as matrix products take it.
 
     Returns:
         The pairs, and whether v is slow among them and u fast, or the other way round.
     """
-    (d1, d2, d3), n1, n2 = coupling.shape, x.shape[1], y.shape[1]
-    if min(d1, d2) == 1:
-        scaled = (y * coupling.flatten()[0]).transpose(1, 2)
+    if coupling.is_multiple:
+        scaled = _scaled(y, coupling.number).transpose(1, 2)
         return (x.transpose(1, 2).unsqueeze(3) * scaled.unsqueeze(2)).flatten(2), False
-    if d3 == 1:
-        return torch.bmm(x, (y * coupling[0, 0, 0]).transpose(1, 2)).flatten(1).unsqueeze(1), False
-    matrix = (y @ coupling.permute(1, 2, 0).reshape(d2, d3 * d1)).unflatten(-1, (d3, d1))  # [rows, v, k, i]
-    matrix = matrix.transpose(1, 2).reshape(-1, d3 * n2, d1)
-    return torch.bmm(matrix, x.transpose(1, 2)).view(-1, d3, n2 * n1), True
+    if coupling.d3 == 1:
+        return torch.bmm(x, _scaled(y, coupling.number).transpose(1, 2)).flatten(1).unsqueeze(1), False
+    matrix = (y @ coupling.matrix("jki", coupling.d2)).unflatten(-1, (coupling.d3, coupling.d1))  # [rows, v, k, i]
+    matrix = matrix.transpose(1, 2).reshape(-1, coupling.d3 * y.shape[1], coupling.d1)
+    return torch.bmm(matrix, x.transpose(1, 2)).view(-1, coupling.d3, y.shape[1] * x.shape[1]), True
 
 
 def _mixed(pairs: Tensor, w: Tensor) -> Tensor:
@@ -130,19 +167,28 @@ def _mixed(pairs: Tensor, w: Tensor) -> Tensor:
     return (pairs.reshape(rows * d, n) @ w).view(rows, d, -1).transpose(1, 2)
 
 
-_COUPLINGS: dict[tuple, Tensor] = {}
+_MATRICES: dict[tuple, Tensor] = {}
 
 
 @torch.compiler.assume_constant_result
-def _coupling_of(degrees: tuple[int, int, int], coefficient: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    key = (degrees, coefficient, dtype, device)
-    if key not in _COUPLINGS:
+def _matrix(
+    degrees: tuple[int, int, int],
+    coefficient: float,
+    dtype: torch.dtype,
+    device: torch.device,
+    order: str,
+    rows: int,
+) -> Tensor:
+    key = (degrees, coefficient, dtype, device, order)
+    if key not in _MATRICES:
         with real_tensors():
-            _COUPLINGS[key] = constant(wigner_3j(*degrees) * coefficient, device, dtype)
-    return _COUPLINGS[key]
+            axes = tuple("ijk".index(axis) for axis in order)
+            values = np.transpose(wigner_3j(*degrees) * coefficient, axes).reshape(rows, -1)
+            _MATRICES[key] = constant(np.ascontiguousarray(values), device, dtype)
+    return _MATRICES[key]
 
 
-def _coupling(plan: Plan, ins: Instruction, like: Tensor) -> Tensor:
-    """C_ijk times the path's normalisation, ``[d1, d2, d3]``."""
-    degrees = (plan.irreps_in1[ins.i_in1][1], plan.irreps_in2[ins.i_in2][1], plan.irreps_out[ins.i_out][1])
-    return _coupling_of(degrees, ins.coefficient, like.dtype, like.device)
+@cache
+def _number(degrees: tuple[int, int, int], coefficient: float) -> float:
+    number = float(wigner_3j(*degrees)[0, 0, 0]) * coefficient
+    return 1.0 if abs(number - 1.0) < 1e-15 else number

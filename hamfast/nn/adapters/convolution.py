@@ -19,7 +19,13 @@ torch.library.define(
 
 
 @torch.library.impl("hamfast::e3nn_convolution", "CompositeImplicitAutograd")
-def convolution(x: Tensor, y: Tensor, weight: Tensor, edge_index: Tensor, plan: str, owner: Tensor | None = None) -> Tensor:
+def _e3nn_convolution(x: Tensor, y: Tensor, weight: Tensor, edge_index: Tensor, plan: str) -> Tensor:
+    return convolution(x, y, weight, edge_index, plan)
+
+
+def convolution(
+    x: Tensor, y: Tensor, weight: Tensor, edge_index: Tensor, plan: str, owner: Tensor | None = None
+) -> Tensor:
     """``out[n] = sum over the edges e into n of TP(x[sender of e], y[e], weight[e])``.
 
     Args:
