@@ -1,6 +1,7 @@
 """Times every lowering that can run a product, and e3nn's own code beside them.
 
     python bench/lowerings.py --machine "2 CPU cores (AVX-512)"
+    python bench/lowerings.py --fit     # prints the rates of hamfast/plan/cost.py
 
 Writes bench/results/lowerings.csv: for few and for many rows, the forward pass, forward + backward,
 and forward + backward + double backward (float32, CPU time, one thread, the least of many rounds in
@@ -16,17 +17,19 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from cases import separate_paths
 from e3nn import o3
 from e3nn.o3 import Irreps
+from scipy.optimize import nnls
 
 from hamfast import ops
 from hamfast.nn.tensor_product import fully_connected
 from hamfast.ops.notice import SlowPathWarning
 from hamfast.ops.tensor_product import broadcast_tensor_product
 from hamfast.plan import edge_frame_plan, make_plan
-from hamfast.plan.cost import choose_lowering, estimates
+from hamfast.plan.cost import choose_lowering, estimates, rows_like, works
 
 RESULT = Path(__file__).parent / "results" / "lowerings.csv"
 ROWS = (32, 2000)
@@ -158,12 +161,88 @@ def least_ms(steps, seconds):
     return best
 
 
+def read():
+    """Shape -> rows -> lowering -> milliseconds ``(forward, with derivatives)``, as measured.
+
+    With derivatives is the sum of forward + backward, as forces take it, and of what a loss on
+    forces takes.
+    """
+    table = {}
+    with RESULT.open() as file:
+        for row in csv.DictReader(file):
+            shape = (
+                row["in1"],
+                row["in2"],
+                row["out"],
+                row["mode"],
+                row["shared"] == "True",
+                row["harmonics"] == "True",
+            )
+            times = table.setdefault(shape, {}).setdefault(int(row["rows"]), {}).setdefault(row["lowering"], [0.0, 0.0])
+            times[row["step"] != "forward"] += float(row["ms"])
+    return table
+
+
+def fit(rounds=200):
+    """Prints the rates with the least relative errors, none of them negative.
+
+    Rates fitted to times alone choose wrongly where two are close. So in the next round the
+    time of what was chosen wrongly is taken to be longer, and that of the fastest shorter, within
+    limits; the rates whose worst choice is the best are kept.
+    """
+    cases = []  # (count of choices), lowering -> (name of its rates, counts, microseconds)
+    for (in1, in2, out, mode, shared, harmonics), by_rows in read().items():
+        found = works(plan_of(in1, in2, out, mode), shared, "cpu", harmonics)
+        for rows, times in by_rows.items():
+            for n in range(2):
+                case = {}
+                for lowering, ms in times.items():
+                    parts = found.get(lowering, {})
+                    if len(parts) == 1:  # of the others the parts' times are not known
+                        ((name, work),) = parts.items()
+                        case[lowering] = ((name, n), np.array(work.for_rows(rows_like(rows))), 1e3 * ms[n])
+                cases.append((case, 1e3 * min(ms[n] for ms in times.values())))
+    names = sorted({key for case, _ in cases for key, _, _ in case.values()})
+    targets = [dict.fromkeys(case, 1.0) for case, _ in cases]
+    best = None
+    for _ in range(rounds):
+        rates = {}
+        for key in names:
+            of_key = [
+                (c / t, w[l])
+                for (case, _), w in zip(cases, targets, strict=True)
+                for l, (k, c, t) in case.items()
+                if k == key
+            ]
+            counts, target = np.array([c for c, _ in of_key]), np.array([w for _, w in of_key])
+            unit = counts.max(0) + (counts == 0).all(0)
+            rates[key] = nnls(counts / unit / target[:, None], np.ones(len(target)))[0] / unit
+        regrets = []
+        for (case, least), target in zip(cases, targets, strict=True):
+            chosen = min(case, key=lambda l: case[l][1] @ rates[case[l][0]])
+            regrets.append(case[chosen][2] / least)
+            if regrets[-1] > 1.1:
+                fastest = min(case, key=lambda l: case[l][2])
+                target[chosen] = min(target[chosen] * 1.05, 3.0)
+                target[fastest] = max(target[fastest] / 1.05, 0.33)
+        if best is None or max(regrets) < best[0]:
+            best = max(regrets), rates
+    print(f"# the worst choice takes {best[0]:.2f} times as long as the fastest")
+    for name in dict.fromkeys(name for name, _ in names):
+        lines = [f"({', '.join(f'{r:.3g}' for r in best[1][name, n])})" for n in range(2)]
+        print(f'    "{name}": (\n        {lines[0]},\n        {lines[1]},\n    ),')
+
+
 def main():
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--machine", required=True, help="what runs it, in words")
+    parser.add_argument("--machine", help="what runs it, in words")
+    parser.add_argument("--fit", action="store_true", help="of the table that is there")
     parser.add_argument("--seconds", type=float, default=0.6, help="of each comparison, at least 5 rounds")
     options = parser.parse_args()
+    if options.fit:
+        fit()
+        return
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", SlowPathWarning)
     table = []
@@ -171,8 +250,8 @@ def main():
         plan = plan_of(in1, in2, out, mode)
         names = [e.lowering for e in estimates(plan, shared, "cpu", harmonics)] + ([] if harmonics else ["e3nn"])
         for rows in ROWS:
-            chosen = choose_lowering(plan, shared, "cpu", harmonics, rows)
             for step in STEPS:
+                chosen = choose_lowering(plan, shared, "cpu", harmonics, rows, step != "forward")
                 steps = [runner(plan, name, shared, harmonics, rows, step) for name in names]
                 found = dict(zip(names, least_ms(steps, options.seconds), strict=True))
                 print(in1, in2, mode, rows, step, {n: round(t, 2) for n, t in found.items()}, chosen, flush=True)

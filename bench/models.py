@@ -138,7 +138,9 @@ def measure(name, size, threads, seconds):
         memory = [f"{mb:.0f}" for mb in peaks[step]] if step in peaks else ["", ""]
         exchanged = f"{len(report.replaced)} of {len(report.replacements)}"
         ratio = as_it_is / ours
-        rows.append([atoms, step, f"{as_it_is:.1f}", f"{ours:.1f}", f"{ratio:.2f}", f"{difference:.1e}", *memory, exchanged])
+        rows.append(
+            [atoms, step, f"{as_it_is:.1f}", f"{ours:.1f}", f"{ratio:.2f}", f"{difference:.1e}", *memory, exchanged]
+        )
     return rows
 
 

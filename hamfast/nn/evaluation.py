@@ -1,4 +1,4 @@
-"""What a user's model computes on a user's batch: outputs, forces, and the gradient of a force loss.
+"""What a user's model computes on a user's batch: outputs, forces, the gradient of a force loss.
 
 :func:`hamfast.accelerate` compares them before and after.
 """

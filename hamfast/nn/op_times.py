@@ -44,7 +44,9 @@ class OpTimes:
         width = max(map(len, names), default=0)
         for name in names:
             b, a = self.before.get(name, 0.0), self.after.get(name, 0.0)
-            lines.append(f"  {name:<{width}} {b:>9.1f} {a:>9.1f} ms  {100 * a / max(after, 1e-9):>4.0f} % of what remains")
+            lines.append(
+                f"  {name:<{width}} {b:>9.1f} {a:>9.1f} ms  {100 * a / max(after, 1e-9):>4.0f} % of what remains"
+            )
         return "\n".join(lines)
 
 

@@ -19,6 +19,7 @@ from hamfast.constants import constant, real_tensors
 from hamfast.plan.coupling import wigner_3j
 from hamfast.plan.plan import Instruction, IrrepBlock, Plan
 
+
 def product_by_paths(x: Tensor, y: Tensor, weight: Tensor | None, plan: Plan, paths: Sequence[Instruction]) -> Tensor:
     """The sum of some paths of a plan, row by row.
 
@@ -50,7 +51,7 @@ def product_by_paths(x: Tensor, y: Tensor, weight: Tensor | None, plan: Plan, pa
 def _blocks(t: Tensor, irreps: Sequence[IrrepBlock]) -> list[Tensor]:
     """``[rows, mul, 2 l + 1]`` of each block."""
     sizes = [mul * (2 * l + 1) for mul, l, _ in irreps]
-    return [b.reshape(-1, mul, 2 * l + 1) for b, (mul, l, _) in zip(t.split(sizes, dim=1), irreps, strict=True)]
+    return [b.reshape(t.shape[0], mul, 2 * l + 1) for b, (mul, l, _) in zip(t.split(sizes, dim=1), irreps, strict=True)]
 
 
 def _path(x: Tensor, y: Tensor, w: Tensor | None, plan: Plan, ins: Instruction) -> Tensor:
@@ -72,7 +73,7 @@ def _path(x: Tensor, y: Tensor, w: Tensor | None, plan: Plan, ins: Instruction) 
         if w is None:
             return pairs.sum(1, keepdim=True) if ins.mode == "uuw" else pairs
         if ins.mode in ("uuw", "u<vw"):
-            return _mixed(pairs.transpose(1, 2), w.unflatten(-1, (-1, n3)))
+            return _mixed(pairs.transpose(1, 2), w.unflatten(-1, (x.shape[1], n3)))
         return pairs * w.unsqueeze(-1)
     if w is not None:
         w = w.unflatten(-1, (n1, n2))
@@ -87,7 +88,7 @@ def _path(x: Tensor, y: Tensor, w: Tensor | None, plan: Plan, ins: Instruction) 
 
 
 def _weighted(y: Tensor, w: Tensor) -> Tensor:
-    """``[rows, n, d]`` and ``[m, n]`` or ``[rows, m, n]`` -> ``[rows, m, d]``: sums over channels."""
+    """``[rows, n, d]`` and ``[m, n]`` or ``[rows, m, n]`` -> ``[rows, m, d]``: sums of channels."""
     if y.shape[2] == 1 and w.dim() == 2:
         return (y.squeeze(2) @ w.T).unsqueeze(2)
     return torch.matmul(w, y)
@@ -155,8 +156,8 @@ def _all_pairs(x: Tensor, y: Tensor, coupling: _Coupling) -> tuple[Tensor, bool]
     if coupling.d3 == 1:
         return torch.bmm(x, _scaled(y, coupling.number).transpose(1, 2)).flatten(1).unsqueeze(1), False
     matrix = (y @ coupling.matrix("jki", coupling.d2)).unflatten(-1, (coupling.d3, coupling.d1))  # [rows, v, k, i]
-    matrix = matrix.transpose(1, 2).reshape(-1, coupling.d3 * y.shape[1], coupling.d1)
-    return torch.bmm(matrix, x.transpose(1, 2)).view(-1, coupling.d3, y.shape[1] * x.shape[1]), True
+    matrix = matrix.transpose(1, 2).reshape(x.shape[0], coupling.d3 * y.shape[1], coupling.d1)
+    return torch.bmm(matrix, x.transpose(1, 2)).view(x.shape[0], coupling.d3, y.shape[1] * x.shape[1]), True
 
 
 def _mixed(pairs: Tensor, w: Tensor) -> Tensor:
@@ -164,7 +165,7 @@ def _mixed(pairs: Tensor, w: Tensor) -> Tensor:
     if w.dim() == 3:
         return torch.bmm(pairs, w).transpose(1, 2)
     rows, d, n = pairs.shape
-    return (pairs.reshape(rows * d, n) @ w).view(rows, d, -1).transpose(1, 2)
+    return (pairs.reshape(rows * d, n) @ w).view(rows, d, w.shape[1]).transpose(1, 2)
 
 
 _MATRICES: dict[tuple, Tensor] = {}

@@ -85,7 +85,8 @@ def tensor_product(
         tables = make_tables(plan, "channel", x.dtype, x.device)
         return radial_product(x, y, weight, tables, edges, gather, scatter, layout)
     shared = weight is None or weight.dim() == 1
-    chosen = _chosen(plan, shared, x.device.type, lowering, rows)
+    derivatives = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, weight))
+    chosen = _chosen(plan, shared, x.device.type, lowering, rows, derivatives)
     out = None
     for part, kernel in _parts(plan, chosen):
         if kernel == "mix":
@@ -118,17 +119,17 @@ def _all_channel_wise(plan):
     return all(is_channel_wise(plan, ins) for ins in live_paths(plan))
 
 
-def _chosen(plan: Plan, shared: bool, device: str, wanted: str | None, rows: Any) -> str:
+def _chosen(plan: Plan, shared: bool, device: str, wanted: str | None, rows: Any, derivatives: bool) -> str:
     # While torch traces, the number of rows is a symbol: one choice for all.
     known = isinstance(rows, int) and not torch.compiler.is_compiling()
-    return _choice(plan, shared, device, wanted, rows_like(rows) if known else TYPICAL_ROWS)
+    return _choice(plan, shared, device, wanted, rows_like(rows) if known else TYPICAL_ROWS, derivatives or not known)
 
 
 @torch.compiler.assume_constant_result
-def _choice(plan: Plan, shared: bool, device: str, wanted: str | None, rows: int) -> str:
+def _choice(plan: Plan, shared: bool, device: str, wanted: str | None, rows: int, derivatives: bool) -> str:
     problem = _problem(device)
     if wanted is None:
-        return "general" if problem else choose_lowering(plan, shared, device, rows=rows)
+        return "general" if problem else choose_lowering(plan, shared, device, rows=rows, derivatives=derivatives)
     if problem and wanted in ("channel", "mix"):
         raise ValueError(f"tensor_product: lowering: {wanted!r} cannot run: {problem}; 'general' can")
     possible = [e.lowering for e in estimates(plan, shared, device)]
@@ -228,7 +229,8 @@ def broadcast_tensor_product(
 def _general(x, y, weight, plan, edges, gather, scatter, layout):
     """All paths on the kernel that knows every mode: it works in ``mul_ir``, in float32 or
     float64."""
-    slow_path("tensor_product", plan, x.device.type, _problem(x.device.type))
+    if problem := _problem(x.device.type):
+        slow_path("tensor_product", x.device.type, problem)
     dtype = x.dtype
     x, y, weight = _in_float32(x, y, weight)
     tables = make_tables(plan, "general", x.dtype, x.device)

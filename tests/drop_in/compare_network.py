@@ -1,7 +1,7 @@
-"""python compare_network.py mace|nequip|sevenn|allegro|own: energies, forces, the gradient of a force loss and MACE's
-Hessian, before and after accelerate().
+"""python compare_network.py mace|nequip|sevenn|allegro|own [argument]: energies, forces, the
+gradient of a force loss and MACE's Hessian, before and after accelerate().
 
-In a process of its own, because both packages change torch's global state. Prints what differed;
+In a process of its own, because the packages change torch's global state. Prints what differed;
 fails if it is too much.
 """
 

@@ -80,7 +80,9 @@ class OfPyG(torch.nn.Module):
         from torch_geometric import nn
 
         self.embedding = torch.nn.Embedding(2, 64)
-        self.layers = torch.nn.ModuleList(getattr(nn, layer)(64, 16, heads=4, edge_dim=RADIAL, **self.options(layer)) for _ in range(2))
+        self.layers = torch.nn.ModuleList(
+            getattr(nn, layer)(64, 16, heads=4, edge_dim=RADIAL, **self.options(layer)) for _ in range(2)
+        )
         self.linear = torch.nn.Linear(64, 1)
 
     @staticmethod

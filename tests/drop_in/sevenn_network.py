@@ -33,7 +33,15 @@ def network(dtype, channels=16):
         }
     )
     model.set_is_batch_data(False)
+    # Its one-hot species are float32, whatever the model is.
+    model.onehot_idx_to_onehot.register_forward_hook(lambda module, args, data: _in(dtype, data))
     return model.to(dtype)
+
+
+def _in(dtype, data):
+    for key in (KEY.NODE_FEATURE, KEY.NODE_ATTR):
+        data[key] = data[key].to(dtype)
+    return data
 
 
 def graph(dtype, cells=(2, 2, 2)):

@@ -1,7 +1,7 @@
 """Convolutions of other packages: gather, product and scatter-sum become one op of hamfast.
 
 One module per package, imported only where the package is.
-Each has a function ``adapt``, which changes one module of a model in place, and says how to undo it.
+Each has a function ``adapt``, which changes a module in place, and says how to undo it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def adapt(module: nn.Module) -> Adapted | None:
 def hooks_of(*modules: nn.Module) -> str:
     """Why modules with hooks are left alone: a hook would see other arguments. Empty without
     hooks."""
-    names = sorted({n for m in modules for n in vars(m) if n.endswith("_hooks") and vars(m)[n] and n.startswith(("_for", "_back"))})
+    names = sorted(
+        {n for m in modules for n in vars(m) if n.endswith("_hooks") and vars(m)[n] and n.startswith(("_for", "_back"))}
+    )
     return f"it has hooks ({', '.join(names)})" if names else ""
 
 

@@ -32,5 +32,9 @@ def adapt(module: nn.Module) -> Adapted | None:
     if isinstance(module, torch.jit.ScriptModule) or not isinstance(module, Contracter):
         return None
     if type(module) is not Contracter:
-        return None if isinstance(module, MatrixContracter) else Adapted(False, f"{type(module).__name__} is a subclass, whose changes would be lost")
+        return (
+            None
+            if isinstance(module, MatrixContracter)
+            else Adapted(False, f"{type(module).__name__} is a subclass, whose changes would be lost")
+        )
     return Adapted(True, "a matrix product per channel", (), change_class(module, MatrixContracter))

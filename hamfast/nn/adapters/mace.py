@@ -1,4 +1,4 @@
-"""mace-torch: the interaction blocks, which have a place for fused convolutions (``conv_fusion``)."""
+"""mace-torch: the interaction blocks, which have a place for a fused convolution, ``conv_fusion``."""
 
 from __future__ import annotations
 
