@@ -183,7 +183,7 @@ def read():
     return table
 
 
-def fit(rounds=200):
+def fit(rounds=600):
     """Prints the rates with the least relative errors, none of them negative.
 
     Rates fitted to times alone choose wrongly where two are close. So in the next round the
@@ -223,10 +223,12 @@ def fit(rounds=200):
             regrets.append(case[chosen][2] / least)
             if regrets[-1] > 1.1:
                 fastest = min(case, key=lambda l: case[l][2])
-                target[chosen] = min(target[chosen] * 1.05, 3.0)
-                target[fastest] = max(target[fastest] / 1.05, 0.33)
+                target[chosen] = min(target[chosen] * 1.03, 3.0)
+                target[fastest] = max(target[fastest] / 1.03, 0.33)
         if best is None or max(regrets) < best[0]:
             best = max(regrets), rates
+        if best[0] < 1.25:
+            break
     print(f"# the worst choice takes {best[0]:.2f} times as long as the fastest")
     for name in dict.fromkeys(name for name, _ in names):
         lines = [f"({', '.join(f'{r:.3g}' for r in best[1][name, n])})" for n in range(2)]

@@ -54,7 +54,7 @@ def evaluate(model: nn.Module, batch: Any) -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         returned = model(*arguments) if isinstance(arguments, (tuple, list)) else model(arguments)
-    outputs = {f"output {name}".strip(): t for name, t in _tensors(returned, "") if t.numel()}
+    outputs = {(f"output {name}" if name else "output"): t for name, t in _tensors(returned, "") if t.numel()}
     found = dict(outputs)
     live = [t for t in outputs.values() if t.requires_grad]
     leaves = [t for _, t in _tensors(arguments, "") if t.requires_grad and t.is_leaf]
@@ -112,10 +112,10 @@ def _tensors(value: Any, name: str):
             yield name, value
     elif isinstance(value, (tuple, list)):
         for n, part in enumerate(value):
-            yield from _tensors(part, f"{name} {n}")
+            yield from _tensors(part, f"{name} {n}".strip())
     elif isinstance(value, dict) or hasattr(value, "to_dict"):
         for key, part in (value if isinstance(value, dict) else value.to_dict()).items():
-            yield from _tensors(part, f"{name} {key}")
+            yield from _tensors(part, f"{name} {key}".strip())
 
 
 def _gradients(of: list[Tensor], leaves: list[Tensor], create_graph: bool = False) -> list[Tensor]:

@@ -161,7 +161,9 @@ def test_a_model_whose_results_differ_is_put_back(monkeypatch, wrong):
     before, expected = dict(model.named_modules()), evaluate(model, data)
     report = hamfast.accelerate(model, verify=data)
     assert not report.agrees and report.replaced == []
-    assert "put back as it was" in str(report) and "DIFFERS, difference 1" in str(report)
+    assert "put back as it was" in str(report)
+    worst = max(c.difference for c in report.comparisons)
+    assert 1e-4 < worst < 1e-2 and "DIFFERS, difference" in str(report)
     assert {name: id(m) for name, m in before.items()} == {name: id(m) for name, m in model.named_modules()}
     for what, value in evaluate(model, data).items():
         assert torch.equal(value, expected[what])
