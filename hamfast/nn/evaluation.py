@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,10 +119,10 @@ def _tensors(value: Any, name: str):
             yield from _tensors(part, f"{name} {key}".strip())
 
 
-def _gradients(of: list[Tensor], leaves: list[Tensor], create_graph: bool = False) -> list[Tensor]:
+def _gradients(of: Sequence[Tensor], leaves: Sequence[Tensor], create_graph: bool = False) -> list[Tensor]:
     """The gradients that exist; none where the model has freed its graph."""
     try:
-        total = sum(t.sum() for t in of)
+        total = torch.stack([t.sum() for t in of]).sum()
         found = torch.autograd.grad(total, leaves, create_graph=create_graph, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
         if "backward through the graph a second time" in str(error):
