@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from cases import EDGE_PRODUCTS, PRODUCTS
+from lowerings import read as read_lowerings
 from test_yardsticks import COPIED, SQUARE
 
 from hamfast.plan import edge_frame_plan
@@ -231,17 +232,36 @@ def latency_note() -> str:
 
 
 def lowerings_table() -> str:
-    """Milliseconds of every lowering of each product."""
-    groups: dict[tuple, dict[str, str]] = {}
-    for row in read("lowerings"):
-        key = (f"{row['in1']} x {row['in2']}", row["mode"], "shared" if row["shared"] == "True" else "per row")
-        groups.setdefault(key, {})[row["lowering"]] = f"{float(row['ms']):.1f}"
-    names = ["channel", "mix", "edge_frame", "general"]
-    rows = [[*key, *(times.get(name, "") for name in names)] for key, times in groups.items()]
+    """Milliseconds of every lowering of each product, with derivatives, and of e3nn's code."""
+    names = ["channel", "mix", "edge_frame", "einsum", "general", "e3nn"]
+    rows = []
+    for (in1, in2, _, mode, shared, harmonics), by_rows in read_lowerings().items():
+        for count, times in by_rows.items():
+            first = [f"{in1} x {in2}", mode, "shared" if shared else "per row", "yes" if harmonics else "", count]
+            rows.append([*first, *(f"{times[name][1]:.1f}" if name in times else "" for name in names)])
     first = read("lowerings")[0]
-    return table(["product", "mode", "weights", *names], rows) + note(
-        "Milliseconds, forward + backward of 1,000 rows.",
-        f"{first['machine']}, {first['date']} (`bench/lowerings.py`).",
+    return table(["product", "mode", "weights", "harmonics", "rows", *names], rows) + note(
+        "Milliseconds of CPU time: forward + backward, and once more with double backward, summed.",
+        f"{first['machine']}, one thread, {first['date']} (`bench/lowerings.py`).",
+    )
+
+
+def models_table() -> str:
+    """Whole models before and after accelerate."""
+    rows = []
+    for r in read("models"):
+        memory = " to ".join(r[name] for name in ("as_it_is_peak_mb", "accelerated_peak_mb") if r[name])
+        ms = [f"{float(r[name]):.0f}" for name in ("as_it_is_ms", "accelerated_ms")]
+        ratio = f"{float(r['ratio']):.2f}x"
+        rows.append(
+            [r["model"], r["version"], r["atoms"], r["step"], *ms, ratio, r["difference"], memory, r["threads"]]
+        )
+    first = read("models")[0]
+    header = ["model", "version", "atoms", "step", "as it is, ms", "accelerated, ms", "ratio", "difference"]
+    return table([*header, "peak MB", "threads"], rows) + note(
+        "Least CPU time of a few rounds (with more threads: time on the clock), float32.",
+        "The difference is the largest, relative to the largest number of forces or gradients.",
+        f"{first['machine']}, torch {first['torch']}, {first['date']} (`bench/models.py`).",
     )
 
 
@@ -405,6 +425,7 @@ TABLES = {
         "bounds": bounds_table,
         "memory": memory_table,
         "lowerings": lowerings_table,
+        "models": models_table,
         "latency": lambda: csv_table("latency", ["call", "mode", "median_us", "min_us"]) + latency_note(),
         "harmonics": lambda: (
             csv_table(

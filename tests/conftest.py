@@ -1,5 +1,6 @@
 """Seeds, poisoned memory, the device fixture, the bundled data."""
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -67,6 +68,13 @@ def pytest_runtest_makereport(item):
             print(f"{item.nodeid}\n{report.longreprtext}\n{error}", file=sys.stderr, flush=True)
             os._exit(1)
     return report
+
+
+@pytest.fixture(autouse=True)
+def _many_rows(monkeypatch):
+    """The few rows of a test are taken for many: else most products would run on the general
+    kernel, which is the fastest one there."""
+    monkeypatch.setattr(importlib.import_module("hamfast.ops.tensor_product"), "rows_like", lambda rows: 2048)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,8 @@ if "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --no-co
   mace-torch==0.3.16 nequip==0.19.1 cuequivariance==0.13.0 cuequivariance-torch==0.13.0 sphericart-torch==2.0.4 sphericart==2.0.4 \
   matscipy python-hostlist configargparse torch-ema torchmetrics prettytable lightning-utilities pandas python-dateutil pytz tzdata six \
   hydra-core omegaconf==2.3.0 antlr4-python3-runtime==4.9.3 lmdb orjson torch-runstats monty gitpython gitdb smmap \
-  opt_einsum_fx 2>"$venv/peers.log"; then
+  opt_einsum_fx nequip-allegro==0.8.3 sevenn==0.13.0 e3tools==0.1.3 braceexpand==0.1.7 einops==0.8.2 jaxtyping==0.3.11 \
+  wadler-lindig==0.1.8 requests==2.34.2 2>"$venv/peers.log"; then
   # There are builds of DGL for some versions of Python only.
   "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --no-compile --no-deps --target "$target" dgl==2.1.0 2>>"$venv/peers.log"
   # The oldest version of Triton that hamfast takes: the kernels are compiled with it, too.

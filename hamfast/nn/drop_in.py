@@ -8,10 +8,11 @@ e3nn asks a list of code providers for the code of every ``o3.TensorProduct`` th
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from e3nn import o3
@@ -19,10 +20,13 @@ from e3nn.o3._tensor_product import _tensor_product as _e3nn
 from e3nn.o3._tensor_product._codegen import codegen_tensor_product_left_right
 from torch import Tensor, fx, nn
 
+from hamfast.nn.adapters import adapt
 from hamfast.nn.drop_in_pyg import is_pyg_attention, replacement_of
+from hamfast.nn.evaluation import Comparison, compare, evaluate
+from hamfast.nn.op_times import OpTimes, op_times
 from hamfast.ops.tensor_product import broadcast_tensor_product
-from hamfast.plan import Instruction, Plan
-from hamfast.plan.plan import as_blocks
+from hamfast.plan import Plan
+from hamfast.plan.plan import plan_of_e3nn
 
 _CODE = "_compiled_main_left_right"  # e3nn's name for the module that runs
 
@@ -66,29 +70,6 @@ class Product(nn.Module):
         return f"hamfast, {len(self.plan.instructions)} paths"
 
 
-def plan_of(irreps_in1, irreps_in2, irreps_out, instructions) -> Plan:
-    """The plan of instructions as e3nn keeps them: their ``path_weight`` holds the whole
-    normalisation.
-    """
-    made, offset = [], 0
-    for ins in instructions:
-        shape = tuple(ins.path_shape)
-        made.append(
-            Instruction(
-                ins.i_in1,
-                ins.i_in2,
-                ins.i_out,
-                ins.connection_mode,
-                bool(ins.has_weight),
-                float(ins.path_weight),
-                shape,
-                offset,
-            )
-        )
-        offset += math.prod(shape) if ins.has_weight else 0
-    return Plan(as_blocks(irreps_in1), as_blocks(irreps_in2), as_blocks(irreps_out), tuple(made))
-
-
 def _graph_module(plan: Plan, theirs: nn.Module) -> fx.GraphModule:
     """The code that e3nn asks for.
 
@@ -110,7 +91,7 @@ def _provider(irreps_in1, irreps_in2, irreps_out, instructions, shared_weights, 
     theirs = codegen_tensor_product_left_right(
         irreps_in1, irreps_in2, irreps_out, instructions, shared_weights, specialized_code, False
     )
-    return _graph_module(plan_of(irreps_in1, irreps_in2, irreps_out, instructions), theirs)
+    return _graph_module(plan_of_e3nn(irreps_in1, irreps_in2, irreps_out, instructions), theirs)
 
 
 def set_e3nn_backend(enabled: bool = True) -> None:
@@ -162,11 +143,20 @@ class AccelerateReport:
     line."""
 
     replacements: tuple[Replacement, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    """With ``verify``: the results before and after, one by one."""
+    times: OpTimes | None = None
+    """With ``profile``: where the time of a step went before, and goes now."""
 
     @property
     def replaced(self) -> list[str]:
         """The names of the modules that run on hamfast now."""
         return [r.name for r in self.replacements if r.done]
+
+    @property
+    def agrees(self) -> bool:
+        """Are all results that were compared the same, up to rounding?"""
+        return all(c.agrees for c in self.comparisons)
 
     def __str__(self) -> str:
         if not self.replacements:
@@ -175,63 +165,121 @@ class AccelerateReport:
         width = max(len(r.name) for r in self.replacements)
         for r in self.replacements:
             lines.append(f"  {r.name:<{width}}  {r.kind}: {'' if r.done else 'left alone, '}{r.text}")
+        if self.comparisons:
+            lines.append("verified" if self.agrees else "the results differ, so the model was put back as it was")
+            lines += [f"  {c}" for c in self.comparisons]
+        if self.times is not None:
+            lines.append(str(self.times))
         return "\n".join(lines)
 
 
-def accelerate(module: nn.Module) -> AccelerateReport:
-    """Makes the tensor products of e3nn and the attention layers of PyG inside ``module`` run on
-    hamfast.
+class _Changes:
+    """The changes of one :func:`accelerate`, and how to take them back."""
+
+    def __init__(self) -> None:
+        self.found: list[Replacement] = []
+        self.undo: list[Callable[[], None]] = []
+        self.made: dict[int, nn.Module] = {}
+        """By identity of a module: what stands in its stead; itself where only its code changed."""
+
+    def note(self, name: str, kind: str, done: bool, text: str, undo: Callable[[], None] | None = None) -> None:
+        self.found.append(Replacement(name or "(the module itself)", kind, done, text))
+        if undo is not None:
+            self.undo.append(undo)
+
+    def take_back(self) -> None:
+        for undo in reversed(self.undo):
+            undo()
+        reason = "its results or those of another layer differed"
+        self.found = [Replacement(r.name, r.kind, False, reason) if r.done else r for r in self.found]
+
+
+def accelerate(module: nn.Module, verify: Any = None, profile: Any = None) -> AccelerateReport:
+    """Makes the tensor products of e3nn, the convolutions around them and the attention layers of
+    PyG inside ``module`` run on hamfast.
 
     The module is changed in place.
-    Of an ``e3nn.o3.TensorProduct``, or of a subclass, only the generated code is exchanged.
-    Its class, parameters, buffers, hooks and ``state_dict`` stay.
-    PyG's ``TransformerConv`` becomes :class:`hamfast.nn.GraphTransformerConv`, and its
-    ``GATv2Conv`` becomes
-    :class:`hamfast.nn.GATv2Conv`.
-    They hold the same parameters and have the same ``state_dict``, so optimizers keep working.
+
+    - Of an ``e3nn.o3.TensorProduct``, or of a subclass, only the generated code is exchanged.
+      Its class, parameters, buffers, hooks and ``state_dict`` stay.
+    - Convolutions of packages that :mod:`hamfast.nn.adapters` knows get another class, which is a
+      subclass of their own: gather, product and sum over edges become one op.
+    - PyG's ``TransformerConv`` becomes :class:`hamfast.nn.GraphTransformerConv`, and its
+      ``GATv2Conv`` becomes :class:`hamfast.nn.GATv2Conv`.
+      They hold the same parameters and have the same ``state_dict``, so optimizers keep working.
 
     Args:
         module: any model. Modules compiled to TorchScript are left alone.
+        verify: what the model takes: its argument, or a tuple of its arguments. Outputs, forces and
+            the gradient of a force loss are compared before and after
+            (:func:`hamfast.nn.evaluation.evaluate`). If they differ by more than rounding explains,
+            the model is put back as it was, and the report says by how much they differ.
+        profile: the same sort of batch. The report says where the time of a step goes
+            (:mod:`hamfast.nn.op_times`), and what the exchange brought.
 
     Returns:
         A report that names each of these layers, and says what runs in its stead or why it was left
         alone.
     """
-    found = []
-    exchanged: dict[int, nn.Module] = {}
+    before = None if verify is None else evaluate(module, verify)
+    times_before = None if profile is None else op_times(module, profile)
+    changes = _Changes()
     for name, child in list(module.named_modules(remove_duplicate=False)):
-        label = name or "(the module itself)"
-        if isinstance(child, torch.jit.ScriptModule):
-            if getattr(child, "original_name", "").endswith("TensorProduct"):
-                found.append(
-                    Replacement(label, child.original_name, False, "it is TorchScript; accelerate before scripting")
-                )
-        elif isinstance(child, o3.TensorProduct):
-            if id(child) not in exchanged:
-                exchanged[id(child)] = child
-                found.append(_replace(label, child))
-        elif is_pyg_attention(child):
-            found.append(_exchange(module, name, child, exchanged))
-    return AccelerateReport(tuple(found))
+        _change(changes, module, name, child)
+    comparisons: tuple[Comparison, ...] = ()
+    if before is not None:
+        comparisons = compare(before, evaluate(module, verify))
+        if not all(c.agrees for c in comparisons):
+            changes.take_back()
+    times = None if times_before is None else OpTimes(times_before, op_times(module, profile))
+    return AccelerateReport(tuple(changes.found), comparisons, times)
 
 
-def _exchange(module: nn.Module, name: str, child: nn.Module, exchanged: dict[int, nn.Module]) -> Replacement:
+def _change(changes: _Changes, model: nn.Module, name: str, child: nn.Module) -> None:
+    """Exchanges one module, if it is one of those known here."""
+    kind = type(child).__name__
+    if isinstance(child, torch.jit.ScriptModule):
+        kind = getattr(child, "original_name", "")
+        if kind.endswith("TensorProduct"):
+            changes.note(name, kind, False, "it is TorchScript; accelerate before scripting")
+        return
+    if is_pyg_attention(child):
+        _exchange(changes, model, name, child)
+        return
+    if id(child) in changes.made:
+        return
+    if isinstance(child, o3.TensorProduct):
+        changes.made[id(child)] = child
+        _exchange_code(changes, name, child)
+        return
+    adapted = adapt(child)
+    if adapted is not None:
+        changes.made |= {id(m): m for m in (child, *adapted.products)}
+        changes.note(name, kind, adapted.done, adapted.text, adapted.undo)
+
+
+def _exchange(changes: _Changes, model: nn.Module, name: str, child: nn.Module) -> None:
     """Replaces one of PyG's layers by hamfast's; a layer that a model holds twice stays one
     layer."""
-    before = type(child).__name__
+    kind = type(child).__name__
     if not name:
-        return Replacement("(the module itself)", before, False, "a module cannot replace itself; wrap it in another")
-    made = exchanged.get(id(child)) or replacement_of(child)
+        changes.note(name, kind, False, "a module cannot replace itself; wrap it in another")
+        return
+    made = changes.made.get(id(child)) or replacement_of(child)
     if isinstance(made, str):
-        return Replacement(name, before, False, made)
-    exchanged[id(child)] = made
+        changes.note(name, kind, False, made)
+        return
+    changes.made[id(child)] = made
     parent, _, attribute = name.rpartition(".")
-    setattr(module.get_submodule(parent), attribute, made)
-    return Replacement(name, before, True, f"hamfast.nn.{type(made).__name__}")
+    holder = model.get_submodule(parent)
+    setattr(holder, attribute, made)
+    undo = partial(setattr, holder, attribute, child)
+    changes.note(name, kind, True, f"hamfast.nn.{type(made).__name__}", undo)
 
 
-def _replace(name: str, product: o3.TensorProduct) -> Replacement:
-    plan = plan_of(product.irreps_in1, product.irreps_in2, product.irreps_out, product.instructions)
-    setattr(product, _CODE, _graph_module(plan, getattr(product, _CODE)))
-    text = "tensor product on hamfast"
-    return Replacement(name, type(product).__name__, True, text)
+def _exchange_code(changes: _Changes, name: str, product: o3.TensorProduct) -> None:
+    before = getattr(product, _CODE)
+    plan = plan_of_e3nn(product.irreps_in1, product.irreps_in2, product.irreps_out, product.instructions)
+    setattr(product, _CODE, _graph_module(plan, before))
+    undo = partial(setattr, product, _CODE, before)
+    changes.note(name, type(product).__name__, True, "tensor product on hamfast", undo)

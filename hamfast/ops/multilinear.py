@@ -28,7 +28,6 @@ from hamfast.plan.channel import (
     as_table,
     channel_tables,
     is_channel_wise,
-    is_mixing,
     live_paths,
     mix_tables,
 )
@@ -48,9 +47,6 @@ class Tables(NamedTuple):
     tensors: Any
     """The group ``tables`` of the op's record."""
     dims: ProductDims
-    general: bool
-    """Has the general kernel a share in it? It reads and writes ``mul_ir``, in float32 or
-    float64."""
 
 
 def multilinear(
@@ -109,9 +105,8 @@ def make_tables(plan: Plan, paths: str, dtype: torch.dtype, device: torch.device
     """Tables of some paths of a plan.
 
     Args:
-        paths: ``pairs``: the first half of the mix lowering. ``channel``: all paths, channel-wise
-            where that kernel can run them, else on the general one. ``general``: all, on the
-            general kernel. ``rest``: like ``channel``, without those of ``pairs``.
+        paths: ``pairs``: the first half of the mix lowering. ``channel``: those that the
+            channel-wise kernel can run. ``general``: all, on the general kernel.
     """
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     key = (plan, paths, compute, device)
@@ -122,22 +117,18 @@ def make_tables(plan: Plan, paths: str, dtype: torch.dtype, device: torch.device
 
 
 def _make_tables(plan, paths, compute, device):
-    channel = [ins for ins in live_paths(plan) if is_channel_wise(plan, ins)]
-    out_dim = plan.dim_out
-    if paths == "general":
-        general, tables = live_paths(plan), None
-    elif paths == "pairs":
-        general, (tables, mixes) = [], mix_tables(plan)
+    live = live_paths(plan)
+    channel = [ins for ins in live if is_channel_wise(plan, ins)] if paths == "channel" else []
+    general = live if paths == "general" else []
+    out_dim, empty = plan.dim_out, np.zeros((0, 0), dtype=np.int64)
+    if paths == "pairs":
+        tables, mixes = mix_tables(plan)
         out_dim = sum(mix.pairs * (2 * mix.l + 1) for mix in mixes)
+    elif channel:
+        tables = channel_tables(plan)
     else:
-        general = [ins for ins in live_paths(plan) if ins not in channel]
-        if paths == "rest":
-            general = [ins for ins in general if not is_mixing(plan, ins)]
-        tables = channel_tables(plan) if channel else None
-    table, index, value, scratch = general_tables(plan, general)
-    if tables is None:
-        empty = np.zeros((0, 0), dtype=np.int64)
         tables = ChannelTables(empty, empty, empty, empty, np.zeros(0), 0, 0, 0)
+    table, index, value, scratch = general_tables(plan, general)
     tensors = PRODUCT_TABLES.fields(
         paths=constant(table, device),
         cg_index=constant(index, device),
@@ -160,7 +151,7 @@ def _make_tables(plan, paths, compute, device):
         covers_weights=int(bool(channel) and channel == list(plan.instructions)),
         key=_key(tables),
     )
-    return Tables(tensors, dims, bool(general))
+    return Tables(tensors, dims)
 
 
 def kernel_source(tables: Tables, variant: ChannelVariant) -> tuple[Tensor, Tensor]:

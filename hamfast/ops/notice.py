@@ -10,9 +10,6 @@ from functools import cache
 import torch
 
 from hamfast import environment
-from hamfast.plan import Plan
-from hamfast.plan.channel import is_channel_wise, is_mixing, live_paths
-from hamfast.plan.plan import format_irreps
 
 
 class SlowPathWarning(UserWarning):
@@ -34,14 +31,14 @@ def strict(enabled: bool = True) -> Iterator[None]:
         _strict = before
 
 
-def slow_path(op: str, plan: Plan, device: str, reason: str = "") -> None:
-    """Reports the paths of a plan that only the general kernel knows; or the reason why all of it
-    runs there."""
+def slow_path(op: str, device: str, reason: str) -> None:
+    """Reports that a product runs on the general kernel, because the faster ones cannot run."""
     if torch.compiler.is_compiling():
         return
+    sentence = f"hamfast: {op} on {device} runs on the general kernel, which is right but slow: {reason}"
     if _strict:
-        raise RuntimeError(_sentence(op, plan, device, reason) + "; strict mode forbids it")
-    _warn_once(op, plan, device, reason)
+        raise RuntimeError(sentence + "; strict mode forbids it")
+    _warn_once(sentence)
 
 
 def lower_backend(op: str, backend: str, reason: str, cause: Exception | None = None) -> None:
@@ -50,27 +47,9 @@ def lower_backend(op: str, backend: str, reason: str, cause: Exception | None = 
     sentence = f"hamfast: {op} on a GPU runs on the {backend} backend, on copies of its tensors, which is right but slow: {reason}"
     if _strict:
         raise RuntimeError(sentence + "; strict mode forbids it") from cause
-    _warn_of_backend(sentence)
+    _warn_once(sentence)
 
 
 @cache
-def _warn_of_backend(sentence: str) -> None:
+def _warn_once(sentence: str) -> None:
     warnings.warn(sentence, SlowPathWarning, stacklevel=4)
-
-
-@cache
-def _warn_once(op: str, plan: Plan, device: str, reason: str) -> None:
-    warnings.warn(_sentence(op, plan, device, reason), SlowPathWarning, stacklevel=5)
-
-
-def _sentence(op, plan, device, reason):
-    if reason:
-        return f"hamfast: {op} on {device} runs on the general kernel, which is right but slow: {reason}"
-    slow = []
-    for ins in live_paths(plan):
-        if not is_channel_wise(plan, ins):
-            blocks = (plan.irreps_in1[ins.i_in1], plan.irreps_in2[ins.i_in2], plan.irreps_out[ins.i_out])
-            reason = "weights per row" if is_mixing(plan, ins) else f"mode {ins.mode}"
-            slow.append("{} x {} -> {}".format(*(format_irreps((b,)) for b in blocks)) + f" ({reason})")
-    shown = ", ".join(slow[:3]) + (f" and {len(slow) - 3} more" if len(slow) > 3 else "")
-    return f"hamfast: {op} runs {len(slow)} of {len(plan.instructions)} paths on the general kernel: {shown}"

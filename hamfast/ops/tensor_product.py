@@ -13,15 +13,18 @@ from hamfast import run_time_compiler
 from hamfast.ops import backend
 from hamfast.ops.block_matmul import block_matmul
 from hamfast.ops.checks import HALF, check_rows, check_same, check_tensor, found
+from hamfast.ops.edge_einsum import sum_over_edges, to_edges
 from hamfast.ops.edge_index import EdgeIndex, check_graph
 from hamfast.ops.layout import check_layout, convert_layout
 from hamfast.ops.multilinear import make_tables, mix_blocks, multilinear
 from hamfast.ops.notice import slow_path
+from hamfast.ops.path_einsum import product_by_paths
 from hamfast.ops.radial import RadialWeights, radial_product
 from hamfast.ops.transforms import is_transformed
 from hamfast.plan import Plan
 from hamfast.plan.channel import is_channel_wise, is_mixing, live_paths
-from hamfast.plan.cost import TUNED, choose_lowering, estimates
+from hamfast.plan.cost import TUNED, TYPICAL_ROWS, choose_lowering, estimates, rows_like
+from hamfast.plan.plan import Instruction
 
 
 def tensor_product(
@@ -57,7 +60,7 @@ def tensor_product(
             returned).
         layout: of ``x`` and of the result, ``mul_ir`` (e3nn's) or ``ir_mul`` (channels fastest, no
             reordering inside).
-        lowering: ``channel``, ``mix`` or ``general``; by default
+        lowering: ``channel``, ``mix``, ``einsum`` or ``general``; by default
             :func:`hamfast.plan.cost.choose_lowering` decides.
 
     Returns:
@@ -82,19 +85,23 @@ def tensor_product(
         tables = make_tables(plan, "channel", x.dtype, x.device)
         return radial_product(x, y, weight, tables, edges, gather, scatter, layout)
     shared = weight is None or weight.dim() == 1
-    chosen = _chosen(plan, shared, x.device.type, lowering)
-
-    def run(paths: str) -> Tensor:
-        tables = make_tables(plan, paths, x.dtype, x.device)
-        if not tables.general:
-            return multilinear(x, y, weight, tables, edges, gather, scatter, (layout, layout))
-        return _general(x, y, weight, plan, tables, edges, gather, scatter, layout)
-
-    if chosen != "mix":
-        return run(chosen)
-    assert weight is not None
-    out = _mix(x, y, weight, plan, edges, gather, scatter, layout)
-    return out + run("rest") if _has_rest(plan) else out
+    derivatives = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, weight))
+    chosen = _chosen(plan, shared, x.device.type, lowering, rows, derivatives)
+    out = None
+    for part, kernel in _parts(plan, chosen):
+        if kernel == "mix":
+            assert weight is not None
+            made = _mix(x, y, weight, plan, edges, gather, scatter, layout)
+        elif kernel == "channel":
+            tables = make_tables(plan, "channel", x.dtype, x.device)
+            made = multilinear(x, y, weight, tables, edges, gather, scatter, (layout, layout))
+        elif kernel == "general":
+            made = _general(x, y, weight, plan, edges, gather, scatter, layout)
+        else:
+            made = _einsum(x, y, weight, plan, part, edges, gather, scatter, layout)
+        out = made if out is None else out + made
+    assert out is not None
+    return out
 
 
 def _makes_weights(plan: Plan, x: Tensor, weight: RadialWeights) -> bool:
@@ -112,11 +119,17 @@ def _all_channel_wise(plan):
     return all(is_channel_wise(plan, ins) for ins in live_paths(plan))
 
 
+def _chosen(plan: Plan, shared: bool, device: str, wanted: str | None, rows: Any, derivatives: bool) -> str:
+    # While torch traces, the number of rows is a symbol: one choice for all.
+    known = isinstance(rows, int) and not torch.compiler.is_compiling()
+    return _choice(plan, shared, device, wanted, rows_like(rows) if known else TYPICAL_ROWS, derivatives or not known)
+
+
 @torch.compiler.assume_constant_result
-def _chosen(plan: Plan, shared: bool, device: str, wanted: str | None) -> str:
+def _choice(plan: Plan, shared: bool, device: str, wanted: str | None, rows: int, derivatives: bool) -> str:
     problem = _problem(device)
     if wanted is None:
-        return "general" if problem else choose_lowering(plan, shared, device)
+        return "general" if problem else choose_lowering(plan, shared, device, rows=rows, derivatives=derivatives)
     if problem and wanted in ("channel", "mix"):
         raise ValueError(f"tensor_product: lowering: {wanted!r} cannot run: {problem}; 'general' can")
     possible = [e.lowering for e in estimates(plan, shared, device)]
@@ -135,8 +148,17 @@ def _problem(device: str) -> str:
 
 
 @torch.compiler.assume_constant_result
-def _has_rest(plan):
-    return any(not is_mixing(plan, ins) for ins in live_paths(plan))
+def _parts(plan: Plan, chosen: str) -> list[tuple[tuple[Instruction, ...], str]]:
+    """Which paths run on what: those that the chosen lowering does not cover run on torch's
+    operations, and channel-wise ones beside ``mix`` on their kernel."""
+    live = tuple(live_paths(plan))
+    if chosen in ("general", "einsum"):
+        return [(live, chosen)]
+    wise = tuple(ins for ins in live if is_channel_wise(plan, ins))
+    mixing = tuple(ins for ins in live if chosen == "mix" and is_mixing(plan, ins))
+    rest = tuple(ins for ins in live if ins not in wise and ins not in mixing)
+    parts = [(mixing, "mix"), (wise, "channel"), (rest, "einsum")]
+    return [part for part in parts if part[0]] or [((), "einsum")]
 
 
 def _check_types(x: Any, y: Any, weight: Any, plan: Any, edges: Any) -> None:
@@ -179,7 +201,14 @@ def _under_autocast(x: Tensor, y: Tensor, weight: Any) -> tuple[Tensor, Tensor, 
     return x, y, RadialWeights(*rest) if radial else rest[0]  # type: ignore[arg-type]
 
 
-def broadcast_tensor_product(x: Tensor, y: Tensor, weight: Tensor | None, plan: Plan, layout: str = "mul_ir") -> Tensor:
+def broadcast_tensor_product(
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor | None,
+    plan: Plan,
+    layout: str = "mul_ir",
+    lowering: str | None = None,
+) -> Tensor:
     """:func:`tensor_product` with leading dimensions that broadcast, as e3nn's modules take them.
 
     Args:
@@ -193,45 +222,91 @@ def broadcast_tensor_product(x: Tensor, y: Tensor, weight: Tensor | None, plan: 
     rows = [x, y] if weight is None or weight.dim() == 1 else [x, y, weight]
     leading = torch.broadcast_shapes(*(t.shape[:-1] for t in rows))
     rows = [t.expand(*leading, t.shape[-1]).reshape(math.prod(leading), t.shape[-1]) for t in rows]
-    out = tensor_product(rows[0], rows[1], rows[2] if len(rows) > 2 else weight, plan, layout=layout)
+    out = tensor_product(rows[0], rows[1], rows[2] if len(rows) > 2 else weight, plan, layout=layout, lowering=lowering)
     return out.view(*leading, plan.dim_out)
 
 
-def _general(x, y, weight, plan, tables, edges, gather, scatter, layout):
-    """Plans with paths that only the general kernel knows: it works in ``mul_ir``, in float32 or
+def _general(x, y, weight, plan, edges, gather, scatter, layout):
+    """All paths on the kernel that knows every mode: it works in ``mul_ir``, in float32 or
     float64."""
-    slow_path("tensor_product", plan, x.device.type, _problem(x.device.type))
+    if problem := _problem(x.device.type):
+        slow_path("tensor_product", x.device.type, problem)
     dtype = x.dtype
-    if dtype in HALF:
-        x, y, weight = x.float(), y.float(), None if weight is None else weight.float()
+    x, y, weight = _in_float32(x, y, weight)
+    tables = make_tables(plan, "general", x.dtype, x.device)
     x = convert_layout(x, plan.irreps_in1, layout, "mul_ir")
     out = multilinear(x, y, weight, tables, edges, gather, scatter, ("mul_ir", "mul_ir"))
     return convert_layout(out, plan.irreps_out, "mul_ir", layout).to(dtype)
 
 
-def _mix(x, y, weight, plan, edges, gather, scatter, layout):
-    """Coupled pairs of channels of all rows, [2 l + 1, pairs] per output block, times the weights:
-    one matrix product each.
+def _in_float32(x, y, weight):
+    """Half-precision operands as float32; wider ones as they are."""
+    if x.dtype not in HALF:
+        return x, y, weight
+    return x.float(), y.float(), None if weight is None else weight.float()
 
-    With ``scatter`` the pairs are summed over edges first, so that the matrix product is one of
-    nodes.
+
+def _einsum(x, y, weight, plan, paths, edges, gather, scatter, layout):
+    """Some paths by torch's operations, in ``mul_ir``, in float32 or float64."""
+    dtype = x.dtype
+    x, y, weight = _in_float32(x, y, weight)
+    x = convert_layout(x, plan.irreps_in1, layout, "mul_ir")
+    if gather:
+        x = to_edges(x, "sender", edges.graph)
+    out = product_by_paths(x, y, weight, plan, paths)
+    if scatter:
+        out = sum_over_edges(out, "receiver", edges.graph)
+    return convert_layout(out, plan.irreps_out, "mul_ir", layout).to(dtype)
+
+
+def _mix(x, y, weight, plan, edges, gather, scatter, layout):
+    """Coupled pairs of channels of all rows, [2 l + 1, pairs] per output block, times the weights.
+
+    Shared weights are one matrix product per block; with ``scatter`` the pairs are summed over
+    edges first, so that it is one of nodes. Weights per row are a matrix product per row.
     """
-    tables = make_tables(plan, "pairs", x.dtype, x.device)
-    mixes = mix_blocks(plan)
-    pairs = multilinear(x, y, None, tables, edges, gather, scatter, (layout, "blocks"))
+    shared, dtype = weight.dim() == 1, x.dtype
+    if not shared:
+        x, y, weight = _in_float32(x, y, weight)  # torch's products of small matrices are slow in half precision
+    tables, mixes = make_tables(plan, "pairs", x.dtype, x.device), mix_blocks(plan)
+    pairs = multilinear(x, y, None, tables, edges, gather, scatter and shared, (layout, "blocks"))
     rows = pairs.shape[0]
-    matrices = []
-    for mix in mixes:
-        for n in mix.instructions:
-            ins = plan.instructions[n]
-            n1, n2, n3 = ins.weight_shape
-            matrix = weight[ins.weight_offset : ins.weight_offset + ins.weight_numel].view(n1, n2, n3)
-            matrices.append((matrix.transpose(0, 1) if n1 > 1 and n2 > 1 else matrix).flatten())
+    # One split: its derivative is one concatenation, where that of slices is a full tensor each.
+    matrices = weight.split([ins.weight_numel for ins in plan.instructions], dim=-1)
     shapes = [(2 * mix.l + 1, mix.pairs, mix.mul) for mix in mixes]
-    mixed = block_matmul(pairs.flatten(), torch.cat(matrices), rows, shapes)
-    blocks = dict(zip((mix.i_out for mix in mixes), mixed.split([rows * r * n for r, _, n in shapes]), strict=True))
+    of_blocks = [[_v_slow(matrices[n], plan.instructions[n]) for n in mix.instructions] for mix in mixes]
+    if shared:
+        flat = torch.cat([matrix.flatten() for block in of_blocks for matrix in block])
+        mixed = block_matmul(pairs.flatten(), flat, rows, shapes)
+        made = mixed.split([rows * r * n for r, _, n in shapes])
+    else:
+        blocks = pairs.flatten().split([rows * r * p for r, p, _ in shapes])
+        made = [
+            _mix_rows(block.view(rows, r, p), block_matrices)
+            for block, block_matrices, (r, p, _) in zip(blocks, of_blocks, shapes, strict=True)
+        ]
+    found = {mix.i_out: block for mix, block in zip(mixes, made, strict=True)}
     columns = []
     for i, (mul, l, _) in enumerate(plan.irreps_out):
-        block = blocks[i].view(rows, 2 * l + 1, mul) if i in blocks else x.new_zeros(rows, 2 * l + 1, mul)
+        block = found[i].view(rows, 2 * l + 1, mul) if i in found else x.new_zeros(rows, 2 * l + 1, mul)
         columns.append((block.transpose(1, 2) if layout == "mul_ir" else block).flatten(1))
-    return torch.cat(columns, dim=1)
+    out = torch.cat(columns, dim=1)
+    return (sum_over_edges(out, "receiver", edges.graph) if scatter and not shared else out).to(dtype)
+
+
+def _v_slow(matrix: Tensor, ins: Instruction) -> Tensor:
+    """``[..., u v w]`` -> ``[..., pairs, w]``, the pairs in the order of ``mix_tables``."""
+    n1, n2, n3 = ins.weight_shape
+    if n1 > 1 and n2 > 1:
+        return matrix.unflatten(-1, (n1, n2, n3)).transpose(-3, -2).flatten(-3, -2)
+    return matrix.unflatten(-1, (n1 * n2, n3))
+
+
+def _mix_rows(pairs: Tensor, matrices: list[Tensor]) -> Tensor:
+    """``[rows, d, pairs]`` times the paths' matrices of each row, ``[rows, pairs of a path, n]``:
+    ``[rows, d, n]``."""
+    total = None
+    for part, matrix in zip(pairs.split([m.shape[1] for m in matrices], dim=2), matrices, strict=True):
+        total = torch.bmm(part, matrix) if total is None else torch.baddbmm(total, part, matrix)
+    assert total is not None
+    return total.contiguous()

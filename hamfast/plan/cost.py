@@ -1,59 +1,126 @@
-"""Which lowering of a plan runs: an estimate of each one's time, from its operations and bytes.
+"""Which lowering of a plan runs: an estimate of each one's time, from what it has to do.
 
-The rates below were set by hand to agree with bench/results/lowerings.csv.
-bench/lowerings.py made that table: forward + backward, float32, on a CPU.
-A test asserts that the choice is within 1.3x of the fastest on every row of it.
-Only the ratios of the rates matter.
+A lowering's work is counted (:class:`Work`), and each count has a rate: ``RATES``.
+``bench/lowerings.py --fit`` fitted the rates to ``bench/results/lowerings.csv``, which it had made:
+float32, one core, few and many rows, with and without derivatives.
+A test asserts that the choice is within 1.3x of the fastest on that table, in which e3nn's own code
+stands beside the lowerings.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from hamfast.plan.channel import channel_tables, is_channel_wise, is_mixing, live_paths, mix_tables
 from hamfast.plan.edge_frame import edge_frame_plan
-from hamfast.plan.plan import Plan, format_irreps
+from hamfast.plan.plan import Instruction, Plan, format_irreps, pair_count
 
-# Multiply-adds per microsecond and bytes per microsecond, one core.
-GENERAL_RATE = 700.0
-CHANNEL_RATE = 9_000.0
-GEMM_RATE = 25_000.0
-ROTATION_RATE = 6_000.0
-BANDWIDTH = 5_000.0
-TASK_OVERHEAD = 0.012
-"""Microseconds per task and row: the small matrix and the loop around it."""
-HARMONICS = 0.02
-"""Microseconds per row and number of Y, with its gradient's share."""
+TYPICAL_ROWS = 1024
+"""For how many rows the choice is made where their number is not known."""
 
 TUNED = ("cpu", "cuda", "xpu")
-"""Devices that have more than the general kernel. On GPUs the same rates choose: they were not
-measured there.
+"""Devices that have kernels. On GPUs the rates of a CPU choose, among the lowerings that have a
+fast kernel there: they were not measured on GPUs.
 """
+
+
+class Work(NamedTuple):
+    """What a lowering has to do: per call, then per row."""
+
+    calls: float = 0.0
+    steps: float = 0.0
+    """Operations of torch, or blocks of them, that are called one after the other."""
+    call_bytes: float = 0.0
+    """Of shared weights."""
+    call_harmonics: float = 0.0
+    """Operations that make spherical harmonics: a few for each."""
+    rows: float = 0.0
+    row_steps: float = 0.0
+    """Loops over channels that are begun."""
+    light: float = 0.0
+    """Multiply-adds outside matrix products."""
+    heavy: float = 0.0
+    """Multiply-adds in matrix products."""
+    bytes: float = 0.0
+    """Read and written, intermediate tensors included."""
+    harmonics: float = 0.0
+    """How many of them."""
+
+    def plus(self, other: Work) -> Work:
+        """The sum, count by count."""
+        return Work(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def for_rows(self, rows: int) -> tuple[float, ...]:
+        """The counts of a call with so many rows."""
+        return (*self[:4], *(rows * count for count in self[4:]))
+
+
+# Microseconds per count of Work, forward and with derivatives. Written by bench/lowerings.py --fit.
+RATES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "channel": (
+        (115, 0, 0, 0, 0.209, 0, 0, 0, 9.16e-05, 0),
+        (1.88e03, 0, 0, 0, 0.851, 0.135, 0, 0, 0.000914, 0),
+    ),
+    "edge_frame": (
+        (94.8, 143, 0.00044, 0, 0.124, 0, 0.000501, 1.19e-05, 0.000121, 0),
+        (980, 593, 0.00572, 0, 0.267, 0, 0, 2.26e-05, 0.00147, 0),
+    ),
+    "einsum": (
+        (23.1, 34.6, 0.000476, 37.9, 0.0149, 0.271, 0, 1.58e-05, 0.000139, 0.0609),
+        (0, 372, 0.00481, 76.8, 0, 2.03, 0, 0.000222, 0.00212, 0),
+    ),
+    "general": (
+        (70.4, 0, 0.000122, 38.5, 0.2, 0.00132, 0.000458, 5.75e-05, 0.000105, 0.0778),
+        (653, 0, 0.00958, 101, 1.64, 0.0476, 0.00775, 0.000535, 0.00213, 0),
+    ),
+    "mix": (
+        (79.7, 45.1, 0.000721, 36.6, 0.0966, 0.00322, 0, 1.42e-05, 0.000114, 0.0741),
+        (716, 619, 0.00668, 85.3, 1.29, 0.0459, 0, 7.74e-05, 0.00133, 0),
+    ),
+    "mix, weights per row": (
+        (97.1, 13.3, 0, 0, 0, 0.0266, 0.00752, 0, 0, 0),
+        (1.03e03, 238, 0, 0, 0, 0, 0.127, 0, 5.91e-05, 0),
+    ),
+}
+
+
+_COLUMNS = 16
+"""A matrix product with fewer columns takes the time of one with so many."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one lowering of a plan costs per row, forward (float32)."""
+    """What one lowering of a plan costs (float32)."""
 
     lowering: str
     operations: int
-    """Multiply-adds."""
+    """Multiply-adds per row."""
     bytes: int
-    """Read and written, intermediate tensors included."""
+    """Per row, read and written, intermediate tensors included."""
     microseconds: float
-    """On one core of the machine of bench/results/lowerings.csv."""
+    """Of a call, on one core of the machine of bench/results/lowerings.csv."""
 
 
-def _general(plan: Plan) -> Estimate:
+def rows_like(rows: int) -> int:
+    """The power of 2 by which the choice for so many rows is made: few different choices."""
+    return 2 ** min(max(round(math.log2(max(rows, 1))), 4), 16)
+
+
+def _row_bytes(plan: Plan, shared: bool) -> int:
+    return 4 * (plan.dim_in1 + plan.dim_in2 + plan.dim_out + (0 if shared else plan.weight_numel))
+
+
+def _general(plan: Plan, shared: bool) -> Work:
     live = live_paths(plan)
-    operations = sum(cg + mix for ins, cg, mix in plan.path_costs() if ins in live)
-    size = _row_bytes(plan)
-    return Estimate("general", operations, size, operations / GENERAL_RATE + size / BANDWIDTH)
-
-
-def _row_bytes(plan: Plan) -> int:
-    return 4 * (plan.dim_in1 + plan.dim_in2 + plan.dim_out)
+    costs = [(cg, mix) for ins, cg, mix in plan.path_costs() if ins in live]
+    light, heavy = sum(cg for cg, _ in costs), sum(mix for _, mix in costs)
+    weights = 4 * plan.weight_numel if shared else 0
+    pairs = sum(pair_count(i.mode, plan.irreps_in1[i.i_in1][0], plan.irreps_in2[i.i_in2][0]) for i in live)
+    return Work(1, 0, weights, 0, 1, pairs, light, heavy, _row_bytes(plan, shared))
 
 
 def _task_operations(tasks) -> int:
@@ -61,41 +128,103 @@ def _task_operations(tasks) -> int:
     return int(sum(n * d1 * (1 if diagonal else d3) for n, d1, _, d3, *_, diagonal in tasks.tolist()))
 
 
-def _channel(plan: Plan, shared: bool) -> Estimate:
-    tables = channel_tables(plan)
-    operations = _task_operations(tables.tasks)
-    size = _row_bytes(plan) + (0 if shared else 4 * plan.weight_numel)
-    time = operations / CHANNEL_RATE + size / BANDWIDTH + TASK_OVERHEAD * len(tables.tasks)
-    return Estimate("channel", operations, size, time)
+def _channel(plan: Plan, shared: bool) -> Work:
+    tasks = channel_tables(plan).tasks
+    return Work(1, 0, 0, 0, 1, len(tasks), _task_operations(tasks), 0, _row_bytes(plan, shared))
 
 
-def _mix(plan: Plan, harmonics: bool) -> Estimate:
+def _mix(plan: Plan, shared: bool) -> Work:
     tables, mixes = mix_tables(plan)
     pairs = sum(mix.pairs * (2 * mix.l + 1) for mix in mixes)
-    coupling = _task_operations(tables.tasks)
-    gemm = sum(mix.pairs * (2 * mix.l + 1) * mix.mul for mix in mixes)
-    size = _row_bytes(plan) + 2 * 4 * pairs
-    # A product with few columns runs far below the rate of a square one.
-    gemm_time = sum(mix.pairs * (2 * mix.l + 1) * max(mix.mul, 16) for mix in mixes) / GEMM_RATE
-    time = coupling / CHANNEL_RATE + gemm_time + size / BANDWIDTH + TASK_OVERHEAD * len(tables.tasks)
-    time += HARMONICS * plan.dim_in2 if harmonics else 0.0
-    return Estimate("mix", coupling + gemm, size, time)
+    heavy = sum(mix.pairs * (2 * mix.l + 1) * max(mix.mul, _COLUMNS if shared else 1) for mix in mixes)
+    steps = len(mixes) if shared else sum(len(mix.instructions) for mix in mixes)
+    size = _row_bytes(plan, shared) + 2 * 4 * pairs
+    light, weights = _task_operations(tables.tasks), 4 * plan.weight_numel if shared else 0
+    return Work(1, steps, weights, 0, 1, len(tables.tasks), light, heavy, size)
 
 
-def _edge_frame(plan: Plan) -> Estimate:
+def _einsum(plan: Plan, shared: bool, paths: Sequence[Instruction]) -> Work:
+    """As ``hamfast/ops/path_einsum.py`` computes it."""
+    light = heavy = size = 0.0
+    small = 0  # matrices of a row that are multiplied one by one
+    for ins in paths:
+        (n1, l1, _), (n2, l2, _) = plan.irreps_in1[ins.i_in1], plan.irreps_in2[ins.i_in2]
+        n3, l3, _ = plan.irreps_out[ins.i_out]
+        d1, d2, d3 = 2 * l1 + 1, 2 * l2 + 1, 2 * l3 + 1
+        tied = ins.mode not in ("uvw", "uvuv") and not (ins.mode == "uvu" and n2 == 1)
+        first = ins.mode == "uvw" and n3 == 1
+        if first or (tied and ins.mode in ("uvu", "uvv")):
+            d, n = (d1, n2) if ins.mode == "uvv" else (d2, n1)
+            heavy += n1 * n2 // n * d * max(n, _COLUMNS)  # weights first
+            pairs, coupled = (n1 if ins.mode != "uvv" else n2), min(d1, d2) > 1
+        else:
+            pairs, coupled = pair_count(ins.mode, n1, n2), min(d1, d2) > 1
+        if coupled and (tied or first):
+            size += 4 * pairs * d1 * d2
+            heavy += pairs * d1 * d2 * max(d3, _COLUMNS)
+        elif coupled:
+            heavy += pairs * d1 * d3 + n2 * d1 * d2 * d3
+            small += 1 if ins.mode == "uvw" else n2
+        light += pairs * d3
+        size += 2 * 4 * pairs * (d3 + (d1 + d2 if "<" in ins.mode else 0))
+        if ins.mode in ("uvw", "uuw", "u<vw") and not first:
+            heavy += pairs * d3 * (max(n3, _COLUMNS) if shared else n3)
+    weights = 4 * sum(ins.weight_numel for ins in paths)
+    size += 4 * (plan.dim_in1 + plan.dim_in2 + plan.dim_out) + (0 if shared else weights)
+    return Work(1, len(paths), weights if shared else 0, 0, 1, small, light, heavy, size)
+
+
+def _edge_frame(plan: Plan) -> Work:
     lowered = edge_frame_plan(plan)
     rotations = sum(mul * (2 * l + 1) ** 2 for mul, l, _ in plan.irreps_in1 + plan.irreps_out)
-    gemm = lowered.operations()
     frame = sum((b.width_in + b.width_out) * (1 if b.m == 0 else 2) for b in lowered.blocks)
     l_max = max((l for _, l, _ in plan.irreps_in1 + plan.irreps_out), default=0)
     wigner = 4 * (l_max + 1) * (2 * l_max + 1) * (2 * l_max + 3) // 3
-    size = _row_bytes(plan) + 2 * 4 * frame + 3 * wigner
-    time = rotations / ROTATION_RATE + gemm / GEMM_RATE + size / BANDWIDTH
-    return Estimate("edge_frame", rotations + gemm, size, time)
+    size = _row_bytes(plan, True) + 2 * 4 * frame + 3 * wigner
+    blocks = len(lowered.blocks)
+    return Work(1, blocks, 4 * plan.weight_numel, 0, 1, blocks, rotations, lowered.operations(), size)
 
 
 @cache
-def estimates(plan: Plan, shared_weights: bool, device: str, harmonics: bool = False) -> tuple[Estimate, ...]:
+def works(plan: Plan, shared_weights: bool, device: str, harmonics: bool = False) -> dict[str, dict[str, Work]]:
+    """Of each lowering that can run a plan: its parts, by whose rates they have, and their work.
+
+    Paths that a lowering does not cover run on the channel-wise kernel, or on torch's operations.
+    """
+    live = live_paths(plan)
+    made = Work(call_harmonics=4 + plan.dim_in2, harmonics=plan.dim_in2) if harmonics else Work()
+    found = {"einsum": {"einsum": _einsum(plan, shared_weights, live).plus(made)}}
+    if device not in TUNED:
+        return found
+    if device == "cpu":
+        found["general"] = {"general": _general(plan, shared_weights).plus(made)}
+    wise = [ins for ins in live if is_channel_wise(plan, ins)]
+    mixing = [ins for ins in live if is_mixing(plan, ins)]
+    channel = {"channel": _channel(plan, shared_weights)} if wise else {}
+
+    def rest(covered: list[Instruction]) -> dict[str, Work]:
+        left = [ins for ins in live if ins not in covered]
+        return {"einsum": _einsum(plan, shared_weights, left)} if left else {}
+
+    if wise:
+        found["channel"] = channel | rest(wise)
+    if mixing:
+        name = "mix" if shared_weights else "mix, weights per row"
+        found["mix"] = {name: _mix(plan, shared_weights).plus(made)} | channel | rest(wise + mixing)
+    if harmonics and shared_weights:
+        found["edge_frame"] = {"edge_frame": _edge_frame(plan)}
+    return found
+
+
+@cache
+def estimates(
+    plan: Plan,
+    shared_weights: bool,
+    device: str,
+    harmonics: bool = False,
+    rows: int = TYPICAL_ROWS,
+    derivatives: bool = True,
+) -> tuple[Estimate, ...]:
     """The lowerings that can run a plan, cheapest first.
 
     Args:
@@ -103,39 +232,51 @@ def estimates(plan: Plan, shared_weights: bool, device: str, harmonics: bool = F
         device: ``cpu``, ``cuda``, ...
         harmonics: the second operand is made of spherical harmonics of each row's direction, and
             need not exist.
+        rows: how many.
+        derivatives: gradients will be taken, or the forward pass is all.
     """
-    paths = live_paths(plan)
-    found = [_general(plan)]
-    if device in TUNED and all(is_channel_wise(plan, ins) for ins in paths):
-        found.append(_channel(plan, shared_weights))
-    if device in TUNED and shared_weights and any(is_mixing(plan, ins) for ins in paths):
-        found.append(_mix(plan, harmonics))
-    if harmonics and shared_weights:
-        found.append(_edge_frame(plan))
+    found = []
+    for lowering, parts in works(plan, shared_weights, device, harmonics).items():
+        time = sum(
+            count * rate
+            for name, work in parts.items()
+            for count, rate in zip(work.for_rows(rows), RATES[name][derivatives], strict=True)
+        )
+        operations, size = (
+            sum(f(work) for work in parts.values()) for f in (lambda w: w.light + w.heavy, lambda w: w.bytes)
+        )
+        found.append(Estimate(lowering, int(operations), int(size), time))
     return tuple(sorted(found, key=lambda e: e.microseconds))
 
 
 @cache
-def choose_lowering(plan: Plan, shared_weights: bool, device: str, harmonics: bool = False) -> str:
-    """The cheapest of :func:`estimates`. What no lowering covers whole is split: see
-    :func:`explain`.
-    """
-    best = estimates(plan, shared_weights, device, harmonics)[0].lowering
-    if best == "general" and device in TUNED and any(is_channel_wise(plan, ins) for ins in live_paths(plan)):
-        return "channel"  # for the paths that are, the general kernel for the others
-    return best
+def choose_lowering(
+    plan: Plan,
+    shared_weights: bool,
+    device: str,
+    harmonics: bool = False,
+    rows: int = TYPICAL_ROWS,
+    derivatives: bool = True,
+) -> str:
+    """The cheapest of :func:`estimates`."""
+    return estimates(plan, shared_weights, device, harmonics, rows, derivatives)[0].lowering
 
 
-def explain(plan: Plan, shared_weights: bool = True, device: str = "cpu", harmonics: bool = False) -> str:
+def explain(
+    plan: Plan,
+    shared_weights: bool = True,
+    device: str = "cpu",
+    harmonics: bool = False,
+    rows: int = TYPICAL_ROWS,
+    derivatives: bool = True,
+) -> str:
     """A table of the paths, then the lowerings.
 
     A path has its shapes, its normalisation and its multiply-adds per row.
     Of the lowerings it says what each costs, which one runs, and why.
 
     Args:
-        shared_weights: one weight for all rows.
-        device: ``cpu``, ``cuda``, ...
-        harmonics: the second operand is spherical harmonics of each row's direction.
+        shared_weights, device, harmonics, rows, derivatives: as in :func:`estimates`.
     """
     lines = [
         f"{format_irreps(plan.irreps_in1)} x {format_irreps(plan.irreps_in2)} -> {format_irreps(plan.irreps_out)}",
@@ -147,23 +288,23 @@ def explain(plan: Plan, shared_weights: bool = True, device: str = "cpu", harmon
         name = "{} x {} -> {}".format(*(format_irreps((b,)) for b in blocks))
         shape = "x".join(map(str, ins.weight_shape)) if ins.has_weight else "-"
         lines.append(f"{name:<24}{ins.mode:<8}{shape:<16}{ins.coefficient:>12.6f}{cg:>10,}{mix:>12,}")
-    table = estimates(plan, shared_weights, device, harmonics)
-    chosen = choose_lowering(plan, shared_weights, device, harmonics)
+    table = estimates(plan, shared_weights, device, harmonics, rows, derivatives)
     lines.append(f"{'lowering':<12}{'multiply-adds':>15}{'bytes':>12}{'relative time':>15}")
     for e in table:
         lines.append(
             f"{e.lowering:<12}{e.operations:>15,}{e.bytes:>12,}{e.microseconds / table[0].microseconds:>15.1f}"
         )
-    lines.append(f"runs: {chosen}, {_reason(plan, chosen, table, device)}")
+    call = f"{rows:,} rows, {'with derivatives' if derivatives else 'forward alone'}"
+    lines.append(f"runs, for {call}: {table[0].lowering}, {_reason(plan, table, device)}")
     return "\n".join(lines)
 
 
-def _reason(plan, chosen, table, device) -> str:
-    left = [ins.mode for ins in live_paths(plan) if not is_channel_wise(plan, ins) and not is_mixing(plan, ins)]
-    if chosen == "channel" and left:
-        return f"with the general kernel for its paths of mode {', '.join(sorted(set(left)))}"
-    if chosen == "general":
-        return "the only one for these paths" if device in TUNED else f"the only one on {device}"
-    if len(table) == 1:
-        return "the only one"
-    return f"estimated {table[1].microseconds / table[0].microseconds:.1f}x faster than {table[1].lowering}"
+def _reason(plan: Plan, table: tuple[Estimate, ...], device: str) -> str:
+    reason = "the only one" if device in TUNED else f"the only one on {device}"
+    if len(table) > 1:
+        reason = f"estimated {table[1].microseconds / table[0].microseconds:.1f}x faster than {table[1].lowering}"
+    covers = {"channel": is_channel_wise, "mix": lambda p, i: is_channel_wise(p, i) or is_mixing(p, i)}.get(
+        table[0].lowering
+    )
+    left = {ins.mode for ins in live_paths(plan) if covers is not None and not covers(plan, ins)}
+    return f"{reason}, with einsum for its paths of mode {', '.join(sorted(left))}" if left else reason

@@ -232,6 +232,19 @@ def make_plan(
     return Plan(blocks1, blocks2, blocks3, tuple(made))
 
 
+def plan_of_e3nn(irreps_in1, irreps_in2, irreps_out, instructions) -> Plan:
+    """The plan of instructions as ``e3nn.o3.TensorProduct`` keeps them: their ``path_weight`` holds
+    the whole normalisation.
+    """
+    made, offset = [], 0
+    for ins in instructions:
+        shape = tuple(ins.path_shape)
+        path = (ins.i_in1, ins.i_in2, ins.i_out, ins.connection_mode, bool(ins.has_weight), float(ins.path_weight))
+        made.append(Instruction(*path, shape, offset))
+        offset += made[-1].weight_numel
+    return Plan(as_blocks(irreps_in1), as_blocks(irreps_in2), as_blocks(irreps_out), tuple(made))
+
+
 def _checked_path(number, path, blocks1, blocks2, blocks3):
     if len(path) not in (5, 6):
         raise ValueError(f"instruction {number}: expected 5 or 6 entries, found {path}")

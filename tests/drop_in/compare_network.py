@@ -1,7 +1,7 @@
-"""python compare_network.py mace|nequip: energies, forces, the gradient of a force loss and MACE's
-Hessian, before and after accelerate().
+"""python compare_network.py mace|nequip|sevenn|allegro|own [argument]: energies, forces, the
+gradient of a force loss and MACE's Hessian, before and after accelerate().
 
-In a process of its own, because both packages change torch's global state. Prints what differed;
+In a process of its own, because the packages change torch's global state. Prints what differed;
 fails if it is too much.
 """
 
@@ -32,10 +32,10 @@ def results(module, model, data, dtype):
     return {what: t.detach() for what, t in found.items()}
 
 
-def main(name):
+def main(name, *arguments):
     module = importlib.import_module(f"{name}_network")
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
-        model, data = module.network(dtype), module.graph(dtype)
+        model, data = module.network(dtype, *arguments), module.graph(dtype)
         keys = list(model.state_dict())
         before = results(module, model, data, dtype)
         report = hamfast.accelerate(model)
@@ -47,10 +47,10 @@ def main(name):
         for what, a in before.items():
             b = after[what]
             error = float((a - b).abs().max() / a.abs().max())
-            print(f"{name} {dtype} {what}: relative difference {error:.1e}, {len(report.replaced)} products replaced")
+            print(f"{name} {dtype} {what}: relative difference {error:.1e}, {len(report.replaced)} layers replaced")
             if not error <= tolerance * (10 if what in ("gradient of a force loss", "hessian") else 1):
                 sys.exit(f"{what}: expected at most {tolerance}, found {error}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

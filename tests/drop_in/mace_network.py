@@ -12,7 +12,7 @@ from mace import data, modules, tools  # noqa: E402
 from mace.tools import torch_geometric  # noqa: E402
 
 
-def network(dtype):
+def network(dtype, hidden="64x0e+64x1o", correlation=2):
     torch.set_default_dtype(dtype)
     torch.manual_seed(0)
     block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
@@ -25,20 +25,20 @@ def network(dtype):
         interaction_cls_first=block,
         num_interactions=2,
         num_elements=2,
-        hidden_irreps=o3.Irreps("64x0e+64x1o"),
+        hidden_irreps=o3.Irreps(hidden),
         MLP_irreps=o3.Irreps("16x0e"),
         gate=torch.nn.functional.silu,
         atomic_energies=np.zeros(2),
         avg_num_neighbors=20,
         atomic_numbers=[6, 14],
-        correlation=2,
+        correlation=correlation,
         radial_type="bessel",
         atomic_inter_scale=1.0,
         atomic_inter_shift=0.0,
     )
 
 
-def graph(dtype, cells=2):
+def graph(dtype, cells=(2, 2, 2)):
     torch.set_default_dtype(dtype)
     table = tools.AtomicNumberTable([6, 14])
     config = data.config_from_atoms(peers.crystal(cells))
@@ -53,4 +53,4 @@ def evaluate(model, batch, training=False):
 
 def hessian(model, dtype):
     """Of 8 atoms: MACE takes its rows by ``torch.vmap`` over ``autograd.grad``."""
-    return model(graph(dtype, cells=1), compute_hessian=True)["hessian"]
+    return model(graph(dtype, cells=(1, 1, 1)), compute_hessian=True)["hessian"]

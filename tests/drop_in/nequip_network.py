@@ -13,7 +13,7 @@ from nequip.utils.global_state import set_global_state  # noqa: E402
 set_global_state()
 
 
-def network(dtype):
+def network(dtype, features=32):
     return NequIPGNNModel(
         seed=0,
         model_dtype=str(dtype).removeprefix("torch."),
@@ -22,15 +22,15 @@ def network(dtype):
         num_layers=3,
         l_max=2,
         parity=True,
-        num_features=32,
+        num_features=features,
         radial_mlp_depth=1,
         radial_mlp_width=64,
         avg_num_neighbors=20.0,
     )
 
 
-def graph(dtype):
-    atoms = peers.crystal()
+def graph(dtype, cells=(2, 2, 2)):
+    atoms = peers.crystal(cells)
     data = compute_neighborlist_(from_ase(atoms), r_max=4.5)
     data["atom_types"] = torch.tensor([0 if z == 6 else 1 for z in atoms.numbers]).view(-1)
     return data

@@ -9,6 +9,8 @@ from e3nn import o3
 from kit import assert_close
 
 import hamfast
+from hamfast.nn import drop_in
+from hamfast.nn.evaluation import evaluate
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -97,9 +99,94 @@ def test_scripted_modules_are_reported():
     assert "found no tensor products" in str(hamfast.accelerate(torch.nn.Linear(2, 2)))
 
 
-def test_strict_forbids_the_general_kernel():
+def test_strict_allows_what_is_not_slow():
+    """Gates run on torch's operations, which are the fastest there."""
     gate = o3.ElementwiseTensorProduct("2x1o", "2x1o")
     hamfast.accelerate(gate)
     x = torch.randn(3, 6)
-    with hamfast.strict(), pytest.raises(RuntimeError, match=r"2x1o x 2x1o -> 2x0e \(mode uuu\).*strict"):
+    with hamfast.strict():
         gate(x, x)
+
+
+class Forces(torch.nn.Module):
+    """An energy of positions with a product of e3nn inside, as a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.product = o3.FullyConnectedTensorProduct("1x0e+1x1o", "1x0e+1x1o", "3x0e")
+
+    def forward(self, data):
+        x = torch.cat([torch.ones(len(data["positions"]), 1), data["positions"]], dim=1)
+        data["seen"] = True  # models write into what they are given
+        return {"energy": self.product(x, x).pow(2).sum(), "n": len(x)}
+
+
+def batch():
+    return {"positions": torch.randn(5, 3, requires_grad=True)}
+
+
+def test_verify_compares_energy_forces_and_the_gradient_of_a_force_loss():
+    model, data = Forces(), batch()
+    report = hamfast.accelerate(model, verify=data)
+    assert report.agrees and report.replaced == ["product"] and set(data) == {"positions"}
+    assert [c.what for c in report.comparisons] == ["output energy", "forces", "gradient of a force loss"]
+    assert all(c.difference < 1e-12 for c in report.comparisons)
+    assert "verified" in str(report) and "forces: agrees" in str(report)
+
+
+def test_the_gradient_of_a_force_loss_is_that_of_autograd():
+    """Against torch on the model as it is, step by step."""
+    model, data = Forces(), batch()
+    energy = model(dict(data))["energy"]
+    forces = -torch.autograd.grad(energy, data["positions"], create_graph=True)[0]
+    loss = energy.square() + forces.square().sum()
+    (expected,) = torch.autograd.grad(loss, model.product.weight)
+    assert_close(evaluate(model, data)["gradient of a force loss"], expected)
+
+
+@pytest.mark.parametrize("wrong", ["product", "attention"])
+def test_a_model_whose_results_differ_is_put_back(monkeypatch, wrong):
+    """A wrong kernel is simulated: the results that it spoils must not stay."""
+    if wrong == "product":
+        model, data = Forces(), batch()
+        right = drop_in.broadcast_tensor_product
+        monkeypatch.setattr(drop_in, "broadcast_tensor_product", lambda *a: 1.001 * right(*a))
+    else:
+        pyg = pytest.importorskip("torch_geometric.nn")
+        model = torch.nn.ModuleDict({"conv": pyg.TransformerConv(4, 4)})
+        model.forward = lambda x, pairs: model["conv"](x, pairs)
+        data = (torch.randn(3, 4), torch.tensor([[0, 1, 2], [1, 2, 0]]))
+        right = hamfast.nn.GraphTransformerConv.forward
+        monkeypatch.setattr(hamfast.nn.GraphTransformerConv, "forward", lambda *a: 1.001 * right(*a))
+    before, expected = dict(model.named_modules()), evaluate(model, data)
+    report = hamfast.accelerate(model, verify=data)
+    assert not report.agrees and report.replaced == []
+    assert "put back as it was" in str(report)
+    worst = max(c.difference for c in report.comparisons)
+    assert 1e-4 < worst < 1e-2 and "DIFFERS, difference" in str(report)
+    assert {name: id(m) for name, m in before.items()} == {name: id(m) for name, m in model.named_modules()}
+    for what, value in evaluate(model, data).items():
+        assert torch.equal(value, expected[what])
+
+
+def test_batches_of_several_sorts():
+    """A tuple of arguments, one tensor, and PyG's data; leaves of the batch keep no gradient."""
+    product = o3.FullyConnectedTensorProduct("1x0e+1x1o", "1x0e+1x1o", "3x0e")
+    x = torch.randn(4, 4, requires_grad=True)
+    assert hamfast.accelerate(product, verify=(x, x)).agrees and x.grad is None
+    data = pytest.importorskip("torch_geometric.data").Data(positions=torch.randn(5, 3).requires_grad_())
+    report = hamfast.accelerate(OfData(), verify=data)
+    assert [c.what for c in report.comparisons] == ["output energy", "forces", "gradient of a force loss"]
+
+
+class OfData(Forces):
+    def forward(self, data):
+        return super().forward({"positions": data.positions})
+
+
+def test_profile_says_where_the_time_goes():
+    report = hamfast.accelerate(Forces(), profile=batch())
+    assert report.times is not None and sum(report.times.after.values()) > 0
+    assert any(name.startswith("hamfast::") for name in report.times.after)
+    assert not any(name.startswith("hamfast::") for name in report.times.before)
+    assert "% of what remains" in str(report)

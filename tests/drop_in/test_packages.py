@@ -10,12 +10,23 @@ from peers import PEERS, available
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("name", ["mace", "nequip"])
+NETWORKS = {
+    "mace": ("mace",),
+    "nequip": ("nequip",),
+    "sevenn": ("sevenn",),
+    "allegro": ("allegro",),
+    "e3tools": ("own", "Conv"),
+    "e3tools separable": ("own", "SeparableConv"),
+}
+"""Test -> arguments of compare_network.py; its first word is the package's."""
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_energies_and_forces(name):
-    if not available(name):
-        pytest.skip(f"{name} is not in {PEERS}; tools/setup_peers.sh puts it there")
-    done = subprocess.run(
-        [sys.executable, HERE / "compare_network.py", name], capture_output=True, text=True, cwd=HERE, timeout=600
-    )
+    package = name.split()[0]
+    if not available(package):
+        pytest.skip(f"{package} is not in {PEERS}; tools/setup_peers.sh puts it there")
+    command = [sys.executable, HERE / "compare_network.py", *NETWORKS[name]]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE, timeout=600)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr

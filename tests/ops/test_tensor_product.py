@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,12 @@ from hamfast import ops, reference
 from hamfast.ops.layout import convert_layout
 from hamfast.ops.multilinear import make_tables
 from hamfast.plan import make_plan
+from hamfast.plan.cost import rows_like
 from hamfast.records.choices import Layout, Slot
 from hamfast.records.ops import TENSOR_PRODUCT
 
 pytestmark = pytest.mark.usefixtures("double")
+TENSOR_PRODUCT_MODULE = sys.modules["hamfast.ops.tensor_product"]  # the package shows the function
 
 # mode: irreps_in1, irreps_in2, irreps_out; l and parity such that one path exists
 SHAPES = {
@@ -44,13 +48,16 @@ def make_case(mode, weights, rows=5):
     return plan, x, y, None if shape is None else torch.randn(shape)
 
 
+@pytest.mark.parametrize("lowering", [None, "einsum", "general"])
 @pytest.mark.parametrize(("mode", "weights"), CASES)
-def test_modes_and_derivatives(mode, weights, device):
+def test_modes_and_derivatives(mode, weights, lowering, device):
+    if lowering == "general" and device != "cpu":
+        pytest.skip("GPUs have the general kernel only where the others cannot run")
     plan, x, y, w = make_case(mode, weights)
     args = [t.to(device).requires_grad_() for t in (x, y, w) if t is not None]
 
     def op(x, y, w=None):
-        return ops.tensor_product(x, y, w, plan)
+        return ops.tensor_product(x, y, w, plan, lowering=lowering)
 
     check_derivatives(op, lambda x, y, w=None: reference.tensor_product(x, y, w, plan), args)
 
@@ -90,6 +97,38 @@ def test_paths_with_and_without_weights_together(mode, weights, device):
         assert_close(ours, theirs, atol=1e-7, rtol=1e-8)
 
 
+@pytest.mark.parametrize("lowering", ["mix", "einsum", "general"])
+@pytest.mark.parametrize("weights", ["shared", "per-sample"])
+def test_all_degrees_fully_connected(weights, lowering):
+    """Scalars, single channels and single outputs have formulas of their own."""
+    irreps = [
+        o3.Irreps(i) for i in ("3x0e+4x1o+2x2e", "2x0e+1x1o+3x2e+1x7o", "3x0e+1x0e+2x1o+1x2e+2x2e+1x1e+1x6e+1x8o")
+    ]
+    instructions = fully_connected(*irreps)
+    plan = make_plan(*irreps, instructions)
+    theirs = o3.TensorProduct(*irreps, instructions, internal_weights=False, shared_weights=weights == "shared")
+    x, y = torch.randn(4, plan.dim_in1), torch.randn(4, plan.dim_in2)
+    w = torch.randn(plan.weight_numel if weights == "shared" else (4, plan.weight_numel))
+    check_derivatives(
+        lambda *a: ops.tensor_product(*a, plan, lowering=lowering), theirs, [t.requires_grad_() for t in (x, y, w)]
+    )
+    ir_mul = convert_layout(x, plan.irreps_in1, "mul_ir", "ir_mul")
+    found = ops.tensor_product(ir_mul, y, w, plan, lowering=lowering, layout="ir_mul")
+    assert_close(convert_layout(found, plan.irreps_out, "ir_mul", "mul_ir"), theirs(x, y, w))
+
+
+def test_few_and_many_rows_choose_for_themselves(monkeypatch):
+    """The number of rows, and whether derivatives can be asked for, decide at run time."""
+    asked = []
+    choose = TENSOR_PRODUCT_MODULE.choose_lowering
+    monkeypatch.setattr(TENSOR_PRODUCT_MODULE, "rows_like", rows_like)
+    monkeypatch.setattr(TENSOR_PRODUCT_MODULE, "choose_lowering", lambda *a, **kw: asked.append(kw) or choose(*a, **kw))
+    plan, x, y, w = make_case("uvw", "shared", rows=33)
+    ops.tensor_product(x, y, w, plan)
+    ops.tensor_product(x, y, w.requires_grad_(), plan)
+    assert asked == [{"rows": 32, "derivatives": False}, {"rows": 32, "derivatives": True}]
+
+
 def test_uuw_without_weight_sums_channels():
     plan = make_plan("3x1o", "3x1o", "1x0e", [(0, 0, 0, "uuw", False)])
     x, y = torch.randn(4, 9), torch.randn(4, 9)
@@ -99,8 +138,9 @@ def test_uuw_without_weight_sums_channels():
 
 @pytest.mark.cuda_sources(weights=["per-sample"], gather=[True], scatter=[True])
 @pytest.mark.parametrize("weights", ["shared", "per-sample"])
+@pytest.mark.parametrize("lowering", ["mix", "einsum"])
 @pytest.mark.parametrize(("gather", "scatter"), [(True, True), (True, False), (False, True)])
-def test_over_a_graph(weights, gather, scatter, device):
+def test_over_a_graph(weights, gather, scatter, lowering, device):
     plan, _, _, _ = make_case("uvw", weights)
     senders = torch.tensor([0, 3, 3, 1, 2, 0, 0])
     receivers = torch.tensor(
@@ -113,7 +153,7 @@ def test_over_a_graph(weights, gather, scatter, device):
     args = [t.to(device).requires_grad_() for t in (x, y, w)]
 
     def op(x, y, w):
-        return ops.tensor_product(x, y, w, plan, edges, gather=gather, scatter=scatter)
+        return ops.tensor_product(x, y, w, plan, edges, gather=gather, scatter=scatter, lowering=lowering)
 
     def truth(x, y, w):
         return reference.tensor_product(
@@ -373,7 +413,7 @@ def test_wrong_arguments_get_a_sentence(change, message):
 def test_wrong_lowering_gets_a_sentence():
     plan, x, y, w = make_case("uuu", "shared")
     with pytest.raises(
-        ValueError, match="lowering: expected general for this plan with shared weights on cpu, found 'mix'"
+        ValueError, match="lowering: expected .*einsum.* for this plan with shared weights on cpu, found 'mix'"
     ):
         ops.tensor_product(x, y, w, plan, lowering="mix")
 

@@ -1,0 +1,199 @@
+"""Whole models of other packages as they are, against themselves after ``hamfast.accelerate``.
+
+    python bench/models.py --machine "2 CPU cores"                    # all, some 20 minutes
+    python bench/models.py --machine "2 CPU cores" --only nequip --sizes 30
+
+Writes bench/results/models.csv; rows of models that were not run stay as they were.
+A force step is energy and forces; a training step is the gradient of a loss on both.
+Each model runs in a process of its own, in which both forms of it take turns.
+The networks are those of tests/drop_in, larger.
+"""
+
+import argparse
+import csv
+import datetime
+import importlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from importlib.metadata import distribution
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+RESULT = HERE / "results" / "models.csv"
+sys.path.insert(0, str(HERE.parent / "tests" / "drop_in"))
+
+import peers  # noqa: E402
+from cases import NETWORKS  # noqa: E402
+
+PUBLISHED = NETWORKS["published"]
+# Name -> module in tests/drop_in, package (and its distribution), arguments of its ``network``.
+MODELS = {
+    "MACE 128x0e": ("mace_network", "mace", "mace-torch", {"hidden": "128x0e", "correlation": 3}),
+    "MACE 128x0e+128x1o": ("mace_network", "mace", "mace-torch", {"hidden": "128x0e+128x1o", "correlation": 3}),
+    "MACE 128x0e+128x1o+128x2e": (
+        "mace_network",
+        "mace",
+        "mace-torch",
+        {"hidden": "128x0e+128x1o+128x2e", "correlation": 3},
+    ),
+    "NequIP 64, l 2": ("nequip_network", "nequip", "nequip", {"features": 64}),
+    "SevenNet 64, l 2": ("sevenn_network", "sevenn", "sevenn", {"channels": 64}),
+    "Allegro 32, l 2": ("allegro_network", "allegro", "nequip-allegro", {"features": 32}),
+    "e3tools Conv": ("own_network", "e3tools", "e3tools", {"layer": "Conv"}),
+    "e3tools SeparableConv": ("own_network", "e3tools", "e3tools", {"layer": "SeparableConv"}),
+    "e3tools TransformerBlock": ("own_network", "e3tools", "e3tools", {"layer": "TransformerBlock"}),
+    "PyG TransformerConv": ("own_network", None, "torch-geometric", {"layer": "TransformerConv"}),
+    "PyG GATv2Conv": ("own_network", None, "torch-geometric", {"layer": "GATv2Conv"}),
+    "DeepH-E3 of e3nn": ("deeph_e3_network", None, "e3nn", PUBLISHED),
+}
+SIZES = {"30": (2, 2, 1), "200": (3, 3, 3)}
+ONE_SIZE = ("DeepH-E3 of e3nn",)
+"""Models that run on a structure of their own, of 18 atoms."""
+COLUMNS = [
+    "model", "version", "atoms", "step", "as_it_is_ms", "accelerated_ms", "ratio", "difference",
+    "as_it_is_peak_mb", "accelerated_peak_mb", "exchanged", "threads", "machine", "torch", "date",
+]  # fmt: skip
+
+
+def steps(module, model, data):
+    """Name of a step -> a function without arguments, which returns what it computed."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def force():
+        energy, forces = module.evaluate(model, data)
+        return [energy.detach().flatten()] if forces is None else [forces.detach().flatten()]
+
+    def training():
+        energy, forces = module.evaluate(model, data, training=True)
+        loss = energy.sum() if forces is None else energy.sum() + forces.square().sum()
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return [g.flatten() for g in grads if g is not None]
+
+    return {"force": force, "training": training}
+
+
+def peak_mb(step):
+    """By how many MB one step raises the peak of memory, in a copy of this process."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        step()
+        os.write(write, str((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024).encode())
+        os._exit(0)
+    os.close(write)
+    _, status = os.waitpid(child, 0)
+    text = os.read(read, 100).decode()
+    os.close(read)
+    if status or not text:
+        raise SystemExit("a step failed in the process that measures memory")
+    return float(text)
+
+
+def alternating(functions, rounds, clock):
+    """Least milliseconds of each function, one after the other in each round."""
+    best = [float("inf")] * len(functions)
+    for _ in range(rounds):
+        for n, function in enumerate(functions):
+            begin = clock()
+            function()
+            best[n] = min(best[n], 1e3 * (clock() - begin))
+    return best
+
+
+def measure(name, size, threads, seconds):
+    """Rows of one model: force step and training step."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(threads)
+    module_name, _, _, options = MODELS[name]
+    module = importlib.import_module(module_name)
+    import hamfast
+
+    models = [module.network(torch.float32, **options) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    report = hamfast.accelerate(models[1])
+    data = module.graph(torch.float32, SIZES[size])
+    atoms = len(peers.crystal(SIZES[size])) if name not in ONE_SIZE else len(data.species)
+    both = [steps(module, model, data) for model in models]
+    # Both threads' time counts where there are two: then it is the clock on the wall.
+    clock = time.process_time if threads == 1 else time.perf_counter
+    rows = []
+    peaks = {step: [peak_mb(of[step]) for of in both] for step in both[0]} if threads == 1 else {}
+    for step in both[0]:
+        functions = [of[step] for of in both]
+        begin = clock()
+        expected, found = (torch.cat(f()) for f in functions)
+        once = clock() - begin
+        for f in functions:  # whatever is prepared in the first calls
+            f()
+        difference = float((expected - found).abs().max() / expected.abs().max())
+        as_it_is, ours = alternating(functions, min(max(3, int(seconds / once)), 30), clock)
+        memory = [f"{mb:.0f}" for mb in peaks[step]] if step in peaks else ["", ""]
+        exchanged = f"{len(report.replaced)} of {len(report.replacements)}"
+        ratio = as_it_is / ours
+        rows.append(
+            [atoms, step, f"{as_it_is:.1f}", f"{ours:.1f}", f"{ratio:.2f}", f"{difference:.1e}", *memory, exchanged]
+        )
+    return rows
+
+
+def installed(package, dist):
+    """The version of a package; None where it is missing."""
+    if package is not None and not peers.available(package):
+        return None
+    peers.use()
+    return distribution(dist).version
+
+
+def main():
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--machine", help="what runs it, in words")
+    parser.add_argument("--threads", type=int, default=1, help="1 measures CPU time, more the clock on the wall")
+    parser.add_argument("--only", default="", help="models whose name contains it")
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES), help="atoms, about")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each comparison, at least 3 rounds")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(*options.one, options.threads, options.seconds)))
+        return
+    kept = []
+    if RESULT.exists():
+        with RESULT.open() as file:
+            kept = [[row[c] for c in COLUMNS] for row in csv.DictReader(file)]
+    for name, (_, package, dist, _) in MODELS.items():
+        if options.only.lower() not in name.lower():
+            continue
+        version = installed(package, dist)
+        if version is None:
+            print(f"{name}: skipped, {package} is not in {peers.PEERS}; tools/setup_peers.sh puts it there", flush=True)
+            continue
+        for size in options.sizes[:1] if name in ONE_SIZE else options.sizes:
+            command = [sys.executable, __file__, "--one", name, size]
+            command += ["--threads", str(options.threads), "--seconds", str(options.seconds)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"{name}, {size} atoms: {done.stderr}")
+            for row in json.loads(done.stdout.splitlines()[-1]):
+                made = [name, version, *map(str, row), str(options.threads), options.machine]
+                made += [torch.__version__, str(datetime.date.today())]
+                print(*made[:11], flush=True)
+                key = [made[COLUMNS.index(c)] for c in ("model", "atoms", "step", "threads")]
+                kept = [k for k in kept if [k[COLUMNS.index(c)] for c in ("model", "atoms", "step", "threads")] != key]
+                kept.append(made)
+                order = list(MODELS)
+                kept.sort(key=lambda k: (k[11], order.index(k[0]), int(k[2]), k[3]))
+                with RESULT.open("w", newline="") as file:
+                    csv.writer(file).writerows([COLUMNS, *kept])
+
+
+if __name__ == "__main__":
+    main()

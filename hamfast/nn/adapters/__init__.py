@@ -1,0 +1,63 @@
+"""Convolutions of other packages: gather, product and scatter-sum become one op of hamfast.
+
+One module per package, imported only where the package is.
+Each has a function ``adapt``, which changes a module in place, and says how to undo it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+PACKAGES = ("mace", "nequip", "sevenn", "allegro", "e3tools")
+"""Names of packages, each of which has a module of this name here."""
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What an adapter did with one module, or why it did nothing."""
+
+    done: bool
+    text: str
+    """What runs now in the module's stead, or why it was left alone."""
+    products: tuple[nn.Module, ...] = ()
+    """Modules inside that are taken care of, too."""
+    undo: Callable[[], None] = lambda: None
+
+
+def adapt(module: nn.Module) -> Adapted | None:
+    """Exchanges the code of a module that one of the adapters knows; None for all others."""
+    for package in PACKAGES:
+        if package in sys.modules:
+            adapted = importlib.import_module(f"hamfast.nn.adapters.{package}").adapt(module)
+            if adapted is not None:
+                return adapted
+    return None
+
+
+def hooks_of(*modules: nn.Module) -> str:
+    """Why modules with hooks are left alone: a hook would see other arguments. Empty without
+    hooks."""
+    names = sorted(
+        {n for m in modules for n in vars(m) if n.endswith("_hooks") and vars(m)[n] and n.startswith(("_for", "_back"))}
+    )
+    return f"it has hooks ({', '.join(names)})" if names else ""
+
+
+def change_class(module: nn.Module, new: type[nn.Module]) -> Callable[[], None]:
+    """Gives a module another class with the same data; returns what undoes it.
+
+    A subclass keeps ``isinstance``, copies and pickles; parameters and the ``state_dict`` do not
+    know of it.
+    """
+    before = type(module)
+    module.__class__ = new
+
+    def undo() -> None:
+        module.__class__ = before
+
+    return undo

@@ -1,0 +1,59 @@
+"""mace-torch: the interaction blocks, which have a place for a fused convolution, ``conv_fusion``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from e3nn import o3
+from e3nn.util.jit import compile_mode
+from torch import Tensor, nn
+
+from hamfast.nn.adapters import Adapted, change_class, hooks_of
+from hamfast.nn.adapters.convolution import TEXT, convolution, text_of, why_not
+
+
+@compile_mode("script")
+class MaceConvolution(o3.TensorProduct):
+    """``o3.TensorProduct`` as MACE calls it where ``conv_fusion`` is set."""
+
+    hamfast_plan: str
+
+    def forward(self, node_feats: Tensor, edge_attrs: Tensor, tp_weights: Tensor, edge_index: Tensor) -> Tensor:
+        """``[nodes, dim_in1]``, ``[edges, dim_in2]``, ``[edges, weight_numel]``, ``[2, edges]`` ->
+        ``[nodes, dim_out]``."""
+        if torch.jit.is_scripting():
+            return torch.ops.hamfast.e3nn_convolution(node_feats, edge_attrs, tp_weights, edge_index, self.hamfast_plan)
+        else:
+            return self._run(node_feats, edge_attrs, tp_weights, edge_index)
+
+    @torch.jit.unused
+    def _run(self, node_feats: Tensor, edge_attrs: Tensor, tp_weights: Tensor, edge_index: Tensor) -> Tensor:
+        return convolution(node_feats, edge_attrs, tp_weights, edge_index, self.hamfast_plan)
+
+
+def adapt(module: nn.Module) -> Adapted | None:
+    """Fuses the convolution of an interaction block."""
+    from mace.modules.blocks import InteractionBlock
+
+    if not isinstance(module, InteractionBlock) or isinstance(module, torch.jit.ScriptModule):
+        return None
+    product: Any = getattr(module, "conv_tp", None)
+    if isinstance(product, MaceConvolution):
+        return Adapted(True, TEXT, (product,))
+    if "conv_fusion" not in type(module).forward.__code__.co_consts:
+        return Adapted(False, "its forward does not look for conv_fusion")
+    if hasattr(module, "conv_fusion"):
+        return Adapted(False, "its convolution is fused by another package")
+    reason = why_not(product) or hooks_of(product)
+    if reason:
+        return Adapted(False, reason)
+    product.hamfast_plan = text_of(product)
+    undo_class = change_class(product, MaceConvolution)
+    setattr(module, "conv_fusion", "hamfast")  # noqa: B010  (no attribute that the class declares)
+
+    def undo() -> None:
+        undo_class()
+        del module.conv_fusion, product.hamfast_plan
+
+    return Adapted(True, TEXT, (product,), undo)

@@ -1,0 +1,45 @@
+"""nequip: the ``TensorProductScatter`` of its interaction blocks."""
+
+from __future__ import annotations
+
+import torch
+from nequip.nn._tp_scatter_base import TensorProductScatter
+from torch import Tensor, nn
+
+from hamfast.nn.adapters import Adapted, change_class, hooks_of
+from hamfast.nn.adapters.convolution import TEXT, convolution, pairs_of, text_of, why_not
+
+
+class FusedTensorProductScatter(TensorProductScatter):
+    """NequIP's module, with its three steps in one op."""
+
+    hamfast_plan: str
+
+    def forward(self, x: Tensor, edge_attr: Tensor, edge_weight: Tensor, edge_dst: Tensor, edge_src: Tensor) -> Tensor:
+        """``[nodes, dim_in1]``, ``[edges, dim_in2]``, ``[edges, weight_numel]``, receivers,
+        senders -> ``[nodes, dim_out]``."""
+        if torch.jit.is_scripting():
+            pairs = torch.stack([edge_src, edge_dst])
+            return torch.ops.hamfast.e3nn_convolution(x, edge_attr, edge_weight, pairs, self.hamfast_plan)
+        else:
+            return self._run(x, edge_attr, edge_weight, edge_dst, edge_src)
+
+    @torch.jit.unused
+    def _run(self, x: Tensor, edge_attr: Tensor, edge_weight: Tensor, edge_dst: Tensor, edge_src: Tensor) -> Tensor:
+        pairs, owner = pairs_of(edge_src, edge_dst)
+        return convolution(x, edge_attr, edge_weight, pairs, self.hamfast_plan, owner)
+
+
+def adapt(module: nn.Module) -> Adapted | None:
+    """Fuses a ``TensorProductScatter``."""
+    if isinstance(module, FusedTensorProductScatter):
+        return Adapted(True, TEXT, (module.tp,))
+    if not isinstance(module, TensorProductScatter) or isinstance(module, torch.jit.ScriptModule):
+        return None
+    if type(module) is not TensorProductScatter:
+        return Adapted(False, f"{type(module).__name__} is a subclass, whose changes would be lost")
+    reason = why_not(module.tp) or hooks_of(module.tp)
+    if reason:
+        return Adapted(False, reason)
+    module.hamfast_plan = text_of(module.tp)
+    return Adapted(True, TEXT, (module.tp,), change_class(module, FusedTensorProductScatter))
