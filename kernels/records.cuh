@@ -235,4 +235,47 @@ struct MatrixTerm {
 };
 static_assert(sizeof(MatrixTerm) == 6 * sizeof(int64_t));
 
+// A monomial of a symmetric contraction that is the product of two others. Monomial 0 is 1, the
+// next are the components of x, then come these, in order.
+struct Product {
+  // Monomials; the factor is a component of x.
+  int64_t parent, factor;
+};
+static_assert(sizeof(Product) == 2 * sizeof(int64_t));
+
+// Terms of one component of the result that share all factors but one.
+struct ContractionGroup {
+  // The monomial of the factors that they share.
+  int64_t prefix;
+  // Of the result.
+  int64_t component;
+  // Its terms.
+  int64_t first, count;
+};
+static_assert(sizeof(ContractionGroup) == 4 * sizeof(int64_t));
+
+// A path's weight has a share in a term's coefficient.
+struct ContractionPath {
+  int64_t path, term;
+};
+static_assert(sizeof(ContractionPath) == 2 * sizeof(int64_t));
+
+// A block of the result: d components of each channel.
+struct ContractionBlock {
+  // Components, and those of the blocks before it.
+  int64_t d, first;
+};
+static_assert(sizeof(ContractionBlock) == 2 * sizeof(int64_t));
+
+// The sizes of a symmetric contraction's plan.
+struct ContractionDims {
+  // Components per channel.
+  int64_t x, g;
+  // Weights per channel.
+  int64_t paths;
+  // Tells this plan's tables from those of others.
+  int64_t key;
+};
+static_assert(sizeof(ContractionDims) == 4 * sizeof(int64_t));
+
 }  // namespace hamfast

@@ -1,0 +1,204 @@
+"""MACE's product basis as a layer."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from e3nn.o3 import Irreps
+from torch import Tensor, nn
+
+from hamfast.ops import symmetric_contraction
+from hamfast.ops.symmetric_contraction import make_tables
+from hamfast.plan import ContractionPlan, contraction_plan
+from hamfast.plan.generalized_cg import generalized_cg
+from hamfast.records.choices import Slot
+from hamfast.records.ops import CONTRACTION_TABLES
+
+
+class SymmetricContraction(nn.Module):
+    """``mace.modules.SymmetricContraction``: same arguments, weights and ``state_dict``.
+
+    Its buffers ``U_matrix_1``, ... hold the coupling coefficients. What they hold is what is
+    computed, also after ``load_state_dict``.
+
+    Args:
+        irreps_in: the irreps of a channel, each with the number of channels as its multiplicity.
+        irreps_out: of the result, likewise.
+        correlation: the highest number of factors, or one for each irrep of ``irreps_out`` (a
+            dictionary of its entries).
+        irrep_normalization, path_normalization: as in MACE, where they change nothing.
+        use_reduced_cg: the independent couplings, in the basis of cuequivariance, which has to be
+            installed.
+        internal_weights: must be left out, or True.
+        num_elements: species, the width of y.
+
+    Raises:
+        ValueError: an argument does not fit; the message names it.
+    """
+
+    def __init__(
+        self,
+        irreps_in,
+        irreps_out,
+        correlation: int | dict,
+        irrep_normalization: str | None = "component",
+        path_normalization: str | None = "element",
+        use_reduced_cg: bool | None = False,
+        internal_weights: bool | None = None,
+        shared_weights: bool | None = None,
+        num_elements: int | None = None,
+    ):
+        super().__init__()
+        if internal_weights is False:
+            raise ValueError("SymmetricContraction: internal_weights: expected True, found False")
+        if num_elements is None or num_elements < 1:
+            raise ValueError(f"SymmetricContraction: num_elements: expected 1 or more, found {num_elements}")
+        self.irreps_in, self.irreps_out = Irreps(irreps_in), Irreps(irreps_out)
+        channels = {mul for mul, _ in self.irreps_in} | {mul for mul, _ in self.irreps_out}
+        if len(channels) != 1:
+            raise ValueError(
+                "SymmetricContraction: expected irreps_in and irreps_out with one multiplicity, "
+                f"found {self.irreps_in} and {self.irreps_out}"
+            )
+        single = str(Irreps([ir for _, ir in self.irreps_in]))
+        self.contractions = nn.ModuleList()
+        for entry in self.irreps_out:
+            degree = correlation if isinstance(correlation, int) else correlation[entry]
+            if degree < 1:
+                raise ValueError(f"SymmetricContraction: correlation: expected 1 or more, found {degree}")
+            tensors = [generalized_cg(single, str(entry.ir), n, bool(use_reduced_cg)) for n in range(1, degree + 1)]
+            self.contractions.append(ContractionWeights(tensors, num_elements, channels.copy().pop()))
+        self._make_plan()
+        self.register_load_state_dict_post_hook(_remake_plan)
+
+    @classmethod
+    def from_parts(cls, irreps_in, irreps_out, contractions: list[ContractionWeights]) -> SymmetricContraction:
+        """The layer of weights and coupling coefficients that there are already."""
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer.irreps_in, layer.irreps_out = Irreps(irreps_in), Irreps(irreps_out)
+        layer.contractions = nn.ModuleList(contractions)
+        layer._make_plan()
+        layer.register_load_state_dict_post_hook(_remake_plan)
+        return layer
+
+    @torch.jit.unused
+    def _make_plan(self) -> None:
+        blocks = [contraction.tensors() for contraction in self.contractions]
+        self.plan: ContractionPlan = contraction_plan(blocks, sum(ir.dim for _, ir in self.irreps_in))
+        tables = make_tables(self.plan, torch.float64, torch.device("cpu"))
+        # TorchScript has no plans: it reads tables, which must be where the weights are. As integers,
+        # values keep their bits when a model changes its dtype.
+        device = self.contractions[0].weights_max.device
+        for name, table in zip(CONTRACTION_TABLES.names, tables.tensors, strict=True):
+            table = table.view(torch.int64) if table.is_floating_point() else table
+            self.register_buffer(f"_{name}", table.to(device), persistent=False)
+        self._dims = list(tables.dims)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The contraction of every node.
+
+        Args:
+            x: ``[nodes, channels, dim]``: irreps_in, each once.
+            y: ``[nodes, num_elements]``, usually a 1 at the node's species.
+
+        Returns:
+            ``[nodes, irreps_out.dim]``, in the layout ``mul_ir``.
+        """
+        rows: list[Tensor] = []
+        for contraction in self.contractions:
+            rows.append(contraction())
+        weight = torch.cat(rows, dim=1)
+        if torch.jit.is_scripting():
+            return self._scripted(x, y, weight)
+        else:
+            return self._run(x, y, weight)
+
+    @torch.jit.unused
+    def _run(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        return symmetric_contraction(x, weight, y, self.plan)
+
+    def _scripted(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        return torch.ops.hamfast.symmetric_contraction(
+            x,
+            y,
+            weight,
+            None,
+            None,
+            self._products,
+            self._groups,
+            self._buckets,
+            self._factors,
+            self._by_path,
+            self._by_path_value.view(torch.float64).to(x.dtype),
+            self._by_term,
+            self._by_term_value.view(torch.float64).to(x.dtype),
+            self._blocks,
+            8,
+            self._dims,
+        )[3]
+
+    def extra_repr(self) -> str:
+        """What ``print`` of the module says in its brackets."""
+        return f"{self.irreps_in} -> {self.irreps_out}, {len(self.plan.monomials)} terms"
+
+
+assert 1 << Slot.G == 8  # SymmetricContraction._scripted has it as a number
+
+
+class ContractionWeights(nn.Module):
+    """Weights and coupling coefficients of one irrep of the result, by MACE's names.
+
+    Args:
+        tensors: of one factor, of two, ...: ``[2 l + 1, dim, ..., dim, paths]``.
+        species: rows of weights.
+        channels: of each weight.
+    """
+
+    def __init__(self, tensors: list[np.ndarray], species: int, channels: int):
+        super().__init__()
+        self.correlation = len(tensors)
+        self.weights = nn.ParameterList([])
+        for n, tensor in enumerate(tensors):
+            tensor = torch.tensor(tensor, dtype=torch.get_default_dtype())
+            # MACE keeps no axis of length 1 for scalars.
+            self.register_buffer(f"U_matrix_{n + 1}", tensor[0] if tensor.shape[0] == 1 else tensor)
+        for n in reversed(range(self.correlation)):
+            paths = tensors[n].shape[-1]
+            weight = nn.Parameter(torch.randn(species, paths, channels) / paths)
+            if n == self.correlation - 1:
+                self.weights_max = weight
+            else:
+                self.weights.append(weight)
+        self._drop_weights_without_paths(tensors)
+
+    def _drop_weights_without_paths(self, tensors: list[np.ndarray]) -> None:
+        """As MACE does, which counts its weights from the highest degree down, and these from the
+        lowest up."""
+        for n, tensor in enumerate(tensors):
+            nothing = not tensor.any()
+            name = "weights_max_zeroed" if n == self.correlation - 1 else f"weights_{n}_zeroed"
+            weight = self.weights_max if n == self.correlation - 1 else self.weights[n]
+            if nothing:
+                weight.requires_grad_(False).zero_()
+            self.register_buffer(name, torch.tensor(nothing))
+
+    def forward(self) -> Tensor:
+        """All weights ``[species, paths, channels]``, from the highest degree to the lowest."""
+        rows: list[Tensor] = [self.weights_max]
+        for weight in self.weights:
+            rows.append(weight)
+        return torch.cat(rows, dim=1)
+
+    @torch.jit.unused
+    def tensors(self) -> list[np.ndarray]:
+        """The coupling coefficients, in the order of the weights."""
+        found = []
+        for n in range(self.correlation, 0, -1):
+            tensor = getattr(self, f"U_matrix_{n}").detach().cpu().numpy()
+            found.append(tensor[None] if tensor.ndim == n + 1 else tensor)
+        return found
+
+
+def _remake_plan(layer: SymmetricContraction, keys: object) -> None:
+    layer._make_plan()
