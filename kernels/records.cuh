@@ -254,11 +254,13 @@ struct ContractionGroup {
 };
 static_assert(sizeof(ContractionGroup) == 4 * sizeof(int64_t));
 
-// A path's weight has a share in a term's coefficient.
-struct ContractionPath {
-  int64_t path, term;
+// A number other than 0 of the matrix from paths' weights to terms' coefficients, or of its
+// transpose.
+struct ContractionEntry {
+  // Path and term, or term and path.
+  int64_t source, target;
 };
-static_assert(sizeof(ContractionPath) == 2 * sizeof(int64_t));
+static_assert(sizeof(ContractionEntry) == 2 * sizeof(int64_t));
 
 // A block of the result: d components of each channel.
 struct ContractionBlock {

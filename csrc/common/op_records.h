@@ -565,9 +565,11 @@ struct ContractionTables {
   Tensor groups;         // [groups, ContractionGroup]
   Tensor buckets;        // [most terms of a group + 1]
   Tensor factors;        // [terms]
-  Tensor by_path;        // [entries, ContractionPath]
+  Tensor path_ptr;       // [paths + 1]
+  Tensor by_path;        // [entries, ContractionEntry]
   Tensor by_path_value;  // [entries]
-  Tensor by_term;        // [entries, ContractionPath]
+  Tensor term_ptr;       // [terms + 1]
+  Tensor by_term;        // [entries, ContractionEntry]
   Tensor by_term_value;  // [entries]
   Tensor blocks;         // [blocks, ContractionBlock]
 };
@@ -584,15 +586,15 @@ struct SymmetricContractionArguments {
 template <auto run>
 auto symmetric_contraction_boxed(Tensor x, Tensor y, Tensor w, Optional g, Optional direction,
                                  Tensor products, Tensor groups, Tensor buckets, Tensor factors,
-                                 Tensor by_path, Tensor by_path_value, Tensor by_term,
-                                 Tensor by_term_value, Tensor blocks, int64_t wanted,
-                                 std::vector<int64_t> dims) {
+                                 Tensor path_ptr, Tensor by_path, Tensor by_path_value,
+                                 Tensor term_ptr, Tensor by_term, Tensor by_term_value,
+                                 Tensor blocks, int64_t wanted, std::vector<int64_t> dims) {
   return run(SymmetricContractionArguments{
       {std::move(x), std::move(y), std::move(w), std::move(g)},
       std::move(direction),
       {std::move(products), std::move(groups), std::move(buckets), std::move(factors),
-       std::move(by_path), std::move(by_path_value), std::move(by_term), std::move(by_term_value),
-       std::move(blocks)},
+       std::move(path_ptr), std::move(by_path), std::move(by_path_value), std::move(term_ptr),
+       std::move(by_term), std::move(by_term_value), std::move(blocks)},
       wanted,
       std::move(dims)});
 }
@@ -675,9 +677,9 @@ constexpr const char* kSchemas[] = {
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
     "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "symmetric_contraction(Tensor x, Tensor y, Tensor w, Tensor? g, Tensor? direction, Tensor "
-    "products, Tensor groups, Tensor buckets, Tensor factors, Tensor by_path, Tensor "
-    "by_path_value, Tensor by_term, Tensor by_term_value, Tensor blocks, int wanted, int[] dims) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "products, Tensor groups, Tensor buckets, Tensor factors, Tensor path_ptr, Tensor by_path, "
+    "Tensor by_path_value, Tensor term_ptr, Tensor by_term, Tensor by_term_value, Tensor blocks, "
+    "int wanted, int[] dims) -> (Tensor, Tensor, Tensor, Tensor)",
 };
 
 }  // namespace hamfast

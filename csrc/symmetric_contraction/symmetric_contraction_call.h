@@ -63,8 +63,10 @@ struct SymmetricContractionOp {
       call.groups = rows_of<ContractionGroup>(tables.groups);
       call.buckets = tables.buckets.const_data_ptr<int64_t>();
       call.factors = tables.factors.const_data_ptr<int64_t>();
-      call.by_path = rows_of<ContractionPath>(tables.by_path);
-      call.by_term = rows_of<ContractionPath>(tables.by_term);
+      call.path_ptr = tables.path_ptr.const_data_ptr<int64_t>();
+      call.term_ptr = tables.term_ptr.const_data_ptr<int64_t>();
+      call.by_path = rows_of<ContractionEntry>(tables.by_path);
+      call.by_term = rows_of<ContractionEntry>(tables.by_term);
       call.by_path_value = tables.by_path_value.const_data_ptr<T>();
       call.by_term_value = tables.by_term_value.const_data_ptr<T>();
       call.blocks = rows_of<ContractionBlock>(tables.blocks);

@@ -131,27 +131,26 @@ class Contraction {
     }
   }
 
-  // In the order of the paths: neighbours are added to different terms, so no sum waits for the
-  // last.
   void make_coefficients() {
     std::fill(coefficient_, coefficient_ + kN * call_.terms, T(0));
-    for (int64_t n = 0; n < call_.entries; ++n) {
-      T* to = coefficient_ + call_.by_path[n].term * kN;
-      store(to, load(to) + load(weight_ + call_.by_path[n].path * kN) * call_.by_path_value[n]);
-    }
+    add_entries(call_.by_path, call_.by_path_value, weight_, coefficient_);
   }
 
   void store_grad_weights(int64_t run) {
     const int64_t paths = call_.dims.paths;
     std::fill(grad_weight_, grad_weight_ + paths * kN, T(0));
-    for (int64_t n = 0; n < call_.entries; ++n) {
-      T* to = grad_weight_ + call_.by_term[n].path * kN;
-      store(to, load(to) +
-                    load(grad_coefficient_ + call_.by_term[n].term * kN) * call_.by_term_value[n]);
-    }
+    add_entries(call_.by_term, call_.by_term_value, grad_coefficient_, grad_weight_);
     T* rows = runs_.grad + run * paths * call_.channels + channel_;
     for (int64_t k = 0; k < paths; ++k)
       store_first(rows + k * call_.channels, load(grad_weight_ + k * kN), lanes_);
+  }
+
+  // Neighbours in the tables have different targets: no sum waits for the last.
+  void add_entries(const ContractionEntry* entries, const T* values, const T* from, T* to) const {
+    for (int64_t n = 0, count = call_.entries; n < count; ++n) {
+      T* const at = to + entries[n].target * kN;
+      store(at, load(at) + load(from + entries[n].source * kN) * values[n]);
+    }
   }
 
   // Up to `nodes` nodes, `count` of them there.
@@ -179,17 +178,7 @@ class Contraction {
     for (int b = 0; b < nodes; ++b) store(value_ + b * kN, Vector<T>{} + T(1));
     if constexpr (makes.along)
       for (int b = 0; b < nodes; ++b) store(tangent_ + b * kN, Vector<T>{});
-    for (int64_t p = 0; p < call_.num_products; ++p) {
-      const Product product = call_.products[p];
-      const int64_t to = (1 + call_.dims.x + p) * kStep, a = product.parent * kStep,
-                    f = product.factor * kStep;
-      for (int64_t i = 0; i < kStep; i += kN) {
-        const Vector<T> va = load(value_ + a + i), vf = load(value_ + f + i);
-        store(value_ + to + i, va * vf);
-        if constexpr (makes.along)
-          store(tangent_ + to + i, va * load(tangent_ + f + i) + load(tangent_ + a + i) * vf);
-      }
-    }
+    make_products<nodes, makes>();
     if constexpr (makes.out) std::fill(out_, out_ + call_.dims.g * kStep, T(0));
     if constexpr (makes.x) {
       std::fill(grad_value_, grad_value_ + monomials_ * kStep, T(0));
@@ -200,77 +189,104 @@ class Contraction {
     for (int b = 0; b < count; ++b) store_node<nodes, makes>(b, node[b]);
   }
 
+  template <int nodes, Makes makes>
+  void make_products() {
+    constexpr int64_t kStep = nodes * kN;
+    T *const value = value_, *const tangent = tangent_;
+    const Product* const products = call_.products;
+    const int64_t first = 1 + call_.dims.x, count = call_.num_products;
+    for (int64_t p = 0; p < count; ++p) {
+      const int64_t to = (first + p) * kStep, a = products[p].parent * kStep,
+                    f = products[p].factor * kStep;
+      for (int64_t i = 0; i < kStep; i += kN) {
+        const Vector<T> va = load(value + a + i), vf = load(value + f + i);
+        store(value + to + i, va * vf);
+        if constexpr (makes.along)
+          store(tangent + to + i, va * load(tangent + f + i) + load(tangent + a + i) * vf);
+      }
+    }
+  }
+
   template <int nodes, Makes makes, int n>
   void groups_up_to() {
     if constexpr (n > 1) groups_up_to<nodes, makes, n - 1>();
     groups_of<nodes, makes, n>();
   }
 
-  // Groups of n terms.
+  // Groups of n terms. All that is read in the loop is local: a store of a vector could change
+  // members, as far as the compiler knows.
   template <int nodes, Makes makes, int n>
   void groups_of() {
     constexpr int64_t kStep = nodes * kN;
     constexpr bool kPulls = makes.x || makes.w;
     using V = Vector<T>;
-    for (int64_t i = call_.buckets[n - 1]; i < call_.buckets[n]; ++i) {
-      const ContractionGroup& group = call_.groups[i];
-      const T* coefficient = coefficient_ + group.first * kN;
-      const int64_t prefix = group.prefix * kStep, component = group.component * kStep;
+    const T *const coefficients = coefficient_, *const value = value_, *const tangent = tangent_,
+                   *const g = g_;
+    T *const out = out_, *const grad_value = grad_value_, *const grad_tangent = grad_tangent_,
+             *const grad_coefficient = grad_coefficient_;
+    const ContractionGroup* at = call_.groups + call_.buckets[n - 1];
+    const ContractionGroup* const end = call_.groups + call_.buckets[n];
+    const int64_t* factors = call_.factors + (at == end ? 0 : at->first);
+    for (; at < end; ++at, factors += n) {
+      const int64_t prefix = at->prefix * kStep, component = at->component * kStep;
+      const int64_t first = at->first * kN;
       int64_t factor[n];
-      for (int t = 0; t < n; ++t) factor[t] = call_.factors[group.first + t] * kStep;
+      for (int t = 0; t < n; ++t) factor[t] = factors[t] * kStep;
       // The terms' sum without the prefix, and its derivative along the direction.
-      V sum[nodes] = {}, tangent[nodes] = {};
+      V sum[nodes] = {}, sum_along[nodes] = {};
       for (int t = 0; t < n; ++t) {
-        const V c = load(coefficient + t * kN);
+        const V c = load(coefficients + first + t * kN);
         for (int b = 0; b < nodes; ++b) {
-          if constexpr (makes.out || makes.x) sum[b] += c * load(value_ + factor[t] + b * kN);
-          if constexpr (makes.along) tangent[b] += c * load(tangent_ + factor[t] + b * kN);
+          if constexpr (makes.out || makes.x) sum[b] += c * load(value + factor[t] + b * kN);
+          if constexpr (makes.along) sum_along[b] += c * load(tangent + factor[t] + b * kN);
         }
       }
       V pull[nodes], pull_along[nodes];  // gradients in the sum, and in its derivative
       for (int b = 0; b < nodes; ++b) {
-        const V value = load(value_ + prefix + b * kN);
-        V along{};
-        if constexpr (makes.along) along = load(tangent_ + prefix + b * kN);
+        const V common = load(value + prefix + b * kN);
+        V common_along{};
+        if constexpr (makes.along) common_along = load(tangent + prefix + b * kN);
         if constexpr (makes.out) {
-          T* out = out_ + component + b * kN;
+          T* const to = out + component + b * kN;
+          V total = load(to);
           if constexpr (makes.along)
-            store(out, load(out) + value * tangent[b] + along * sum[b]);
+            total += common * sum_along[b] + common_along * sum[b];
           else
-            store(out, load(out) + value * sum[b]);
+            total += common * sum[b];
+          store(to, total);
         }
         if constexpr (kPulls) {
-          const V g = load(g_ + component + b * kN);
-          pull[b] = g * (makes.along ? along : value);
-          if constexpr (makes.along) pull_along[b] = g * value;
+          const V grad = load(g + component + b * kN);
+          pull[b] = grad * (makes.along ? common_along : common);
+          if constexpr (makes.along) pull_along[b] = grad * common;
           if constexpr (makes.x) {
-            T* to = grad_value_ + prefix + b * kN;
-            store(to, load(to) + g * (makes.along ? tangent[b] : sum[b]));
+            T* const to = grad_value + prefix + b * kN;
+            store(to, load(to) + grad * (makes.along ? sum_along[b] : sum[b]));
             if constexpr (makes.along) {
-              T* also = grad_tangent_ + prefix + b * kN;
-              store(also, load(also) + g * sum[b]);
+              T* const also = grad_tangent + prefix + b * kN;
+              store(also, load(also) + grad * sum[b]);
             }
           }
         }
       }
-      if constexpr (makes.x)
-        for (int t = 0; t < n; ++t) {
-          const V c = load(coefficient + t * kN);
+      for (int t = 0; kPulls && t < n; ++t) {
+        if constexpr (makes.x) {
+          const V c = load(coefficients + first + t * kN);
           for (int b = 0; b < nodes; ++b) {
-            T* to = grad_value_ + factor[t] + b * kN;
+            T* const to = grad_value + factor[t] + b * kN;
             store(to, load(to) + c * pull[b]);
           }
         }
-      if constexpr (makes.w)
-        for (int t = 0; t < n; ++t) {
-          T* to = grad_coefficient_ + (group.first + t) * kN;
+        if constexpr (makes.w) {
+          T* const to = grad_coefficient + first + t * kN;
           V total = load(to);
           for (int b = 0; b < nodes; ++b) {
-            total += pull[b] * load(value_ + factor[t] + b * kN);
-            if constexpr (makes.along) total += pull_along[b] * load(tangent_ + factor[t] + b * kN);
+            total += pull[b] * load(value + factor[t] + b * kN);
+            if constexpr (makes.along) total += pull_along[b] * load(tangent + factor[t] + b * kN);
           }
           store(to, total);
         }
+      }
     }
   }
 
@@ -278,23 +294,26 @@ class Contraction {
   template <int nodes, Makes makes>
   void pull_products() {
     constexpr int64_t kStep = nodes * kN;
+    const T *const value = value_, *const tangent = tangent_;
+    T *const grad_value = grad_value_, *const grad_tangent = grad_tangent_;
+    const Product* const products = call_.products;
+    const int64_t first = 1 + call_.dims.x;
     for (int64_t p = call_.num_products - 1; p >= 0; --p) {
-      const Product product = call_.products[p];
-      const int64_t from = (1 + call_.dims.x + p) * kStep, a = product.parent * kStep,
-                    f = product.factor * kStep;
+      const int64_t from = (first + p) * kStep, a = products[p].parent * kStep,
+                    f = products[p].factor * kStep;
       for (int64_t i = 0; i < kStep; i += kN) {
-        const Vector<T> grad = load(grad_value_ + from + i);
-        const Vector<T> va = load(value_ + a + i), vf = load(value_ + f + i);
+        const Vector<T> grad = load(grad_value + from + i);
+        const Vector<T> va = load(value + a + i), vf = load(value + f + i);
         Vector<T> to_a = grad * vf, to_f = grad * va;
         if constexpr (makes.along) {
-          const Vector<T> along = load(grad_tangent_ + from + i);
-          to_a += along * load(tangent_ + f + i);
-          to_f += along * load(tangent_ + a + i);
-          T* more = grad_tangent_ + a + i;
+          const Vector<T> along = load(grad_tangent + from + i);
+          to_a += along * load(tangent + f + i);
+          to_f += along * load(tangent + a + i);
+          T* const more = grad_tangent + a + i;
           store(more, load(more) + along * vf);
         }
-        store(grad_value_ + a + i, load(grad_value_ + a + i) + to_a);
-        store(grad_value_ + f + i, load(grad_value_ + f + i) + to_f);
+        store(grad_value + a + i, load(grad_value + a + i) + to_a);
+        store(grad_value + f + i, load(grad_value + f + i) + to_f);
       }
     }
   }

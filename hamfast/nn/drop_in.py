@@ -8,7 +8,9 @@ e3nn asks a list of code providers for the code of every ``o3.TensorProduct`` th
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -190,6 +192,8 @@ def accelerate(module: nn.Module) -> AccelerateReport:
     :class:`hamfast.nn.GATv2Conv`.
     They hold the same parameters and have the same ``state_dict``, so optimizers keep working.
 
+    MACE's ``SymmetricContraction`` gets a subclass of its class, and keeps all it has.
+
     Args:
         module: any model. Modules compiled to TorchScript are left alone.
 
@@ -212,6 +216,12 @@ def accelerate(module: nn.Module) -> AccelerateReport:
                 found.append(_replace(label, child))
         elif is_pyg_attention(child):
             found.append(_exchange(module, name, child, exchanged))
+        elif "mace.modules.symmetric_contraction" in sys.modules and id(child) not in exchanged:
+            mace = importlib.import_module("hamfast.nn.drop_in_mace")
+            kind, done = type(child).__name__, mace.exchange(child)
+            if done is not None:
+                exchanged[id(child)] = child
+                found.append(Replacement(label, kind, callable(done), mace.TEXT if callable(done) else done))
     return AccelerateReport(tuple(found))
 
 

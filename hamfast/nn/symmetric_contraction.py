@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import torch
 from e3nn.o3 import Irreps
@@ -15,7 +17,97 @@ from hamfast.records.choices import Slot
 from hamfast.records.ops import CONTRACTION_TABLES
 
 
-class SymmetricContraction(nn.Module):
+class RunsContraction(nn.Module):
+    """What runs a contraction whose parts have MACE's names: ``contractions``, and in each
+    ``weights_max``, ``weights`` and ``U_matrix_1``, ...
+
+    MACE's own module gets this by a change of its class (:mod:`hamfast.nn.drop_in_mace`).
+    """
+
+    if TYPE_CHECKING:  # TorchScript would take annotations for those of its own attributes
+        contractions: Any
+        plan: ContractionPlan
+        _dims: list[int]
+
+    @torch.jit.unused
+    def make_plan(self) -> None:
+        """Makes the plan of the coefficients that are in the buffers now."""
+        blocks = [tensors_of(contraction) for contraction in self.contractions]
+        self.plan = contraction_plan(blocks, blocks[0][0].shape[1])
+        tables = make_tables(self.plan, torch.float64, torch.device("cpu"))
+        # TorchScript has no plans. It reads tables, which must be where the weights are. As
+        # integers, values keep their bits when a model changes its dtype.
+        device = self.contractions[0].weights_max.device
+        for name, table in zip(CONTRACTION_TABLES.names, tables.tensors, strict=True):
+            table = table.view(torch.int64) if table.is_floating_point() else table
+            self.register_buffer(f"_{name}", table.to(device), persistent=False)
+        self._dims = list(tables.dims)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """The contraction of every node.
+
+        Args:
+            x: ``[nodes, channels, dim]``: irreps_in, each once.
+            y: ``[nodes, num_elements]``, usually a 1 at the node's species.
+
+        Returns:
+            ``[nodes, irreps_out.dim]``, in the layout ``mul_ir``.
+        """
+        rows: list[Tensor] = []
+        for contraction in self.contractions:
+            rows.append(contraction.weights_max)
+            for weight in contraction.weights:
+                rows.append(weight)
+        weights = torch.cat(rows, dim=1)
+        if torch.jit.is_scripting():
+            return torch.ops.hamfast.symmetric_contraction(
+                x,
+                y,
+                weights,
+                None,
+                None,
+                self._products,
+                self._groups,
+                self._buckets,
+                self._factors,
+                self._path_ptr,
+                self._by_path,
+                self._by_path_value.view(torch.float64).to(x.dtype),
+                self._term_ptr,
+                self._by_term,
+                self._by_term_value.view(torch.float64).to(x.dtype),
+                self._blocks,
+                8,
+                self._dims,
+            )[3]
+        else:
+            return self._run(x, y, weights)
+
+    @torch.jit.unused
+    def _run(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        return symmetric_contraction(x, weights, y, self.plan)
+
+
+assert 1 << Slot.G == 8  # TorchScript has it as a number, above
+
+
+def tensors_of(contraction: nn.Module) -> list[np.ndarray]:
+    """The coupling coefficients of one irrep of the result, in the order of the weights: from the
+    highest degree to the lowest."""
+    degree = len(contraction.weights) + 1  # type: ignore[arg-type]
+    found = []
+    for n in range(degree, 0, -1):
+        tensor = getattr(contraction, f"U_matrix_{n}").detach().cpu().numpy()
+        found.append(tensor[None] if tensor.ndim == n + 1 else tensor)
+    return found
+
+
+def remake_plan(layer: RunsContraction, keys: object) -> None:
+    """A hook: what is computed is what the buffers hold, also those that were loaded."""
+    layer.make_plan()
+
+
+class SymmetricContraction(RunsContraction):
     """``mace.modules.SymmetricContraction``: same arguments, weights and ``state_dict``.
 
     Its buffers ``U_matrix_1``, ... hold the coupling coefficients. What they hold is what is
@@ -68,82 +160,12 @@ class SymmetricContraction(nn.Module):
                 raise ValueError(f"SymmetricContraction: correlation: expected 1 or more, found {degree}")
             tensors = [generalized_cg(single, str(entry.ir), n, bool(use_reduced_cg)) for n in range(1, degree + 1)]
             self.contractions.append(ContractionWeights(tensors, num_elements, channels.copy().pop()))
-        self._make_plan()
-        self.register_load_state_dict_post_hook(_remake_plan)
-
-    @classmethod
-    def from_parts(cls, irreps_in, irreps_out, contractions: list[ContractionWeights]) -> SymmetricContraction:
-        """The layer of weights and coupling coefficients that there are already."""
-        layer = cls.__new__(cls)
-        nn.Module.__init__(layer)
-        layer.irreps_in, layer.irreps_out = Irreps(irreps_in), Irreps(irreps_out)
-        layer.contractions = nn.ModuleList(contractions)
-        layer._make_plan()
-        layer.register_load_state_dict_post_hook(_remake_plan)
-        return layer
-
-    @torch.jit.unused
-    def _make_plan(self) -> None:
-        blocks = [contraction.tensors() for contraction in self.contractions]
-        self.plan: ContractionPlan = contraction_plan(blocks, sum(ir.dim for _, ir in self.irreps_in))
-        tables = make_tables(self.plan, torch.float64, torch.device("cpu"))
-        # TorchScript has no plans: it reads tables, which must be where the weights are. As integers,
-        # values keep their bits when a model changes its dtype.
-        device = self.contractions[0].weights_max.device
-        for name, table in zip(CONTRACTION_TABLES.names, tables.tensors, strict=True):
-            table = table.view(torch.int64) if table.is_floating_point() else table
-            self.register_buffer(f"_{name}", table.to(device), persistent=False)
-        self._dims = list(tables.dims)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """The contraction of every node.
-
-        Args:
-            x: ``[nodes, channels, dim]``: irreps_in, each once.
-            y: ``[nodes, num_elements]``, usually a 1 at the node's species.
-
-        Returns:
-            ``[nodes, irreps_out.dim]``, in the layout ``mul_ir``.
-        """
-        rows: list[Tensor] = []
-        for contraction in self.contractions:
-            rows.append(contraction())
-        weight = torch.cat(rows, dim=1)
-        if torch.jit.is_scripting():
-            return self._scripted(x, y, weight)
-        else:
-            return self._run(x, y, weight)
-
-    @torch.jit.unused
-    def _run(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-        return symmetric_contraction(x, weight, y, self.plan)
-
-    def _scripted(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-        return torch.ops.hamfast.symmetric_contraction(
-            x,
-            y,
-            weight,
-            None,
-            None,
-            self._products,
-            self._groups,
-            self._buckets,
-            self._factors,
-            self._by_path,
-            self._by_path_value.view(torch.float64).to(x.dtype),
-            self._by_term,
-            self._by_term_value.view(torch.float64).to(x.dtype),
-            self._blocks,
-            8,
-            self._dims,
-        )[3]
+        self.make_plan()
+        self.register_load_state_dict_post_hook(remake_plan)
 
     def extra_repr(self) -> str:
         """What ``print`` of the module says in its brackets."""
         return f"{self.irreps_in} -> {self.irreps_out}, {len(self.plan.monomials)} terms"
-
-
-assert 1 << Slot.G == 8  # SymmetricContraction._scripted has it as a number
 
 
 class ContractionWeights(nn.Module):
@@ -157,16 +179,15 @@ class ContractionWeights(nn.Module):
 
     def __init__(self, tensors: list[np.ndarray], species: int, channels: int):
         super().__init__()
-        self.correlation = len(tensors)
         self.weights = nn.ParameterList([])
         for n, tensor in enumerate(tensors):
             tensor = torch.tensor(tensor, dtype=torch.get_default_dtype())
             # MACE keeps no axis of length 1 for scalars.
             self.register_buffer(f"U_matrix_{n + 1}", tensor[0] if tensor.shape[0] == 1 else tensor)
-        for n in reversed(range(self.correlation)):
+        for n in reversed(range(len(tensors))):
             paths = tensors[n].shape[-1]
             weight = nn.Parameter(torch.randn(species, paths, channels) / paths)
-            if n == self.correlation - 1:
+            if n == len(tensors) - 1:
                 self.weights_max = weight
             else:
                 self.weights.append(weight)
@@ -177,28 +198,8 @@ class ContractionWeights(nn.Module):
         lowest up."""
         for n, tensor in enumerate(tensors):
             nothing = not tensor.any()
-            name = "weights_max_zeroed" if n == self.correlation - 1 else f"weights_{n}_zeroed"
-            weight = self.weights_max if n == self.correlation - 1 else self.weights[n]
+            name = "weights_max_zeroed" if n == len(tensors) - 1 else f"weights_{n}_zeroed"
+            weight = self.weights_max if n == len(tensors) - 1 else self.weights[n]
             if nothing:
                 weight.requires_grad_(False).zero_()
             self.register_buffer(name, torch.tensor(nothing))
-
-    def forward(self) -> Tensor:
-        """All weights ``[species, paths, channels]``, from the highest degree to the lowest."""
-        rows: list[Tensor] = [self.weights_max]
-        for weight in self.weights:
-            rows.append(weight)
-        return torch.cat(rows, dim=1)
-
-    @torch.jit.unused
-    def tensors(self) -> list[np.ndarray]:
-        """The coupling coefficients, in the order of the weights."""
-        found = []
-        for n in range(self.correlation, 0, -1):
-            tensor = getattr(self, f"U_matrix_{n}").detach().cpu().numpy()
-            found.append(tensor[None] if tensor.ndim == n + 1 else tensor)
-        return found
-
-
-def _remake_plan(layer: SymmetricContraction, keys: object) -> None:
-    layer._make_plan()

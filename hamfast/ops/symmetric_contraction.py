@@ -25,7 +25,7 @@ from hamfast.ops.transforms import differentiable
 from hamfast.plan.symmetric_contraction import ContractionPlan, contraction_tables, derivative_plan
 from hamfast.records.choices import Slot
 from hamfast.records.ops import CONTRACTION_TABLES, SYMMETRIC_CONTRACTION
-from hamfast.records.tables import ContractionDims, ContractionGroup, ContractionPath, Product
+from hamfast.records.tables import ContractionDims, ContractionGroup, ContractionEntry, Product
 
 _NAME = "symmetric_contraction"
 X, Y, W, G = Slot.X, Slot.Y, Slot.W, Slot.G
@@ -124,14 +124,14 @@ def _plan_of(tensors: Any, dims: ContractionDims) -> ContractionPlan:
     groups = [ContractionGroup(*row) for row in on_host(tensors.groups).tolist()]
     prefixes = [group.prefix for group in groups for _ in range(group.count)]
     factors = on_host(tensors.factors).tolist()
-    pairs = [ContractionPath(*row) for row in on_host(tensors.by_term).tolist()]
+    pairs = [ContractionEntry(*row) for row in on_host(tensors.by_term).tolist()]
     return ContractionPlan(
         dims.x,
         tuple(row[0] for row in on_host(tensors.blocks).tolist()),
         dims.paths,
         np.array([group.component for group in groups for _ in range(group.count)], dtype=np.int64),
         tuple(tuple(sorted(monomials[p] + monomials[f])) for p, f in zip(prefixes, factors, strict=True)),
-        np.array([(pair.term, pair.path) for pair in pairs], dtype=np.int64).reshape(-1, 2),
+        np.array([(pair.source, pair.target) for pair in pairs], dtype=np.int64).reshape(-1, 2),
         on_host(tensors.by_term_value).astype(np.float64),
     )
 

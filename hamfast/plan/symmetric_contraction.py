@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hamfast.plan.channel import as_table
-from hamfast.records.tables import ContractionBlock, ContractionGroup, ContractionPath, Product
+from hamfast.records.tables import ContractionBlock, ContractionGroup, ContractionEntry, Product
 
 MOST = 4
 """Terms of a group. The CPU's kernel is compiled for each number up to it."""
@@ -187,12 +187,16 @@ class ContractionTables(NamedTuple):
     """``[MOST + 1]``: where the groups of more than n terms begin, n = 0 ... MOST."""
     factors: np.ndarray
     """``[terms]``: the monomial that a term multiplies its group's prefix with."""
+    path_ptr: np.ndarray
+    """``[paths + 1]``: where the entries of each path begin."""
     by_path: np.ndarray
-    """``[entries, ContractionPath]``, ordered by path."""
+    """``[entries, ContractionEntry]``: from paths to terms."""
     by_path_value: np.ndarray
     """``[entries]``."""
+    term_ptr: np.ndarray
+    """``[terms + 1]``: where the entries of each term begin."""
     by_term: np.ndarray
-    """``[entries, ContractionPath]``, ordered by term."""
+    """``[entries, ContractionEntry]``: from terms to paths."""
     by_term_value: np.ndarray
     """``[entries]``."""
     blocks: np.ndarray
@@ -249,9 +253,11 @@ def contraction_tables(plan: ContractionPlan) -> ContractionTables:
         as_table(rows, ContractionGroup),
         np.searchsorted(counts, np.arange(MOST + 1), side="right").astype(np.int64),
         np.array(factors, dtype=np.int64),
+        np.searchsorted(entries[by_path, 0], np.arange(plan.paths + 1)).astype(np.int64),
         entries[by_path],
         plan.values[by_path],
-        entries[by_term],
+        np.searchsorted(entries[by_term, 1], np.arange(len(order) + 1)).astype(np.int64),
+        entries[by_term][:, ::-1].copy(),
         plan.values[by_term],
         as_table(
             [ContractionBlock(d, int(start)) for d, start in zip(plan.dims_out, starts, strict=False)], ContractionBlock

@@ -209,11 +209,14 @@ class ContractionGroup(NamedTuple):
     """Its terms."""
 
 
-class ContractionPath(NamedTuple):
-    """A path's weight has a share in a term's coefficient."""
+class ContractionEntry(NamedTuple):
+    """A number other than 0 of the matrix from paths' weights to terms' coefficients, or of its
+    transpose.
+    """
 
-    path: int
-    term: int
+    source: int
+    target: int
+    """Path and term, or term and path."""
 
 
 class ContractionBlock(NamedTuple):
@@ -248,7 +251,7 @@ TABLES = (
     MatrixTerm,
     Product,
     ContractionGroup,
-    ContractionPath,
+    ContractionEntry,
     ContractionBlock,
     ContractionDims,
 )
