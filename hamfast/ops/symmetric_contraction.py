@@ -102,10 +102,18 @@ def make_tables(plan: ContractionPlan, dtype: torch.dtype, device: torch.device)
 _DERIVATIVES: dict[tuple, Tables] = {}
 
 
-@torch.compiler.assume_constant_result
 def _derivative_tables(tensors: Any, dims: ContractionDims) -> Tables:
     """Those of the derivative along a direction. Made from the tables themselves, which an exported
-    program has where it has no plan."""
+    program has where it has no plan.
+
+    Raises:
+        NotImplementedError: in a graph that is being traced: its third derivative needs tables that
+            depend on what is in these.
+    """
+    if torch._guards.detect_fake_mode() is not None:
+        raise NotImplementedError(
+            f"hamfast: {_NAME}: third derivatives cannot be compiled; compile what is inside them"
+        )
     values = tensors.by_path_value
     key = (dims.key, values.dtype, values.device)
     if key not in _DERIVATIVES:
