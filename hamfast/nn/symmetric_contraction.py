@@ -10,11 +10,27 @@ from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from hamfast.ops import symmetric_contraction
-from hamfast.ops.symmetric_contraction import make_tables
+from hamfast.ops.symmetric_contraction import Form, make_tables
 from hamfast.plan import ContractionPlan, contraction_plan
 from hamfast.plan.generalized_cg import generalized_cg
 from hamfast.records.choices import Slot
 from hamfast.records.ops import CONTRACTION_TABLES
+
+
+torch.library.define(
+    "hamfast::contraction_of_tables", "(Tensor x, Tensor y, Tensor weight, Tensor[] tables, int[] dims) -> Tensor"
+)
+
+
+@torch.library.impl("hamfast::contraction_of_tables", "CompositeImplicitAutograd")
+def _contraction_of_tables(x: Tensor, y: Tensor, weight: Tensor, tables: list[Tensor], dims: list[int]) -> Tensor:
+    """For TorchScript, which has no plans. Values are float64 with the bits of integers: so they
+    stay what they are when a model changes its dtype."""
+    given = CONTRACTION_TABLES.fields(*tables)
+    values = (given.by_path_value, given.by_term_value)
+    by_path_value, by_term_value = (t.view(torch.float64).to(x.dtype) for t in values)
+    given = given._replace(by_path_value=by_path_value, by_term_value=by_term_value)
+    return Form(given, dims).derivatives((x, y, weight, None), None, (Slot.G,))[Slot.G]
 
 
 class RunsContraction(nn.Module):
@@ -35,8 +51,7 @@ class RunsContraction(nn.Module):
         blocks = [tensors_of(contraction) for contraction in self.contractions]
         self.plan = contraction_plan(blocks, blocks[0][0].shape[1])
         tables = make_tables(self.plan, torch.float64, torch.device("cpu"))
-        # TorchScript has no plans. It reads tables, which must be where the weights are. As
-        # integers, values keep their bits when a model changes its dtype.
+        # For TorchScript; they must be where the weights are.
         device = self.contractions[0].weights_max.device
         for name, table in zip(CONTRACTION_TABLES.names, tables.tensors, strict=True):
             table = table.view(torch.int64) if table.is_floating_point() else table
@@ -60,35 +75,26 @@ class RunsContraction(nn.Module):
                 rows.append(weight)
         weights = torch.cat(rows, dim=1)
         if torch.jit.is_scripting():
-            return torch.ops.hamfast.symmetric_contraction(
-                x,
-                y,
-                weights,
-                None,
-                None,
+            tables = [
                 self._products,
                 self._groups,
                 self._buckets,
                 self._factors,
                 self._path_ptr,
                 self._by_path,
-                self._by_path_value.view(torch.float64).to(x.dtype),
+                self._by_path_value,
                 self._term_ptr,
                 self._by_term,
-                self._by_term_value.view(torch.float64).to(x.dtype),
+                self._by_term_value,
                 self._blocks,
-                8,
-                self._dims,
-            )[3]
+            ]
+            return torch.ops.hamfast.contraction_of_tables(x, y, weights, tables, self._dims)
         else:
             return self._run(x, y, weights)
 
     @torch.jit.unused
     def _run(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         return symmetric_contraction(x, weights, y, self.plan)
-
-
-assert 1 << Slot.G == 8  # TorchScript has it as a number, above
 
 
 def tensors_of(contraction: nn.Module) -> list[np.ndarray]:

@@ -214,9 +214,7 @@ def _backward(ctx, *grads):
         results = form.along(operands, incoming, needed)
     else:
         results, to_direction = _along_direction(form, arguments, incoming, None, needed, needs.direction)
-    return SYMMETRIC_CONTRACTION.per_argument(
-        operands=[results.get(slot) for slot in range(4)], direction=to_direction
-    )
+    return SYMMETRIC_CONTRACTION.per_argument(operands=[results.get(slot) for slot in range(4)], direction=to_direction)
 
 
 def _along_direction(form, arguments, tangents, tangent_direction, slots, wants_direction):
@@ -278,10 +276,7 @@ def _vmap(info, in_dims, *inputs):
     direction = rows(arguments.direction, dims.direction)
     out = _op(*folded, direction, *arguments.tables, wanted, arguments.dims)
     nodes = folded[X].shape[0] // max(size, 1)
-    shaped = [
-        t.unflatten(0, (size, nodes)) if wanted >> n & 1 else t.new_empty(size, 0)
-        for n, t in enumerate(out)
-    ]
+    shaped = [t.unflatten(0, (size, nodes)) if wanted >> n & 1 else t.new_empty(size, 0) for n, t in enumerate(out)]
     return tuple(shaped), (0,) * 4
 
 

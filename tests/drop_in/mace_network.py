@@ -31,7 +31,7 @@ def network(dtype):
         atomic_energies=np.zeros(2),
         avg_num_neighbors=20,
         atomic_numbers=[6, 14],
-        correlation=2,
+        correlation=3,
         radial_type="bessel",
         atomic_inter_scale=1.0,
         atomic_inter_shift=0.0,

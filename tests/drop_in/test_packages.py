@@ -12,10 +12,17 @@ HERE = Path(__file__).parent
 
 @pytest.mark.parametrize("name", ["mace", "nequip"])
 def test_energies_and_forces(name):
-    if not available(name):
-        pytest.skip(f"{name} is not in {PEERS}; tools/setup_peers.sh puts it there")
-    done = subprocess.run(
-        [sys.executable, HERE / "compare_network.py", name], capture_output=True, text=True, cwd=HERE, timeout=600
-    )
+    run("compare_network.py", name, name)
+
+
+def test_product_basis_of_mace():
+    run("compare_contraction.py", "mace")
+
+
+def run(program, package, *arguments):
+    if not available(package):
+        pytest.skip(f"{package} is not in {PEERS}; tools/setup_peers.sh puts it there")
+    command = [sys.executable, HERE / program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE, timeout=600)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
