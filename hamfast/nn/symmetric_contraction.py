@@ -16,7 +16,6 @@ from hamfast.plan.generalized_cg import generalized_cg
 from hamfast.records.choices import Slot
 from hamfast.records.ops import CONTRACTION_TABLES
 
-
 torch.library.define(
     "hamfast::contraction_of_tables", "(Tensor x, Tensor y, Tensor weight, Tensor[] tables, int[] dims) -> Tensor"
 )

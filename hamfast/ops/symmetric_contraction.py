@@ -25,14 +25,15 @@ from hamfast.ops.transforms import differentiable
 from hamfast.plan.symmetric_contraction import ContractionPlan, contraction_tables, derivative_plan
 from hamfast.records.choices import Slot
 from hamfast.records.ops import CONTRACTION_TABLES, SYMMETRIC_CONTRACTION
-from hamfast.records.tables import ContractionDims, ContractionGroup, ContractionEntry, Product
+from hamfast.records.tables import ContractionDims, ContractionEntry, ContractionGroup, Product
 
 _NAME = "symmetric_contraction"
 X, Y, W, G = Slot.X, Slot.Y, Slot.W, Slot.G
 
 
 def symmetric_contraction(x: Tensor, weight: Tensor, y: Tensor, plan: ContractionPlan) -> Tensor:
-    """``out[n, c, i] = sum over terms t of component i of C[n, c, t] prod of t's factors x[n, c, j]``.
+    """``out[n, c, i] = sum of C[n, c, t] prod of x[n, c, j]`` over the terms t of component i, and
+    over the factors j of t.
 
     ``C[n, c, t] = sum over paths k, species s of U[t, k] y[n, s] weight[s, k, c]``: the product
     basis of MACE (Batatia et al., arXiv 2206.07697, equations 10 and 11).

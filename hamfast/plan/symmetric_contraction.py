@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hamfast.plan.channel import as_table
-from hamfast.records.tables import ContractionBlock, ContractionGroup, ContractionEntry, Product
+from hamfast.records.tables import ContractionBlock, ContractionGroup, Product
 
 MOST = 4
 """Terms of a group. The CPU's kernel is compiled for each number up to it."""
@@ -76,7 +76,8 @@ class ContractionPlan:
 
 
 def contraction_plan(blocks: Sequence[Sequence[np.ndarray]], dim_in: int) -> ContractionPlan:
-    """The plan of ``out[i] = sum over tensors, j1...jv, k of w[k] U[i, j1...jv, k] x[j1] ... x[jv]``.
+    """The plan of ``out[i] = sum of w[k] U[i, j1...jv, k] x[j1] ... x[jv]`` over all tensors U,
+    j1...jv and k.
 
     Args:
         blocks: for each block of the result its tensors U, ``[d, dim_in, ..., dim_in, paths]`` of

@@ -11,8 +11,8 @@ _LETTERS = "abdefghj"
 
 
 def symmetric_contraction(x: Tensor, weight: Tensor, y: Tensor, blocks: Sequence[Sequence[Tensor]]) -> Tensor:
-    """``out[n, c, i] = sum over the block's tensors U, j1...jv, k of
-    w[n, k, c] U[i, j1...jv, k] x[n, c, j1] ... x[n, c, jv]``, with ``w[n] = sum_s y[n, s] weight[s]``.
+    """``out[n, c, i] = sum of w[n, k, c] U[i, j1...jv, k] x[n, c, j1] ... x[n, c, jv]`` over the
+    block's tensors U, j1...jv and k, with ``w[n] = sum_s y[n, s] weight[s]``.
 
     Equations 10 and 11 of Batatia et al., MACE (arXiv 2206.07697).
 

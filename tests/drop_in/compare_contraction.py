@@ -1,5 +1,5 @@
-"""python compare_contraction.py: MACE's product basis, hamfast's layer with its state, and MACE's own
-module after accelerate().
+"""python compare_contraction.py: MACE's product basis, hamfast's layer with its state, and MACE's
+own module after accelerate().
 
 In a process of its own, as MACE changes torch's global state. Prints what differed; fails if it is
 too much.

@@ -98,6 +98,7 @@ def test_any_number_of_channels_and_nodes(channels, device):
 
 
 @pytest.mark.cuda_sources
+@pytest.mark.interpreter
 def test_one_wanted_at_a_time(device):
     """Each of the op's results alone, with and without a direction: kernels differ."""
     _, _, plan = both("two irreps of degree 3", device)
@@ -235,7 +236,7 @@ def test_opcheck_compile_and_export():
         for wanted in (8, 7):
             torch.library.opcheck(op, SYMMETRIC_CONTRACTION.by_name(**given, **rest, wanted=wanted))
         along = SYMMETRIC_CONTRACTION.by_name(**given, **rest, wanted=13, direction=change(direction))
-        # Not the traced derivative: that is a third derivative, which says that it cannot be traced.
+        # Not the traced derivative: that is a third one, which says that it cannot be traced.
         torch.library.opcheck(op, along, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
     compiled = torch.compile(found, fullgraph=True, backend="aot_eager")
     for a, b in zip(
@@ -284,7 +285,7 @@ def test_plan_has_each_product_once(case):
 
 
 def test_derivative_plan_is_the_derivative():
-    found, truth, plan = both("two irreps of degree 3")
+    _, truth, plan = both("two irreps of degree 3")
     x, w, y = (t.detach() for t in leaves(plan))
     direction = torch.randn_like(x)
     pair = torch.cat([x, direction], dim=2)
