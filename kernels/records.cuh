@@ -235,4 +235,49 @@ struct MatrixTerm {
 };
 static_assert(sizeof(MatrixTerm) == 6 * sizeof(int64_t));
 
+// A monomial of a symmetric contraction that is the product of two others. Monomial 0 is 1, the
+// next are the components of x, then come these, in order.
+struct Product {
+  // Monomials; the factor is a component of x.
+  int64_t parent, factor;
+};
+static_assert(sizeof(Product) == 2 * sizeof(int64_t));
+
+// Terms of one component of the result that share all factors but one.
+struct ContractionGroup {
+  // The monomial of the factors that they share.
+  int64_t prefix;
+  // Of the result.
+  int64_t component;
+  // Its terms.
+  int64_t first, count;
+};
+static_assert(sizeof(ContractionGroup) == 4 * sizeof(int64_t));
+
+// A number other than 0 of the matrix from paths' weights to terms' coefficients, or of its
+// transpose.
+struct ContractionEntry {
+  // Path and term, or term and path.
+  int64_t source, target;
+};
+static_assert(sizeof(ContractionEntry) == 2 * sizeof(int64_t));
+
+// A block of the result: d components of each channel.
+struct ContractionBlock {
+  // Components, and those of the blocks before it.
+  int64_t d, first;
+};
+static_assert(sizeof(ContractionBlock) == 2 * sizeof(int64_t));
+
+// The sizes of a symmetric contraction's plan.
+struct ContractionDims {
+  // Components per channel.
+  int64_t x, g;
+  // Weights per channel.
+  int64_t paths;
+  // Tells this plan's tables from those of others.
+  int64_t key;
+};
+static_assert(sizeof(ContractionDims) == 4 * sizeof(int64_t));
+
 }  // namespace hamfast

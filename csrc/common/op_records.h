@@ -553,6 +553,52 @@ auto graph_attention_double_backward_boxed(
       wanted});
 }
 
+struct ContractionOperands {
+  Tensor x;    // [nodes, channels, dims.x]
+  Tensor y;    // [nodes, species]
+  Tensor w;    // [species, paths, channels]
+  Optional g;  // [nodes, channels * dims.g]
+};
+
+struct ContractionTables {
+  Tensor products;       // [products, Product]
+  Tensor groups;         // [groups, ContractionGroup]
+  Tensor buckets;        // [most terms of a group + 1]
+  Tensor factors;        // [terms]
+  Tensor path_ptr;       // [paths + 1]
+  Tensor by_path;        // [entries, ContractionEntry]
+  Tensor by_path_value;  // [entries]
+  Tensor term_ptr;       // [terms + 1]
+  Tensor by_term;        // [entries, ContractionEntry]
+  Tensor by_term_value;  // [entries]
+  Tensor blocks;         // [blocks, ContractionBlock]
+};
+
+// symmetric_contraction: The partial derivatives of F in the wanted slots; with a direction of x,
+// those of F's derivative along it. See hamfast/ops/symmetric_contraction.py.
+struct SymmetricContractionArguments {
+  ContractionOperands operands;
+  Optional direction;  // [nodes, channels, dims.x]
+  ContractionTables tables;
+  int64_t wanted;             // bits of the slots
+  std::vector<int64_t> dims;  // ContractionDims
+};
+template <auto run>
+auto symmetric_contraction_boxed(Tensor x, Tensor y, Tensor w, Optional g, Optional direction,
+                                 Tensor products, Tensor groups, Tensor buckets, Tensor factors,
+                                 Tensor path_ptr, Tensor by_path, Tensor by_path_value,
+                                 Tensor term_ptr, Tensor by_term, Tensor by_term_value,
+                                 Tensor blocks, int64_t wanted, std::vector<int64_t> dims) {
+  return run(SymmetricContractionArguments{
+      {std::move(x), std::move(y), std::move(w), std::move(g)},
+      std::move(direction),
+      {std::move(products), std::move(groups), std::move(buckets), std::move(factors),
+       std::move(path_ptr), std::move(by_path), std::move(by_path_value), std::move(term_ptr),
+       std::move(by_term), std::move(by_term_value), std::move(blocks)},
+      wanted,
+      std::move(dims)});
+}
+
 constexpr const char* kSchemas[] = {
     "tensor_product(Tensor? x, Tensor? y, Tensor? w, Tensor? g, Tensor? tangent_x, Tensor? "
     "tangent_y, Tensor? tangent_w, Tensor? tangent_g, Tensor paths, Tensor cg_index, Tensor "
@@ -630,6 +676,10 @@ constexpr const char* kSchemas[] = {
     "weighting, float slope, float scale, float clip, float epsilon, float dropout, int wanted) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
     "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "symmetric_contraction(Tensor x, Tensor y, Tensor w, Tensor? g, Tensor? direction, Tensor "
+    "products, Tensor groups, Tensor buckets, Tensor factors, Tensor path_ptr, Tensor by_path, "
+    "Tensor by_path_value, Tensor term_ptr, Tensor by_term, Tensor by_term_value, Tensor blocks, "
+    "int wanted, int[] dims) -> (Tensor, Tensor, Tensor, Tensor)",
 };
 
 }  // namespace hamfast

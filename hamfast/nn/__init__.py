@@ -10,6 +10,7 @@ from hamfast.nn.irreps_layout import convert_layout
 from hamfast.nn.layer_norm import EquivariantLayerNorm, ScalarLayerNorm
 from hamfast.nn.linear import Linear, SpeciesLinear
 from hamfast.nn.radial import GaussianBasis, RadialMLP, polynomial_envelope
+from hamfast.nn.symmetric_contraction import SymmetricContraction
 from hamfast.nn.tensor_product import EdgeTensorProduct, FullyConnectedTensorProduct, TensorProduct
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "RadialMLP",
     "ScalarLayerNorm",
     "SpeciesLinear",
+    "SymmetricContraction",
     "TensorProduct",
     "accelerate",
     "convert_layout",

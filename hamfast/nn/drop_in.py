@@ -203,7 +203,8 @@ def accelerate(module: nn.Module, verify: Any = None, profile: Any = None) -> Ac
     - Of an ``e3nn.o3.TensorProduct``, or of a subclass, only the generated code is exchanged.
       Its class, parameters, buffers, hooks and ``state_dict`` stay.
     - Convolutions of packages that :mod:`hamfast.nn.adapters` knows get another class, which is a
-      subclass of their own: gather, product and sum over edges become one op.
+      subclass of their own: gather, product and sum over edges become one op. So does MACE's
+      ``SymmetricContraction``.
     - PyG's ``TransformerConv`` becomes :class:`hamfast.nn.GraphTransformerConv`, and its
       ``GATv2Conv`` becomes :class:`hamfast.nn.GATv2Conv`.
       They hold the same parameters and have the same ``state_dict``, so optimizers keep working.

@@ -8,6 +8,7 @@ from hamfast.ops.edge_update import edge_update
 from hamfast.ops.graph_attention import AttentionOutput, graph_attention
 from hamfast.ops.radial import RadialWeights
 from hamfast.ops.sparse_map import SparseMatrix, sparse_map, sparse_matrix
+from hamfast.ops.symmetric_contraction import symmetric_contraction
 from hamfast.ops.tensor_product import tensor_product
 from hamfast.ops.wigner import rotate_irreps, rotation_from_euler
 
@@ -30,5 +31,6 @@ __all__ = [
     "rotation_from_euler",
     "sparse_map",
     "sparse_matrix",
+    "symmetric_contraction",
     "tensor_product",
 ]

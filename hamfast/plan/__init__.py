@@ -8,5 +8,16 @@ Torch is used once: e3nn computes the Wigner 3j symbols with it (:mod:`hamfast.p
 from hamfast.plan.cost import explain
 from hamfast.plan.edge_frame import EdgeFramePlan, edge_frame_plan
 from hamfast.plan.plan import MODES, Instruction, Plan, make_plan
+from hamfast.plan.symmetric_contraction import ContractionPlan, contraction_plan
 
-__all__ = ["MODES", "EdgeFramePlan", "Instruction", "Plan", "edge_frame_plan", "explain", "make_plan"]
+__all__ = [
+    "MODES",
+    "ContractionPlan",
+    "EdgeFramePlan",
+    "Instruction",
+    "Plan",
+    "contraction_plan",
+    "edge_frame_plan",
+    "explain",
+    "make_plan",
+]

@@ -401,6 +401,52 @@ GRAPH_ATTENTION_DOUBLE_BACKWARD = Op(
     triton="graph_attention",
 )
 
+# The symmetric contraction: F(x, y, w, g) = sum over nodes of <g, polynomials in x, weighted>.
+
+CONTRACTION_OPERANDS = Group(
+    "operands",
+    "ContractionOperands",
+    (
+        Operand("x", "nodes, channels, dims.x", False, True),
+        Operand("y", "nodes, species", False, True),
+        Operand("w", "species, paths, channels", False, True),
+        Operand("g", "nodes, channels * dims.g", True, True),
+    ),
+)
+CONTRACTION_TABLES = Group(
+    "tables",
+    "ContractionTables",
+    (
+        Operand("products", "products, Product"),
+        Operand("groups", "groups, ContractionGroup"),
+        Operand("buckets", "most terms of a group + 1"),
+        Operand("factors", "terms"),
+        Operand("path_ptr", "paths + 1"),
+        Operand("by_path", "entries, ContractionEntry"),
+        Operand("by_path_value", "entries"),
+        Operand("term_ptr", "terms + 1"),
+        Operand("by_term", "entries, ContractionEntry"),
+        Operand("by_term_value", "entries"),
+        Operand("blocks", "blocks, ContractionBlock"),
+    ),
+)
+"""A plan: see hamfast/plan/symmetric_contraction.py."""
+
+SYMMETRIC_CONTRACTION = Op(
+    "symmetric_contraction",
+    "The partial derivatives of F in the wanted slots; with a direction of x, those of F's derivative along it. "
+    "See hamfast/ops/symmetric_contraction.py.",
+    (
+        CONTRACTION_OPERANDS,
+        Operand("direction", "nodes, channels, dims.x", True, True),
+        CONTRACTION_TABLES,
+        Setting("wanted", "int", "bits of the slots"),
+        Setting("dims", "int[]", "ContractionDims"),
+    ),
+    CONTRACTION_OPERANDS.named("gradients", "grad").members,
+    triton="symmetric_contraction",
+)
+
 OPS = (
     TENSOR_PRODUCT,
     RADIAL_TENSOR_PRODUCT,
@@ -418,6 +464,7 @@ OPS = (
     GRAPH_ATTENTION,
     GRAPH_ATTENTION_BACKWARD,
     GRAPH_ATTENTION_DOUBLE_BACKWARD,
+    SYMMETRIC_CONTRACTION,
 )
 """All of them, in the order in which they are declared."""
 RECORDS = {op.name: op for op in OPS}

@@ -187,6 +187,58 @@ class MatrixTerm(NamedTuple):
     """Of u, and of w."""
 
 
+class Product(NamedTuple):
+    """A monomial of a symmetric contraction that is the product of two others. Monomial 0 is 1, the
+    next are the components of x, then come these, in order.
+    """
+
+    parent: int
+    factor: int
+    """Monomials; the factor is a component of x."""
+
+
+class ContractionGroup(NamedTuple):
+    """Terms of one component of the result that share all factors but one."""
+
+    prefix: int
+    """The monomial of the factors that they share."""
+    component: int
+    """Of the result."""
+    first: int
+    count: int  # type: ignore[assignment]  # hides a tuple's method, which nobody calls
+    """Its terms."""
+
+
+class ContractionEntry(NamedTuple):
+    """A number other than 0 of the matrix from paths' weights to terms' coefficients, or of its
+    transpose.
+    """
+
+    source: int
+    target: int
+    """Path and term, or term and path."""
+
+
+class ContractionBlock(NamedTuple):
+    """A block of the result: d components of each channel."""
+
+    d: int
+    first: int
+    """Components, and those of the blocks before it."""
+
+
+class ContractionDims(NamedTuple):
+    """The sizes of a symmetric contraction's plan."""
+
+    x: int
+    g: int
+    """Components per channel."""
+    paths: int
+    """Weights per channel."""
+    key: int
+    """Tells this plan's tables from those of others."""
+
+
 TABLES = (
     Path,
     ChannelTask,
@@ -197,5 +249,10 @@ TABLES = (
     FrameBlock,
     FrameColumns,
     MatrixTerm,
+    Product,
+    ContractionGroup,
+    ContractionEntry,
+    ContractionBlock,
+    ContractionDims,
 )
 """All of them, in the order of the C++ header."""

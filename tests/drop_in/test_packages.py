@@ -23,10 +23,17 @@ NETWORKS = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_energies_and_forces(name):
-    package = name.split()[0]
+    run("compare_network.py", name.split()[0], *NETWORKS[name])
+
+
+def test_product_basis_of_mace():
+    run("compare_contraction.py", "mace")
+
+
+def run(program, package, *arguments):
     if not available(package):
         pytest.skip(f"{package} is not in {PEERS}; tools/setup_peers.sh puts it there")
-    command = [sys.executable, HERE / "compare_network.py", *NETWORKS[name]]
+    command = [sys.executable, HERE / program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=HERE, timeout=600)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr

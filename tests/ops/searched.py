@@ -9,7 +9,7 @@ from e3nn import o3
 from kit import fully_connected, pick
 
 from hamfast import ops, reference
-from hamfast.plan import edge_frame_plan, make_plan
+from hamfast.plan import contraction_plan, edge_frame_plan, make_plan
 
 SIZES = {
     "edges": (0, 1, 2, 7),
@@ -211,5 +211,25 @@ def sparse_map(sizes, graph):
     return run, lambda x: x @ dense.T, [(sizes["receivers"], sizes["features"])]
 
 
-CASES = {f.__name__: f for f in (product, radial, edge_frame, einsum, edge_update, attention, sparse_map)}
+def contraction(sizes, graph):
+    """Tensors without any symmetry, of some degrees; y of one species, or a mixture."""
+    dim, paths, species = sizes["features"], sizes["value"], sizes["heads"]
+    degrees = pick([(1,), (2,), (3,), (3, 2, 1), (2, 1)])
+    tensors = [[torch.randn(d, *(dim,) * n, paths) for n in degrees] for d in pick([(1,), (3, 1), (2,)])]
+    plan = contraction_plan([[t.numpy() for t in block] for block in tensors], dim)
+    nodes, channels = graph.num_receivers, sizes["width"]
+    of_one = torch.eye(species)[torch.randint(max(species, 1), (nodes if species else 0,))] if species else None
+    one_each = of_one is not None and pick([True, False])
+
+    def run(prepared, x, w, *y):
+        return ops.symmetric_contraction(x, w, of_one.to(x) if one_each else y[0], plan)
+
+    def truth(x, w, *y):
+        return reference.symmetric_contraction(x, w, of_one if one_each else y[0], tensors)
+
+    shapes = [(nodes, channels, dim), (species, plan.paths, channels)]
+    return run, truth, shapes if one_each else [*shapes, (nodes, species)]
+
+
+CASES = {f.__name__: f for f in (product, radial, edge_frame, einsum, edge_update, attention, sparse_map, contraction)}
 NO_HALF = ("einsum", "sparse_map")

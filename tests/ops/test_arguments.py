@@ -9,7 +9,7 @@ import torch
 from e3nn import o3
 
 from hamfast import nn, ops
-from hamfast.plan import edge_frame_plan, make_plan
+from hamfast.plan import contraction_plan, edge_frame_plan, make_plan
 
 N, E = 3, 4
 EDGES = ops.edge_index(torch.tensor([0, 1, 2, 0]), torch.tensor([1, 2, 0, 0]), N)
@@ -35,6 +35,12 @@ GOOD = {
     },
     ops.sparse_matrix: {"dense": torch.eye(2)},
     ops.sparse_map: {"x": torch.randn(3, 2), "matrix": SPARSE},
+    ops.symmetric_contraction: {
+        "x": torch.randn(N, 2, 3),
+        "weight": torch.randn(2, 1, 2),
+        "y": torch.randn(N, 2),
+        "plan": contraction_plan([[np.ones((1, 3, 3, 1))]], 3),
+    },
     ops.rotate_irreps: {"x": torch.randn(3, 4), "irreps": o3.Irreps("1x0e+1x1o"), "rotation": torch.eye(3)},
     ops.rotation_from_euler: {"angles": torch.zeros(3)},
 }

@@ -12,7 +12,7 @@ from kit import HAS_GPU, fully_connected, running_on
 
 from hamfast import ops, reference
 from hamfast.ops import backend as backends
-from hamfast.plan import edge_frame_plan, make_plan
+from hamfast.plan import contraction_plan, edge_frame_plan, make_plan
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -132,6 +132,19 @@ def sparse_map():
     )
 
 
+def contraction():
+    from hamfast.plan.generalized_cg import generalized_cg
+
+    blocks = [[generalized_cg("0e+1o", ir, n) for n in (3, 2, 1)] for ir in ("0e", "1o")]
+    plan = contraction_plan(blocks, 4)
+    dense = [[torch.tensor(t) for t in tensors] for tensors in blocks]
+    return (
+        lambda edges, x, w, y: ops.symmetric_contraction(x, w, y, plan),
+        lambda x, w, y: reference.symmetric_contraction(x, w, y, dense),
+        [torch.randn(5, 3, 4), torch.randn(2, plan.paths, 3), torch.randn(5, 2)],
+    )
+
+
 CASES = {
     "tensor_product, channel-wise": lambda: product("uvu", "channel", False),
     "tensor_product, mix": lambda: product("uvw", "mix", True),
@@ -143,6 +156,7 @@ CASES = {
     "graph_attention, dot": lambda: attention("dot"),
     "graph_attention, additive": lambda: attention("additive"),
     "sparse_map": sparse_map,
+    "symmetric_contraction": contraction,
 }
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 5e-3}
 HALF = CASES.keys() - {"edge_einsum", "sparse_map"}

@@ -1,6 +1,7 @@
-"""Convolutions of other packages: gather, product and scatter-sum become one op of hamfast.
+"""Layers of other packages: convolutions (gather, product and scatter-sum) and MACE's contraction
+become single ops of hamfast.
 
-One module per package, imported only where the package is.
+Each module here is for one package, and imported only where the package is.
 Each has a function ``adapt``, which changes a module in place, and says how to undo it.
 """
 
@@ -13,8 +14,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-PACKAGES = ("mace", "nequip", "sevenn", "allegro", "e3tools")
-"""Names of packages, each of which has a module of this name here."""
+PACKAGES = {
+    "mace": ("mace", "mace_contraction"),
+    "nequip": ("nequip",),
+    "sevenn": ("sevenn",),
+    "allegro": ("allegro",),
+    "e3tools": ("e3tools",),
+}
+"""Package -> the modules here that are for it."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +38,11 @@ class Adapted:
 
 def adapt(module: nn.Module) -> Adapted | None:
     """Exchanges the code of a module that one of the adapters knows; None for all others."""
-    for package in PACKAGES:
-        if package in sys.modules:
-            adapted = importlib.import_module(f"hamfast.nn.adapters.{package}").adapt(module)
+    for package, adapters in PACKAGES.items():
+        if package not in sys.modules:
+            continue
+        for name in adapters:
+            adapted = importlib.import_module(f"hamfast.nn.adapters.{name}").adapt(module)
             if adapted is not None:
                 return adapted
     return None

@@ -1,4 +1,4 @@
-"""mace-torch: the interaction blocks, which have a place for a fused convolution, ``conv_fusion``."""
+"""mace-torch: the interaction blocks, whose ``conv_fusion`` is the place of a fused convolution."""
 
 from __future__ import annotations
 

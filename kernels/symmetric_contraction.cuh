@@ -1,0 +1,276 @@
+// Symmetric contraction: per node n and channel c, polynomials in the components of x, whose
+// coefficients are sums over paths k of weights, mixed by the node's species:
+//   out[n, c, i] = sum over terms t of component i of  C_t  product of t's factors x[n, c, j]
+//   C_t          = sum over k of  U_tk w[k],      w[k] = sum over s of y[n, s] W[s, k, c]
+// Terms are summed in groups that share a prefix, all factors but one (see
+// hamfast/plan/symmetric_contraction.py). With a direction x' of x it is the derivative along it.
+#pragma once
+
+#include "common.cuh"
+#include "records.cuh"
+
+namespace hamfast {
+
+constexpr int kMostTerms = 4;  // of a group: MOST of hamfast/plan/symmetric_contraction.py
+
+template <class T>
+struct ContractionCall {
+  const T* x;                // [nodes, channels, dims.x]
+  const T* y;                // [nodes, species]
+  const T* w;                // [species, paths, channels]
+  Maybe<const T> g;          // [nodes, channels * dims.g]
+  Maybe<const T> direction;  // as x
+  // Results; absent what is not wanted.
+  Maybe<T> grad_x, grad_y, grad_w, grad_g;
+
+  const Product* products;
+  const ContractionGroup* groups;
+  const int64_t* buckets;  // where the groups of more than n terms begin, n = 0 ... kMostTerms
+  const int64_t* factors;
+  const int64_t *path_ptr, *term_ptr;
+  const ContractionEntry *by_path, *by_term;
+  const T *by_path_value, *by_term_value;
+  const ContractionBlock* blocks;
+  int64_t num_products, num_groups, terms, entries, num_blocks;
+
+  ContractionDims dims;
+  int64_t nodes, channels, species;
+
+  HAMFAST_HD int64_t monomials() const { return 1 + dims.x + num_products; }
+};
+
+#if defined(__CUDACC__) || defined(HAMFAST_SIMT)
+
+// A thread's node and channel. Its numbers are rows of scratch memory, in which the threads of a
+// block are neighbours: monomials, their derivatives along the direction, gradients in both, and
+// the result.
+template <class T>
+struct ContractionLane {
+  const ContractionCall<T>& call;
+  T* scratch;
+  int64_t stride;
+
+  __device__ static int64_t rows(const ContractionCall<T>& call) {
+    return 4 * call.monomials() + call.dims.g;
+  }
+
+  __device__ T& value(int64_t m) const { return scratch[m * stride]; }
+  __device__ T& tangent(int64_t m) const { return scratch[(call.monomials() + m) * stride]; }
+  __device__ T& grad_value(int64_t m) const { return scratch[(2 * call.monomials() + m) * stride]; }
+  __device__ T& grad_tangent(int64_t m) const {
+    return scratch[(3 * call.monomials() + m) * stride];
+  }
+  __device__ T& out(int64_t i) const { return scratch[(4 * call.monomials() + i) * stride]; }
+
+  __device__ void make_monomials(int64_t node, int64_t channel) const {
+    const int64_t at = (node * call.channels + channel) * call.dims.x;
+    const bool along = call.direction.given();
+    value(0) = T(1);
+    if (along) tangent(0) = T(0);
+    for (int64_t j = 0; j < call.dims.x; ++j) {
+      value(1 + j) = call.x[at + j];
+      if (along) tangent(1 + j) = call.direction[at + j];
+    }
+    for (int64_t p = 0; p < call.num_products; ++p) {
+      const Product product = call.products[p];
+      const int64_t to = 1 + call.dims.x + p;
+      const T a = value(product.parent), f = value(product.factor);
+      value(to) = a * f;
+      if (along) tangent(to) = a * tangent(product.factor) + tangent(product.parent) * f;
+    }
+  }
+
+  // A group's terms without the prefix, and their derivative along the direction.
+  template <class Coefficient>
+  __device__ void sum_terms(const ContractionGroup& group, const Coefficient& coefficient, T* sum,
+                            T* sum_along) const {
+    *sum = *sum_along = T(0);
+    for (int64_t t = group.first; t < group.first + group.count; ++t) {
+      const T c = coefficient(t);
+      *sum += c * value(call.factors[t]);
+      if (call.direction) *sum_along += c * tangent(call.factors[t]);
+    }
+  }
+
+  // A group's share in the result, or in its derivative along the direction.
+  __device__ T with_prefix(const ContractionGroup& group, T sum, T sum_along) const {
+    if (!call.direction) return value(group.prefix) * sum;
+    return value(group.prefix) * sum_along + tangent(group.prefix) * sum;
+  }
+
+  __device__ void pull_products() const {
+    const bool along = call.direction.given();
+    for (int64_t p = call.num_products - 1; p >= 0; --p) {
+      const Product product = call.products[p];
+      const int64_t from = 1 + call.dims.x + p;
+      const T grad = grad_value(from);
+      const T a = value(product.parent), f = value(product.factor);
+      grad_value(product.parent) += grad * f;
+      grad_value(product.factor) += grad * a;
+      if (!along) continue;
+      const T grad_along = grad_tangent(from);
+      grad_value(product.parent) += grad_along * tangent(product.factor);
+      grad_value(product.factor) += grad_along * tangent(product.parent);
+      grad_tangent(product.parent) += grad_along * f;
+    }
+  }
+};
+
+// Where component i of a channel lies in the node's row of the result.
+template <class T>
+__device__ inline int64_t contraction_column(const ContractionCall<T>& call, int64_t channel,
+                                             int64_t i) {
+  int64_t n = call.num_blocks - 1;
+  while (call.blocks[n].first > i) --n;
+  const ContractionBlock& block = call.blocks[n];
+  return block.first * call.channels + channel * block.d + i - block.first;
+}
+
+// to[s, n, c] = sum over the entries e of n of values[e] from[s, entries[e].target, c]: from
+// weights to coefficients, by the entries of terms; from their gradients to those of weights, by
+// the entries of paths.
+template <class T>
+__global__ void contraction_entries_kernel(const ContractionEntry* entries, const T* values,
+                                           const int64_t* ptr, const T* from, int64_t sources,
+                                           T* to, int64_t targets, int64_t species,
+                                           int64_t channels) {
+  const int64_t elements = species * targets * channels;
+  for (int64_t n = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; n < elements;
+       n += int64_t(gridDim.x) * blockDim.x) {
+    const int64_t c = n % channels, target = n / channels % targets, s = n / channels / targets;
+    T total = T(0);
+    for (int64_t e = ptr[target]; e < ptr[target + 1]; ++e)
+      total += values[e] * from[(s * sources + entries[e].target) * channels + c];
+    to[n] = total;
+  }
+}
+
+// A warp per node and 32 channels: the result, and the gradient in x. coefficients: [species,
+// terms, channels]; scratch: ContractionLane::rows of every thread.
+template <class T>
+__global__ void contraction_kernel(ContractionCall<T> call, const T* coefficients, T* scratch) {
+  const int64_t tiles = (call.channels + kWarp - 1) / kWarp;
+  const ContractionLane<T> lane{
+      call, scratch + blockIdx.x * kWarp * ContractionLane<T>::rows(call) + threadIdx.x, kWarp};
+  for (int64_t task = blockIdx.x; task < call.nodes * tiles; task += gridDim.x) {
+    const int64_t node = task / tiles, channel = task % tiles * kWarp + threadIdx.x;
+    if (channel >= call.channels) continue;
+    const T* y = call.y + node * call.species;
+    int64_t first = 0, last = call.species;  // the species that are there
+    while (first < last && y[first] == T(0)) ++first;
+    while (first < last && y[last - 1] == T(0)) --last;
+    const auto coefficient = [&](int64_t t) {
+      T total = T(0);
+      for (int64_t s = first; s < last; ++s)
+        if (y[s] != T(0))
+          total += y[s] * coefficients[(s * call.terms + t) * call.channels + channel];
+      return total;
+    };
+    lane.make_monomials(node, channel);
+    const bool along = call.direction.given();
+    if (call.grad_g)
+      for (int64_t i = 0; i < call.dims.g; ++i) lane.out(i) = T(0);
+    if (call.grad_x)
+      for (int64_t m = 0; m < call.monomials(); ++m) {
+        lane.grad_value(m) = T(0);
+        if (along) lane.grad_tangent(m) = T(0);
+      }
+    for (int64_t n = 0; n < call.num_groups; ++n) {
+      const ContractionGroup group = call.groups[n];
+      T sum, sum_along;
+      lane.sum_terms(group, coefficient, &sum, &sum_along);
+      if (call.grad_g) lane.out(group.component) += lane.with_prefix(group, sum, sum_along);
+      if (!call.grad_x) continue;
+      const T g = call.g[node * call.channels * call.dims.g +
+                         contraction_column(call, channel, group.component)];
+      const T pull = g * (along ? lane.tangent(group.prefix) : lane.value(group.prefix));
+      lane.grad_value(group.prefix) += g * (along ? sum_along : sum);
+      if (along) lane.grad_tangent(group.prefix) += g * sum;
+      for (int64_t t = group.first; t < group.first + group.count; ++t)
+        lane.grad_value(call.factors[t]) += pull * coefficient(t);
+    }
+    if (call.grad_g)
+      for (int64_t i = 0; i < call.dims.g; ++i)
+        call.grad_g[node * call.channels * call.dims.g + contraction_column(call, channel, i)] =
+            lane.out(i);
+    if (!call.grad_x) continue;
+    lane.pull_products();
+    for (int64_t j = 0; j < call.dims.x; ++j)
+      call.grad_x[(node * call.channels + channel) * call.dims.x + j] = lane.grad_value(1 + j);
+  }
+}
+
+// The gradient in y: a warp per node and species, lanes are channels.
+template <class T>
+__global__ void contraction_species_kernel(ContractionCall<T> call, const T* coefficients,
+                                           T* scratch) {
+  const HAMFAST_ISA::Warp warp;
+  const ContractionLane<T> lane{
+      call, scratch + blockIdx.x * kWarp * ContractionLane<T>::rows(call) + threadIdx.x, kWarp};
+  for (int64_t task = blockIdx.x; task < call.nodes * call.species; task += gridDim.x) {
+    const int64_t node = task / call.species, s = task % call.species;
+    T total = T(0);
+    for (int64_t channel = warp.rank(); channel < call.channels; channel += warp.size()) {
+      const auto coefficient = [&](int64_t t) {
+        return coefficients[(s * call.terms + t) * call.channels + channel];
+      };
+      lane.make_monomials(node, channel);
+      for (int64_t n = 0; n < call.num_groups; ++n) {
+        const ContractionGroup group = call.groups[n];
+        T sum, sum_along;
+        lane.sum_terms(group, coefficient, &sum, &sum_along);
+        total += lane.with_prefix(group, sum, sum_along) *
+                 call.g[node * call.channels * call.dims.g +
+                        contraction_column(call, channel, group.component)];
+      }
+    }
+    total = warp.sum(total);
+    if (warp.rank() == 0) call.grad_y[task] = total;
+  }
+}
+
+// Gradients in the coefficients, [species, terms, channels]: a warp per species, group and 32
+// channels, which walks over the nodes and makes what it needs of the monomials again.
+template <class T>
+__global__ void contraction_coefficients_kernel(ContractionCall<T> call, T* grad) {
+  const int64_t tiles = (call.channels + kWarp - 1) / kWarp;
+  const int64_t tasks = call.species * call.num_groups * tiles;
+  const bool along = call.direction.given();
+  for (int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
+    const int64_t channel = task % tiles * kWarp + threadIdx.x;
+    const ContractionGroup group = call.groups[task / tiles % call.num_groups];
+    const int64_t s = task / tiles / call.num_groups;
+    if (channel >= call.channels) continue;
+    const int64_t column = contraction_column(call, channel, group.component);
+    T total[kMostTerms] = {};
+    for (int64_t node = 0; node < call.nodes; ++node) {
+      const T y = call.y[node * call.species + s];
+      if (y == T(0)) continue;
+      const int64_t at = (node * call.channels + channel) * call.dims.x;
+      T value = y * call.g[node * call.channels * call.dims.g + column], tangent = T(0);
+      for (int64_t m = group.prefix; m > 0;) {
+        const bool product = m > call.dims.x;
+        const Product pair = product ? call.products[m - 1 - call.dims.x] : Product{0, m};
+        const T x = call.x[at + pair.factor - 1];
+        if (along) tangent = tangent * x + value * call.direction[at + pair.factor - 1];
+        value *= x;
+        m = pair.parent;
+      }
+      HAMFAST_UNROLL
+      for (int t = 0; t < kMostTerms; ++t) {
+        if (t >= group.count) continue;
+        const int64_t j = call.factors[group.first + t] - 1;
+        total[t] += (along ? tangent : value) * call.x[at + j];
+        if (along) total[t] += value * call.direction[at + j];
+      }
+    }
+    HAMFAST_UNROLL
+    for (int t = 0; t < kMostTerms; ++t)
+      if (t < group.count)
+        grad[(s * call.terms + group.first + t) * call.channels + channel] = total[t];
+  }
+}
+
+#endif
+
+}  // namespace hamfast
