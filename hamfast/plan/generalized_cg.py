@@ -85,7 +85,7 @@ def _reduced(irreps: str, target: o3.Irrep, degree: int) -> np.ndarray:
 def _e3nn_group(cue):
     """O(3) with e3nn's coefficients and order, as MACE gives it to cuequivariance."""
 
-    class O3(cue.O3):
+    class O3(cue.O3):  # type: ignore[name-defined]
         def __mul__(self, other):
             return [O3(l=ir.l, p=ir.p) for ir in cue.O3.__mul__(self, other)]
 
