@@ -1,7 +1,8 @@
 """The symmetric contraction beside MACE's own module and cuEquivariance's CPU path.
 
 200 nodes of 4 species, 128 channels, x up to l = 3, three factors: MACE's usual size.
-Outputs are compared before anything is timed.
+Outputs are compared before anything is timed. bench/results/contraction.csv is CPU time, of one
+thread: ``--benchmark-timer=time.process_time``.
 """
 
 import sys
