@@ -34,6 +34,7 @@ FIXED = """
 #include "general.cuh"
 #include "sparse_map.cuh"
 #include "sum_chunks.cuh"
+#include "symmetric_contraction.cuh"
 #include "weighted_sum.cuh"
 namespace hamfast {
 #define INSTANTIATE(T)                                                             \\
@@ -43,6 +44,11 @@ namespace hamfast {
   template __global__ void edge_einsum_kernel<T>(EdgeEinsumCall<T>);                \\
   template __global__ void sparse_map_kernel<T>(SparseMapCall<T>);                 \\
   template __global__ void general_kernel<T>(GeneralCall<T>, int64_t, T*);             \\
+  template __global__ void contraction_entries_kernel<T>(const ContractionEntry*, const T*, const int64_t*, \\
+                                                         const T*, int64_t, T*, int64_t, int64_t, int64_t); \\
+  template __global__ void contraction_kernel<T>(ContractionCall<T>, const T*, T*);    \\
+  template __global__ void contraction_species_kernel<T>(ContractionCall<T>, const T*, T*); \\
+  template __global__ void contraction_coefficients_kernel<T>(ContractionCall<T>, T*); \\
   template __global__ void add_rows_kernel<T>(const T*, int64_t, int64_t, T*);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -249,8 +249,8 @@ struct ContractionGroup {
   int64_t prefix;
   // Of the result.
   int64_t component;
-  // Its terms.
-  int64_t first, count;
+  // Where its terms begin, and how many they are.
+  int64_t first, terms;
 };
 static_assert(sizeof(ContractionGroup) == 4 * sizeof(int64_t));
 

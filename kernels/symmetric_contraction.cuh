@@ -85,7 +85,7 @@ struct ContractionLane {
   __device__ void sum_terms(const ContractionGroup& group, const Coefficient& coefficient, T* sum,
                             T* sum_along) const {
     *sum = *sum_along = T(0);
-    for (int64_t t = group.first; t < group.first + group.count; ++t) {
+    for (int64_t t = group.first; t < group.first + group.terms; ++t) {
       const T c = coefficient(t);
       *sum += c * value(call.factors[t]);
       if (call.direction) *sum_along += c * tangent(call.factors[t]);
@@ -186,7 +186,7 @@ __global__ void contraction_kernel(ContractionCall<T> call, const T* coefficient
       const T pull = g * (along ? lane.tangent(group.prefix) : lane.value(group.prefix));
       lane.grad_value(group.prefix) += g * (along ? sum_along : sum);
       if (along) lane.grad_tangent(group.prefix) += g * sum;
-      for (int64_t t = group.first; t < group.first + group.count; ++t)
+      for (int64_t t = group.first; t < group.first + group.terms; ++t)
         lane.grad_value(call.factors[t]) += pull * coefficient(t);
     }
     if (call.grad_g)
@@ -258,7 +258,7 @@ __global__ void contraction_coefficients_kernel(ContractionCall<T> call, T* grad
       }
       HAMFAST_UNROLL
       for (int t = 0; t < kMostTerms; ++t) {
-        if (t >= group.count) continue;
+        if (t >= group.terms) continue;
         const int64_t j = call.factors[group.first + t] - 1;
         total[t] += (along ? tangent : value) * call.x[at + j];
         if (along) total[t] += value * call.direction[at + j];
@@ -266,7 +266,7 @@ __global__ void contraction_coefficients_kernel(ContractionCall<T> call, T* grad
     }
     HAMFAST_UNROLL
     for (int t = 0; t < kMostTerms; ++t)
-      if (t < group.count)
+      if (t < group.terms)
         grad[(s * call.terms + group.first + t) * call.channels + channel] = total[t];
   }
 }

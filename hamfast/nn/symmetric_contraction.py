@@ -34,7 +34,7 @@ def _contraction_of_tables(x: Tensor, y: Tensor, weight: Tensor, tables: list[Te
 
 class RunsContraction(nn.Module):
     """What runs a contraction whose parts have MACE's names: ``contractions``, and in each
-    ``weights_max``, ``weights`` and ``U_matrix_1``, ...
+    ``weights_max``, ``weights`` and a buffer of coupling coefficients for each degree.
 
     MACE's own module gets this by a change of its class
     (:mod:`hamfast.nn.adapters.mace_contraction`).
@@ -116,8 +116,8 @@ def remake_plan(layer: RunsContraction, keys: object) -> None:
 class SymmetricContraction(RunsContraction):
     """``mace.modules.SymmetricContraction``: same arguments, weights and ``state_dict``.
 
-    Its buffers ``U_matrix_1``, ... hold the coupling coefficients. What they hold is what is
-    computed, also after ``load_state_dict``.
+    Its buffers hold the coupling coefficients. What they hold is what is computed, also after
+    ``load_state_dict``.
 
     Args:
         irreps_in: the irreps of a channel, each with the number of channels as its multiplicity.
@@ -187,9 +187,9 @@ class ContractionWeights(nn.Module):
         super().__init__()
         self.weights = nn.ParameterList([])
         for n, tensor in enumerate(tensors):
-            coefficients = torch.tensor(tensor, dtype=torch.get_default_dtype())
+            table = torch.tensor(tensor, dtype=torch.get_default_dtype())
             # MACE keeps no axis of length 1 for scalars.
-            self.register_buffer(f"U_matrix_{n + 1}", coefficients[0] if len(coefficients) == 1 else coefficients)
+            self.register_buffer(f"U_matrix_{n + 1}", table[0] if table.shape[0] == 1 else table)
         for n in reversed(range(len(tensors))):
             paths = tensors[n].shape[-1]
             weight = nn.Parameter(torch.randn(species, paths, channels) / paths)

@@ -114,9 +114,8 @@ def _make_maps(tables: Any, dims: ContractionDims) -> _Maps:
     for n in sorted(set(degree) - {0, 1}):
         at = np.flatnonzero(np.array(degree) == n)
         parents, others = products[at - 1 - dims.x].T
-        index = (constant(t.copy(), like.device) for t in (at, parents, others))
-        own, first, second = index
-        levels.append((own, first, second, ones(parents, monomials), ones(others, monomials)))
+        first, second, third = (constant(t.copy(), like.device) for t in (at, parents, others))
+        levels.append((first, second, third, ones(parents, monomials), ones(others, monomials)))
     return _Maps(
         constant(coefficients, like.device, like.dtype),
         ones(component, dims.g),

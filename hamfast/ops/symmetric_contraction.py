@@ -131,14 +131,14 @@ def _plan_of(tensors: Any, dims: ContractionDims) -> ContractionPlan:
         product = Product(*row)
         monomials.append((*monomials[product.parent], product.factor - 1))
     groups = [ContractionGroup(*row) for row in on_host(tensors.groups).tolist()]
-    prefixes = [group.prefix for group in groups for _ in range(group.count)]
+    prefixes = [group.prefix for group in groups for _ in range(group.terms)]
     factors = on_host(tensors.factors).tolist()
     pairs = [ContractionEntry(*row) for row in on_host(tensors.by_term).tolist()]
     return ContractionPlan(
         dims.x,
         tuple(row[0] for row in on_host(tensors.blocks).tolist()),
         dims.paths,
-        np.array([group.component for group in groups for _ in range(group.count)], dtype=np.int64),
+        np.array([group.component for group in groups for _ in range(group.terms)], dtype=np.int64),
         tuple(tuple(sorted(monomials[p] + monomials[f])) for p, f in zip(prefixes, factors, strict=True)),
         np.array([(pair.source, pair.target) for pair in pairs], dtype=np.int64).reshape(-1, 2),
         on_host(tensors.by_term_value).astype(np.float64),

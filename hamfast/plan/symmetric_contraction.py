@@ -235,27 +235,27 @@ def contraction_tables(plan: ContractionPlan) -> ContractionTables:
         keyed.append(((len(terms), turn, component), component, prefix, terms))
     keyed.sort(key=lambda piece: piece[0])
     rows: list[ContractionGroup] = []
-    factors: list[int] = []
+    places: list[int] = []
     order: list[int] = []
     for _, component, prefix, terms in keyed:
-        rows.append(ContractionGroup(number_of(prefix), component, len(factors), len(terms)))
+        rows.append(ContractionGroup(number_of(prefix), component, len(places), len(terms)))
         for n in terms:
             rest = list(plan.monomials[n])
             for factor in prefix:
                 rest.remove(factor)
-            factors.append(1 + rest[0])
+            places.append(1 + rest[0])
             order.append(n)
     place = np.zeros(len(order), dtype=np.int64)
     place[np.array(order, dtype=np.int64)] = np.arange(len(order))
     entries = np.stack([plan.entries[:, 1], place[plan.entries[:, 0]]], axis=1)
     by_path, by_term = np.lexsort((entries[:, 1], entries[:, 0])), np.lexsort((entries[:, 0], entries[:, 1]))
-    counts = [row.count for row in rows]
+    counts = [row.terms for row in rows]
     starts = np.cumsum([0, *plan.dims_out])
     return ContractionTables(
         as_table(products, Product),
         as_table(rows, ContractionGroup),
         np.searchsorted(counts, np.arange(MOST + 1), side="right").astype(np.int64),
-        np.array(factors, dtype=np.int64),
+        np.array(places, dtype=np.int64),
         np.searchsorted(entries[by_path, 0], np.arange(plan.paths + 1)).astype(np.int64),
         entries[by_path],
         plan.values[by_path],

@@ -205,8 +205,8 @@ class ContractionGroup(NamedTuple):
     component: int
     """Of the result."""
     first: int
-    count: int  # type: ignore[assignment]  # hides a tuple's method, which nobody calls
-    """Its terms."""
+    terms: int
+    """Where its terms begin, and how many they are."""
 
 
 class ContractionEntry(NamedTuple):

@@ -10,7 +10,8 @@ from programs import compile_program, read_arrays, run_program, write_arrays
 
 from hamfast import ops, reference
 from hamfast.ops.multilinear import general_tables, make_tables
-from hamfast.plan import make_plan
+from hamfast.plan import contraction_plan, make_plan
+from hamfast.plan.symmetric_contraction import contraction_tables
 from hamfast.records.choices import Score, ScoreActivation, Weighting
 from hamfast.records.ops import PRODUCT_TABLES
 
@@ -209,3 +210,54 @@ def test_edge_update_kernels(build, tmp_path, isa, width, count):
             found += [result] if not is_norm else [*result.reshape(threads, 2, -1).sum(0)] if present[3] else []
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_allclose(a, b.detach().numpy().ravel(), atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_contraction_kernels(build, tmp_path, sanitizer):
+    """Channels of less than a vector, of whole vectors, and with a rest; runs of one node and of
+    several, of one species and mixed; also no node, and no channel.
+
+    Vectors as those of attention's test.
+    """
+    isa = next(name for name in reversed(ISAS) if supported(name)) if sanitizer == "address" else "baseline"
+    program = build("run_contraction", isa, sanitizer)
+    for nodes, channels in ((7, 3), (9, 16), (6, 21), (0, 4), (5, 0)):
+        torch.manual_seed(6)
+        species, dim = 3, 4
+        tensors = [[torch.randn(d, *(dim,) * n, 2) for n in (3, 2, 1)] for d in (1, 3, 2)]
+        plan = contraction_plan([[t.numpy() for t in block] for block in tensors], dim)
+        tables, dims = contraction_tables(plan), np.array([dim, plan.dim_out, plan.paths, 0])
+        x, w = torch.randn(nodes, channels, dim), torch.randn(species, plan.paths, channels)
+        y = torch.eye(species)[torch.arange(nodes) % 2]
+        runs, order = [], [*range(0, nodes, 2), *range(1, nodes, 2)]
+        if nodes:
+            y[order[-1]] = torch.randn(species)
+            even, odd = len(range(0, nodes, 2)), len(range(1, nodes, 2))
+            runs = [(0, even, 0), (even, even + odd - 1, 1), (even + odd - 1, nodes, -1)]
+        x.requires_grad_()
+        direction = torch.randn_like(x)
+        # Each run's weights apart, as the kernel's results are.
+        mixed = [torch.einsum("s,skc->kc", y[order[first]], w).detach().requires_grad_() for first, _, _ in runs]
+        per_node = {order[i]: m for (first, last, _), m in zip(runs, mixed, strict=True) for i in range(first, last)}
+        stacked = torch.stack([per_node[n] for n in range(nodes)]) if nodes else w.new_zeros(0, plan.paths, channels)
+
+        def truth(x, stacked=stacked, nodes=nodes, tensors=tensors):
+            return reference.symmetric_contraction(x, stacked, torch.eye(nodes), tensors)
+
+        g = torch.randn(nodes, channels * plan.dim_out)
+        expected = []
+        for value in (truth(x), torch.func.jvp(truth, (x,), (direction,))[1]):
+            given = [x, *mixed]
+            found = torch.autograd.grad(value, given, g, retain_graph=True) if nodes else [torch.zeros_like(x)]
+            grads = [t.flatten() for t in found[1:]] or [torch.zeros(0)]
+            expected += [value.flatten(), found[0].flatten(), torch.cat(grads)]
+        rows = [x, y, w, g, direction, np.array(runs, dtype=np.int64), np.array(order, dtype=np.int64)]
+        rows += [tables.products, tables.groups, tables.buckets, tables.factors, tables.by_path, tables.by_path_value]
+        rows += [tables.by_term, tables.by_term_value, tables.blocks]
+        arrays = [np.array([nodes, channels, species]), dims, *rows]
+        write_arrays(tmp_path / "case", [t.detach().numpy() if isinstance(t, torch.Tensor) else t for t in arrays])
+        run_program(program, tmp_path / "case", tmp_path / "results", 3)
+        for a, b in zip(read_arrays(tmp_path / "results"), expected, strict=True):
+            np.testing.assert_allclose(np.frombuffer(a), b.detach().numpy(), atol=1e-10)
