@@ -134,7 +134,7 @@ def measure(name, size, threads, seconds):
         for f in functions:  # whatever is prepared in the first calls
             f()
         difference = float((expected - found).abs().max() / expected.abs().max())
-        as_it_is, ours = alternating(functions, min(max(3, int(seconds / once)), 30), clock)
+        as_it_is, ours = alternating(functions, min(max(3, int(seconds / once)), 100), clock)
         memory = [f"{mb:.0f}" for mb in peaks[step]] if step in peaks else ["", ""]
         exchanged = f"{len(report.replaced)} of {len(report.replacements)}"
         ratio = as_it_is / ours
