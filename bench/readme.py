@@ -59,13 +59,14 @@ def attention_source():
 # The rows of the README: work of the sizes people train with, and with it what gains least.
 HEADLINES = {
     ("convolution b_large", "forward+backward"): "convolution of a MACE-type layer: gather, product, scatter-sum",
-    ("with radial layer b_large", "forward+backward"): "the same with the radial layer that makes its weights",
     ("edge_tensor_product C", "forward+backward"): "product with the edge's harmonics, DeepH-E3's size",
     ("stage1 published", "training step"): "training step of DeepH-E3's published network",
     ("attention A op", "forward+backward"): "graph attention with edge features",
-    ("attention A GATv2 layer", "forward+backward"): "PyG's `GATv2Conv`, additive scores with edge features",
-    ("stage2", "training step"): "training step of the cascade's graph Transformer",
 }
+
+HEADLINE_MODELS = (
+    "MACE 128x0e+128x1o", "MACE 128x0e+128x1o+128x2e", "NequIP 64, l 2", "SevenNet 64, l 2", "Allegro 32, l 2",
+)  # fmt: skip
 
 
 def speed_rows() -> dict[tuple[str, str], list[str]]:
@@ -92,9 +93,8 @@ def headline_table() -> str:
     rows = [[text, *found[key]] for key, text in HEADLINES.items()]
     ratios = [float(row[3][:-1]) for row in found.values() if row[1] == "e3nn"]
     closing = (
-        f"All {len(ratios)} comparisons with e3nn range from {min(ratios):.0f}x to {max(ratios):.0f}x.",
-        "They are in [docs/performance.md](docs/performance.md), with compiled code, cuEquivariance and DGL,",
-        "and with what misses its target, and why.",
+        f"All {len(ratios)} comparisons with e3nn range from {min(ratios):.0f}x to {max(ratios):.0f}x:",
+        "[performance](docs/performance.md), also with compiled code, cuEquivariance and DGL.",
     )
     return table(["work (float32)", *_SPEED], rows) + note(source("cpu"), attention_source(), *closing)
 
@@ -265,6 +265,16 @@ def models_table() -> str:
     )
 
 
+def models_headline() -> str:
+    """The README's rows: how many times faster the steps of whole models are."""
+    ratios = {(r["model"], r["step"]): float(r["ratio"]) for r in read("models") if int(r["atoms"]) < 100}
+    rows = [[m, f"{ratios[m, 'force']:.1f}x", f"{ratios[m, 'training']:.1f}x"] for m in HEADLINE_MODELS]
+    first = read("models")[0]
+    return table(["whole model after `accelerate`, 32 atoms", "energy and forces", "training step"], rows) + note(
+        f"One thread, {first['machine']}, {first['date']} (`bench/models.py`)."
+    )
+
+
 def cascade_table() -> str:
     """The cascade beside stage 1 alone."""
     rows = read("cascade")
@@ -417,7 +427,7 @@ def accuracy_table(name) -> str:
 
 TABLES = {
     "docs/accuracy.md": {name: partial(accuracy_table, name) for name in ("graphene", "graphene-mixed", "hBN")},
-    "README.md": {"demo": cascade_table, "bench": headline_table, "gpu": gpu_sentence},
+    "README.md": {"demo": cascade_table, "models": models_headline, "bench": headline_table, "gpu": gpu_sentence},
     "docs/performance.md": {
         "bench": speed_table,
         "peers": peers_table,
