@@ -45,7 +45,7 @@ def _in(dtype, data):
 
 
 def graph(dtype, cells=(2, 2, 2)):
-    """What ``sevenn.train.dataload`` makes, which asks for scikit-learn."""
+    """What SevenNet's own loader makes, which asks for scikit-learn."""
     atoms = peers.crystal(cells)
     senders, receivers, shifts = peers.edges(atoms, CUTOFF)
     positions = torch.tensor(atoms.positions, dtype=dtype)
