@@ -1,6 +1,7 @@
 """Cards and small copies of checkpoints, and the models that come with hamfast."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from kit import tiny_checkpoint
 from hamfast.analysis.prediction import predict
 from hamfast.data import read_snapshot
 from hamfast.errors import HamfastError
+from hamfast.trained import checkpoint_path, names
 from hamfast.training import Run, load_model
 from hamfast.training.card import card, pack
 from hamfast.training.config import parse_config
@@ -44,4 +46,27 @@ def test_commands(hamfast, fixtures, tmp_path):
     status, output, _ = hamfast("model", "pack", path, tmp_path / "copy.ckpt", "--about", "a test")
     assert status == 0 and "about: a test" in hamfast("model", "info", tmp_path / "copy.ckpt")[1]
     status, _, error = hamfast("model", "info", tmp_path / "nothing")
-    assert status == 1 and "nothing: checkpoint not found" in error
+    assert status == 1 and "nothing: checkpoint not found; the models that come with hamfast: graphene" in error
+
+
+@pytest.mark.parametrize("name", names())
+def test_shipped_models(hamfast, name, tmp_path, graphene):
+    """Its card says all of what a user must know; it is right about a DFT calculation."""
+    found = dict(card(checkpoint_path(Path(name))))
+    assert {"about", "training: structures", "errors, stage 1"} <= found.keys()
+    assert found["overlap"].startswith("fitted")
+    assert name in hamfast("model", "list")[1].split()
+
+
+def test_the_graphene_model(graphene):
+    """On bundled calculations of DFT that were not in its training."""
+    loaded = load_model("graphene")
+    for label, limit in (("3x3_022", 0.6), ("4x4_000", 1.2)):
+        snapshot = read_snapshot(graphene / "dft" / label)
+        found = predict(loaded, snapshot).refined
+        difference = [
+            np.abs(found.block(n) - snapshot.hamiltonian.block(snapshot.hamiltonian.index[tuple(pair)])).ravel()
+            for n, pair in enumerate(found.pairs.tolist())
+            if tuple(pair) in snapshot.hamiltonian.index
+        ]
+        assert 1e3 * np.concatenate(difference).mean() < limit
