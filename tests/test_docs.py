@@ -31,9 +31,13 @@ class TheirModel(torch.nn.Module):
         self.product = o3.FullyConnectedTensorProduct("4x0e+2x1o", "1x0e+1x1o", "4x0e+2x1o")
         self.attention = TransformerConv(10, 4, heads=2)
 
+    def forward(self, x, y, edge_index):
+        return self.attention(self.product(x, y), edge_index)
+
 
 def of_models(fixtures):
-    return {"model": TheirModel(), "build_model": TheirModel}
+    batch = (torch.randn(3, 10), torch.randn(3, 4), torch.tensor([[0, 1, 2], [1, 1, 0]]))
+    return {"model": TheirModel(), "build_model": TheirModel, "batch": batch}
 
 
 def of_a_cascade(fixtures):

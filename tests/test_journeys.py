@@ -58,7 +58,9 @@ def test_the_commands_of_all_pages_in_their_order(tmp_path, fixtures):
     for line in dict.fromkeys(" ".join(line.split()) for page in PAGES for line in command_lines(page)):
         words = words_of(line)
         done = subprocess.run([sys.executable, "-m", *words], cwd=here, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, (line, done.stderr)
+        # The set of this test has copies of a structure, which is what the check is to find.
+        expected = 1 if words[1:3] == ["data", "check"] else 0
+        assert done.returncode == expected, (line, done.stdout, done.stderr)
         assert "Traceback" not in done.stderr
         if words[1:3] == ["data", "import"]:  # of another code and basis: no part of this set
             shutil.rmtree(here / words[4] / "dft" / "graphene_1x1")

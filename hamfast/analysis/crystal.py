@@ -23,7 +23,7 @@ from hamfast.analysis.eigen import EigenProblem, eigen_problem
 from hamfast.analysis.prediction import predict, rounded
 from hamfast.data import deeph, read_snapshot
 from hamfast.data.graphs import species_index
-from hamfast.data.snapshot import Snapshot, check_structure
+from hamfast.data.snapshot import Snapshot, check_structure, difference
 from hamfast.errors import DataWarning, HamfastError
 from hamfast.training import LoadedModel, load_model
 
@@ -218,6 +218,16 @@ def predict_crystal(loaded: LoadedModel, snapshot: Snapshot) -> Crystal:
     return Crystal(found)
 
 
+def _check_same(snapshot: Snapshot, target: Path) -> None:
+    """Raises HamfastError unless ``target`` is an earlier prediction of the structure."""
+    there = deeph.read_structure(target) if target.is_dir() and (target / deeph.PREDICTION).exists() else None
+    if there is None or difference(snapshot, there, np.zeros((0, 5), dtype=np.int64)) is not None:
+        raise HamfastError(
+            f"{target}: expected a new folder, or an earlier prediction of {snapshot.label}, found something else; choose "
+            "another --output"
+        )
+
+
 def write_crystal(loaded: LoadedModel, snapshot: Snapshot, target: Path, precision: str, compress: bool) -> Path:
     """Predicts a structure that came without matrices, and writes it with H and S.
 
@@ -232,11 +242,11 @@ def write_crystal(loaded: LoadedModel, snapshot: Snapshot, target: Path, precisi
         The path of the Hamiltonian's file.
 
     Raises:
-        HamfastError: as :func:`predict_crystal`; the target holds something; the checkpoint has no
-            fitted overlap.
+        HamfastError: as :func:`predict_crystal`; the target holds something else than an earlier
+            prediction of this structure; the checkpoint has no fitted overlap.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise HamfastError(f"{target}: expected a new folder, found one that is not empty; choose another --output")
+        _check_same(snapshot, target)
     if loaded.model.overlap is None:
         raise HamfastError(
             f"{snapshot.label}: it comes without an overlap, and the model has none: its training set had no overlaps; "

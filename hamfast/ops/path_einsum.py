@@ -9,7 +9,6 @@ Intermediate tensors have the size of rows x pairs of channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 import torch
@@ -109,8 +108,10 @@ class _Coupling:
 
     @property
     def number(self) -> float:
-        """C_000, which is all of C where an operand or the result is a scalar."""
-        return _number(*self._key[:2])
+        """C_000, which is all of C where an operand or the result is a scalar: its coefficients are
+        those of the unit matrix over sqrt(2 l + 1)."""
+        number = self._key[1] / max(self.d1, self.d2, self.d3) ** 0.5
+        return 1.0 if abs(number - 1.0) < 1e-15 else number
 
     def matrix(self, order: str, rows: int) -> Tensor:
         """C with its axes in an order, as a matrix of so many rows."""
@@ -187,9 +188,3 @@ def _matrix(
             values = np.transpose(wigner_3j(*degrees) * coefficient, axes).reshape(rows, -1)
             _MATRICES[key] = constant(np.ascontiguousarray(values), device, dtype)
     return _MATRICES[key]
-
-
-@cache
-def _number(degrees: tuple[int, int, int], coefficient: float) -> float:
-    number = float(wigner_3j(*degrees)[0, 0, 0]) * coefficient
-    return 1.0 if abs(number - 1.0) < 1e-15 else number

@@ -48,8 +48,20 @@ class Setting:
         return f"{self.type} {self.name}"
 
 
+class _Derived:
+    """What has cached properties, which are all made at once.
+
+    The lock of one that is made later breaks the graph of ``torch.compile``.
+    """
+
+    def __post_init__(self) -> None:
+        for name, value in vars(type(self)).items():
+            if isinstance(value, cached_property):
+                getattr(self, name)
+
+
 @dataclass(frozen=True)
-class Group:
+class Group(_Derived):
     """Arguments that belong together: a named tuple in Python, a struct or an array in C++."""
 
     name: str
@@ -99,7 +111,7 @@ Argument = Operand | Setting | Group
 
 
 @dataclass(frozen=True)
-class Op:
+class Op(_Derived):
     """An op of ``torch.ops.hamfast``: what it takes and gives, in order.
 
     Derived from it: the schema, the C++ struct of its arguments, :attr:`Arguments`, and how both

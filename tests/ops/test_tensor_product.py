@@ -335,7 +335,8 @@ def test_offsets_beyond_two_to_the_31():
     x = torch.from_numpy(np.zeros((rows, 2), dtype=np.float32))
     x[rows - 1] = torch.tensor([2.0, 3.0])
     edges = ops.EdgeIndex(torch.tensor([rows - 1]), torch.tensor([0]), rows, 1, *(torch.tensor([0, 1]),) * 4)
-    out = ops.tensor_product(x, torch.ones(1, 2, dtype=torch.float32), None, plan, edges, scatter=False)
+    ones = torch.ones(1, 2, dtype=torch.float32)
+    out = ops.tensor_product(x, ones, None, plan, edges, scatter=False, lowering="general")
     assert out.tolist() == [[2.0, 3.0]]
 
 
