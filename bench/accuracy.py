@@ -1,7 +1,7 @@
 """How accurate each network is after a given CPU time, or a given number of steps, by cell size.
 
 Trains the configurations of bench/accuracy/ on a data set with one thread and adds rows to a CSV,
-one for each stage and each number of atoms in the test structures:
+one for each stage and each formula of the test structures:
 
     python bench/accuracy.py train graphene ROOT --variants stage1 cascade --minutes 4 15 60 \\
         --machine "2 CPU cores"
@@ -26,6 +26,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
+from ase import Atoms
 from rich.console import Console
 
 from hamfast.analysis import evaluate
@@ -50,7 +51,7 @@ METRICS = {
     "conduction_edge_meV": "conduction_edge_error",
 }
 KEY = ["set", "variant", "budget", "seed"]
-FIELDS = [*KEY, "stage", "atoms", "test_structures", *METRICS, "MAE_rotated_meV", "equivariance_error", "steps"]
+FIELDS = [*KEY, "stage", "formula", "atoms", "test_structures", *METRICS, "MAE_rotated_meV", "equivariance_error", "steps"]
 FIELDS += ["epochs", "cpu_s", "parameters", "train_structures", "machine", "torch", "date"]
 
 
@@ -136,12 +137,13 @@ def rotated_error(loaded, folders, refine):
 
 
 def rows_of(key, path, tests, about):
-    """The rows of a trained model: one for each stage and number of atoms."""
+    """The rows of a trained model: one for each stage and formula of a cell."""
     loaded, rows = load_model(path), []
-    sizes = defaultdict(list)
+    cells = defaultdict(list)
     for folder in tests:
-        sizes[len(read_snapshot(folder).numbers)].append(folder)
-    for atoms, folders in sorted(sizes.items()):
+        numbers = read_snapshot(folder).numbers
+        cells[len(numbers), Atoms(numbers).get_chemical_formula()].append(folder)
+    for (atoms, formula), folders in sorted(cells.items()):
         for stage, found in evaluate(loaded, folders)["stages"].items():
             values = {name: found[metric] for name, metric in METRICS.items()}
             values["MAE_rotated_meV"] = rotated_error(loaded, folders, stage == "cascade")
@@ -149,6 +151,7 @@ def rows_of(key, path, tests, about):
                 {
                     **key,
                     "stage": stage,
+                    "formula": formula,
                     "atoms": atoms,
                     "test_structures": len(folders),
                     **{name: "" if value is None else f"{value:.4f}" for name, value in values.items()},
