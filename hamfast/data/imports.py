@@ -49,8 +49,7 @@ def codes(name: str) -> tuple[NativeFormat, ...]:
     found = CODES if name == ANY else tuple(code for code in CODES if name == code.NAME)
     if not found:
         names = ", ".join(code.NAME for code in CODES)
-        hint = "; PySCF is read in Python, hamfast.data.codes.pyscf.from_mean_field" if name == "pyscf" else ""
-        raise HamfastError(f"--code: expected one of {names}, found {name!r}{hint}")
+        raise HamfastError(f"--code: expected one of {names}, found {name!r}")
     return found
 
 

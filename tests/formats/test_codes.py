@@ -18,7 +18,7 @@ from hamfast.data import find_structures, read_snapshot
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.formats import format_of, read_structure
 from hamfast.data.imports import import_calculations
-from hamfast.errors import HamfastError
+from hamfast.errors import DataWarning, HamfastError
 
 NATIVE = Path(__file__).parents[1] / "data" / "native"
 SAMPLES = sorted(path.name.removesuffix(".tar.xz") for path in NATIVE.glob("*.tar.xz"))
@@ -317,6 +317,27 @@ def test_pyscf(chain):
     expected = 27.211386245988 * np.array(chain.get_bands(chain.cell.get_abs_kpts(points))[0])
     for k, energies in zip(points, expected, strict=True):
         np.testing.assert_allclose(bands(snapshot, k), energies, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("kind", "points"), [("KRKS", 7), ("KUKS", 7), ("KRKS", 4)])
+def test_checkpoint_of_pyscf(tmp_path, kind, points):
+    gto, dft = pytest.importorskip("pyscf.pbc.gto"), pytest.importorskip("pyscf.pbc.dft")
+    atoms = [["H", (0.1, 0.0, 0.0)], ["H", (0.8, 0.3, 0.2)]]
+    shape = np.diag([4.0, 6.0, 6.0])
+    cell = gto.M(a=shape, atom=atoms, unit="A", basis="gth-szv", pseudo="gth-pade", verbose=0, ke_cutoff=25.0)
+    mean_field = getattr(dft, kind)(cell, cell.make_kpts([points, 1, 1]), xc="lda,vwn")
+    mean_field.chkfile = str(tmp_path / "run.chk")
+    mean_field.kernel()
+    if points == 4:
+        with pytest.raises(HamfastError, match="full mesh of k points around Gamma with odd numbers"):
+            read_snapshot(tmp_path)
+        return
+    with pytest.warns(DataWarning, match="does not say whether the SCF converged"):
+        found = read_snapshot(tmp_path)
+    assert found.occupation == 2 and found.spinful == (kind == "KUKS")
+    expected = np.asarray(mean_field.mo_energy) * 27.211386245988
+    for n, k in enumerate(cell.get_scaled_kpts(mean_field.kpts)):
+        np.testing.assert_allclose(bands(found, k), np.sort(expected[..., n, :].ravel()), rtol=0, atol=TOLERANCE)
 
 
 def test_pyscf_with_a_mesh_that_does_not_reach(chain):

@@ -4,9 +4,8 @@ Each module has functions of the shape that :class:`hamfast.data.codes.native.Co
 code is such a module, and its entry in :data:`CODES`.
 """
 
-from hamfast.data.codes import abacus, cp2k, fhi_aims, openmx, siesta
+from hamfast.data.codes import abacus, cp2k, fhi_aims, openmx, pyscf, siesta
 from hamfast.data.codes.native import NativeFormat
 
-CODES: tuple[NativeFormat, ...] = tuple(NativeFormat(code) for code in (openmx, siesta, abacus, cp2k, fhi_aims))
-"""The formats of all codes that write files; PySCF is read from its objects, see
-:mod:`hamfast.data.codes.pyscf`."""
+CODES: tuple[NativeFormat, ...] = tuple(NativeFormat(code) for code in (openmx, siesta, abacus, cp2k, fhi_aims, pyscf))
+"""The formats of all codes."""

@@ -1,7 +1,8 @@
-"""PySCF: H(R) and S(R) of a periodic mean field, from its Python object.
+"""PySCF: H(R) and S(R) of a periodic mean field, from its checkpoint or its Python object.
 
-A checkpoint of PySCF does not say of which functional it is, so the object is made by the user's
-own script, as for a calculation, and gets the checkpoint's orbitals:
+A checkpoint (``*.chk``) has orbitals C and their energies e at the k points of the calculation, of
+which ``H(k) = S C e C^dagger S``. It does not say of which functional they are. For H on a finer
+mesh the user's own script makes the object, as for a calculation:
 
     mf = dft.KRKS(cell, cell.make_kpts([6, 6, 1]), xc="pbe")
     mf.__dict__.update(pyscf.lib.chkfile.load("graphene.chk", "scf"))
@@ -13,18 +14,24 @@ H(R) = 1/N sum_k exp(-2 pi i k R) H(k). PySCF's energies are in hartree.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
+from ase.data import atomic_numbers
 
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.codes.native import Orbitals, block_matrix, on_pairs_of, shells_of_elements, two_channels
+from hamfast.data.h5 import open_h5
 from hamfast.data.orbitals import PYSCF_ORDER
 from hamfast.data.snapshot import Snapshot, check_snapshot
-from hamfast.errors import HamfastError
+from hamfast.errors import DataWarning, HamfastError
 
+NAME, FILE = "pyscf", "*.chk"
+ENDINGS = (".chk", ".chkfile")
 HARTREE, BOHR = 27.211386245988, 0.529177210903
 """eV and angstrom (CODATA 2018)."""
 SMALLEST = 1e-8
@@ -55,21 +62,28 @@ def from_mean_field(mean_field: Any, mesh: Sequence[int], label: str = "pyscf") 
     mesh = [int(n) for n in mesh]
     if len(mesh) != 3 or any(n < 1 or n % 2 == 0 for n in mesh):
         raise HamfastError(f"mesh: expected three odd numbers, found {mesh}")
-    shells = _shells(cell)
-    orbitals = Orbitals.of_shells(shells, PYSCF_ORDER)
     points = cell.make_kpts(mesh)
     density = mean_field.make_rdm1()
     fock = np.asarray(mean_field.get_hcore(cell, points)) + np.asarray(
         mean_field.get_veff(cell, density, kpts=mean_field.kpts, kpts_band=points)
     )
+    try:
+        fermi = float(np.max(mean_field.get_fermi())) * HARTREE
+    except Exception:  # an older PySCF has no such function, a molecule-like object fails in it
+        fermi = None
     overlap = np.asarray(mean_field.get_ovlp(cell, points))
-    channels = [fock] if fock.ndim == 3 else list(fock)
-    fractions = cell.get_scaled_kpts(points)
+    return _snapshot(cell, cell.get_scaled_kpts(points), mesh, fock, overlap, fermi, label)
+
+
+def _snapshot(cell, fractions, mesh, fock, overlap, fermi: float | None, label: str) -> Snapshot:
+    """The crystal of matrices ``[points, n, n]`` (H: also ``[2, points, n, n]``) on a mesh."""
+    shells = _shells(cell)
+    orbitals = Orbitals.of_shells(shells, PYSCF_ORDER)
+    ranges = [np.arange(-(n // 2), n // 2 + 1) for n in mesh]
+    R = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3)
+    phases = np.exp(-2j * np.pi * R @ fractions.T) / len(fractions)
 
     def real_space(matrices: np.ndarray, what: str, unit: float) -> BlockMatrix:
-        ranges = [np.arange(-(n // 2), n // 2 + 1) for n in mesh]
-        R = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3)
-        phases = np.exp(-2j * np.pi * R @ fractions.T) / len(points)
         values = np.einsum("rk,kij->rij", phases, matrices)
         imaginary = float(np.abs(values.imag).max())
         if imaginary > UNREAL:
@@ -82,36 +96,108 @@ def from_mean_field(mean_field: Any, mesh: Sequence[int], label: str = "pyscf") 
         if reach > REACH:
             raise HamfastError(
                 f"mesh: {mesh} lattice vectors do not reach as far as {what}: elements at the border are still {reach:.1e}, "
-                f"expected below {REACH:g}; take more"
+                f"expected below {REACH:g}; take more, by hamfast.data.codes.pyscf.from_mean_field"
             )
         n, row, column = np.nonzero(np.abs(values) > SMALLEST)
         return block_matrix(orbitals, R[n], row, column, values.real[n, row, column] * unit)
 
+    channels = [fock] if fock.ndim == 3 else list(fock)
     matrices = [real_space(channel, "H", HARTREE) for channel in channels]
     h = matrices[0] if len(matrices) == 1 else two_channels(*matrices)
-    s = real_space(overlap, "S", 1.0)
-    h, s = on_pairs_of(s, h, orbitals)
-    try:
-        fermi = float(np.max(mean_field.get_fermi())) * HARTREE
-    except Exception:  # an older PySCF has no such function, a molecule-like object fails in it
-        fermi = None
-    symbols = [cell.atom_pure_symbol(n) for n in range(cell.natm)]
-    from ase.data import atomic_numbers
+    h_and_s = on_pairs_of(real_space(overlap, "S", 1.0), h, orbitals)
+    found = _structure(cell, len(channels), label)
+    found.hamiltonian, found.overlap = h_and_s
+    found.fermi_energy = fermi
+    return check_snapshot(found, label)
 
-    snapshot = Snapshot(
+
+def _structure(cell: Any, channels: int, label: str) -> Snapshot:
+    """All but the matrices and the Fermi level."""
+    symbols = [cell.atom_pure_symbol(n) for n in range(cell.natm)]
+    return Snapshot(
         label=label,
         cell=np.asarray(cell.lattice_vectors()) * BOHR,
         positions=np.asarray(cell.atom_coords()) * BOHR,
         numbers=np.array([atomic_numbers[symbol] for symbol in symbols]),
-        shells=shells_of_elements(symbols, shells, Path(label)),
-        spinful=len(channels) > 1,
-        hamiltonian=h,
-        overlap=s,
-        fermi_energy=fermi,
+        shells=shells_of_elements(symbols, _shells(cell), Path(label)),
+        spinful=channels > 1,
         occupation=float(cell.tot_electrons()),
-        info={"code": "PySCF"} | ({"collinear": True} if len(channels) > 1 else {}),
+        info={"code": "PySCF"} | ({"collinear": True} if channels > 1 else {}),
     )
-    return check_snapshot(snapshot, label)
+
+
+def main_file(folder: Path) -> Path | None:
+    """The checkpoint ``*.chk``, with orbitals at k points."""
+    found = [path for path in sorted(folder.iterdir()) if path.suffix in ENDINGS and _is_checkpoint(path)]
+    if len(found) > 1:
+        raise HamfastError(f"{folder}: expected one checkpoint of PySCF, found {', '.join(p.name for p in found)}")
+    return found[0] if found else None
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        with h5py.File(path) as file:
+            return "mol" in file and "scf/mo_coeff" in file and "scf/kpts" in file
+    except OSError:
+        return False
+
+
+def read(path: Path, matrices: bool) -> Snapshot:
+    """Reads a checkpoint; see :class:`hamfast.data.codes.native.Code`.
+
+    H is that of the calculation's own k points, which must be a full mesh of odd numbers.
+    """
+    try:
+        from pyscf.pbc.lib.chkfile import load_cell
+    except ImportError as error:
+        raise HamfastError(f"{path}: a checkpoint of PySCF needs PySCF: pip install pyscf ({error})") from error
+    cell = load_cell(str(path))
+    cell.verbose = 0
+    with open_h5(path) as file:
+        if not all(isinstance(file[f"scf/{name}"], h5py.Dataset) for name in ("mo_coeff", "mo_energy", "kpts")):
+            raise HamfastError(
+                f"{path}: expected as many orbitals as basis functions at every k point, found fewer: near-dependent "
+                "functions were left out, so H is not known"
+            )
+        coefficients, energies = file["scf/mo_coeff"][()], file["scf/mo_energy"][()]
+        fractions = cell.get_scaled_kpts(file["scf/kpts"][()].reshape(-1, 3))
+    channels = 1 if coefficients.ndim == 3 else 2
+    if not matrices:
+        return _structure(cell, channels, path.stem)
+    if coefficients.shape[-1] != coefficients.shape[-2] or coefficients.shape[-1] != cell.nao:
+        raise HamfastError(
+            f"{path}: expected as many orbitals as basis functions, found {coefficients.shape[-1]} and {cell.nao}: H is not "
+            "known, or it has spinors, which are not read yet"
+        )
+    mesh = _mesh_of(fractions, path)
+    overlap = np.asarray(cell.pbc_intor("int1e_ovlp", hermi=1, kpts=cell.get_abs_kpts(fractions)))
+    turned = overlap @ coefficients
+    deviation = float(np.abs(coefficients.conj().swapaxes(-1, -2) @ turned - np.eye(cell.nao)).max())
+    if deviation > UNREAL:
+        raise HamfastError(
+            f"{path}: the orbitals are not orthonormal in the overlap of its cell (off by {deviation:.1e}): of two calculations?"
+        )
+    warnings.warn(f"{path}: a checkpoint of PySCF does not say whether the SCF converged", DataWarning, stacklevel=2)
+    fock = (turned * energies[..., None, :]) @ turned.conj().swapaxes(-1, -2)
+    return _snapshot(cell, fractions, mesh, fock, overlap, None, path.stem)
+
+
+def _mesh_of(fractions: np.ndarray, path: Path) -> list[int]:
+    """The mesh that the k points are; raises HamfastError unless it is full and of odd numbers."""
+    folded = fractions - np.round(fractions)
+    mesh = [len(np.unique(np.round(np.abs(axis), 6))) * 2 - 1 for axis in folded.T]
+    whole = folded * mesh
+    steps = np.round(whole)
+    if (
+        len(np.unique(steps, axis=0)) != len(fractions)
+        or len(fractions) != np.prod(mesh)
+        or not np.allclose(whole, steps, atol=1e-4)
+    ):
+        raise HamfastError(
+            f"{path}: expected a full mesh of k points around Gamma with odd numbers, found {len(fractions)} points; make H "
+            "on such a mesh by hamfast.data.codes.pyscf.from_mean_field"
+        )
+    return mesh
 
 
 def _shells(cell: Any) -> list[tuple[int, ...]]:
