@@ -258,7 +258,10 @@ def bands(
     structure: Annotated[Path, typer.Argument(help="a structure folder with H and S")],
     kpath: Annotated[
         str | None,
-        typer.Option(help="GKMG, 'GXWKGLUWLK,UX' or 'G 0 0 0, K 1/3 1/3 0, M 1/2 0 0'; default: ASE's for the lattice"),
+        typer.Option(
+            help="GKMG, 'GXWKGLUWLK,UX', 'G 0 0 0, K 1/3 1/3 0, M 1/2 0 0', or seekpath for the path of that package; "
+            "default: ASE's for the lattice"
+        ),
     ] = None,
     prediction: Annotated[
         Path | None, typer.Option(help="folder with hamiltonian_pred.h5; default: the structure's own")
@@ -279,14 +282,22 @@ def bands(
     ] = False,
     dos: Annotated[bool, typer.Option("--dos", help="density of states beside the bands")] = False,
     fat: Annotated[
-        str | None, typer.Option(help="element or shell: how much of each level lies there, as dots, and in the DOS")
+        str | None,
+        typer.Option(help="element, shell or spin: how much of each level lies there, as dots, and in the DOS"),
     ] = None,
+    masses: Annotated[
+        bool, typer.Option("--masses", help="effective masses at the band edges, along the path")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print Fermi levels, gaps, edges and errors as JSON")] = False,
 ) -> None:
-    """Band structure from H and S: predicted over DFT in one figure, E_F at 0, and the numbers as
-    JSON and h5."""
+    """Band structure from H and S: predicted over DFT in one figure (PNG and PDF), E_F at 0, and
+    the numbers as JSON and h5."""
+    import json
+
     import numpy as np
 
     from hamfast.analysis.bands import (
+        FIGURES,
         band_difference,
         band_structures,
         check_window,
@@ -295,6 +306,7 @@ def bands(
         matrices_of,
         write_bands,
     )
+    from hamfast.analysis.edges import edges, gap_words, mass_lines, with_masses
     from hamfast.analysis.eigen import eigen_problem
     from hamfast.analysis.plot import plot_bands
     from hamfast.analysis.populations import orbital_sets, populations
@@ -325,13 +337,51 @@ def bands(
             shares_of=None if fat is None else last, by=fat or "shell",
         )  # fmt: skip
     errors = band_difference(curves["DFT"], curves["predicted"], window) if len(curves) == 2 else None
-    figure = plot_bands(
-        curves, folder / "bands.png", window=window, title=snapshot.label, dos=densities, errors=errors,
-        shares=shares, shares_of=last,
-    )  # fmt: skip
+    figures = [folder / name for name in FIGURES]
+    plot_bands(
+        curves,
+        figures,
+        window=window,
+        title=snapshot.label,
+        dos=densities,
+        errors=errors,
+        shares=shares,
+        shares_of=last,
+    )
+    found = {}
     for name, curve in curves.items():
-        gap = "" if curve.gap is None else f", gap {curve.gap:.3f} eV on the path"
-        say(f"{name}: E_F = {curve.fermi_energy:.4f} eV ({curve.fermi_source}), {curve.energies.shape[1]} bands{gap}")
+        if masses:
+            problem = eigen_problem(snapshot, matrices[name], projection=curve.projection)
+            found[name] = with_masses(problem, curve, snapshot.cell)
+        else:
+            found[name] = edges(curve)
+    dictionaries = {name: [edge.as_dict() for edge in own] for name, own in found.items()}
+    of_levels = None if shares is None else {last: shares}
+    written = [*figures, *write_bands(curves, folder, errors, snapshot.fermi_energy, of_levels, dictionaries)]
+    if as_json:
+        summary = {
+            name: {
+                "fermi_energy": c.fermi_energy,
+                "fermi_source": c.fermi_source,
+                "gap": c.gap,
+                "edges": dictionaries[name],
+            }
+            for name, c in curves.items()
+        }
+        about = {
+            "unit": "eV",
+            "errors_meV": None if errors is None else errors.as_dict(),
+            "files": list(map(str, written)),
+        }
+        say(json.dumps(about | summary, indent=1))
+        return
+    for name, curve in curves.items():
+        say(f"{name}: E_F = {curve.fermi_energy:.4f} eV ({curve.fermi_source}), {curve.energies.shape[1]} bands")
+        if curve.gap is not None:
+            say(f"{name}: {gap_words(curve.gap, found[name])}")
+        for edge in found[name] if masses else []:
+            for line in mass_lines(edge):
+                say(f"{name}: {line}")
     if snapshot.fermi_energy is not None:
         say(f"the DFT code's own E_F: {snapshot.fermi_energy:.4f} eV")
     if len(curves) == 2 and errors is None:
@@ -345,8 +395,7 @@ def bands(
                 f"errors in meV: gap {errors.gap_error:+.1f}, valence edge {errors.valence_edge_error:+.1f}, conduction "
                 f"edge {errors.conduction_edge_error:+.1f}"
             )
-    of_levels = None if shares is None else {last: shares}
-    for path in [figure, *write_bands(curves, folder, errors, snapshot.fermi_energy, of_levels)]:
+    for path in written:
         say(f"wrote {path}")
 
 

@@ -31,6 +31,7 @@ from hamfast.data.h5 import write_h5, write_json
 from hamfast.data.snapshot import Snapshot, check_pairs, difference
 from hamfast.errors import HamfastError
 
+FIGURES = ("bands.png", "bands.pdf")
 SPARSE_BANDS = 60
 """Bands around the Fermi level of systems too large for all of them."""
 
@@ -191,7 +192,8 @@ def band_structures(
     Raises:
         HamfastError: as these.
     """
-    path = parse_kpath(kpath, snapshot.cell, points, periodic_axes(next(iter(matrices.values()))))
+    atoms = snapshot.positions @ np.linalg.inv(snapshot.cell), snapshot.numbers
+    path = parse_kpath(kpath, snapshot.cell, points, periodic_axes(next(iter(matrices.values()))), atoms)
     found = {}
     for name, matrix in matrices.items():
         problem = eigen_problem(snapshot, matrix, projection=projection)
@@ -238,7 +240,7 @@ def densities_of_states(
         projection: name -> see :class:`hamfast.analysis.eigen.EigenProblem`, as the bands beside
             have it; None: nothing is left out.
         shares_of: the Hamiltonian that gets ``parts``, too.
-        by: ``element`` or ``shell``, what these parts are of.
+        by: ``element``, ``shell`` or ``spin``, what these parts are of.
 
     Raises:
         HamfastError: the window is none, or there are too many orbitals for all bands.
@@ -276,6 +278,7 @@ def write_bands(
     errors: BandErrors | None = None,
     dft_fermi: float | None = None,
     shares: dict[str, Populations] | None = None,
+    edges: dict[str, list[dict[str, Any]]] | None = None,
 ) -> list[Path]:
     """``bands.json`` with every curve, and ``band_<name>.h5`` each in DeepH's layout.
 
@@ -287,6 +290,7 @@ def write_bands(
         errors: of the predicted bands, for the JSON.
         dft_fermi: eV, the Fermi level that the DFT code itself gave, for the JSON.
         shares: name -> shares of its levels, for the JSON.
+        edges: name -> its band edges, for the JSON.
 
     Returns:
         What was written.
@@ -304,6 +308,7 @@ def write_bands(
             "gap": band.gap,
             "first_band": band.first_band,
             "projection": band.projection,
+            "edges": [] if edges is None else edges[name],
             "energies": energies,
         }
         if shares is not None and name in shares:
@@ -329,7 +334,11 @@ def write_bands(
 
 def check_writable(folder: Path, names: Iterable[str]) -> None:
     """Raises HamfastError if a result of these curves could not be written, before the first is."""
-    for path in (folder / "bands.png", folder / "bands.json", *(folder / f"band_{name}.h5" for name in names)):
+    for path in (
+        *(folder / name for name in FIGURES),
+        folder / "bands.json",
+        *(folder / f"band_{n}.h5" for n in names),
+    ):
         if path.is_dir():
             raise HamfastError(f"{path}: could not be written (it is a folder); what was there before is untouched")
     above = next(p for p in (folder, *folder.absolute().parents) if p.exists())

@@ -84,7 +84,8 @@ class Bands:
         """
         from hamfast.analysis.plot import plot_bands
 
-        return plot_bands({"predicted": self.structure}, Path(path), window=window, title=self.label)
+        plot_bands({"predicted": self.structure}, [Path(path)], window=window, title=self.label)
+        return Path(path)
 
 
 @dataclass(frozen=True)

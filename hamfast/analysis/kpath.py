@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -33,21 +34,30 @@ class KPath:
 
 
 Corner = tuple[str, np.ndarray]
+SEEKPATH = "seekpath"
 
 
-def parse_kpath(text: str | None, cell: np.ndarray, points: int, periodic: Sequence[bool] | None = None) -> KPath:
+def parse_kpath(
+    text: str | None,
+    cell: np.ndarray,
+    points: int,
+    periodic: Sequence[bool] | None = None,
+    atoms: tuple[np.ndarray, np.ndarray] | None = None,
+) -> KPath:
     """A path through named or own points.
 
     Args:
         text: names of the lattice's special points, as ``GKMG`` or ``G-X1-H``. A ``,`` or ``|``
             breaks the path, as in ``GXWKGLUWLK,UX``, which is ASE's way. Or own points, as
             ``G 0 0 0, K 1/3 1/3 0, M 0.5 0 0``; then only ``|`` breaks it. None takes ASE's path
-            for the lattice.
+            for the lattice, and ``seekpath`` that of the package of this name (Hinuma et al.,
+            Comput. Mater. Sci. 128, 140, 2017), of a layer the part in its plane.
         cell: ``[3, 3]`` angstrom.
         points: about how many k-points, at least two for each segment.
         periodic: for each axis, is the crystal periodic along it? A layer's lattice is named after
             its plane. None takes axes for vacuum that are longer than 11 angstrom and 1.4 times the
             shortest one.
+        atoms: ``[atoms, 3]`` fractions of the cell, and their numbers, for ``seekpath``.
 
     Raises:
         HamfastError: a name is unknown for this lattice, a coordinate is not a number, or the path
@@ -55,7 +65,10 @@ def parse_kpath(text: str | None, cell: np.ndarray, points: int, periodic: Seque
     """
     if points < 2:
         raise HamfastError(f"points along the path: expected 2 or more, found {points}")
-    pieces = _named(text, cell, periodic) if text is None or not _has_coordinates(text) else _explicit(text)
+    if text == SEEKPATH:
+        pieces = _seekpath(cell, periodic, atoms)
+    else:
+        pieces = _named(text, cell, periodic) if text is None or not _has_coordinates(text) else _explicit(text)
     for piece in pieces:
         if len(piece) < 2:
             raise HamfastError(f"kpath: expected at least two points in each piece of a path, found {text!r}")
@@ -105,10 +118,53 @@ def _is_number(word: str) -> bool:
     return True
 
 
+def _without_vacuum(cell) -> list[bool]:
+    lengths = np.linalg.norm(cell, axis=1)
+    return [bool(length < 11 or length < 1.4 * lengths.min()) for length in lengths]
+
+
+def _seekpath(cell, periodic, atoms) -> list[list[Corner]]:
+    """The path of seekpath in the crystal's own cell; of a layer the segments in its plane."""
+    try:
+        from seekpath import get_path_orig_cell
+    except ImportError as error:
+        raise HamfastError(
+            f"--kpath seekpath: expected the package seekpath: pip install seekpath ({error})"
+        ) from error
+    if atoms is None:
+        raise HamfastError("--kpath seekpath: expected the atoms of the crystal, found none")
+    fractions, numbers = atoms
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that of a supercell the path is not the usual one, and those of spglib
+            found = get_path_orig_cell((cell, fractions, numbers))
+    except Exception as error:  # spglib and seekpath raise many types of errors on unusual cells
+        raise HamfastError(f"--kpath seekpath: it has no path for this cell ({error})") from error
+    axes = ~np.array(_without_vacuum(cell) if periodic is None else periodic)
+    corners = {name: np.asarray(point, dtype=np.float64) for name, point in found["point_coords"].items()}
+    pieces: list[list[Corner]] = []
+    for first, second in found["path"]:
+        a, b = corners[first], corners[second]
+        if np.abs([a[axes], b[axes]]).max(initial=0.0) > 1e-9:
+            continue
+        if pieces and pieces[-1][-1][0] == _short(first):
+            pieces[-1].append((_short(second), b))
+        else:
+            pieces.append([(_short(first), a), (_short(second), b)])
+    if not pieces:
+        raise HamfastError(
+            "--kpath seekpath: no part of its path lies in the plane of the layer; use ASE's or give points"
+        )
+    return pieces
+
+
+def _short(name: str) -> str:
+    return "G" if name == "GAMMA" else name
+
+
 def _named(text: str | None, cell, periodic) -> list[list[Corner]]:
     if periodic is None:
-        lengths = np.linalg.norm(cell, axis=1)
-        periodic = [bool(length < 11 or length < 1.4 * lengths.min()) for length in lengths]
+        periodic = _without_vacuum(cell)
     try:
         path = Cell(cell).bandpath(npoints=0, pbc=list(periodic) if any(periodic) else [True] * 3)
     except Exception as error:  # ASE raises many types of errors on unusual cells

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -24,7 +25,7 @@ DOT = 36.0
 
 def plot_bands(
     bands: dict[str, BandStructure],
-    path: Path,
+    paths: Sequence[Path],
     *,
     window: tuple[float, float],
     title: str = "",
@@ -32,7 +33,7 @@ def plot_bands(
     errors: BandErrors | None = None,
     shares: Populations | None = None,
     shares_of: str = "DFT",
-) -> Path:
+) -> None:
     """All band structures in one panel, E_F at 0; the density of states in a second one.
 
     Lines join the points of one band. Levels that could not be counted are drawn as points. The
@@ -40,16 +41,13 @@ def plot_bands(
 
     Args:
         bands: name -> curve.
-        path: of the image; its ending is the format.
+        paths: of the image, in each format that their endings name.
         window: eV around the Fermi level.
         title: above the figure.
         dos: name -> density of states.
         errors: of the predicted bands.
         shares: of the levels of one curve: each set of orbitals gets dots, as large as its share.
         shares_of: the name of that curve.
-
-    Returns:
-        ``path``.
 
     Raises:
         HamfastError: the file cannot be written.
@@ -104,13 +102,13 @@ def plot_bands(
         right.set_xlim(left=0)
         right.axhline(0.0, color="0.3", lw=0.7, ls=":")
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8, frameon=False)
-    image = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a letter of a name that the font lacks
-        figure.savefig(image, dpi=160, format=path.suffix.lstrip(".") or "png")
+        for path in paths:
+            image = io.BytesIO()
+            figure.savefig(image, dpi=160, format=path.suffix.lstrip(".") or "png")
+            write_bytes(path, image.getvalue())
     plt.close(figure)
-    write_bytes(path, image.getvalue())
-    return path
 
 
 def _dots(axes, band: BandStructure, shares: Populations, window: tuple[float, float]) -> list:

@@ -30,7 +30,7 @@ class Populations:
     """Shares of levels."""
 
     names: list[str]
-    """Of the sets of orbitals: ``C``, or ``C s``, ``C p``, ..."""
+    """Of the sets of orbitals: ``C``, or ``C s``, ``C p``, or ``up``, ``down``."""
     energies: np.ndarray
     """``[kpoints, bands]`` eV; NaN where directions of S(k) were left out."""
     shares: np.ndarray
@@ -52,13 +52,22 @@ class Populations:
 
 
 def orbital_sets(snapshot: Snapshot, by: str) -> dict[str, np.ndarray]:
-    """Name -> the rows of H(k), spin included, of each element or of each l of an element.
+    """Name -> the rows of H(k), spin included, of each element, of each l of an element, or of each
+    spin.
+
+    Args:
+        snapshot: the structure.
+        by: ``element``, ``shell`` or ``spin``.
 
     Raises:
-        HamfastError: ``by`` is neither.
+        HamfastError: ``by`` is none of these, or there is no spin.
     """
-    if by not in ("element", "shell"):
-        raise HamfastError(f"shares of levels: expected element or shell, found {by!r}")
+    if by not in ("element", "shell", "spin"):
+        raise HamfastError(f"shares of levels: expected element, shell or spin, found {by!r}")
+    if by == "spin" and not snapshot.spinful:
+        raise HamfastError(
+            f"shares of levels by spin: expected a Hamiltonian with spin, found none in {snapshot.label}"
+        )
     spins, start = 2 if snapshot.spinful else 1, 0
     found: dict[str, list[int]] = {}
     for z in snapshot.numbers.tolist():
@@ -66,7 +75,7 @@ def orbital_sets(snapshot: Snapshot, by: str) -> dict[str, np.ndarray]:
         own = [l for l in snapshot.shells[z] for _ in range(2 * l + 1)]
         for spin in range(spins):
             for n, l in enumerate(own):
-                name = symbol if by == "element" else f"{symbol} {LETTERS[l]}"
+                name = {"element": symbol, "shell": f"{symbol} {LETTERS[l]}", "spin": ("up", "down")[spin]}[by]
                 found.setdefault(name, []).append(start + spin * size + n)
         start += spins * size
     return {name: np.array(rows) for name, rows in sorted(found.items(), key=lambda item: min(item[1]))}

@@ -117,3 +117,24 @@ def test_a_layers_lattice_is_that_of_its_plane(fixtures, label):
     snapshot = read_snapshot(fixtures / label)
     assert periodic_axes(snapshot.hamiltonian) == [True, True, False]
     assert [n for _, n in band_structures(snapshot, {"DFT": snapshot.hamiltonian}, None, points=6)["DFT"].path.ticks]
+
+
+def test_path_of_seekpath():
+    """Of silicon: its published path for face-centred cubic crystals. Of a layer: its plane."""
+    pytest.importorskip("seekpath")
+    cell = 5.43 / 2 * np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0.0]])
+    atoms = np.array([[0, 0, 0], [0.25, 0.25, 0.25]]), np.array([14, 14])
+    path = parse_kpath("seekpath", cell, 60, [True] * 3, atoms)
+    assert [name for _, name in path.ticks] == ["G", "X", "U|K", "G", "L", "W", "X"]
+    corners = dict(zip([name for _, name in path.ticks], path.ticks, strict=True))
+    reciprocal = 2 * np.pi * np.linalg.inv(cell).T
+    x = path.kpoints[np.argmin(np.abs(path.distance - path.ticks[1][0]))] @ reciprocal
+    np.testing.assert_allclose(np.linalg.norm(x), 2 * np.pi / 5.43, rtol=1e-9)
+    assert corners["L"][0] > corners["U|K"][0]
+    layer = np.array([[2.46, 0, 0], [-1.23, 2.46 * np.sqrt(3) / 2, 0], [0, 0, 15.0]])
+    atoms = np.array([[1 / 3, 2 / 3, 0.5], [2 / 3, 1 / 3, 0.5]]), np.array([6, 6])
+    path = parse_kpath("seekpath", layer, 60, [True, True, False], atoms)
+    assert [name for _, name in path.ticks] == ["G", "M", "K", "G"]
+    np.testing.assert_array_equal(path.kpoints[:, 2], 0)
+    with pytest.raises(HamfastError, match="expected the atoms"):
+        parse_kpath("seekpath", layer, 60)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.linalg
 from kit import random_snapshot
 
 from hamfast.analysis.bands import densities_of_states
@@ -39,6 +40,23 @@ def test_two_orbitals():
     np.testing.assert_allclose(found.shares[0, 0], [np.sin(angle / 2) ** 2, np.cos(angle / 2) ** 2], atol=1e-12)
 
 
+def test_spin():
+    """The rows of each spin, and their shares of every level."""
+    snapshot = random_snapshot(SHELLS, [83, 6], True)
+    spin_up = orbital_sets(snapshot, "spin")["up"]
+    bismuth, carbon = 1 + 3 + 5, 1 + 1 + 3  # orbitals; each atom has those of spin up first
+    assert spin_up.tolist() == [*range(bismuth), *range(2 * bismuth, 2 * bismuth + carbon)]
+    problem = eigen_problem(snapshot)
+    h, s = problem.hamiltonian.at(K[0]).toarray(), problem.overlap.at(K[0]).toarray()
+    energies, states = scipy.linalg.eigh(h, s)
+    expected = [np.real(c[spin_up].conj() @ (s @ c)[spin_up]) for c in states.T]
+    found = populations(problem, K[:1], orbital_sets(snapshot, "spin"))
+    np.testing.assert_allclose(found.energies[0], energies, atol=1e-9)
+    np.testing.assert_allclose(found.shares[0, :, 0], expected, atol=1e-9)
+    with pytest.raises(HamfastError, match="expected a Hamiltonian with spin"):
+        orbital_sets(random_snapshot(SHELLS, [6]), "spin")
+
+
 def test_equal_atoms_share_alike():
     """With any overlap."""
     snapshot = molecule(0.3, 0.3, -1.0, 0.4)
@@ -68,7 +86,7 @@ def test_sums(numbers, spinful):
 
 
 def test_errors_and_command(hamfast, tmp_path, fixtures):
-    with pytest.raises(HamfastError, match="expected element or shell, found 'atom'"):
+    with pytest.raises(HamfastError, match="expected element, shell or spin, found 'atom'"):
         orbital_sets(random_snapshot(SHELLS, [6]), "atom")
     arguments = ("--kpath", "GK", "--points", 3, "--mesh", 1, 1, 1, "--output", tmp_path / "out")
     status, _, _ = hamfast("bands", fixtures / "hBN_1x1_000", *arguments, "--fat", "element", "--dos")
@@ -77,4 +95,4 @@ def test_errors_and_command(hamfast, tmp_path, fixtures):
     total = np.array(content["shares"]["B"]) + np.array(content["shares"]["N"])
     np.testing.assert_allclose(total, 1.0, atol=2e-4)
     status, _, error = hamfast("bands", fixtures / "hBN_1x1_000", *arguments, "--fat", "atom")
-    assert status == 1 and "expected element or shell, found 'atom'" in error
+    assert status == 1 and "expected element, shell or spin, found 'atom'" in error

@@ -31,7 +31,6 @@ from hamfast.data.snapshot import Snapshot, check_snapshot
 from hamfast.errors import DataWarning, HamfastError
 
 NAME, FILE = "pyscf", "*.chk"
-ENDINGS = (".chk", ".chkfile")
 HARTREE, BOHR = 27.211386245988, 0.529177210903
 """eV and angstrom (CODATA 2018)."""
 SMALLEST = 1e-8
@@ -128,7 +127,7 @@ def _structure(cell: Any, channels: int, label: str) -> Snapshot:
 
 def main_file(folder: Path) -> Path | None:
     """The checkpoint ``*.chk``, with orbitals at k points."""
-    found = [path for path in sorted(folder.iterdir()) if path.suffix in ENDINGS and _is_checkpoint(path)]
+    found = [path for path in sorted(folder.glob("*.chk")) if _is_checkpoint(path)]
     if len(found) > 1:
         raise HamfastError(f"{folder}: expected one checkpoint of PySCF, found {', '.join(p.name for p in found)}")
     return found[0] if found else None
