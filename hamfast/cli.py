@@ -338,16 +338,11 @@ def bands(
         )  # fmt: skip
     errors = band_difference(curves["DFT"], curves["predicted"], window) if len(curves) == 2 else None
     figures = [folder / name for name in FIGURES]
-    plot_bands(
-        curves,
-        figures,
-        window=window,
-        title=snapshot.label,
-        dos=densities,
-        errors=errors,
-        shares=shares,
-        shares_of=last,
+    figure = plot_bands(
+        curves, window=window, title=snapshot.label, dos=densities, errors=errors, shares=shares, shares_of=last
     )
+    for path in figures:
+        figure.write(path)
     found = {}
     for name, curve in curves.items():
         if masses:

@@ -11,17 +11,19 @@ the number of electrons.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
 
 from hamfast.analysis.bands import BandStructure, band_structures
 from hamfast.analysis.eigen import EigenProblem, eigen_problem
-from hamfast.analysis.prediction import predict, rounded
+from hamfast.analysis.prediction import predict_batch, rounded
 from hamfast.data import deeph, read_snapshot
+from hamfast.data.blocks import BlockMatrix
 from hamfast.data.graphs import species_index
 from hamfast.data.snapshot import Snapshot, check_structure, difference
 from hamfast.errors import DataWarning, HamfastError
@@ -30,6 +32,13 @@ from hamfast.training import LoadedModel, load_model
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from hamfast.analysis.plot import BandFigure
+
+    Structure = Atoms | Snapshot | Path | str
+
+BATCH_ATOMS = 100
+"""Of several structures, about so many atoms go through the network at once."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -37,34 +46,45 @@ class Model:
 
     loaded: LoadedModel
 
-    def predict(self, atoms: Atoms | Snapshot | Path | str) -> Crystal:
-        """The Hamiltonian and the overlap of a crystal.
+    @overload
+    def predict(self, atoms: Structure) -> Crystal: ...
+
+    @overload
+    def predict(self, atoms: list[Structure] | tuple[Structure, ...]) -> list[Crystal]: ...
+
+    def predict(self, atoms):
+        """The Hamiltonian and the overlap of a crystal, or of each of several.
+
+        Several go through the network together, in batches of about ``BATCH_ATOMS`` atoms.
 
         Args:
             atoms: of ASE, with a cell; or a structure folder, whose overlap and Fermi level are
                 taken where it has them; or what was read from one; or a file with one structure
-                that ASE reads.
+                that ASE reads; or a list of these.
 
         Raises:
             HamfastError: an element is unknown to the model, there are no three lattice vectors, or
                 the training does not tell the overlap of such atoms.
         """
+        if not isinstance(atoms, (list, tuple)):
+            return predict_crystals(self.loaded, [self._read(atoms)])[0]
+        return predict_crystals(self.loaded, [self._read(one) for one in atoms])
+
+    def _read(self, atoms: Structure) -> Snapshot:
         from ase import Atoms
 
         if isinstance(atoms, (str, Path)) and Path(atoms).is_file():
             found = read_atoms(self.loaded, Path(atoms))
             if len(found) > 1:
                 raise HamfastError(f"{atoms}: expected one structure, found {len(found)}; read it with ASE")
-            snapshot = found[0]
-        elif isinstance(atoms, (str, Path)):
-            snapshot = read_snapshot(atoms)
-        elif isinstance(atoms, Atoms):
-            snapshot = snapshot_of(self.loaded, atoms)
-        elif isinstance(atoms, Snapshot):
-            snapshot = atoms
-        else:
-            raise HamfastError(f"expected ASE's atoms, a folder or a file of a structure, found {type(atoms).__name__}")
-        return predict_crystal(self.loaded, snapshot)
+            return found[0]
+        if isinstance(atoms, (str, Path)):
+            return read_snapshot(atoms)
+        if isinstance(atoms, Atoms):
+            return snapshot_of(self.loaded, atoms)
+        if isinstance(atoms, Snapshot):
+            return atoms
+        raise HamfastError(f"expected ASE's atoms, a folder or a file of a structure, found {type(atoms).__name__}")
 
 
 @dataclass(frozen=True)
@@ -75,17 +95,22 @@ class Bands:
     """Energies in eV, path and Fermi level."""
     label: str
 
-    def plot(self, path: Path | str, window: tuple[float, float] = (-4.0, 4.0)) -> Path:
-        """Draws the bands, E_F at 0, into a PNG or PDF; returns its path.
+    def plot(self, path: Path | str | None = None, window: tuple[float, float] = (-4.0, 4.0)) -> BandFigure:
+        """Draws the bands, E_F at 0; a notebook shows the figure.
 
         Args:
-            path: of the figure.
+            path: of a PNG, a PDF or another format of matplotlib, which is written if it is given.
             window: eV around the Fermi level.
+
+        Raises:
+            HamfastError: the file cannot be written.
         """
         from hamfast.analysis.plot import plot_bands
 
-        plot_bands({"predicted": self.structure}, [Path(path)], window=window, title=self.label)
-        return Path(path)
+        figure = plot_bands({"predicted": self.structure}, window=window, title=self.label)
+        if path is not None:
+            figure.write(Path(path))
+        return figure
 
 
 @dataclass(frozen=True)
@@ -206,9 +231,20 @@ def read_atoms(loaded: LoadedModel, path: Path) -> list[Snapshot]:
         raise HamfastError(f"{path}: {error}") from error
 
 
-def predict_crystal(loaded: LoadedModel, snapshot: Snapshot) -> Crystal:
-    """The crystal with its predicted Hamiltonian; what else it lacks comes from the model, too."""
-    matrix = predict(loaded, snapshot).refined
+def predict_crystals(loaded: LoadedModel, snapshots: Sequence[Snapshot]) -> list[Crystal]:
+    """Crystals with their predicted Hamiltonians; what else they lack comes from the model, too."""
+    crystals, batch, atoms = [], [], 0
+    for n, snapshot in enumerate(snapshots):
+        batch.append(snapshot)
+        atoms += snapshot.num_atoms
+        if atoms >= BATCH_ATOMS or n + 1 == len(snapshots):
+            for one, prediction in zip(batch, predict_batch(loaded, batch), strict=True):
+                crystals.append(_crystal(loaded, one, prediction.refined))
+            batch, atoms = [], 0
+    return crystals
+
+
+def _crystal(loaded: LoadedModel, snapshot: Snapshot, matrix: BlockMatrix) -> Crystal:
     overlap, electrons = snapshot.overlap, snapshot.occupation
     fitted = loaded.model.overlap
     if overlap is None and fitted is not None:
@@ -243,7 +279,7 @@ def write_crystal(loaded: LoadedModel, snapshot: Snapshot, target: Path, precisi
         The path of the Hamiltonian's file.
 
     Raises:
-        HamfastError: as :func:`predict_crystal`; the target holds something else than an earlier
+        HamfastError: as :meth:`Model.predict`; the target holds something else than an earlier
             prediction of this structure; the checkpoint has no fitted overlap.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -253,7 +289,7 @@ def write_crystal(loaded: LoadedModel, snapshot: Snapshot, target: Path, precisi
             f"{snapshot.label}: it comes without an overlap, and the model has none: its training set had no overlaps; "
             "give a structure folder with one"
         )
-    crystal = predict_crystal(loaded, snapshot)
+    crystal = predict_crystals(loaded, [snapshot])[0]
     matrix = crystal.snapshot.hamiltonian
     assert matrix is not None
     crystal.snapshot.hamiltonian = None

@@ -4,28 +4,53 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from hamfast.analysis.band_errors import BandErrors
 from hamfast.analysis.bands import BandStructure, DensityOfStates
 from hamfast.analysis.populations import Populations
 from hamfast.data.h5 import write_bytes
+from hamfast.errors import HamfastError
 
 _STYLE = {"DFT": {"color": "0.55", "lw": 2.6, "ls": "-"}, "predicted": {"color": "#c0392b", "lw": 1.0, "ls": "--"}}
 DOT = 36.0
 """Points squared: the area of a dot for a share of 1."""
 
 
+class BandFigure(Figure):
+    """A figure that a notebook shows when it is the last value of a cell; pyplot knows nothing of
+    it."""
+
+    def image(self, ending: str) -> bytes:
+        """The file's content in a format, such as ``png`` or ``pdf``."""
+        content = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")  # a letter of a name that the font lacks
+            self.savefig(content, dpi=160, format=ending)
+        return content.getvalue()
+
+    def _repr_png_(self) -> bytes:
+        return self.image("png")
+
+    def write(self, path: Path) -> None:
+        """Writes it in the format that the path's ending names.
+
+        Raises:
+            HamfastError: it cannot be written, or there is no such format.
+        """
+        ending = path.suffix.lstrip(".") or "png"
+        known = FigureCanvasAgg.get_supported_filetypes()
+        if ending not in known:
+            raise HamfastError(f"{path}: expected an ending of {', '.join(sorted(known))}, found {path.suffix}")
+        write_bytes(path, self.image(ending))
+
+
 def plot_bands(
     bands: dict[str, BandStructure],
-    paths: Sequence[Path],
     *,
     window: tuple[float, float],
     title: str = "",
@@ -33,7 +58,7 @@ def plot_bands(
     errors: BandErrors | None = None,
     shares: Populations | None = None,
     shares_of: str = "DFT",
-) -> None:
+) -> BandFigure:
     """All band structures in one panel, E_F at 0; the density of states in a second one.
 
     Lines join the points of one band. Levels that could not be counted are drawn as points. The
@@ -41,26 +66,16 @@ def plot_bands(
 
     Args:
         bands: name -> curve.
-        paths: of the image, in each format that their endings name.
         window: eV around the Fermi level.
         title: above the figure.
         dos: name -> density of states.
         errors: of the predicted bands.
         shares: of the levels of one curve: each set of orbitals gets dots, as large as its share.
         shares_of: the name of that curve.
-
-    Raises:
-        HamfastError: the file cannot be written.
     """
-    figure, axes = plt.subplots(
-        1,
-        2 if dos else 1,
-        figsize=(7.2 if dos else 5.4, 5.0),
-        width_ratios=[3, 1] if dos else None,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    figure = BandFigure(figsize=(7.2 if dos else 5.4, 5.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2 if dos else 1, width_ratios=[3, 1] if dos else None, sharey=True, squeeze=False)
     left = axes[0, 0]
     handles = []
     for name, band in bands.items():
@@ -102,13 +117,7 @@ def plot_bands(
         right.set_xlim(left=0)
         right.axhline(0.0, color="0.3", lw=0.7, ls=":")
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8, frameon=False)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a letter of a name that the font lacks
-        for path in paths:
-            image = io.BytesIO()
-            figure.savefig(image, dpi=160, format=path.suffix.lstrip(".") or "png")
-            write_bytes(path, image.getvalue())
-    plt.close(figure)
+    return figure
 
 
 def _dots(axes, band: BandStructure, shares: Populations, window: tuple[float, float]) -> list:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hamfast.data.formats import detect, format_of, read_snapshot, read_structur
 from hamfast.data.graphs import blocks_from_irreps, build_graph, species_index
 from hamfast.data.snapshot import Snapshot, difference
 from hamfast.errors import DataWarning, HamfastError
+from hamfast.graph import batch_graphs
 from hamfast.training import LoadedModel
 
 
@@ -28,7 +30,6 @@ class Prediction:
     """The cascade; the same object as ``baseline`` without a second stage."""
 
 
-@torch.no_grad()
 def predict(loaded: LoadedModel, snapshot: Snapshot) -> Prediction:
     """Predicts the Hamiltonian of a structure on the model's device.
 
@@ -42,28 +43,47 @@ def predict(loaded: LoadedModel, snapshot: Snapshot) -> Prediction:
         HamfastError: an element or its orbitals are unknown to the model, or the result is not
             finite.
     """
+    return predict_batch(loaded, [snapshot])[0]
+
+
+@torch.no_grad()
+def predict_batch(loaded: LoadedModel, snapshots: Sequence[Snapshot]) -> list[Prediction]:
+    """Predicts several structures at once, as one graph; see :func:`predict`."""
     model = loaded.model
     like = model.normalization.onsite_shift  # a model need not have parameters
-    graph = build_graph(snapshot, model.spec, pair_cutoffs=loaded.pair_cutoffs).to(like.device, like.dtype)
+    graphs = [build_graph(snapshot, model.spec, pair_cutoffs=loaded.pair_cutoffs) for snapshot in snapshots]
+    for snapshot in snapshots:
+        _warn(loaded, snapshot)
+    output = model(batch_graphs(graphs).to(like.device, like.dtype))
+    sizes = [graph.num_edges for graph in graphs]
+    refined = output.refined.split(sizes)
+    baseline = refined if output.refined is output.baseline else output.baseline.split(sizes)
+
+    def blocks(irreps, graph, snapshot):
+        matrix = _blocks(irreps, graph, snapshot, model.spec)
+        return matrix if model.hermitian else matrix.hermitian_part()
+
+    found = []
+    for graph, snapshot, first, second in zip(graphs, snapshots, baseline, refined, strict=True):
+        matrix = blocks(first, graph, snapshot)
+        found.append(Prediction(matrix, matrix if first is second else blocks(second, graph, snapshot)))
+    return found
+
+
+def _warn(loaded: LoadedModel, snapshot: Snapshot) -> None:
+    """Says where a structure is outside what the training could teach."""
+    model = loaded.model
     words = prediction_warning(model.receptive_field, model.half_cell, snapshot.half_cell)
     if words is not None:
-        warnings.warn(f"{snapshot.label}: {words}", DataWarning, stacklevel=2)
+        warnings.warn(f"{snapshot.label}: {words}", DataWarning, stacklevel=3)
     outside = [] if model.training_range is None else model.training_range.outside(snapshot)
     if outside:
         warnings.warn(
             f"{snapshot.label}: unlike the structures of the training, it has {'; '.join(outside)}; errors may be larger than "
             "on the test set",
             DataWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    output = model(graph)
-
-    def blocks(irreps):
-        matrix = _blocks(irreps, graph, snapshot, model.spec)
-        return matrix if model.hermitian else matrix.hermitian_part()
-
-    baseline = blocks(output.baseline)
-    return Prediction(baseline, baseline if output.refined is output.baseline else blocks(output.refined))
 
 
 def _blocks(irreps, graph, snapshot, spec) -> BlockMatrix:

@@ -121,23 +121,23 @@ def test_a_prediction_of_another_structure_is_refused(tmp_path, fixtures):
         matrices_of(snapshot, own, own)
 
 
-def test_figure_draws_lines_within_pieces_and_points_where_levels_were_not_counted(tmp_path, monkeypatch):
-    import matplotlib.pyplot as plt
-
-    drawn = {}
-    monkeypatch.setattr(plt, "close", lambda figure: drawn.update(figure=figure))
+def test_figure_draws_lines_within_pieces_and_points_where_levels_were_not_counted(tmp_path):
     snapshot = chain(12, 0.05, dimer=0.4)
     curves = band_structures(
         snapshot, {"DFT": snapshot.hamiltonian}, "A 0 0 0, B .5 0 0 | C .25 0 0, D .4 0 0", points=12
     )
-    plot_bands(curves, tmp_path / "a.png", window=(-3, 3), title="a $[b]")
-    lines = [line for line in drawn["figure"].axes[0].lines if len(line.get_xdata()) > 2]
+    figure = plot_bands(curves, window=(-3, 3), title="a $[b]")
+    lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) > 2]
     assert {len(line.get_xdata()) for line in lines} == {p.stop - p.start for p in curves["DFT"].path.pieces}
     curves["DFT"].first_band = None
-    plot_bands(curves, tmp_path / "b.png", window=(-3, 3))
-    lines = [line for line in drawn["figure"].axes[0].lines if len(line.get_xdata()) > 2]
+    figure = plot_bands(curves, window=(-3, 3))
+    lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) > 2]
     assert {line.get_linestyle() for line in lines} == {"None"}
-    assert (tmp_path / "b.png").stat().st_size > 5000
+    for name, start in (("b.png", b"\x89PNG"), ("b.pdf", b"%PDF")):
+        figure.write(tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(start)
+    with pytest.raises(HamfastError, match="b.txt: expected an ending of"):
+        figure.write(tmp_path / "b.txt")
 
 
 def test_unknown_bands_are_null_in_json(tmp_path):
