@@ -6,11 +6,13 @@ one for each stage and each formula of the test structures:
     python bench/accuracy.py train graphene ROOT --variants stage1 cascade --minutes 4 15 60 \\
         --machine "2 CPU cores"
     python bench/accuracy.py train graphene ROOT --variants deeph-e3 cascade --steps 4000
+    python bench/accuracy.py train graphene ROOT --variants "stage1+no scale" --minutes 4
     python bench/accuracy.py plot
 
 A run whose rows are there is skipped, and an interrupted one goes on where it was, so that one
 command can be started again and again. Each run's configuration and its losses by epoch stand in
-a folder beside the CSV. `--test` names more structures to test, of other sizes.
+a folder beside the CSV. A variant with a + has one setting of bench/accuracy/levers.json changed.
+`--test` names more structures to test, of other sizes.
 """
 
 import argparse
@@ -67,7 +69,10 @@ FIELDS += ["epochs", "cpu_s", "parameters", "train_structures", "machine", "torc
 
 def configuration(name, variant, root, split, seed):
     """The settings of a variant for a data set: its file, and on top of it that of the set."""
-    content = load_config(SETTINGS / f"{variant}.yaml").model_dump()
+    base, _, lever = variant.partition("+")
+    content = load_config(SETTINGS / f"{base}.yaml").model_dump()
+    if lever:
+        merge(content, json.loads((SETTINGS / "levers.json").read_text())[lever])
     own = SETTINGS / f"{name}.json"
     if own.exists():
         merge(content, json.loads(own.read_text()).get(variant, {}))
