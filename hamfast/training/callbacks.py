@@ -84,6 +84,31 @@ class Checkpoints(Callback):
         self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
 
 
+class EarlyStop(Callback):
+    """Ends a phase after so many epochs without a lower validation loss; see ``patience``.
+
+    It comes before :class:`Checkpoints`, whose best epoch does not have this one yet.
+
+    Args:
+        patience: epochs; None never ends.
+        checkpoints: of the phase.
+
+    Attributes:
+        stopped: has it ended the phase?
+    """
+
+    def __init__(self, patience: int | None, checkpoints: Checkpoints):
+        self.patience, self.checkpoints, self.stopped = patience, checkpoints, False
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Looks at the epoch's validation loss."""
+        if self.patience is None or float(trainer.callback_metrics["val_loss_meV"]) < self.checkpoints.best:
+            return
+        # Both count from 0, and this epoch is current_epoch.
+        if trainer.current_epoch - self.checkpoints.best_epoch >= self.patience:
+            self.stopped = trainer.should_stop = True
+
+
 class SafetyNet(Callback):
     """Reloads the best weights at a lower learning rate when the validation loss diverges.
 

@@ -131,6 +131,12 @@ class PhaseConfig(_Section):
     rotate_angle: Real = Field(
         0.0, ge=0, le=1, description="its largest Euler angle in units of pi (normal, truncated); 0: no augmentation"
     )
+    patience: Whole | None = Field(
+        None,
+        ge=1,
+        le=MOST_EPOCHS,
+        description="epochs without a lower validation loss that end the phase; null: none do",
+    )
     safety: SafetyConfig = Field(default_factory=SafetyConfig, description="what happens when training diverges")
 
 
@@ -151,6 +157,9 @@ class TrainingConfig(_Section):
         description="where both stages train at once, stage 2's learning rate is learning_rate x this",
     )
     freeze_stage1: Switch = Field(FREEZE_STAGE1, description="in the stage2 phase keep stage 1's weights")
+    save_minutes: Real | None = Field(
+        30.0, gt=0, le=1e6, description="a checkpoint within an epoch where the last is older; null: epochs' ends alone"
+    )
     init_from: PathName | None = Field(
         None, description="checkpoint to start from: its weights and target normalisation; null: fresh weights"
     )

@@ -18,8 +18,9 @@ CONFIG_FILE = "config.yaml"
 MODEL_FILE = "model.ckpt"
 
 MAY_CHANGE = re.compile(
-    r"output|accelerator|threads|data\.(batch_size|max_edges|num_workers|cache)|training\.stage2_rate|training\.stage[12]\."
-    r"(epochs|learning_rate|schedule|warmup_steps|final_fraction|clip|ema|weight_decay|rotate|rotate_angle|safety\.\w+)"
+    r"output|accelerator|threads|data\.(batch_size|max_edges|num_workers|cache)|training\.(stage2_rate|save_minutes)|"
+    r"training\.stage[12]\.(epochs|learning_rate|schedule|warmup_steps|final_fraction|clip|ema|weight_decay|rotate|"
+    r"rotate_angle|patience|safety\.\w+)"
 )
 """Keys that may change when a run is resumed.
 
@@ -45,7 +46,7 @@ class RunFolder:
         self.made: list[Path] = []
 
     def last(self, phase: str) -> Path:
-        """The checkpoint of a phase's last complete epoch."""
+        """The checkpoint from which a phase goes on."""
         return self.path / phase / "last.ckpt"
 
     def best(self, phase: str) -> Path:
@@ -61,9 +62,11 @@ class RunFolder:
         return self.path / phase / "finished.json"
 
     def is_finished(self, phase: str) -> bool:
-        """Has the phase had as many epochs as the configuration wants?"""
+        """Has the phase had as many epochs as the configuration wants, or lost its patience?"""
+        patience = self.config.training.of_phase(phase).patience
         try:
-            return json.loads(self.finished_file(phase).read_text())["epochs"] >= self.epochs(phase)
+            found = json.loads(self.finished_file(phase).read_text())
+            return found["epochs"] >= self.epochs(phase) or (found["ended_by_patience"] or -1) == patience
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
@@ -158,6 +161,7 @@ class RunFolder:
             return
         checkpoint = read_checkpoint(self.last(phase))
         done = checkpoint["epoch"] + 1 if checkpoint["global_step"] else 0
+        done -= bool(checkpoint["within_epoch"]["batches"])
         if self.epochs(phase) < done:
             raise HamfastError(
                 f"{self.path}: cannot resume with {key}: {self.epochs(phase)}, because {done} epochs are done already"

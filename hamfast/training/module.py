@@ -27,8 +27,8 @@ class Deal(Protocol):
     rank: int
     world: int
 
-    def set_epoch(self, epoch: int) -> None:
-        """Says which epoch comes next."""
+    def resume(self, epoch: int, batch: int) -> None:
+        """Says which epoch comes next, and with which batch it begins."""
 
     def real(self, batch: int) -> int:
         """How many structures of this process's batch are no repeats; they come first."""
@@ -72,6 +72,7 @@ class CascadeTraining(lightning.LightningModule):
         super().__init__()
         self.deals = {"train": training, "val": validation}
         self.sums: dict[str, Tensor] = {}
+        self.first_step = 0  # of the epoch, in a run that goes on within one
         self.model, self.config, self.phase, self.pair_cutoffs = model, config, phase, pair_cutoffs
         self.steps_per_epoch = steps_per_epoch
         self.settings = config.training.of_phase(phase)
@@ -245,7 +246,7 @@ class CascadeTraining(lightning.LightningModule):
         scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
         progress: Any = self.trainer.fit_loop.epoch_progress.current
         # Not from the checkpoint: rates, batches and epochs of a resumed run may differ.
-        scheduler.last_epoch = progress.processed * self.steps_per_epoch
+        scheduler.last_epoch = progress.processed * self.steps_per_epoch + self.first_step
         scheduler.base_lrs = self.base_rates()
         for group, rate in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
             group["initial_lr"], group["weight_decay"] = rate, self.settings.weight_decay
@@ -264,8 +265,9 @@ class CascadeTraining(lightning.LightningModule):
     def _trained(self) -> dict[str, Tensor]:
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
-    def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
-        """Takes the new weights into the averaged ones."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Takes the new weights into the averaged ones, before a callback may write both."""
+        super().optimizer_step(*args, **kwargs)
         if self.settings.ema is None:
             return
         trained = self._trained()
@@ -276,6 +278,10 @@ class CascadeTraining(lightning.LightningModule):
         decay = min(self.settings.ema, (1 + self.ema_updates) / (10 + self.ema_updates))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.values()), [trained[n].detach() for n in self.ema], 1 - decay)
+
+    def on_train_epoch_end(self) -> None:
+        """The next epoch is whole."""
+        self.first_step = 0
 
     def on_validation_epoch_start(self) -> None:
         """Validates with the averaged weights."""
@@ -308,12 +314,24 @@ class CascadeTraining(lightning.LightningModule):
         checkpoint["hamfast"] = describe(self.config, self.model, self.pair_cutoffs) | {"phase": self.phase}
         checkpoint["ema"] = None if self.ema is None else {"weights": self.ema, "updates": self.ema_updates}
         checkpoint["lr_factor"] = self.lr_factor
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        done = progress.processed % self.steps_per_epoch
+        checkpoint["within_epoch"] = {"batches": done, "of": self.steps_per_epoch, "sums": self._sums_so_far(done)}
+
+    def _sums_so_far(self, batches: int) -> Tensor | None:
+        """The training set's sums of all processes; every process comes here."""
+        if not batches:
+            return None
+        sums = self.sums["train"].clone()
+        if self.deals["train"].world > 1:
+            distributed.all_reduce(sums)
+        return sums
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes averaged weights, lowered rate and the next epoch's batches from a checkpoint."""
         # Lightning lets the loader begin before it says the epoch.
         progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
-        self.deals["train"].set_epoch(progress["processed"])
+        self.deals["train"].resume(progress["processed"], self._go_on_within_epoch(checkpoint))
         self.restore_average(checkpoint)
         if checkpoint.get("ema"):
             self.ema_updates = checkpoint["ema"]["updates"]
@@ -322,3 +340,19 @@ class CascadeTraining(lightning.LightningModule):
         sections = checkpoint["hamfast"]["config"]["training"]
         before = sections[section_of_phase(self.phase)]["learning_rate"]
         self.lr_factor = checkpoint["lr_factor"] if before == self.settings.learning_rate else 1.0
+
+    def _go_on_within_epoch(self, checkpoint: dict[str, Any]) -> int:
+        """How many batches of the epoch are done already.
+
+        With other batches than before the epoch begins anew.
+        """
+        within = checkpoint["within_epoch"]
+        batches = within["batches"] if within["of"] == self.steps_per_epoch else 0
+        if batches and within["sums"] is not None:
+            self.sums["train"] = within["sums"] * (self.deals["train"].rank == 0)
+        if within["batches"] and not batches:
+            loop = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            loop["current"] = dict.fromkeys(loop["current"], 0)
+            loop["total"]["completed"] = loop["total"]["processed"]
+        self.first_step = batches
+        return batches

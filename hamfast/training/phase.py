@@ -17,7 +17,7 @@ from rich.console import Console
 from hamfast.data.h5 import write_json
 from hamfast.errors import HamfastError
 from hamfast.models import Cascade
-from hamfast.training.callbacks import AtomicCheckpointIO, Checkpoints, Progress, SafetyNet
+from hamfast.training.callbacks import AtomicCheckpointIO, Checkpoints, EarlyStop, Progress, SafetyNet
 from hamfast.training.checkpoint import read_checkpoint
 from hamfast.training.config import Config
 from hamfast.training.folder import RunFolder
@@ -25,6 +25,7 @@ from hamfast.training.history import History
 from hamfast.training.module import CascadeTraining
 from hamfast.training.processes import Processes
 from hamfast.training.run_data import RunData
+from hamfast.training.saving import SaveWithinEpochs
 
 # Lightning's advice is for its own users; what ours must know, hamfast prints itself.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -84,25 +85,29 @@ class Phase:
             batches.validation_sampler,
         )
         checkpoints = Checkpoints(last.parent, resumed=resume_from is not None)
+        early = EarlyStop(module.settings.patience, checkpoints)
         interrupted = False
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.`.*")
-            trainer = self._trainer(module, checkpoints, stop_after_epoch)
+            trainer = self._trainer(module, checkpoints, early, stop_after_epoch)
             try:
                 trainer.fit(module, batches.training, batches.validation, ckpt_path=resume_from, weights_only=True)
             except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into an exit
                 interrupted = True
             except Exception as error:
                 raise _in_a_sentence(error, self.name, last) from error
-        if interrupted or trainer.current_epoch < module.settings.epochs:
-            self.say("interrupted; continue with --resume from the last complete epoch:")
+        if interrupted or (trainer.current_epoch < module.settings.epochs and not early.stopped):
+            self.say("interrupted; continue with --resume from the last checkpoint:")
             self.say(f"  {checkpoints.last_path}")
             return False
+        if early.stopped:
+            self.say(f"{self.name}: no better for {module.settings.patience} epochs; it ends")
         if self.processes.is_first:
             content = {
                 "epochs": trainer.current_epoch,
+                "ended_by_patience": module.settings.patience if early.stopped else None,
                 "best_epoch": checkpoints.best_epoch,
                 "best_val_loss_meV": checkpoints.best,
             }
@@ -126,15 +131,17 @@ class Phase:
             self.data.subsets[subset].normalize(normalization.shift_and_scale)
 
     def _trainer(
-        self, module: CascadeTraining, checkpoints: Checkpoints, stop_after_epoch: int | None
+        self, module: CascadeTraining, checkpoints: Checkpoints, early: EarlyStop, stop_after_epoch: int | None
     ) -> lightning.Trainer:
         safety = SafetyNet(module.settings.safety, checkpoints, self.console)
         history = History(checkpoints.folder / "logs" / "metrics.csv")
         # In this order: a checkpoint's epochs are all in the history, and no checkpoint is written
         # of weights that the safety net takes back.
-        callbacks = [history, safety, checkpoints]
+        callbacks = [history, safety, early, checkpoints]
         if self.console is not None:
             callbacks.append(Progress(self.console, self.name))
+        # The last one: it may end the training.
+        callbacks.append(SaveWithinEpochs(checkpoints, self.config.training.save_minutes, self.say))
         alone = self.processes.world == 1
         return lightning.Trainer(
             accelerator=self.config.accelerator,

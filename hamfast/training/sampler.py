@@ -54,6 +54,7 @@ class EpochSampler(torch.utils.data.Sampler[list[int]]):
         self.smallest = min(range(length), key=self.edges.__getitem__)
         by_size = sorted(range(length), key=self.edges.__getitem__, reverse=True)
         self.count = len(self._fill(range(length) if seed is None else by_size))
+        self.begin = (0, 0)
         self.set_epoch(0)
 
     @property
@@ -63,11 +64,18 @@ class EpochSampler(torch.utils.data.Sampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Says which epoch comes next; Lightning does so."""
+        self.epoch = epoch
         self.batches = self._batches(epoch)
         self.own = [self._deal(batch) for batch in self.batches]
 
+    def resume(self, epoch: int, batch: int) -> None:
+        """Says with which batch of an epoch the next iteration begins; other epochs are whole."""
+        self.begin = (epoch, batch)
+        self.set_epoch(epoch)
+
     def __iter__(self) -> Iterator[list[int]]:
-        return (own or [self.smallest] for own in self.own)
+        first = self.begin[1] if self.begin[0] == self.epoch else 0
+        return (own or [self.smallest] for own in self.own[first:])
 
     def __len__(self) -> int:
         return self.count
