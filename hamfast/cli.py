@@ -158,6 +158,10 @@ def train(
     if path is None:
         raise typer.Exit(130)
     say(f"model: {path}")
+    if int(os.environ.get("RANK", "0")) == 0:
+        from hamfast.analysis.report import write_report
+
+        say(f"report: {write_report(path.parent)}")
 
 
 @app.command()
@@ -228,9 +232,11 @@ def evaluate(
     """Compare predictions with DFT: a table and JSON, stage 1 beside the cascade."""
     from hamfast.analysis.evaluation import evaluate as evaluate_all
     from hamfast.analysis.evaluation import evaluation_table, read_label_noise
+    from hamfast.analysis.report import bands_of, write_report
     from hamfast.data import find_structures, read_split
     from hamfast.data.h5 import write_json
     from hamfast.training import load_model
+    from hamfast.training.folder import MODEL_FILE
 
     noise = None if label_noise is None else read_label_noise(label_noise)
     loaded = load_model(checkpoint, _device(device))
@@ -251,6 +257,9 @@ def evaluate(
     path = checkpoint.parent / "evaluation.json" if output is None else output
     write_json(path, result)
     say(f"wrote {path}")
+    if output is None and checkpoint.name == MODEL_FILE and not structures:
+        figure = bands_of(loaded, folders[0]) if eigenvalues else None
+        say(f"wrote {write_report(checkpoint.parent, figure)}")
 
 
 @app.command()

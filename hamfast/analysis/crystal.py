@@ -32,7 +32,7 @@ from hamfast.training import LoadedModel, load_model
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from hamfast.analysis.plot import BandFigure
+    from hamfast.analysis.figure import StandaloneFigure
 
     Structure = Atoms | Snapshot | Path | str
 
@@ -95,7 +95,7 @@ class Bands:
     """Energies in eV, path and Fermi level."""
     label: str
 
-    def plot(self, path: Path | str | None = None, window: tuple[float, float] = (-4.0, 4.0)) -> BandFigure:
+    def plot(self, path: Path | str | None = None, window: tuple[float, float] = (-4.0, 4.0)) -> StandaloneFigure:
         """Draws the bands, E_F at 0; a notebook shows the figure.
 
         Args:

@@ -2,51 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import warnings
-from pathlib import Path
-
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from hamfast.analysis.band_errors import BandErrors
 from hamfast.analysis.bands import BandStructure, DensityOfStates
+from hamfast.analysis.figure import StandaloneFigure
 from hamfast.analysis.populations import Populations
-from hamfast.data.h5 import write_bytes
-from hamfast.errors import HamfastError
 
 _STYLE = {"DFT": {"color": "0.55", "lw": 2.6, "ls": "-"}, "predicted": {"color": "#c0392b", "lw": 1.0, "ls": "--"}}
 DOT = 36.0
 """Points squared: the area of a dot for a share of 1."""
-
-
-class BandFigure(Figure):
-    """A figure that a notebook shows when it is the last value of a cell; pyplot knows nothing of
-    it."""
-
-    def image(self, ending: str) -> bytes:
-        """The file's content in a format, such as ``png`` or ``pdf``."""
-        content = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph")  # a letter of a name that the font lacks
-            self.savefig(content, dpi=160, format=ending)
-        return content.getvalue()
-
-    def _repr_png_(self) -> bytes:
-        return self.image("png")
-
-    def write(self, path: Path) -> None:
-        """Writes it in the format that the path's ending names.
-
-        Raises:
-            HamfastError: it cannot be written, or there is no such format.
-        """
-        ending = path.suffix.lstrip(".") or "png"
-        known = FigureCanvasAgg.get_supported_filetypes()
-        if ending not in known:
-            raise HamfastError(f"{path}: expected an ending of {', '.join(sorted(known))}, found {path.suffix}")
-        write_bytes(path, self.image(ending))
 
 
 def plot_bands(
@@ -58,7 +23,7 @@ def plot_bands(
     errors: BandErrors | None = None,
     shares: Populations | None = None,
     shares_of: str = "DFT",
-) -> BandFigure:
+) -> StandaloneFigure:
     """All band structures in one panel, E_F at 0; the density of states in a second one.
 
     Lines join the points of one band. Levels that could not be counted are drawn as points. The
@@ -73,8 +38,7 @@ def plot_bands(
         shares: of the levels of one curve: each set of orbitals gets dots, as large as its share.
         shares_of: the name of that curve.
     """
-    figure = BandFigure(figsize=(7.2 if dos else 5.4, 5.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = StandaloneFigure(figsize=(7.2 if dos else 5.4, 5.0), layout="constrained")
     axes = figure.subplots(1, 2 if dos else 1, width_ratios=[3, 1] if dos else None, sharey=True, squeeze=False)
     left = axes[0, 0]
     handles = []
