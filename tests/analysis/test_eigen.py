@@ -12,6 +12,7 @@ from hamfast.analysis.bloch import BlochMatrix
 from hamfast.analysis.eigen import eigen_problem
 from hamfast.analysis.fermi import fermi_level, monkhorst_pack
 from hamfast.data import read_snapshot
+from hamfast.data.blocks import BlockMatrix
 from hamfast.data.snapshot import difference
 from hamfast.errors import DataWarning, HamfastError
 
@@ -196,3 +197,23 @@ def test_sparse_memory_is_that_of_the_blocks(graphene):
     snapshot = read_snapshot(graphene / "dft" / "3x3_022")
     matrix = BlochMatrix(snapshot.hamiltonian, np.full(18, 13))
     assert len(matrix.values) == len(snapshot.hamiltonian.entries)
+
+
+@pytest.mark.parametrize("spins", [1, 2])
+def test_bloch_matrix_is_the_sum_over_cells(spins):
+    """Also where a pair has no reverse: the Hermitian part."""
+    generator = np.random.default_rng(0)
+    sizes = np.array([2, 3])
+    pairs = [(0, 0, 0, 0, 0), (0, 0, 0, 1, 1), (1, 0, 0, 0, 0), (-1, 0, 0, 0, 0), (0, 2, 1, 1, 0), (0, -1, 0, 0, 1)]
+    blocks = [generator.normal(size=(sizes[i], sizes[j])) for *_, i, j in pairs]
+    matrix = BlochMatrix(BlockMatrix.from_blocks(pairs, blocks), sizes, spins)
+    for k in (np.zeros(3), np.array([0.5, 0, 0.5]), np.array([0.1, 0.2, 0.3])):
+        expected = np.zeros((5 * spins, 5 * spins), complex)
+        starts = np.array([0, 2 * spins])
+        for (*shift, i, j), block in zip(pairs, blocks, strict=True):
+            for spin in range(spins):
+                rows, columns = starts[[i, j]] + spin * sizes[[i, j]]
+                part = np.exp(2j * np.pi * np.dot(shift, k)) * block
+                expected[rows : rows + sizes[i], columns : columns + sizes[j]] += part
+        expected = (expected + expected.conj().T) / 2
+        np.testing.assert_allclose(matrix.at(k).toarray(), expected, atol=1e-14)
