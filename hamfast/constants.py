@@ -31,7 +31,9 @@ def real_tensors() -> Iterator[None]:
 
 def outside_inference_mode():
     """A context whose tensors can be saved for a backward pass."""
-    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        return nullcontext()
+    return torch.inference_mode(False)
 
 
 def constant(array: np.ndarray, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
