@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,7 +19,8 @@ from e3nn.o3._tensor_product import _tensor_product as _e3nn
 from e3nn.o3._tensor_product._codegen import codegen_tensor_product_left_right
 from torch import Tensor, fx, nn
 
-from hamfast.nn.adapters import adapt
+from hamfast.nn.adapters import adapt, convolution  # noqa: F401  (registers an op that TorchScript calls)
+from hamfast.nn.checks import CallsPython
 from hamfast.nn.evaluation import Comparison, compare, evaluate
 from hamfast.nn.op_times import OpTimes, op_times
 from hamfast.ops.tensor_product import broadcast_tensor_product
@@ -39,7 +39,7 @@ def _e3nn_product(x: Tensor, y: Tensor, weight: Tensor, plan: str) -> Tensor:
     return broadcast_tensor_product(x, y, weight if parsed.weight_numel else None, parsed)
 
 
-class Product(nn.Module):
+class Product(CallsPython, nn.Module):
     """The code of one ``o3.TensorProduct``, which takes and returns what e3nn's generated code
     does.
     """
@@ -146,11 +146,21 @@ class AccelerateReport:
     """With ``verify``: the results before and after, one by one."""
     times: OpTimes | None = None
     """With ``profile``: where the time of a step went before, and goes now."""
+    undo: tuple[Callable[[], None], ...] = field(default=(), repr=False, compare=False)
+    """What takes each change back, in the order in which they were made."""
 
     @property
     def replaced(self) -> list[str]:
         """The names of the modules that run on hamfast now."""
         return [r.name for r in self.replacements if r.done]
+
+    def take_back(self) -> None:
+        """Puts the model's layers back as they were, around the parameters that it has now.
+
+        Exports for programs that have no Python need it. ``accelerate`` may be called again.
+        """
+        for undo in reversed(self.undo):
+            undo()
 
     @property
     def agrees(self) -> bool:
@@ -189,6 +199,7 @@ class _Changes:
     def take_back(self) -> None:
         for undo in reversed(self.undo):
             undo()
+        self.undo.clear()
         reason = "its results or those of another layer differed"
         self.found = [Replacement(r.name, r.kind, False, reason) if r.done else r for r in self.found]
 
@@ -230,7 +241,7 @@ def accelerate(module: nn.Module, verify: Any = None, profile: Any = None) -> Ac
         if not all(c.agrees for c in comparisons):
             changes.take_back()
     times = None if times_before is None else OpTimes(times_before, op_times(module, profile))
-    return AccelerateReport(tuple(changes.found), comparisons, times)
+    return AccelerateReport(tuple(changes.found), comparisons, times, tuple(changes.undo))
 
 
 def _change(changes: _Changes, name: str, child: nn.Module) -> None:
@@ -257,5 +268,11 @@ def _exchange_code(changes: _Changes, name: str, product: o3.TensorProduct) -> N
     before = getattr(product, _CODE)
     plan = plan_of_e3nn(product.irreps_in1, product.irreps_in2, product.irreps_out, product.instructions)
     setattr(product, _CODE, _graph_module(plan, before))
-    undo = partial(setattr, product, _CODE, before)
+
+    def undo() -> None:
+        tables = dict(getattr(product, _CODE).named_buffers(recurse=False))
+        for table in list(tables.values())[:1]:  # the model may have been moved since
+            before.to(device=table.device, dtype=table.dtype)
+        setattr(product, _CODE, before)
+
     changes.note(name, type(product).__name__, True, "tensor product on hamfast", undo)

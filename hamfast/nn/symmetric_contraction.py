@@ -9,6 +9,7 @@ import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
+from hamfast.nn.checks import CallsPython
 from hamfast.ops import symmetric_contraction
 from hamfast.ops.symmetric_contraction import Form, make_tables
 from hamfast.plan import ContractionPlan, contraction_plan
@@ -35,7 +36,7 @@ def _contraction_of_tables(x: Tensor, y: Tensor, weight: Tensor, tables: list[Te
     return Form(given, dims).derivatives((x, y, weight, None), None, (Slot.G,))[Slot.G]
 
 
-class RunsContraction(nn.Module):
+class RunsContraction(CallsPython, nn.Module):
     """What runs a contraction whose parts have MACE's names: ``contractions``, and in each
     ``weights_max``, ``weights`` and a buffer of coupling coefficients for each degree.
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hamfast.constants import outside_inference_mode
+from hamfast.constants import is_traced, outside_inference_mode
 from hamfast.ops.checks import INTEGERS, check_count, check_tensor, found
 from hamfast.records.ops import GRAPH
 
@@ -91,7 +91,7 @@ def edge_index(senders: Tensor, receivers: Tensor, num_senders: int, num_receive
         check_count("edge_index", f"num_{name}", count)
         if index.dim() != 1 or index.dtype not in INTEGERS:
             raise ValueError(f"{name}: expected [edges] int64, found {list(index.shape)} {index.dtype}")
-        if torch.compiler.is_compiling():  # values are not known yet: they are checked when they are
+        if is_traced():  # values are not known yet: they are checked when they are
             inside = ((index >= 0) & (index < count)).all()
             torch._assert_async(inside, f"{name}: expected indices below the number of nodes, found others")
         elif index.numel() and not 0 <= int(index.min()) <= int(index.max()) < count:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from hamfast.nn.adapters import Adapted, change_class, hooks_of
 from hamfast.nn.adapters.convolution import TEXT, convolution, keep_plan, why_not
+from hamfast.nn.checks import CallsPython
 from hamfast.plan import Plan
 
 
 @compile_mode("script")
-class MaceConvolution(o3.TensorProduct):
+class MaceConvolution(CallsPython, o3.TensorProduct):
     """``o3.TensorProduct`` as MACE calls it where ``conv_fusion`` is set."""
 
     if TYPE_CHECKING:  # TorchScript would take the annotation for one that it does not know

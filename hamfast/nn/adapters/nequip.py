@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from hamfast.nn.adapters import Adapted, change_class, hooks_of
 from hamfast.nn.adapters.convolution import TEXT, convolution, keep_plan, pairs_of, why_not
+from hamfast.nn.checks import CallsPython
 from hamfast.plan import Plan
 
 
-class FusedTensorProductScatter(TensorProductScatter):
+class FusedTensorProductScatter(CallsPython, TensorProductScatter):
     """NequIP's module, with its three steps in one op."""
 
     if TYPE_CHECKING:  # TorchScript would take the annotation for one that it does not know

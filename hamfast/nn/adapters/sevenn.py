@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from hamfast.nn.adapters import Adapted, change_class, hooks_of
 from hamfast.nn.adapters.convolution import TEXT, convolution, keep_plan, why_not
+from hamfast.nn.checks import CallsPython
 from hamfast.plan import Plan
 
 
 @compile_mode("script")
-class FusedIrrepsConvolution(IrrepsConvolution):
+class FusedIrrepsConvolution(CallsPython, IrrepsConvolution):
     """SevenNet's convolution, with gather, product and scatter-sum in one op."""
 
     if TYPE_CHECKING:  # TorchScript would take the annotation for one that it does not know
