@@ -59,11 +59,12 @@ def check_copies(module, model, plain):
 
 
 def trained(module, model, steps=2):
-    """Parameters after steps of a loss on forces, their average (EMA), and the forces with it."""
+    """How steps of a loss on forces change the average (EMA) of weights; and the forces with it."""
     from torch_ema import ExponentialMovingAverage
 
     data = module.graph(DTYPE, CELLS)
     parameters = [p for p in model.parameters() if p.requires_grad]
+    before = torch.cat([p.detach().flatten() for p in parameters])
     optimizer, average = torch.optim.SGD(parameters, lr=1e-3), ExponentialMovingAverage(parameters, decay=0.9)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -72,12 +73,15 @@ def trained(module, model, steps=2):
         average.update()
     with average.average_parameters():
         forces = module.evaluate(model, data)[1]
-    return torch.cat([p.flatten() for p in parameters] + [forces.flatten()])
+        change = torch.cat([p.detach().flatten() for p in parameters]) - before
+    return change, forces
 
 
 def check_training(module, model, plain):
     """An exponential moving average of weights, and a model that several processes train."""
-    agree("EMA", trained(module, copy.deepcopy(model)), trained(module, copy.deepcopy(plain)))
+    both = [trained(module, copy.deepcopy(m)) for m in (model, plain)]
+    agree("EMA, change of weights", both[0][0], both[1][0], 1e-8)
+    agree("EMA, forces", both[0][1], both[1][1])
     with tempfile.TemporaryDirectory() as folder:
         torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
         gradients = []
