@@ -218,6 +218,19 @@ def memory_table() -> str:
     )
 
 
+def md_table() -> str:
+    """Molecular dynamics: energy before and after ``accelerate``."""
+    rows = read("md")
+    header = ["calculator", "version", "dtype", "exchanged", "drift as it is", "drift accelerated"]
+    names = ["exchanged_energy", "as_it_is_drift", "accelerated_drift"]
+    lines = [[r["calculator"], r["version"], r["dtype"], *(r[f"{n}_mev_per_atom"] for n in names)] for r in rows]
+    first = rows[0]
+    return table(header, lines) + note(
+        f"meV per atom; {first['steps']} steps of {first['time_step_fs']} fs, {first['atoms']} atoms.",
+        f"{first['machine']}, torch {first['torch']}, {first['date']} (`bench/md.py`).",
+    )
+
+
 def csv_table(name, columns) -> str:
     """Some columns of a result as they are."""
     return table(columns, [[row[c] for c in columns] for row in read(name)])
@@ -434,6 +447,7 @@ TABLES = {
         "attention": attention_table,
         "bounds": bounds_table,
         "memory": memory_table,
+        "md": md_table,
         "lowerings": lowerings_table,
         "models": models_table,
         "latency": lambda: csv_table("latency", ["call", "mode", "median_us", "min_us"]) + latency_note(),

@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 
@@ -23,7 +24,6 @@ def real_tensors() -> Iterator[None]:
     kept may be needed in training.
     """
     from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-    from torch.utils._python_dispatch import _disable_current_modes
 
     with _disable_current_modes(), temporarily_clear_interpreter_stack(), outside_inference_mode():
         yield
@@ -31,7 +31,17 @@ def real_tensors() -> Iterator[None]:
 
 def outside_inference_mode():
     """A context whose tensors can be saved for a backward pass."""
-    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+    if is_traced() or not torch.is_inference_mode_enabled():
+        return nullcontext()
+    return torch.inference_mode(False)
+
+
+def is_traced() -> bool:
+    """Is a graph of operations being made, so that tensors may have no values yet?
+
+    That is so under ``torch.compile``, ``torch.export`` and ``make_fx``.
+    """
+    return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
 
 
 def constant(array: np.ndarray, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

@@ -6,121 +6,115 @@ No tensor per edge, head and channel is made.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hamfast.nn.adjacency import Adjacency, is_adjacency, read_adjacency
-from hamfast.nn.checks import NotScripted, check_rows
-from hamfast.nn.pair_graph import PairGraph, pair_graph
-from hamfast.ops import EdgeIndex, graph_attention
+from hamfast.nn.attention_call import RunsAttention, RunsGATv2, RunsTransformer, pair
+from hamfast.nn.checks import NotScripted
 from hamfast.ops.checks import check_count, check_probability, found
 
+SUMS = ("add", "sum", "mean")
+"""What ``aggr`` may be: how PyG calls the sum over incoming edges, and their mean."""
+LAZY = -1
+"""PyG's word for a size that the first call tells."""
 
-def _pair(value) -> tuple:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
-
-class _AttentionConv(NotScripted):
+class _AttentionConv(RunsAttention, NotScripted):
     """What both layers have. Parameters are each layer's own, in PyG's order: optimizers count on
     it.
     """
 
-    lin_edge: nn.Linear | None
-
-    def __init__(self, in_channels, out_channels: int, heads: int, concat: bool, dropout: float, edge_dim: int | None):
+    def __init__(
+        self, in_channels, out_channels: int, heads: int, concat: bool, dropout: float, edge_dim: int | None, aggr: str
+    ):
         super().__init__()
         name = type(self).__name__
-        for end in _pair(in_channels):
-            check_count(name, "in_channels", end)
+        for end in pair(in_channels):
+            if end != LAZY:
+                check_count(name, "in_channels", end)
         check_count(name, "out_channels", out_channels, 1)
         check_count(name, "heads", heads, 1)
         check_probability(name, "dropout", dropout)
-        if edge_dim is not None:
+        if edge_dim is not None and edge_dim != LAZY:
             check_count(name, "edge_dim", edge_dim)
+        if aggr not in SUMS:
+            raise ValueError(f"{name}: aggr: expected one of {', '.join(SUMS)}, found {found(aggr)}")
         self.in_channels, self.out_channels, self.heads = in_channels, out_channels, heads
-        self.concat, self.dropout, self.edge_dim = concat, dropout, edge_dim
+        self.concat, self.dropout, self.edge_dim, self.aggr = concat, dropout, edge_dim, aggr
 
     @property
     def total_channels(self) -> int:
         """Channels of a row of the output."""
         return self.heads * self.out_channels if self.concat else self.out_channels
 
-    def by_head(self, x: Tensor) -> Tensor:
-        """``[rows, heads * out_channels]`` -> ``[rows, heads, out_channels]``."""
-        return x.unflatten(-1, (self.heads, self.out_channels))
+    def averages(self) -> bool:
+        """Is ``aggr`` the mean?"""
+        return self.aggr == "mean"
 
-    def joined(self, out: Tensor) -> Tensor:
-        """``[receivers, heads, out_channels]`` -> ``[receivers, total_channels]``: side by side, or
-        the mean.
-        """
-        return out.flatten(1) if self.concat else out.mean(1)
+    def linears(self) -> list[tuple[nn.Linear | None, int]]:
+        """All linear layers in the order in which PyG draws them, each with what it is for:
+        senders (0), receivers (1), edges (2)."""
+        raise NotImplementedError
 
     def edge_linear(self) -> nn.Linear | None:
         """The projection of the edges' features; None without ``edge_dim``."""
-        return (
-            nn.Linear(self.edge_dim, self.heads * self.out_channels, bias=False) if self.edge_dim is not None else None
-        )
+        return None if self.edge_dim is None else _linear(self.edge_dim, self.heads * self.out_channels, False)
 
-    def edge_weight(self) -> Tensor:
-        """``[heads, out_channels, edge_dim]``"""
-        assert self.lin_edge is not None
-        return self.lin_edge.weight.unflatten(0, (self.heads, self.out_channels))
+    def draw(self, linear: nn.Linear) -> None:
+        """Draws the parameters of one of the linear layers anew."""
+        linear.reset_parameters()
 
-    def ends(self, x: Any) -> tuple[Tensor, Tensor]:
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew, from PyG's distributions and in PyG's order.
+
+        Those whose size the first call tells are drawn then.
+        """
+        for linear, _ in self.linears():
+            if linear is not None and not _is_lazy(linear):
+                self.draw(linear)
+
+    def _tell(self, rows: Any, place: int) -> None:
+        """Makes the parameters whose size these rows tell."""
+        for linear, own in self.linears():
+            if linear is not None and own == place and _is_lazy(linear) and isinstance(rows, Tensor):
+                linear(rows[:0])
+                self.draw(linear)
+
+    def ends(self, x: Any, *linears: Any) -> tuple[Tensor, Tensor]:
         """The features of senders and of receivers."""
-        if isinstance(x, (tuple, list)) and len(x) != 2:
-            raise ValueError(
-                f"{type(self).__name__}: x: expected a tensor or (senders, receivers), found {len(x)} parts"
-            )
-        senders, receivers = _pair(x)
-        for name, rows, channels in zip(
-            ("senders", "receivers"), (senders, receivers), _pair(self.in_channels), strict=True
-        ):
-            check_rows(type(self).__name__, "x" if senders is receivers else f"x ({name})", rows, channels)
-        return senders, receivers
+        for place, rows in enumerate(pair(x)[:2]):
+            self._tell(rows, place)
+        return super().ends(x, *linears)
 
-    def graph_of(self, edge_index: Any, ends: tuple[Tensor, Tensor], add_self_loops: bool = False):
-        """The graph, and the adjacency that it came from, or None."""
-        num_senders, num_receivers = (rows.shape[0] for rows in ends)
-        if not is_adjacency(edge_index):
-            return pair_graph(edge_index, num_senders, num_receivers, add_self_loops), None
-        adjacency = read_adjacency(edge_index, num_senders, num_receivers)
-        return pair_graph(adjacency.pairs, num_senders, num_receivers, add_self_loops, edge_index), adjacency
-
-    def edge_features(self, edge_attr: Any, graph: PairGraph, adjacency: Adjacency | None) -> Tensor | None:
-        """``[edges given, edge_dim]``: the argument, or the rows that an adjacency holds as
-        values."""
-        name = type(self).__name__
-        if edge_attr is None and adjacency is not None:
-            edge_attr = adjacency.features
-        if self.lin_edge is None:
-            if edge_attr is not None:
-                raise ValueError(
-                    f"{name}: edge_attr: expected None, as the layer was made without edge_dim, found {found(edge_attr)}"
-                )
-            return None
-        if edge_attr is None:
-            return None
-        if isinstance(edge_attr, Tensor) and edge_attr.dim() == 1:
-            edge_attr = edge_attr.unsqueeze(-1)
-        edges = graph.edges.num_edges if graph.kept is None else graph.kept.shape[0]
-        check_rows(name, "edge_attr", edge_attr, self.lin_edge.in_features, edges)
-        return edge_attr
-
-    def seed(self, x: Tensor) -> Tensor | None:
-        """From torch's generator; None where nothing is dropped."""
-        if not self.training or self.dropout == 0:
-            return None
-        return torch.randint(2**62, (), device=x.device)
+    def edge_features(self, edge_attr: Any, graph: Any, adjacency: Any) -> Tensor | None:
+        """``[edges given, edge_dim]``"""
+        given = adjacency.features if edge_attr is None and adjacency is not None else edge_attr
+        self._tell(given.unsqueeze(-1) if isinstance(given, Tensor) and given.dim() == 1 else given, 2)
+        return super().edge_features(edge_attr, graph, adjacency)
 
     def extra_repr(self) -> str:
         """What ``print`` of the layer says in its brackets."""
         return f"{self.in_channels}, {self.out_channels}, heads={self.heads}"
 
 
-class GraphTransformerConv(_AttentionConv):
+def _linear(channels: int, width: int, bias: bool) -> nn.Linear:
+    return nn.LazyLinear(width, bias=bias) if channels == LAZY else nn.Linear(channels, width, bias=bias)
+
+
+def _is_lazy(linear: nn.Linear) -> bool:
+    return isinstance(linear, nn.LazyLinear) and linear.has_uninitialized_params()
+
+
+def _glorot(tensor: Tensor) -> None:
+    """PyG's initialisation: uniform, of the variance 2 / (sum of the last two sizes)."""
+    bound = math.sqrt(6.0 / (tensor.shape[-2] + tensor.shape[-1]))
+    nn.init.uniform_(tensor, -bound, bound)
+
+
+class GraphTransformerConv(RunsTransformer, _AttentionConv):
     """``torch_geometric.nn.TransformerConv``: multi-head dot-product attention.
 
     Edge features e take part in the key and in the value.
@@ -132,11 +126,16 @@ class GraphTransformerConv(_AttentionConv):
     ``W_e e`` is never made for edges, see :func:`hamfast.ops.graph_attention`.
 
     Args:
-        in_channels: of the nodes, or (senders, receivers).
+        in_channels: of the nodes, or (senders, receivers). -1: the first call tells, as of
+            ``edge_dim``.
         out_channels: per head.
         concat: heads side by side, ``[nodes, heads * out_channels]``; else their mean.
         beta, dropout, edge_dim, bias, root_weight: as in PyG. Dropout draws its own random
             values.
+        aggr: ``add`` and ``sum`` are the sum over incoming edges, ``mean`` is their mean.
+
+    Raises:
+        TypeError, ValueError: an argument that no layer can have; the message names it.
     """
 
     def __init__(
@@ -150,80 +149,27 @@ class GraphTransformerConv(_AttentionConv):
         edge_dim: int | None = None,
         bias: bool = True,
         root_weight: bool = True,
+        aggr: str = "add",
     ):
-        super().__init__(in_channels, out_channels, heads, concat, dropout, edge_dim)
+        super().__init__(in_channels, out_channels, heads, concat, dropout, edge_dim, aggr)
         self.beta, self.root_weight = beta and root_weight, root_weight
-        senders, receivers = _pair(in_channels)
+        senders, receivers = pair(in_channels)
         width, total = heads * out_channels, self.total_channels
-        self.lin_key = nn.Linear(senders, width, bias=bias)
-        self.lin_query = nn.Linear(receivers, width, bias=bias)
-        self.lin_value = nn.Linear(senders, width, bias=bias)
+        self.lin_key = _linear(senders, width, bias)
+        self.lin_query = _linear(receivers, width, bias)
+        self.lin_value = _linear(senders, width, bias)
         self.lin_edge = self.edge_linear()
-        self.lin_skip = nn.Linear(receivers, total, bias=bias)
+        self.lin_skip = _linear(receivers, total, bias)
         self.lin_beta = nn.Linear(3 * total, 1, bias=False) if self.beta else None
+        self.reset_parameters()
 
-    def forward(
-        self,
-        x: Tensor | tuple[Tensor, Tensor],
-        edge_index: Any,
-        edge_attr: Tensor | None = None,
-        return_attention_weights: bool | None = None,
-    ):
-        """``[receivers, heads * out_channels]``; with ``return_attention_weights`` also
-        ``(edge_index, [edges, heads])``.
-
-        Args:
-            x: ``[nodes, in_channels]``, or (senders, receivers).
-            edge_index: ``[2, edges]`` integers, senders first, or a prepared
-                :class:`hamfast.ops.EdgeIndex`; or a sparse matrix ``[receivers, senders]`` of torch
-                or torch_sparse, whose values may be the edges' features. What is given is sorted
-                once and remembered while it lives and its entries stay.
-            edge_attr: ``[edges, edge_dim]``; None for a layer without edge_dim.
-            return_attention_weights: as in PyG, also for sparse matrices.
-
-        Raises:
-            TypeError: an argument has another type.
-            ValueError: a shape or dtype does not fit, or edge_attr is missing or has no use; the
-                message names the argument.
-        """
-        senders, receivers = self.ends(x)
-        graph, adjacency = self.graph_of(edge_index, (senders, receivers))
-        features, weight = self.edge_features(edge_attr, graph, adjacency), None
-        if self.lin_edge is not None:
-            if features is None:
-                raise ValueError(f"GraphTransformerConv: edge_attr: expected [edges, {self.edge_dim}], found None")
-            weight = self.edge_weight()
-        out, weights, _, _ = graph_attention(
-            graph.edges,
-            query_receiver=self.by_head(self.lin_query(receivers)),
-            key_sender=self.by_head(self.lin_key(senders)),
-            value_sender=self.by_head(self.lin_value(senders)),
-            edge=features,
-            edge_key_weight=weight,
-            edge_value_weight=weight,
-            dropout=self.dropout,
-            seed=self.seed(senders),
-            return_weights=return_attention_weights is not None,
-            return_lse=True,
-        )
-        out = self.joined(out)
-        if self.root_weight:
-            skip = self.lin_skip(receivers)
-            if self.lin_beta is not None:
-                beta = self.lin_beta(torch.cat([out, skip, out - skip], dim=-1)).sigmoid()
-                out = beta * skip + (1 - beta) * out
-            else:
-                out = out + skip
-        if return_attention_weights is None:
-            return out
-        if adjacency is None:
-            return out, (graph.pairs if isinstance(edge_index, EdgeIndex) else edge_index, weights)
-        if isinstance(edge_index, Tensor):
-            return out, (edge_index, weights)
-        return out, adjacency.with_weights(weights, graph.pairs)
+    def linears(self) -> list[tuple[nn.Linear | None, int]]:
+        """As PyG draws them."""
+        ends = [(self.lin_key, 0), (self.lin_query, 1), (self.lin_value, 0), (self.lin_edge, 2), (self.lin_skip, 1)]
+        return [*ends, (self.lin_beta, 1)]
 
 
-class GATv2Conv(_AttentionConv):
+class GATv2Conv(RunsGATv2, _AttentionConv):
     """``torch_geometric.nn.GATv2Conv``: additive attention.
 
     With the sender s and the receiver r of an edge, the score of ``W_l x_s`` is
@@ -249,92 +195,38 @@ class GATv2Conv(_AttentionConv):
         bias: bool = True,
         share_weights: bool = False,
         residual: bool = False,
+        aggr: str = "add",
     ):
-        super().__init__(in_channels, out_channels, heads, concat, dropout, edge_dim)
+        super().__init__(in_channels, out_channels, heads, concat, dropout, edge_dim, aggr)
         self.negative_slope, self.add_self_loops, self.fill_value = negative_slope, add_self_loops, fill_value
         self.share_weights, self.residual = share_weights, residual
-        senders, receivers = _pair(in_channels)
+        senders, receivers = pair(in_channels)
         width, total = heads * out_channels, self.total_channels
-        self.lin_l = nn.Linear(senders, width, bias=bias)
-        self.lin_r = self.lin_l if share_weights else nn.Linear(receivers, width, bias=bias)
+        self.lin_l = _linear(senders, width, bias)
+        self.lin_r = self.lin_l if share_weights else _linear(receivers, width, bias)
         self.att = nn.Parameter(torch.empty(1, heads, out_channels))
         self.lin_edge = self.edge_linear()
-        self.res = nn.Linear(receivers, total, bias=False) if residual else None
+        self.res = _linear(receivers, total, False) if residual else None
         self.bias = nn.Parameter(torch.zeros(total)) if bias else None
-        nn.init.xavier_uniform_(self.att)
+        self.reset_parameters()
 
-    def forward(
-        self,
-        x: Tensor | tuple[Tensor, Tensor],
-        edge_index: Any,
-        edge_attr: Tensor | None = None,
-        return_attention_weights: bool | None = None,
-    ):
-        """As :meth:`GraphTransformerConv.forward`, but edge features may be left out.
+    def linears(self) -> list[tuple[nn.Linear | None, int]]:
+        """As PyG draws them."""
+        return [(self.lin_l, 0), (self.lin_r, 1), (self.lin_edge, 2), (self.res, 1)]
 
-        The edges that are returned with the weights include the self-loops.
-        A sparse matrix is returned with the weights as its values.
+    def draw(self, linear: nn.Linear) -> None:
+        """Weights by Glorot's rule, biases as torch's linear layers."""
+        _glorot(linear.weight)
+        if linear.bias is not None:
+            bound = 1 / math.sqrt(linear.in_features) if linear.in_features else 0.0
+            nn.init.uniform_(linear.bias, -bound, bound)
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew, from PyG's distributions and in PyG's order.
+
+        Those whose size the first call tells are drawn then.
         """
-        senders, receivers = self.ends(x)
-        graph, adjacency = self.graph_of(edge_index, (senders, receivers), self.add_self_loops)
-        if adjacency is not None and edge_attr is not None and self.add_self_loops:
-            raise ValueError(
-                "GATv2Conv: edge_attr: expected None with self-loops added to a sparse matrix, whose values take its place"
-            )
-        left = self.by_head(self.lin_l(senders))
-        right = left if self.share_weights and not isinstance(x, (tuple, list)) else self.by_head(self.lin_r(receivers))
-        features, weight = self.edge_features(edge_attr, graph, adjacency), None
-        if features is not None:
-            weight = self.edge_weight()
-            if graph.kept is not None:
-                features = _with_self_loops(features, graph, self.fill_value)
-        out, weights, _, _ = graph_attention(
-            graph.edges,
-            query_receiver=right,
-            key_sender=left,
-            value_sender=left,
-            edge=features,
-            edge_key_weight=weight,
-            score="additive",
-            vector=self.att[0],
-            negative_slope=self.negative_slope,
-            dropout=self.dropout,
-            seed=self.seed(senders),
-            return_weights=bool(return_attention_weights),
-            return_lse=True,
-        )
-        out = self.joined(out)
-        if self.res is not None:
-            out = out + self.res(receivers)
+        super().reset_parameters()
+        _glorot(self.att)
         if self.bias is not None:
-            out = out + self.bias
-        if not return_attention_weights:
-            return out
-        if adjacency is None:
-            keeps = graph.kept is None and not isinstance(edge_index, EdgeIndex)
-            return out, (edge_index if keeps else graph.pairs, weights)
-        made = adjacency.with_weights(weights, graph.pairs)
-        return out, (
-            (made, made.values() if graph.kept is not None else weights) if isinstance(edge_index, Tensor) else made
-        )
-
-
-def _with_self_loops(features: Tensor, graph: PairGraph, fill_value: float | Tensor | str) -> Tensor:
-    """Features of the edges that are kept, then those of the added loops: one per node."""
-    assert graph.kept is not None
-    kept = features[graph.kept]
-    loops = graph.edges.num_edges - kept.shape[0]
-    if isinstance(fill_value, str):
-        names = {"mean": "mean", "add": "sum", "sum": "sum", "min": "amin", "max": "amax", "mul": "prod"}
-        if fill_value not in names:
-            raise ValueError(f"GATv2Conv: fill_value: expected one of {', '.join(names)}, found {fill_value!r}")
-        index = graph.edges.receivers[: kept.shape[0]]
-        filled = features.new_zeros(loops, features.shape[1])
-        inside = index < loops
-        filled = filled.scatter_reduce(
-            0, index[inside, None].expand(-1, features.shape[1]), kept[inside], names[fill_value], include_self=False
-        )
-    else:
-        value = torch.as_tensor(fill_value, dtype=features.dtype, device=features.device)
-        filled = value.expand(loops, features.shape[1])
-    return torch.cat([kept, filled])
+            nn.init.zeros_(self.bias)

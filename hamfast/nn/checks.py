@@ -1,5 +1,7 @@
 """Checks of what layers are made with and called with: what was expected, what was found."""
 
+import warnings
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -28,6 +30,23 @@ def check_index(layer: str, name: str, index: Any, rows: int) -> None:
     check_tensor(layer, name, index)
     if index.dim() != 1 or index.shape[0] != rows or index.is_floating_point():
         raise ValueError(f"{layer}: {name}: expected [{rows}] int64, found {list(index.shape)} {index.dtype}")
+
+
+class CallsPython:
+    """A part of somebody else's model whose TorchScript calls hamfast's Python code."""
+
+    def __prepare_scriptable__(self):
+        _say_that_python_is_needed()
+        return self
+
+
+@cache
+def _say_that_python_is_needed() -> None:
+    warnings.warn(
+        "hamfast: the TorchScript of an accelerated model runs where Python has imported hamfast.nn; for LAMMPS and "
+        "other programs without Python call take_back() of the report of hamfast.accelerate before scripting",
+        stacklevel=2,
+    )
 
 
 class NotScripted(nn.Module):

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,8 +19,8 @@ from e3nn.o3._tensor_product import _tensor_product as _e3nn
 from e3nn.o3._tensor_product._codegen import codegen_tensor_product_left_right
 from torch import Tensor, fx, nn
 
-from hamfast.nn.adapters import adapt
-from hamfast.nn.drop_in_pyg import is_pyg_attention, replacement_of
+from hamfast.nn.adapters import adapt, convolution  # noqa: F401  (registers an op that TorchScript calls)
+from hamfast.nn.checks import CallsPython
 from hamfast.nn.evaluation import Comparison, compare, evaluate
 from hamfast.nn.op_times import OpTimes, op_times
 from hamfast.ops.tensor_product import broadcast_tensor_product
@@ -40,7 +39,7 @@ def _e3nn_product(x: Tensor, y: Tensor, weight: Tensor, plan: str) -> Tensor:
     return broadcast_tensor_product(x, y, weight if parsed.weight_numel else None, parsed)
 
 
-class Product(nn.Module):
+class Product(CallsPython, nn.Module):
     """The code of one ``o3.TensorProduct``, which takes and returns what e3nn's generated code
     does.
     """
@@ -147,11 +146,21 @@ class AccelerateReport:
     """With ``verify``: the results before and after, one by one."""
     times: OpTimes | None = None
     """With ``profile``: where the time of a step went before, and goes now."""
+    undo: tuple[Callable[[], None], ...] = field(default=(), repr=False, compare=False)
+    """What takes each change back, in the order in which they were made."""
 
     @property
     def replaced(self) -> list[str]:
         """The names of the modules that run on hamfast now."""
         return [r.name for r in self.replacements if r.done]
+
+    def take_back(self) -> None:
+        """Puts the model's layers back as they were, around the parameters that it has now.
+
+        Exports for programs that have no Python need it. ``accelerate`` may be called again.
+        """
+        for undo in reversed(self.undo):
+            undo()
 
     @property
     def agrees(self) -> bool:
@@ -179,8 +188,8 @@ class _Changes:
     def __init__(self) -> None:
         self.found: list[Replacement] = []
         self.undo: list[Callable[[], None]] = []
-        self.made: dict[int, nn.Module] = {}
-        """By identity of a module: what stands in its stead; itself where only its code changed."""
+        self.seen: set[int] = set()
+        """Modules that are taken care of, by identity: a model may hold one twice."""
 
     def note(self, name: str, kind: str, done: bool, text: str, undo: Callable[[], None] | None = None) -> None:
         self.found.append(Replacement(name or "(the module itself)", kind, done, text))
@@ -190,6 +199,7 @@ class _Changes:
     def take_back(self) -> None:
         for undo in reversed(self.undo):
             undo()
+        self.undo.clear()
         reason = "its results or those of another layer differed"
         self.found = [Replacement(r.name, r.kind, False, reason) if r.done else r for r in self.found]
 
@@ -203,11 +213,9 @@ def accelerate(module: nn.Module, verify: Any = None, profile: Any = None) -> Ac
     - Of an ``e3nn.o3.TensorProduct``, or of a subclass, only the generated code is exchanged.
       Its class, parameters, buffers, hooks and ``state_dict`` stay.
     - Convolutions of packages that :mod:`hamfast.nn.adapters` knows get another class, which is a
-      subclass of their own: gather, product and sum over edges become one op. So does MACE's
-      ``SymmetricContraction``.
-    - PyG's ``TransformerConv`` becomes :class:`hamfast.nn.GraphTransformerConv`, and its
-      ``GATv2Conv`` becomes :class:`hamfast.nn.GATv2Conv`.
-      They hold the same parameters and have the same ``state_dict``, so optimizers keep working.
+      subclass of their own: gather, product and sum over edges become one op. So do MACE's
+      ``SymmetricContraction``, and PyG's ``TransformerConv`` and ``GATv2Conv``.
+      Parameters stay the same objects, so optimizers keep working.
 
     Args:
         module: any model. Modules compiled to TorchScript are left alone.
@@ -226,17 +234,17 @@ def accelerate(module: nn.Module, verify: Any = None, profile: Any = None) -> Ac
     times_before = None if profile is None else op_times(module, profile)
     changes = _Changes()
     for name, child in list(module.named_modules(remove_duplicate=False)):
-        _change(changes, module, name, child)
+        _change(changes, name, child)
     comparisons: tuple[Comparison, ...] = ()
     if before is not None:
         comparisons = compare(before, evaluate(module, verify))
         if not all(c.agrees for c in comparisons):
             changes.take_back()
     times = None if times_before is None else OpTimes(times_before, op_times(module, profile))
-    return AccelerateReport(tuple(changes.found), comparisons, times)
+    return AccelerateReport(tuple(changes.found), comparisons, times, tuple(changes.undo))
 
 
-def _change(changes: _Changes, model: nn.Module, name: str, child: nn.Module) -> None:
+def _change(changes: _Changes, name: str, child: nn.Module) -> None:
     """Exchanges one module, if it is one of those known here."""
     kind = type(child).__name__
     if isinstance(child, torch.jit.ScriptModule):
@@ -244,43 +252,27 @@ def _change(changes: _Changes, model: nn.Module, name: str, child: nn.Module) ->
         if kind.endswith("TensorProduct"):
             changes.note(name, kind, False, "it is TorchScript; accelerate before scripting")
         return
-    if is_pyg_attention(child):
-        _exchange(changes, model, name, child)
-        return
-    if id(child) in changes.made:
+    if id(child) in changes.seen:
         return
     if isinstance(child, o3.TensorProduct):
-        changes.made[id(child)] = child
+        changes.seen.add(id(child))
         _exchange_code(changes, name, child)
         return
     adapted = adapt(child)
     if adapted is not None:
-        changes.made |= {id(m): m for m in (child, *adapted.products)}
+        changes.seen |= {id(m) for m in (child, *adapted.products)}
         changes.note(name, kind, adapted.done, adapted.text, adapted.undo)
-
-
-def _exchange(changes: _Changes, model: nn.Module, name: str, child: nn.Module) -> None:
-    """Replaces one of PyG's layers by hamfast's; a layer that a model holds twice stays one
-    layer."""
-    kind = type(child).__name__
-    if not name:
-        changes.note(name, kind, False, "a module cannot replace itself; wrap it in another")
-        return
-    made = changes.made.get(id(child)) or replacement_of(child)
-    if isinstance(made, str):
-        changes.note(name, kind, False, made)
-        return
-    changes.made[id(child)] = made
-    parent, _, attribute = name.rpartition(".")
-    holder = model.get_submodule(parent)
-    setattr(holder, attribute, made)
-    undo = partial(setattr, holder, attribute, child)
-    changes.note(name, kind, True, f"hamfast.nn.{type(made).__name__}", undo)
 
 
 def _exchange_code(changes: _Changes, name: str, product: o3.TensorProduct) -> None:
     before = getattr(product, _CODE)
     plan = plan_of_e3nn(product.irreps_in1, product.irreps_in2, product.irreps_out, product.instructions)
     setattr(product, _CODE, _graph_module(plan, before))
-    undo = partial(setattr, product, _CODE, before)
+
+    def undo() -> None:
+        tables = dict(getattr(product, _CODE).named_buffers(recurse=False))
+        for table in list(tables.values())[:1]:  # the model may have been moved since
+            before.to(device=table.device, dtype=table.dtype)
+        setattr(product, _CODE, before)
+
     changes.note(name, type(product).__name__, True, "tensor product on hamfast", undo)

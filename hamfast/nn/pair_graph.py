@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hamfast.constants import outside_inference_mode
+from hamfast.constants import is_traced, outside_inference_mode
 from hamfast.ops import EdgeIndex, edge_index
 from hamfast.ops.checks import INTEGERS, found
 
@@ -85,7 +85,7 @@ def pair_graph(
         raise ValueError(f"edge_index: expected [2, edges], found {list(edges.shape)}")
     if edges.dtype not in INTEGERS:
         raise ValueError(f"edge_index: expected integers, found {edges.dtype}")
-    if torch.compiler.is_compiling():
+    if is_traced():
         return _make(edges, num_senders, num_receivers, add_self_loops)
     owner = edges if owner is None else owner
     key = (id(owner), num_senders, num_receivers, add_self_loops)

@@ -9,6 +9,7 @@ import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
+from hamfast.nn.checks import CallsPython
 from hamfast.ops import symmetric_contraction
 from hamfast.ops.symmetric_contraction import Form, make_tables
 from hamfast.plan import ContractionPlan, contraction_plan
@@ -23,8 +24,11 @@ torch.library.define(
 
 @torch.library.impl("hamfast::contraction_of_tables", "CompositeImplicitAutograd")
 def _contraction_of_tables(x: Tensor, y: Tensor, weight: Tensor, tables: list[Tensor], dims: list[int]) -> Tensor:
-    """For TorchScript, which has no plans. Values are float64 with the bits of integers: so they
-    stay what they are when a model changes its dtype."""
+    """For TorchScript and torch.fx, which have no plans.
+
+    Values are float64 with the bits of integers: so they stay what they are when a model changes
+    its dtype.
+    """
     given = CONTRACTION_TABLES.fields(*tables)
     values = (given.by_path_value, given.by_term_value)
     by_path_value, by_term_value = (t.view(torch.float64).to(x.dtype) for t in values)
@@ -32,7 +36,7 @@ def _contraction_of_tables(x: Tensor, y: Tensor, weight: Tensor, tables: list[Te
     return Form(given, dims).derivatives((x, y, weight, None), None, (Slot.G,))[Slot.G]
 
 
-class RunsContraction(nn.Module):
+class RunsContraction(CallsPython, nn.Module):
     """What runs a contraction whose parts have MACE's names: ``contractions``, and in each
     ``weights_max``, ``weights`` and a buffer of coupling coefficients for each degree.
 
@@ -75,25 +79,30 @@ class RunsContraction(nn.Module):
                 rows.append(weight)
         weights = torch.cat(rows, dim=1)
         if torch.jit.is_scripting():
-            tables = [
-                self._products,
-                self._groups,
-                self._buckets,
-                self._factors,
-                self._path_ptr,
-                self._by_path,
-                self._by_path_value,
-                self._term_ptr,
-                self._by_term,
-                self._by_term_value,
-                self._blocks,
-            ]
-            return torch.ops.hamfast.contraction_of_tables(x, y, weights, tables, self._dims)
+            return self._of_tables(x, y, weights)
         else:
             return self._run(x, y, weights)
 
+    def _of_tables(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        tables = [
+            self._products,
+            self._groups,
+            self._buckets,
+            self._factors,
+            self._path_ptr,
+            self._by_path,
+            self._by_path_value,
+            self._term_ptr,
+            self._by_term,
+            self._by_term_value,
+            self._blocks,
+        ]
+        return torch.ops.hamfast.contraction_of_tables(x, y, weights, tables, self._dims)
+
     @torch.jit.unused
     def _run(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        if isinstance(x, torch.fx.Proxy):  # MACE traces this module before torch.compile
+            return self._of_tables(x, y, weights)
         return symmetric_contraction(x, weights, y, self.plan)
 
 

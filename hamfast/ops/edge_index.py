@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hamfast.constants import outside_inference_mode
+from hamfast.constants import is_traced, outside_inference_mode
 from hamfast.ops.checks import INTEGERS, check_count, check_tensor, found
 from hamfast.records.ops import GRAPH
 
@@ -91,7 +91,10 @@ def edge_index(senders: Tensor, receivers: Tensor, num_senders: int, num_receive
         check_count("edge_index", f"num_{name}", count)
         if index.dim() != 1 or index.dtype not in INTEGERS:
             raise ValueError(f"{name}: expected [edges] int64, found {list(index.shape)} {index.dtype}")
-        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < count:
+        if is_traced():  # values are not known yet: they are checked when they are
+            inside = ((index >= 0) & (index < count)).all()
+            torch._assert_async(inside, f"{name}: expected indices below the number of nodes, found others")
+        elif index.numel() and not 0 <= int(index.min()) <= int(index.max()) < count:
             raise ValueError(
                 f"{name}: expected indices in [0, {count}), found {int(index.min())} to {int(index.max())}"
             )
@@ -99,10 +102,10 @@ def edge_index(senders: Tensor, receivers: Tensor, num_senders: int, num_receive
         raise ValueError(f"receivers: expected {senders.shape[0]} edges as in senders, found {receivers.shape[0]}")
 
     def sort(index, count):
-        order = torch.argsort(index, stable=True)
+        # Not bincount: torch.compile cannot tell the length of its result.
         ptr = torch.zeros(count + 1, dtype=torch.int64, device=index.device)
-        ptr[1:] = torch.cumsum(torch.bincount(index, minlength=count), 0)
-        return order, ptr
+        ptr = ptr.scatter_add(0, index + 1, torch.ones_like(index)).cumsum(0)
+        return torch.argsort(index, stable=True), ptr
 
     with outside_inference_mode():
         senders, receivers = (index.to(torch.int64, copy=True).contiguous() for index in (senders, receivers))

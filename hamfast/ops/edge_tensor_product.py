@@ -207,6 +207,8 @@ def _in_frames(
 
 @torch.compiler.assume_constant_result
 def _chosen(plan: EdgeFramePlan, device: str) -> str:
+    # Without the number of rows: for few of them the estimates may prefer the general kernel, which
+    # was measured to gain hardly anything there, and to take twice the time of some products.
     return choose_lowering(plan.plan, True, device, harmonics=True)
 
 

@@ -10,6 +10,7 @@ from kit import assert_close
 
 import hamfast
 from hamfast.nn import drop_in
+from hamfast.nn.attention_call import RunsTransformer
 from hamfast.nn.evaluation import evaluate
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -156,8 +157,8 @@ def test_a_model_whose_results_differ_is_put_back(monkeypatch, wrong):
         model = torch.nn.ModuleDict({"conv": pyg.TransformerConv(4, 4)})
         model.forward = lambda x, pairs: model["conv"](x, pairs)
         data = (torch.randn(3, 4), torch.tensor([[0, 1, 2], [1, 2, 0]]))
-        right = hamfast.nn.GraphTransformerConv.forward
-        monkeypatch.setattr(hamfast.nn.GraphTransformerConv, "forward", lambda *a: 1.001 * right(*a))
+        right = RunsTransformer.forward
+        monkeypatch.setattr(RunsTransformer, "forward", lambda *a: 1.001 * right(*a))
     before, expected = dict(model.named_modules()), evaluate(model, data)
     report = hamfast.accelerate(model, verify=data)
     assert not report.agrees and report.replaced == []

@@ -30,6 +30,12 @@ def test_product_basis_of_mace():
     run("compare_contraction.py", "mace")
 
 
+@pytest.mark.parametrize("package", ["mace", "nequip"])
+def test_what_people_do_with_models(package):
+    """Copies, files, averages of weights, DDP, calculators, exports."""
+    run("survive.py", package, package)
+
+
 def run(program, package, *arguments):
     if not available(package):
         pytest.skip(f"{package} is not in {PEERS}; tools/setup_peers.sh puts it there")

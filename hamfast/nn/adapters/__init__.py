@@ -1,5 +1,5 @@
-"""Layers of other packages: convolutions (gather, product and scatter-sum) and MACE's contraction
-become single ops of hamfast.
+"""Layers of other packages: convolutions (gather, product and scatter-sum), MACE's contraction and
+PyG's attention become single ops of hamfast.
 
 Each module here is for one package, and imported only where the package is.
 Each has a function ``adapt``, which changes a module in place, and says how to undo it.
@@ -20,6 +20,7 @@ PACKAGES = {
     "sevenn": ("sevenn",),
     "allegro": ("allegro",),
     "e3tools": ("e3tools",),
+    "torch_geometric.nn": ("pyg",),
 }
 """Package -> the modules here that are for it."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from e3nn import o3
 from torch import Tensor
@@ -20,11 +22,11 @@ torch.library.define(
 
 @torch.library.impl("hamfast::e3nn_convolution", "CompositeImplicitAutograd")
 def _e3nn_convolution(x: Tensor, y: Tensor, weight: Tensor, edge_index: Tensor, plan: str) -> Tensor:
-    return convolution(x, y, weight, edge_index, plan)
+    return convolution(x, y, weight, edge_index, Plan.parse(plan))
 
 
 def convolution(
-    x: Tensor, y: Tensor, weight: Tensor, edge_index: Tensor, plan: str, owner: Tensor | None = None
+    x: Tensor, y: Tensor, weight: Tensor, edge_index: Tensor, plan: Plan, owner: Tensor | None = None
 ) -> Tensor:
     """``out[n] = sum over the edges e into n of TP(x[sender of e], y[e], weight[e])``.
 
@@ -33,14 +35,13 @@ def convolution(
         y, weight: ``[edges, dim_in2]``, ``[edges, weight_numel]``.
         edge_index: ``[2, edges]`` integers, senders first. It is sorted once while ``owner``, by
             default itself, lives and holds the same numbers.
-        plan: :meth:`hamfast.plan.Plan.text`.
+        plan: that of the product.
 
     Returns:
         ``[nodes, dim_out]``.
     """
-    parsed = Plan.parse(plan)
     edges = pair_graph(edge_index, x.shape[0], x.shape[0], owner=owner).edges
-    return tensor_product(x, y, weight, parsed, edges)
+    return tensor_product(x, y, weight, plan, edges)
 
 
 def why_not(product: object) -> str:
@@ -52,9 +53,10 @@ def why_not(product: object) -> str:
     return ""
 
 
-def text_of(product: o3.TensorProduct) -> str:
-    """The text of a product's plan."""
-    return plan_of_e3nn(product.irreps_in1, product.irreps_in2, product.irreps_out, product.instructions).text()
+def keep_plan(module: Any, product: o3.TensorProduct) -> None:
+    """Gives a module the plan of its product: ``hamfast_plan``, and as a text for TorchScript."""
+    module.hamfast_plan = plan_of_e3nn(product.irreps_in1, product.irreps_in2, product.irreps_out, product.instructions)
+    module.hamfast_text = module.hamfast_plan.text()
 
 
 def pairs_of(senders: Tensor, receivers: Tensor) -> tuple[Tensor, Tensor | None]:

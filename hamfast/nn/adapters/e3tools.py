@@ -11,13 +11,14 @@ from e3tools.nn import Conv, SeparableConv, SeparableTensorProduct
 from torch import Tensor, nn
 
 from hamfast.nn.adapters import Adapted, change_class, hooks_of
-from hamfast.nn.adapters.convolution import TEXT, convolution, text_of, why_not
+from hamfast.nn.adapters.convolution import TEXT, convolution, keep_plan, why_not
+from hamfast.plan import Plan
 
 
 class FusedSeparableConv(SeparableConv):
     """e3tools' layer, with gather, product and sum in one op and the linear layer on nodes."""
 
-    hamfast_plan: str
+    hamfast_plan: Plan
 
     def forward(self, node_attr: Tensor, edge_index: Tensor, edge_attr: Tensor, edge_sh: Tensor) -> Tensor:
         """As ``Conv.forward``."""
@@ -41,6 +42,6 @@ def adapt(module: nn.Module) -> Adapted | None:
     reason = why_not(module.tp.dtp) or hooks_of(module.tp, module.tp.dtp, linear)
     if reason:
         return Adapted(False, reason)
-    module.hamfast_plan = text_of(module.tp.dtp)
+    keep_plan(module, module.tp.dtp)
     text = f"{TEXT}, with the linear layer after the sum"
     return Adapted(True, text, (module.tp.dtp,), change_class(module, FusedSeparableConv))

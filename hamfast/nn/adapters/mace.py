@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from e3nn import o3
@@ -10,20 +10,24 @@ from e3nn.util.jit import compile_mode
 from torch import Tensor, nn
 
 from hamfast.nn.adapters import Adapted, change_class, hooks_of
-from hamfast.nn.adapters.convolution import TEXT, convolution, text_of, why_not
+from hamfast.nn.adapters.convolution import TEXT, convolution, keep_plan, why_not
+from hamfast.nn.checks import CallsPython
+from hamfast.plan import Plan
 
 
 @compile_mode("script")
-class MaceConvolution(o3.TensorProduct):
+class MaceConvolution(CallsPython, o3.TensorProduct):
     """``o3.TensorProduct`` as MACE calls it where ``conv_fusion`` is set."""
 
-    hamfast_plan: str
+    if TYPE_CHECKING:  # TorchScript would take the annotation for one that it does not know
+        hamfast_plan: Plan
+        hamfast_text: str
 
     def forward(self, node_feats: Tensor, edge_attrs: Tensor, tp_weights: Tensor, edge_index: Tensor) -> Tensor:
         """``[nodes, dim_in1]``, ``[edges, dim_in2]``, ``[edges, weight_numel]``, ``[2, edges]`` ->
         ``[nodes, dim_out]``."""
         if torch.jit.is_scripting():
-            return torch.ops.hamfast.e3nn_convolution(node_feats, edge_attrs, tp_weights, edge_index, self.hamfast_plan)
+            return torch.ops.hamfast.e3nn_convolution(node_feats, edge_attrs, tp_weights, edge_index, self.hamfast_text)
         else:
             return self._run(node_feats, edge_attrs, tp_weights, edge_index)
 
@@ -48,12 +52,12 @@ def adapt(module: nn.Module) -> Adapted | None:
     reason = why_not(product) or hooks_of(product)
     if reason:
         return Adapted(False, reason)
-    product.hamfast_plan = text_of(product)
+    keep_plan(product, product)
     undo_class = change_class(product, MaceConvolution)
     setattr(module, "conv_fusion", "hamfast")  # noqa: B010  (no attribute that the class declares)
 
     def undo() -> None:
         undo_class()
-        del module.conv_fusion, product.hamfast_plan
+        del module.conv_fusion, product.hamfast_plan, product.hamfast_text
 
     return Adapted(True, TEXT, (product,), undo)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from nequip.nn._tp_scatter_base import TensorProductScatter
 from torch import Tensor, nn
 
 from hamfast.nn.adapters import Adapted, change_class, hooks_of
-from hamfast.nn.adapters.convolution import TEXT, convolution, pairs_of, text_of, why_not
+from hamfast.nn.adapters.convolution import TEXT, convolution, keep_plan, pairs_of, why_not
+from hamfast.nn.checks import CallsPython
+from hamfast.plan import Plan
 
 
-class FusedTensorProductScatter(TensorProductScatter):
+class FusedTensorProductScatter(CallsPython, TensorProductScatter):
     """NequIP's module, with its three steps in one op."""
 
-    hamfast_plan: str
+    if TYPE_CHECKING:  # TorchScript would take the annotation for one that it does not know
+        hamfast_plan: Plan
+        hamfast_text: str
 
     def forward(self, x: Tensor, edge_attr: Tensor, edge_weight: Tensor, edge_dst: Tensor, edge_src: Tensor) -> Tensor:
         """``[nodes, dim_in1]``, ``[edges, dim_in2]``, ``[edges, weight_numel]``, receivers,
         senders -> ``[nodes, dim_out]``."""
         if torch.jit.is_scripting():
             pairs = torch.stack([edge_src, edge_dst])
-            return torch.ops.hamfast.e3nn_convolution(x, edge_attr, edge_weight, pairs, self.hamfast_plan)
+            return torch.ops.hamfast.e3nn_convolution(x, edge_attr, edge_weight, pairs, self.hamfast_text)
         else:
             return self._run(x, edge_attr, edge_weight, edge_dst, edge_src)
 
@@ -41,5 +47,5 @@ def adapt(module: nn.Module) -> Adapted | None:
     reason = why_not(module.tp) or hooks_of(module.tp)
     if reason:
         return Adapted(False, reason)
-    module.hamfast_plan = text_of(module.tp)
+    keep_plan(module, module.tp)
     return Adapted(True, TEXT, (module.tp,), change_class(module, FusedTensorProductScatter))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from e3nn.util.jit import compile_mode
 from sevenn import _keys as KEY
@@ -10,14 +12,18 @@ from sevenn.nn.convolution import IrrepsConvolution
 from torch import Tensor, nn
 
 from hamfast.nn.adapters import Adapted, change_class, hooks_of
-from hamfast.nn.adapters.convolution import TEXT, convolution, text_of, why_not
+from hamfast.nn.adapters.convolution import TEXT, convolution, keep_plan, why_not
+from hamfast.nn.checks import CallsPython
+from hamfast.plan import Plan
 
 
 @compile_mode("script")
-class FusedIrrepsConvolution(IrrepsConvolution):
+class FusedIrrepsConvolution(CallsPython, IrrepsConvolution):
     """SevenNet's convolution, with gather, product and scatter-sum in one op."""
 
-    hamfast_plan: str
+    if TYPE_CHECKING:  # TorchScript would take the annotation for one that it does not know
+        hamfast_plan: Plan
+        hamfast_text: str
 
     def forward(self, data: AtomGraphDataType) -> AtomGraphDataType:
         """As ``IrrepsConvolution.forward``."""
@@ -36,7 +42,7 @@ class FusedIrrepsConvolution(IrrepsConvolution):
 
     def _convolve(self, x: Tensor, y: Tensor, weight: Tensor, edge_idx: Tensor) -> Tensor:
         if torch.jit.is_scripting():
-            return torch.ops.hamfast.e3nn_convolution(x, y, weight, edge_idx.flip(0), self.hamfast_plan)
+            return torch.ops.hamfast.e3nn_convolution(x, y, weight, edge_idx.flip(0), self.hamfast_text)
         else:
             return self._run(x, y, weight, edge_idx)
 
@@ -56,5 +62,5 @@ def adapt(module: nn.Module) -> Adapted | None:
     reason = why_not(module.convolution) or hooks_of(module.convolution)
     if reason:
         return Adapted(False, reason)
-    module.hamfast_plan = text_of(module.convolution)
+    keep_plan(module, module.convolution)
     return Adapted(True, TEXT, (module.convolution,), change_class(module, FusedIrrepsConvolution))
