@@ -1,0 +1,133 @@
+"""What expected errors of H do to band energies, to first order.
+
+For a level c with c^+ S c = 1, H c = E S c, and an error dH of H alone,
+
+    dE = c^+ dH c + O(dH^2)
+
+(the Hellmann-Feynman theorem; an error of S would add - E c^+ dS c). Degenerate levels have no c of
+their own; there it is the change of one of their combinations.
+
+Errors that blocks share are matrices, and each gives its dE. Errors of a block's own are
+independent: real normal numbers with mean square v for every element, Hermitian together. With
+p_i = sum |c_m|^2 and s_i = sum c_m^2 over the orbitals m of atom i, the variance of dE is exactly
+
+    sum over R, i, j of  v_Rij ( p_i p_j + Re( exp(4 pi i k.R) conj(s_i) s_j ) )
+
+which for complex elements, with spin, is the sum of v p_i p_j alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse
+
+from hamfast.analysis.bloch import BlochMatrix
+from hamfast.analysis.eigen import DENSE_LIMIT, EigenProblem
+from hamfast.analysis.uncertainty import Uncertainty
+from hamfast.data.blocks import BlockMatrix
+from hamfast.data.snapshot import Snapshot
+from hamfast.errors import HamfastError
+
+
+@dataclass(frozen=True)
+class LevelErrors:
+    """Expected errors of the levels at some k-points."""
+
+    energies: np.ndarray
+    """``[kpoints, bands]`` eV; NaN where directions of S(k) were left out."""
+    independent: np.ndarray
+    """``[kpoints, bands]`` eV^2: the variance that errors of single blocks make."""
+    shared: np.ndarray
+    """``[errors, kpoints, bands]`` eV: what each shared error of the blocks does."""
+
+    def spread(self, counts: np.ndarray) -> np.ndarray:
+        """``[kpoints, bands]`` eV: the expected error of each level.
+
+        An error that moves all levels alike is none, as the zero of energy is a choice.
+
+        Args:
+            counts: ``[kpoints, bands]`` bool, the levels whose median shift is removed.
+        """
+        square = self.independent.copy()
+        for shared in self.shared:
+            shift = np.median(shared[counts]) if counts.any() else 0.0
+            square += (shared - shift) ** 2 / len(self.shared)
+        return np.sqrt(square)
+
+
+def level_errors(snapshot: Snapshot, problem: EigenProblem, uncertainty: Uncertainty, kpoints) -> LevelErrors:
+    """Expected errors of all levels at some k-points.
+
+    Args:
+        snapshot: the structure.
+        problem: of the predicted Hamiltonian.
+        uncertainty: of it.
+        kpoints: ``[kpoints, 3]``, in fractions of the reciprocal lattice vectors.
+
+    Raises:
+        HamfastError: there are too many orbitals for all levels; S(k) is not positive definite.
+    """
+    if problem.size > DENSE_LIMIT:
+        raise HamfastError(
+            f"uncertainties of bands: expected at most {DENSE_LIMIT} orbitals, as all levels are needed, found {problem.size}"
+        )
+    kpoints = np.asarray(kpoints, dtype=np.float64).reshape(-1, 3)
+    sizes = np.array([snapshot.num_orbitals(a) for a in range(snapshot.num_atoms)]) * (2 if snapshot.spinful else 1)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    stack = _Stack(uncertainty.shared, sizes)
+    shape = len(kpoints), problem.size
+    energies, independent = np.full(shape, np.nan), np.zeros(shape)
+    shared = np.zeros((len(uncertainty.shared), *shape))
+    own = _between_atoms(uncertainty, len(sizes))
+    for n, k in enumerate(kpoints):
+        found, states = problem.states(k)
+        width = len(found)
+        energies[n, :width] = found
+        weight = np.add.reduceat(np.abs(states) ** 2, starts, axis=0)
+        variance = np.sum(weight * (own @ weight), axis=0)
+        if not snapshot.spinful:
+            square = np.add.reduceat(states**2, starts, axis=0)
+            turned = _between_atoms(uncertainty, len(sizes), np.exp(4j * np.pi * (uncertainty.pairs[:, :3] @ k)))
+            variance = variance + np.sum(square.conj() * (turned @ square), axis=0).real
+        independent[n, :width] = np.maximum(variance, 0.0)
+        shared[:, n, :width] = stack.first_order(k, states)
+    return LevelErrors(energies, independent, shared)
+
+
+def _between_atoms(uncertainty: Uncertainty, atoms: int, phase: np.ndarray | None = None):
+    """``[atoms, atoms]`` sparse: the mean squares of all cells, times a phase."""
+    values = uncertainty.independent**2 if phase is None else phase * uncertainty.independent**2
+    i, j = uncertainty.pairs[:, 3], uncertainty.pairs[:, 4]
+    return scipy.sparse.csr_matrix((values, (i, j)), shape=(atoms, atoms))
+
+
+class _Stack:
+    """M(k) of several matrices with the same pairs."""
+
+    def __init__(self, matrices: tuple[BlockMatrix, ...], sizes: np.ndarray):
+        self.count = len(matrices)
+        if not matrices:
+            return
+        first = matrices[0]
+        # Where each entry goes, and which entry it is.
+        numbered = BlockMatrix(first.pairs, first.shapes, first.boundaries, np.arange(len(first.entries), dtype=float))
+        bloch = BlochMatrix(numbered, sizes)
+        place = bloch.rows * bloch.size + bloch.columns
+        order = np.argsort(place, kind="stable")
+        self.size, self.cells, self.shifts = bloch.size, bloch.cells[order], bloch.shifts
+        self.places, self.starts = np.unique(place[order], return_index=True)
+        self.values = np.stack([m.entries[bloch.values[order].astype(np.int64)] for m in matrices])
+
+    def first_order(self, k: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """``[matrices, bands]``: c^+ M(k) c of each column c of ``states``."""
+        found = np.zeros((self.count, states.shape[1]))
+        if not self.count:
+            return found
+        phase = np.exp(2j * np.pi * (self.shifts @ k))[self.cells]
+        for n, values in enumerate(self.values):
+            matrix = np.zeros(self.size**2, dtype=np.complex128)
+            matrix[self.places] = np.add.reduceat(values * phase, self.starts)
+            found[n] = np.sum(states.conj() * (matrix.reshape(self.size, self.size) @ states), axis=0).real
+        return found
