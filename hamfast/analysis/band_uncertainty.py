@@ -18,17 +18,23 @@ which for complex elements, with spin, is the sum of v p_i p_j alone.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse
 
+from hamfast.analysis.bands import BandStructure
 from hamfast.analysis.bloch import BlochMatrix
-from hamfast.analysis.eigen import DENSE_LIMIT, EigenProblem
-from hamfast.analysis.uncertainty import Uncertainty
+from hamfast.analysis.eigen import DENSE_LIMIT, EigenProblem, eigen_problem
+from hamfast.analysis.uncertainty import MEV, Uncertainty
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.snapshot import Snapshot
-from hamfast.errors import HamfastError
+from hamfast.errors import DataWarning, HamfastError
+
+WINDOW = 3.0
+"""eV around the Fermi level, of the levels that count beside the occupied ones, as in
+``hamfast evaluate``."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,64 @@ def level_errors(snapshot: Snapshot, problem: EigenProblem, uncertainty: Uncerta
         independent[n, :width] = np.maximum(variance, 0.0)
         shared[:, n, :width] = stack.first_order(k, states)
     return LevelErrors(energies, independent, shared)
+
+
+def band_half_width(
+    snapshot: Snapshot, matrix: BlockMatrix, uncertainty: Uncertainty, bands: BandStructure
+) -> np.ndarray | None:
+    """``[kpoints, columns]`` eV: the half-width of each level of predicted bands.
+
+    The level that is stated is that of held-out levels which are occupied, or within ``WINDOW`` of
+    the Fermi level, relative to their median shift.
+
+    Args:
+        snapshot: the structure.
+        matrix: its predicted Hamiltonian.
+        uncertainty: of it.
+        bands: of ``matrix``.
+
+    Returns:
+        None, and a warning, where there are no half-widths: band energies were not calibrated,
+        there are too many orbitals, or not all levels were computed.
+    """
+    why = None
+    if uncertainty.band_factor is None:
+        why = "no held-out structure had an overlap and electrons"
+    elif matrix_size(snapshot) > DENSE_LIMIT:
+        why = f"there are more than {DENSE_LIMIT} orbitals"
+    elif bands.first_band != 0 or bands.energies.shape[1] < matrix_size(snapshot):
+        why = "only some of the levels were computed"
+    if why is not None:
+        warnings.warn(f"{snapshot.label}: no uncertainty of the bands: {why}", DataWarning, stacklevel=2)
+        return None
+    problem = eigen_problem(snapshot, matrix, projection=bands.projection)
+    levels = level_errors(snapshot, problem, uncertainty, bands.path.kpoints)
+    with np.errstate(invalid="ignore"):
+        counts = np.abs(levels.energies - bands.fermi_energy) < WINDOW
+        counts |= levels.energies <= bands.fermi_energy
+    return uncertainty.band_factor * levels.spread(counts)
+
+
+def band_lines(bands: BandStructure, half_width: np.ndarray, level: float, window: tuple[float, float]) -> list[str]:
+    """What there is to say of the half-widths ``[kpoints, columns]`` (eV) of predicted bands.
+
+    It is of the levels within a window (eV) around the Fermi level.
+    """
+    with np.errstate(invalid="ignore"):
+        energies = bands.energies - bands.fermi_energy
+        own = MEV * half_width[(energies > window[0]) & (energies < window[1])]
+    if not len(own):
+        return []
+    return [
+        f"{level:.0%} of levels within {own.mean():.2f} meV of DFT, apart from a common shift, on average in the window; at "
+        f"most {own.max():.2f}"
+    ]
+
+
+def matrix_size(snapshot: Snapshot) -> int:
+    """Rows of H(k), spin included."""
+    spins = 2 if snapshot.spinful else 1
+    return spins * sum(snapshot.num_orbitals(a) for a in range(snapshot.num_atoms))
 
 
 def _between_atoms(uncertainty: Uncertainty, atoms: int, phase: np.ndarray | None = None):

@@ -276,6 +276,7 @@ def write_bands(
     errors: BandErrors | None = None,
     dft_fermi: float | None = None,
     shares: dict[str, Populations] | None = None,
+    half_width: np.ndarray | None = None,
 ) -> list[Path]:
     """``bands.json`` with every curve, and ``band_<name>.h5`` each in DeepH's layout.
 
@@ -287,6 +288,8 @@ def write_bands(
         errors: of the predicted bands, for the JSON.
         dft_fermi: eV, the Fermi level that the DFT code itself gave, for the JSON.
         shares: name -> shares of its levels, for the JSON.
+        half_width: ``[kpoints, columns]`` eV, the uncertainty of the predicted levels, for the
+            JSON.
 
     Returns:
         What was written.
@@ -306,6 +309,9 @@ def write_bands(
             "projection": band.projection,
             "energies": energies,
         }
+        if half_width is not None and name == "predicted":
+            rows = half_width.round(6).tolist()
+            content[name]["half_width"] = [[w if np.isfinite(w) else None for w in row] for row in rows]
         if shares is not None and name in shares:
             own = shares[name]
             content[name]["shares"] = {set_: own.shares[..., n].round(4).tolist() for n, set_ in enumerate(own.names)}

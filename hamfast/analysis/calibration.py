@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from hamfast.analysis.band_errors import levels_that_count
-from hamfast.analysis.band_uncertainty import level_errors
+from hamfast.analysis.band_uncertainty import WINDOW, level_errors
 from hamfast.analysis.eigen import eigen_problem
 from hamfast.analysis.fermi import occupied_bands, whole_electrons
 from hamfast.analysis.ghosts import leave_out_ghosts
 from hamfast.analysis.metrics import ReferenceBands, reference_bands
-from hamfast.analysis.uncertainty import Uncertainty, sigma_of, uncertainty_of
+from hamfast.analysis.uncertainty import Uncertainty, uncertainty_of
 from hamfast.data import GraphDataset, read_snapshot, read_split
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.graphs import blocks_from_irreps
@@ -28,7 +28,7 @@ from hamfast.data.snapshot import Snapshot
 from hamfast.data.summary import sample
 from hamfast.data.tensor_file import save_tensors
 from hamfast.errors import DataWarning, HamfastError
-from hamfast.graph import CrystalGraph
+from hamfast.graph import ONSITE, CrystalGraph
 from hamfast.models import Cascade
 from hamfast.models.conformal import BlockScores, Scores
 from hamfast.models.error_model import GROUPS, ErrorModel, HeadSums, run
@@ -41,9 +41,6 @@ MIXINGS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 """Candidates for t."""
 SMALLEST = 1e-12
 """eV, below which no error is expected."""
-WINDOW = 3.0
-"""eV around the Fermi level, of the levels that count beside the occupied ones, as in
-``hamfast evaluate``."""
 
 
 class HeldOut(NamedTuple):
@@ -95,7 +92,7 @@ def calibrate(
     where = together.first, together.second, together.length
     classes = BlockScores.fit(*where, np.ones(len(together.error)))
     errors.mixing = (choose_mixing(found, classes, False), choose_mixing(found, classes, True))
-    t = np.where(together.length < 1e-6, errors.mixing[1], errors.mixing[0])
+    t = np.where(together.length < ONSITE, errors.mixing[1], errors.mixing[0])
     sigma = np.sqrt(together.independent + t**2 * together.shared)
     errors.blocks = BlockScores.fit(*where, together.error / np.maximum(sigma, SMALLEST))
     model.error_model = errors
@@ -142,7 +139,7 @@ def choose_mixing(found: Sequence[HeldOut], classes: BlockScores, onsite: bool) 
     """
     if len(found) < 2:
         return 1.0
-    own = [HeldOut(*(part[(h.length < 1e-6) == onsite] for part in h)) for h in found]
+    own = [HeldOut(*(part[(h.length < ONSITE) == onsite] for part in h)) for h in found]
     which = [classes.class_of(h.first, h.second, h.length) for h in own]
     loss = np.full((len(MIXINGS), len(own)), np.nan)
     for row, t in enumerate(MIXINGS):
@@ -243,7 +240,9 @@ def calibrate_file(
         root = Path(data.root)
         split = Path(data.split) if split is None and data.split is not None else split
         if not root.is_dir():
-            raise HamfastError(f"{path}: its data set {root} is not here; expected --root with the folder of its data set")
+            raise HamfastError(
+                f"{path}: its data set {root} is not here; expected --root with the folder of its data set"
+            )
     folders = read_split(root, split)
     steps = len(sample(folders["train"], MOST_TRAINING)) + 2 * len(sample(folders["validate"], MOST_HELD_OUT))
     errors = calibrate(loaded, folders["train"], folders["validate"], start(steps))

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hamfast.analysis.band_uncertainty import band_half_width
 from hamfast.analysis.bands import BandStructure, band_structures
 from hamfast.analysis.eigen import EigenProblem, eigen_problem
-from hamfast.analysis.prediction import predict, rounded
+from hamfast.analysis.prediction import Written, predict, rounded, write_uncertainty
+from hamfast.analysis.uncertainty import LEVEL, Uncertainty
 from hamfast.data import deeph, read_snapshot
 from hamfast.data.graphs import species_index
 from hamfast.data.snapshot import Snapshot, check_structure, difference
@@ -37,17 +39,22 @@ class Model:
 
     loaded: LoadedModel
 
-    def predict(self, atoms: Atoms | Snapshot | Path | str) -> Crystal:
+    def predict(
+        self, atoms: Atoms | Snapshot | Path | str, *, uncertainty: bool = False, level: float = LEVEL
+    ) -> Crystal:
         """The Hamiltonian and the overlap of a crystal.
 
         Args:
             atoms: of ASE, with a cell; or a structure folder, whose overlap and Fermi level are
                 taken where it has them; or what was read from one; or a file with one structure
                 that ASE reads.
+            uncertainty: how far the blocks and the bands may be from those of DFT, too.
+            level: the share of blocks that their intervals are to hold.
 
         Raises:
             HamfastError: an element is unknown to the model, there are no three lattice vectors, or
-                the training does not tell the overlap of such atoms.
+                the training does not tell the overlap of such atoms; the uncertainty is asked for
+                and not calibrated.
         """
         from ase import Atoms
 
@@ -64,7 +71,7 @@ class Model:
             snapshot = atoms
         else:
             raise HamfastError(f"expected ASE's atoms, a folder or a file of a structure, found {type(atoms).__name__}")
-        return predict_crystal(self.loaded, snapshot)
+        return predict_crystal(self.loaded, snapshot, level if uncertainty else None)
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,8 @@ class Bands:
     structure: BandStructure
     """Energies in eV, path and Fermi level."""
     label: str
+    half_width: np.ndarray | None = None
+    """``[kpoints, columns]`` eV, of ``structure.energies``; None without an uncertainty."""
 
     def plot(self, path: Path | str, window: tuple[float, float] = (-4.0, 4.0)) -> Path:
         """Draws the bands, E_F at 0, into a PNG or PDF; returns its path.
@@ -84,7 +93,9 @@ class Bands:
         """
         from hamfast.analysis.plot import plot_bands
 
-        return plot_bands({"predicted": self.structure}, Path(path), window=window, title=self.label)
+        return plot_bands(
+            {"predicted": self.structure}, Path(path), window=window, title=self.label, half_width=self.half_width
+        )
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,8 @@ class Crystal:
 
     snapshot: Snapshot
     """In the field ``hamiltonian`` it has the predicted one, eV."""
+    uncertainty: Uncertainty | None = None
+    """Of the Hamiltonian, where it was asked for."""
 
     @property
     def problem(self) -> EigenProblem:
@@ -121,8 +134,9 @@ class Crystal:
         """
         matrix = self.snapshot.hamiltonian
         assert matrix is not None
-        found = band_structures(self.snapshot, {"predicted": matrix}, kpath, points=points, **options)
-        return Bands(found["predicted"], self.snapshot.label)
+        found = band_structures(self.snapshot, {"predicted": matrix}, kpath, points=points, **options)["predicted"]
+        width = None if self.uncertainty is None else band_half_width(self.snapshot, matrix, self.uncertainty, found)
+        return Bands(found, self.snapshot.label, width)
 
     def to_deeph(self, folder: Path | str) -> Path:
         """Writes the new DeepH layout, the prediction as Hamiltonian; returns the folder."""
@@ -205,9 +219,13 @@ def read_atoms(loaded: LoadedModel, path: Path) -> list[Snapshot]:
         raise HamfastError(f"{path}: {error}") from error
 
 
-def predict_crystal(loaded: LoadedModel, snapshot: Snapshot) -> Crystal:
-    """The crystal with its predicted Hamiltonian; what else it lacks comes from the model, too."""
-    matrix = predict(loaded, snapshot).refined
+def predict_crystal(loaded: LoadedModel, snapshot: Snapshot, level: float | None = None) -> Crystal:
+    """The crystal with its predicted Hamiltonian; what else it lacks comes from the model, too.
+
+    With a ``level``, see :func:`hamfast.analysis.prediction.predict`, it has an uncertainty.
+    """
+    prediction = predict(loaded, snapshot, level)
+    matrix = prediction.refined
     overlap, electrons = snapshot.overlap, snapshot.occupation
     fitted = loaded.model.overlap
     if overlap is None and fitted is not None:
@@ -215,7 +233,7 @@ def predict_crystal(loaded: LoadedModel, snapshot: Snapshot) -> Crystal:
     if electrons is None and fitted is not None:
         electrons = fitted.num_electrons(snapshot)
     found = Snapshot(**{**snapshot.__dict__, "hamiltonian": matrix, "overlap": overlap, "occupation": electrons})
-    return Crystal(found)
+    return Crystal(found, prediction.uncertainty)
 
 
 def _check_same(snapshot: Snapshot, target: Path) -> None:
@@ -228,7 +246,14 @@ def _check_same(snapshot: Snapshot, target: Path) -> None:
         )
 
 
-def write_crystal(loaded: LoadedModel, snapshot: Snapshot, target: Path, precision: str, compress: bool) -> Path:
+def write_crystal(
+    loaded: LoadedModel,
+    snapshot: Snapshot,
+    target: Path,
+    precision: str,
+    compress: bool,
+    level: float | None = None,
+) -> Written:
     """Predicts a structure that came without matrices, and writes it with H and S.
 
     Args:
@@ -237,9 +262,7 @@ def write_crystal(loaded: LoadedModel, snapshot: Snapshot, target: Path, precisi
         target: a new folder.
         precision: ``float64`` or ``float32``, of the Hamiltonian.
         compress: the file of the Hamiltonian, by gzip.
-
-    Returns:
-        The path of the Hamiltonian's file.
+        level: see :func:`hamfast.analysis.prediction.predict`.
 
     Raises:
         HamfastError: as :func:`predict_crystal`; the target holds something else than an earlier
@@ -252,9 +275,10 @@ def write_crystal(loaded: LoadedModel, snapshot: Snapshot, target: Path, precisi
             f"{snapshot.label}: it comes without an overlap, and the model has none: its training set had no overlaps; "
             "give a structure folder with one"
         )
-    crystal = predict_crystal(loaded, snapshot)
+    crystal = predict_crystal(loaded, snapshot, level)
     matrix = crystal.snapshot.hamiltonian
     assert matrix is not None
     crystal.snapshot.hamiltonian = None
     deeph.write(crystal.snapshot, target)
-    return deeph.write_prediction(crystal.snapshot, rounded(matrix, precision), target, compress)
+    path = deeph.write_prediction(crystal.snapshot, rounded(matrix, precision), target, compress)
+    return Written(path, *write_uncertainty(crystal.uncertainty, snapshot, target, compress))

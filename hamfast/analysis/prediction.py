@@ -5,16 +5,20 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from hamfast.analysis.uncertainty import FILE as UNCERTAINTY
+from hamfast.analysis.uncertainty import Uncertainty, calibrated, uncertainty_of
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.cell_size import prediction_warning
 from hamfast.data.formats import detect, format_of, read_snapshot, read_structure, written_as
 from hamfast.data.graphs import blocks_from_irreps, build_graph, species_index
 from hamfast.data.snapshot import Snapshot, difference
 from hamfast.errors import DataWarning, HamfastError
+from hamfast.models.last_layer import captured_features
 from hamfast.training import LoadedModel
 
 
@@ -26,10 +30,12 @@ class Prediction:
     """Stage 1."""
     refined: BlockMatrix
     """The cascade; the same object as ``baseline`` without a second stage."""
+    uncertainty: Uncertainty | None = None
+    """Of ``refined``, where it was asked for; of the graph's pairs."""
 
 
 @torch.no_grad()
-def predict(loaded: LoadedModel, snapshot: Snapshot) -> Prediction:
+def predict(loaded: LoadedModel, snapshot: Snapshot, level: float | None = None) -> Prediction:
     """Predicts the Hamiltonian of a structure on the model's device.
 
     Of a network whose blocks are not Hermitian, as DeepH-E3's are not, it is the Hermitian part:
@@ -38,11 +44,19 @@ def predict(loaded: LoadedModel, snapshot: Snapshot) -> Prediction:
     The network sees the pairs that it was trained with, whatever list the structure's files have
     (:func:`hamfast.data.graphs.trained_pairs`). The result has these pairs and those of the files.
 
+    Args:
+        loaded: the model.
+        snapshot: the structure.
+        level: the share of blocks that their intervals are to hold; None: no uncertainty.
+
     Raises:
         HamfastError: an element or its orbitals are unknown to the model, or the result is not
-            finite.
+            finite; the uncertainty is asked for and not calibrated, see
+            :func:`hamfast.analysis.uncertainty.uncertainty_of`.
     """
     model = loaded.model
+    if level is not None:
+        calibrated(model, snapshot.label).blocks.quantiles(level)
     like = model.normalization.onsite_shift  # a model need not have parameters
     graph = build_graph(snapshot, model.spec, pair_cutoffs=loaded.pair_cutoffs).to(like.device, like.dtype)
     words = prediction_warning(model.receptive_field, model.half_cell, snapshot.half_cell)
@@ -56,14 +70,17 @@ def predict(loaded: LoadedModel, snapshot: Snapshot) -> Prediction:
             DataWarning,
             stacklevel=2,
         )
-    output = model(graph)
+    with captured_features(model) as features:
+        output = model(graph)
+    uncertainty = None if level is None else uncertainty_of(model, graph, features, level)
 
     def blocks(irreps):
         matrix = _blocks(irreps, graph, snapshot, model.spec)
         return matrix if model.hermitian else matrix.hermitian_part()
 
     baseline = blocks(output.baseline)
-    return Prediction(baseline, baseline if output.refined is output.baseline else blocks(output.refined))
+    refined = baseline if output.refined is output.baseline else blocks(output.refined)
+    return Prediction(baseline, refined, uncertainty)
 
 
 def _blocks(irreps, graph, snapshot, spec) -> BlockMatrix:
@@ -84,9 +101,23 @@ def _blocks(irreps, graph, snapshot, spec) -> BlockMatrix:
     return matrix.joined(given.pairs[beyond], zeros)
 
 
+class Written(NamedTuple):
+    """What a prediction has written."""
+
+    hamiltonian: Path
+    uncertainty: Path | None = None
+    lines: tuple[str, ...] = ()
+    """What there is to say of the uncertainty."""
+
+
 def write_prediction(
-    loaded: LoadedModel, folder: Path, target: Path, precision: str = "float64", compress: bool = True
-) -> Path:
+    loaded: LoadedModel,
+    folder: Path,
+    target: Path,
+    precision: str = "float64",
+    compress: bool = True,
+    level: float | None = None,
+) -> Written:
     """Predicts the Hamiltonian of a structure folder and writes it, in the folder's layout.
 
     Of a DFT code's own folder it is the new DeepH layout.
@@ -99,10 +130,8 @@ def write_prediction(
         target: ``folder`` itself, or another one that gets a copy of the structure; if it has no
             overlap, with the model's.
         precision: ``float64`` or ``float32``, of the written values.
-        compress: the file, by gzip.
-
-    Returns:
-        The path of the file.
+        compress: the files, by gzip.
+        level: see :func:`predict`.
 
     Raises:
         HamfastError: as :func:`predict`; or ``target`` holds another structure, or other files.
@@ -113,12 +142,28 @@ def write_prediction(
     new = apart and not (target.exists() and any(target.iterdir()))
     if apart and not new:
         _check_same(snapshot, folder, target)
-    matrix = rounded(predict(loaded, snapshot).refined, precision)
+    prediction = predict(loaded, snapshot, level)
+    matrix = rounded(prediction.refined, precision)
     if new:
         if snapshot.overlap is None and loaded.model.overlap is not None:  # bands need one
             snapshot.overlap = loaded.model.overlap.matrix(snapshot, matrix.pairs)
         layout.write(snapshot, target)
-    return layout.write_prediction(snapshot, matrix, target, compress)
+    path = layout.write_prediction(snapshot, matrix, target, compress)
+    return Written(path, *write_uncertainty(prediction.uncertainty, snapshot, target, compress))
+
+
+def write_uncertainty(
+    uncertainty: Uncertainty | None, snapshot: Snapshot, target: Path, compress: bool
+) -> tuple[Path | None, tuple[str, ...]]:
+    """Writes the uncertainty beside a prediction, or removes that of an earlier one.
+
+    Returns:
+        Its path, and what there is to say; None and nothing without one.
+    """
+    if uncertainty is None:
+        (target / UNCERTAINTY).unlink(missing_ok=True)
+        return None, ()
+    return uncertainty.write(target, compress), tuple(uncertainty.lines(snapshot))
 
 
 def rounded(matrix: BlockMatrix, precision: str) -> BlockMatrix:

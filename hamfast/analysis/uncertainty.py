@@ -28,6 +28,8 @@ from hamfast.models.last_layer import LastFeatures
 
 FILE = "uncertainty_pred.h5"
 """Beside the predicted Hamiltonian, in every layout."""
+LEVEL = 0.9
+"""The share of blocks that an interval is to hold, unless another one is asked for."""
 MEV = 1e3
 
 
@@ -81,7 +83,11 @@ class Uncertainty:
             for n in order[:most]:
                 i, j = self.pairs[n, 3:]
                 a, b = (chemical_symbols[snapshot.numbers[atom]] for atom in (i, j))
-                name = f"atom {i} ({a})" if what == "on-site" else f"{a}-{b}, {length[n]:.2f} angstrom, {pair_name(self.pairs[n])}"
+                name = (
+                    f"atom {i} ({a})"
+                    if what == "on-site"
+                    else f"{a}-{b}, {length[n]:.2f} angstrom, {pair_name(self.pairs[n])}"
+                )
                 words.append(f"  {MEV * self.half_width[n]:.2f} meV: {name}")
         return words
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -135,7 +136,7 @@ class BlockScores:
             if a == b:
                 wanted.append(BlockClass(True, (a, a), 0.0, math.inf))
             edges = _edges(length[own & (length >= ONSITE)])
-            wanted += [BlockClass(False, (a, b), *span) for span in zip(edges[:-1], edges[1:], strict=True)]
+            wanted += [BlockClass(False, (a, b), *span) for span in pairwise(edges)]
         found = []
         for kind in wanted:
             which = kind.holds(first, second, length)

@@ -27,13 +27,13 @@ from functools import cache
 from typing import Any
 
 import torch
-from e3nn.o3 import Irrep, Irreps
+from e3nn.o3 import Irrep
 from torch import Tensor
 
 from hamfast.graph import CrystalGraph
 from hamfast.models.cascade import Cascade
 from hamfast.models.conformal import BlockScores, Scores
-from hamfast.models.last_layer import LastFeatures, captured_features, last_maps
+from hamfast.models.last_layer import LastFeatures, captured_features
 from hamfast.targets import TargetSpec
 
 GROUPS = 8
@@ -83,7 +83,7 @@ class HeadSums:
                 self.right[kind, ir][group] += y @ x.T
 
     def noise(self) -> Tensor:
-        """``[2, pairs, irreps]`` float64: root mean square of a component; on-site blocks second."""
+        """``[2, pairs, irreps]`` float64: root mean square of a component; on-site second."""
         irreps = self.spec.irreps
         found = torch.zeros(2, self.spec.num_species**2, len(irreps), dtype=torch.float64)
         which = torch.repeat_interleave(torch.tensor([ir.dim for _, ir in irreps]))
@@ -231,13 +231,22 @@ class ErrorModel:
             yield 0.5 * (dx + reverse)
 
     def mean_square(self, graph: CrystalGraph, x: Tensor) -> Tensor:
-        """``[edges]``: the mean of |matrix element|^2 of blocks with the irreps ``[edges, dim]``."""
+        """``[edges]``: the mean of |matrix element|^2 of blocks, from irreps ``[edges, dim]``."""
         weight = _element_weight(self.spec).to(x.device)[graph.pair_species(self.spec.num_species)]
         return (x.double().square() * weight).sum(1)
 
     def mixing_of(self, graph: CrystalGraph) -> Tensor:
         """``[edges]`` float64: t of each block."""
         return torch.tensor(self.mixing, dtype=torch.float64, device=graph.vector.device)[graph.onsite.long()]
+
+    def lines(self) -> list[str]:
+        """What was calibrated, in words of less than 80 columns."""
+        training, held_out = self.structures
+        blocks = self.blocks.classes[0][1].count
+        words = [f"uncertainty: {blocks} blocks of {held_out} held-out structures, {training} of the training"]
+        if self.bands is not None:
+            words.append(f"uncertainty of bands: {self.bands.count} held-out levels")
+        return words
 
     # --- in checkpoints
     # ---------------------------------------------------------------------------------------------
