@@ -51,7 +51,17 @@ METRICS = {
     "conduction_edge_meV": "conduction_edge_error",
 }
 KEY = ["set", "variant", "budget", "seed"]
-FIELDS = [*KEY, "stage", "formula", "atoms", "test_structures", *METRICS, "MAE_rotated_meV", "equivariance_error", "steps"]
+FIELDS = [
+    *KEY,
+    "stage",
+    "formula",
+    "atoms",
+    "test_structures",
+    *METRICS,
+    "MAE_rotated_meV",
+    "equivariance_error",
+    "steps",
+]
 FIELDS += ["epochs", "cpu_s", "parameters", "train_structures", "machine", "torch", "date"]
 
 
