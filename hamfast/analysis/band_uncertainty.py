@@ -27,8 +27,8 @@ import scipy.sparse
 from hamfast.analysis.bands import BandStructure
 from hamfast.analysis.bloch import BlochMatrix
 from hamfast.analysis.eigen import DENSE_LIMIT, EigenProblem, eigen_problem
-from hamfast.analysis.uncertainty import MEV, Uncertainty
-from hamfast.data.blocks import BlockMatrix
+from hamfast.analysis.uncertainty import FILE, MEV, Uncertainty
+from hamfast.data.blocks import BlockMatrix, pair_name
 from hamfast.data.snapshot import Snapshot
 from hamfast.errors import DataWarning, HamfastError
 
@@ -119,7 +119,16 @@ def band_half_width(
     Returns:
         None, and a warning, where there are no half-widths: band energies were not calibrated,
         there are too many orbitals, or not all levels were computed.
+
+    Raises:
+        HamfastError: the uncertainty is of another Hamiltonian.
     """
+    unknown = [pair for pair in map(tuple, uncertainty.pairs.tolist()) if pair not in matrix.index]
+    if unknown:
+        raise HamfastError(
+            f"{snapshot.label}: {FILE} has {len(unknown)} blocks that the predicted Hamiltonian lacks, the first is "
+            f"{pair_name(unknown[0])}; make both with `hamfast predict --uncertainty`"
+        )
     why = None
     if uncertainty.band_factor is None:
         why = "no held-out structure had an overlap and electrons"

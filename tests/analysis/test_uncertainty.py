@@ -11,7 +11,7 @@ import pytest
 from kit import random_snapshot, tiny_checkpoint
 
 import hamfast as package
-from hamfast.analysis.band_uncertainty import level_errors
+from hamfast.analysis.band_uncertainty import band_half_width, level_errors
 from hamfast.analysis.bloch import BlochMatrix
 from hamfast.analysis.calibration import calibrate_file
 from hamfast.analysis.eigen import eigen_problem
@@ -95,6 +95,15 @@ def test_a_common_shift_is_no_error():
     )
     np.testing.assert_allclose(levels.shared, 1.0, atol=1e-9)
     assert levels.spread(np.ones(levels.energies.shape, bool)).max() < 1e-9
+
+
+def test_of_another_hamiltonian():
+    snapshot = random_snapshot({6: (0, 1)}, [6, 6])
+    h = snapshot.hamiltonian
+    pairs = h.pairs + np.array([7, 0, 0, 0, 0])
+    uncertainty = Uncertainty(0.9, pairs, np.ones(len(h)), np.ones(len(h)), (), 1.0)
+    with pytest.raises(HamfastError, match="blocks that the predicted Hamiltonian lacks"):
+        band_half_width(snapshot, h, uncertainty, None)
 
 
 def test_of_the_file(tmp_path):
