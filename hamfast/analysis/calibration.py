@@ -39,6 +39,9 @@ MOST_TRAINING, MOST_HELD_OUT, MOST_BANDS = 200, 100, 20
 """So many structures, from all over the set, are enough."""
 MIXINGS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 """Candidates for t."""
+FEWEST = 10
+"""Held-out structures from which t is chosen. What a few of them tell is how they differ from each
+other: chosen by five, intervals were narrower and held less in larger cells."""
 SMALLEST = 1e-12
 """eV, below which no error is expected."""
 
@@ -90,7 +93,9 @@ def calibrate(
         report()
     together = HeldOut(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
     where = together.first, together.second, together.length
-    classes = BlockScores.fit(*where, np.ones(len(together.error)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # the second time they are fitted, they warn
+        classes = BlockScores.fit(*where, np.ones(len(together.error)))
     errors.mixing = (choose_mixing(found, classes, False), choose_mixing(found, classes, True))
     t = np.where(together.length < ONSITE, errors.mixing[1], errors.mixing[0])
     sigma = np.sqrt(together.independent + t**2 * together.shared)
@@ -130,14 +135,14 @@ def choose_mixing(found: Sequence[HeldOut], classes: BlockScores, onsite: bool) 
     Each structure is left out once. The likelihood of its errors is that of normal numbers whose
     variance has a factor per class, from the other structures. Of ``MIXINGS`` it is the smallest
     within one standard error of the best (the rule of Breiman et al., Classification and Regression
-    Trees, 1984). With one structure it is 1.
+    Trees, 1984). With fewer than ``FEWEST`` structures it is 1.
 
     Args:
         found: the structures.
         classes: of blocks; their scores are not read.
         onsite: on-site blocks, or hoppings.
     """
-    if len(found) < 2:
+    if len(found) < FEWEST:
         return 1.0
     own = [HeldOut(*(part[(h.length < ONSITE) == onsite] for part in h)) for h in found]
     which = [classes.class_of(h.first, h.second, h.length) for h in own]

@@ -10,6 +10,7 @@ at least ``level``, if k = ceil((n + 1) level); and of at most ``level`` + 1 / (
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -17,13 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from hamfast.errors import HamfastError
+from hamfast.errors import DataWarning, HamfastError
 from hamfast.graph import ONSITE
 
 KEPT = 400
 """So many order statistics of a class are kept: all of a small one."""
 ENOUGH = 100
-"""Blocks that a class of its own has at least."""
+"""Blocks that a class of one species or pair has at least."""
+FEWEST = 10
+"""The same of all on-site blocks, of all hoppings, and of both."""
 
 
 def check_level(level: float) -> float:
@@ -109,7 +112,8 @@ class BlockScores:
 
     On-site blocks have one class per species. Hoppings have one per pair of species and angstrom.
     Neighbouring angstroms share a class until it has ``ENOUGH`` blocks. A species or a pair with
-    fewer belongs to the class of all species.
+    fewer belongs to the class of all species. On-site blocks and hoppings share a class only where
+    there are fewer than ``FEWEST`` of one kind, and a warning says so.
     """
 
     classes: tuple[tuple[BlockClass, Scores], ...]
@@ -126,8 +130,8 @@ class BlockScores:
         Raises:
             HamfastError: there are fewer than 10 blocks.
         """
-        if len(scores) < 10:
-            raise HamfastError(f"uncertainties: expected 10 held-out blocks or more, found {len(scores)}")
+        if len(scores) < FEWEST:
+            raise HamfastError(f"uncertainties: expected {FEWEST} held-out blocks or more, found {len(scores)}")
         wanted = [BlockClass(None, None, 0.0, math.inf)]
         wanted += [BlockClass(onsite, None, 0.0, math.inf) for onsite in (True, False)]
         low, high = np.minimum(first, second), np.maximum(first, second)
@@ -140,8 +144,15 @@ class BlockScores:
         found = []
         for kind in wanted:
             which = kind.holds(first, second, length)
-            if which.sum() >= ENOUGH or kind.onsite is None:
+            if which.sum() >= (FEWEST if kind.species is None else ENOUGH):
                 found.append((kind, Scores.of(scores[which])))
+            elif kind.species is None and which.any():
+                warnings.warn(
+                    f"uncertainties: only {which.sum()} {'on-site blocks' if kind.onsite else 'hoppings'} are held out, expected "
+                    f"{FEWEST}; they share the scores of all blocks, which may be far off",
+                    DataWarning,
+                    stacklevel=2,
+                )
         return cls(tuple(found))
 
     def class_of(self, first: np.ndarray, second: np.ndarray, length: np.ndarray) -> np.ndarray:

@@ -12,7 +12,8 @@ The error of an irrep x of a block, in units of the target normalisation, is tak
   Stein, Ann. Stat. 9, 586, 1981). The blocks of one structure are not independent, so the textbook
   posterior, which counts each of them, would be too narrow.
 - t is a number for on-site blocks, and one for hoppings. Features are fitted to the training set,
-  too, so dW alone is far too small; held-out structures say by how much.
+  too, so dW alone is too small; held-out structures say by how much, if there are enough of them
+  (:func:`hamfast.analysis.calibration.choose_mixing`), and else it is 1.
 
 W and e are of an ordered pair of species, on-site blocks apart. Components of an irrep share W and
 the size of e, so the spread turns with the structure.

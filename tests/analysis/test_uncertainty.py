@@ -13,12 +13,13 @@ from kit import random_snapshot, tiny_checkpoint
 import hamfast as package
 from hamfast.analysis.band_uncertainty import band_half_width, level_errors
 from hamfast.analysis.bloch import BlochMatrix
-from hamfast.analysis.calibration import calibrate_file
+from hamfast.analysis.calibration import HeldOut, calibrate_file, choose_mixing
 from hamfast.analysis.eigen import eigen_problem
 from hamfast.analysis.uncertainty import Uncertainty
 from hamfast.data import read_snapshot
 from hamfast.data.blocks import BlockMatrix
 from hamfast.errors import HamfastError
+from hamfast.models.conformal import BlockScores
 from hamfast.training import load_model
 
 KPOINTS = np.array([(0, 0, 0), (0.5, 0, 0), (0.13, 0.27, 0)])
@@ -77,13 +78,13 @@ def test_independent_errors_move_levels_as_samples_of_them_do(spinful):
     rows = np.array([snapshot.num_orbitals(a) for a in range(snapshot.num_atoms)]) * (1 + spinful)
     states = [problem.states(k)[1] for k in KPOINTS]
     samples = []
-    for _ in range(1000):
+    for _ in range(600):
         bloch = BlochMatrix(random_hermitian(h, sizes, rng), rows)
         samples.append(
             [np.sum(c.conj() * (bloch.at(k) @ c), axis=0).real for c, k in zip(states, KPOINTS, strict=True)]
         )
     found = np.mean(np.square(samples), axis=0)
-    np.testing.assert_allclose(found, levels.independent, rtol=5 * np.sqrt(2 / 1000))
+    np.testing.assert_allclose(found, levels.independent, rtol=5 * np.sqrt(2 / 600))
 
 
 def test_a_common_shift_is_no_error():
@@ -138,6 +139,26 @@ def journey(tmp_path_factory, fixtures):
         shutil.copytree(fixtures / label, root / "dft" / name)
     (root / "dataset_split.json").write_text(json.dumps({"train": ["a"], "validate": ["b", "c"], "test": ["d"]}))
     return root
+
+
+def held_out(structures, t, seed=0):
+    """Structures whose errors are normal numbers, with a known weight of the shared part."""
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(structures):
+        independent, shared = rng.uniform(0.5, 1.5, 120), rng.exponential(size=120) ** 2
+        error = np.abs(rng.normal(size=120)) * np.sqrt(independent + t**2 * shared)
+        species = np.zeros(120, dtype=int)
+        found.append(HeldOut(species, species, np.full(120, 2.5), error, independent, shared))
+    together = [np.concatenate(parts) for parts in zip(*found, strict=True)]
+    return found, BlockScores.fit(*together[:3], np.ones(len(together[3])))
+
+
+@pytest.mark.parametrize(("t", "expected"), [(0.0, (0.0,)), (10.0, (3.0, 10.0)), (100.0, (10.0, 30.0, 100.0))])
+def test_the_weight_of_shared_errors_is_found(t, expected):
+    """The smallest that explains the data as well as the best."""
+    assert choose_mixing(*held_out(20, t), False) in expected
+    assert choose_mixing(*held_out(20, t), True) == 1.0  # there is no on-site block
+    assert choose_mixing(*held_out(9, t), False) == 1.0  # of too few structures
 
 
 def once(folder):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hamfast.errors import HamfastError
+from hamfast.errors import DataWarning, HamfastError
 from hamfast.models.conformal import ENOUGH, KEPT, BlockScores, Scores
 
 
@@ -44,6 +44,21 @@ def test_errors():
             scores.quantile(level)
     with pytest.raises(HamfastError, match="expected 10 held-out blocks or more, found 9"):
         BlockScores.fit(*np.zeros((2, 9), dtype=int), np.ones(9), np.ones(9))
+
+
+def test_onsite_blocks_and_hoppings_are_kept_apart():
+    """Also where there are few of them; else a warning says what is shared."""
+    hoppings = np.linspace(1, 3, 80)
+    for onsite in (12, 3):
+        length = np.concatenate([np.zeros(onsite), hoppings])
+        species, scores = np.zeros(len(length), dtype=int), np.where(length == 0, 5.0, 1.0)
+        if onsite == 3:
+            with pytest.warns(DataWarning, match="only 3 on-site blocks are held out, expected 10"):
+                found = BlockScores.fit(species, species, length, scores)
+        else:
+            found = BlockScores.fit(species, species, length, scores)
+        own = found.classes[int(found.class_of(species[:1], species[:1], np.zeros(1))[0])]
+        assert own[0].onsite is (True if onsite == 12 else None) and own[1].count == (12 if onsite == 12 else 83)
 
 
 def test_classes_of_blocks():
