@@ -76,6 +76,6 @@ def test_the_graphene_model(graphene):
         assert 1e3 * np.concatenate(difference).mean() < limit
     held = coverage.summary()
     share = [held[kind]["coverage"] * held[kind]["count"] for kind in ("on-site", "near", "far")]
-    # Fewer than stated of the larger cell, see docs/uncertainty.md.
-    assert 0.8 < sum(share) / sum(held[kind]["count"] for kind in ("on-site", "near", "far")) < 1
+    # What is held of each size of cell: docs/uncertainty.md.
+    assert 0.85 < sum(share) / sum(held[kind]["count"] for kind in ("on-site", "near", "far")) < 1
     assert held["near"]["rank_correlation"] > 0.5 and held["far"]["rank_correlation"] > 0.5
