@@ -438,8 +438,33 @@ def accuracy_table(name) -> str:
     )
 
 
+KINDS = {"on-site": "on-site", "near": "hoppings up to 4 A", "far": "longer hoppings", "bands": "levels"}
+
+
+def uncertainty_table() -> str:
+    """What the intervals hold, by the cells of the validation set and of the test."""
+    found = read("uncertainty")
+    rows = [
+        [row["validation_atoms"], row["atoms"], KINDS[row["kind"]], row["count"], f"{float(row['level']):.0%}"]
+        + [f"{float(row[c]):.0%}" for c in ("coverage", "coverage_of_worst_structure")]
+        + [f"{float(row[c]):.2f}" for c in ("mean_half_width_meV", "mean_error_meV")]
+        + [f"{float(row['rank_correlation']):.2f}" if row["rank_correlation"] else ""]
+        for row in found
+    ]
+    header = ["validated on", "atoms", "errors of", "number", "stated", "held", "worst structure"]
+    header += ["half-width", "error", "rank corr."]
+    seconds = next(row["calibration_s"] for row in found if row["calibration_s"])
+    first = found[0]
+    return table(header, rows) + note(
+        "Atoms are those of a cell, of the validation set and of the test; means in meV.",
+        f"A calibration took {float(seconds):.0f} s of CPU time. One thread, {first['machine']}, other work beside,"
+        f" torch {first['torch']}, {first['date']} (`bench/results/uncertainty.csv`, `bench/uncertainty.py`).",
+    )
+
+
 TABLES = {
     "docs/accuracy.md": {name: partial(accuracy_table, name) for name in ("graphene", "graphene-mixed", "hBN")},
+    "docs/uncertainty.md": {"uncertainty": uncertainty_table},
     "README.md": {"demo": cascade_table, "models": models_headline, "bench": headline_table, "gpu": gpu_sentence},
     "docs/performance.md": {
         "bench": speed_table,

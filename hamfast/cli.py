@@ -7,9 +7,9 @@ import sys
 import tempfile
 import traceback
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -22,6 +22,9 @@ from hamfast import environment
 from hamfast.errors import DataWarning, HamfastError
 from hamfast.placeholder import DATA_FOLDER
 from hamfast.version import __version__
+
+if TYPE_CHECKING:
+    from hamfast.analysis.prediction import Written
 
 app = typer.Typer(
     help="Learn DFT Hamiltonians of crystals: read, train, predict, evaluate, plot bands.",
@@ -38,6 +41,7 @@ console = Console()
 
 Folder = Annotated[Path, typer.Argument(help="a structure folder, or a data set of them")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ..., or auto")]
+Level = Annotated[float, typer.Option(help="share of blocks that an uncertainty is to hold")]
 Window = Annotated[tuple[float, float], typer.Option(help="eV around the Fermi level")]
 
 
@@ -79,6 +83,16 @@ def _progress(what: str, total: int):
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(escape(what), total=total)
         yield lambda: progress.advance(task)
+
+
+@contextmanager
+def _steps(what: str):
+    """As :func:`_progress`, where the number of steps is known later.
+
+    Yields a function that takes it, and returns the function that moves the bar on.
+    """
+    with ExitStack() as stack:
+        yield lambda total: stack.enter_context(_progress(what, total))
 
 
 @app.command()
@@ -146,10 +160,12 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in the output folder")] = False,
     output: Annotated[Path | None, typer.Option(help="replaces `output` of the configuration")] = None,
 ) -> None:
-    """Train a model: stage 1, then stage 2, or both jointly. Several GPUs: start it with
-    torchrun."""
+    """Train a model: stage 1, then stage 2, or both jointly, and calibrate its uncertainties.
+    Several GPUs: start it with torchrun."""
     environment.check("hamfast")  # Lightning reads some of these where it is imported
+    from hamfast.analysis.report import write_report
     from hamfast.training import Run, load_config
+    from hamfast.training.processes import Processes
 
     settings = load_config(config)
     if output is not None:
@@ -157,11 +173,24 @@ def train(
     path = Run(settings, console).train(resume=resume)
     if path is None:
         raise typer.Exit(130)
-    say(f"model: {path}")
-    if int(os.environ.get("RANK", "0")) == 0:
-        from hamfast.analysis.report import write_report
-
+    if Processes.from_environment().is_first:
+        _calibrate_run(path)
         say(f"report: {write_report(path.parent)}")
+    say(f"model: {path}")
+
+
+def _calibrate_run(path: Path) -> None:
+    """Adds uncertainties to a run's model; a training without them is not lost."""
+    from hamfast.analysis.calibration import calibrate_file
+
+    try:
+        with _steps("calibrating") as start:
+            errors = calibrate_file(path, path, device=_device("auto"), start=start)
+    except HamfastError as error:
+        warnings.warn(f"no uncertainties were calibrated: {error}", DataWarning, stacklevel=1)
+        return
+    for line in errors.lines():
+        say(line)
 
 
 @app.command()
@@ -176,6 +205,10 @@ def predict(
     ] = None,
     precision: Annotated[str, typer.Option(help="of the written numbers: float64 or float32")] = "float64",
     compress: Annotated[bool, typer.Option(help="compress the written file")] = True,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="how far the blocks may be from DFT, too: uncertainty_pred.h5")
+    ] = False,
+    level: Level = 0.9,
     device: Device = "auto",
 ) -> None:
     """Predict Hamiltonians; writes hamiltonian_pred.h5 in the input's layout.
@@ -195,12 +228,16 @@ def predict(
     folders = [f for root in structures if root not in files for f in find_structures(root)]
     targets = folders if output is None else [output / name for name in names_apart(folders)]
     from hamfast.analysis.prediction import write_prediction
+    from hamfast.analysis.uncertainty import calibrated
     from hamfast.training import load_model
 
     loaded = load_model(checkpoint, _device(device))
+    wanted = level if uncertainty else None
+    if wanted is not None:
+        calibrated(loaded.model, str(checkpoint)).blocks.quantiles(wanted)
     with _progress("predicting", len(folders)) as advance:
         for folder, target in zip(folders, targets, strict=True):
-            say(f"wrote {write_prediction(loaded, folder, target, precision, compress)}")
+            _tell_written(write_prediction(loaded, folder, target, precision, compress, wanted))
             advance()
     if files:
         from hamfast.analysis.crystal import read_atoms, write_crystal
@@ -211,8 +248,17 @@ def predict(
             ending = "_predicted" if output is None else ""
             for snapshot in read_atoms(loaded, path):
                 target = parent / f"{snapshot.label}{ending}"
-                written = write_crystal(loaded, snapshot, target, precision, compress)
-                say(f"wrote {written}\nwrote {written.with_name(OVERLAP)}")
+                written = write_crystal(loaded, snapshot, target, precision, compress, wanted)
+                _tell_written(written)
+                say(f"wrote {written.hamiltonian.with_name(OVERLAP)}")
+
+
+def _tell_written(written: Written) -> None:
+    say(f"wrote {written.hamiltonian}")
+    if written.uncertainty is not None:
+        say(f"wrote {written.uncertainty}")
+    for line in written.lines:
+        say(line)
 
 
 @app.command()
@@ -227,11 +273,15 @@ def evaluate(
     label_noise: Annotated[
         Path | None, typer.Option(help="JSON with the noise of the DFT data, a column of the table")
     ] = None,
+    level: Level = 0.9,
     device: Device = "auto",
 ) -> None:
-    """Compare predictions with DFT: a table and JSON, stage 1 beside the cascade."""
+    """Compare predictions with DFT: a table and JSON, stage 1 beside the cascade.
+
+    Of a model with calibrated uncertainties, it says what they are worth.
+    """
+    from hamfast.analysis.evaluation import coverage_table, evaluation_table, read_label_noise
     from hamfast.analysis.evaluation import evaluate as evaluate_all
-    from hamfast.analysis.evaluation import evaluation_table, read_label_noise
     from hamfast.analysis.report import bands_of, write_report
     from hamfast.data import find_structures, read_split
     from hamfast.data.h5 import write_json
@@ -252,8 +302,10 @@ def evaluate(
             )
         folders = split[part]
     with _progress("evaluating", len(folders)) as advance:
-        result = evaluate_all(loaded, folders, eigenvalues=eigenvalues, report=advance)
+        result = evaluate_all(loaded, folders, eigenvalues=eigenvalues, level=level, report=advance)
     console.print(evaluation_table(result, noise, "Structures" if structures else f"{part.capitalize()} set"))
+    if "uncertainty" in result:
+        console.print(coverage_table(result["uncertainty"]))
     path = checkpoint.parent / "evaluation.json" if output is None else output
     write_json(path, result)
     say(f"wrote {path}")
@@ -305,6 +357,7 @@ def bands(
 
     import numpy as np
 
+    from hamfast.analysis.band_uncertainty import band_half_width, band_lines
     from hamfast.analysis.bands import (
         FIGURES,
         band_difference,
@@ -319,6 +372,7 @@ def bands(
     from hamfast.analysis.eigen import eigen_problem
     from hamfast.analysis.plot import plot_bands
     from hamfast.analysis.populations import orbital_sets, populations
+    from hamfast.analysis.uncertainty import Uncertainty
     from hamfast.data import read_snapshot
 
     check_window(window)
@@ -346,10 +400,15 @@ def bands(
             shares_of=None if fat is None else last, by=fat or "shell",
         )  # fmt: skip
     errors = band_difference(curves["DFT"], curves["predicted"], window) if len(curves) == 2 else None
+    uncertainty = Uncertainty.read(structure if prediction is None else prediction) if "predicted" in curves else None
+    half_width = None
+    if uncertainty is not None:
+        half_width = band_half_width(snapshot, matrices["predicted"], uncertainty, curves["predicted"])
     figures = [folder / name for name in FIGURES]
     figure = plot_bands(
-        curves, window=window, title=snapshot.label, dos=densities, errors=errors, shares=shares, shares_of=last
-    )
+        curves, window=window, title=snapshot.label, dos=densities, errors=errors, shares=shares, shares_of=last,
+        half_width=half_width,
+    )  # fmt: skip
     for path in figures:
         figure.write(path)
     found = {}
@@ -361,7 +420,10 @@ def bands(
             found[name] = edges(curve)
     dictionaries = {name: [edge.as_dict() for edge in own] for name, own in found.items()}
     of_levels = None if shares is None else {last: shares}
-    written = [*figures, *write_bands(curves, folder, errors, snapshot.fermi_energy, of_levels, dictionaries)]
+    numbers = write_bands(
+        curves, folder, errors, snapshot.fermi_energy, of_levels, edges=dictionaries, half_width=half_width
+    )
+    written = [*figures, *numbers]
     if as_json:
         summary = {
             name: {
@@ -399,6 +461,9 @@ def bands(
                 f"errors in meV: gap {errors.gap_error:+.1f}, valence edge {errors.valence_edge_error:+.1f}, conduction "
                 f"edge {errors.conduction_edge_error:+.1f}"
             )
+    if uncertainty is not None and half_width is not None:
+        for line in band_lines(curves["predicted"], half_width, uncertainty.level, window):
+            say(line)
     for path in written:
         say(f"wrote {path}")
 
@@ -555,6 +620,32 @@ def model_list() -> None:
     from hamfast.trained import names
 
     say("\n".join(names()) or "none")
+
+
+@model_app.command("calibrate")
+def model_calibrate(
+    checkpoint: Annotated[Path, typer.Argument(help="model.ckpt of a run")],
+    root: Annotated[
+        Path | None, typer.Option(help="its data set, training and validation; default: that of the run")
+    ] = None,
+    split: Annotated[
+        Path | None, typer.Option(help="file with the split; default: the run's, or that of --root")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="file to write; default: the checkpoint itself")] = None,
+    device: Device = "auto",
+) -> None:
+    """Give a trained model calibrated uncertainties, for `predict --uncertainty`; nothing is
+    trained."""
+    from hamfast.analysis.calibration import calibrate_file
+
+    if output is None and not checkpoint.is_file():
+        raise HamfastError(f"{checkpoint}: expected the file of a checkpoint, or --output with the file to write")
+    target = checkpoint if output is None else output
+    with _steps("calibrating") as start:
+        errors = calibrate_file(checkpoint, target, root, split, _device(device), start)
+    for line in errors.lines():
+        say(line)
+    say(f"wrote {target}")
 
 
 @model_app.command("pack")

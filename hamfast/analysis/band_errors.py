@@ -71,13 +71,9 @@ def band_errors(
     Returns:
         None if no level counts.
     """
-    known = np.isfinite(reference) & np.isfinite(predicted)
-    counts = _within(reference - fermi, window) | _within(predicted - predicted_fermi, window)
-    if occupied is None:
-        counts |= reference <= fermi
-    else:
-        counts |= np.arange(reference.shape[1]) < occupied
-    counts &= known
+    counts = levels_that_count(
+        reference, predicted, fermi=fermi, predicted_fermi=predicted_fermi, window=window, occupied=occupied
+    )
     if not counts.any():
         return None
     difference = (predicted - reference)[counts]
@@ -89,6 +85,24 @@ def band_errors(
         gaps = max(0.0, conduction - valence) * MEV, max(0.0, conduction_p - valence_p) * MEV
         edges = (valence_p - shift - valence) * MEV, (conduction_p - shift - conduction) * MEV
     return BandErrors(float(np.abs(difference - shift).mean()) * MEV, shift * MEV, *gaps, *edges)
+
+
+def levels_that_count(
+    reference: np.ndarray,
+    predicted: np.ndarray,
+    *,
+    fermi: float,
+    predicted_fermi: float,
+    window: tuple[float, float],
+    occupied: int | None,
+) -> np.ndarray:
+    """``[kpoints, bands]`` bool; the arguments are those of :func:`band_errors`."""
+    counts = _within(reference - fermi, window) | _within(predicted - predicted_fermi, window)
+    if occupied is None:
+        counts |= reference <= fermi
+    else:
+        counts |= np.arange(reference.shape[1]) < occupied
+    return counts & np.isfinite(reference) & np.isfinite(predicted)
 
 
 def _within(energies: np.ndarray, window: tuple[float, float]) -> np.ndarray:

@@ -279,6 +279,7 @@ def write_bands(
     dft_fermi: float | None = None,
     shares: dict[str, Populations] | None = None,
     edges: dict[str, list[dict[str, Any]]] | None = None,
+    half_width: np.ndarray | None = None,
 ) -> list[Path]:
     """``bands.json`` with every curve, and ``band_<name>.h5`` each in DeepH's layout.
 
@@ -291,6 +292,8 @@ def write_bands(
         dft_fermi: eV, the Fermi level that the DFT code itself gave, for the JSON.
         shares: name -> shares of its levels, for the JSON.
         edges: name -> its band edges, for the JSON.
+        half_width: ``[kpoints, columns]`` eV, the uncertainty of the predicted levels, for the
+            JSON.
 
     Returns:
         What was written.
@@ -311,6 +314,9 @@ def write_bands(
             "edges": [] if edges is None else edges[name],
             "energies": energies,
         }
+        if half_width is not None and name == "predicted":
+            rows = half_width.round(6).tolist()
+            content[name]["half_width"] = [[w if np.isfinite(w) else None for w in row] for row in rows]
         if shares is not None and name in shares:
             own = shares[name]
             content[name]["shares"] = {set_: own.shares[..., n].round(4).tolist() for n, set_ in enumerate(own.names)}

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import torch
 
+from hamfast.analysis.band_uncertainty import band_half_width
 from hamfast.analysis.bands import BandStructure, band_structures
 from hamfast.analysis.eigen import EigenProblem, eigen_problem
-from hamfast.analysis.prediction import predict_batch, rounded
+from hamfast.analysis.prediction import Prediction, Written, predict_batch, rounded, write_uncertainty
+from hamfast.analysis.uncertainty import LEVEL, Uncertainty
 from hamfast.data import deeph, read_snapshot
-from hamfast.data.blocks import BlockMatrix
 from hamfast.data.graphs import species_index
 from hamfast.data.snapshot import Snapshot, check_structure, difference
 from hamfast.errors import DataWarning, HamfastError
@@ -47,12 +48,14 @@ class Model:
     loaded: LoadedModel
 
     @overload
-    def predict(self, atoms: Structure) -> Crystal: ...
+    def predict(self, atoms: Structure, *, uncertainty: bool = ..., level: float = ...) -> Crystal: ...
 
     @overload
-    def predict(self, atoms: list[Structure] | tuple[Structure, ...]) -> list[Crystal]: ...
+    def predict(
+        self, atoms: list[Structure] | tuple[Structure, ...], *, uncertainty: bool = ..., level: float = ...
+    ) -> list[Crystal]: ...
 
-    def predict(self, atoms):
+    def predict(self, atoms, *, uncertainty=False, level=LEVEL):
         """The Hamiltonian and the overlap of a crystal, or of each of several.
 
         Several go through the network together, in batches of about ``BATCH_ATOMS`` atoms.
@@ -61,14 +64,17 @@ class Model:
             atoms: of ASE, with a cell; or a structure folder, whose overlap and Fermi level are
                 taken where it has them; or what was read from one; or a file with one structure
                 that ASE reads; or a list of these.
+            uncertainty: how far the blocks and the bands may be from those of DFT, too.
+            level: the share of blocks that their intervals are to hold.
 
         Raises:
             HamfastError: an element is unknown to the model, there are no three lattice vectors, or
-                the training does not tell the overlap of such atoms.
+                the training does not tell the overlap of such atoms; the uncertainty is asked for
+                and not calibrated.
         """
         if not isinstance(atoms, (list, tuple)):
-            return predict_crystals(self.loaded, [self._read(atoms)])[0]
-        return predict_crystals(self.loaded, [self._read(one) for one in atoms])
+            return self.predict([atoms], uncertainty=uncertainty, level=level)[0]
+        return predict_crystals(self.loaded, [self._read(one) for one in atoms], level if uncertainty else None)
 
     def _read(self, atoms: Structure) -> Snapshot:
         from ase import Atoms
@@ -94,6 +100,8 @@ class Bands:
     structure: BandStructure
     """Energies in eV, path and Fermi level."""
     label: str
+    half_width: np.ndarray | None = None
+    """``[kpoints, columns]`` eV, of ``structure.energies``; None without an uncertainty."""
 
     def plot(self, path: Path | str | None = None, window: tuple[float, float] = (-4.0, 4.0)) -> StandaloneFigure:
         """Draws the bands, E_F at 0; a notebook shows the figure.
@@ -107,7 +115,7 @@ class Bands:
         """
         from hamfast.analysis.plot import plot_bands
 
-        figure = plot_bands({"predicted": self.structure}, window=window, title=self.label)
+        figure = plot_bands({"predicted": self.structure}, window=window, title=self.label, half_width=self.half_width)
         if path is not None:
             figure.write(Path(path))
         return figure
@@ -119,6 +127,8 @@ class Crystal:
 
     snapshot: Snapshot
     """In the field ``hamiltonian`` it has the predicted one, eV."""
+    uncertainty: Uncertainty | None = None
+    """Of the Hamiltonian, where it was asked for."""
 
     @property
     def problem(self) -> EigenProblem:
@@ -147,8 +157,9 @@ class Crystal:
         """
         matrix = self.snapshot.hamiltonian
         assert matrix is not None
-        found = band_structures(self.snapshot, {"predicted": matrix}, kpath, points=points, **options)
-        return Bands(found["predicted"], self.snapshot.label)
+        found = band_structures(self.snapshot, {"predicted": matrix}, kpath, points=points, **options)["predicted"]
+        width = None if self.uncertainty is None else band_half_width(self.snapshot, matrix, self.uncertainty, found)
+        return Bands(found, self.snapshot.label, width)
 
     def to_deeph(self, folder: Path | str) -> Path:
         """Writes the new DeepH layout, the prediction as Hamiltonian; returns the folder."""
@@ -231,20 +242,24 @@ def read_atoms(loaded: LoadedModel, path: Path) -> list[Snapshot]:
         raise HamfastError(f"{path}: {error}") from error
 
 
-def predict_crystals(loaded: LoadedModel, snapshots: Sequence[Snapshot]) -> list[Crystal]:
-    """Crystals with their predicted Hamiltonians; what else they lack comes from the model, too."""
+def predict_crystals(loaded: LoadedModel, snapshots: Sequence[Snapshot], level: float | None = None) -> list[Crystal]:
+    """Crystals with their predicted Hamiltonians; what else they lack comes from the model, too.
+
+    With a ``level``, see :func:`hamfast.analysis.prediction.predict`, they have an uncertainty.
+    """
     crystals, batch, atoms = [], [], 0
     for n, snapshot in enumerate(snapshots):
         batch.append(snapshot)
         atoms += snapshot.num_atoms
         if atoms >= BATCH_ATOMS or n + 1 == len(snapshots):
-            for one, prediction in zip(batch, predict_batch(loaded, batch), strict=True):
-                crystals.append(_crystal(loaded, one, prediction.refined))
+            for one, prediction in zip(batch, predict_batch(loaded, batch, level), strict=True):
+                crystals.append(_crystal(loaded, one, prediction))
             batch, atoms = [], 0
     return crystals
 
 
-def _crystal(loaded: LoadedModel, snapshot: Snapshot, matrix: BlockMatrix) -> Crystal:
+def _crystal(loaded: LoadedModel, snapshot: Snapshot, prediction: Prediction) -> Crystal:
+    matrix = prediction.refined
     overlap, electrons = snapshot.overlap, snapshot.occupation
     fitted = loaded.model.overlap
     if overlap is None and fitted is not None:
@@ -252,7 +267,7 @@ def _crystal(loaded: LoadedModel, snapshot: Snapshot, matrix: BlockMatrix) -> Cr
     if electrons is None and fitted is not None:
         electrons = fitted.num_electrons(snapshot)
     found = Snapshot(**{**snapshot.__dict__, "hamiltonian": matrix, "overlap": overlap, "occupation": electrons})
-    return Crystal(found)
+    return Crystal(found, prediction.uncertainty)
 
 
 def _check_same(snapshot: Snapshot, target: Path) -> None:
@@ -265,7 +280,14 @@ def _check_same(snapshot: Snapshot, target: Path) -> None:
         )
 
 
-def write_crystal(loaded: LoadedModel, snapshot: Snapshot, target: Path, precision: str, compress: bool) -> Path:
+def write_crystal(
+    loaded: LoadedModel,
+    snapshot: Snapshot,
+    target: Path,
+    precision: str,
+    compress: bool,
+    level: float | None = None,
+) -> Written:
     """Predicts a structure that came without matrices, and writes it with H and S.
 
     Args:
@@ -274,9 +296,7 @@ def write_crystal(loaded: LoadedModel, snapshot: Snapshot, target: Path, precisi
         target: a new folder.
         precision: ``float64`` or ``float32``, of the Hamiltonian.
         compress: the file of the Hamiltonian, by gzip.
-
-    Returns:
-        The path of the Hamiltonian's file.
+        level: see :func:`hamfast.analysis.prediction.predict`.
 
     Raises:
         HamfastError: as :meth:`Model.predict`; the target holds something else than an earlier
@@ -289,9 +309,10 @@ def write_crystal(loaded: LoadedModel, snapshot: Snapshot, target: Path, precisi
             f"{snapshot.label}: it comes without an overlap, and the model has none: its training set had no overlaps; "
             "give a structure folder with one"
         )
-    crystal = predict_crystals(loaded, [snapshot])[0]
+    crystal = predict_crystals(loaded, [snapshot], level)[0]
     matrix = crystal.snapshot.hamiltonian
     assert matrix is not None
     crystal.snapshot.hamiltonian = None
     deeph.write(crystal.snapshot, target)
-    return deeph.write_prediction(crystal.snapshot, rounded(matrix, precision), target, compress)
+    path = deeph.write_prediction(crystal.snapshot, rounded(matrix, precision), target, compress)
+    return Written(path, *write_uncertainty(crystal.uncertainty, snapshot, target, compress))

@@ -118,6 +118,27 @@ class EigenProblem:
         """The energies of :meth:`levels`."""
         return self.levels(kpoints, num_bands, around).energies
 
+    def states(self, k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All levels at one k-point: energies ``[bands]`` (eV), and coefficients ``[size, bands]``.
+
+        Each column c has c^+ S c = 1. There are fewer where directions of S(k) are left out.
+
+        Raises:
+            HamfastError: S(k) is not positive definite.
+        """
+        h, s = self.hamiltonian.at(k).toarray(), self.overlap.at(k).toarray()
+        if self.projection is None:
+            try:
+                return scipy.linalg.eigh(h, s)
+            except np.linalg.LinAlgError:
+                where = f"k = ({', '.join(f'{x:.4g}' for x in k)})"
+                raise not_positive(where, float(scipy.linalg.eigvalsh(s, subset_by_index=(0, 0))[0])) from None
+        values, vectors = scipy.linalg.eigh(s)
+        kept = values > self.projection
+        basis = vectors[:, kept] / np.sqrt(values[kept])
+        energies, states = scipy.linalg.eigh(basis.conj().T @ h @ basis)
+        return energies, basis @ states
+
     def fermi_energy(self, mesh, temperature: float = 300.0) -> float:
         """The Fermi level, eV, from all bands on a k-mesh ``[kpoints, 3]``.
 

@@ -10,9 +10,11 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from hamfast.analysis.coverage import Coverage
 from hamfast.analysis.equivariance import equivariance_error
 from hamfast.analysis.metrics import ErrorSums, reference_bands
 from hamfast.analysis.prediction import predict
+from hamfast.analysis.uncertainty import LEVEL
 from hamfast.data import read_snapshot
 from hamfast.data.formats import names_apart
 from hamfast.data.h5 import read_json
@@ -27,6 +29,7 @@ def evaluate(
     folders: Sequence[Path],
     *,
     eigenvalues: bool = True,
+    level: float = LEVEL,
     report: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """All metrics of stage 1 and of the cascade over structures, in meV.
@@ -35,12 +38,14 @@ def evaluate(
         loaded: the model.
         folders: of the structures, which have DFT Hamiltonians.
         eigenvalues: compare band energies, too.
+        level: that uncertainties state, of a model that has them.
         report: called after each structure.
 
     Returns:
         What ``hamfast evaluate`` writes as JSON: ``unit``, ``structures`` (their names) and
         ``stages``, which has the metrics of ``stage 1`` and of ``cascade``. A model without stage 1
-        has ``closed form`` alone.
+        has ``closed form`` alone. Of a model with calibrated uncertainties there is
+        ``uncertainty``, see :class:`hamfast.analysis.coverage.Coverage`; it is of the last stage.
 
     Raises:
         HamfastError: there are no folders, or one has no DFT Hamiltonian.
@@ -51,19 +56,22 @@ def evaluate(
     stages = [first] + ([CASCADE] if loaded.model.stage2 is not None else [])
     sums = {stage: ErrorSums() for stage in stages}
     equivariance: dict[str, list[float]] = {stage: [] for stage in stages}
+    coverage = None if loaded.model.error_model is None else Coverage(level)
     names = names_apart(folders)
     for folder, name in zip(folders, names, strict=True):
         snapshot = read_snapshot(folder)
         if snapshot.hamiltonian is None:
             raise HamfastError(f"{folder}: there is no DFT Hamiltonian to compare with")
         snapshot.label = name
-        prediction = predict(loaded, snapshot)
+        prediction = predict(loaded, snapshot, None if coverage is None else level)
         reference = reference_bands(snapshot) if eigenvalues else None
         for stage in stages:
             matrix = prediction.refined if stage == CASCADE else prediction.baseline
             sums[stage].add(snapshot, matrix)
             if reference is not None:
                 sums[stage].add_eigenvalues(snapshot, matrix, reference=reference)
+        if coverage is not None:
+            coverage.add(snapshot, prediction, reference)
         if len(equivariance[first]) < 2:  # a property of the model more than of the structure
             for stage in stages:
                 error = equivariance_error(loaded.model, snapshot, rotations=2, refine=stage == CASCADE)
@@ -74,7 +82,8 @@ def evaluate(
     for stage in stages:
         result[stage] = sums[stage].summary()
         result[stage]["equivariance_error"] = sum(equivariance[stage]) / len(equivariance[stage])
-    return {"unit": "meV", "structures": names, "stages": result}
+    found = {"unit": "meV", "structures": names, "stages": result}
+    return found if coverage is None else found | {"uncertainty": coverage.summary()}
 
 
 _ROWS = (
@@ -138,6 +147,27 @@ def evaluation_table(
     for distance in first["MAE_by_distance"]:
         cells = [f"{stages['MAE_by_distance'][distance]:.3f}" for stages in result["stages"].values()]
         table.add_row(f"  pairs at {distance}", *cells, *([""] if label_noise else []))
+    return table
+
+
+def coverage_table(found: dict[str, Any]) -> Table:
+    """The table of what uncertainties are worth; ``found`` is of
+    :meth:`hamfast.analysis.coverage.Coverage.summary`."""
+    table = Table(title=f"Uncertainty: {found['level']:.0%} of each kind are to lie within; meV")
+    for name in ("kind", "within", "worst structure", "mean half-width", "mean error", "rank corr."):
+        table.add_column(name, justify="left" if name == "kind" else "right")
+    for name, values in found.items():
+        if name == "level":
+            continue
+        rank = values["rank_correlation"]
+        table.add_row(
+            name,
+            f"{values['coverage']:.1%}",
+            f"{values['coverage_of_worst_structure']:.1%}",
+            f"{values['mean_half_width']:.3f}",
+            f"{values['mean_error']:.3f}",
+            "-" if rank is None else f"{rank:.2f}",
+        )
     return table
 
 

@@ -23,6 +23,7 @@ def plot_bands(
     errors: BandErrors | None = None,
     shares: Populations | None = None,
     shares_of: str = "DFT",
+    half_width: np.ndarray | None = None,
 ) -> StandaloneFigure:
     """All band structures in one panel, E_F at 0; the density of states in a second one.
 
@@ -37,6 +38,7 @@ def plot_bands(
         errors: of the predicted bands.
         shares: of the levels of one curve: each set of orbitals gets dots, as large as its share.
         shares_of: the name of that curve.
+        half_width: ``[kpoints, columns]`` eV, of the predicted curve: a shade around each band.
     """
     figure = StandaloneFigure(figsize=(7.2 if dos else 5.4, 5.0), layout="constrained")
     axes = figure.subplots(1, 2 if dos else 1, width_ratios=[3, 1] if dos else None, sharey=True, squeeze=False)
@@ -57,6 +59,8 @@ def plot_bands(
         gap = "" if band.gap is None else f", gap {band.gap:.3f} eV"
         lines[0].set_label(f"{name}{gap}")
         handles.append(lines[0])
+    if half_width is not None:
+        handles.append(_shade(left, bands["predicted"], half_width))
     if shares is not None:
         handles += _dots(left, bands[shares_of], shares, window)
     first = next(iter(bands.values())).path
@@ -82,6 +86,16 @@ def plot_bands(
         right.axhline(0.0, color="0.3", lw=0.7, ls=":")
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8, frameon=False)
     return figure
+
+
+def _shade(axes, band: BandStructure, half_width: np.ndarray):
+    """A shade as wide as the uncertainty of each band, and its entry in the legend."""
+    energies = band.energies - band.fermi_energy
+    shade = {"color": _STYLE["predicted"]["color"], "alpha": 0.25, "lw": 0}
+    for piece in band.path.pieces:
+        for low, high in zip((energies - half_width)[piece].T, (energies + half_width)[piece].T, strict=True):
+            axes.fill_between(band.path.distance[piece], low, high, **shade)
+    return axes.fill_between([], [], [], label="uncertainty", **shade)
 
 
 def _dots(axes, band: BandStructure, shares: Populations, window: tuple[float, float]) -> list:

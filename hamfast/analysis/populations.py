@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 from ase.data import chemical_symbols
 
 from hamfast.analysis.eigen import DENSE_LIMIT, EigenProblem
@@ -103,24 +102,9 @@ def populations(
     energies = np.full((len(kpoints), problem.size), np.nan)
     shares = np.zeros((len(kpoints), problem.size, len(sets)))
     for n, k in enumerate(kpoints):
-        h, s = problem.hamiltonian.at(k).toarray(), problem.overlap.at(k).toarray()
-        found, states = _states(h, s, problem.projection)
+        found, states = problem.states(k)
         energies[n, : len(found)] = found
-        share = (states.conj() * (s @ states)).real
+        share = (states.conj() * (problem.overlap.at(k) @ states)).real
         shares[n, : len(found)] = np.stack([share[rows].sum(axis=0) for rows in sets.values()], axis=1)
         report()
     return Populations(list(sets), energies, shares)
-
-
-def _states(h: np.ndarray, s: np.ndarray, projection: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """Energies, and coefficients as columns."""
-    if projection is None:
-        try:
-            return scipy.linalg.eigh(h, s)
-        except np.linalg.LinAlgError:
-            raise HamfastError("shares of levels: S(k) is not positive definite; see --project-overlap") from None
-    values, vectors = scipy.linalg.eigh(s)
-    kept = values > projection
-    basis = vectors[:, kept] / np.sqrt(values[kept])
-    energies, states = scipy.linalg.eigh(basis.conj().T @ h @ basis)
-    return energies, basis @ states

@@ -6,10 +6,13 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from hamfast.analysis.uncertainty import FILE as UNCERTAINTY
+from hamfast.analysis.uncertainty import Uncertainty, calibrated, uncertainty_of
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.cell_size import prediction_warning
 from hamfast.data.formats import detect, format_of, read_snapshot, read_structure, written_as
@@ -17,6 +20,7 @@ from hamfast.data.graphs import blocks_from_irreps, build_graph, species_index
 from hamfast.data.snapshot import Snapshot, difference
 from hamfast.errors import DataWarning, HamfastError
 from hamfast.graph import batch_graphs
+from hamfast.models.last_layer import captured_features
 from hamfast.training import LoadedModel
 
 
@@ -28,9 +32,11 @@ class Prediction:
     """Stage 1."""
     refined: BlockMatrix
     """The cascade; the same object as ``baseline`` without a second stage."""
+    uncertainty: Uncertainty | None = None
+    """Of ``refined``, where it was asked for; of the graph's pairs."""
 
 
-def predict(loaded: LoadedModel, snapshot: Snapshot) -> Prediction:
+def predict(loaded: LoadedModel, snapshot: Snapshot, level: float | None = None) -> Prediction:
     """Predicts the Hamiltonian of a structure on the model's device.
 
     Of a network whose blocks are not Hermitian, as DeepH-E3's are not, it is the Hermitian part:
@@ -39,22 +45,39 @@ def predict(loaded: LoadedModel, snapshot: Snapshot) -> Prediction:
     The network sees the pairs that it was trained with, whatever list the structure's files have
     (:func:`hamfast.data.graphs.trained_pairs`). The result has these pairs and those of the files.
 
+    Args:
+        loaded: the model.
+        snapshot: the structure.
+        level: the share of blocks that their intervals are to hold; None: no uncertainty.
+
     Raises:
         HamfastError: an element or its orbitals are unknown to the model, or the result is not
-            finite.
+            finite; the uncertainty is asked for and not calibrated, see
+            :func:`hamfast.analysis.uncertainty.uncertainty_of`.
     """
-    return predict_batch(loaded, [snapshot])[0]
+    return predict_batch(loaded, [snapshot], level)[0]
 
 
 @torch.no_grad()
-def predict_batch(loaded: LoadedModel, snapshots: Sequence[Snapshot]) -> list[Prediction]:
-    """Predicts several structures at once, as one graph; see :func:`predict`."""
+def predict_batch(loaded: LoadedModel, snapshots: Sequence[Snapshot], level: float | None = None) -> list[Prediction]:
+    """Predicts several structures at once, as one graph; see :func:`predict`.
+
+    With a ``level`` they go through the network one by one, as its last layer's features are
+    wanted of each.
+    """
     model = loaded.model
+    if level is not None:
+        calibrated(model, snapshots[0].label).blocks.quantiles(level)
+        if len(snapshots) > 1:
+            return [predict(loaded, snapshot, level) for snapshot in snapshots]
     like = model.normalization.onsite_shift  # a model need not have parameters
     graphs = [build_graph(snapshot, model.spec, pair_cutoffs=loaded.pair_cutoffs) for snapshot in snapshots]
     for snapshot in snapshots:
         _warn(loaded, snapshot)
-    output = model(batch_graphs(graphs).to(like.device, like.dtype))
+    batch = batch_graphs(graphs).to(like.device, like.dtype)
+    with captured_features(model) as features:
+        output = model(batch)
+    uncertainty = None if level is None else uncertainty_of(model, batch, features, level)
     sizes = [graph.num_edges for graph in graphs]
     refined = output.refined.split(sizes)
     baseline = refined if output.refined is output.baseline else output.baseline.split(sizes)
@@ -66,7 +89,8 @@ def predict_batch(loaded: LoadedModel, snapshots: Sequence[Snapshot]) -> list[Pr
     found = []
     for graph, snapshot, first, second in zip(graphs, snapshots, baseline, refined, strict=True):
         matrix = blocks(first, graph, snapshot)
-        found.append(Prediction(matrix, matrix if first is second else blocks(second, graph, snapshot)))
+        better = matrix if first is second else blocks(second, graph, snapshot)
+        found.append(Prediction(matrix, better, uncertainty))
     return found
 
 
@@ -104,9 +128,23 @@ def _blocks(irreps, graph, snapshot, spec) -> BlockMatrix:
     return matrix.joined(given.pairs[beyond], zeros)
 
 
+class Written(NamedTuple):
+    """What a prediction has written."""
+
+    hamiltonian: Path
+    uncertainty: Path | None = None
+    lines: tuple[str, ...] = ()
+    """What there is to say of the uncertainty."""
+
+
 def write_prediction(
-    loaded: LoadedModel, folder: Path, target: Path, precision: str = "float64", compress: bool = True
-) -> Path:
+    loaded: LoadedModel,
+    folder: Path,
+    target: Path,
+    precision: str = "float64",
+    compress: bool = True,
+    level: float | None = None,
+) -> Written:
     """Predicts the Hamiltonian of a structure folder and writes it, in the folder's layout.
 
     Of a DFT code's own folder it is the new DeepH layout.
@@ -119,10 +157,8 @@ def write_prediction(
         target: ``folder`` itself, or another one that gets a copy of the structure; if it has no
             overlap, with the model's.
         precision: ``float64`` or ``float32``, of the written values.
-        compress: the file, by gzip.
-
-    Returns:
-        The path of the file.
+        compress: the files, by gzip.
+        level: see :func:`predict`.
 
     Raises:
         HamfastError: as :func:`predict`; or ``target`` holds another structure, or other files.
@@ -133,12 +169,28 @@ def write_prediction(
     new = apart and not (target.exists() and any(target.iterdir()))
     if apart and not new:
         _check_same(snapshot, folder, target)
-    matrix = rounded(predict(loaded, snapshot).refined, precision)
+    prediction = predict(loaded, snapshot, level)
+    matrix = rounded(prediction.refined, precision)
     if new:
         if snapshot.overlap is None and loaded.model.overlap is not None:  # bands need one
             snapshot.overlap = loaded.model.overlap.matrix(snapshot, matrix.pairs)
         layout.write(snapshot, target)
-    return layout.write_prediction(snapshot, matrix, target, compress)
+    path = layout.write_prediction(snapshot, matrix, target, compress)
+    return Written(path, *write_uncertainty(prediction.uncertainty, snapshot, target, compress))
+
+
+def write_uncertainty(
+    uncertainty: Uncertainty | None, snapshot: Snapshot, target: Path, compress: bool
+) -> tuple[Path | None, tuple[str, ...]]:
+    """Writes the uncertainty beside a prediction, or removes that of an earlier one.
+
+    Returns:
+        Its path, and what there is to say; None and nothing without one.
+    """
+    if uncertainty is None:
+        (target / UNCERTAINTY).unlink(missing_ok=True)
+        return None, ()
+    return uncertainty.write(target, compress), tuple(uncertainty.lines(snapshot))
 
 
 def rounded(matrix: BlockMatrix, precision: str) -> BlockMatrix:

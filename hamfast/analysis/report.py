@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hamfast.analysis.band_uncertainty import matrix_size
 from hamfast.analysis.bands import band_structures
 from hamfast.analysis.figure import StandaloneFigure
 from hamfast.analysis.plot import plot_bands
@@ -80,9 +81,7 @@ def bands_of(loaded: LoadedModel, folder: Path) -> StandaloneFigure | None:
     None if it has no overlap, or more orbitals than all bands are computed of.
     """
     snapshot = read_snapshot(folder)
-    spins = 2 if snapshot.spinful else 1
-    size = spins * sum(snapshot.num_orbitals(n) for n in range(snapshot.num_atoms))
-    if snapshot.hamiltonian is None or snapshot.overlap is None or size > MOST_ORBITALS:
+    if snapshot.hamiltonian is None or snapshot.overlap is None or matrix_size(snapshot) > MOST_ORBITALS:
         return None
     matrices = {"DFT": snapshot.hamiltonian, "predicted": predict(loaded, snapshot).refined}
     curves = band_structures(snapshot, matrices, None, points=POINTS)

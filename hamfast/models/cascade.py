@@ -5,7 +5,7 @@ The head that makes Hamiltonian blocks of the result is :class:`hamfast.targets.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from hamfast.models.normalization import TargetNormalization
 from hamfast.models.settings import ENVIRONMENT, FREEZE_STAGE1, CovariantConfig, TransformerConfig
 from hamfast.models.transformer import RefinementTransformer
 from hamfast.targets import TargetSpec
+
+if TYPE_CHECKING:
+    from hamfast.models.error_model import ErrorModel
 
 STAGE2: dict[str, type[FrameTransformer] | type[RefinementTransformer]] = {
     "frames": FrameTransformer,
@@ -60,6 +63,7 @@ class Cascade(nn.Module):
             :func:`hamfast.data.cell_size.half_cell`; None if it is unknown.
         overlap: the overlaps of the training's structures as a function of the structure; None if
             they had none.
+        error_model: how large its errors are expected to be; None without a calibration.
 
     Raises:
         ValueError: the irreps of ``stage1`` cannot make the targets, or the heads of ``stage2`` do
@@ -87,6 +91,7 @@ class Cascade(nn.Module):
         self.half_cell: float | None = None
         self.overlap: TwoCentreOverlap | None = None
         self.training_range: TrainingRange | None = None
+        self.error_model: ErrorModel | None = None
         self.normalization = TargetNormalization(
             spec, target_shift, target_scale, r_max, environment=target_environment
         )

@@ -49,9 +49,16 @@ def card(path: Path) -> list[tuple[str, str]]:
         if overlap.error is not None:
             text += f"; |dS| of the validation set {overlap.error[0]:.0e}, at most {overlap.error[1]:.0e}"
     lines.append(("overlap", text))
-    for stage, errors in (about.get("evaluation") or {}).items():
-        values = [f"{name} {errors[key]:.2f}" for key, name in METRICS.items() if errors.get(key) is not None]
-        lines.append((f"errors, {stage}", f"{', '.join(values)} meV, {errors['structures']} structures"))
+    for stage, found in (about.get("evaluation") or {}).items():
+        values = [f"{name} {found[key]:.2f}" for key, name in METRICS.items() if found.get(key) is not None]
+        lines.append((f"errors, {stage}", f"{', '.join(values)} meV, {found['structures']} structures"))
+    errors = loaded.model.error_model
+    lines.append(
+        (
+            "uncertainty",
+            "none: `hamfast model calibrate` adds it" if errors is None else errors.lines()[0].split(": ")[1],
+        )
+    )
     lines.append(("trained with", ", ".join(f"{name} {version}" for name, version in loaded.versions.items())))
     return lines
 

@@ -19,6 +19,7 @@ from hamfast.data.training_range import TrainingRange
 from hamfast.data.two_centre_overlap import TwoCentreOverlap
 from hamfast.errors import HamfastError
 from hamfast.models import Cascade
+from hamfast.models.error_model import ErrorModel
 from hamfast.targets import TargetSpec
 from hamfast.trained import checkpoint_path
 from hamfast.training.config import Config, parse_config
@@ -45,7 +46,7 @@ class LoadedModel:
 
 
 def describe(config: Config, model: Cascade, pair_cutoffs: np.ndarray | None) -> dict[str, Any]:
-    """What a checkpoint carries beside weights: plain numbers and strings only.
+    """What a checkpoint carries beside weights: tensors, plain numbers and strings only.
 
     Args:
         config: of the run.
@@ -64,6 +65,7 @@ def describe(config: Config, model: Cascade, pair_cutoffs: np.ndarray | None) ->
         "half_cell": model.half_cell,
         "overlap": None if model.overlap is None else model.overlap.state(),
         "training_range": None if model.training_range is None else model.training_range.state(),
+        "error_model": None if model.error_model is None else model.error_model.state(),
         "units": {"energy": "eV", "length": "angstrom"},
         "orbital_order": "m = -l ... l",
         "versions": {
@@ -158,6 +160,12 @@ def range_of(about: dict[str, Any]) -> TrainingRange | None:
     return None if state is None else TrainingRange.from_state(state)
 
 
+def error_model_of(about: dict[str, Any], spec: TargetSpec) -> ErrorModel | None:
+    """The calibrated errors of a checkpoint whose entry ``hamfast`` is ``about``; None without."""
+    state = about.get("error_model")
+    return None if state is None else ErrorModel.from_state(spec, state)
+
+
 def load_model(path: Path | str, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
     """Loads a model for prediction: averaged weights if the training kept them, evaluation mode.
 
@@ -192,6 +200,7 @@ def load_model(path: Path | str, device: str | torch.device = "cpu", dtype: torc
         raise HamfastError(f"{path}: the weights do not fit the model of its own configuration: {reason}") from error
     model.half_cell = about.get("half_cell")
     model.overlap, model.training_range = overlap_of(about, spec), range_of(about)
+    model.error_model = error_model_of(about, spec)
     model.to(device=device, dtype=dtype or getattr(torch, config.precision)).eval().requires_grad_(False)
     return LoadedModel(model, config, pair_cutoffs, versions)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from kit import tiny_checkpoint
 
+from hamfast.analysis.coverage import Coverage
 from hamfast.analysis.prediction import predict
 from hamfast.data import read_snapshot
 from hamfast.errors import HamfastError
@@ -54,19 +55,27 @@ def test_shipped_models(hamfast, name, tmp_path, graphene):
     """Its card says all of what a user must know; it is right about a DFT calculation."""
     found = dict(card(checkpoint_path(Path(name))))
     assert {"about", "training: structures", "errors, stage 1"} <= found.keys()
-    assert found["overlap"].startswith("fitted")
+    assert found["overlap"].startswith("fitted") and "held-out structures" in found["uncertainty"]
+    assert checkpoint_path(Path(name)).stat().st_size < 5e6
     assert name in hamfast("model", "list")[1].split()
 
 
 def test_the_graphene_model(graphene):
     """On bundled calculations of DFT that were not in its training."""
-    loaded = load_model("graphene")
+    loaded, coverage = load_model("graphene"), Coverage(0.9)
     for label, limit in (("3x3_022", 0.6), ("4x4_000", 1.2)):
         snapshot = read_snapshot(graphene / "dft" / label)
-        found = predict(loaded, snapshot).refined
+        prediction = predict(loaded, snapshot, 0.9)
+        found = prediction.refined
+        coverage.add(snapshot, prediction, None)
         difference = [
             np.abs(found.block(n) - snapshot.hamiltonian.block(snapshot.hamiltonian.index[tuple(pair)])).ravel()
             for n, pair in enumerate(found.pairs.tolist())
             if tuple(pair) in snapshot.hamiltonian.index
         ]
         assert 1e3 * np.concatenate(difference).mean() < limit
+    held = coverage.summary()
+    share = [held[kind]["coverage"] * held[kind]["count"] for kind in ("on-site", "near", "far")]
+    # What is held of each size of cell: docs/uncertainty.md.
+    assert 0.85 < sum(share) / sum(held[kind]["count"] for kind in ("on-site", "near", "far")) < 1
+    assert held["near"]["rank_correlation"] > 0.5 and held["far"]["rank_correlation"] > 0.5

@@ -1,0 +1,205 @@
+"""How far the blocks of one prediction may be from those of DFT, and the file that says so.
+
+The measure of a block's error is the root mean square of its matrix elements, which does not change
+when the structure is turned. Its expected size is that of :mod:`hamfast.models.error_model`; what
+turns it into an interval are the scores of held-out blocks (:mod:`hamfast.models.conformal`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+
+from hamfast.data.blocks import BlockMatrix, pair_name
+from hamfast.data.graphs import blocks_from_irreps
+from hamfast.data.h5 import open_h5, read_array, write_h5
+from hamfast.data.snapshot import Snapshot
+from hamfast.errors import HamfastError
+from hamfast.graph import ONSITE, CrystalGraph
+from hamfast.models import Cascade
+from hamfast.models.conformal import check_level
+from hamfast.models.error_model import ErrorModel, Spread, scale_of
+from hamfast.models.last_layer import LastFeatures
+
+FILE = "uncertainty_pred.h5"
+"""Beside the predicted Hamiltonian, in every layout."""
+LEVEL = 0.9
+"""The share of blocks that an interval is to hold, unless another one is asked for."""
+MEV = 1e3
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """Of the blocks of one predicted Hamiltonian."""
+
+    level: float
+    """The share of blocks that an interval is to hold."""
+    pairs: np.ndarray
+    """``[pairs, 5]`` int64, as in :class:`hamfast.data.blocks.BlockMatrix`."""
+    half_width: np.ndarray
+    """``[pairs]`` eV: the root mean square error of a block's elements is at most this, for this
+    share of blocks."""
+    independent: np.ndarray
+    """``[pairs]`` eV: the expected size of errors of a block's own, root mean square of an
+    element."""
+    shared: tuple[BlockMatrix, ...]
+    """eV: errors that blocks have together. The expected square of an error is the mean of theirs,
+    and the square of ``independent``."""
+    band_factor: float | None
+    """The half-width of an energy over its expected error; None: it was not calibrated."""
+
+    def of_atoms(self) -> np.ndarray:
+        """``[atoms]`` eV: the half-width of each atom's own block."""
+        onsite = (self.pairs[:, 3] == self.pairs[:, 4]) & ~self.pairs[:, :3].any(axis=1)
+        found = np.zeros(int(self.pairs[:, 3].max()) + 1)
+        found[self.pairs[onsite, 3]] = self.half_width[onsite]
+        return found
+
+    def lines(self, snapshot: Snapshot, most: int = 3) -> list[str]:
+        """Mean and largest half-width, on-site and not, and the blocks that are most uncertain.
+
+        Args:
+            snapshot: the structure.
+            most: so many of the blocks of each kind are named.
+        """
+        length = np.linalg.norm(snapshot.pair_vectors(self.pairs), axis=1)
+        words = []
+        for what, which in (("on-site", length < ONSITE), ("hoppings", length >= ONSITE)):
+            own = np.flatnonzero(which)
+            if not len(own):
+                continue
+            width = MEV * self.half_width[own]
+            words.append(
+                f"{what}: {self.level:.0%} of blocks within {width.mean():.2f} meV (root mean square of an element), on "
+                f"average; at most {width.max():.2f}"
+            )
+            once = own[self.pairs[own, 3] <= self.pairs[own, 4]]
+            order = once[np.argsort(-self.half_width[once], kind="stable")]
+            for n in order[:most]:
+                i, j = self.pairs[n, 3:]
+                a, b = (chemical_symbols[snapshot.numbers[atom]] for atom in (i, j))
+                name = (
+                    f"atom {i} ({a})"
+                    if what == "on-site"
+                    else f"{a}-{b}, {length[n]:.2f} angstrom, {pair_name(self.pairs[n])}"
+                )
+                words.append(f"  {MEV * self.half_width[n]:.2f} meV: {name}")
+        return words
+
+    def write(self, folder: Path, compress: bool = True) -> Path:
+        """Writes ``uncertainty_pred.h5`` (docs/uncertainty.md); returns its path."""
+        options = {"compression": "gzip", "shuffle": True} if compress else {}
+        first = self.shared[0] if self.shared else None
+
+        def fill(file):
+            file.attrs["level"] = self.level
+            file.attrs["unit"] = "eV"
+            file.attrs["band_factor"] = np.nan if self.band_factor is None else self.band_factor
+            file.create_dataset("atom_pairs", data=self.pairs.astype(np.int32), **options)
+            file.create_dataset("half_width", data=self.half_width, **options)
+            file.create_dataset("independent", data=self.independent, **options)
+            if first is not None:
+                file.create_dataset("chunk_boundaries", data=first.boundaries, **options)
+                file.create_dataset("chunk_shapes", data=first.shapes.astype(np.int32), **options)
+                entries = np.stack([matrix.entries for matrix in self.shared])
+                small = np.complex64 if np.iscomplexobj(entries) else np.float32
+                file.create_dataset("shared", data=entries.astype(small), **options)
+
+        write_h5(folder / FILE, fill)
+        return folder / FILE
+
+    @staticmethod
+    def read(folder: Path) -> Uncertainty | None:
+        """What :meth:`write` has written to a folder; None if there is no such file.
+
+        Raises:
+            HamfastError: the file is damaged, or something else.
+        """
+        path = folder / FILE
+        if not path.exists():
+            return None
+        with open_h5(path) as file:
+            if not {"level", "band_factor"} <= set(file.attrs):
+                raise HamfastError(f"{path}: expected the attributes level and band_factor, found {sorted(file.attrs)}")
+            level, factor = (float(file.attrs[name]) for name in ("level", "band_factor"))
+            pairs = read_array(file, "atom_pairs", "iu", "whole numbers").astype(np.int64)
+            half_width, independent = (read_array(file, name, "f", "numbers") for name in ("half_width", "independent"))
+            shared: tuple[BlockMatrix, ...] = ()
+            if "shared" in file:
+                shapes, boundaries = (
+                    read_array(file, name, "iu", "whole numbers").astype(np.int64)
+                    for name in ("chunk_shapes", "chunk_boundaries")
+                )
+                entries = read_array(file, "shared", "fc", "numbers")
+                shared = tuple(BlockMatrix(pairs, shapes, boundaries, row) for row in entries)
+        if not len(pairs) == len(half_width) == len(independent):
+            raise HamfastError(
+                f"{path}: expected as many half-widths as pairs, found {len(half_width)} and {len(independent)} for {len(pairs)}"
+            )
+        return Uncertainty(level, pairs, half_width, independent, shared, None if np.isnan(factor) else factor)
+
+
+def calibrated(model: Cascade, where: str) -> ErrorModel:
+    """The error model of a model.
+
+    Raises:
+        HamfastError: it has none.
+    """
+    if model.error_model is None:
+        raise HamfastError(
+            f"{where}: expected a checkpoint with calibrated uncertainties, found one without; `hamfast model calibrate FILE` adds them"
+        )
+    return model.error_model
+
+
+def sigma_of(errors: ErrorModel, graph: CrystalGraph, spread: Spread) -> np.ndarray:
+    """``[edges]`` eV: the expected error of each block, before the scores."""
+    return (spread.independent + errors.mixing_of(graph).square() * spread.shared).sqrt().cpu().numpy()
+
+
+def classes_of(errors: ErrorModel, graph: CrystalGraph) -> np.ndarray:
+    """``[edges]``: the number of each block's class of scores."""
+    species = graph.species.cpu().numpy()
+    i, j, length = (t.cpu().numpy() for t in (graph.i, graph.j, graph.length))
+    return errors.blocks.class_of(species[i], species[j], length)
+
+
+@torch.no_grad()
+def uncertainty_of(model: Cascade, graph: CrystalGraph, features: LastFeatures, level: float) -> Uncertainty:
+    """The uncertainty of a prediction.
+
+    Args:
+        model: that made it, with its error model.
+        graph: of the structure.
+        features: that went into the model's last maps.
+        level: the share of blocks that the intervals are to hold.
+
+    Raises:
+        HamfastError: there were too few held-out blocks for this level.
+    """
+    errors, scale = calibrated(model, "uncertainty"), scale_of(model, graph)
+    quantiles = errors.blocks.quantiles(check_level(level))
+    spread = errors.spread(model, graph, features, scale)
+    which = classes_of(errors, graph)
+    rms = np.array([scores.rms for _, scores in errors.blocks.classes])[which]
+    pairs = torch.cat([graph.shift, graph.i[:, None], graph.j[:, None]], dim=1).cpu().numpy()
+    return Uncertainty(
+        level,
+        pairs,
+        quantiles[which] * sigma_of(errors, graph, spread),
+        rms * spread.independent.sqrt().cpu().numpy(),
+        tuple(_shared(model, graph, features, scale, rms)),
+        None if errors.bands is None else errors.bands.quantile(level),
+    )
+
+
+def _shared(model, graph, features, scale, rms) -> Iterator[BlockMatrix]:
+    errors = calibrated(model, "uncertainty")
+    factor = errors.mixing_of(graph) * torch.from_numpy(rms).to(graph.vector.device)
+    for dx in errors.deviations(model, graph, features, scale):
+        yield blocks_from_irreps(factor[:, None] * dx, graph, model.spec)
