@@ -191,7 +191,7 @@ class _Stack:
         rows, columns = bloch.indices, np.repeat(np.arange(bloch.size), np.diff(bloch.indptr))
         if bloch.slots is not None:
             rows, columns = rows[bloch.slots], columns[bloch.slots]
-        self.places = rows * bloch.size + columns
+        self.places = rows.astype(np.int64) * bloch.size + columns
         self.values = np.stack([m.entries[bloch.values.astype(np.int64)] for m in matrices])
 
     def first_order(self, k: np.ndarray, states: np.ndarray) -> np.ndarray:
