@@ -39,7 +39,7 @@ def outside_inference_mode():
 def is_traced() -> bool:
     """Is a graph of operations being made, so that tensors may have no values yet?
 
-    That is so under ``torch.compile``, ``torch.export`` and ``make_fx``.
+    That is so under ``torch.compile`` and ``torch.export``, and while torch.fx traces symbolically.
     """
     return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
 

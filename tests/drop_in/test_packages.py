@@ -30,6 +30,7 @@ def test_product_basis_of_mace():
     run("compare_contraction.py", "mace")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["mace", "nequip"])
 def test_what_people_do_with_models(package):
     """Copies, files, averages of weights, DDP, calculators, exports."""
