@@ -232,7 +232,8 @@ def unknown_in_command(command: str) -> list[str]:
     if words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
         return [] if words[1] in targets else [command]
-    cli = (ROOT / "hamfast/cli.py").read_text()
+    files = [ROOT / "hamfast/cli.py", *sorted((ROOT / "hamfast/commands").glob("*.py"))]
+    cli = "\n".join(file.read_text() for file in files)
     unknown = [w for w in words[1:] if w.startswith("--") and f'"{w}"' not in cli and not option_of_argument(w, cli)]
     commands = set(re.findall(r"^def (\w+)\(", cli, re.M)) | set(re.findall(r'name="(\w+)"', cli))
     return unknown + [w for w in words[1:2] if re.fullmatch(r"\w+", w) and w not in commands]

@@ -1,0 +1,1 @@
+"""What the commands of ``hamfast`` do; :mod:`hamfast.cli` puts them together."""
