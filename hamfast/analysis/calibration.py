@@ -17,10 +17,11 @@ import torch
 from hamfast.analysis.band_errors import levels_that_count
 from hamfast.analysis.band_uncertainty import WINDOW, level_errors
 from hamfast.analysis.eigen import eigen_problem
+from hamfast.analysis.expected_error import uncertainty_of
 from hamfast.analysis.fermi import occupied_bands, whole_electrons
 from hamfast.analysis.ghosts import leave_out_ghosts
 from hamfast.analysis.metrics import ReferenceBands, reference_bands
-from hamfast.analysis.uncertainty import Uncertainty, uncertainty_of
+from hamfast.analysis.uncertainty import Uncertainty
 from hamfast.data import GraphDataset, read_snapshot, read_split
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.graphs import blocks_from_irreps

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from hamfast.analysis.expected_error import calibrated, uncertainty_of
 from hamfast.analysis.uncertainty import FILE as UNCERTAINTY
-from hamfast.analysis.uncertainty import Uncertainty, calibrated, uncertainty_of
+from hamfast.analysis.uncertainty import Uncertainty
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.cell_size import prediction_warning
 from hamfast.data.formats import detect, format_of, read_snapshot, read_structure, written_as
@@ -53,7 +54,7 @@ def predict(loaded: LoadedModel, snapshot: Snapshot, level: float | None = None)
     Raises:
         HamfastError: an element or its orbitals are unknown to the model, or the result is not
             finite; the uncertainty is asked for and not calibrated, see
-            :func:`hamfast.analysis.uncertainty.uncertainty_of`.
+            :func:`hamfast.analysis.expected_error.uncertainty_of`.
     """
     return predict_batch(loaded, [snapshot], level)[0]
 

@@ -46,7 +46,7 @@ def progress(what: str, total: int):
 
 @contextmanager
 def steps(what: str):
-    """As :func:`_progress`, where the number of steps is known later.
+    """As :func:`progress`, where the number of steps is known later.
 
     Yields a function that takes it, and returns the function that moves the bar on.
     """

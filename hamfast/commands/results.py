@@ -47,8 +47,8 @@ def predict(
         )
     folders = [f for root in structures if root not in files for f in find_structures(root)]
     targets = folders if output is None else [output / name for name in names_apart(folders)]
+    from hamfast.analysis.expected_error import calibrated
     from hamfast.analysis.prediction import write_prediction
-    from hamfast.analysis.uncertainty import calibrated
     from hamfast.training import load_model
 
     loaded = load_model(checkpoint, device_of(device))

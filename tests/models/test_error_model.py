@@ -6,7 +6,7 @@ import torch
 from kit import random_rotation, tiny_checkpoint
 
 from hamfast.analysis.calibration import calibrate
-from hamfast.analysis.uncertainty import uncertainty_of
+from hamfast.analysis.expected_error import uncertainty_of
 from hamfast.data import build_graph, read_snapshot
 from hamfast.models.error_model import ErrorModel, HeadSums, hermitian, jackknife, run
 from hamfast.models.last_layer import captured_features, last_maps
