@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from hamfast.analysis.band_errors import BandErrors, band_errors
+from hamfast.analysis.counting import fermi_level_by_counting
 from hamfast.analysis.eigen import DENSE_LIMIT, EigenProblem, eigen_problem
 from hamfast.analysis.fermi import (
     band_edges,
@@ -132,7 +133,8 @@ def solve(
             0.35 1/angstrom between points.
         fermi: eV, the Fermi level; then no electrons are counted.
         known_fermi: eV, the DFT code's Fermi level. It is taken where there are too many orbitals
-            to count electrons.
+            for all bands; without it levels are counted
+            (:func:`hamfast.analysis.counting.fermi_level_by_counting`).
         num_bands: only so many bands, half of them below the Fermi level. Systems with more than
             ``DENSE_LIMIT`` orbitals get ``SPARSE_BANDS`` unless this says otherwise.
         report: called after every k-point.
@@ -147,11 +149,12 @@ def solve(
             raise HamfastError(f"Fermi level: expected a number of eV, found {fermi}")
         source = "as given"
     elif problem.size > DENSE_LIMIT:
+        mesh = mesh or default_mesh(cell)
         if known_fermi is None:
-            raise HamfastError(
-                f"{problem.size} orbitals are too many for all bands, so the Fermi level must be given: use --fermi"
-            )
-        fermi, source = known_fermi, f"of the DFT code; {problem.size} orbitals are too many to count electrons"
+            fermi = fermi_level_by_counting(problem, monkhorst_pack(mesh))
+            source = f"{problem.electrons():g} electrons on a {'x'.join(map(str, mesh))} mesh, by counts of levels"
+        else:
+            fermi, source = known_fermi, f"of the DFT code; {problem.size} orbitals are many"
     else:
         mesh = mesh or default_mesh(cell)
         fermi = problem.fermi_energy(monkhorst_pack(mesh))
