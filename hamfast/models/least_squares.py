@@ -15,6 +15,13 @@ from torch import Tensor
 RIDGES = tuple(10.0**-n for n in range(3, 12))
 """Candidates, relative to the mean square of a feature."""
 
+SMALLEST = 1e-4
+"""A feature whose root mean square is below this, where its amplitude is, is the rounding of one
+that vanishes by symmetry, as in an ideal crystal; features are made of numbers of order 1."""
+
+NOTHING = 1e-7
+"""A difference of squared errors that does not count, as a share of the targets' squares."""
+
 HELD_OUT = 4
 """Each fourth structure is held out where the ridge is chosen."""
 
@@ -37,6 +44,8 @@ class NormalEquations:
         self.gram = torch.zeros(2, len(self.first), len(self.rows), dtype=torch.float64)
         self.right = torch.zeros(2, amplitudes, features, targets, dtype=torch.float64)
         self.count = [0, 0]
+        self.amplitude = torch.zeros(amplitudes, dtype=torch.float64)  # sums of b^2
+        self.power = [0.0, 0.0]  # sums of y^2
 
     def add(self, b: Tensor, x: Tensor, y: Tensor, structure: int) -> None:
         """Adds rows.
@@ -52,18 +61,23 @@ class NormalEquations:
         self.gram[part] += (b[:, self.first] * b[:, self.second]).T @ squares
         self.right[part] += (b.T @ (x @ y.transpose(1, 2)).flatten(1)).unflatten(1, self.shape[1:])
         self.count[part] += len(b)
+        self.amplitude += b.square().sum(0)
+        self.power[part] += float(y.square().sum())
 
     def solve(self) -> Tensor:
         """The coefficients, ``[amplitudes, features, targets]`` float64.
 
-        The ridge is the one with the smallest error of the structures held out.
+        The ridge is the largest one whose error of the structures held out is the smallest, up to
+        ``NOTHING``. A smaller ridge has larger coefficients, whose features cancel.
         """
         gram = [self._full(part) for part in range(2)]
         right = [self.right[part].flatten(0, 1) for part in range(2)]
         total = gram[0] + gram[1]
         square = total.diagonal()
-        # A feature that never occurs, like that of an element without neighbours, gets zero.
-        scale = torch.where(square > 1e-14 * square.max(), square.clamp(min=1e-300).rsqrt(), torch.zeros_like(square))
+        # A feature that never occurs gets zero: that of an element without neighbours, or one that
+        # vanishes by symmetry. A coefficient of its rounding would be huge.
+        floor = (SMALLEST**2 * self.amplitude).repeat_interleave(self.shape[1]).clamp(min=1e-14 * float(square.max()))
+        scale = torch.where(square > floor, square.clamp(min=1e-300).rsqrt(), torch.zeros_like(square))
         gram = [scale[:, None] * g * scale for g in gram]
         right = [scale[:, None] * r for r in right]
         ridge = self._choose(gram, right) if min(self.count) else 1e-7
@@ -80,7 +94,9 @@ class NormalEquations:
             found = torch.cholesky_solve(right[0], factor)
             return float((found * (gram[1] @ found)).sum() - 2 * (found * right[1]).sum())
 
-        return min(RIDGES, key=error)
+        errors = [error(ridge) for ridge in RIDGES]
+        limit = min(errors) + NOTHING * self.power[1]
+        return next(ridge for ridge, found in zip(RIDGES, errors, strict=True) if found <= limit)
 
     def _full(self, part):
         """``[amplitudes x features] ** 2``: the Gram matrix of all products."""

@@ -9,6 +9,7 @@ from test_covariant import CARBON, HEAVY, small
 
 from hamfast.data import GraphDataset, build_graph, dataset_spec, read_snapshot
 from hamfast.models import ClosedForm, TargetNormalization, closed_form
+from hamfast.models.least_squares import NormalEquations
 from hamfast.targets import TargetSpec
 
 double = pytest.mark.usefixtures("double")
@@ -110,7 +111,7 @@ def test_fit_recovers_what_it_can_represent(hbn, fixtures, monkeypatch):
         graphs.append(replace(moved, target=source(moved)))
     fitted.fit(graphs)
     for known in graphs:
-        assert (fitted(known) - known.target).norm() < 1e-5 * known.target.norm()
+        assert (fitted(known) - known.target).norm() < 3e-4 * known.target.norm()  # sqrt(NOTHING)
 
 
 @double
@@ -210,3 +211,29 @@ def test_irreps_without_features_stay_zero():
     assert found.isfinite().all() and found.any() and not found[:, own].any()
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     assert shapes["onsite_0o"][2] == shapes["hopping_0o"][2] == 0
+
+
+def test_what_vanishes_by_symmetry_gets_no_coefficient():
+    """One feature is rounding of zero: fitted, its coefficient would be some 1e7."""
+    generator = torch.Generator().manual_seed(0)
+    equations = NormalEquations(1, 2, 1)
+    for structure in range(8):
+        x = torch.randn(50, 2, 3, generator=generator, dtype=torch.float64)
+        x[:, 1] *= 1e-7
+        y = 2 * x[:, :1] + 0.1 * torch.randn(50, 1, 3, generator=generator, dtype=torch.float64)
+        equations.add(torch.ones(50, 1, dtype=torch.float64), x, y, structure)
+    found = equations.solve()[0, :, 0]
+    assert found[1] == 0 and abs(found[0] - 2) < 0.02
+
+
+def test_of_equal_ridges_the_largest_is_taken():
+    """Two features that are nearly one: their coefficients share, and do not cancel."""
+    generator = torch.Generator().manual_seed(0)
+    equations = NormalEquations(1, 2, 1)
+    for structure in range(8):
+        x = torch.randn(50, 1, 1, generator=generator, dtype=torch.float64).repeat(1, 2, 1)
+        x[:, 1] += 1e-4 * torch.randn(50, 1, generator=generator, dtype=torch.float64)
+        equations.add(torch.ones(50, 1, dtype=torch.float64), x, x[:, :1] * (1 + 1e-5), structure)
+    torch.testing.assert_close(
+        equations.solve()[0, :, 0], torch.tensor([0.5, 0.5], dtype=torch.float64), atol=0.02, rtol=0
+    )
