@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,6 +34,8 @@ from hamfast.data.snapshot import Snapshot, check_pairs, difference
 from hamfast.errors import HamfastError
 
 FIGURES = ("bands.png", "bands.pdf")
+DOS_WORK = 1e9
+"""k-points times cubes of orbitals of a density of states."""
 SPARSE_BANDS = 60
 """Bands around the Fermi level of systems too large for all of them."""
 
@@ -236,7 +239,7 @@ def densities_of_states(
         snapshot: the structure, with its overlap.
         matrices: name -> Hamiltonian.
         window: eV around the Fermi level.
-        mesh: of k-points; by default about 0.2 1/angstrom between them.
+        mesh: of k-points; by default :func:`dos_mesh`.
         fermi: name -> eV, the zero of the energies, as the bands beside have it. By default
             electrons are counted on ``mesh``.
         width: eV, the standard deviation of the Gaussian on each level.
@@ -249,7 +252,7 @@ def densities_of_states(
         HamfastError: the window is none, or there are too many orbitals for all bands.
     """
     check_window(window)
-    points = monkhorst_pack(mesh or default_mesh(snapshot.cell, 0.2))
+    points = monkhorst_pack(mesh or dos_mesh(snapshot))
     grid = np.linspace(*window, 400)
     result = {}
     for name, matrix in matrices.items():
@@ -267,6 +270,20 @@ def densities_of_states(
             found.parts = dict(zip(parts.names, parts.densities(grid, zero, width, problem.degeneracy), strict=True))
         result[name] = found
     return result
+
+
+def dos_mesh(snapshot: Snapshot) -> tuple[int, int, int]:
+    """A k-mesh for a density of states: as fine as some seconds allow.
+
+    Points are 0.05 to 0.2 1/angstrom apart. Coarser ones show single levels as peaks.
+    """
+    spins = 2 if snapshot.spinful else 1
+    size = spins * sum(snapshot.num_orbitals(n) for n in range(snapshot.num_atoms))
+    for spacing in (0.05, 0.07, 0.1, 0.14):
+        mesh = default_mesh(snapshot.cell, spacing)
+        if math.prod(mesh) * size**3 < DOS_WORK:
+            return mesh
+    return default_mesh(snapshot.cell, 0.2)
 
 
 def check_window(window: tuple[float, float]) -> None:

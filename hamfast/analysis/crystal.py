@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 
 from hamfast.analysis.band_uncertainty import band_half_width
 from hamfast.analysis.bands import BandStructure, band_structures
@@ -41,11 +42,15 @@ BATCH_ATOMS = 100
 """Of several structures, about so many atoms go through the network at once."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """A trained model."""
 
     loaded: LoadedModel
+
+    def __repr__(self) -> str:
+        elements = ", ".join(chemical_symbols[z] for z in self.loaded.spec.elements)
+        return f"Model({elements}; looks {self.loaded.model.receptive_field:.1f} angstrom far)"
 
     @overload
     def predict(self, atoms: Structure, *, uncertainty: bool = ..., level: float = ...) -> Crystal: ...
@@ -93,15 +98,20 @@ class Model:
         raise HamfastError(f"expected ASE's atoms, a folder or a file of a structure, found {type(atoms).__name__}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bands:
-    """Bands along a path."""
+    """Bands along a path: ``structure.energies``, ``structure.fermi_energy``, ``structure.gap``."""
 
     structure: BandStructure
     """Energies in eV, path and Fermi level."""
     label: str
     half_width: np.ndarray | None = None
     """``[kpoints, columns]`` eV, of ``structure.energies``; None without an uncertainty."""
+
+    def __repr__(self) -> str:
+        points, bands = self.structure.energies.shape
+        gap = "not known" if self.structure.gap is None else f"{self.structure.gap:.3f} eV"
+        return f"Bands({self.label}: {points} k-points, {bands} bands, E_F {self.structure.fermi_energy:.3f} eV, gap {gap})"
 
     def plot(self, path: Path | str | None = None, window: tuple[float, float] = (-4.0, 4.0)) -> StandaloneFigure:
         """Draws the bands, E_F at 0; a notebook shows the figure.
@@ -121,7 +131,7 @@ class Bands:
         return figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Crystal:
     """A crystal with its predicted Hamiltonian, and an overlap if one is known."""
 
@@ -129,6 +139,11 @@ class Crystal:
     """In the field ``hamiltonian`` it has the predicted one, eV."""
     uncertainty: Uncertainty | None = None
     """Of the Hamiltonian, where it was asked for."""
+
+    def __repr__(self) -> str:
+        atoms = self.snapshot.atoms.get_chemical_formula()
+        size = sum(self.snapshot.num_orbitals(n) for n in range(self.snapshot.num_atoms))
+        return f"Crystal({self.snapshot.label}: {atoms}, {size} orbitals)"
 
     @property
     def problem(self) -> EigenProblem:
@@ -193,7 +208,10 @@ def snapshot_of(loaded: LoadedModel, atoms: Atoms, label: str | None = None) -> 
     label = label or atoms.get_chemical_formula()
     cell = np.asarray(atoms.cell.array, dtype=np.float64)
     if abs(np.linalg.det(cell)) < 1e-6:
-        raise HamfastError(f"{label}: expected three lattice vectors, found the cell {cell.tolist()}")
+        raise HamfastError(
+            f"{label}: expected three lattice vectors, found the cell {cell.tolist()}; a layer needs vacuum, "
+            "as by atoms.center(vacuum=8, axis=2)"
+        )
     shells = dict(loaded.spec.shells)
     heights = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
     empty = heights * (1 - np.ptp(atoms.positions @ np.linalg.inv(cell), axis=0)) if len(atoms) else heights

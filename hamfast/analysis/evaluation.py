@@ -138,7 +138,9 @@ def evaluation_table(
                 gaps = [stages["bands_by_structure"][label]["gap_predicted"] for stages in result["stages"].values()]
                 cells = ["-" if gap is None else f"{gap:.1f}" for gap in gaps]
                 table.add_row(
-                    escape(f"  {label}: gap, in DFT {errors['gap_DFT']:.1f}"), *cells, *([""] if label_noise else [])
+                    escape(f"  {label}: predicted gap (DFT: {errors['gap_DFT']:.1f})"),
+                    *cells,
+                    *([""] if label_noise else []),
                 )
     worst = sorted(first["MAE_by_shell_pair"], key=lambda name: -first["MAE_by_shell_pair"][name])
     for name in worst[:5]:

@@ -74,6 +74,8 @@ def predict_batch(loaded: LoadedModel, snapshots: Sequence[Snapshot], level: flo
     like = model.normalization.onsite_shift  # a model need not have parameters
     graphs = [build_graph(snapshot, model.spec, pair_cutoffs=loaded.pair_cutoffs) for snapshot in snapshots]
     for snapshot in snapshots:
+        if model.overlap is not None:
+            model.overlap.check_basis(snapshot)
         _warn(loaded, snapshot)
     batch = batch_graphs(graphs).to(like.device, like.dtype)
     with captured_features(model) as features:

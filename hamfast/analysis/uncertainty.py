@@ -22,6 +22,7 @@ FILE = "uncertainty_pred.h5"
 LEVEL = 0.9
 """The share of blocks that an interval is to hold, unless another one is asked for."""
 MEV = 1e3
+SAME = 1.01
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,11 @@ class Uncertainty:
                 continue
             width = MEV * self.half_width[own]
             words.append(
-                f"{what}: {self.level:.0%} of blocks within {width.mean():.2f} meV (root mean square of an element), on "
-                f"average; at most {width.max():.2f}"
+                f"{what}: {self.level:.0%} half-width {width.mean():.2f} meV on average, at most {width.max():.2f} (root mean "
+                "square of a block's elements)"
             )
+            if width.max() < SAME * width.min():  # no block stands out
+                continue
             once = own[self.pairs[own, 3] <= self.pairs[own, 4]]
             order = once[np.argsort(-self.half_width[once], kind="stable")]
             for n in order[:most]:

@@ -59,7 +59,9 @@ def data_check(
 def data_import(
     source: Annotated[Path, typer.Argument(help="folder of a DFT calculation, or one with many below it")],
     target: Annotated[Path, typer.Argument(help="folder of the data set")],
-    code: Annotated[str, typer.Option(help="openmx, siesta, abacus, cp2k or fhi-aims; auto: recognised")] = "auto",
+    code: Annotated[
+        str, typer.Option(help="openmx, siesta, abacus, cp2k, fhi-aims or pyscf; auto: recognised")
+    ] = "auto",
     processes: Annotated[int | None, typer.Option(min=1, help="that read at once; default: as many as cores")] = None,
 ) -> None:
     """Read what DFT codes write: H, S and structures become a data set."""

@@ -148,7 +148,7 @@ def bands(
     output: Annotated[Path | None, typer.Option(help="folder for the results; default: <structure>/bands")] = None,
     points: Annotated[int, typer.Option(help="k-points along the path")] = 90,
     window: Window = (-4.0, 4.0),
-    mesh: Annotated[tuple[int, int, int] | None, typer.Option(help="k-mesh for the Fermi level")] = None,
+    mesh: Annotated[tuple[int, int, int] | None, typer.Option(help="k-mesh for the Fermi level and the DOS")] = None,
     fermi: Annotated[float | None, typer.Option(help="Fermi level in eV instead of counting electrons")] = None,
     num_bands: Annotated[
         int | None, typer.Option(help="only so many bands, half of them below the Fermi level (sparse solver)")
@@ -183,6 +183,7 @@ def bands(
         check_window,
         check_writable,
         densities_of_states,
+        dos_mesh,
         matrices_of,
         write_bands,
     )
@@ -195,6 +196,7 @@ def bands(
 
     check_window(window)
     snapshot = read_snapshot(structure)
+    sets = None if fat is None else orbital_sets(snapshot, fat)
     matrices = matrices_of(snapshot, structure, prediction)
     folder = structure / "bands" if output is None else output
     check_writable(folder, matrices)
@@ -205,12 +207,12 @@ def bands(
         )  # fmt: skip
     densities = shares = None
     last = list(curves)[-1]  # the predicted one, if there is one
-    sets = None if fat is None else orbital_sets(snapshot, fat)
     if sets is not None:
         curve = curves[last]
         problem = eigen_problem(snapshot, matrices[last], projection=curve.projection)
         shares = populations(problem, curve.path.kpoints, sets)
     if dos:
+        mesh = mesh or dos_mesh(snapshot)
         levels = {name: curve.fermi_energy for name, curve in curves.items()}
         left_out = {name: curve.projection for name, curve in curves.items()}
         densities = densities_of_states(
@@ -266,6 +268,8 @@ def bands(
         for edge in found[name] if masses else []:
             for line in mass_lines(edge):
                 say(f"{name}: {line}")
+    if dos and mesh is not None:
+        say(f"DOS: {'x'.join(map(str, mesh))} mesh, Gaussians of 0.1 eV")
     if snapshot.fermi_energy is not None:
         say(f"the DFT code's own E_F: {snapshot.fermi_energy:.4f} eV")
     if len(curves) == 2 and errors is None:

@@ -36,7 +36,7 @@ SAME = 1e-3
 """Angstrom: distances of copies differ by less."""
 MOST_PAIRS = 200
 """So many pairs of copies are compared by their matrices."""
-NOTES = ("no overlap",)
+NOTES = ("no overlap", "pairs of H beyond S")
 """Kinds of findings that spoil nothing: some structures with an overlap are enough."""
 
 
@@ -148,7 +148,11 @@ def _check_matrices(snapshot: Snapshot, label: str, found: CheckReport) -> None:
     else:
         extra = len([pair for pair in h.index if pair not in s.index])
         if extra:
-            found.add("pairs of H beyond S", [label], f"{extra} of {len(h)} pairs of H have no overlap")
+            found.add(
+                "pairs of H beyond S",
+                [label],
+                f"{extra} of {len(h)} pairs of H have no overlap, as SIESTA writes them: nothing to do",
+            )
     length = np.linalg.norm(snapshot.pair_vectors(h.pairs), axis=1)
     last = length > length.max() - SHELL
     largest = np.maximum.reduceat(np.abs(h.entries), h.boundaries[:-1])[last].max()

@@ -36,6 +36,8 @@ STIFFNESS = 1e-8
 parabolas."""
 MARGIN = 0.15
 """Angstrom beyond the distances of the data to which a spline is trusted."""
+OTHER_BASIS, MOST_COMPARED = 3e-3, 200
+"""A mean difference of overlaps above this, over so many pairs, is one of other orbitals."""
 NEAR = 0.04
 """Angstrom: further away a warning says so. In graphene, 0.14 angstrom gave an error of 1e-3."""
 
@@ -159,6 +161,36 @@ class TwoCentreOverlap:
         longest = self.longest[species[pairs[:, 3]] * self.spec.num_species + species[pairs[:, 4]]]
         length = np.linalg.norm(snapshot.pair_vectors(pairs), axis=1)
         return self._of_pairs(snapshot, pairs[length <= longest + MARGIN])
+
+    def check_basis(self, snapshot: Snapshot) -> None:
+        """Compares the overlap of a structure with this one, on the nearest pairs that it knows.
+
+        Two codes, or two basis sets, may have the same shells and other orbitals in them.
+
+        Raises:
+            HamfastError: the overlaps are those of other orbitals.
+        """
+        if snapshot.overlap is None or any(int(z) not in self.spec.elements for z in snapshot.numbers):
+            return
+        pairs, species = snapshot.overlap.pairs, self._species(snapshot)
+        kind = species[pairs[:, 3]] * self.spec.num_species + species[pairs[:, 4]]
+        length = np.linalg.norm(snapshot.pair_vectors(pairs), axis=1)
+        interval = np.floor((length - self.start) / SPACING).astype(int)
+        inside = (interval >= 0) & (interval < self.seen.shape[1])
+        inside[inside] = self.seen[kind[inside], interval[inside]]
+        inside |= length < 1e-6
+        longest = np.sort(length[inside])[: MOST_COMPARED + 1].max(initial=0.0)  # both directions of a pair
+        known = np.flatnonzero(inside & (length < longest + 1e-6))
+        own = self._of_pairs(snapshot, pairs[known])
+        differences = [
+            (own.block(own.index[tuple(pairs[n].tolist())]) - snapshot.overlap.block(n)).ravel() for n in known.tolist()
+        ]
+        difference = float(np.abs(np.concatenate(differences)).mean()) if differences else 0.0
+        if difference > OTHER_BASIS:
+            raise HamfastError(
+                f"{snapshot.label}: its overlap is not that of the model's orbitals: |dS| of its nearest pairs is "
+                f"{difference:.2g} on average, expected below {OTHER_BASIS:g}; a model knows one code and one basis"
+            )
 
     def num_electrons(self, snapshot: Snapshot) -> float | None:
         """Electrons of the cell; None if the data did not tell."""

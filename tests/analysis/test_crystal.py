@@ -16,6 +16,7 @@ from hamfast.analysis.crystal import snapshot_of
 from hamfast.analysis.eigen import eigen_problem
 from hamfast.analysis.prediction import write_prediction
 from hamfast.data import build_graph, read_snapshot
+from hamfast.data.blocks import BlockMatrix
 from hamfast.data.formats import detect
 from hamfast.data.graphs import blocks_from_irreps
 from hamfast.errors import DataWarning, HamfastError
@@ -75,6 +76,24 @@ def test_bands_with_the_fitted_overlap_are_those_with_dfts(checkpoint):
 def test_a_bond_shorter_than_those_of_the_training_is_told(checkpoint):
     with pytest.warns(DataWarning, match=r"its overlap is extrapolated: .* a pair C-C of 1\.23 angstrom"):
         hamfast.load(checkpoint).predict(read_snapshot(GRAPHENE / "dft" / "3x3_022").atoms)
+
+
+def test_another_basis_of_the_same_shells_is_refused(checkpoint):
+    """Overlaps of orbitals that reach less far; those of the training's basis pass."""
+    model, snapshot = hamfast.load(checkpoint), read_snapshot(UNSEEN)
+    model.predict(snapshot)
+    length = np.linalg.norm(snapshot.pair_vectors(snapshot.overlap.pairs), axis=1)
+    other = [snapshot.overlap.block(n) * (1.0 if length[n] < 1e-6 else 0.8) for n in range(len(snapshot.overlap.pairs))]
+    snapshot.overlap = BlockMatrix.from_blocks(snapshot.overlap.pairs, other)
+    with pytest.raises(HamfastError, match="its overlap is not that of the model's orbitals"):
+        model.predict(snapshot)
+
+
+def test_one_line_each(checkpoint):
+    model = hamfast.load(checkpoint)
+    crystal = model.predict(read_snapshot(UNSEEN))
+    assert repr(model).startswith("Model(C; looks ") and repr(crystal) == "Crystal(3x3_023: C18, 234 orbitals)"
+    assert "5 k-points, 234 bands" in repr(crystal.bands("GK", points=4))
 
 
 def test_a_bare_structure_gets_its_bands(checkpoint, structure_file, tmp_path):

@@ -191,7 +191,7 @@ def test_commands(journey, hamfast, tmp_path):
     assert words in hamfast("model", "info", model)[1]
     status, output, errors = hamfast("predict", model, structure, "--uncertainty", "--level", "0.8")
     assert status == 0, errors
-    assert "on-site: 80% of blocks within" in output and "meV: atom 0 (C)" in output and "C-C, 1.4" in output
+    assert "on-site: 80% half-width" in output and "C-C, 1.4" in output
     assert (structure / "uncertainty_pred.h5").exists()
     status, output, errors = hamfast("bands", structure, "--kpath", "GK", "--points", "6")
     assert status == 0, errors
