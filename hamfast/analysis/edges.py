@@ -89,7 +89,11 @@ def mass_lines(edge: Edge) -> list[str]:
     what = "holes" if edge.kind == "valence" else "electrons"
     return [
         f"effective mass of {what} at {edge.name} towards {mass.towards}: {', '.join(f'{m:.3g}' for m in mass.masses)} m_e"
-        + ("" if mass.parabolic else " (the band is not parabolic here: it means little)")
+        + (
+            ""
+            if mass.parabolic
+            else " (the band is not parabolic here, or its extremum is between points: it means little)"
+        )
         for mass in edge.masses
     ]
 
@@ -109,12 +113,13 @@ def with_masses(problem: EigenProblem, band: BandStructure, cell: np.ndarray) ->
     for edge in found:
         assert band.occupied is not None and band.first_band is not None
         holes = edge.kind == "valence"
-        at = int(np.argmin(np.abs(band.path.kpoints - edge.kpoint).sum(axis=1)))
+        same = np.flatnonzero(np.abs(band.path.kpoints - edge.kpoint).sum(axis=1) < 1e-9)
+        at = int(same[0])
         outermost = band.occupied - 1 if holes else band.occupied
         away = np.abs(band.energies[at] - band.energies[at, outermost]) < DEGENERATE
         columns = [n for n in np.nonzero(away)[0] if (n <= outermost) == holes or n == outermost]
         columns = columns[::-1] if holes else columns
-        for towards, direction in _directions(band.path, at, cell):
+        for towards, direction, grid in _directions(band.path, same, cell):
             points = np.array(edge.kpoint) + np.outer(OFFSETS, STEP * direction @ cell.T / (2 * np.pi))
             sparse = band.energies.shape[1] < problem.size
             levels = problem.levels(points, band.energies.shape[1] if sparse else None, band.fermi_energy)
@@ -123,33 +128,44 @@ def with_masses(problem: EigenProblem, band: BandStructure, cell: np.ndarray) ->
             energies = levels.energies[:, np.array(columns) + band.first_band - levels.first_band]
             curvature = WEIGHTS @ energies / STEP**2
             narrow = np.array([0, 1, -2, 1, 0]) @ energies / STEP**2
-            parabolic = bool((np.abs(narrow - curvature) <= PARABOLIC * np.abs(curvature)).all())
             sign = -1 if holes else 1
+            slope = np.abs(energies[3] - energies[1]) / (2 * STEP)
+            parabolic = bool(
+                (np.abs(narrow - curvature) <= PARABOLIC * np.abs(curvature)).all()
+                and (sign * curvature > 0).all()
+                and (slope <= np.abs(curvature) * grid).all()  # the extremum is no further than a point
+            )
             with np.errstate(divide="ignore"):
                 edge.masses.append(Mass(towards, (sign * HBAR2_PER_MASS / curvature).tolist(), parabolic))
     return found
 
 
 def _name(path: KPath, at: int) -> str:
-    distance = path.distance[at]
-    before = [(d, name) for d, name in path.ticks if d <= distance + 1e-9]
-    after = [(d, name) for d, name in path.ticks if d >= distance - 1e-9]
-    return before[-1][1] if before[-1] == after[0] else f"{before[-1][1]}-{after[0][1]}"
-
-
-def _directions(path: KPath, at: int, cell: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """To both sides the corner ahead and a unit vector in 1/angstrom; one of two parallel ones."""
-    reciprocal = 2 * np.pi * np.linalg.inv(cell).T
     piece = next(p for p in path.pieces if p.start <= at < p.stop)
-    found: list[tuple[str, np.ndarray]] = []
-    for step in (-1, 1):
+    inside = [
+        (d, n) for d, n in path.ticks if path.distance[piece.start] - 1e-9 <= d <= path.distance[piece.stop - 1] + 1e-9
+    ]
+    # At a break, the name on this side.
+    corners = [(d, name.split("|")[-1 if n == 0 else 0]) for n, (d, name) in enumerate(inside)]
+    before = [corner for corner in corners if corner[0] <= path.distance[at] + 1e-9][-1]
+    after = next(corner for corner in corners if corner[0] >= path.distance[at] - 1e-9)
+    return before[1] if before == after else f"{before[1]}-{after[1]}"
+
+
+def _directions(path: KPath, places: np.ndarray, cell: np.ndarray) -> list[tuple[str, np.ndarray, float]]:
+    """To all sides of a point, wherever it is on the path: the corner ahead, a unit vector in
+    1/angstrom, and the way to the next point; one of two parallel directions."""
+    reciprocal = 2 * np.pi * np.linalg.inv(cell).T
+    found: list[tuple[str, np.ndarray, float]] = []
+    for at, step in ((int(at), step) for at in places for step in (-1, 1)):
+        piece = next(p for p in path.pieces if p.start <= at < p.stop)
         if not piece.start <= at + step < piece.stop:
             continue
         vector = (path.kpoints[at + step] - path.kpoints[at]) @ reciprocal
-        length = np.linalg.norm(vector)
-        if length < 1e-9 or any(abs(vector @ other) > 0.999 * length for _, other in found):
+        length = float(np.linalg.norm(vector))
+        if length < 1e-9 or any(abs(vector @ other) > 0.999 * length for _, other, _ in found):
             continue
         ahead = [(d, n) for d, n in path.ticks if step * (d - path.distance[at]) > 1e-9]
         name = min(ahead, key=lambda tick: abs(tick[0] - path.distance[at]))[1]
-        found.append((name.split("|")[0 if step > 0 else -1], vector / length))
+        found.append((name.split("|")[0 if step > 0 else -1], vector / length, length))
     return found

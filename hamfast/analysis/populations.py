@@ -22,6 +22,8 @@ from hamfast.data.snapshot import Snapshot
 from hamfast.errors import HamfastError
 
 LETTERS = "spdfghi"
+SAME_ENERGY = 1e-5
+"""eV: neighbours that are closer are one multiplet."""
 
 
 @dataclass
@@ -105,6 +107,15 @@ def populations(
         found, states = problem.states(k)
         energies[n, : len(found)] = found
         share = (states.conj() * (problem.overlap.at(k) @ states)).real
-        shares[n, : len(found)] = np.stack([share[rows].sum(axis=0) for rows in sets.values()], axis=1)
+        parts = np.stack([share[rows].sum(axis=0) for rows in sets.values()], axis=1)
+        shares[n, : len(found)] = _of_multiplets(found, parts)
         report()
     return Populations(list(sets), energies, shares)
+
+
+def _of_multiplets(energies: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """The mean over levels of one energy: which states they are split into is arbitrary."""
+    begins = np.flatnonzero(np.diff(energies, prepend=-np.inf) > SAME_ENERGY)
+    counts = np.diff(np.append(begins, len(energies)))
+    means = np.add.reduceat(shares, begins, axis=0) / counts[:, None]
+    return np.repeat(means, counts, axis=0)

@@ -59,7 +59,8 @@ def write_report(run: Path, bands: StandaloneFigure | None = None) -> Path:
     if losses is not None:
         parts += ["<h2>Training</h2>", _image(losses, "losses by epoch")]
     evaluation = run / "evaluation.json"
-    if evaluation.is_file():
+    # Errors of weights that are no longer there are no errors of this model.
+    if evaluation.is_file() and evaluation.stat().st_mtime >= model.stat().st_mtime:
         found = read_json(evaluation)
         parts += [f"<h2>Errors of {len(found['structures'])} structures</h2>", _errors(found["stages"])]
         parts.append(_image(_by_distance(found["stages"]), "errors by distance"))

@@ -265,6 +265,8 @@ def bands(
         say(f"{name}: E_F = {curve.fermi_energy:.4f} eV ({curve.fermi_source}), {curve.energies.shape[1]} bands")
         if curve.gap is not None:
             say(f"{name}: {gap_words(curve.gap, found[name])}")
+        if masses and not found[name]:
+            say(f"{name}: no effective masses: there is no gap on the path, or the occupied bands are not known")
         for edge in found[name] if masses else []:
             for line in mass_lines(edge):
                 say(f"{name}: {line}")

@@ -38,7 +38,7 @@ class Checkpoints(Callback):
 
     Attributes:
         best: the lowest validation loss, meV.
-        best_epoch: how many epochs were done then.
+        best_epoch: its epoch, from 0.
     """
 
     def __init__(self, folder: Path, resumed: bool):
@@ -214,7 +214,7 @@ class Progress(Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Prints a line, unless the last one is too recent."""
         now, epoch, epochs = time.monotonic(), trainer.current_epoch + 1, trainer.max_epochs or 1
-        if now - self.printed < self.every and epoch != epochs:
+        if now - self.printed < self.every and epoch != epochs and not trainer.should_stop:
             return
         self.printed = now
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}

@@ -95,7 +95,7 @@ def pack(source: Path, target: Path, text: str | None) -> None:
     packed["hamfast"]["card"] = text or about.get("card")
     packed["hamfast"]["evaluation"] = about.get("evaluation")
     evaluation = source.parent / "evaluation.json"
-    if evaluation.exists():
+    if evaluation.exists() and evaluation.stat().st_mtime >= source.stat().st_mtime:  # else of other weights
         found = read_json(evaluation)
         count = len(found["structures"])
         packed["hamfast"]["evaluation"] = {

@@ -65,3 +65,15 @@ def test_bands_that_cross_have_no_mass():
         assert not edge.masses[0].parabolic and "not parabolic" in mass_lines(edge)[0]
     snapshot = chain(-1.0, -0.5, electrons=1.0)
     assert edges(bands_of(snapshot)[1]) == []
+
+
+def test_names_at_a_break_are_those_of_the_own_side():
+    snapshot = chain(-1.0, -0.6)
+    problem = eigen_problem(snapshot)
+    path = parse_kpath("G 0 0 0, X 1/2 0 0 | Y 1/2 1/2 0, Z 0 1/2 0", snapshot.cell, 20)
+    found = edges(solve(problem, path, snapshot.cell, mesh=(20, 1, 1)))
+    assert {edge.name for edge in found} <= {"X", "Y"}
+    path = parse_kpath("Y 1/2 1/2 0, Z 0 1/2 0 | X 0.45 0 0, A 0.55 0 0", snapshot.cell, 21)
+    band = solve(problem, path, snapshot.cell, mesh=(20, 1, 1))
+    middle = [edge.name for edge in edges(band)]
+    assert set(middle) <= {"Y", "X-A"}

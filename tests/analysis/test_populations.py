@@ -57,6 +57,20 @@ def test_spin():
         orbital_sets(random_snapshot(SHELLS, [6]), "spin")
 
 
+def test_levels_of_one_energy_share_alike():
+    """Of two molecules that do not touch each level is there twice; which is which is arbitrary."""
+    one = molecule(1.0, -0.5, -0.7, 0.1)
+    pairs = np.concatenate([one.hamiltonian.pairs, one.hamiltonian.pairs + np.array([0, 0, 0, 2, 2])])
+    twice = [
+        BlockMatrix.from_blocks(pairs, [m.block(n) for _ in range(2) for n in range(4)])
+        for m in (one.hamiltonian, one.overlap)
+    ]
+    numbers, positions = np.array([5, 7, 5, 7]), np.concatenate([one.positions, one.positions + np.array([9.0, 0, 0])])
+    two = replace(one, numbers=numbers, positions=positions, hamiltonian=twice[0], overlap=twice[1])
+    each = {"first": np.array([0, 1]), "second": np.array([2, 3])}
+    np.testing.assert_allclose(populations(eigen_problem(two), K[:1], each).shares, 0.5, atol=1e-12)
+
+
 def test_equal_atoms_share_alike():
     """With any overlap."""
     snapshot = molecule(0.3, 0.3, -1.0, 0.4)

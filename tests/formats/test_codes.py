@@ -94,6 +94,26 @@ def test_hsx_of_siesta_4_needs_no_other_file_of_matrices(calculation):
         shutil.rmtree(folder)
 
 
+def test_netcdf_of_siesta(calculation):
+    """Written by sisl from the .TSHS, with the Fermi level as the zero of energy."""
+    sisl = pytest.importorskip("sisl")
+    pytest.importorskip("netCDF4")
+    for name in ("siesta-graphene_1x1", "siesta-bismuthene_1x1_soc"):
+        folder = calculation(name)
+        expected = read_snapshot(folder)
+        sisl.get_sile(folder / "siesta.TSHS").read_hamiltonian().write(str(folder / "siesta.nc"))
+        for path in folder.iterdir():
+            if path.suffix in (".TSHS", ".HSX", ".EIG", ".bands"):
+                path.unlink()
+        found = read_snapshot(folder)
+        assert found.spinful == expected.spinful
+        for k in ((0, 0, 0), (0.1, 0.2, 0)):
+            levels = bands(expected, k) - expected.fermi_energy
+            # Without its own Fermi level beside it SIESTA's rydberg is not known: 8e-6.
+            np.testing.assert_allclose(bands(found, k), levels, rtol=1e-5, atol=TOLERANCE)
+        shutil.rmtree(folder)
+
+
 def test_cp2k_with_one_triangle_is_cp2k_with_both(calculation):
     folder = calculation("cp2k-graphene_1x1_text")
     expected = read_snapshot(folder)

@@ -37,6 +37,8 @@ SMALLEST = 1e-8
 """Hartree, and plain numbers for S: blocks below this are left out."""
 UNREAL = 1e-3
 """Hartree, and plain numbers for S: a larger imaginary part is no rounding of the grid."""
+APART = 1e-3
+"""Overlaps below this are those of a molecule or a layer in a box that is wide enough."""
 REACH = 1e-4
 """Hartree: elements at the border of the mesh above this say that the mesh is too coarse."""
 
@@ -103,11 +105,29 @@ def _snapshot(cell, fractions, mesh, fock, overlap, fermi: float | None, label: 
     channels = [fock] if fock.ndim == 3 else list(fock)
     matrices = [real_space(channel, "H", HARTREE) for channel in channels]
     h = matrices[0] if len(matrices) == 1 else two_channels(*matrices)
+    _check_single_points(cell, mesh)
     h_and_s = on_pairs_of(real_space(overlap, "S", 1.0), h, orbitals)
     found = _structure(cell, len(channels), label)
     found.hamiltonian, found.overlap = h_and_s
     found.fermi_energy = fermi
     return check_snapshot(found, label)
+
+
+def _check_single_points(cell: Any, mesh: Sequence[int]) -> None:
+    """Raises HamfastError if cells touch along an axis that has one k point: matrices of all cells
+    would be added up."""
+    for axis in range(3):
+        if mesh[axis] != 1:
+            continue
+        border = np.zeros((2, 3))
+        border[1, axis] = 0.5
+        at = np.asarray(cell.pbc_intor("int1e_ovlp", hermi=1, kpts=cell.get_abs_kpts(border)))
+        change = float(np.abs(at[1] - at[0]).max())
+        if change > APART:
+            raise HamfastError(
+                f"mesh: axis {axis + 1} has one k point, but cells overlap along it by {change:.1e}, expected below {APART:g}; "
+                "take more points there, by hamfast.data.codes.pyscf.from_mean_field"
+            )
 
 
 def _structure(cell: Any, channels: int, label: str) -> Snapshot:
@@ -136,9 +156,10 @@ def main_file(folder: Path) -> Path | None:
 def _is_checkpoint(path: Path) -> bool:
     try:
         with h5py.File(path) as file:
-            return "mol" in file and "scf/mo_coeff" in file and "scf/kpts" in file
-    except OSError:
-        return False
+            return "mol" in file
+    except OSError:  # a truncated file is one; other programs have files of this ending, too
+        with path.open("rb") as raw:
+            return raw.read(8) == b"\x89HDF\r\n\x1a\n"
 
 
 def read(path: Path, matrices: bool) -> Snapshot:
@@ -150,6 +171,12 @@ def read(path: Path, matrices: bool) -> Snapshot:
         from pyscf.pbc.lib.chkfile import load_cell
     except ImportError as error:
         raise HamfastError(f"{path}: a checkpoint of PySCF needs PySCF: pip install pyscf ({error})") from error
+    with open_h5(path) as file:
+        if "scf/mo_coeff" not in file or "scf/kpts" not in file:
+            raise HamfastError(
+                f"{path}: expected a calculation with a mesh of k points, as of KRKS, found one of a molecule, of one k point, or "
+                "without orbitals"
+            )
     cell = load_cell(str(path))
     cell.verbose = 0
     with open_h5(path) as file:

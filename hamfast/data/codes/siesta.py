@@ -128,7 +128,7 @@ def _with_sisl(path: Path) -> _Content:
         try:
             file = sisl.get_sile(path)
             matrix = file.read_hamiltonian()
-            fermi = float(file.read_fermi_level())
+            fermi = float(np.max(file.read_fermi_level()))  # a .nc has one for each spin
         except Exception as error:  # sisl raises what its Fortran code or its parser stumbles on
             words = " ".join(str(error).split())
             raise HamfastError(f"{path}: sisl cannot read it ({type(error).__name__}: {words})") from error
