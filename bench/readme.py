@@ -415,9 +415,7 @@ VARIANTS = {
 }
 
 
-ACCURACY_SETS = (
-    "graphene", "graphene-mixed", "hBN", "graphene-hBN", "bilayer", "graphene-openmx", "bilayer-openmx", "bismuthene",
-)  # fmt: skip
+ACCURACY_SETS = ("graphene", "graphene-mixed", "hBN", "graphene-hBN", "bilayer")
 
 
 def accuracy_table(name) -> str:
