@@ -75,10 +75,7 @@ def level_errors(snapshot: Snapshot, problem: EigenProblem, uncertainty: Uncerta
     Raises:
         HamfastError: there are too many orbitals for all levels; S(k) is not positive definite.
     """
-    if problem.size > DENSE_LIMIT:
-        raise HamfastError(
-            f"uncertainties of bands: expected at most {DENSE_LIMIT} orbitals, as all levels are needed, found {problem.size}"
-        )
+    problem.check_all_levels("uncertainties of bands")
     kpoints = np.asarray(kpoints, dtype=np.float64).reshape(-1, 3)
     sizes = np.array([snapshot.num_orbitals(a) for a in range(snapshot.num_atoms)]) * (2 if snapshot.spinful else 1)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
@@ -132,9 +129,9 @@ def band_half_width(
     why = None
     if uncertainty.band_factor is None:
         why = "no held-out structure had an overlap and electrons"
-    elif matrix_size(snapshot) > DENSE_LIMIT:
+    elif snapshot.matrix_size > DENSE_LIMIT:
         why = f"there are more than {DENSE_LIMIT} orbitals"
-    elif bands.first_band != 0 or bands.energies.shape[1] < matrix_size(snapshot):
+    elif bands.first_band != 0 or bands.energies.shape[1] < snapshot.matrix_size:
         why = "only some of the levels were computed"
     if why is not None:
         warnings.warn(f"{snapshot.label}: no uncertainty of the bands: {why}", DataWarning, stacklevel=2)
@@ -161,12 +158,6 @@ def band_lines(bands: BandStructure, half_width: np.ndarray, level: float, windo
         f"{level:.0%} of levels within {own.mean():.2f} meV of DFT, apart from a common shift, on average in the window; at "
         f"most {own.max():.2f}"
     ]
-
-
-def matrix_size(snapshot: Snapshot) -> int:
-    """Rows of H(k), spin included."""
-    spins = 2 if snapshot.spinful else 1
-    return spins * sum(snapshot.num_orbitals(a) for a in range(snapshot.num_atoms))
 
 
 def _between_atoms(uncertainty: Uncertainty, atoms: int, phase: np.ndarray | None = None):

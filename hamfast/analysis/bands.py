@@ -151,17 +151,15 @@ def solve(
         if not np.isfinite(fermi):
             raise HamfastError(f"Fermi level: expected a number of eV, found {fermi}")
         source = "as given"
-    elif problem.size > DENSE_LIMIT:
-        mesh = mesh or default_mesh(cell)
-        if known_fermi is None:
-            fermi = fermi_level_by_counting(problem, monkhorst_pack(mesh))
-            source = f"{problem.electrons():g} electrons on a {'x'.join(map(str, mesh))} mesh, by counts of levels"
-        else:
-            fermi, source = known_fermi, f"of the DFT code; {problem.size} orbitals are many"
+    elif problem.size > DENSE_LIMIT and known_fermi is not None:
+        fermi, source = known_fermi, f"of the DFT code; {problem.size} orbitals are many"
     else:
         mesh = mesh or default_mesh(cell)
-        fermi = problem.fermi_energy(monkhorst_pack(mesh))
+        kpoints = monkhorst_pack(mesh)
+        many = problem.size > DENSE_LIMIT
+        fermi = fermi_level_by_counting(problem, kpoints) if many else problem.fermi_energy(kpoints)
         source = f"{problem.electrons():g} electrons on a {'x'.join(map(str, mesh))} mesh"
+        source += ", by counts of levels" if many else ""
     sparse = num_bands is not None or problem.size > DENSE_LIMIT
     levels = problem.levels(path.kpoints, (num_bands or SPARSE_BANDS) if sparse else None, fermi, report)
     occupied = None
@@ -277,11 +275,9 @@ def dos_mesh(snapshot: Snapshot) -> tuple[int, int, int]:
 
     Points are 0.05 to 0.2 1/angstrom apart. Coarser ones show single levels as peaks.
     """
-    spins = 2 if snapshot.spinful else 1
-    size = spins * sum(snapshot.num_orbitals(n) for n in range(snapshot.num_atoms))
     for spacing in (0.05, 0.07, 0.1, 0.14):
         mesh = default_mesh(snapshot.cell, spacing)
-        if math.prod(mesh) * size**3 < DOS_WORK:
+        if math.prod(mesh) * snapshot.matrix_size**3 < DOS_WORK:
             return mesh
     return default_mesh(snapshot.cell, 0.2)
 

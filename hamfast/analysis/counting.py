@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hamfast.analysis.eigen import EigenProblem
+from hamfast.analysis.eigen import EigenProblem, in_words
 from hamfast.analysis.fermi import whole_electrons
 from hamfast.analysis.shift_invert import STEPS, ShiftedFactor, Unstable, levels_near, near_null
 from hamfast.errors import HamfastError
@@ -69,7 +69,7 @@ def _middle_of_gap(problem, points, nulls, inside: float) -> float:
     """Of an energy with the wanted count: the middle between the levels next to it."""
     edges = []
     for k, null in zip(points, nulls, strict=True):
-        near = levels_near(problem.hamiltonian.at(k), problem.overlap.at(k), inside, 2, f"k = {tuple(k)}", null)
+        near = levels_near(problem.hamiltonian.at(k), problem.overlap.at(k), inside, 2, in_words(k), null)
         edges.append((near.energies[near.energies < inside].max(), near.energies[near.energies > inside].min()))
     valence, conduction = np.array(edges).T
     return float(valence.max() + conduction.min()) / 2
@@ -96,7 +96,7 @@ def _levels_below(problem: EigenProblem, k: np.ndarray, energy: float, null) -> 
             continue
         if count is not None:
             return count
-    raise HamfastError(f"levels below {energy:.3f} eV could not be counted at k = {tuple(map(float, k))}; give --fermi")
+    raise HamfastError(f"levels below {energy:.3f} eV could not be counted at {in_words(k)}; give --fermi")
 
 
 def _mean_level(problem: EigenProblem, k: np.ndarray) -> float:

@@ -88,7 +88,7 @@ class EigenProblem:
         for k in np.asarray(kpoints, dtype=np.float64).reshape(-1, 3):
             if not np.all(np.isfinite(k)):
                 raise HamfastError(f"k-point: expected three numbers, found {tuple(map(float, k))}")
-            where = f"k = ({', '.join(f'{x:.4g}' for x in k)})"
+            where = in_words(k)
             h, s = self.hamiltonian.at(k), self.overlap.at(k)
             if sparse:
                 null = None
@@ -124,20 +124,24 @@ class EigenProblem:
         Each column c has c^+ S c = 1. There are fewer where directions of S(k) are left out.
 
         Raises:
-            HamfastError: S(k) is not positive definite.
+            HamfastError: S(k) is not positive definite, or nothing of it is left.
         """
         h, s = self.hamiltonian.at(k).toarray(), self.overlap.at(k).toarray()
         if self.projection is None:
             try:
                 return scipy.linalg.eigh(h, s)
             except np.linalg.LinAlgError:
-                where = f"k = ({', '.join(f'{x:.4g}' for x in k)})"
-                raise not_positive(where, float(scipy.linalg.eigvalsh(s, subset_by_index=(0, 0))[0])) from None
-        values, vectors = scipy.linalg.eigh(s)
-        kept = values > self.projection
-        basis = vectors[:, kept] / np.sqrt(values[kept])
+                raise not_positive(in_words(k), float(scipy.linalg.eigvalsh(s, subset_by_index=(0, 0))[0])) from None
+        basis, _ = _kept_basis(s, self.projection, in_words(k))
         energies, states = scipy.linalg.eigh(basis.conj().T @ h @ basis)
         return energies, basis @ states
+
+    def check_all_levels(self, what: str) -> None:
+        """Raises HamfastError if there are too many orbitals for all levels, for ``what``."""
+        if self.size > DENSE_LIMIT:
+            raise HamfastError(
+                f"{what}: expected at most {DENSE_LIMIT} orbitals, as all levels are needed, found {self.size}"
+            )
 
     def fermi_energy(self, mesh, temperature: float = 300.0) -> float:
         """The Fermi level, eV, from all bands on a k-mesh ``[kpoints, 3]``.
@@ -172,19 +176,30 @@ class EigenProblem:
         return self.occupation
 
 
+def in_words(k: np.ndarray) -> str:
+    """A k-point, for messages."""
+    return f"k = ({', '.join(f'{x:.4g}' for x in k)})"
+
+
+def _kept_basis(s: np.ndarray, projection: float, where: str) -> tuple[np.ndarray, float]:
+    """``[size, kept]``: the directions of S that are not left out, orthonormal in S; and the
+    smallest eigenvalue of S."""
+    values, vectors = scipy.linalg.eigh(s)
+    kept = values > projection
+    if not kept.any():
+        raise HamfastError(
+            f"--project-overlap {projection:g} leaves nothing of the overlap at {where}; use a smaller number"
+        )
+    return vectors[:, kept] / np.sqrt(values[kept]), float(values[0])
+
+
 def _dense(h, s, where, projection) -> tuple[np.ndarray, float]:
     """All levels (NaN for those projected out) and the smallest eigenvalue of S."""
     if projection is not None:
-        values, vectors = scipy.linalg.eigh(s)
-        kept = values > projection
-        if not kept.any():
-            raise HamfastError(
-                f"--project-overlap {projection:g} leaves nothing of the overlap at {where}; use a smaller number"
-            )
-        basis = vectors[:, kept] / np.sqrt(values[kept])
-        energies = np.full(len(values), np.nan)
-        energies[: kept.sum()] = scipy.linalg.eigvalsh(basis.conj().T @ h @ basis)
-        return energies, float(values[0])
+        basis, lowest = _kept_basis(s, projection, where)
+        energies = np.full(len(s), np.nan)
+        energies[: basis.shape[1]] = scipy.linalg.eigvalsh(basis.conj().T @ h @ basis)
+        return energies, lowest
     lowest = float(scipy.linalg.eigvalsh(s, subset_by_index=(0, 0))[0])
     if lowest < SINGULAR:
         raise not_positive(where, lowest)

@@ -119,14 +119,10 @@ def evaluation_table(
         table.add_column(stage, justify="right")
     if label_noise:
         table.add_column("DFT label noise", justify="right")
-    for key, name in _ROWS:
-        values = [stages[key] for stages in result["stages"].values()]
-        if all(v is None or (key in _COUNTS and not v) for v in values):
-            continue
-        form = "d" if key in _COUNTS else ".1e" if key == "equivariance_error" else ".3f"
-        cells = ["-" if v is None else format(v, form) for v in values]
+    keys = {name: key for key, name in _ROWS}
+    for name, cells in metric_rows(result["stages"]):
         if label_noise:
-            cells.append(f"{label_noise[key]:.4f}" if key in label_noise else "")
+            cells.append(f"{label_noise[keys[name]]:.4f}" if keys[name] in label_noise else "")
         table.add_row(name, *cells)
     first = next(iter(result["stages"].values()))
     if len(first["MAE_by_structure"]) <= 8:
@@ -142,14 +138,31 @@ def evaluation_table(
                     *cells,
                     *([""] if label_noise else []),
                 )
-    worst = sorted(first["MAE_by_shell_pair"], key=lambda name: -first["MAE_by_shell_pair"][name])
-    for name in worst[:5]:
-        cells = [f"{stages['MAE_by_shell_pair'][name]:.3f}" for stages in result["stages"].values()]
-        table.add_row(f"  shells {name}", *cells, *([""] if label_noise else []))
+    for name, cells in shell_rows(result["stages"], 5):
+        table.add_row(f"  {name}", *cells, *([""] if label_noise else []))
     for distance in first["MAE_by_distance"]:
         cells = [f"{stages['MAE_by_distance'][distance]:.3f}" for stages in result["stages"].values()]
         table.add_row(f"  pairs at {distance}", *cells, *([""] if label_noise else []))
     return table
+
+
+def metric_rows(stages: dict[str, dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Name of each metric that is known, and its value for each stage of :func:`evaluate`."""
+    rows = []
+    for key, name in _ROWS:
+        values = [metrics[key] for metrics in stages.values()]
+        if all(v is None or (key in _COUNTS and not v) for v in values):
+            continue
+        form = "d" if key in _COUNTS else ".1e" if key == "equivariance_error" else ".3f"
+        rows.append((name, ["-" if v is None else format(v, form) for v in values]))
+    return rows
+
+
+def shell_rows(stages: dict[str, dict[str, Any]], most: int) -> list[tuple[str, list[str]]]:
+    """The shell pairs with the largest errors of the first stage, and their errors in each."""
+    errors = [metrics["MAE_by_shell_pair"] for metrics in stages.values()]
+    worst = sorted(errors[0], key=lambda name: -errors[0][name])[:most]
+    return [(f"shells {name}", [f"{own[name]:.3f}" for own in errors]) for name in worst]
 
 
 def coverage_table(found: dict[str, Any]) -> Table:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from ase.data import chemical_symbols
 
-from hamfast.analysis.eigen import DENSE_LIMIT, EigenProblem
+from hamfast.analysis.eigen import EigenProblem
 from hamfast.analysis.fermi import density_of_states
 from hamfast.data.snapshot import Snapshot
 from hamfast.errors import HamfastError
@@ -96,10 +96,7 @@ def populations(
     Raises:
         HamfastError: there are too many orbitals for all levels; S(k) is not positive definite.
     """
-    if problem.size > DENSE_LIMIT:
-        raise HamfastError(
-            f"shares of levels: expected at most {DENSE_LIMIT} orbitals, as all levels are needed, found {problem.size}"
-        )
+    problem.check_all_levels("shares of levels")
     kpoints = np.asarray(kpoints, dtype=np.float64).reshape(-1, 3)
     energies = np.full((len(kpoints), problem.size), np.nan)
     shares = np.zeros((len(kpoints), problem.size, len(sets)))

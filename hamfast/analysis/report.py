@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hamfast.analysis.band_uncertainty import matrix_size
 from hamfast.analysis.bands import band_structures
+from hamfast.analysis.evaluation import metric_rows, shell_rows
 from hamfast.analysis.figure import StandaloneFigure
 from hamfast.analysis.plot import plot_bands
 from hamfast.analysis.prediction import predict
 from hamfast.data import read_snapshot
-from hamfast.data.h5 import read_json, write_bytes
+from hamfast.data.h5 import write_bytes
 from hamfast.training import LoadedModel
-from hamfast.training.card import card
+from hamfast.training.card import card, evaluation_of
 from hamfast.training.folder import CONFIG_FILE, MODEL_FILE
 
 NAME = "report.html"
@@ -32,15 +32,6 @@ table { border-collapse: collapse } td, th { padding: 2px 12px 2px 0; vertical-a
 td.number { text-align: right; font-variant-numeric: tabular-nums } img { max-width: 100% }
 pre { background: #f4f4f4; padding: 1em; overflow-x: auto }
 """
-METRICS = (
-    ("MAE_all", "all matrix elements"),
-    ("MAE_onsite", "blocks of one atom"),
-    ("MAE_cha_s", "the worst structure"),
-    ("eigenvalue_MAE", "band energies"),
-    ("gap_error", "gap"),
-    ("valence_edge_error", "valence band edge"),
-    ("conduction_edge_error", "conduction band edge"),
-)
 
 
 def write_report(run: Path, bands: StandaloneFigure | None = None) -> Path:
@@ -58,10 +49,8 @@ def write_report(run: Path, bands: StandaloneFigure | None = None) -> Path:
     losses = _losses(run)
     if losses is not None:
         parts += ["<h2>Training</h2>", _image(losses, "losses by epoch")]
-    evaluation = run / "evaluation.json"
-    # Errors of weights that are no longer there are no errors of this model.
-    if evaluation.is_file() and evaluation.stat().st_mtime >= model.stat().st_mtime:
-        found = read_json(evaluation)
+    found = evaluation_of(model)
+    if found is not None:
         parts += [f"<h2>Errors of {len(found['structures'])} structures</h2>", _errors(found["stages"])]
         parts.append(_image(_by_distance(found["stages"]), "errors by distance"))
     if bands is not None:
@@ -82,7 +71,7 @@ def bands_of(loaded: LoadedModel, folder: Path) -> StandaloneFigure | None:
     None if it has no overlap, or more orbitals than all bands are computed of.
     """
     snapshot = read_snapshot(folder)
-    if snapshot.hamiltonian is None or snapshot.overlap is None or matrix_size(snapshot) > MOST_ORBITALS:
+    if snapshot.hamiltonian is None or snapshot.overlap is None or snapshot.matrix_size > MOST_ORBITALS:
         return None
     matrices = {"DFT": snapshot.hamiltonian, "predicted": predict(loaded, snapshot).refined}
     curves = band_structures(snapshot, matrices, None, points=POINTS)
@@ -102,7 +91,8 @@ def _image(figure: StandaloneFigure, words: str) -> str:
 def _losses(run: Path) -> StandaloneFigure | None:
     """The losses of all phases, one after the other; None if there was no training."""
     phases = [(p, p / "logs" / "metrics.csv") for p in map(run.joinpath, ("stage1", "stage2", "joint"))]
-    rows = {folder.name: list(csv.DictReader(path.open(encoding="utf-8"))) for folder, path in phases if path.is_file()}
+    texts = {folder.name: path.read_text(encoding="utf-8") for folder, path in phases if path.is_file()}
+    rows = {name: list(csv.DictReader(text.splitlines())) for name, text in texts.items()}
     rows = {name: own for name, own in rows.items() if own}
     if not rows:
         return None
@@ -122,19 +112,8 @@ def _losses(run: Path) -> StandaloneFigure | None:
 
 
 def _errors(stages: dict[str, dict[str, Any]]) -> str:
-    """Mean errors of each stage, those of the worst shell pairs, and the equivariance error."""
-    rows = [("mean error, meV", list(stages))]
-    for key, name in METRICS:
-        values = [errors.get(key) for errors in stages.values()]
-        if any(value is not None for value in values):
-            rows.append((name, ["-" if value is None else f"{value:.3f}" for value in values]))
-    first = next(iter(stages.values()))
-    pairs = first["MAE_by_shell_pair"]
-    for pair in sorted(pairs, key=lambda name: -pairs[name])[:8]:
-        rows.append((f"shells {pair}", [f"{errors['MAE_by_shell_pair'][pair]:.3f}" for errors in stages.values()]))
-    rows.append(
-        ("equivariance error (relative)", [f"{errors['equivariance_error']:.1e}" for errors in stages.values()])
-    )
+    """The metrics of each stage, and the errors of the worst shell pairs."""
+    rows = [("error, meV", list(stages)), *metric_rows(stages), *shell_rows(stages, 8)]
     cells = (
         f"<tr><th>{html.escape(name)}</th>{''.join(f'<td class=number>{html.escape(v)}</td>' for v in values)}</tr>"
         for name, values in rows

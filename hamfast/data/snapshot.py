@@ -55,6 +55,11 @@ class Snapshot:
         return sum(2 * l + 1 for l in self.shells[int(self.numbers[atom])])
 
     @property
+    def matrix_size(self) -> int:
+        """Rows of H(k), spin included."""
+        return (2 if self.spinful else 1) * sum(self.num_orbitals(atom) for atom in range(self.num_atoms))
+
+    @property
     def first_matrix(self) -> BlockMatrix | None:
         """The Hamiltonian, or the overlap if there is none: its pairs are the structure's."""
         return self.hamiltonian if self.hamiltonian is not None else self.overlap

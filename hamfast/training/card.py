@@ -63,6 +63,19 @@ def card(path: Path) -> list[tuple[str, str]]:
     return lines
 
 
+def evaluation_of(path: Path) -> dict[str, Any] | None:
+    """The ``evaluation.json`` beside a checkpoint; None if there is none, or an older one, which is
+    of other weights.
+
+    Raises:
+        HamfastError: it cannot be read.
+    """
+    evaluation = path.parent / "evaluation.json"
+    if not evaluation.is_file() or evaluation.stat().st_mtime < path.stat().st_mtime:
+        return None
+    return read_json(evaluation)
+
+
 def _network(loaded: LoadedModel) -> str:
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in loaded.model.named_children()}
     stages = [f"{name} {count:,}" for name, count in sizes.items() if count]
@@ -94,9 +107,8 @@ def pack(source: Path, target: Path, text: str | None) -> None:
     packed["hamfast"]["versions"] = loaded.versions
     packed["hamfast"]["card"] = text or about.get("card")
     packed["hamfast"]["evaluation"] = about.get("evaluation")
-    evaluation = source.parent / "evaluation.json"
-    if evaluation.exists() and evaluation.stat().st_mtime >= source.stat().st_mtime:  # else of other weights
-        found = read_json(evaluation)
+    found = evaluation_of(source)
+    if found is not None:
         count = len(found["structures"])
         packed["hamfast"]["evaluation"] = {
             stage: {"structures": count} | {key: errors.get(key) for key in METRICS}

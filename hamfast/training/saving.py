@@ -51,22 +51,20 @@ class SaveWithinEpochs(Callback):
             return
         due = self.minutes is not None and time.monotonic() - self.saved > 60 * self.minutes
         # All processes save, or none: their clocks and signals may differ.
-        due, ends = (
-            trainer.strategy.reduce_boolean_decision(wish, all=False) for wish in (due, self.received is not None)
-        )
-        if due or ends:
-            trainer.save_checkpoint(self.checkpoints.last_path)
-            self.saved = time.monotonic()
-        if ends:
-            self._end()
+        if not trainer.strategy.reduce_boolean_decision(due or self.received is not None, all=False):
+            return
+        trainer.save_checkpoint(self.checkpoints.last_path)
+        self.saved = time.monotonic()
+        self._end_if_asked(trainer)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         """Comes after the epoch's checkpoint."""
         self.saved = time.monotonic()
-        if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
-            self._end()
+        self._end_if_asked(trainer)
 
-    def _end(self) -> None:
+    def _end_if_asked(self, trainer: lightning.Trainer) -> None:
+        if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
+            return
         name = "a signal of another process" if self.received is None else self.received.name
         self.say(f"{name}: the training ends here")
         raise KeyboardInterrupt
