@@ -11,8 +11,9 @@ the number of electrons.
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -23,7 +24,20 @@ from ase.data import chemical_symbols
 from hamfast.analysis.band_uncertainty import band_half_width
 from hamfast.analysis.bands import BandStructure, band_structures
 from hamfast.analysis.eigen import EigenProblem, eigen_problem
-from hamfast.analysis.prediction import Prediction, Written, predict_batch, rounded, write_uncertainty
+from hamfast.analysis.in_pieces import Limits
+from hamfast.analysis.prediction import (
+    Prediction,
+    Written,
+    at_once,
+    check_alone,
+    graph_of,
+    predict_batch,
+    predicted_parts,
+    rounded,
+    scratch_of,
+    write_parts,
+    write_uncertainty,
+)
 from hamfast.analysis.uncertainty import LEVEL, Uncertainty
 from hamfast.data import deeph, read_snapshot
 from hamfast.data.graphs import species_index
@@ -305,7 +319,8 @@ def write_crystal(
     precision: str,
     compress: bool,
     level: float | None = None,
-) -> Written:
+    limits: Limits | None = None,
+) -> Written | None:
     """Predicts a structure that came without matrices, and writes it with H and S.
 
     Args:
@@ -315,6 +330,10 @@ def write_crystal(
         precision: ``float64`` or ``float32``, of the Hamiltonian.
         compress: the file of the Hamiltonian, by gzip.
         level: see :func:`hamfast.analysis.prediction.predict`.
+        limits: see :func:`hamfast.analysis.prediction.write_prediction`.
+
+    Returns:
+        None on all processes but the first.
 
     Raises:
         HamfastError: as :meth:`Model.predict`; the target holds something else than an earlier
@@ -327,7 +346,19 @@ def write_crystal(
             f"{snapshot.label}: it comes without an overlap, and the model has none: its training set had no overlaps; "
             "give a structure folder with one"
         )
-    crystal = predict_crystals(loaded, [snapshot], level)[0]
+    limits = limits or Limits()
+    graph = graph_of(loaded, snapshot)
+    check_alone(level, limits)
+    if level is None:
+        parts = predicted_parts(loaded, snapshot, graph, scratch_of(target), limits)
+        if parts is not None and not limits.processes.is_first:
+            deque(parts, maxlen=0)
+            return None
+        if parts is not None:
+            electrons = loaded.model.overlap.num_electrons(snapshot)
+            deeph.write(replace(snapshot, occupation=snapshot.occupation or electrons), target)
+            return Written(write_parts(parts, snapshot, target, precision, compress, loaded.model.overlap))
+    crystal = _crystal(loaded, snapshot, at_once(loaded, [snapshot], [graph], level)[0])
     matrix = crystal.snapshot.hamiltonian
     assert matrix is not None
     crystal.snapshot.hamiltonian = None

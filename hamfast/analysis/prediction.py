@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
 from hamfast.analysis.expected_error import calibrated, uncertainty_of
+from hamfast.analysis.in_pieces import SMALL, Limits, check_finite, parts_of, plan_for
 from hamfast.analysis.uncertainty import FILE as UNCERTAINTY
 from hamfast.analysis.uncertainty import Uncertainty
-from hamfast.data.blocks import BlockMatrix
+from hamfast.data import deeph
+from hamfast.data.blocks import BlockMatrix, find_pairs, species_groups
 from hamfast.data.cell_size import prediction_warning
 from hamfast.data.formats import detect, format_of, read_snapshot, read_structure, written_as
 from hamfast.data.graphs import blocks_from_irreps, build_graph, species_index
+from hamfast.data.matrix_file import MatrixFile
 from hamfast.data.snapshot import Snapshot, difference
 from hamfast.errors import DataWarning, HamfastError
-from hamfast.graph import batch_graphs
+from hamfast.graph import CrystalGraph, batch_graphs
 from hamfast.models.last_layer import captured_features
+from hamfast.targets import TargetSpec
 from hamfast.training import LoadedModel
+
+if TYPE_CHECKING:
+    from hamfast.data.two_centre_overlap import TwoCentreOverlap
 
 
 @dataclass
@@ -59,24 +70,50 @@ def predict(loaded: LoadedModel, snapshot: Snapshot, level: float | None = None)
     return predict_batch(loaded, [snapshot], level)[0]
 
 
-@torch.no_grad()
 def predict_batch(loaded: LoadedModel, snapshots: Sequence[Snapshot], level: float | None = None) -> list[Prediction]:
     """Predicts several structures at once, as one graph; see :func:`predict`.
 
     With a ``level`` they go through the network one by one, as its last layer's features are
-    wanted of each.
+    wanted of each. So do large ones; one that the memory does not hold goes in pieces.
+    """
+    if level is not None and len(snapshots) > 1:
+        return [predict(loaded, snapshot, level) for snapshot in snapshots]
+    graphs = [graph_of(loaded, snapshot) for snapshot in snapshots]
+    if level is None and max(graph.num_edges for graph in graphs) >= SMALL:
+        return [_large(loaded, *one) for one in zip(snapshots, graphs, strict=True)]
+    return at_once(loaded, snapshots, graphs, level)
+
+
+def _large(loaded: LoadedModel, snapshot: Snapshot, graph: CrystalGraph) -> Prediction:
+    with tempfile.TemporaryDirectory() as scratch:
+        found = []
+        for refine in (False, True)[loaded.model.stage2 is None :]:
+            parts = predicted_parts(loaded, snapshot, graph, Path(scratch) / "pieces", Limits(), refine)
+            if parts is None:
+                return at_once(loaded, [snapshot], [graph], None)[0]
+            found.append(BlockMatrix.one_after_the_other(list(parts)))
+        return Prediction(found[0], found[-1])
+
+
+@torch.no_grad()
+def at_once(
+    loaded: LoadedModel, snapshots: Sequence[Snapshot], graphs: list[CrystalGraph], level: float | None
+) -> list[Prediction]:
+    """Predicts structures as one graph, in the memory that this takes.
+
+    Args:
+        loaded: the model.
+        snapshots: the structures.
+        graphs: of each, see :func:`graph_of`.
+        level: see :func:`predict`; with it there is one structure.
+
+    Raises:
+        HamfastError: as :func:`predict`.
     """
     model = loaded.model
     if level is not None:
         calibrated(model, snapshots[0].label).blocks.quantiles(level)
-        if len(snapshots) > 1:
-            return [predict(loaded, snapshot, level) for snapshot in snapshots]
     like = model.normalization.onsite_shift  # a model need not have parameters
-    graphs = [build_graph(snapshot, model.spec, pair_cutoffs=loaded.pair_cutoffs) for snapshot in snapshots]
-    for snapshot in snapshots:
-        if model.overlap is not None:
-            model.overlap.check_basis(snapshot)
-        _warn(loaded, snapshot)
     batch = batch_graphs(graphs).to(like.device, like.dtype)
     with captured_features(model) as features:
         output = model(batch)
@@ -97,6 +134,47 @@ def predict_batch(loaded: LoadedModel, snapshots: Sequence[Snapshot], level: flo
     return found
 
 
+def predicted_parts(
+    loaded: LoadedModel, snapshot: Snapshot, graph: CrystalGraph, folder: Path, limits: Limits, refine: bool = True
+) -> Iterator[BlockMatrix] | None:
+    """The blocks of a structure that needs more memory than there is, some atoms' at a time.
+
+    Args:
+        loaded: the model.
+        snapshot: the structure.
+        graph: of it, see :func:`graph_of`.
+        folder: see :func:`hamfast.analysis.in_pieces.parts_of`.
+        limits: what it may take.
+        refine: False stops after stage 1.
+
+    Returns:
+        None if the structure goes through the network at once: see :func:`predict`.
+
+    Raises:
+        HamfastError: the memory is too little for pieces, too; a prediction is not finite.
+    """
+    model = loaded.model
+    plan = plan_for(model, snapshot, graph.to(dtype=model.normalization.onsite_shift.dtype), limits)
+    if plan is None:
+        return None
+    parts = parts_of(model, plan, folder, limits, refine)
+    further = _further(snapshot, graph, model.spec)
+    return parts if further is None else chain(parts, [further] if limits.processes.is_first else [])
+
+
+def graph_of(loaded: LoadedModel, snapshot: Snapshot) -> CrystalGraph:
+    """The graph that a model sees of a structure, on the CPU; says what is unusual about it.
+
+    Raises:
+        HamfastError: an element or its orbitals are unknown to the model.
+    """
+    graph = build_graph(snapshot, loaded.model.spec, pair_cutoffs=loaded.pair_cutoffs)
+    if loaded.model.overlap is not None:
+        loaded.model.overlap.check_basis(snapshot)
+    _warn(loaded, snapshot)
+    return graph
+
+
 def _warn(loaded: LoadedModel, snapshot: Snapshot) -> None:
     """Says where a structure is outside what the training could teach."""
     model = loaded.model
@@ -114,21 +192,26 @@ def _warn(loaded: LoadedModel, snapshot: Snapshot) -> None:
 
 
 def _blocks(irreps, graph, snapshot, spec) -> BlockMatrix:
-    if not bool(torch.isfinite(irreps).all()):
-        raise HamfastError(
-            f"{snapshot.label}: the model's prediction is not finite; expected numbers: are the weights those of a training "
-            "that diverged?"
-        )
+    check_finite(irreps, snapshot.label)
     matrix = blocks_from_irreps(irreps.double(), graph, spec)
-    # Pairs of the files that are longer than any the model knows.
-    given = snapshot.hamiltonian or snapshot.overlap
-    beyond = [] if given is None else [n for n, pair in enumerate(given.index) if pair not in matrix.index]
-    if not beyond:
-        return matrix
-    assert given is not None
-    species = species_index(snapshot, spec)
-    zeros = [np.zeros(spec.block_shape(*species[given.pairs[n, 3:]].tolist()), matrix.entries.dtype) for n in beyond]
-    return matrix.joined(given.pairs[beyond], zeros)
+    further = _further(snapshot, graph, spec)
+    return matrix if further is None else BlockMatrix.one_after_the_other([matrix, further])
+
+
+def _further(snapshot: Snapshot, graph: CrystalGraph, spec: TargetSpec) -> BlockMatrix | None:
+    """Zeros for pairs of the files that are longer than any the model knows; None without such."""
+    given = snapshot.first_matrix
+    if given is None:
+        return None
+    own = torch.cat([graph.shift, graph.receivers[:, None], graph.senders[:, None]], dim=1).cpu().numpy()
+    pairs = given.pairs[find_pairs(own, given.pairs) < 0]
+    if not len(pairs):
+        return None
+    dtype = np.complex128 if spec.spinful else np.float64
+    groups = species_groups(species_index(snapshot, spec), pairs)
+    return BlockMatrix.from_groups(
+        pairs, [(which, np.zeros((len(which), *spec.block_shape(a, b)), dtype)) for a, b, which in groups]
+    )
 
 
 class Written(NamedTuple):
@@ -147,7 +230,8 @@ def write_prediction(
     precision: str = "float64",
     compress: bool = True,
     level: float | None = None,
-) -> Written:
+    limits: Limits | None = None,
+) -> Written | None:
     """Predicts the Hamiltonian of a structure folder and writes it, in the folder's layout.
 
     Of a DFT code's own folder it is the new DeepH layout.
@@ -161,25 +245,89 @@ def write_prediction(
             overlap, with the model's.
         precision: ``float64`` or ``float32``, of the written values.
         compress: the files, by gzip.
-        level: see :func:`predict`.
+        level: see :func:`predict`; with it the structure goes through the network at once.
+        limits: what the prediction may take.
+
+    Returns:
+        None on all processes but the first.
 
     Raises:
         HamfastError: as :func:`predict`; or ``target`` holds another structure, or other files.
     """
+    limits = limits or Limits()
     snapshot = read_snapshot(folder)
     layout = format_of(folder)
     apart = target.resolve() != folder.resolve()
     new = apart and not (target.exists() and any(target.iterdir()))
     if apart and not new:
         _check_same(snapshot, folder, target)
-    prediction = predict(loaded, snapshot, level)
-    matrix = rounded(prediction.refined, precision)
+    graph = graph_of(loaded, snapshot)
+    check_alone(level, limits)
+    parts = None if level is not None else predicted_parts(loaded, snapshot, graph, scratch_of(target), limits)
+    if parts is not None and written_as(layout) is deeph:
+        if not limits.processes.is_first:
+            deque(parts, maxlen=0)
+            return None
+        if new:
+            layout.write(snapshot, target)
+        overlap = loaded.model.overlap if new and snapshot.overlap is None else None
+        return Written(write_parts(parts, snapshot, target, precision, compress, overlap))
+    uncertainty = None
+    if parts is not None:
+        found = list(parts)
+        if not found:
+            return None
+        matrix = rounded(BlockMatrix.one_after_the_other(found), precision)
+    else:
+        prediction = at_once(loaded, [snapshot], [graph], level)[0]
+        matrix, uncertainty = rounded(prediction.refined, precision), prediction.uncertainty
     if new:
         if snapshot.overlap is None and loaded.model.overlap is not None:  # bands need one
             snapshot.overlap = loaded.model.overlap.matrix(snapshot, matrix.pairs)
         layout.write(snapshot, target)
     path = layout.write_prediction(snapshot, matrix, target, compress)
-    return Written(path, *write_uncertainty(prediction.uncertainty, snapshot, target, compress))
+    return Written(path, *write_uncertainty(uncertainty, snapshot, target, compress))
+
+
+def check_alone(level: float | None, limits: Limits) -> None:
+    """Raises HamfastError if an uncertainty is asked for of several processes."""
+    if level is not None and limits.processes.world > 1:
+        raise HamfastError(
+            f"--uncertainty: expected one process, found {limits.processes.world}; it needs the whole structure at once"
+        )
+
+
+def scratch_of(target: Path) -> Path:
+    """The folder beside a target that holds what a prediction in pieces has so far."""
+    return target.absolute().parent / f".{target.name}.pieces"
+
+
+def write_parts(
+    parts: Iterator[BlockMatrix],
+    snapshot: Snapshot,
+    target: Path,
+    precision: str,
+    compress: bool,
+    overlap: TwoCentreOverlap | None,
+) -> Path:
+    """Writes predicted blocks as they come, in the new DeepH layout; returns the path.
+
+    Args:
+        parts: the blocks.
+        snapshot: the structure.
+        target: its folder.
+        precision, compress: see :func:`write_prediction`.
+        overlap: makes the overlap that is written, too; None: that is not wanted.
+    """
+    with ExitStack() as stack:
+        h = stack.enter_context(MatrixFile(target / deeph.PREDICTION, compress))
+        s = None if overlap is None else stack.enter_context(MatrixFile(target / deeph.OVERLAP, True))
+        for part in parts:
+            h.add(rounded(part, precision))
+            if s is not None and overlap is not None:
+                s.add(overlap.matrix(snapshot, part.pairs))
+    (target / UNCERTAINTY).unlink(missing_ok=True)
+    return target / deeph.PREDICTION
 
 
 def write_uncertainty(

@@ -9,7 +9,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from hamfast.errors import HamfastError
@@ -42,6 +51,30 @@ def progress(what: str, total: int):
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(escape(what), total=total)
         yield lambda: progress.advance(task)
+
+
+class _Speed(ProgressColumn):
+    """Atoms per second, counting each layer's pass over all of them as its share of one."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed / task.fields['passes']:.3g} atoms/s")
+
+
+@contextmanager
+def pieces():
+    """Shows how far structures that go through a network in pieces are, on a terminal.
+
+    Yields what :attr:`hamfast.analysis.in_pieces.Limits.report` is.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), _Speed(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+
+        def report(name: str, atoms: int, passes: int):
+            task = progress.add_task(escape(name), total=atoms * passes, passes=passes)
+            return lambda done: progress.advance(task, done)
+
+        yield report
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hamfast.commands.output import Device, Level, Window, console, device_of, progress, say
-from hamfast.errors import HamfastError
+from hamfast.commands.output import Device, Level, Window, console, device_of, pieces, progress, say
+from hamfast.errors import DataWarning, HamfastError
 
 if TYPE_CHECKING:
     from hamfast.analysis.prediction import Written
@@ -29,12 +30,18 @@ def predict(
         bool, typer.Option("--uncertainty", help="how far the blocks may be from DFT, too: uncertainty_pred.h5")
     ] = False,
     level: Level = 0.9,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="as 8GB: larger structures go through the network in pieces; default: what is free"),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Predict Hamiltonians; writes hamiltonian_pred.h5 in the input's layout.
 
-    A bare structure file gets a folder NAME_predicted with its overlap, too.
+    A bare structure file gets a folder NAME_predicted with its overlap, too. Under torchrun all
+    processes work on one structure together. What was stopped goes on where it was.
     """
+    from hamfast.analysis.in_pieces import Limits
     from hamfast.data.formats import find_structures, names_apart
 
     if precision not in ("float32", "float64"):
@@ -47,33 +54,38 @@ def predict(
         )
     folders = [f for root in structures if root not in files for f in find_structures(root)]
     targets = folders if output is None else [output / name for name in names_apart(folders)]
+    from hamfast.analysis.crystal import read_atoms, write_crystal
     from hamfast.analysis.expected_error import calibrated
     from hamfast.analysis.prediction import write_prediction
+    from hamfast.data.deeph import OVERLAP
+    from hamfast.models.memory import memory_in_bytes
     from hamfast.training import load_model
+    from hamfast.training.processes import together
 
     loaded = load_model(checkpoint, device_of(device))
     wanted = level if uncertainty else None
     if wanted is not None:
         calibrated(loaded.model, str(checkpoint)).blocks.quantiles(wanted)
-    with progress("predicting", len(folders)) as advance:
+    with pieces() as report, together() as processes, warnings.catch_warnings():
+        if not processes.is_first:
+            warnings.simplefilter("ignore", DataWarning)
+        limits = Limits(None if memory is None else memory_in_bytes(memory), processes, report)
         for folder, target in zip(folders, targets, strict=True):
-            _tell_written(write_prediction(loaded, folder, target, precision, compress, wanted))
-            advance()
-    if files:
-        from hamfast.analysis.crystal import read_atoms, write_crystal
-        from hamfast.data.deeph import OVERLAP
-
+            _tell_written(write_prediction(loaded, folder, target, precision, compress, wanted, limits))
         for path in files:
             parent = path.parent if output is None else output
             ending = "_predicted" if output is None else ""
             for snapshot in read_atoms(loaded, path):
                 target = parent / f"{snapshot.label}{ending}"
-                written = write_crystal(loaded, snapshot, target, precision, compress, wanted)
+                written = write_crystal(loaded, snapshot, target, precision, compress, wanted, limits)
                 _tell_written(written)
-                say(f"wrote {written.hamiltonian.with_name(OVERLAP)}")
+                if written is not None:
+                    say(f"wrote {written.hamiltonian.with_name(OVERLAP)}")
 
 
-def _tell_written(written: Written) -> None:
+def _tell_written(written: Written | None) -> None:
+    if written is None:  # another process has written it
+        return
     say(f"wrote {written.hamiltonian}")
     if written.uncertainty is not None:
         say(f"wrote {written.uncertainty}")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from hamfast.errors import HamfastError
+
+AT_ONCE = 50_000
+"""Blocks that are worked on at a time."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,34 @@ class BlockMatrix:
         entries = np.concatenate([np.ravel(b) for b in blocks]) if blocks else np.zeros(0)
         return BlockMatrix(np.array(pairs, dtype=np.int64).reshape(-1, 5), shapes, boundaries, entries)
 
+    @staticmethod
+    def from_groups(pairs: np.ndarray, groups: list[tuple[np.ndarray, np.ndarray]]) -> BlockMatrix:
+        """From pairs ``[pairs, 5]``, and groups of blocks of one shape.
+
+        A group is the positions of its pairs, and the blocks ``[blocks, rows, columns]``. Every
+        pair is in one group.
+        """
+        shapes = np.zeros((len(pairs), 2), dtype=np.int64)
+        for which, blocks in groups:
+            shapes[which] = blocks.shape[1:]
+        boundaries = np.concatenate([[0], np.cumsum(shapes[:, 0] * shapes[:, 1])]).astype(np.int64)
+        entries = np.zeros(boundaries[-1], dtype=groups[0][1].dtype if groups else np.float64)
+        for which, blocks in groups:
+            entries[boundaries[which][:, None] + np.arange(blocks[0].size)] = blocks.reshape(len(which), -1)
+        return BlockMatrix(pairs, shapes, boundaries, entries)
+
+    @staticmethod
+    def one_after_the_other(parts: list[BlockMatrix]) -> BlockMatrix:
+        """The blocks of several matrices, no pair of which is in two."""
+        boundaries = np.cumsum(np.concatenate([[0], *(np.diff(part.boundaries) for part in parts)]))
+        pairs, shapes, entries = (
+            np.concatenate([getattr(p, n) for p in parts]) for n in ("pairs", "shapes", "entries")
+        )
+        return BlockMatrix(pairs, shapes, boundaries.astype(np.int64), entries)
+
     def joined(self, pairs: np.ndarray, blocks: list[np.ndarray]) -> BlockMatrix:
         """The matrix with further pairs ``[more, 5]`` and their blocks behind its own."""
-        own = [self.block(n) for n in range(len(self))]
-        return BlockMatrix.from_blocks(np.concatenate([self.pairs, pairs]), own + blocks)
+        return BlockMatrix.one_after_the_other([self, BlockMatrix.from_blocks(pairs, blocks)])
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -84,16 +113,30 @@ class BlockMatrix:
         Raises:
             HamfastError: a pair lacks its reverse, or occurs twice.
         """
-        return reverse_pairs(self.pairs, self.index)
+        return reverse_pairs(self.pairs)
+
+    def _with_reversed(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Some pairs of one shape at a time: their positions, their blocks ``[blocks, rows,
+        columns]``, and the conjugate transposes of the blocks of their reverse pairs."""
+        for which in self.same_shape():
+            back = self.reverse[which]
+            yield which, self.group(which), self.group(back).conj().transpose(0, 2, 1)
+
+    def same_shape(self) -> Iterator[np.ndarray]:
+        """The positions of pairs whose blocks have one shape, some at a time."""
+        _, kind = np.unique(self.shapes, axis=0, return_inverse=True)
+        order = np.argsort(kind.ravel(), kind="stable")
+        for group in np.split(order, np.flatnonzero(np.diff(kind.ravel()[order])) + 1):
+            yield from np.split(group, range(AT_ONCE, len(group), AT_ONCE))
 
     def hermiticity_error(self) -> tuple[float, int]:
         """Largest ``|M[(R, i, j)] - M[(-R, j, i)]^dagger|``, and the position of its pair."""
         worst, where = 0.0, 0
-        for n, m in enumerate(self.reverse.tolist()):
-            if n <= m:
-                error = float(np.max(np.abs(self.block(n) - self.block(m).conj().T), initial=0.0))
-                if error > worst:
-                    worst, where = error, n
+        for which, own, back in self._with_reversed():
+            errors = np.abs(own - back).max(axis=(1, 2))
+            n = int(np.argmax(errors))
+            if errors[n] > worst:
+                worst, where = float(errors[n]), int(min(which[n], self.reverse[which[n]]))
         return worst, where
 
     def hermitian_part(self) -> BlockMatrix:
@@ -102,8 +145,7 @@ class BlockMatrix:
         Raises:
             HamfastError: a pair lacks its reverse, or occurs twice.
         """
-        blocks = [0.5 * (self.block(n) + self.block(m).conj().T) for n, m in enumerate(self.reverse.tolist())]
-        return BlockMatrix.from_blocks(self.pairs, blocks)
+        return BlockMatrix.from_groups(self.pairs, [(n, 0.5 * (own + back)) for n, own, back in self._with_reversed()])
 
     def norm(self) -> float:
         """The square root of the sum of all ``|entries|^2``."""
@@ -129,26 +171,61 @@ def pair_name(pair) -> str:
     return f"R = ({a}, {b}, {c}), i = {i}, j = {j}"
 
 
-def reverse_pairs(pairs: np.ndarray, index: dict[tuple[int, ...], int] | None = None) -> np.ndarray:
+def find_pairs(pairs: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """``[wanted]`` int64: the position of each wanted pair among the others, -1 where it is not.
+
+    Args:
+        pairs, wanted: ``[pairs, 5]`` and ``[wanted, 5]``; of equal pairs any one is found.
+    """
+    both = np.concatenate([pairs, wanted]).astype(np.int64)
+    if not len(both):
+        return np.zeros(0, dtype=np.int64)
+    low = both.min(axis=0)
+    sizes = [int(n) for n in both.max(axis=0) - low + 1]
+    if math.prod(sizes) < 2**62:
+        codes = np.zeros(len(both), dtype=np.int64)
+        for axis, size in enumerate(sizes):
+            codes = codes * size + (both[:, axis] - low[axis])
+    else:
+        codes = np.unique(both, axis=0, return_inverse=True)[1].ravel()
+    known, asked = codes[: len(pairs)], codes[len(pairs) :]
+    if not len(known):
+        return np.full(len(asked), -1)
+    order = np.argsort(known, kind="stable")
+    place = np.minimum(np.searchsorted(known, asked, sorter=order), len(known) - 1)
+    found = order[place]
+    return np.where(known[found] == asked, found, -1)
+
+
+def onsite_pairs(atoms: int) -> np.ndarray:
+    """``[atoms, 5]`` int64: the pairs (0, a, a)."""
+    pairs = np.zeros((atoms, 5), dtype=np.int64)
+    pairs[:, 3] = pairs[:, 4] = np.arange(atoms)
+    return pairs
+
+
+def reversed_pairs(pairs: np.ndarray) -> np.ndarray:
+    """``[pairs, 5]``: (-R, j, i) of each pair (R, i, j)."""
+    return np.concatenate([-pairs[:, :3], pairs[:, 4:], pairs[:, 3:4]], axis=1)
+
+
+def reverse_pairs(pairs: np.ndarray) -> np.ndarray:
     """``[pairs]``: the position of (-R, j, i) for each pair (R, i, j).
 
     Args:
         pairs: ``[pairs, 5]``.
-        index: the position of each pair, if it is known already.
 
     Raises:
         HamfastError: a pair lacks its reverse, or occurs twice.
     """
-    index = {tuple(pair): n for n, pair in enumerate(pairs.tolist())} if index is None else index
-    if len(index) != len(pairs):
-        raise HamfastError(f"{len(pairs) - len(index)} atom pairs occur more than once")
-    found = np.empty(len(pairs), dtype=np.int64)
-    for n, (a, b, c, i, j) in enumerate(pairs.tolist()):
-        reverse = index.get((-a, -b, -c, j, i))
-        if reverse is None:
-            raise HamfastError(
-                f"pair R = ({a}, {b}, {c}), i = {i}, j = {j} has no reverse pair R = ({-a}, {-b}, {-c}), i = {j}, "
-                f"j = {i}; a Hermitian matrix has both"
-            )
-        found[n] = reverse
+    own = find_pairs(pairs, pairs)
+    if len(np.unique(own)) != len(pairs):
+        raise HamfastError(f"{len(pairs) - len(np.unique(own))} atom pairs occur more than once")
+    found = find_pairs(pairs, reversed_pairs(pairs))
+    if (found < 0).any():
+        a, b, c, i, j = pairs[int(np.flatnonzero(found < 0)[0])].tolist()
+        raise HamfastError(
+            f"pair R = ({a}, {b}, {c}), i = {i}, j = {j} has no reverse pair R = ({-a}, {-b}, {-c}), i = {j}, "
+            f"j = {i}; a Hermitian matrix has both"
+        )
     return found

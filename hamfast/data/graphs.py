@@ -9,7 +9,7 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor
 
-from hamfast.data.blocks import BlockMatrix, reverse_pairs, species_groups
+from hamfast.data.blocks import BlockMatrix, find_pairs, onsite_pairs, reverse_pairs, species_groups
 from hamfast.data.snapshot import Snapshot
 from hamfast.errors import DataWarning, HamfastError
 from hamfast.graph import CrystalGraph
@@ -140,9 +140,7 @@ def trained_pairs(snapshot: Snapshot, species: np.ndarray, pair_cutoffs: np.ndar
             stacklevel=2,
         )
     kept = given.pairs[~too_long]
-    missing = np.array([pair for pair in within.tolist() if tuple(pair) not in given.index], dtype=np.int64).reshape(
-        -1, 5
-    )
+    missing = within[find_pairs(given.pairs, within) < 0]
     if not len(missing):
         return kept
     difference = (
@@ -171,7 +169,7 @@ def _lacks_neighbours(snapshot, species, pairs, missing, pair_cutoffs) -> bool:
     h = snapshot.hamiltonian
     length = np.linalg.norm(snapshot.pair_vectors(pairs), axis=1)
     largest = np.maximum.reduceat(np.abs(h.entries), h.boundaries[:-1])
-    largest = largest[[h.index[tuple(pair)] for pair in pairs.tolist()]]
+    largest = largest[find_pairs(h.pairs, pairs)]
     hopping = length > 1e-6
     distance = np.linalg.norm(snapshot.pair_vectors(missing), axis=1)
     code = species[missing[:, 3]] * len(pair_cutoffs) + species[missing[:, 4]]
@@ -199,9 +197,7 @@ def pairs_within(snapshot: Snapshot, species: np.ndarray, pair_cutoffs: np.ndarr
     i, j, d, shift = snapshot.neighbors("ijdS", float(pair_cutoffs.max()))
     keep = d <= pair_cutoffs[species[i], species[j]]
     hoppings = np.concatenate([shift[keep], i[keep, None], j[keep, None]], axis=1).astype(np.int64)
-    onsite = np.zeros((snapshot.num_atoms, 5), dtype=np.int64)
-    onsite[:, 3] = onsite[:, 4] = np.arange(snapshot.num_atoms)
-    return np.concatenate([onsite, hoppings])
+    return np.concatenate([onsite_pairs(snapshot.num_atoms), hoppings])
 
 
 def blocks_from_irreps(irreps: Tensor, graph: CrystalGraph, spec: TargetSpec) -> BlockMatrix:
@@ -214,14 +210,8 @@ def blocks_from_irreps(irreps: Tensor, graph: CrystalGraph, spec: TargetSpec) ->
     """
     species = graph.species.cpu().numpy()
     pairs = torch.cat([graph.shift, graph.receivers[:, None], graph.senders[:, None]], dim=1).cpu().numpy()
-    shapes = np.zeros((len(pairs), 2), dtype=np.int64)
     groups = []
     for first, second, which in species_groups(species, pairs):
-        shapes[which] = spec.block_shape(first, second)
         blocks = spec.to_blocks(irreps[torch.from_numpy(which).to(irreps.device)], first, second)
         groups.append((which, blocks.detach().cpu().numpy()))
-    boundaries = np.concatenate([[0], np.cumsum(shapes[:, 0] * shapes[:, 1])]).astype(np.int64)
-    entries = np.zeros(boundaries[-1], dtype=groups[0][1].dtype if groups else np.float64)
-    for which, values in groups:
-        entries[boundaries[which][:, None] + np.arange(values[0].size)] = values.reshape(len(which), -1)
-    return BlockMatrix(pairs, shapes, boundaries, entries)
+    return BlockMatrix.from_groups(pairs, groups)

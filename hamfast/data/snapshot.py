@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ase.data import chemical_symbols
 
-from hamfast.data.blocks import BlockMatrix, pair_name
+from hamfast.data.blocks import BlockMatrix, find_pairs, onsite_pairs, pair_name
 from hamfast.data.cell_size import half_cell
 from hamfast.errors import HamfastError
 
@@ -145,8 +145,8 @@ def check_atoms(snapshot: Snapshot, name: str, pairs: np.ndarray, where: str) ->
 
 def check_pairs(hamiltonian: BlockMatrix, overlap: BlockMatrix, where: str) -> None:
     """Raises HamfastError if the overlap has pairs that the Hamiltonian lacks."""
-    extra = [pair for pair in overlap.index if pair not in hamiltonian.index]
-    if extra:
+    extra = overlap.pairs[find_pairs(hamiltonian.pairs, overlap.pairs) < 0]
+    if len(extra):
         raise HamfastError(
             f"{where}: the overlap has {len(extra)} atom pairs that the Hamiltonian lacks, the first is "
             f"{pair_name(extra[0])}; expected every overlap pair in the Hamiltonian ({len(hamiltonian)} pairs, overlap "
@@ -247,8 +247,8 @@ def check_matrix(snapshot: Snapshot, name: str, matrix: BlockMatrix, where: str)
             f"{where}: the {name} is not Hermitian: block {pair_name(matrix.pairs[n])} differs from the conjugate "
             f"transpose of its reverse by {error:.3g}, expected at most {HERMITICITY_TOLERANCE:g}"
         )
-    missing = [a for a in range(snapshot.num_atoms) if (0, 0, 0, a, a) not in matrix.index]
-    if missing:
+    missing = np.flatnonzero(find_pairs(matrix.pairs, onsite_pairs(snapshot.num_atoms)) < 0)
+    if len(missing):
         raise HamfastError(f"{where}: the {name} has no on-site block for atom {missing[0]}")
 
 

@@ -23,7 +23,7 @@ from ase.data import chemical_symbols
 from e3nn import o3
 from scipy.interpolate import BSpline
 
-from hamfast.data.blocks import BlockMatrix, pair_name, species_groups
+from hamfast.data.blocks import BlockMatrix, pair_name, reversed_pairs, species_groups
 from hamfast.data.snapshot import Snapshot
 from hamfast.errors import DataWarning, HamfastError
 from hamfast.targets import TargetSpec
@@ -207,23 +207,33 @@ class TwoCentreOverlap:
         return np.array([species[int(z)] for z in snapshot.numbers])
 
     def _of_pairs(self, snapshot: Snapshot, pairs: np.ndarray) -> BlockMatrix:
+        own, back = self._fitted(snapshot, pairs), self._fitted(snapshot, reversed_pairs(pairs), False)
+        groups = []  # the fits of A-B and of B-A are not one
+        for (first, second), (which, blocks) in own.items():
+            groups.append((which, (blocks + back[second, first][1].transpose(0, 2, 1)) / 2))
+        return BlockMatrix.from_groups(pairs, groups)
+
+    def _fitted(
+        self, snapshot: Snapshot, pairs: np.ndarray, check: bool = True
+    ) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
+        """Two species -> positions of their pairs, and the blocks of these."""
         species = self._species(snapshot)
         vectors = snapshot.pair_vectors(pairs)
         length = np.linalg.norm(vectors, axis=1)
-        blocks: list[np.ndarray | None] = [None] * len(pairs)
+        groups = {}
         for first, second, which in species_groups(species, pairs):
             pair = first * self.spec.num_species + second
             home = length[which] < 1e-6
             hop = which[~home]
-            self._check(snapshot, pairs, hop, length, first, second)
+            if check:
+                self._check(snapshot, pairs, hop, length, first, second)
             x = np.tile(self.onsite[first], (len(which), 1))
             if len(hop):
                 inside = np.clip(length[hop], self.start, self.knots[-DEGREE - 1])
                 amplitudes = BSpline.design_matrix(inside, self.knots, DEGREE) @ self.coefficients[pair]
                 x[~home] = _from_amplitudes(self.spec, amplitudes, vectors[hop])
-            for n, block in zip(which.tolist(), self.spec.to_blocks(torch.from_numpy(x), first, second), strict=True):
-                blocks[n] = block.numpy()
-        return BlockMatrix.from_blocks(pairs, blocks).hermitian_part()
+            groups[first, second] = which, self.spec.to_blocks(torch.from_numpy(x), first, second).numpy()
+        return groups
 
     def _check(self, snapshot, pairs, which, length, first, second) -> None:
         """Raises HamfastError for a pair that the data say nothing about."""

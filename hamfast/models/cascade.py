@@ -5,7 +5,7 @@ The head that makes Hamiltonian blocks of the result is :class:`hamfast.targets.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from hamfast.models.gradient_transformer import GradientTransformer
 from hamfast.models.no_network import NoNetwork
 from hamfast.models.normalization import TargetNormalization
 from hamfast.models.settings import ENVIRONMENT, FREEZE_STAGE1, CovariantConfig, TransformerConfig
+from hamfast.models.sweeps import Piece, Sweeps
 from hamfast.models.transformer import RefinementTransformer
 from hamfast.targets import TargetSpec
 
@@ -130,6 +131,27 @@ class Cascade(nn.Module):
         assert self.stage2 is not None
         correction = self.stage2(graph, raw, node, edge)
         return CascadeOutput(baseline, self._finish(graph, raw + correction, units))
+
+    def sweep(self, sweeps: Sweeps, refine: bool = True) -> Any:
+        """``[edges, spec.dim]`` eV: the irreps of all edges, as a field.
+
+        They are not made Hermitian, as the reverse of an edge may be in another piece. Without
+        ``refine`` they are those of stage 1.
+        """
+        stage2 = self.stage2 if refine else None
+        raw, node, edge = self.stage1.sweep(sweeps, features=stage2 is not None)
+        added = None if stage2 is None else stage2.sweep(sweeps, raw, node, edge)
+        closed_form, densities = self.normalization.closed_form, None
+        if closed_form is not None:
+            densities = sweeps.nodes(lambda p: closed_form.densities(p.graph))
+
+        def in_units(piece: Piece) -> tuple[Tensor]:
+            output = piece.edges(raw) if added is None else piece.edges(raw) + piece.edges(added)
+            known = None if densities is None else piece.nodes(densities)
+            units = self.normalization.shift_and_scale(piece.graph, known)
+            return (output if units is None else units[0] + units[1] * output,)
+
+        return sweeps.edges(in_units)[0]
 
     def _finish(self, graph, output, units):
         """From network units to eV, Hermitian if asked for."""

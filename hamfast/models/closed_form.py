@@ -139,10 +139,15 @@ class ClosedForm(nn.Module):
     def _constant(self, name: str, value: Tensor) -> None:
         self.register_buffer(name, value, persistent=False)
 
-    def forward(self, graph: CrystalGraph) -> Tensor:
-        """``[edges, spec.dim]``, eV: the irreps of all blocks."""
+    def forward(self, graph: CrystalGraph, densities: Tensor | None = None) -> Tensor:
+        """``[edges, spec.dim]``, eV: the irreps of all blocks.
+
+        Args:
+            graph: the crystal, or a part of its edges.
+            densities: of its atoms, see :meth:`densities`; None: those that its edges make.
+        """
         edges, values = [], []
-        for kind, n, rows, amplitudes, flat in self._rows(graph):
+        for kind, n, rows, amplitudes, flat in self._rows(graph, densities):
             parts = []
             for ir in self.irreps:
                 coefficients = self._of(kind, ir)[n]
@@ -175,7 +180,23 @@ class ClosedForm(nn.Module):
         for (kind, n, ir), equations in sums.items():
             self._of(kind, ir)[n].copy_(equations.solve())
 
-    def _rows(self, graph: CrystalGraph) -> Iterator[tuple[str, int, Tensor, Tensor, Tensor]]:
+    def densities(self, graph: CrystalGraph) -> Tensor:
+        """``[atoms, numbers]``: the densities of each atom's neighbours."""
+        hop = torch.nonzero(~graph.onsite).flatten()
+        hop = hop[graph.vector[hop].detach().norm(dim=-1) < self.environment]
+        harmonics = o3.spherical_harmonics(list(range(ONSITE_L + 1)), graph.e3nn_vector[hop], True, "component")
+        found = self._densities(graph, hop, graph.vector[hop].norm(dim=-1), harmonics)
+        return torch.cat([density.flatten(1) for density in found], dim=1)
+
+    def _split_densities(self, flat: Tensor) -> list[Tensor]:
+        """The inverse of the last line of :meth:`densities`."""
+        shapes = [(len(self._degrees(l)), 2 * l + 1) for l in range(ONSITE_L + 1)]
+        parts = flat.split([channels * dim for channels, dim in shapes], dim=1)
+        return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _rows(
+        self, graph: CrystalGraph, flat: Tensor | None = None
+    ) -> Iterator[tuple[str, int, Tensor, Tensor, Tensor]]:
         """All edges, some at a time.
 
         Yields:
@@ -187,7 +208,7 @@ class ClosedForm(nn.Module):
         length = graph.vector[hop].norm(dim=-1)
         ls = list(range(max(self.bond_l, ONSITE_L) + 1))
         harmonics = o3.spherical_harmonics(ls, graph.e3nn_vector[hop], True, "component")
-        densities = self._densities(graph, hop, length, harmonics)
+        densities = self._densities(graph, hop, length, harmonics) if flat is None else self._split_densities(flat)
         for n in graph.species.unique().tolist():
             rows = home[graph.species[graph.i[home]] == n]
             yield "onsite", n, rows, length.new_ones(len(rows), 1), self._onsite(densities, graph.i[rows])

@@ -9,7 +9,8 @@ sender) to its row atom (the receiver).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from e3nn.o3 import Irrep, Irreps
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from hamfast.graph import CrystalGraph
 from hamfast.models.data_axes import DataAxis
 from hamfast.models.settings import CovariantConfig
+from hamfast.models.sweeps import Piece, Sweeps, Whole
 from hamfast.nn import (
     EdgeTensorProduct,
     EquivariantLayerNorm,
@@ -36,6 +38,8 @@ from hamfast.targets import TargetSpec
 
 LAYOUT = "ir_mul"
 """Layout of all features between the layers."""
+Field = Any
+"""Features of edges: a tensor, or a :class:`hamfast.models.sweeps.Field`."""
 
 
 class Messages:
@@ -54,7 +58,7 @@ class Messages:
     """
 
     def __init__(self, graph: CrystalGraph, edges: EdgeIndex, frames: EdgeFrames, radial: Tensor, num_species: int):
-        self.edges, self.frames, self.radial = edges, frames, radial
+        self.graph, self.edges, self.frames, self.radial = graph, edges, frames, radial
         self.species = graph.species
         self.pair = graph.pair_species(num_species)
         self.atom_graph, self.edge_graph, self.num_graphs = graph.atom_graph, graph.edge_graph, graph.num_graphs
@@ -119,11 +123,19 @@ class _Update(nn.Module):
 
     def finish(self, old: Tensor, new: Tensor, species: Tensor, graph: Tensor, num_graphs: int) -> Tensor:
         """The updated features: what is new is normalised within each structure, then added."""
-        new = self.linear_post(new) + self.species(old, species)
+        new = self.before_norm(old, new, species)
         if isinstance(self.norm, EquivariantLayerNorm):
             new = self.norm(new, graph, num_graphs)
         elif self.norm is not None:
             new = self.norm(new)
+        return self.added(old, new)
+
+    def before_norm(self, old: Tensor, new: Tensor, species: Tensor) -> Tensor:
+        """What is new, before it is normalised."""
+        return self.linear_post(new) + self.species(old, species)
+
+    def added(self, old: Tensor, new: Tensor) -> Tensor:
+        """The updated features, of the old ones and what is new."""
         return new + (old if self.skip is None else self.skip(old))
 
 
@@ -138,14 +150,25 @@ class NodeUpdate(_Update):
     def __init__(self, config, irreps_node: Irreps, irreps_edge: Irreps, irreps_out: Irreps, num_species: int):
         super().__init__(config, irreps_node, irreps_node + irreps_node + irreps_edge, irreps_out, num_species)
 
-    def forward(self, node: Tensor, edge: Tensor, messages: Messages) -> Tensor:
-        """The new features of the nodes, ``[atoms, irreps_out.dim]``."""
-        old, node = node, self.linear_pre(node)
-        update = self.convolution(operands_of_edges(node, edge, messages.edges), messages)
-        if messages.envelope is not None:
-            update = update * messages.envelope
-        total = update.new_zeros(node.shape[0], update.shape[1]).index_add(0, messages.edges.receivers, update)
-        return self.finish(old, total, messages.species, messages.atom_graph, messages.num_graphs)
+    def sweep(self, sweeps: Sweeps, messages: Callable[[Piece], Messages], node: Tensor, edge: Field) -> Tensor:
+        """The new features of the nodes, ``[atoms, irreps_out.dim]``.
+
+        Args:
+            sweeps: over the graph.
+            messages: of a piece.
+            node: ``[atoms, dim]``, the features.
+            edge: ``[edges, dim]``, those of the edges, as a field.
+        """
+        prepared = self.linear_pre(node)
+
+        def sums(piece: Piece) -> Tensor:
+            own, rows = messages(piece), piece.nodes(prepared)
+            update = self.convolution(operands_of_edges(rows, piece.edges(edge), own.edges), own)
+            if own.envelope is not None:
+                update = update * own.envelope
+            return update.new_zeros(rows.shape[0], update.shape[1]).index_add(0, own.edges.receivers, update)
+
+        return self.finish(node, sweeps.nodes(sums), sweeps.species, sweeps.atom_graph, sweeps.num_graphs)
 
 
 class EdgeUpdate(_Update):
@@ -167,8 +190,25 @@ class EdgeUpdate(_Update):
 
     def forward(self, node: Tensor, edge: Tensor, messages: Messages) -> Tensor:
         """The new features of the edges, ``[edges, irreps_out.dim]``."""
-        update = self.convolution(operands_of_edges(node, self.linear_pre(edge), messages.edges), messages)
+        update = self._update(node, edge, messages)
         return self.finish(edge, update, messages.pair, messages.edge_graph, messages.num_graphs)
+
+    def _update(self, node: Tensor, edge: Tensor, messages: Messages) -> Tensor:
+        return self.convolution(operands_of_edges(node, self.linear_pre(edge), messages.edges), messages)
+
+    def sweep(self, sweeps: Sweeps, messages: Callable[[Piece], Messages], node: Tensor, edge: Field) -> Field:
+        """As :meth:`NodeUpdate.sweep`: the new features of the edges."""
+        norm = self.norm
+        if not isinstance(norm, EquivariantLayerNorm):
+            return sweeps.edges(lambda p: (self(p.nodes(node), p.edges(edge), messages(p)),))[0]
+
+        def before_norm(piece: Piece) -> tuple[Tensor]:
+            old, own = piece.edges(edge), messages(piece)
+            return (self.before_norm(old, self._update(piece.nodes(node), old, own), own.pair),)
+
+        (new,) = sweeps.edges(before_norm)
+        normed = sweeps.normed(norm, new)
+        return sweeps.edges(lambda p: (self.added(p.edges(edge), normed(p)),))[0]
 
 
 class NodeProduct(nn.Module):
@@ -344,36 +384,55 @@ class CovariantNetwork(nn.Module):
         normalisation. The others are the features of the nodes, ``[atoms, irreps_node.dim]``, and
         of the edges, ``[edges, irreps_edge.dim]``.
         """
-        one_hot = torch.nn.functional.one_hot(graph.species, self.spec.num_species).to(graph.vector)
-        node = self.embedding(one_hot)
-        messages = self._messages(graph, self.radial_basis)
-        if self.config.environment is None:
-            edge = self.edge_basis(graph.length)
-            for node_update, edge_update in zip(self.node_updates, self.edge_updates, strict=True):
-                node = node_update(node, edge, messages)
-                edge = edge_update(node, edge, messages)
-        else:
-            near = graph.within(self.config.environment)
-            environment = self._messages(near, self.environment_basis)
-            environment.envelope = polynomial_envelope(near.length, self.config.environment).unsqueeze(-1)
-            edge = self.edge_basis(near.length)
-            for n, node_update in enumerate(self.node_updates):
-                node = node_update(node, edge, environment)
-                if n < len(self.edge_updates):
-                    edge = self.edge_updates[n](node, edge, environment)
-            for product in self.node_products:
-                node = product(node)
-            edge = self.edge_basis(graph.length)
+        output, node, edge = self.sweep(Whole(graph))
+        assert edge is not None
+        return output, node, edge
+
+    def sweep(self, sweeps: Sweeps, features: bool = True) -> tuple[Field, Tensor, Field | None]:
+        """What :meth:`forward` returns, by sweeps; without ``features`` none of edges."""
+        one_hot = torch.nn.functional.one_hot(sweeps.species, self.spec.num_species)
+        node = self.embedding(one_hot.to(self.embedding.weight))
+        is_local = self.config.environment is not None
+        messages = self._environment if is_local else self._pairs
+        (edge,) = sweeps.edges(lambda p: (self.edge_basis(messages(p).graph.length),))
+        update: Any
+        for n, update in enumerate(self.node_updates):
+            node = update.sweep(sweeps, messages, node, edge)
+            for update in self.edge_updates[n : n + 1]:
+                edge = update.sweep(sweeps, messages, node, edge)
+        for update in self.node_products:
+            node = self._product(update, sweeps, node)
+
+        def blocks(piece: Piece) -> tuple[Tensor, ...]:
+            pairs, of_atoms = self._pairs(piece), piece.nodes(node)
+            rows: Tensor = self.edge_basis(piece.graph.length) if is_local else piece.edges(edge)
             for pair_update in self.pair_updates:
-                edge = pair_update(node, edge, messages)
-        output = self.output(edge)
-        if self.onsite_output is not None:
-            output = add_to_onsite(output, self.onsite_output(node), messages.frames.onsite, graph.receivers)
-        return (
-            output,
-            convert_layout(node, self.irreps_node, LAYOUT, "mul_ir"),
-            convert_layout(edge, self.irreps_edge, LAYOUT, "mul_ir"),
-        )
+                rows = pair_update(of_atoms, rows, pairs)
+            output: Tensor = self.output(rows)
+            if self.onsite_output is not None:
+                onsite = self.onsite_output(of_atoms)
+                output = add_to_onsite(output, onsite, pairs.frames.onsite, piece.graph.receivers)
+            return (output, convert_layout(rows, self.irreps_edge, LAYOUT, "mul_ir")) if features else (output,)
+
+        output, *of_edges = sweeps.edges(blocks)
+        of_nodes = convert_layout(node, self.irreps_node, LAYOUT, "mul_ir")
+        return output, of_nodes, of_edges[0] if of_edges else None
+
+    @staticmethod
+    def _product(product: nn.Module, sweeps: Sweeps, node: Tensor) -> Tensor:
+        return sweeps.nodes(lambda p: product(p.nodes(node)[: p.num_own]))
+
+    def _pairs(self, piece: Piece) -> Messages:
+        return piece.once("pairs", lambda: self._messages(piece.graph, self.radial_basis))
+
+    def _environment(self, piece: Piece) -> Messages:
+        return piece.once("environment", lambda: self._near_messages(piece.graph, float(self.config.environment or 0)))
+
+    def _near_messages(self, graph: CrystalGraph, radius: float) -> Messages:
+        near = graph.within(radius)
+        messages = self._messages(near, self.environment_basis)
+        messages.envelope = polynomial_envelope(near.length, radius).unsqueeze(-1)
+        return messages
 
     def _messages(self, graph: CrystalGraph, basis: GaussianBasis) -> Messages:
         edges = edge_index(graph.senders, graph.receivers, graph.num_atoms)

@@ -22,6 +22,8 @@ sums run over a receiver's edges within the environment.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
@@ -30,6 +32,7 @@ from hamfast.graph import CrystalGraph
 from hamfast.models.covariant import LAYOUT, add_to_onsite, operands_of_edges, path_exists
 from hamfast.models.data_axes import DataAxis
 from hamfast.models.settings import TransformerConfig, check_heads
+from hamfast.models.sweeps import Piece, Sweeps, Whole
 from hamfast.nn import (
     EdgeTensorProduct,
     GaussianBasis,
@@ -57,6 +60,19 @@ class Bonds:
         self.edges: EdgeIndex = edge_index(graph.senders, graph.receivers, graph.num_atoms)
         self.frames: EdgeFrames = edge_frames(graph.e3nn_vector, l_max)
         self.gaussians = gaussians(graph.length)
+
+
+class Around(NamedTuple):
+    """The edges that a block sees."""
+
+    pairs: Bonds
+    """All."""
+    near: Bonds
+    """Those of the environment."""
+    kept: Tensor
+    """``[edges of the environment]`` int64, which of all edges they are."""
+    envelope: Tensor
+    """``[edges of the environment]``, 0 at its radius."""
 
 
 class Attention(nn.Module):
@@ -136,27 +152,23 @@ class FrameBlock(nn.Module):
         self.attended_out = nn.Linear(h, self.num_scalars)
         self.register_buffer("head_of", heads_of_channels(irreps_node, config.num_heads), persistent=False)
 
-    def forward(
-        self, node: Tensor, edge: Tensor, scalars: Tensor, pairs: Bonds, near: Bonds, kept: Tensor, envelope: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The new features of atoms and edges, and the new scalars.
+    def atoms(self, node: Tensor, edge: Tensor, own: Tensor, scalars: Tensor, around: Around) -> tuple[Tensor, Tensor]:
+        """The new features of atoms, and the new scalars of edges.
 
         Args:
             node: ``[atoms, irreps_node.dim]``.
             edge: ``[edges, irreps_edge.dim]``; both in the layout ``ir_mul``.
+            own: ``edge_norm`` of ``edge``.
             scalars: ``[edges, hidden]``.
-            pairs: all edges.
-            near: those of the environment.
-            kept: ``[edges of the environment]`` int64, which of all edges they are.
-            envelope: ``[edges of the environment]``, 0 at its radius.
+            around: the edges.
         """
-        normed, own = self.node_norm(node), self.edge_norm(edge)
+        pairs, near, kept, envelope = around
+        normed = self.node_norm(node)
         z = self.invariants(operands_of_edges(normed, own, pairs.edges), pairs.frames)
         inputs = torch.cat([z, scalars, pairs.gaussians, norms(edge, self.irreps_edge)], dim=-1)
         scalars = scalars + self.scalar_ffn(self.scalar_norm(inputs))
-        active = torch.nn.functional.silu(scalars)
 
-        of_near = active[kept]
+        of_near = torch.nn.functional.silu(scalars[kept])
         attended, weights = self.attention(normed[:, : self.num_scalars], of_near, near, envelope)
         sources = operands_of_edges(normed, torch.cat([own[kept], of_near], dim=-1), near.edges)
         message = self.to_node(sources, near.frames)
@@ -164,11 +176,17 @@ class FrameBlock(nn.Module):
         message = scaled(message, scale, self.irreps_node)
         total = torch.zeros_like(node).index_add(0, near.edges.receivers, message)
         gained = torch.nn.functional.pad(self.attended_out(attended), (0, node.shape[1] - self.num_scalars))
-        node = node + self.node_out(total) + gained
+        return node + self.node_out(total) + gained, scalars
 
+    def edges(self, node: Tensor, edge: Tensor, own: Tensor, scalars: Tensor, around: Around) -> tuple[Tensor, Tensor]:
+        """The new features of edges, and the scalars that go with them to the next block.
+
+        The arguments are those of :meth:`atoms`, the features of atoms and the scalars its results.
+        """
+        pairs, active = around.pairs, torch.nn.functional.silu(scalars)
         sources = operands_of_edges(self.node_norm(node), torch.cat([own, active], dim=-1), pairs.edges)
         update = scaled(self.to_edge(sources, pairs.frames), self.edge_scale(active), self.irreps_edge)
-        return node, edge + self.edge_out(update), scalars
+        return edge + self.edge_out(update), scalars
 
 
 def norms(x: Tensor, irreps: Irreps) -> Tensor:
@@ -249,19 +267,52 @@ class FrameTransformer(nn.Module):
             baseline: stage 1's output ``[edges, spec.dim]``; not read.
             node_features, edge_features: of stage 1, in the layout ``mul_ir``.
         """
-        radius = self.config.environment
-        near_graph, envelope = graph, torch.ones_like(graph.length)
-        kept = torch.arange(graph.num_edges, device=graph.vector.device)
-        pairs = Bonds(graph, self.l_max, self.gaussians)
-        near = pairs
-        if radius is not None:
-            kept = graph.shorter_than(radius)
-            near_graph = graph.with_edges(kept)
-            near = Bonds(near_graph, self.l_max, self.gaussians)
-            envelope = polynomial_envelope(near_graph.length, radius)
+        return self.sweep(Whole(graph), baseline, node_features, edge_features)
+
+    def sweep(self, sweeps: Sweeps, baseline: Any, node_features: Tensor, edge_features: Any) -> Any:
+        """What :meth:`forward` returns, by sweeps: what is of edges is a field."""
         node = self.node_in(convert_layout(node_features, self.stage1_node, "mul_ir", LAYOUT))
-        edge = self.edge_in(convert_layout(edge_features, self.stage1_edge, "mul_ir", LAYOUT))
-        scalars = self.pair_embedding(graph.pair_species(self.spec.num_species)) + self.length_in(pairs.gaussians)
+
+        def first(piece: Piece) -> tuple[Tensor, Tensor]:
+            edge = convert_layout(piece.edges(edge_features), self.stage1_edge, "mul_ir", LAYOUT)
+            scalars = self.pair_embedding(piece.graph.pair_species(self.spec.num_species))
+            return self.edge_in(edge), scalars + self.length_in(self._around(piece).pairs.gaussians)
+
+        edge, scalars = sweeps.edges(first)
         for block in self.blocks:
-            node, edge, scalars = block(node, edge, scalars, pairs, near, kept, envelope)
-        return add_to_onsite(self.output(edge), self.onsite_output(node), pairs.frames.onsite, graph.receivers)
+            node, edge, scalars = self._block(block, sweeps, node, edge, scalars)
+
+        def output(piece: Piece) -> tuple[Tensor]:
+            of_atoms, onsite = self.onsite_output(piece.nodes(node)), self._around(piece).pairs.frames.onsite
+            return (add_to_onsite(self.output(piece.edges(edge)), of_atoms, onsite, piece.graph.receivers),)
+
+        return sweeps.edges(output)[0]
+
+    def _block(self, block, sweeps: Sweeps, node: Tensor, edge: Any, scalars: Any) -> tuple[Tensor, Any, Any]:
+        def own(piece: Piece) -> Tensor:
+            return piece.once("own", lambda: block.edge_norm(piece.edges(edge)), block)
+
+        def atoms(piece: Piece) -> tuple[Tensor, Tensor]:
+            rows = piece.edges(edge)
+            return block.atoms(piece.nodes(node), rows, own(piece), piece.edges(scalars), self._around(piece))
+
+        new, of_edges = sweeps.both(atoms)
+
+        def edges(piece: Piece) -> tuple[Tensor, Tensor]:
+            rows = piece.edges(edge)
+            return block.edges(piece.nodes(new), rows, own(piece), piece.edges(of_edges), self._around(piece))
+
+        return new, *sweeps.edges(edges)
+
+    def _around(self, piece: Piece) -> Around:
+        return piece.once("around", lambda: self._edges(piece.graph))
+
+    def _edges(self, graph: CrystalGraph) -> Around:
+        radius = self.config.environment
+        pairs = Bonds(graph, self.l_max, self.gaussians)
+        if radius is None:
+            every = torch.arange(graph.num_edges, device=graph.vector.device)
+            return Around(pairs, pairs, every, torch.ones_like(graph.length))
+        kept = graph.shorter_than(radius)
+        near = graph.with_edges(kept)
+        return Around(pairs, Bonds(near, self.l_max, self.gaussians), kept, polynomial_envelope(near.length, radius))

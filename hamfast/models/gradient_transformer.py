@@ -33,7 +33,7 @@ from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from hamfast.models.covariant import LAYOUT, operands_of_edges
-from hamfast.models.frame_transformer import Attention, Bonds, FrameTransformer, heads_of_channels, scaled
+from hamfast.models.frame_transformer import Around, Attention, FrameTransformer, heads_of_channels, scaled
 from hamfast.models.settings import TransformerConfig
 from hamfast.nn import EdgeTensorProduct, Linear, ScalarLayerNorm
 from hamfast.nn.irreps_layout import split_blocks
@@ -159,27 +159,27 @@ class GradientBlock(nn.Module):
         self.scalars_out = nn.Linear(h, irreps_edge.count("0e"))
         self.register_buffer("head_of", heads_of_channels(irreps_node, config.num_heads), persistent=False)
 
-    def forward(
-        self, node: Tensor, edge: Tensor, scalars: Tensor, pairs: Bonds, near: Bonds, kept: Tensor, envelope: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The new features of atoms and edges, and the new scalars; the arguments are those of
-        :meth:`hamfast.models.frame_transformer.FrameBlock.forward`.
-        """
-        normed, own = self.node_norm(node), torch.cat([self.edge_norm(edge), nn.functional.silu(scalars)], dim=-1)
-        of_near = scalars[kept]
-        sources = operands_of_edges(normed, own[kept], near.edges)
+    def atoms(self, node: Tensor, edge: Tensor, own: Tensor, scalars: Tensor, around: Around) -> tuple[Tensor, Tensor]:
+        """As :meth:`hamfast.models.frame_transformer.FrameBlock.atoms`; the scalars stay."""
+        _, near, kept, envelope = around
+        normed, of_near = self.node_norm(node), scalars[kept]
+        operands = torch.cat([own[kept], nn.functional.silu(of_near)], dim=-1)
+        sources = operands_of_edges(normed, operands, near.edges)
         gained, gradient = self.to_node(sources, near.frames, of_near, near.gaussians)
         of_near = nn.functional.silu(of_near + gained)
         attended, weights = self.attention(normed[:, : self.num_scalars], of_near, near, envelope)
         message = scaled(gradient, weights[:, self.head_of], self.irreps_node)
         total = torch.zeros_like(node).index_add(0, near.edges.receivers, message)
-        node = node + self.node_out(total) + padded(self.attended_out(attended), node.shape[1])
+        return node + self.node_out(total) + padded(self.attended_out(attended), node.shape[1]), scalars
 
-        sources = operands_of_edges(self.node_norm(node), own, pairs.edges)
+    def edges(self, node: Tensor, edge: Tensor, own: Tensor, scalars: Tensor, around: Around) -> tuple[Tensor, Tensor]:
+        """As :meth:`hamfast.models.frame_transformer.FrameBlock.edges`."""
+        pairs, operands = around.pairs, torch.cat([own, nn.functional.silu(scalars)], dim=-1)
+        sources = operands_of_edges(self.node_norm(node), operands, pairs.edges)
         gained, gradient = self.to_edge(sources, pairs.frames, scalars, pairs.gaussians)
         scalars = scalars + gained
         added = padded(self.scalars_out(nn.functional.silu(scalars)), edge.shape[1])
-        return node, edge + self.edge_out(gradient) + added, scalars
+        return edge + self.edge_out(gradient) + added, scalars
 
 
 def padded(of_scalars: Tensor, dim: int) -> Tensor:

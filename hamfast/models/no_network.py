@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
 from hamfast.graph import CrystalGraph
+from hamfast.models.sweeps import Piece, Sweeps, Whole
 from hamfast.targets import TargetSpec
 
 
@@ -31,5 +33,14 @@ class NoNetwork(nn.Module):
 
     def forward(self, graph: CrystalGraph) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`hamfast.models.covariant.CovariantNetwork.forward`: zeros, and no features."""
-        zeros = graph.vector.new_zeros(graph.num_edges, self.spec.dim)
-        return zeros, zeros.new_zeros(graph.num_atoms, 0), zeros.new_zeros(graph.num_edges, 0)
+        return self.sweep(Whole(graph))
+
+    def sweep(self, sweeps: Sweeps, features: bool = True) -> tuple[Any, Tensor, Any]:
+        """As :meth:`hamfast.models.covariant.CovariantNetwork.sweep`."""
+
+        def zeros(piece: Piece) -> tuple[Tensor, Tensor]:
+            found = piece.graph.vector.new_zeros(piece.graph.num_edges, self.spec.dim)
+            return found, found[:, :0]
+
+        output, of_edges = sweeps.edges(zeros)
+        return output, sweeps.nodes(lambda p: p.graph.vector.new_zeros(p.graph.num_atoms, 0)), of_edges

@@ -96,10 +96,14 @@ class TargetNormalization(nn.Module):
         """Is there neither a shift nor a scale?"""
         return self.shift_mode == "none" and self.scale_mode == "none"
 
-    def shift_and_scale(self, graph: CrystalGraph) -> tuple[Tensor, Tensor] | None:
+    def shift_and_scale(self, graph: CrystalGraph, densities: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
         """Shift and scale ``[edges, spec.dim]``, eV: a target is ``shift + scale * output``.
 
         None where there is neither.
+
+        Args:
+            graph: the crystal, or a part of its edges.
+            densities: see :meth:`hamfast.models.closed_form.ClosedForm.forward`.
         """
         if self.is_trivial:
             return None
@@ -108,7 +112,7 @@ class TargetNormalization(nn.Module):
         amplitude = torch.where(onsite[:, None], self.onsite_shift[pair], self._mix(phi, self.shift_coefficients, pair))
         shift = amplitude[:, self.irrep_of] * self._harmonics(graph, onsite)[:, self.harmonic_of]
         if self.closed_form is not None:
-            shift = shift + self.closed_form(graph)
+            shift = shift + self.closed_form(graph, densities)
         phi = self._features(graph.length, self.scale_mode)
         scale = torch.where(onsite[:, None], self.onsite_scale[pair], self._mix(phi, self.scale_coefficients, pair))
         return shift, scale[:, self.irrep_of]

@@ -16,6 +16,8 @@ one for each head, and the sum run over a receiver's incoming edges.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from e3nn import o3
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from hamfast.graph import CrystalGraph
 from hamfast.models.data_axes import DataAxis
 from hamfast.models.settings import TransformerConfig, check_heads
+from hamfast.models.sweeps import Piece, Sweeps, Whole
 from hamfast.nn import GaussianBasis
 from hamfast.ops import EdgeIndex, edge_einsum, edge_index, edge_update, graph_attention
 from hamfast.targets import TargetSpec
@@ -72,6 +75,16 @@ class EdgeSplitLinear(nn.Module):
         return self.edge(edge), self.sender(node), self.receiver(node)
 
 
+class Geometry(NamedTuple):
+    """Edges with their directions and lengths."""
+
+    edges: EdgeIndex
+    harmonics: Tensor
+    """``[edges, (l_max + 1)^2]``."""
+    gaussians: Tensor
+    """``[edges, num_basis]``."""
+
+
 class TransformerBlock(nn.Module):
     """Edge merge, attention over a node's incoming edges, feed-forward network, edge update."""
 
@@ -96,28 +109,25 @@ class TransformerBlock(nn.Module):
         self.edge_norm = nn.LayerNorm(h)
         self.edge_out = nn.Linear(h, h)
 
-    def forward(
-        self, node: Tensor | None, edge: Tensor, harmonics: Tensor, gaussians: Tensor, edges: EdgeIndex
-    ) -> tuple[Tensor, Tensor]:
-        """The new features of nodes and edges.
-
-        Args:
-            node: ``[atoms, hidden]``; None in the first block.
-            edge: ``[edges, hidden]``.
-            harmonics: ``[edges, (l_max + 1)^2]``, of the edge's direction.
-            gaussians: ``[edges, num_basis]``, of the edge's length.
-            edges: with senders and receivers.
-        """
+    def merged(self, edge: Tensor, geometry: Geometry) -> Tensor:
+        """``[edges, hidden]``: the edges' features with their directions and lengths."""
+        edges = geometry.edges
         inputs = (
             self.merge_edge(edge, edges),
-            self.merge_harmonics(harmonics, edges),
-            self.merge_length(gaussians, edges),
+            self.merge_harmonics(geometry.harmonics, edges),
+            self.merge_length(geometry.gaussians, edges),
         )
-        merged = self.merge(torch.cat(inputs, dim=-1), edges)
-        if node is None:  # nodes start as the mean of their incoming edges
-            degree = (edges.receiver_ptr[1:] - edges.receiver_ptr[:-1]).clamp(min=1).to(merged).unsqueeze(-1)
-            shape = (1, 1, merged.shape[1])
-            node = edge_einsum(edges, "receiver", shape, (merged[:, None, None], "edge"))[:, 0, 0] / degree
+        return self.merge(torch.cat(inputs, dim=-1), edges)
+
+    @staticmethod
+    def first(merged: Tensor, edges: EdgeIndex) -> Tensor:
+        """``[atoms, hidden]``: nodes start as the mean of their incoming edges."""
+        degree = (edges.receiver_ptr[1:] - edges.receiver_ptr[:-1]).clamp(min=1).to(merged).unsqueeze(-1)
+        shape = (1, 1, merged.shape[1])
+        return edge_einsum(edges, "receiver", shape, (merged[:, None, None], "edge"))[:, 0, 0] / degree
+
+    def atoms(self, node: Tensor, merged: Tensor, edges: EdgeIndex) -> Tensor:
+        """The new features of nodes, ``[atoms, hidden]``; ``merged``: see :meth:`merged`."""
         heads = (self.config.num_heads, self.config.hidden // self.config.num_heads)
         operands = {}
         for name, linear in (("query", self.query), ("key", self.key)):
@@ -129,11 +139,14 @@ class TransformerBlock(nn.Module):
         operands |= {"edge": merged, "edge_value_weight": self.value.edge.weight.unflatten(0, heads)}
         attended = graph_attention(edges, **operands, clip=self.config.score_clip).flatten(1)
         node = self.attention_norm(self.attention_out(attended) + node)
-        node = node + self.ffn(node)
+        return node + self.ffn(node)
+
+    def update(self, node: Tensor, edge: Tensor, merged: Tensor, edges: EdgeIndex) -> Tensor:
+        """The new features of edges, ``[edges, hidden]``, of those of nodes that are new."""
         own, sender, receiver = self.edge_in(node, merged)
         norm = self.edge_norm
         update = edge_update(edges, own, sender, receiver, norm.weight, norm.bias, epsilon=norm.eps)
-        return node, edge + self.edge_out(update)
+        return edge + self.edge_out(update)
 
 
 class RefinementTransformer(nn.Module):
@@ -184,14 +197,45 @@ class RefinementTransformer(nn.Module):
             baseline: stage 1's output ``[edges, spec.dim]``.
             node_features, edge_features: of stage 1, in the layout ``mul_ir``.
         """
-        edges = edge_index(graph.senders, graph.receivers, graph.num_atoms)
-        harmonics = o3.spherical_harmonics(list(range(self.config.l_max + 1)), graph.e3nn_vector, True, "component")
-        gaussians = self.gaussians(graph.length)
-        edge = self.edge_in(torch.cat([self.feature_norm(edge_features), baseline], dim=-1))
+        return self.sweep(Whole(graph), baseline, node_features, edge_features)
+
+    def sweep(self, sweeps: Sweeps, baseline: Any, node_features: Tensor, edge_features: Any) -> Any:
+        """What :meth:`forward` returns, by sweeps: what is of edges is a field."""
         normed = self.node_norm(node_features)
-        edge = edge_update(edges, edge, self.source_in(normed), self.target_in(normed), activation="identity")
-        edge = edge + self.pair_embedding(graph.pair_species(self.spec.num_species))
+        sender, receiver = self.source_in(normed), self.target_in(normed)
+
+        def start(piece: Piece) -> tuple[Tensor]:
+            edges = self._geometry(piece).edges
+            inputs = torch.cat([self.feature_norm(piece.edges(edge_features)), piece.edges(baseline)], dim=-1)
+            ends = piece.nodes(sender), piece.nodes(receiver)
+            edge = edge_update(edges, self.edge_in(inputs), *ends, activation="identity")
+            return (edge + self.pair_embedding(piece.graph.pair_species(self.spec.num_species)),)
+
+        (edge,) = sweeps.edges(start)
         node = None
         for block in self.blocks:
-            node, edge = block(node, edge, harmonics, gaussians, edges)
-        return self.output(self.output_norm(edge))
+            node, edge = self._block(block, sweeps, node, edge)
+        return sweeps.edges(lambda p: (self.output(self.output_norm(p.edges(edge))),))[0]
+
+    def _block(self, block: Any, sweeps: Sweeps, node: Tensor | None, edge: Any) -> tuple[Tensor, Any]:
+        def merged(piece: Piece) -> Tensor:
+            return piece.once("merged", lambda: block.merged(piece.edges(edge), self._geometry(piece)), block)
+
+        if node is None:
+            node = sweeps.nodes(lambda p: block.first(merged(p), self._geometry(p).edges))
+        old = node
+        new = sweeps.nodes(lambda p: block.atoms(p.nodes(old), merged(p), self._geometry(p).edges))
+
+        def update(piece: Piece) -> tuple[Tensor]:
+            edges = self._geometry(piece).edges
+            return (block.update(piece.nodes(new), piece.edges(edge), merged(piece), edges),)
+
+        return new, sweeps.edges(update)[0]
+
+    def _geometry(self, piece: Piece) -> Geometry:
+        return piece.once("geometry", lambda: self._edges(piece.graph))
+
+    def _edges(self, graph: CrystalGraph) -> Geometry:
+        edges = edge_index(graph.senders, graph.receivers, graph.num_atoms)
+        harmonics = o3.spherical_harmonics(list(range(self.config.l_max + 1)), graph.e3nn_vector, True, "component")
+        return Geometry(edges, harmonics, self.gaussians(graph.length))

@@ -1,5 +1,7 @@
 """Equivariant layer normalisation."""
 
+from typing import NamedTuple
+
 import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
@@ -7,6 +9,17 @@ from torch import Tensor, nn
 from hamfast.nn.checks import NotScripted, check_index, check_rows
 from hamfast.nn.irreps_layout import check_layout
 from hamfast.ops.checks import check_count
+
+
+class Statistics(NamedTuple):
+    """Of all rows of each graph."""
+
+    rows: Tensor
+    """``[graphs]``: how many there are, at least 1."""
+    mean: Tensor
+    """``[graphs, components]``: over the rows and the channels of a block."""
+    variance: Tensor
+    """``[graphs, components]``: of the same; 0 for components that are no scalars."""
 
 
 class EquivariantLayerNorm(NotScripted):
@@ -68,16 +81,40 @@ class EquivariantLayerNorm(NotScripted):
         check_rows("EquivariantLayerNorm", "x", x, self.component.shape[0])
         check_index("EquivariantLayerNorm", "graph", graph, x.shape[0])
         check_count("EquivariantLayerNorm", "num_graphs", num_graphs, 1)
+        return self._normalized(*self._statistics(x, graph, num_graphs), graph)
+
+    def statistics(self, x: Tensor, graph: Tensor, num_graphs: int) -> Statistics:
+        """What :meth:`normalized` needs to know of all rows; the arguments are those of the
+        call.
+        """
+        return self._statistics(x, graph, num_graphs)[0]
+
+    def normalized(self, x: Tensor, statistics: Statistics, graph: Tensor) -> Tensor:
+        """Some rows, with the statistics of all.
+
+        ``graph``: ``[rows]`` int64, the graph of each.
+        """
+        centred = x - self._to_rows(statistics.mean[:, self.component], graph)
+        return self._normalized(statistics, centred, graph)
+
+    def _statistics(self, x: Tensor, graph: Tensor, num_graphs: int) -> tuple[Statistics, Tensor]:
+        """Those of all rows, and the rows less their means."""
         rows = x.new_zeros(num_graphs).index_add_(0, graph, x.new_ones(x.shape[0])).clamp_(min=1.0)
-        mean = self._component_mean(x, self.component, graph, rows)  # [graphs, components]
+        mean = self._component_mean(x, self.component, graph, rows)
         centred = x - self._to_rows(mean[:, self.component], graph)
+        variance = torch.zeros_like(mean)
+        if self.scalar.numel():
+            squares = centred.index_select(1, self.scalar).square()
+            variance = self._component_mean(squares, self.scalar_block, graph, rows)
+        return Statistics(rows, mean, variance), centred
+
+    def _normalized(self, statistics: Statistics, centred: Tensor, graph: Tensor) -> Tensor:
         factor = self.weight[self.channel]
         if self.scalar.numel():
-            scalars = centred.index_select(1, self.scalar)
-            variance = self._component_mean(scalars.square(), self.scalar_block, graph, rows)
             # 1e-30 changes no digit, and keeps the gradient of a constant field finite.
-            inverse = 1 / ((variance[:, self.scalar_block] + 1e-30).sqrt() + self.eps)
-            scale = factor.expand(rows.shape[0], -1).index_copy(1, self.scalar, inverse * factor[self.scalar])
+            inverse = 1 / ((statistics.variance[:, self.scalar_block] + 1e-30).sqrt() + self.eps)
+            graphs = statistics.rows.shape[0]
+            scale = factor.expand(graphs, -1).index_copy(1, self.scalar, inverse * factor[self.scalar])
             out = centred * self._to_rows(scale, graph)
         else:
             out = centred * factor

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import distributed
@@ -48,3 +50,16 @@ class Processes:
         """Returns once every process has called this."""
         if distributed.is_available() and distributed.is_initialized():
             distributed.barrier()
+
+
+@contextmanager
+def together() -> Iterator[Processes]:
+    """All processes that a launcher has started, joined by collectives within the block."""
+    processes = Processes.from_environment()
+    if processes.world > 1:
+        distributed.init_process_group("gloo", rank=processes.rank, world_size=processes.world)
+    try:
+        yield processes
+    finally:
+        if processes.world > 1:
+            distributed.destroy_process_group()

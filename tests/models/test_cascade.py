@@ -86,6 +86,7 @@ def test_normalisation_learns_a_two_centre_model(mos2, shift, scale):
 def test_cutoff_envelope_silences_far_messages(mos2):
     """Edges beyond the envelope change nothing at a node: whatever features they carry."""
     from hamfast.models.covariant import Messages
+    from hamfast.models.sweeps import Whole
     from hamfast.nn import polynomial_envelope
     from hamfast.ops import edge_frames, edge_index
 
@@ -97,9 +98,13 @@ def test_cutoff_envelope_silences_far_messages(mos2):
     node, edge = torch.randn(graph.num_atoms, 4), torch.randn(graph.num_edges, 4)
     far = (graph.length > 3.0)[:, None]
     changed = torch.where(far, edge + 1, edge)
-    assert not torch.allclose(update(node, edge, messages), update(node, changed, messages))
+
+    def updated(edge):
+        return update.sweep(Whole(graph), lambda piece: messages, node, edge)
+
+    assert not torch.allclose(updated(edge), updated(changed))
     messages.envelope = polynomial_envelope(graph.length, 3.0).unsqueeze(-1)
-    torch.testing.assert_close(update(node, edge, messages), update(node, changed, messages), atol=1e-12, rtol=0)
+    torch.testing.assert_close(updated(edge), updated(changed), atol=1e-12, rtol=0)
 
 
 def test_gradients_reach_every_trained_parameter(mos2):
