@@ -20,6 +20,7 @@ demo: $(VENV)/.hamfast-demo
 
 test: $(VENV)/.hamfast-test
 	tools/setup_peers.sh $(VENV)
+	tools/setup_slepc.sh $(VENV)
 	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(VENV)/.hamfast-lint

@@ -26,7 +26,8 @@ import scipy.sparse
 
 from hamfast.analysis.bands import BandStructure
 from hamfast.analysis.bloch import BlochMatrix
-from hamfast.analysis.eigen import DENSE_LIMIT, EigenProblem, eigen_problem
+from hamfast.analysis.eigen import EigenProblem, eigen_problem
+from hamfast.analysis.solvers import DENSE_LIMIT
 from hamfast.analysis.uncertainty import FILE, MEV, Uncertainty
 from hamfast.data.blocks import BlockMatrix, pair_name
 from hamfast.data.snapshot import Snapshot

@@ -14,7 +14,8 @@ import numpy as np
 
 from hamfast.analysis.band_errors import BandErrors, band_errors
 from hamfast.analysis.counting import fermi_level_by_counting
-from hamfast.analysis.eigen import DENSE_LIMIT, EigenProblem, eigen_problem
+from hamfast.analysis.direct import factorized_by
+from hamfast.analysis.eigen import EigenProblem, eigen_problem
 from hamfast.analysis.fermi import (
     band_edges,
     default_mesh,
@@ -26,7 +27,9 @@ from hamfast.analysis.fermi import (
 )
 from hamfast.analysis.ghosts import leave_out_ghosts
 from hamfast.analysis.kpath import KPath, parse_kpath
+from hamfast.analysis.kpm import density_by_moments
 from hamfast.analysis.populations import Populations, orbital_sets, populations
+from hamfast.analysis.solvers import Choice
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.formats import format_of, read_snapshot
 from hamfast.data.h5 import write_h5, write_json
@@ -54,6 +57,8 @@ class BandStructure:
     first_band: int | None = 0
     """The index, from 0, of the band in column 0. None if the levels could not be counted: then
     columns are no bands."""
+    solver: Choice | None = None
+    """What has found the levels, and why it was taken."""
     occupied: int | None = None
     """How many columns are occupied bands. None if that is not known, or if they are no whole
     number."""
@@ -84,6 +89,8 @@ class DensityOfStates:
     parts: dict[str, np.ndarray] = field(default_factory=dict)
     """``[points]`` of each set of orbitals, where they were asked for; together they are
     ``density``."""
+    error: np.ndarray | None = None
+    """``[points]``: the standard error of ``density``, where random vectors have made it."""
 
 
 def matrices_of(snapshot: Snapshot, folder: Path, prediction: Path | None = None) -> dict[str, BlockMatrix]:
@@ -138,8 +145,8 @@ def solve(
         known_fermi: eV, the DFT code's Fermi level. It is taken where there are too many orbitals
             for all bands; without it levels are counted
             (:func:`hamfast.analysis.counting.fermi_level_by_counting`).
-        num_bands: only so many bands, half of them below the Fermi level. Systems with more than
-            ``DENSE_LIMIT`` orbitals get ``SPARSE_BANDS`` unless this says otherwise.
+        num_bands: only so many bands, half of them below the Fermi level. Where not all are
+            computed there are ``SPARSE_BANDS`` unless this says otherwise.
         report: called after every k-point.
 
     Raises:
@@ -151,22 +158,25 @@ def solve(
         if not np.isfinite(fermi):
             raise HamfastError(f"Fermi level: expected a number of eV, found {fermi}")
         source = "as given"
-    elif problem.size > DENSE_LIMIT and known_fermi is not None:
-        fermi, source = known_fermi, f"of the DFT code; {problem.size} orbitals are many"
+    elif not problem.has_all_levels and known_fermi is not None:
+        fermi, source = known_fermi, f"of the DFT code; of {problem.size} levels some were computed"
     else:
         mesh = mesh or default_mesh(cell)
         kpoints = monkhorst_pack(mesh)
-        many = problem.size > DENSE_LIMIT
+        many = not problem.has_all_levels
         fermi = fermi_level_by_counting(problem, kpoints) if many else problem.fermi_energy(kpoints)
         source = f"{problem.electrons():g} electrons on a {'x'.join(map(str, mesh))} mesh"
         source += ", by counts of levels" if many else ""
-    sparse = num_bands is not None or problem.size > DENSE_LIMIT
+    sparse = num_bands is not None or not problem.has_all_levels
     levels = problem.levels(path.kpoints, (num_bands or SPARSE_BANDS) if sparse else None, fermi, report)
     occupied = None
     if problem.occupation is not None and levels.first_band is not None:
         occupied = occupied_bands(whole_electrons(problem.occupation), problem.degeneracy)
         occupied = None if occupied is None else occupied - levels.first_band
-    return BandStructure(path, levels.energies, float(fermi), source, levels.first_band, occupied, problem.projection)
+    choice = problem.choice(num_bands is not None)
+    return BandStructure(
+        path, levels.energies, float(fermi), source, levels.first_band, choice, occupied, problem.projection
+    )
 
 
 def band_structures(
@@ -180,6 +190,8 @@ def band_structures(
     num_bands: int | None = None,
     projection: float | None = None,
     keep_ghosts: bool = False,
+    solver: str = "auto",
+    jobs: int | None = None,
     report: Callable[[], None] | None = None,
 ) -> dict[str, BandStructure]:
     """Bands of several Hamiltonians of one structure, each with its own Fermi level.
@@ -190,7 +202,7 @@ def band_structures(
         kpath: see :func:`hamfast.analysis.kpath.parse_kpath`.
         points: k-points along the path.
         mesh, fermi, num_bands, report: see :func:`solve`.
-        projection: see :class:`hamfast.analysis.eigen.EigenProblem`.
+        projection, solver, jobs: see :class:`hamfast.analysis.eigen.EigenProblem`.
         keep_ghosts: see :func:`hamfast.analysis.ghosts.leave_out_ghosts`, which is not called then.
 
     Raises:
@@ -200,7 +212,7 @@ def band_structures(
     path = parse_kpath(kpath, snapshot.cell, points, periodic_axes(next(iter(matrices.values()))), atoms)
     found = {}
     for name, matrix in matrices.items():
-        problem = eigen_problem(snapshot, matrix, projection=projection)
+        problem = eigen_problem(snapshot, matrix, projection=projection, solver=solver, jobs=jobs)
         if not keep_ghosts:
             leave_out_ghosts(problem, path.kpoints, f"{snapshot.label}, {name}")
         found[name] = solve(
@@ -230,6 +242,8 @@ def densities_of_states(
     projection: dict[str, float | None] | None = None,
     shares_of: str | None = None,
     by: str = "shell",
+    solver: str = "auto",
+    jobs: int | None = None,
 ) -> dict[str, DensityOfStates]:
     """DOS of several Hamiltonians of one structure on the same k-mesh.
 
@@ -245,20 +259,26 @@ def densities_of_states(
             have it; None: nothing is left out.
         shares_of: the Hamiltonian that gets ``parts``, too.
         by: ``element``, ``shell`` or ``spin``, what these parts are of.
+        solver, jobs: see :class:`hamfast.analysis.eigen.EigenProblem`. Where not all levels are
+            computed, the density is that of :func:`hamfast.analysis.kpm.density_by_moments`.
 
     Raises:
-        HamfastError: the window is none, or there are too many orbitals for all bands.
+        HamfastError: the window is none, or there are too many orbitals for parts, or for a part
+            of S.
     """
     check_window(window)
     points = monkhorst_pack(mesh or dos_mesh(snapshot))
     grid = np.linspace(*window, 400)
     result = {}
     for name, matrix in matrices.items():
-        problem = eigen_problem(snapshot, matrix, projection=None if projection is None else projection[name])
-        if problem.size > DENSE_LIMIT:
-            raise HamfastError(
-                f"density of states: expected at most {DENSE_LIMIT} orbitals, as it needs all bands, found {problem.size}"
-            )
+        left_out = None if projection is None else projection[name]
+        problem = eigen_problem(snapshot, matrix, projection=left_out, solver=solver, jobs=jobs)
+        if not problem.has_all_levels:
+            if name == shares_of or left_out is not None:
+                problem.check_all_levels("parts of a density of states, or one of a part of S")
+            zero = fermi_level_by_counting(problem, points) if fermi is None else fermi[name]
+            result[name] = _by_moments(problem, points, grid, width, zero)
+            continue
         parts = populations(problem, points, orbital_sets(snapshot, by)) if name == shares_of else None
         energies = problem.bands(points) if parts is None else parts.energies
         zero = problem.fermi_energy_of(energies) if fermi is None else fermi[name]
@@ -268,6 +288,16 @@ def densities_of_states(
             found.parts = dict(zip(parts.names, parts.densities(grid, zero, width, problem.degeneracy), strict=True))
         result[name] = found
     return result
+
+
+def _by_moments(
+    problem: EigenProblem, points: np.ndarray, grid: np.ndarray, width: float, zero: float
+) -> DensityOfStates:
+    with factorized_by(problem.choice(few=True).direct):
+        density, error = density_by_moments(
+            lambda k: (problem.hamiltonian.at(k), problem.overlap.at(k)), points, grid + zero, width, problem.degeneracy
+        )
+    return DensityOfStates(grid, density, zero, error=error)
 
 
 def dos_mesh(snapshot: Snapshot) -> tuple[int, int, int]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from hamfast.analysis.direct import Unstable, factorized_by
 from hamfast.analysis.eigen import EigenProblem, in_words
 from hamfast.analysis.fermi import whole_electrons
-from hamfast.analysis.shift_invert import STEPS, ShiftedFactor, Unstable, levels_near, near_null
+from hamfast.analysis.shift_invert import STEPS, ShiftedFactor, levels_near, near_null
 from hamfast.errors import HamfastError
 
 WIDTH = 1e-3
@@ -33,6 +34,11 @@ def fermi_level_by_counting(problem: EigenProblem, kpoints: np.ndarray) -> float
         HamfastError: the number of electrons is not known, or they do not fit into the levels;
             levels cannot be counted.
     """
+    with factorized_by(problem.choice().direct):
+        return _fermi_level(problem, kpoints)
+
+
+def _fermi_level(problem: EigenProblem, kpoints: np.ndarray) -> float:
     points, weights = _half_of(problem, kpoints)
     wanted = whole_electrons(problem.electrons()) / problem.degeneracy * len(kpoints)
     if wanted > problem.size * len(kpoints):

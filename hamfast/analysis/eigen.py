@@ -6,21 +6,24 @@ LAPACK finds all bands. A sparse solver (shift-invert) finds those next to an en
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import scipy.linalg
 
+from hamfast.analysis import slepc, solvers
 from hamfast.analysis.bloch import BlochMatrix
+from hamfast.analysis.direct import factorized_by
 from hamfast.analysis.fermi import fermi_level
+from hamfast.analysis.in_parallel import at_each
 from hamfast.analysis.shift_invert import SINGULAR, NearLevels, levels_near, near_null, not_positive, smallest_overlap
+from hamfast.analysis.solvers import Choice, choose
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.snapshot import Snapshot, check_matrix
 from hamfast.errors import DataWarning, HamfastError
 
-DENSE_LIMIT = 2500
-"""Orbitals up to which all bands are computed with LAPACK."""
 SMALL_OVERLAP = 1e-4
 """A smallest eigenvalue of S(k) below this is worth a warning: an error of H is divided by it."""
 
@@ -50,6 +53,11 @@ class EigenProblem:
     projection: float | None = None
     """Eigenvectors of S(k) with eigenvalues below this are left out, as they hold little but
     rounding errors. None leaves out nothing: then S(k) must be positive definite."""
+    solver: str = "auto"
+    """One of :data:`hamfast.analysis.solvers.SOLVERS`."""
+    jobs: int | None = None
+    """Processes that work on k-points, of LAPACK; None: this one. They import the main module, as
+    those of :mod:`multiprocessing` do."""
 
     @property
     def size(self) -> int:
@@ -60,6 +68,15 @@ class EigenProblem:
     def degeneracy(self) -> int:
         """Electrons a band holds."""
         return 1 if self.spinful else 2
+
+    def choice(self, few: bool = False) -> Choice:
+        """The solver of all levels, or of ``few``; see :func:`hamfast.analysis.solvers.choose`."""
+        return choose(self.size, few, self.solver)
+
+    @property
+    def has_all_levels(self) -> bool:
+        """Are all levels computed?"""
+        return self.choice().name == "dense"
 
     def levels(
         self,
@@ -72,36 +89,32 @@ class EigenProblem:
 
         Args:
             kpoints: ``[kpoints, 3]``, in fractions of the reciprocal lattice vectors.
-            num_bands: how many, half of them below and half above ``around``, by sparse
-                shift-invert. None finds all with LAPACK.
+            num_bands: how many, half of them below and half above ``around``, by shift-invert. None
+                finds all with LAPACK, and so does the solver ``dense``.
             around: eV.
             report: called after every k-point.
 
         Raises:
             HamfastError: S(k) is not positive definite, or the sparse solver does not converge.
         """
-        sparse = num_bands is not None and num_bands < self.size - 2
+        choice = self.choice(few=True)
+        sparse = num_bands is not None and num_bands < self.size - 2 and choice.name != "dense"
         if sparse and (around is None or not np.isfinite(around)):
             raise HamfastError(f"levels next to an energy: expected a number of eV, found {around}")
-        found: list[NearLevels] = []
-        smallest: list[float] = []
-        for k in np.asarray(kpoints, dtype=np.float64).reshape(-1, 3):
+        kpoints = np.asarray(kpoints, dtype=np.float64).reshape(-1, 3)
+        for k in kpoints:
             if not np.all(np.isfinite(k)):
                 raise HamfastError(f"k-point: expected three numbers, found {tuple(map(float, k))}")
-            where = in_words(k)
-            h, s = self.hamiltonian.at(k), self.overlap.at(k)
-            if sparse:
-                null = None
-                if self.projection is None:
-                    smallest.append(smallest_overlap(s, where))
-                else:
-                    null = near_null(s, self.projection)
-                    null = null if null.shape[1] else None
-                found.append(levels_near(h, s, float(around or 0.0), int(num_bands or 0), where, null))
-            else:
-                energies, lowest = _dense(h.toarray(), s.toarray(), where, self.projection)
-                found.append(NearLevels(energies, 0))
-                smallest.append(lowest)
+        found: list[NearLevels] = []
+        smallest: list[float] = []
+        if sparse:
+            work = partial(self._near, choice, float(around or 0.0), int(num_bands or 0))
+            pairs: Iterator[tuple[NearLevels, float | None]] = map(work, kpoints)
+        else:
+            pairs = at_each(self._all, kpoints, self.jobs or 1, 10.0 * len(kpoints) * self.size**3)
+        for levels, lowest in pairs:
+            found.append(levels)
+            smallest += [] if lowest is None else [lowest]
             if report is not None:
                 report()
         if self.projection is None and smallest and min(smallest) < SMALL_OVERLAP:
@@ -113,6 +126,24 @@ class EigenProblem:
                 stacklevel=2,
             )
         return _aligned(found)
+
+    def _all(self, k: np.ndarray) -> tuple[NearLevels, float | None]:
+        h, s = self.hamiltonian.at(k).toarray(), self.overlap.at(k).toarray()
+        energies, lowest = _dense(h, s, in_words(k), self.projection)
+        return NearLevels(energies, 0), lowest
+
+    def _near(self, choice: Choice, around: float, count: int, k: np.ndarray) -> tuple[NearLevels, float | None]:
+        where, h, s = in_words(k), self.hamiltonian.at(k), self.overlap.at(k)
+        if choice.name == "slepc":
+            if self.projection is not None:
+                raise HamfastError("--solver slepc: expected no --project-overlap; take arpack or pardiso with it")
+            return slepc.levels_near(h, s, around, count, where), None
+        with factorized_by(choice.direct):
+            if self.projection is None:
+                lowest = smallest_overlap(s, where)
+                return levels_near(h, s, around, count, where), lowest
+            null = near_null(s, self.projection)
+            return levels_near(h, s, around, count, where, null if null.shape[1] else None), None
 
     def bands(self, kpoints, num_bands: int | None = None, around: float | None = None) -> np.ndarray:
         """The energies of :meth:`levels`."""
@@ -137,10 +168,11 @@ class EigenProblem:
         return energies, basis @ states
 
     def check_all_levels(self, what: str) -> None:
-        """Raises HamfastError if there are too many orbitals for all levels, for ``what``."""
-        if self.size > DENSE_LIMIT:
+        """Raises HamfastError if not all levels are computed, which ``what`` needs."""
+        if not self.has_all_levels:
             raise HamfastError(
-                f"{what}: expected at most {DENSE_LIMIT} orbitals, as all levels are needed, found {self.size}"
+                f"{what}: expected at most {solvers.DENSE_LIMIT} orbitals, as all levels are needed, found {self.size}; "
+                "--solver dense computes them all the same"
             )
 
     def fermi_energy(self, mesh, temperature: float = 300.0) -> float:
@@ -227,18 +259,23 @@ def _aligned(found: list[NearLevels]) -> Levels:
 
 
 def eigen_problem(
-    snapshot: Snapshot, hamiltonian: BlockMatrix | None = None, *, projection: float | None = None
+    snapshot: Snapshot,
+    hamiltonian: BlockMatrix | None = None,
+    *,
+    projection: float | None = None,
+    solver: str = "auto",
+    jobs: int | None = None,
 ) -> EigenProblem:
     """The eigenvalue problem of a structure.
 
     Args:
         snapshot: the structure, with its overlap.
         hamiltonian: another one of the same structure; None takes the structure's own.
-        projection: see :class:`EigenProblem`.
+        projection, solver, jobs: see :class:`EigenProblem`.
 
     Raises:
         HamfastError: the Hamiltonian or the overlap is missing, or the Hamiltonian is not one of
-            this structure.
+            this structure; the solver is unknown or not installed.
     """
     matrix = hamiltonian if hamiltonian is not None else snapshot.hamiltonian
     if matrix is None:
@@ -249,6 +286,9 @@ def eigen_problem(
         raise HamfastError(f"{snapshot.label}: there is no overlap matrix; bands need H and S")
     if projection is not None and not (np.isfinite(projection) and projection > 0):
         raise HamfastError(f"--project-overlap: expected a positive number, found {projection}")
+    if jobs is not None and jobs < 1:
+        raise HamfastError(f"--jobs: expected 1 or more, found {jobs}")
+    choose(1, False, solver)
     sizes = np.array([snapshot.num_orbitals(a) for a in range(snapshot.num_atoms)])
     spins = 2 if snapshot.spinful else 1
     return EigenProblem(
@@ -257,4 +297,6 @@ def eigen_problem(
         snapshot.spinful,
         snapshot.occupation,
         projection,
+        solver,
+        jobs,
     )

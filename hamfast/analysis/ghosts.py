@@ -16,8 +16,9 @@ import warnings
 import numpy as np
 import scipy.linalg
 
-from hamfast.analysis.eigen import DENSE_LIMIT, EigenProblem
+from hamfast.analysis.eigen import EigenProblem
 from hamfast.analysis.fermi import occupied_bands, whole_electrons
+from hamfast.analysis.solvers import DENSE_LIMIT
 from hamfast.errors import DataWarning
 
 WEIGHT = 10.0

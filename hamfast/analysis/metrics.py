@@ -12,9 +12,10 @@ from ase.data import chemical_symbols
 from scipy.optimize import minimize_scalar
 
 from hamfast.analysis.band_errors import BandErrors, band_errors
-from hamfast.analysis.eigen import DENSE_LIMIT, EigenProblem, eigen_problem
+from hamfast.analysis.eigen import EigenProblem, eigen_problem
 from hamfast.analysis.fermi import default_mesh, monkhorst_pack, occupied_bands, whole_electrons
 from hamfast.analysis.ghosts import leave_out_ghosts
+from hamfast.analysis.solvers import DENSE_LIMIT
 from hamfast.data.blocks import BlockMatrix, pair_name, species_groups
 from hamfast.data.snapshot import Snapshot
 from hamfast.errors import HamfastError

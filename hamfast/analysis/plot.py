@@ -78,7 +78,11 @@ def plot_bands(
     if dos:
         right = axes[0, 1]
         for name, curve in dos.items():
-            right.plot(curve.density, curve.grid, **_STYLE.get(name, {}))
+            style = _STYLE.get(name, {})
+            right.plot(curve.density, curve.grid, **style)
+            if curve.error is not None:
+                ends = curve.density - 2 * curve.error, curve.density + 2 * curve.error
+                right.fill_betweenx(curve.grid, *ends, alpha=0.25, linewidth=0, color=style.get("color"))
             for n, part in enumerate(curve.parts.values()):
                 right.plot(part, curve.grid, color=f"C{n}", lw=1.0)
         right.set_xlabel("DOS (states / eV / cell)")

@@ -19,6 +19,7 @@ import scipy.linalg
 import scipy.sparse
 import scipy.sparse.linalg
 
+from hamfast.analysis.direct import Unstable, factorized
 from hamfast.errors import DataWarning, HamfastError
 
 STEPS = (1e-5, 1e-4, 1e-3, 1e-2)
@@ -33,13 +34,6 @@ RESIDUAL = 1e-6
 element of H, and at least 1 eV."""
 
 
-class Unstable(Exception):
-    """An energy at which the factors are of no use, or on which a level lies.
-
-    Another energy nearby will do.
-    """
-
-
 @dataclass
 class NearLevels:
     """Levels of one k-point, ascending, eV."""
@@ -47,43 +41,6 @@ class NearLevels:
     energies: np.ndarray
     first_band: int | None
     """The index, from 0, of the band of ``energies[0]``; None if levels could not be counted."""
-
-
-class Factor:
-    """L D L^H of a sparse Hermitian matrix, without pivoting where that is accurate.
-
-    Raises:
-        Unstable: the matrix is singular to rounding.
-    """
-
-    def __init__(self, matrix):
-        self.matrix = matrix = scipy.sparse.csc_matrix(matrix)
-        self.negative: int | None = None
-        try:
-            self.lu = scipy.sparse.linalg.splu(
-                matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
-            )
-            if np.array_equal(self.lu.perm_r, self.lu.perm_c) and self._accurate():
-                self.negative = int(np.sum(self.lu.U.diagonal().real < 0))
-                return
-        except RuntimeError:  # a pivot of zero
-            pass
-        # Rows are exchanged: solves, but its pivots are no inertia.
-        try:
-            self.lu = scipy.sparse.linalg.splu(matrix)
-        except RuntimeError as error:
-            raise Unstable("H - E S is singular") from error
-
-    def _accurate(self) -> bool:
-        """Backward error of a solution at rounding: pivots that were too small show here."""
-        b = np.random.default_rng(0).normal(size=self.matrix.shape[0]).astype(self.matrix.dtype)
-        x = self.lu.solve(b)
-        scale = scipy.sparse.linalg.norm(self.matrix, np.inf) * np.linalg.norm(x) + np.linalg.norm(b)
-        return bool(np.all(np.isfinite(x)) and np.linalg.norm(self.matrix @ x - b) <= 1e-10 * scale)
-
-    def solve(self, b):
-        """The x of ``matrix x = b``; ``b`` is ``[size]`` or ``[size, columns]``."""
-        return self.lu.solve(np.ascontiguousarray(b, dtype=self.matrix.dtype))
 
 
 class ShiftedFactor:
@@ -106,7 +63,7 @@ class ShiftedFactor:
     """
 
     def __init__(self, h, s, sigma: float, null: np.ndarray | None):
-        self.factor, self.null = Factor(h - sigma * s), null
+        self.factor, self.null = factorized(h - sigma * s), null
         self.dtype, self.shape = self.factor.matrix.dtype, self.factor.matrix.shape
         self.negative = self.factor.negative
         if null is not None:
@@ -130,7 +87,7 @@ def smallest_overlap(s, where: str) -> float:
         HamfastError: S is not positive definite; ``where`` names the k-point.
     """
     try:
-        factor = Factor(s)
+        factor = factorized(s)
     except Unstable:
         raise not_positive(where, 0.0) from None
     # Without a row exchanged the factors of a positive definite matrix are always accurate.
@@ -159,7 +116,7 @@ def not_positive(where: str, lowest: float) -> HamfastError:
 
 def near_null(s, threshold: float) -> np.ndarray:
     """``[size, m]``: orthonormal eigenvectors of S with eigenvalues below ``threshold``."""
-    factor = Factor(s - threshold * scipy.sparse.identity(s.shape[0], format="csc"))
+    factor = factorized(s - threshold * scipy.sparse.identity(s.shape[0], format="csc"))
     count = factor.negative
     if count is None:
         raise HamfastError("the near-singular directions of the overlap could not be counted; use fewer orbitals")

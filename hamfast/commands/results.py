@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -171,6 +172,10 @@ def bands(
     keep_ghosts: Annotated[
         bool, typer.Option("--keep-ghosts", help="keep states that errors of H make of nearly dependent orbitals")
     ] = False,
+    solver: Annotated[
+        str, typer.Option(help="dense, arpack, pardiso, slepc, or auto, which says what it takes and why")
+    ] = "auto",
+    jobs: Annotated[int | None, typer.Option(help="processes for k-points, of dense; default: the cores")] = None,
     dos: Annotated[bool, typer.Option("--dos", help="density of states beside the bands")] = False,
     fat: Annotated[
         str | None,
@@ -187,6 +192,7 @@ def bands(
 
     import numpy as np
 
+    from hamfast.analysis import slepc
     from hamfast.analysis.band_uncertainty import band_half_width, band_lines
     from hamfast.analysis.bands import (
         FIGURES,
@@ -203,10 +209,14 @@ def bands(
     from hamfast.analysis.eigen import eigen_problem
     from hamfast.analysis.plot import plot_bands
     from hamfast.analysis.populations import orbital_sets, populations
+    from hamfast.analysis.solvers import cores
     from hamfast.analysis.uncertainty import Uncertainty
     from hamfast.data import read_snapshot
 
     check_window(window)
+    jobs = cores() if jobs is None else jobs
+    if solver == "slepc" and slepc.rank():  # the first process writes and prints
+        console.quiet, output = True, Path(tempfile.mkdtemp())
     snapshot = read_snapshot(structure)
     sets = None if fat is None else orbital_sets(snapshot, fat)
     matrices = matrices_of(snapshot, structure, prediction)
@@ -215,13 +225,13 @@ def bands(
     with progress("solving", len(matrices) * points) as advance:
         curves = band_structures(
             snapshot, matrices, kpath, points=points, mesh=mesh, fermi=fermi, num_bands=num_bands,
-            projection=project_overlap, keep_ghosts=keep_ghosts, report=advance,
+            projection=project_overlap, keep_ghosts=keep_ghosts, solver=solver, jobs=jobs, report=advance,
         )  # fmt: skip
     densities = shares = None
     last = list(curves)[-1]  # the predicted one, if there is one
     if sets is not None:
         curve = curves[last]
-        problem = eigen_problem(snapshot, matrices[last], projection=curve.projection)
+        problem = eigen_problem(snapshot, matrices[last], projection=curve.projection, solver=solver, jobs=jobs)
         shares = populations(problem, curve.path.kpoints, sets)
     if dos:
         mesh = mesh or dos_mesh(snapshot)
@@ -229,7 +239,7 @@ def bands(
         left_out = {name: curve.projection for name, curve in curves.items()}
         densities = densities_of_states(
             snapshot, matrices, window, mesh=mesh, fermi=levels, projection=left_out,
-            shares_of=None if fat is None else last, by=fat or "shell",
+            shares_of=None if fat is None else last, by=fat or "shell", solver=solver, jobs=jobs,
         )  # fmt: skip
     errors = band_difference(curves["DFT"], curves["predicted"], window) if len(curves) == 2 else None
     uncertainty = Uncertainty.read(structure if prediction is None else prediction) if "predicted" in curves else None
@@ -246,7 +256,7 @@ def bands(
     found = {}
     for name, curve in curves.items():
         if masses:
-            problem = eigen_problem(snapshot, matrices[name], projection=curve.projection)
+            problem = eigen_problem(snapshot, matrices[name], projection=curve.projection, solver=solver, jobs=jobs)
             found[name] = with_masses(problem, curve, snapshot.cell)
         else:
             found[name] = edges(curve)
@@ -282,8 +292,14 @@ def bands(
         for edge in found[name] if masses else []:
             for line in mass_lines(edge):
                 say(f"{name}: {line}")
+    for choice in {curve.solver for curve in curves.values() if curve.solver is not None}:
+        say(f"solver: {choice.name} ({choice.reason})")
     if dos and mesh is not None:
         say(f"DOS: {'x'.join(map(str, mesh))} mesh, Gaussians of 0.1 eV")
+    for name, density in (densities or {}).items():
+        if density.error is not None:
+            share = np.median(density.error / np.maximum(density.density, 1e-12))
+            say(f"DOS, {name}: by random vectors, its standard error is {share:.1%} (median over the window)")
     if snapshot.fermi_energy is not None:
         say(f"the DFT code's own E_F: {snapshot.fermi_energy:.4f} eV")
     if len(curves) == 2 and errors is None:

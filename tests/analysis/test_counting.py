@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from kit import random_snapshot
 
-from hamfast.analysis import bands
+from hamfast.analysis import bands, solvers
 from hamfast.analysis.counting import fermi_level_by_counting
 from hamfast.analysis.eigen import eigen_problem
 from hamfast.analysis.fermi import fermi_level, monkhorst_pack
@@ -44,7 +44,7 @@ def test_bands_of_many_orbitals_need_no_fermi_level(fixtures, monkeypatch):
     snapshot = replace(read_snapshot(fixtures / "hBN_1x1_000"), fermi_energy=None)
     problem, path = eigen_problem(snapshot), parse_kpath("GK", snapshot.cell, 5)
     expected = bands.solve(problem, path, snapshot.cell, mesh=(3, 3, 1))
-    monkeypatch.setattr(bands, "DENSE_LIMIT", 10)
+    monkeypatch.setattr(solvers, "DENSE_LIMIT", 10)
     found = bands.solve(problem, path, snapshot.cell, mesh=(3, 3, 1), num_bands=6)
     assert found.fermi_energy == pytest.approx(expected.fermi_energy, abs=1e-6)
     assert "by counts of levels" in found.fermi_source

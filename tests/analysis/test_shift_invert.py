@@ -9,8 +9,8 @@ import scipy.linalg
 import scipy.sparse
 from kit import cases, chain
 
+from hamfast.analysis.direct import SuperLU
 from hamfast.analysis.eigen import eigen_problem
-from hamfast.analysis.shift_invert import Factor
 from hamfast.errors import DataWarning, HamfastError
 
 
@@ -113,10 +113,10 @@ def test_inertia(seed, is_complex):
     dense = rng.normal(size=(40, 40)) + (1j * rng.normal(size=(40, 40)) if is_complex else 0)
     dense = np.where(np.abs(rng.normal(size=(40, 40))) > 1.2, dense, 0)
     dense = dense + dense.conj().T + np.diag(3 * rng.normal(size=40))
-    found = Factor(scipy.sparse.csc_matrix(dense)).negative
+    found = SuperLU(scipy.sparse.csc_matrix(dense)).negative
     assert found in (None, int(np.sum(scipy.linalg.eigvalsh(dense) < 0)))
     positive = dense @ dense.conj().T + 0.1 * np.eye(40)
-    assert Factor(scipy.sparse.csc_matrix(positive)).negative == 0
+    assert SuperLU(scipy.sparse.csc_matrix(positive)).negative == 0
 
 
 @pytest.mark.parametrize(
