@@ -48,7 +48,9 @@ def choose(size: int, few: bool, wanted: str = "auto") -> Choice:
         return Choice(wanted, "as asked for")
     if size <= DENSE_LIMIT and not few:
         return Choice("dense", f"{size} orbitals are at most {DENSE_LIMIT}")
-    many = "some levels were asked for" if size <= DENSE_LIMIT else f"{size} orbitals are more than {DENSE_LIMIT}"
+    if size <= DENSE_LIMIT:
+        return Choice("arpack", "some levels were asked for")
+    many = f"{size} orbitals are more than {DENSE_LIMIT}"
     if has_pardiso():
         return Choice("pardiso", f"{many}, and pypardiso is installed")
     return Choice("arpack", f"{many}; pypardiso, which is not installed, is several times faster")
