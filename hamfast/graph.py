@@ -96,13 +96,18 @@ class CrystalGraph:
         """The same atoms with these edges alone, ``kept`` int64; with each its reverse one."""
         number = torch.full_like(self.i, -1)
         number[kept] = torch.arange(len(kept), device=kept.device)
+        return replace(self.with_some_edges(kept), reverse=number[self.reverse[kept]])
+
+    def with_some_edges(self, kept: Tensor) -> CrystalGraph:
+        """As :meth:`with_edges` where reverse edges need not be among them: ``reverse`` means
+        nothing then.
+        """
         return replace(
             self,
             i=self.i[kept],
             j=self.j[kept],
             shift=self.shift[kept],
             vector=self.vector[kept],
-            reverse=number[self.reverse[kept]],
             edge_graph=self.edge_graph[kept],
             target=None if self.target is None else self.target[kept],
             units=None if self.units is None else self.units[kept],

@@ -98,6 +98,12 @@ class SuperLU:
         return self.lu.solve(np.ascontiguousarray(b, dtype=self.matrix.dtype))
 
 
+def real_form(matrix: Any) -> Any:
+    """``[2 size, 2 size]`` sparse: [[A, -B], [B, A]] of A + i B, with each eigenvalue twice."""
+    a, b = matrix.real, matrix.imag
+    return scipy.sparse.bmat([[a, -b], [b, a]], format="csr")
+
+
 REAL = -2
 """Pardiso's name of symmetric indefinite matrices."""
 FACTORISE, SOLVE, RELEASE = 12, 33, -1
@@ -108,8 +114,8 @@ PERTURBED, POSITIVE, NEGATIVE = 13, 21, 22
 class Pardiso:
     """By MKL's Pardiso through pypardiso, with symmetric pivoting; see :class:`Factor`.
 
-    Pardiso counts pivots of real matrices alone. So a complex A + i B is factorised as the real
-    [[A, -B], [B, A]], which has each eigenvalue twice.
+    Pardiso counts pivots of real matrices alone. So a complex one is factorised in its
+    :func:`real_form`.
 
     Raises:
         Unstable: the matrix is singular to rounding.
@@ -120,10 +126,7 @@ class Pardiso:
         solver = pardiso_solver()
         self.matrix = matrix = scipy.sparse.csr_matrix(matrix)
         self.is_complex = np.iscomplexobj(matrix.data)
-        a = matrix.real if self.is_complex else matrix
-        if self.is_complex:
-            a = scipy.sparse.bmat([[a, -matrix.imag], [None, a]], format="csr")
-        self.upper = scipy.sparse.triu(a, format="csr")
+        self.upper = scipy.sparse.triu(real_form(matrix) if self.is_complex else matrix, format="csr")
         self.upper.sort_indices()
         self.call = solver(mtype=REAL)
         self._do(FACTORISE, np.zeros(self.upper.shape[0]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -89,11 +89,11 @@ def plan_for(model: Cascade, snapshot: Snapshot, graph: CrystalGraph, limits: Li
     needed += WIDTHS * width * graph.vector.element_size() * graph.num_atoms
     at_once = (free - needed) / (HIDDEN * per_edge + COPIES * block)
     if at_once < FEWEST:
-        least = (free if limits.memory is None else limits.memory) - free if math.isfinite(free) else 0.0
-        least += needed + FEWEST * (HIDDEN * per_edge + COPIES * block)
+        least = needed + FEWEST * (HIDDEN * per_edge + COPIES * block)
+        taken = 0.0 if limits.memory is None else used  # of --memory
         raise HamfastError(
-            f"{snapshot.label}: {graph.num_atoms} atoms need {max(least, needed) / 1e9:.1f} GB at least, found "
-            f"{(limits.memory or free) / 1e9:.1f} GB"
+            f"{snapshot.label}: {graph.num_atoms} atoms need {(taken + least) / 1e9:.1f} GB at least, found "
+            f"{(taken + free) / 1e9:.1f} GB"
         )
     return Plan(maker, int(min(at_once, MOST, math.ceil(edges / (2 * world)))), sweeps)
 
@@ -139,7 +139,7 @@ def parts_of(model: Cascade, plan: Plan, folder: Path, limits: Limits, refine: b
             index, sign = model.transpose_index.cpu(), model.transpose_sign.to("cpu", own.dtype)
             irreps = 0.5 * (own + back.index_select(1, index) * sign)
             check_finite(irreps, label)
-            yield blocks_from_irreps(irreps.double(), _with_edges(graph, edges), model.spec)
+            yield blocks_from_irreps(irreps.double(), graph.with_some_edges(edges), model.spec)
     pieces.remove()
 
 
@@ -150,9 +150,3 @@ def check_finite(irreps: torch.Tensor, label: str) -> None:
             f"{label}: the model's prediction is not finite; expected numbers: are the weights those of a training "
             "that diverged?"
         )
-
-
-def _with_edges(graph: CrystalGraph, edges: torch.Tensor) -> CrystalGraph:
-    """The graph with some edges; their reverse edges are not among them."""
-    tensors = {name: getattr(graph, name)[edges] for name in ("i", "j", "shift", "vector", "reverse", "edge_graph")}
-    return replace(graph, target=None, units=None, **tensors)

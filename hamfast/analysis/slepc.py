@@ -4,7 +4,7 @@ Started by ``mpiexec``, all processes call :func:`levels_near` together. Each of
 matrices and gives its rows to PETSc, so that the factors, which need most memory, are shared.
 
 A complex build of PETSc does not count levels: MUMPS has no L D L^H of complex matrices. A real one
-counts them, and takes complex matrices A + i B as [[A, -B], [B, A]].
+counts them, and takes complex matrices in their :func:`hamfast.analysis.direct.real_form`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.sparse
 
+from hamfast.analysis.direct import real_form
 from hamfast.analysis.shift_invert import ON_LEVEL, RESIDUAL, STEPS, NearLevels
 from hamfast.errors import HamfastError
 
@@ -73,7 +73,7 @@ def levels_near(h: Any, s: Any, sigma: float, count: int, where: str) -> NearLev
     found = libraries()
     embedded = not found.is_complex and np.iscomplexobj(h.data)
     if embedded:
-        h, s = (scipy.sparse.bmat([[m.real, -m.imag], [m.imag, m.real]], format="csr") for m in (h, s))
+        h, s = real_form(h), real_form(s)
     count = min(count, h.shape[0] // (2 if embedded else 1))
     times = 2 if embedded else 1
     matrices = [_matrix(found.PETSc, m) for m in (h, s)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
 from hamfast.analysis.direct import has_pardiso, pardiso_solver
@@ -54,8 +53,3 @@ def choose(size: int, few: bool, wanted: str = "auto") -> Choice:
     if has_pardiso():
         return Choice("pardiso", f"{many}, and pypardiso is installed")
     return Choice("arpack", f"{many}; pypardiso, which is not installed, is several times faster")
-
-
-def cores() -> int:
-    """Of this process."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

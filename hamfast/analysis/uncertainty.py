@@ -13,7 +13,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from hamfast.data.blocks import BlockMatrix, pair_name
-from hamfast.data.h5 import open_h5, read_array, write_h5
+from hamfast.data.h5 import compression, open_h5, read_array, write_h5
 from hamfast.data.snapshot import Snapshot
 from hamfast.errors import HamfastError
 
@@ -92,7 +92,7 @@ class Uncertainty:
 
     def write(self, folder: Path, compress: bool = True) -> Path:
         """Writes ``uncertainty_pred.h5`` (docs/uncertainty.md); returns its path."""
-        options = {"compression": "gzip", "shuffle": True} if compress else {}
+        options = compression(compress)
         first = self.shared[0] if self.shared else None
 
         def fill(file):

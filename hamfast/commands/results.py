@@ -209,9 +209,9 @@ def bands(
     from hamfast.analysis.eigen import eigen_problem
     from hamfast.analysis.plot import plot_bands
     from hamfast.analysis.populations import orbital_sets, populations
-    from hamfast.analysis.solvers import cores
     from hamfast.analysis.uncertainty import Uncertainty
     from hamfast.data import read_snapshot
+    from hamfast.machine import cores
 
     check_window(window)
     jobs = cores() if jobs is None else jobs

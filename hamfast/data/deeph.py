@@ -15,7 +15,7 @@ from ase.data import chemical_symbols
 
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.checked import boolean, check_count, number, shells_by_element, usual_precision
-from hamfast.data.h5 import open_h5, read_array, read_json, read_text, write_h5, write_json, write_text
+from hamfast.data.h5 import compression, open_h5, read_array, read_json, read_text, write_h5, write_json, write_text
 from hamfast.data.snapshot import Snapshot
 from hamfast.errors import HamfastError
 
@@ -178,7 +178,7 @@ def write(snapshot: Snapshot, folder: Path) -> None:
 
 def write_matrix(matrix: BlockMatrix, path: Path, compress: bool = True) -> None:
     """Writes a matrix with its dtype; ``compress`` by gzip."""
-    options = {"compression": "gzip", "shuffle": True} if compress else {}
+    options = compression(compress)
     arrays = {
         "atom_pairs": matrix.pairs.astype(np.int32),
         "chunk_boundaries": matrix.boundaries,

@@ -14,7 +14,7 @@ import numpy as np
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.checked import HIGHEST_Z, boolean, check_count, number, shells, usual_precision
 from hamfast.data.deeph import first_file
-from hamfast.data.h5 import open_h5, read_array, read_json, read_text, write_h5, write_json, write_text
+from hamfast.data.h5 import compression, open_h5, read_array, read_json, read_text, write_h5, write_json, write_text
 from hamfast.data.orbitals import from_openmx, to_openmx
 from hamfast.data.snapshot import Snapshot
 from hamfast.errors import HamfastError
@@ -215,7 +215,7 @@ def write_matrix(
     matrix: BlockMatrix, per_atom: list[tuple[int, ...]], spinful: bool, path: Path, compress: bool = False
 ) -> None:
     """Writes a matrix in OpenMX's order of orbitals; arguments as :func:`read_matrix`."""
-    options = {"compression": "gzip", "shuffle": True} if compress else {}
+    options = compression(compress)
 
     def fill(file):
         for n, (a, b, c, i, j) in enumerate(matrix.pairs.tolist()):

@@ -111,6 +111,11 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def compression(compress: bool) -> dict[str, Any]:
+    """The options of a data set that is compressed by gzip, or is not."""
+    return {"compression": "gzip", "shuffle": True} if compress else {}
+
+
 def write_h5(path: Path, fill: Callable[[h5py.File], Any]) -> None:
     """Writes an HDF5 file whole or not at all; ``fill`` puts the data sets into it.
 

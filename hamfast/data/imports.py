@@ -20,6 +20,7 @@ from hamfast.data.h5 import read_json, write_json
 from hamfast.data.plausible import warn_of_mix_ups
 from hamfast.data.snapshot import check_snapshot
 from hamfast.errors import DataWarning, HamfastError
+from hamfast.machine import cores
 
 REPORT = "import.json"
 """In the data set: what each calculation became, or why it was skipped."""
@@ -174,8 +175,7 @@ def import_calculations(
 
 def _read_all(waiting, processes: int | None):
     """Yields label, folder, format, error and warnings of each calculation, as they are done."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(processes or cores, len(waiting))
+    count = min(processes or cores(), len(waiting))
     if count <= 1:
         for label, folder, layout, own in waiting:
             yield label, folder, layout, *import_one(folder, layout.NAME, own)

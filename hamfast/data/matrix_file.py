@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from hamfast.data.blocks import BlockMatrix
-from hamfast.data.h5 import replacing
+from hamfast.data.h5 import compression, replacing
 from hamfast.errors import HamfastError
 
 CHUNK = 2**20
@@ -34,7 +34,7 @@ class MatrixFile:
 
     def __init__(self, path: Path, compress: bool = True):
         self.path, self.stack = path, ExitStack()
-        self.options: dict[str, Any] = {"compression": "gzip", "shuffle": True} if compress else {}
+        self.options = compression(compress)
 
     def __enter__(self) -> MatrixFile:
         temporary = self.stack.enter_context(replacing(self.path))

@@ -38,8 +38,6 @@ from hamfast.targets import TargetSpec
 
 LAYOUT = "ir_mul"
 """Layout of all features between the layers."""
-Field = Any
-"""Features of edges: a tensor, or a :class:`hamfast.models.sweeps.Field`."""
 
 
 class Messages:
@@ -150,7 +148,7 @@ class NodeUpdate(_Update):
     def __init__(self, config, irreps_node: Irreps, irreps_edge: Irreps, irreps_out: Irreps, num_species: int):
         super().__init__(config, irreps_node, irreps_node + irreps_node + irreps_edge, irreps_out, num_species)
 
-    def sweep(self, sweeps: Sweeps, messages: Callable[[Piece], Messages], node: Tensor, edge: Field) -> Tensor:
+    def sweep(self, sweeps: Sweeps, messages: Callable[[Piece], Messages], node: Tensor, edge: Any) -> Tensor:
         """The new features of the nodes, ``[atoms, irreps_out.dim]``.
 
         Args:
@@ -196,7 +194,7 @@ class EdgeUpdate(_Update):
     def _update(self, node: Tensor, edge: Tensor, messages: Messages) -> Tensor:
         return self.convolution(operands_of_edges(node, self.linear_pre(edge), messages.edges), messages)
 
-    def sweep(self, sweeps: Sweeps, messages: Callable[[Piece], Messages], node: Tensor, edge: Field) -> Field:
+    def sweep(self, sweeps: Sweeps, messages: Callable[[Piece], Messages], node: Tensor, edge: Any) -> Any:
         """As :meth:`NodeUpdate.sweep`: the new features of the edges."""
         norm = self.norm
         if not isinstance(norm, EquivariantLayerNorm):
@@ -388,7 +386,7 @@ class CovariantNetwork(nn.Module):
         assert edge is not None
         return output, node, edge
 
-    def sweep(self, sweeps: Sweeps, features: bool = True) -> tuple[Field, Tensor, Field | None]:
+    def sweep(self, sweeps: Sweeps, features: bool = True) -> tuple[Any, Tensor, Any]:
         """What :meth:`forward` returns, by sweeps; without ``features`` none of edges."""
         one_hot = torch.nn.functional.one_hot(sweeps.species, self.spec.num_species)
         node = self.embedding(one_hot.to(self.embedding.weight))

@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class RowFile:
 
     def __init__(self, path: Path, dtype: torch.dtype, device: torch.device):
         self.path, self.dtype, self.device = path, dtype, device
+        self.kind = torch.empty(0, dtype=dtype).numpy().dtype
         self.width = 0
         self.places: dict[int, tuple[int, int]] = {}
         self.rows = 0
@@ -74,10 +75,9 @@ class RowFile:
     def rows_of(self, number: int) -> Tensor:
         """The rows of a piece."""
         start, rows = self.places[number]
-        item = torch.empty(0, dtype=self.dtype).numpy().dtype
         with self.path.open("rb") as file:
-            file.seek(start * self.width * item.itemsize)
-            values = np.fromfile(file, item, rows * self.width)
+            file.seek(start * self.width * self.kind.itemsize)
+            values = np.fromfile(file, self.kind, rows * self.width)
         return torch.from_numpy(values).view(rows, self.width)
 
 
@@ -187,10 +187,9 @@ class Pieces:
     def __len__(self) -> int:
         return len(self.bounds) - 1
 
-    def own(self) -> Iterator[int]:
-        """The numbers of this process's pieces."""
-        share = np.array_split(np.arange(len(self)), self.world)[self.rank]
-        return iter(share.tolist())
+    def of_process(self, rank: int) -> list[int]:
+        """The numbers of a process's pieces."""
+        return np.array_split(np.arange(len(self)), self.world)[rank].tolist()
 
     def atoms_of(self, number: int) -> Tensor:
         """int64: the own atoms of a piece."""
@@ -228,7 +227,7 @@ class Pieces:
         if path.exists():
             own = torch.load(path, weights_only=True)
         else:
-            own = [self._statistics_of(norm, field, number) for number in self.own()]
+            own = [self._statistics_of(norm, field, number) for number in self.of_process(self.rank)]
             torch.save(own, path)
         found: list[Any] = [None] * self.world
         if self.world > 1:
@@ -249,7 +248,7 @@ class Pieces:
         sweep, self.sweep = self.sweep, self.sweep + 1
         files: dict[str, RowFile] = {}
         try:
-            for number in self.own():
+            for number in self.of_process(self.rank):
                 known = self.journal.done.get((sweep, number))
                 if known is None:
                     of_nodes, of_edges = function(
@@ -300,16 +299,15 @@ class Pieces:
         They are in the order of the pieces. None on the other processes.
         """
         if self.rank:
-            for number in self.own():
+            for number in self.of_process(self.rank):
                 distributed.send(field.rows_of(number), 0)
             return None
         for rank in range(1, self.world):
-            for number in np.array_split(np.arange(len(self)), self.world)[rank].tolist():
+            for number in self.of_process(rank):
                 rows = torch.empty(len(self.edges_of(number)), field.width, dtype=self.dtype)
                 distributed.recv(rows, rank)
                 field.append(number, rows)
-        kind = torch.empty(0, dtype=self.dtype).numpy().dtype
-        return np.memmap(field.path, kind, "r", shape=(field.rows, field.width))
+        return np.memmap(field.path, field.kind, "r", shape=(field.rows, field.width))
 
     def remove(self) -> None:
         """Removes the files: the evaluation has ended."""

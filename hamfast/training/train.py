@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import lightning
@@ -13,6 +12,7 @@ from rich.console import Console
 from hamfast.data.cell_size import training_warning
 from hamfast.data.tensor_file import save_tensors
 from hamfast.errors import HamfastError
+from hamfast.machine import cores
 from hamfast.models import Cascade
 from hamfast.training.checkpoint import (
     LoadedModel,
@@ -127,7 +127,7 @@ class Run:
         wanted = self.config.threads
         if wanted is None:
             return None
-        there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        there = cores()
         if wanted > there:
             self.say(f"threads: {wanted} asked for, this machine has {there}: {there} are used")
         return min(wanted, there)
