@@ -2,8 +2,10 @@
 
     python bench/models.py --machine "2 CPU cores"                    # all, some 20 minutes
     python bench/models.py --machine "2 CPU cores" --only nequip --sizes 30
+    python bench/models.py --machine "one H200" --device cuda --profile models.txt
 
-Writes bench/results/models.csv; rows of models that were not run stay as they were.
+Writes bench/results/models.csv, on a GPU models_gpu.csv.
+Rows of models that were not run stay as they were.
 A force step is energy and forces; a training step is the gradient of a loss on both.
 Each model runs in a process of its own, in which both forms of it take turns.
 The networks are those of tests/drop_in, larger.
@@ -26,7 +28,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
-RESULT = HERE / "results" / "models.csv"
+RESULTS = {"cpu": HERE / "results" / "models.csv", "cuda": HERE / "results" / "models_gpu.csv"}
 sys.path.insert(0, str(HERE.parent / "tests" / "drop_in"))
 
 import peers  # noqa: E402
@@ -79,8 +81,28 @@ def steps(module, model, data):
     return {"force": force, "training": training}
 
 
-def peak_mb(step):
-    """By how many MB one step raises the peak of memory, in a copy of this process."""
+def moved(data, device):
+    """A network's input on another device: tensors, what has ``to``, and what holds such."""
+    if isinstance(data, dict):
+        return {key: moved(value, device) for key, value in data.items()}
+    if isinstance(data, tuple):
+        return tuple(moved(value, device) for value in data)
+    return data.to(device) if hasattr(data, "to") else data
+
+
+def wall_clock_of_gpu():
+    """Seconds, once all that was asked of the GPU is done."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak_mb(step, device):
+    """By how many MB one step raises the peak of memory: on a CPU in a copy of this process."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -108,7 +130,25 @@ def alternating(functions, rounds, clock):
     return best
 
 
-def measure(name, size, threads, seconds):
+def profile(step, title, path):
+    """Appends to a file where the time of a step goes: kernels by their share, launches, idle time."""
+    from torch.profiler import ProfilerActivity
+
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as run:
+        begin = wall_clock_of_gpu()
+        for _ in range(5):
+            step()
+        wall = wall_clock_of_gpu() - begin
+    kernels = [e for e in run.key_averages() if e.device_type == torch.autograd.DeviceType.CUDA]
+    busy = sum(e.self_device_time_total for e in kernels)
+    with open(path, "a") as file:
+        print(f"{title}: {wall / 5 * 1e3:.2f} ms, GPU busy {busy / 5e3:.2f} ms,", file=file, end=" ")
+        print(f"{sum(e.count for e in kernels) // 5} kernels and copies", file=file)
+        for e in sorted(kernels, key=lambda e: -e.self_device_time_total)[:14]:
+            print(f"  {e.self_device_time_total / 5e3:9.3f} ms {e.count // 5:5} x {e.key[:110]}", file=file)
+
+
+def measure(name, size, threads, seconds, device, log):
     """Rows of one model: force step and training step."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
@@ -118,14 +158,16 @@ def measure(name, size, threads, seconds):
 
     models = [module.network(torch.float32, **options) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
+    models = [model.to(device) for model in models]
     report = hamfast.accelerate(models[1])
-    data = module.graph(torch.float32, SIZES[size])
+    data = moved(module.graph(torch.float32, SIZES[size]), device)
     atoms = len(peers.crystal(SIZES[size])) if name not in ONE_SIZE else len(data.species)
     both = [steps(module, model, data) for model in models]
     # Both threads' time counts where there are two: then it is the clock on the wall.
     clock = time.process_time if threads == 1 else time.perf_counter
+    clock = wall_clock_of_gpu if device == "cuda" else clock
     rows = []
-    peaks = {step: [peak_mb(of[step]) for of in both] for step in both[0]} if threads == 1 else {}
+    peaks = {step: [peak_mb(of[step], device) for of in both] for step in both[0]} if threads == 1 else {}
     for step in both[0]:
         functions = [of[step] for of in both]
         begin = clock()
@@ -138,6 +180,9 @@ def measure(name, size, threads, seconds):
         memory = [f"{mb:.0f}" for mb in peaks[step]] if step in peaks else ["", ""]
         exchanged = f"{len(report.replaced)} of {len(report.replacements)}"
         ratio = as_it_is / ours
+        if log and device == "cuda":
+            for form, function in zip(("as it is", "accelerated"), functions, strict=True):
+                profile(function, f"{name}, {atoms} atoms, {step}, {form}", log)
         rows.append(
             [atoms, step, f"{as_it_is:.1f}", f"{ours:.1f}", f"{ratio:.2f}", f"{difference:.1e}", *memory, exchanged]
         )
@@ -160,15 +205,20 @@ def main():
     parser.add_argument("--only", default="", help="models whose name contains it")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES), help="atoms, about")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each comparison, at least 3 rounds")
+    parser.add_argument("--device", default="cpu", choices=list(RESULTS))
+    parser.add_argument("--profile", default="", help="on a GPU: a file for the kernels of each step")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    settings = [options.threads, options.seconds, options.device, options.profile]
     if options.one:
-        print(json.dumps(measure(*options.one, options.threads, options.seconds)))
+        print(json.dumps(measure(*options.one, *settings)))
         return
+    result = RESULTS[options.device]
     kept = []
-    if RESULT.exists():
-        with RESULT.open() as file:
+    if result.exists():
+        with result.open() as file:
             kept = [[row[c] for c in COLUMNS] for row in csv.DictReader(file)]
+    failed = []
     for name, (_, package, dist, _) in MODELS.items():
         if options.only.lower() not in name.lower():
             continue
@@ -178,10 +228,13 @@ def main():
             continue
         for size in options.sizes[:1] if name in ONE_SIZE else options.sizes:
             command = [sys.executable, __file__, "--one", name, size]
-            command += ["--threads", str(options.threads), "--seconds", str(options.seconds)]
+            for option in ("threads", "seconds", "device", "profile"):
+                command += [f"--{option}", str(getattr(options, option))]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                sys.exit(f"{name}, {size} atoms: {done.stderr}")
+                failed.append(f"{name}, {size} atoms: {done.stderr}")
+                print(failed[-1][-1500:], flush=True)
+                continue
             for row in json.loads(done.stdout.splitlines()[-1]):
                 made = [name, version, *map(str, row), str(options.threads), options.machine]
                 made += [torch.__version__, str(datetime.date.today())]
@@ -191,8 +244,10 @@ def main():
                 kept.append(made)
                 order = list(MODELS)
                 kept.sort(key=lambda k: (k[11], order.index(k[0]), int(k[2]), k[3]))
-                with RESULT.open("w", newline="") as file:
+                with result.open("w", newline="") as file:
                     csv.writer(file).writerows([COLUMNS, *kept])
+    if failed:
+        sys.exit(f"{len(failed)} failed")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def evaluate(model, data, training=False):
 
 def radial(length):
     """``[edges, RADIAL]``: Gaussians, with a smooth cutoff."""
-    centres = torch.linspace(0.5, CUTOFF, RADIAL)
+    centres = torch.linspace(0.5, CUTOFF, RADIAL, device=length.device)
     return torch.exp(-4 * (length[:, None] - centres) ** 2) * torch.cos(0.5 * torch.pi * length / CUTOFF)[:, None] ** 2
 
 
