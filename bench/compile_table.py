@@ -46,9 +46,12 @@ namespace hamfast {
   template __global__ void general_kernel<T>(GeneralCall<T>, int64_t, T*);             \\
   template __global__ void contraction_entries_kernel<T>(const ContractionEntry*, const T*, const int64_t*, \\
                                                          const T*, int64_t, T*, int64_t, int64_t, int64_t); \\
-  template __global__ void contraction_kernel<T>(ContractionCall<T>, const T*, T*);    \\
-  template __global__ void contraction_species_kernel<T>(ContractionCall<T>, const T*, T*); \\
-  template __global__ void contraction_coefficients_kernel<T>(ContractionCall<T>, T*); \\
+  template __global__ void contraction_kernel<T, true>(ContractionCall<T>, const T*, T*);    \\
+  template __global__ void contraction_kernel<T, false>(ContractionCall<T>, const T*, T*);    \\
+  template __global__ void contraction_species_kernel<T, true>(ContractionCall<T>, const T*, T*); \\
+  template __global__ void contraction_species_kernel<T, false>(ContractionCall<T>, const T*, T*); \\
+  template __global__ void contraction_transpose_kernel<T>(const T*, T*, int64_t, int64_t, int64_t); \\
+  template __global__ void contraction_coefficients_kernel<T>(ContractionCall<T>, const T*, const T*, T*); \\
   template __global__ void add_rows_kernel<T>(const T*, int64_t, int64_t, T*);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -55,7 +55,7 @@ MODELS = {
     "PyG GATv2Conv": ("own_network", None, "torch-geometric", {"layer": "GATv2Conv"}),
     "DeepH-E3 of e3nn": ("deeph_e3_network", None, "e3nn", PUBLISHED),
 }
-SIZES = {"30": (2, 2, 1), "200": (3, 3, 3)}
+SIZES = {"30": (2, 2, 1), "200": (3, 3, 3), "2000": (6, 6, 7)}
 ONE_SIZE = ("DeepH-E3 of e3nn",)
 """Models that run on a structure of their own, of 18 atoms."""
 COLUMNS = [
@@ -130,8 +130,32 @@ def alternating(functions, rounds, clock):
     return best
 
 
+def captured(step):
+    """A step as a CUDA graph, which is launched at once; None where it cannot be captured."""
+    try:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = step()
+    except RuntimeError as error:
+        print(f"not captured: {error}".splitlines()[0], file=sys.stderr)
+        torch.cuda.synchronize()
+        return None
+
+    def replay():
+        graph.replay()
+        return results
+
+    return replay
+
+
 def profile(step, title, path):
-    """Appends to a file where the time of a step goes: kernels by their share, launches, idle time."""
+    """Appends to a file where the time of a step goes: its kernels by their share."""
     from torch.profiler import ProfilerActivity
 
     with torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as run:
@@ -166,10 +190,19 @@ def measure(name, size, threads, seconds, device, log):
     # Both threads' time counts where there are two: then it is the clock on the wall.
     clock = time.process_time if threads == 1 else time.perf_counter
     clock = wall_clock_of_gpu if device == "cuda" else clock
+    plain = list(both[0])
     rows = []
-    peaks = {step: [peak_mb(of[step], device) for of in both] for step in both[0]} if threads == 1 else {}
-    for step in both[0]:
-        functions = [of[step] for of in both]
+    peaks = {step: [peak_mb(of[step], device) for of in both] for step in plain} if threads == 1 else {}
+    for step in [*plain, *(f"{step}, CUDA graph" for step in plain if device == "cuda")]:
+        eager = [of[step.split(",")[0]] for of in both]
+        functions = eager
+        if step not in plain:
+            ours = captured(eager[1])
+            if ours is None:
+                continue
+            theirs = captured(eager[0])
+            functions = [theirs or eager[0], ours]
+            step += "" if theirs else " of ours alone"
         begin = clock()
         expected, found = (torch.cat(f()) for f in functions)
         once = clock() - begin
@@ -184,7 +217,7 @@ def measure(name, size, threads, seconds, device, log):
             for form, function in zip(("as it is", "accelerated"), functions, strict=True):
                 profile(function, f"{name}, {atoms} atoms, {step}, {form}", log)
         rows.append(
-            [atoms, step, f"{as_it_is:.1f}", f"{ours:.1f}", f"{ratio:.2f}", f"{difference:.1e}", *memory, exchanged]
+            [atoms, step, f"{as_it_is:.2f}", f"{ours:.2f}", f"{ratio:.2f}", f"{difference:.1e}", *memory, exchanged]
         )
     return rows
 
@@ -203,15 +236,19 @@ def main():
     parser.add_argument("--machine", help="what runs it, in words")
     parser.add_argument("--threads", type=int, default=1, help="1 measures CPU time, more the clock on the wall")
     parser.add_argument("--only", default="", help="models whose name contains it")
-    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES), help="atoms, about")
+    parser.add_argument(
+        "--sizes", nargs="+", choices=list(SIZES), help="atoms, about; 30 and 200, on a GPU 200 and 2000"
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="of each comparison, at least 3 rounds")
     parser.add_argument("--device", default="cpu", choices=list(RESULTS))
     parser.add_argument("--profile", default="", help="on a GPU: a file for the kernels of each step")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.sizes = options.sizes or (["200", "2000"] if options.device == "cuda" else ["30", "200"])
     settings = [options.threads, options.seconds, options.device, options.profile]
     if options.one:
-        print(json.dumps(measure(*options.one, *settings)))
+        name, *sizes = options.one
+        print(json.dumps([row for size in sizes for row in measure(name, size, *settings)]))
         return
     result = RESULTS[options.device]
     kept = []
@@ -226,13 +263,15 @@ def main():
         if version is None:
             print(f"{name}: skipped, {package} is not in {peers.PEERS}; tools/setup_peers.sh puts it there", flush=True)
             continue
-        for size in options.sizes[:1] if name in ONE_SIZE else options.sizes:
-            command = [sys.executable, __file__, "--one", name, size]
+        sizes = options.sizes[:1] if name in ONE_SIZE else options.sizes
+        # On a GPU one process for all: what is prepared there takes long, and memory is told apart.
+        for chosen in [sizes] if options.device == "cuda" else [[size] for size in sizes]:
+            command = [sys.executable, __file__, "--one", name, *chosen]
             for option in ("threads", "seconds", "device", "profile"):
                 command += [f"--{option}", str(getattr(options, option))]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                failed.append(f"{name}, {size} atoms: {done.stderr}")
+                failed.append(f"{name}, {' and '.join(chosen)} atoms: {done.stderr}")
                 print(failed[-1][-1500:], flush=True)
                 continue
             for row in json.loads(done.stdout.splitlines()[-1]):

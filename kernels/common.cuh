@@ -13,12 +13,14 @@
 #define HAMFAST_ALWAYS_INLINE __attribute__((always_inline))
 #define HAMFAST_INLINE __device__ __forceinline__
 #define HAMFAST_UNROLL _Pragma("unroll")
+#define HAMFAST_RESTRICT __restrict__
 #else
 #define HAMFAST_HD
 #define HAMFAST_CONSTANT
 #define HAMFAST_ALWAYS_INLINE
 #define HAMFAST_INLINE inline
 #define HAMFAST_UNROLL
+#define HAMFAST_RESTRICT
 #endif
 
 #if defined(__CUDA_ARCH__)
@@ -103,6 +105,16 @@ struct Warp {
     return value;
   }
 };
+
+// The block's dynamic shared memory.
+HAMFAST_INLINE float* shared_memory() {
+#if defined(HAMFAST_SIMT)
+  return static_cast<float*>(simt::Executor::get().shared());
+#else
+  extern __shared__ __align__(16) float hamfast_shared[];
+  return hamfast_shared;
+#endif
+}
 
 // Half precision, without cuda_fp16.h and cuda_bf16.h: run-time compilation has no headers but
 // ours.

@@ -41,26 +41,29 @@ struct ContractionCall {
 
 #if defined(__CUDACC__) || defined(HAMFAST_SIMT)
 
-// A thread's node and channel. Its numbers are rows of scratch memory, in which the threads of a
-// block are neighbours: monomials, their derivatives along the direction, gradients in both, and
-// the result.
+// A thread's node and channel. Its numbers are rows of memory in which the threads of a block are
+// neighbours: monomials, their derivatives along the direction, gradients in both, and the result;
+// rows that a call does not need are not there.
 template <class T>
 struct ContractionLane {
   const ContractionCall<T>& call;
-  T* scratch;
+  T* memory;
   int64_t stride;
 
-  __device__ static int64_t rows(const ContractionCall<T>& call) {
-    return 4 * call.monomials() + call.dims.g;
+  HAMFAST_HD static int64_t rows(const ContractionCall<T>& call) {
+    const int64_t along = call.direction.given() ? 2 : 1, pulled = call.grad_x.given() ? 2 : 1;
+    return along * pulled * call.monomials() + (call.grad_g.given() ? call.dims.g : 0);
   }
 
-  __device__ T& value(int64_t m) const { return scratch[m * stride]; }
-  __device__ T& tangent(int64_t m) const { return scratch[(call.monomials() + m) * stride]; }
-  __device__ T& grad_value(int64_t m) const { return scratch[(2 * call.monomials() + m) * stride]; }
-  __device__ T& grad_tangent(int64_t m) const {
-    return scratch[(3 * call.monomials() + m) * stride];
+  __device__ T& value(int64_t m) const { return memory[m * stride]; }
+  __device__ T& tangent(int64_t m) const { return memory[(call.monomials() + m) * stride]; }
+  __device__ T& grad_value(int64_t m) const {
+    return memory[((call.direction ? 2 : 1) * call.monomials() + m) * stride];
   }
-  __device__ T& out(int64_t i) const { return scratch[(4 * call.monomials() + i) * stride]; }
+  __device__ T& grad_tangent(int64_t m) const {
+    return memory[(3 * call.monomials() + m) * stride];
+  }
+  __device__ T& out(int64_t i) const { return memory[(rows(call) - call.dims.g + i) * stride]; }
 
   __device__ void make_monomials(int64_t node, int64_t channel) const {
     const int64_t at = (node * call.channels + channel) * call.dims.x;
@@ -80,15 +83,29 @@ struct ContractionLane {
     }
   }
 
-  // A group's terms without the prefix, and their derivative along the direction.
-  template <class Coefficient>
-  __device__ void sum_terms(const ContractionGroup& group, const Coefficient& coefficient, T* sum,
-                            T* sum_along) const {
-    *sum = *sum_along = T(0);
-    for (int64_t t = group.first; t < group.first + group.terms; ++t) {
-      const T c = coefficient(t);
-      *sum += c * value(call.factors[t]);
-      if (call.direction) *sum_along += c * tangent(call.factors[t]);
+  // Calls `visit(group, terms, sum, sum_along)` for every group: its terms' coefficients and
+  // factors, their sum without the prefix, and its derivative along the direction. What comes from
+  // memory is read one group ahead, its place two groups ahead.
+  template <class Coefficient, class Visit>
+  __device__ void for_each_group(const Coefficient& coefficient, const Visit& visit) const {
+    const auto group_at = [&](int64_t n) { return call.groups[n < call.num_groups ? n : 0]; };
+    if (call.num_groups == 0) return;
+    ContractionGroup group = group_at(0), next_group = group_at(1);
+    Terms terms = read(group, coefficient);
+    for (int64_t n = 0; n < call.num_groups; ++n) {
+      const ContractionGroup after = group_at(n + 2);
+      const Terms next = read(next_group, coefficient);
+      T sum = T(0), sum_along = T(0);
+      HAMFAST_UNROLL
+      for (int t = 0; t < kMostTerms; ++t) {
+        if (t >= group.terms) continue;
+        sum += terms.coefficient[t] * value(terms.factor[t]);
+        if (call.direction) sum_along += terms.coefficient[t] * tangent(terms.factor[t]);
+      }
+      visit(group, terms, sum, sum_along);
+      group = next_group;
+      next_group = after;
+      terms = next;
     }
   }
 
@@ -114,7 +131,36 @@ struct ContractionLane {
       grad_tangent(product.parent) += grad_along * f;
     }
   }
+
+  // Of one group.
+  struct Terms {
+    T coefficient[kMostTerms];
+    int64_t factor[kMostTerms];
+  };
+
+  template <class Coefficient>
+  __device__ Terms read(const ContractionGroup& group, const Coefficient& coefficient) const {
+    Terms terms{};
+    HAMFAST_UNROLL
+    for (int t = 0; t < kMostTerms; ++t) {
+      if (t >= group.terms) continue;
+      terms.coefficient[t] = coefficient(group.first + t);
+      terms.factor[t] = call.factors[group.first + t];
+    }
+    return terms;
+  }
 };
+
+// The memory of a block's lanes: shared memory, or where that is too small a part of `scratch`.
+template <bool kShared, class T>
+__device__ inline T* contraction_memory(const ContractionCall<T>& call, T* scratch) {
+  T* rows = nullptr;
+  if constexpr (kShared)
+    rows = reinterpret_cast<T*>(HAMFAST_ISA::shared_memory());
+  else
+    rows = scratch + blockIdx.x * kWarp * ContractionLane<T>::rows(call);
+  return rows + threadIdx.x;
+}
 
 // Where component i of a channel lies in the node's row of the result.
 template <class T>
@@ -146,12 +192,12 @@ __global__ void contraction_entries_kernel(const ContractionEntry* entries, cons
 }
 
 // A warp per node and 32 channels: the result, and the gradient in x. coefficients: [species,
-// terms, channels]; scratch: ContractionLane::rows of every thread.
-template <class T>
-__global__ void contraction_kernel(ContractionCall<T> call, const T* coefficients, T* scratch) {
+// terms, channels].
+template <class T, bool kShared>
+__global__ void contraction_kernel(ContractionCall<T> call, const T* HAMFAST_RESTRICT coefficients,
+                                   T* scratch) {
   const int64_t tiles = (call.channels + kWarp - 1) / kWarp;
-  const ContractionLane<T> lane{
-      call, scratch + blockIdx.x * kWarp * ContractionLane<T>::rows(call) + threadIdx.x, kWarp};
+  const ContractionLane<T> lane{call, contraction_memory<kShared>(call, scratch), kWarp};
   for (int64_t task = blockIdx.x; task < call.nodes * tiles; task += gridDim.x) {
     const int64_t node = task / tiles, channel = task % tiles * kWarp + threadIdx.x;
     if (channel >= call.channels) continue;
@@ -175,20 +221,21 @@ __global__ void contraction_kernel(ContractionCall<T> call, const T* coefficient
         lane.grad_value(m) = T(0);
         if (along) lane.grad_tangent(m) = T(0);
       }
-    for (int64_t n = 0; n < call.num_groups; ++n) {
-      const ContractionGroup group = call.groups[n];
-      T sum, sum_along;
-      lane.sum_terms(group, coefficient, &sum, &sum_along);
-      if (call.grad_g) lane.out(group.component) += lane.with_prefix(group, sum, sum_along);
-      if (!call.grad_x) continue;
-      const T g = call.g[node * call.channels * call.dims.g +
-                         contraction_column(call, channel, group.component)];
-      const T pull = g * (along ? lane.tangent(group.prefix) : lane.value(group.prefix));
-      lane.grad_value(group.prefix) += g * (along ? sum_along : sum);
-      if (along) lane.grad_tangent(group.prefix) += g * sum;
-      for (int64_t t = group.first; t < group.first + group.terms; ++t)
-        lane.grad_value(call.factors[t]) += pull * coefficient(t);
-    }
+    lane.for_each_group(
+        coefficient, [&](const ContractionGroup& group, const auto& terms, T sum, T sum_along) {
+          if (call.grad_g) lane.out(group.component) += lane.with_prefix(group, sum, sum_along);
+          if (!call.grad_x) return;
+          const T g = call.g[node * call.channels * call.dims.g +
+                             contraction_column(call, channel, group.component)];
+          const T pull = g * (along ? lane.tangent(group.prefix) : lane.value(group.prefix));
+          lane.grad_value(group.prefix) += g * (along ? sum_along : sum);
+          if (along) lane.grad_tangent(group.prefix) += g * sum;
+          HAMFAST_UNROLL
+          for (int t = 0; t < kMostTerms; ++t) {
+            if (t >= group.terms) continue;
+            lane.grad_value(terms.factor[t]) += pull * terms.coefficient[t];
+          }
+        });
     if (call.grad_g)
       for (int64_t i = 0; i < call.dims.g; ++i)
         call.grad_g[node * call.channels * call.dims.g + contraction_column(call, channel, i)] =
@@ -201,12 +248,11 @@ __global__ void contraction_kernel(ContractionCall<T> call, const T* coefficient
 }
 
 // The gradient in y: a warp per node and species, lanes are channels.
-template <class T>
-__global__ void contraction_species_kernel(ContractionCall<T> call, const T* coefficients,
-                                           T* scratch) {
+template <class T, bool kShared>
+__global__ void contraction_species_kernel(ContractionCall<T> call,
+                                           const T* HAMFAST_RESTRICT coefficients, T* scratch) {
   const HAMFAST_ISA::Warp warp;
-  const ContractionLane<T> lane{
-      call, scratch + blockIdx.x * kWarp * ContractionLane<T>::rows(call) + threadIdx.x, kWarp};
+  const ContractionLane<T> lane{call, contraction_memory<kShared>(call, scratch), kWarp};
   for (int64_t task = blockIdx.x; task < call.nodes * call.species; task += gridDim.x) {
     const int64_t node = task / call.species, s = task % call.species;
     T total = T(0);
@@ -215,24 +261,36 @@ __global__ void contraction_species_kernel(ContractionCall<T> call, const T* coe
         return coefficients[(s * call.terms + t) * call.channels + channel];
       };
       lane.make_monomials(node, channel);
-      for (int64_t n = 0; n < call.num_groups; ++n) {
-        const ContractionGroup group = call.groups[n];
-        T sum, sum_along;
-        lane.sum_terms(group, coefficient, &sum, &sum_along);
-        total += lane.with_prefix(group, sum, sum_along) *
-                 call.g[node * call.channels * call.dims.g +
-                        contraction_column(call, channel, group.component)];
-      }
+      lane.for_each_group(coefficient,
+                          [&](const ContractionGroup& group, const auto&, T sum, T sum_along) {
+                            total += lane.with_prefix(group, sum, sum_along) *
+                                     call.g[node * call.channels * call.dims.g +
+                                            contraction_column(call, channel, group.component)];
+                          });
     }
     total = warp.sum(total);
     if (warp.rank() == 0) call.grad_y[task] = total;
   }
 }
 
-// Gradients in the coefficients, [species, terms, channels]: a warp per species, group and 32
-// channels, which walks over the nodes and makes what it needs of the monomials again.
+// to[n, j, c] = from[n, c, j]: neighbouring threads then read neighbouring numbers.
 template <class T>
-__global__ void contraction_coefficients_kernel(ContractionCall<T> call, T* grad) {
+__global__ void contraction_transpose_kernel(const T* from, T* to, int64_t nodes, int64_t channels,
+                                             int64_t dim) {
+  const int64_t elements = nodes * channels * dim;
+  for (int64_t n = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; n < elements;
+       n += int64_t(gridDim.x) * blockDim.x)
+    to[n] = from[(n / channels / dim * channels + n % channels) * dim + n / channels % dim];
+}
+
+// Gradients in the coefficients, [species, terms, channels]: a warp per species, group and 32
+// channels, which walks over the nodes and makes what it needs of the monomials again. x,
+// direction: [nodes, dims.x, channels].
+template <class T>
+__global__ void contraction_coefficients_kernel(ContractionCall<T> call,
+                                                const T* HAMFAST_RESTRICT x,
+                                                const T* HAMFAST_RESTRICT direction, T* grad) {
+  constexpr int kChain = 4;  // factors of a prefix that are kept in registers
   const int64_t tiles = (call.channels + kWarp - 1) / kWarp;
   const int64_t tasks = call.species * call.num_groups * tiles;
   const bool along = call.direction.given();
@@ -242,26 +300,44 @@ __global__ void contraction_coefficients_kernel(ContractionCall<T> call, T* grad
     const int64_t s = task / tiles / call.num_groups;
     if (channel >= call.channels) continue;
     const int64_t column = contraction_column(call, channel, group.component);
+    const auto split = [&](int64_t m) {
+      return m > call.dims.x ? call.products[m - 1 - call.dims.x] : Product{0, m};
+    };
+    int64_t prefix[kChain], factors[kMostTerms], rest = group.prefix;
+    HAMFAST_UNROLL
+    for (int n = 0; n < kChain; ++n) {
+      prefix[n] = -1;
+      if (rest == 0) continue;
+      const Product pair = split(rest);
+      prefix[n] = (pair.factor - 1) * call.channels + channel;
+      rest = pair.parent;
+    }
+    HAMFAST_UNROLL
+    for (int t = 0; t < kMostTerms; ++t)
+      factors[t] =
+          t < group.terms ? (call.factors[group.first + t] - 1) * call.channels + channel : channel;
     T total[kMostTerms] = {};
     for (int64_t node = 0; node < call.nodes; ++node) {
       const T y = call.y[node * call.species + s];
       if (y == T(0)) continue;
-      const int64_t at = (node * call.channels + channel) * call.dims.x;
+      const int64_t at = node * call.channels * call.dims.x;
       T value = y * call.g[node * call.channels * call.dims.g + column], tangent = T(0);
-      for (int64_t m = group.prefix; m > 0;) {
-        const bool product = m > call.dims.x;
-        const Product pair = product ? call.products[m - 1 - call.dims.x] : Product{0, m};
-        const T x = call.x[at + pair.factor - 1];
-        if (along) tangent = tangent * x + value * call.direction[at + pair.factor - 1];
-        value *= x;
+      const auto multiply = [&](int64_t place) {
+        if (along) tangent = tangent * x[at + place] + value * direction[at + place];
+        value *= x[at + place];
+      };
+      HAMFAST_UNROLL
+      for (int n = 0; n < kChain; ++n)
+        if (prefix[n] >= 0) multiply(prefix[n]);
+      for (int64_t m = rest; m > 0;) {
+        const Product pair = split(m);
+        multiply((pair.factor - 1) * call.channels + channel);
         m = pair.parent;
       }
       HAMFAST_UNROLL
       for (int t = 0; t < kMostTerms; ++t) {
-        if (t >= group.terms) continue;
-        const int64_t j = call.factors[group.first + t] - 1;
-        total[t] += (along ? tangent : value) * call.x[at + j];
-        if (along) total[t] += value * call.direction[at + j];
+        total[t] += (along ? tangent : value) * x[at + factors[t]];
+        if (along) total[t] += value * direction[at + factors[t]];
       }
     }
     HAMFAST_UNROLL

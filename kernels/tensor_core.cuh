@@ -58,16 +58,6 @@ HAMFAST_INLINE void multiply_add(float* d, const Tf32<4>& a, const Tf32<2>& b) {
   multiply_add_tf32(d, a.high, b.high);
 }
 
-// The block's dynamic shared memory.
-HAMFAST_INLINE float* shared_memory() {
-#if defined(HAMFAST_SIMT)
-  return static_cast<float*>(simt::Executor::get().shared());
-#else
-  extern __shared__ __align__(16) float hamfast_shared[];
-  return hamfast_shared;
-#endif
-}
-
 }  // namespace hamfast::HAMFAST_ISA
 
 #endif

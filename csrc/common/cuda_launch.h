@@ -17,6 +17,7 @@ using LaunchGuard = torch::stable::accelerator::DeviceGuard;
 
 struct Grid {
   int64_t x = 1, y = 1;
+  int64_t shared_bytes = 0;  // dynamic shared memory of a block
 };
 
 // torch 2.13 has Stream::nativeHandle; our floor is 2.11, where the C shim of libtorch_cuda gives
@@ -36,13 +37,21 @@ inline cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
+constexpr int64_t kPlainShared = 48 << 10;  // what a kernel may have without asking for it
+
 // kernel<<<grid, threads>>>(arguments...) on the device's current stream.
 template <class... Parameters, class... Arguments>
 void launch(const char* op, void (*kernel)(Parameters...), Grid grid, int threads, int32_t device,
             const Arguments&... arguments) {
-  kernel<<<dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y)), threads, 0,
-           current_stream(device)>>>(arguments...);
-  const cudaError_t error = cudaGetLastError();
+  cudaError_t error = cudaSuccess;
+  if (grid.shared_bytes > kPlainShared)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(grid.shared_bytes));
+  if (error == cudaSuccess) {
+    kernel<<<dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y)), threads,
+             static_cast<size_t>(grid.shared_bytes), current_stream(device)>>>(arguments...);
+    error = cudaGetLastError();
+  }
   STD_TORCH_CHECK(error == cudaSuccess, op, ": kernel launch failed: ", cudaGetErrorString(error));
 }
 

@@ -8,8 +8,9 @@
 namespace hamfast {
 
 struct SymmetricContractionOnCuda : OnCuda {
-  // Warps at a time: each has scratch memory of its own, which the caches should hold.
-  static constexpr int64_t kWarps = 1024;
+  // A warp's lanes have their numbers in shared memory, up to this size: what every GPU since sm_80
+  // has twice. Larger ones lie in scratch memory, for so many warps at a time that the caches help.
+  static constexpr int64_t kMostShared = 80 << 10, kWarps = 1024;
 
   template <class T>
   static void run(const ContractionCall<T>& call, const Tensor& like, const Tensor& w,
@@ -32,21 +33,40 @@ struct SymmetricContractionOnCuda : OnCuda {
     const Tensor coefficients = empty(numbers);
     entries(call.by_term, call.by_term_value, call.term_ptr, call.w, paths,
             coefficients.mutable_data_ptr<T>(), call.terms);
-    const auto with_scratch = [&](void (*kernel)(ContractionCall<T>, const T*, T*), int64_t tasks) {
+    using Kernel = void (*)(ContractionCall<T>, const T*, T*);
+    const auto in_lanes = [&](Kernel with_shared, Kernel with_scratch, int64_t tasks) {
       if (tasks == 0) return;
-      const int64_t blocks = std::min(tasks, kWarps);
-      const Tensor scratch = empty(blocks * kWarp * (4 * call.monomials() + call.dims.g));
-      launch(op, kernel, Grid{blocks}, kWarp, device, call,
+      const int64_t numbers_of_warp = kWarp * ContractionLane<T>::rows(call);
+      const int64_t bytes = numbers_of_warp * static_cast<int64_t>(sizeof(T));
+      const bool shared = bytes <= kMostShared;
+      const Grid grid{shared ? blocks_for(tasks) : std::min(tasks, kWarps), 1, shared ? bytes : 0};
+      const Tensor scratch = empty(shared ? 0 : grid.x * numbers_of_warp);
+      launch(op, shared ? with_shared : with_scratch, grid, kWarp, device, call,
              static_cast<const T*>(coefficients.mutable_data_ptr<T>()),
              scratch.mutable_data_ptr<T>());
     };
-    if (call.grad_g || call.grad_x) with_scratch(contraction_kernel<T>, call.nodes * tiles);
-    if (call.grad_y) with_scratch(contraction_species_kernel<T>, call.nodes * call.species);
+    if (call.grad_g || call.grad_x)
+      in_lanes(contraction_kernel<T, true>, contraction_kernel<T, false>, call.nodes * tiles);
+    if (call.grad_y)
+      in_lanes(contraction_species_kernel<T, true>, contraction_species_kernel<T, false>,
+               call.nodes * call.species);
     if (!call.grad_w) return;
-    const Tensor grad = empty(numbers);
+    const auto transposed = [&](const T* from) {
+      constexpr int kThreads = 256;
+      const int64_t size = call.nodes * call.channels * call.dims.x;
+      Tensor to = empty(size);
+      if (size > 0)
+        launch(op, contraction_transpose_kernel<T>,
+               Grid{blocks_for((size + kThreads - 1) / kThreads)}, kThreads, device, from,
+               to.mutable_data_ptr<T>(), call.nodes, call.channels, call.dims.x);
+      return to;
+    };
+    const Tensor grad = empty(numbers), by_channel = transposed(call.x);
+    const Tensor along_by_channel = call.direction ? transposed(call.direction.data) : empty(0);
     const int64_t tasks = call.species * call.num_groups * tiles;
     if (tasks > 0)
       launch(op, contraction_coefficients_kernel<T>, Grid{blocks_for(tasks)}, kWarp, device, call,
+             by_channel.const_data_ptr<T>(), along_by_channel.const_data_ptr<T>(),
              grad.mutable_data_ptr<T>());
     entries(call.by_path, call.by_path_value, call.path_ptr, grad.const_data_ptr<T>(), call.terms,
             call.grad_w.data, paths);

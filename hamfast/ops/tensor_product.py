@@ -132,11 +132,12 @@ def _choice(plan: Plan, shared: bool, device: str, wanted: str | None, rows: int
         return "general" if problem else choose_lowering(plan, shared, device, rows=rows, derivatives=derivatives)
     if problem and wanted in ("channel", "mix"):
         raise ValueError(f"tensor_product: lowering: {wanted!r} cannot run: {problem}; 'general' can")
-    possible = [e.lowering for e in estimates(plan, shared, device)]
+    # On GPUs the general kernel is never the choice, and can be asked for.
+    possible = [e.lowering for e in estimates(plan, shared, device)] + (["general"] if device in TUNED else [])
     if wanted not in possible:
         weights = "shared weights" if shared else "weights per row"
         raise ValueError(
-            f"tensor_product: lowering: expected {' or '.join(possible)} for this plan with {weights} on {device}, found {wanted!r}"
+            f"tensor_product: lowering: expected {' or '.join(dict.fromkeys(possible))} for this plan with {weights} on {device}, found {wanted!r}"
         )
     return wanted
 

@@ -98,6 +98,28 @@ def test_any_number_of_channels_and_nodes(channels, device):
 
 
 @pytest.mark.cuda_sources
+def test_more_products_than_shared_memory_holds(device):
+    """The CUDA kernels keep a block's numbers elsewhere then: 80 KB are exceeded by the second
+    derivative alone, and by the first, too."""
+    for dim in (13, 20):
+        tensors = random_tensors(dim, 3, (1,))
+        plan = contraction_plan(tensors, dim)
+        x, w, y = leaves(plan, 33, device, 3)
+        y = y.detach()
+        out = ops.symmetric_contraction(x, w, y, plan)
+        expected = reference.symmetric_contraction(x, w, y, [[torch.tensor(t, device=device) for t in tensors[0]]])
+        assert_close(out, expected)
+        grad, along = torch.randn_like(out), [torch.randn_like(t) for t in (x, w)]
+        for value in (out, expected):
+            first = torch.autograd.grad(value, (x, w), grad, create_graph=True)
+            second = torch.autograd.grad(first, (x, w), along)
+            if value is out:
+                found = (*first, *second)
+        for a, b in zip(found, (*first, *second), strict=True):
+            assert_close(a, b)
+
+
+@pytest.mark.cuda_sources
 @pytest.mark.interpreter
 def test_one_wanted_at_a_time(device):
     """Each of the op's results alone, with and without a direction: kernels differ."""

@@ -12,6 +12,7 @@ using LaunchGuard = NoGuard;
 
 struct Grid {
   int64_t x = 1, y = 1;
+  int64_t shared_bytes = 0;
 };
 
 inline void* current_stream(int32_t) { return nullptr; }
@@ -21,8 +22,8 @@ template <class... Parameters, class... Arguments>
 void launch(const char*, void (*kernel)(Parameters...), Grid grid, int threads, int32_t,
             const Arguments&... arguments) {
   simt::launch({static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y)},
-               {static_cast<unsigned>(threads)}, 0, simt::seed(),
-               std::function<void(Parameters...)>(kernel), Parameters(arguments)...);
+               {static_cast<unsigned>(threads)}, static_cast<size_t>(grid.shared_bytes),
+               simt::seed(), std::function<void(Parameters...)>(kernel), Parameters(arguments)...);
 }
 
 }  // namespace hamfast
