@@ -169,31 +169,14 @@ def _between_atoms(uncertainty: Uncertainty, atoms: int, phase: np.ndarray | Non
 
 
 class _Stack:
-    """M(k) of several matrices with the same pairs."""
+    """c^+ M(k) c of several matrices."""
 
     def __init__(self, matrices: tuple[BlockMatrix, ...], sizes: np.ndarray):
-        self.count = len(matrices)
-        if not matrices:
-            return
-        first = matrices[0]
-        # Where each entry goes, and which entry it is.
-        numbered = BlockMatrix(first.pairs, first.shapes, first.boundaries, np.arange(len(first.entries), dtype=float))
-        bloch = BlochMatrix(numbered, sizes)
-        self.size, self.cells, self.shifts, self.begins = bloch.size, bloch.cells, bloch.shifts, bloch.begins
-        rows, columns = bloch.indices, np.repeat(np.arange(bloch.size), np.diff(bloch.indptr))
-        if bloch.slots is not None:
-            rows, columns = rows[bloch.slots], columns[bloch.slots]
-        self.places = rows.astype(np.int64) * bloch.size + columns
-        self.values = np.stack([m.entries[bloch.values.astype(np.int64)] for m in matrices])
+        self.matrices = [BlochMatrix(matrix, sizes) for matrix in matrices]
 
     def first_order(self, k: np.ndarray, states: np.ndarray) -> np.ndarray:
         """``[matrices, bands]``: c^+ M(k) c of each column c of ``states``."""
-        found = np.zeros((self.count, states.shape[1]))
-        if not self.count:
-            return found
-        phase = np.exp(2j * np.pi * (self.shifts @ k))[self.cells]
-        for n, values in enumerate(self.values):
-            matrix = np.zeros(self.size**2, dtype=np.complex128)
-            matrix[self.places] = np.add.reduceat(values * phase, self.begins)
-            found[n] = np.sum(states.conj() * (matrix.reshape(self.size, self.size) @ states), axis=0).real
+        found = np.zeros((len(self.matrices), states.shape[1]))
+        for row, matrix in zip(found, self.matrices, strict=True):
+            row[:] = np.sum(states.conj() * (matrix.at(k).toarray() @ states), axis=0).real
         return found

@@ -84,7 +84,7 @@ def _middle_of_gap(problem, points, nulls, inside: float) -> float:
 def _half_of(problem: EigenProblem, kpoints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Points and weights. Of real H(R) and S(R), k and -k have the same levels: one is enough."""
     kpoints = np.asarray(kpoints, dtype=np.float64).reshape(-1, 3)
-    if np.iscomplexobj(problem.hamiltonian.values):
+    if problem.hamiltonian.is_complex:
         return kpoints, np.ones(len(kpoints), dtype=np.int64)
     folded = np.round(kpoints % 1.0, 9) % 1.0
     opposite = np.round(-kpoints % 1.0, 9) % 1.0

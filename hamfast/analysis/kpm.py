@@ -92,7 +92,7 @@ def _densities(h: Any, s: Any, z: np.ndarray, grid: np.ndarray, width: float, wh
 
 
 def _solve(factor: Factor, b: np.ndarray) -> np.ndarray:
-    if np.iscomplexobj(b) and not np.iscomplexobj(factor.matrix.data):
+    if np.iscomplexobj(b) and not np.issubdtype(factor.dtype, np.complexfloating):
         return factor.solve(b.real) + 1j * factor.solve(b.imag)
     return factor.solve(b)
 

@@ -19,7 +19,7 @@ import scipy.linalg
 import scipy.sparse
 import scipy.sparse.linalg
 
-from hamfast.analysis.direct import Unstable, factorized
+from hamfast.analysis.direct import Factor, Unstable, factorized
 from hamfast.errors import DataWarning, HamfastError
 
 STEPS = (1e-5, 1e-4, 1e-3, 1e-2)
@@ -63,8 +63,10 @@ class ShiftedFactor:
     """
 
     def __init__(self, h, s, sigma: float, null: np.ndarray | None):
-        self.factor, self.null = factorized(h - sigma * s), null
-        self.dtype, self.shape = self.factor.matrix.dtype, self.factor.matrix.shape
+        self.make = lambda: factorized(h - sigma * s)
+        self.factor: Factor | None = self.make()
+        self.null = null
+        self.dtype, self.shape = np.result_type(h.dtype, s.dtype), h.shape
         self.negative = self.factor.negative
         if null is not None:
             self.solved = self.factor.solve(null)
@@ -74,10 +76,16 @@ class ShiftedFactor:
 
     def solve(self, b):
         """The x of ``(H - sigma S) x = b``, ``[size]``, on the complement of ``null``."""
+        if self.factor is None:
+            self.factor = self.make()
         x = self.factor.solve(np.ravel(b))
         if self.null is not None:
             x = x - self.solved @ np.linalg.solve(self.schur, self.null.conj().T @ x)
         return x
+
+    def forget(self) -> None:
+        """Frees the memory of the factors, which are made anew if they are wanted again."""
+        self.factor = None
 
 
 def smallest_overlap(s, where: str) -> float:
@@ -181,12 +189,20 @@ def _both_sides(h, s, sigma, count, factor, size, null) -> NearLevels:
         below = min(below, nu)
         above = min(count - below, size - nu)
         below = min(count - above, nu)
-    low = _search(h, s, sigma, below, factor, "SA", null)
-    high = _search(h, s, sigma, above, factor, "LA", null)
+    half = max(below, above)
+    if np.issubdtype(factor.dtype, np.floating) and below > 0 and abs(below - above) <= 1 and 2 * half < size - 1:
+        # One Krylov space for both sides needs less than half of the solves. ARPACK has it for
+        # real matrices.
+        values, vectors = _search(h, s, sigma, 2 * half, factor, "BE", null)
+        low, high = ((values[side], vectors[:, side]) for side in (values < sigma, values > sigma))
+    else:
+        low = _search(h, s, sigma, below, factor, "SA", null)
+        high = _search(h, s, sigma, above, factor, "LA", null)
     for _ in range(6):
         energies = np.sort(np.concatenate([low[0], high[0]]))
         if nu is None:
             break
+        factor.forget()  # those of the counts need the memory
         at_low = nu if len(low[0]) == 0 else _count(h, s, energies[0], -1, null)
         at_high = nu if len(high[0]) == 0 else _count(h, s, energies[-1], 1, null)
         if at_low is None or at_high is None:
@@ -223,7 +239,8 @@ def _count(h, s, end, sign, null) -> int | None:
 
 
 def _search(h, s, sigma, count, factor, which, null, known=None) -> tuple[np.ndarray, np.ndarray]:
-    """Adds ``count`` levels on one side of sigma to those that are ``known``.
+    """Adds ``count`` levels to those that are ``known``: below sigma (``which`` is SA), above it
+    (LA), or half of them on either side (BE).
 
     Each level is checked against the equation that it solves.
 
@@ -271,7 +288,7 @@ def _search(h, s, sigma, count, factor, which, null, known=None) -> tuple[np.nda
             f"the level {found[worst]:.4f} eV does not solve H c = E S c, its residual is {misfit[worst]:.2g} eV, expected at "
             f"most {RESIDUAL * scale:.2g}"
         )
-    right = found < sigma if which == "SA" else found > sigma
+    right = {"SA": found < sigma, "LA": found > sigma, "BE": found == found}[which]
     values, vectors = np.concatenate([values, found[right]]), np.concatenate([vectors, new[:, right]], axis=1)
     if vectors.shape[1]:
         # ARPACK's complex solver leaves vectors of one level at any angle.

@@ -196,7 +196,9 @@ def test_a_mesh_is_three_numbers_from_one_on(mesh):
 def test_sparse_memory_is_that_of_the_blocks(graphene):
     snapshot = read_snapshot(graphene / "dft" / "3x3_022")
     matrix = BlochMatrix(snapshot.hamiltonian, np.full(18, 13))
-    assert len(matrix.values) == len(snapshot.hamiltonian.entries)
+    assert np.shares_memory(matrix.entries, snapshot.hamiltonian.entries)
+    elements = len(np.unique(snapshot.hamiltonian.pairs[:, 3:], axis=0)) * 13**2
+    assert matrix.indices.nbytes == 4 * elements
 
 
 @pytest.mark.parametrize("spins", [1, 2])
