@@ -58,14 +58,18 @@ class _Speed(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed / task.fields['passes']:.3g} atoms/s")
+        return Text(
+            "" if speed is None or "passes" not in task.fields else f"{speed / task.fields['passes']:.3g} atoms/s"
+        )
 
 
 @contextmanager
-def pieces():
-    """Shows how far structures that go through a network in pieces are, on a terminal.
+def pieces(structures: int):
+    """Shows on a terminal how many of several structures are done, and how far those are that go
+    through a network in pieces.
 
-    Yields what :attr:`hamfast.analysis.in_pieces.Limits.report` is.
+    Yields what :attr:`hamfast.analysis.in_pieces.Limits.report` is, and a function to be called
+    after every structure.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), _Speed(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -74,7 +78,8 @@ def pieces():
             task = progress.add_task(escape(name), total=atoms * passes, passes=passes)
             return lambda done: progress.advance(task, done)
 
-        yield report
+        whole = progress.add_task("predicting", total=structures, visible=structures > 1)
+        yield report, lambda: progress.advance(whole)
 
 
 @contextmanager

@@ -67,12 +67,14 @@ def predict(
     wanted = level if uncertainty else None
     if wanted is not None:
         calibrated(loaded.model, str(checkpoint)).blocks.quantiles(wanted)
-    with pieces() as report, together() as processes, warnings.catch_warnings():
+    bar = pieces(len(folders) + len(files))
+    with bar as (report, done), together() as processes, warnings.catch_warnings():
         if not processes.is_first:
             warnings.simplefilter("ignore", DataWarning)
         limits = Limits(None if memory is None else memory_in_bytes(memory), processes, report)
         for folder, target in zip(folders, targets, strict=True):
             _tell_written(write_prediction(loaded, folder, target, precision, compress, wanted, limits))
+            done()
         for path in files:
             parent = path.parent if output is None else output
             ending = "_predicted" if output is None else ""
@@ -82,6 +84,7 @@ def predict(
                 _tell_written(written)
                 if written is not None:
                     say(f"wrote {written.hamiltonian.with_name(OVERLAP)}")
+            done()
 
 
 def _tell_written(written: Written | None) -> None:
