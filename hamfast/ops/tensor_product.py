@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
@@ -20,11 +21,12 @@ from hamfast.ops.multilinear import make_tables, mix_blocks, multilinear
 from hamfast.ops.notice import slow_path
 from hamfast.ops.path_einsum import product_by_paths
 from hamfast.ops.radial import RadialWeights, radial_product
+from hamfast.ops.row_matmul import row_matmul, row_tables
 from hamfast.ops.transforms import is_transformed
 from hamfast.plan import Plan
-from hamfast.plan.channel import is_channel_wise, is_mixing, live_paths
+from hamfast.plan.channel import MixBlock, is_channel_wise, is_mixing, live_paths
 from hamfast.plan.cost import TUNED, TYPICAL_ROWS, choose_lowering, estimates, rows_like
-from hamfast.plan.plan import Instruction
+from hamfast.plan.plan import Instruction, IrrepBlock
 
 
 def tensor_product(
@@ -267,31 +269,30 @@ def _mix(x, y, weight, plan, edges, gather, scatter, layout):
     """
     shared, dtype = weight.dim() == 1, x.dtype
     if not shared:
-        x, y, weight = _in_float32(x, y, weight)  # torch's products of small matrices are slow in half precision
+        x, y, weight = _in_float32(x, y, weight)
     tables, mixes = make_tables(plan, "pairs", x.dtype, x.device), mix_blocks(plan)
     pairs = multilinear(x, y, None, tables, edges, gather, scatter and shared, (layout, "blocks"))
     rows = pairs.shape[0]
-    # One split: its derivative is one concatenation, where that of slices is a full tensor each.
-    matrices = weight.split([ins.weight_numel for ins in plan.instructions], dim=-1)
-    shapes = [(2 * mix.l + 1, mix.pairs, mix.mul) for mix in mixes]
-    of_blocks = [[_v_slow(matrices[n], plan.instructions[n]) for n in mix.instructions] for mix in mixes]
     if shared:
-        flat = torch.cat([matrix.flatten() for block in of_blocks for matrix in block])
-        mixed = block_matmul(pairs.flatten(), flat, rows, shapes)
-        made = mixed.split([rows * r * n for r, _, n in shapes])
+        # One split: its derivative is one concatenation, where that of slices is a full tensor each.
+        matrices = weight.split([ins.weight_numel for ins in plan.instructions])
+        flat = torch.cat([_v_slow(matrices[n], plan.instructions[n]).flatten() for mix in mixes for n in mix.instructions])
+        mixed = block_matmul(pairs.flatten(), flat, rows, [(2 * mix.l + 1, mix.pairs, mix.mul) for mix in mixes])
     else:
-        blocks = pairs.flatten().split([rows * r * p for r, p, _ in shapes])
-        made = [
-            _mix_rows(block.view(rows, r, p), block_matrices)
-            for block, block_matrices, (r, p, _) in zip(blocks, of_blocks, shapes, strict=True)
-        ]
+        mixed = row_matmul(pairs.flatten(), weight, row_tables(plan, x.device))
+    out = rows_of_blocks(mixed, rows, mixes, plan.irreps_out, layout)
+    return (sum_over_edges(out, "receiver", edges.graph) if scatter and not shared else out).to(dtype)
+
+
+def rows_of_blocks(flat: Tensor, rows: int, mixes: Sequence[MixBlock], irreps: Sequence[IrrepBlock], layout: str) -> Tensor:
+    """``[rows, dim]`` of irreps from the blocks ``[rows, 2 l + 1, mul]`` that ``mixes`` names; the others are 0."""
+    made = flat.split([rows * (2 * mix.l + 1) * mix.mul for mix in mixes])
     found = {mix.i_out: block for mix, block in zip(mixes, made, strict=True)}
     columns = []
-    for i, (mul, l, _) in enumerate(plan.irreps_out):
-        block = found[i].view(rows, 2 * l + 1, mul) if i in found else x.new_zeros(rows, 2 * l + 1, mul)
+    for i, (mul, l, _) in enumerate(irreps):
+        block = found[i].view(rows, 2 * l + 1, mul) if i in found else flat.new_zeros(rows, 2 * l + 1, mul)
         columns.append((block.transpose(1, 2) if layout == "mul_ir" else block).flatten(1))
-    out = torch.cat(columns, dim=1)
-    return (sum_over_edges(out, "receiver", edges.graph) if scatter and not shared else out).to(dtype)
+    return torch.cat(columns, dim=1)
 
 
 def _v_slow(matrix: Tensor, ins: Instruction) -> Tensor:
@@ -300,13 +301,3 @@ def _v_slow(matrix: Tensor, ins: Instruction) -> Tensor:
     if n1 > 1 and n2 > 1:
         return matrix.unflatten(-1, (n1, n2, n3)).transpose(-3, -2).flatten(-3, -2)
     return matrix.unflatten(-1, (n1 * n2, n3))
-
-
-def _mix_rows(pairs: Tensor, matrices: list[Tensor]) -> Tensor:
-    """``[rows, d, pairs]`` times the paths' matrices of each row, ``[rows, pairs of a path, n]``:
-    ``[rows, d, n]``."""
-    total = None
-    for part, matrix in zip(pairs.split([m.shape[1] for m in matrices], dim=2), matrices, strict=True):
-        total = torch.bmm(part, matrix) if total is None else torch.baddbmm(total, part, matrix)
-    assert total is not None
-    return total.contiguous()

@@ -20,7 +20,7 @@ import numpy as np
 
 from hamfast.plan.coupling import wigner_3j
 from hamfast.plan.plan import Instruction, IrrepBlock, Plan, pair_count
-from hamfast.records.tables import ChannelBlock, ChannelTask, CouplingEntry
+from hamfast.records.tables import ChannelBlock, ChannelTask, CouplingEntry, RowDims, RowTask
 
 PAD = 16
 """Channels are padded to a multiple of it: ``kPad`` in csrc/tensor_product/channel_call.h."""
@@ -122,6 +122,37 @@ def mix_tables(plan: Plan) -> tuple[ChannelTables, tuple[MixBlock, ...]]:
     # The last vector of a block may reach over its end, into zeros that are added to whatever is
     # there.
     return builder.tables(g_padded + PAD), tuple(mixes)
+
+
+@cache
+def row_tasks(plan: Plan) -> tuple[np.ndarray, RowDims]:
+    """``[tasks, RowTask]`` int64: the pairs of :func:`mix_tables` times weights per row."""
+    rows, a_block, c_block, weights = [], 0, 0, 0
+    for mix in mix_tables(plan)[1]:
+        d, first = 2 * mix.l + 1, 0
+        for n in mix.instructions:
+            ins = plan.instructions[n]
+            n1, n2, n3 = ins.weight_shape
+            for v in range(n2):
+                task = RowTask(
+                    d=d,
+                    n=n1,
+                    a_block=a_block,
+                    a_columns=mix.pairs,
+                    a_first=first,
+                    b_offset=ins.weight_offset + v * n3,
+                    b_stride=n2 * n3,
+                    c_block=c_block,
+                    c_columns=mix.mul,
+                    begins=int(first == 0),
+                )
+                rows.append(task)
+                first += n1
+            weights += ins.weight_numel
+        a_block += d * mix.pairs
+        c_block += d * mix.mul
+    covers = int(weights == plan.weight_numel)
+    return as_table(rows, RowTask), RowDims(a_block, plan.weight_numel, c_block, covers)
 
 
 def as_table(rows: Sequence[Sequence[int]], row: type) -> np.ndarray:
