@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
@@ -16,17 +15,19 @@ from hamfast.ops.block_matmul import block_matmul
 from hamfast.ops.checks import HALF, check_rows, check_same, check_tensor, found
 from hamfast.ops.edge_einsum import sum_over_edges, to_edges
 from hamfast.ops.edge_index import EdgeIndex, check_graph
+from hamfast.ops.irreps_blocks import rows_of_blocks
 from hamfast.ops.layout import check_layout, convert_layout
 from hamfast.ops.multilinear import make_tables, mix_blocks, multilinear
 from hamfast.ops.notice import slow_path
 from hamfast.ops.path_einsum import product_by_paths
 from hamfast.ops.radial import RadialWeights, radial_product
+from hamfast.ops.radial_mix import radial_mix_at_receivers, radial_mix_at_senders
 from hamfast.ops.row_matmul import row_matmul, row_tables
 from hamfast.ops.transforms import is_transformed
 from hamfast.plan import Plan
-from hamfast.plan.channel import MixBlock, is_channel_wise, is_mixing, live_paths
-from hamfast.plan.cost import TUNED, TYPICAL_ROWS, choose_lowering, estimates, rows_like
-from hamfast.plan.plan import Instruction, IrrepBlock
+from hamfast.plan.channel import is_channel_wise, is_mixing, live_paths
+from hamfast.plan.cost import TUNED, TYPICAL_ROWS, choose_lowering, estimates, fewer_at_nodes, rows_like
+from hamfast.plan.plan import Instruction
 
 
 def tensor_product(
@@ -81,6 +82,10 @@ def tensor_product(
     check_rows("tensor_product", "x", x, edges.num_senders if gather and edges is not None else rows, plan.dim_in1)
     check_rows("tensor_product", "y", y, rows, plan.dim_in2)
     _check_weight(x, y, weight, rows, plan.weight_numel)
+    if isinstance(weight, RadialWeights) and edges is not None and _reassociates(plan, x, weight, edges, gather, scatter):
+        if scatter:
+            return radial_mix_at_receivers(x, y, weight, plan, edges, gather, layout)
+        return radial_mix_at_senders(x, y, weight, plan, edges, layout)
     if isinstance(weight, RadialWeights) and (not _makes_weights(plan, x, weight) or is_transformed((x, y, *weight))):
         weight = weight.weights()
     if isinstance(weight, RadialWeights):
@@ -114,6 +119,25 @@ def _makes_weights(plan: Plan, x: Tensor, weight: RadialWeights) -> bool:
     # The CUDA kernels make half-precision weights as well.
     knows_dtype = x.dtype not in HALF or (device == "cuda" and backend.current() == "cuda")
     return device in TUNED and not _problem(device) and knows_dtype and _all_channel_wise(plan)
+
+
+def _reassociates(
+    plan: Plan, x: Tensor, weight: RadialWeights, edges: EdgeIndex, gather: bool, scatter: bool
+) -> bool:
+    """Does the radial layer meet nodes in place of edges, as ``radial_mix.py`` has it?"""
+    if x.device.type != "cpu" or x.dtype in HALF or not (gather or scatter) or not _all_mixing(plan):
+        return False
+    if torch.compiler.is_compiling():  # the numbers are symbols
+        return True
+    width = weight.hidden.shape[1] + (weight.bias is not None)
+    nodes = edges.num_receivers if scatter else edges.num_senders
+    return fewer_at_nodes(plan, width, edges.num_edges, nodes, scatter)
+
+
+@torch.compiler.assume_constant_result
+def _all_mixing(plan):
+    live = live_paths(plan)
+    return bool(live) and all(is_mixing(plan, ins) for ins in live) and len(live) == len(plan.instructions)
 
 
 @torch.compiler.assume_constant_result
@@ -282,17 +306,6 @@ def _mix(x, y, weight, plan, edges, gather, scatter, layout):
         mixed = row_matmul(pairs.flatten(), weight, row_tables(plan, x.device))
     out = rows_of_blocks(mixed, rows, mixes, plan.irreps_out, layout)
     return (sum_over_edges(out, "receiver", edges.graph) if scatter and not shared else out).to(dtype)
-
-
-def rows_of_blocks(flat: Tensor, rows: int, mixes: Sequence[MixBlock], irreps: Sequence[IrrepBlock], layout: str) -> Tensor:
-    """``[rows, dim]`` of irreps from the blocks ``[rows, 2 l + 1, mul]`` that ``mixes`` names; the others are 0."""
-    made = flat.split([rows * (2 * mix.l + 1) * mix.mul for mix in mixes])
-    found = {mix.i_out: block for mix, block in zip(mixes, made, strict=True)}
-    columns = []
-    for i, (mul, l, _) in enumerate(irreps):
-        block = found[i].view(rows, 2 * l + 1, mul) if i in found else flat.new_zeros(rows, 2 * l + 1, mul)
-        columns.append((block.transpose(1, 2) if layout == "mul_ir" else block).flatten(1))
-    return torch.cat(columns, dim=1)
 
 
 def _v_slow(matrix: Tensor, ins: Instruction) -> Tensor:

@@ -12,7 +12,7 @@ product of those pairs with the weights for all rows at once: the *mix* lowering
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -122,6 +122,22 @@ def mix_tables(plan: Plan) -> tuple[ChannelTables, tuple[MixBlock, ...]]:
     # The last vector of a block may reach over its end, into zeros that are added to whatever is
     # there.
     return builder.tables(g_padded + PAD), tuple(mixes)
+
+
+@cache
+def reversed_plan(plan: Plan) -> Plan:
+    """The ``uvw`` plan with the first operand and the result exchanged, of the same form F(x, y, w, g).
+
+    Its weights lie where those of the plan do, as ``[w, v, u]``. Couplings with two indices exchanged differ by a
+    sign, ``(-1)^(l1 + l2 + l3)``, which is in the coefficients.
+    """
+    made = []
+    for ins in plan.instructions:
+        l1, l2, l3 = plan.irreps_in1[ins.i_in1][1], plan.irreps_in2[ins.i_in2][1], plan.irreps_out[ins.i_out][1]
+        sign = -1 if (l1 + l2 + l3) % 2 else 1
+        paths = {"i_in1": ins.i_out, "i_out": ins.i_in1, "coefficient": sign * ins.coefficient}
+        made.append(replace(ins, **paths, weight_shape=ins.weight_shape[::-1]))
+    return Plan(plan.irreps_out, plan.irreps_in2, plan.irreps_in1, tuple(made))
 
 
 @cache
