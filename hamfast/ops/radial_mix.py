@@ -23,7 +23,7 @@ from hamfast.ops.irreps_blocks import blocks_of_rows, rows_of_blocks
 from hamfast.ops.multilinear import make_tables, mix_blocks, multilinear, pairs_to_x
 from hamfast.ops.radial import RadialWeights
 from hamfast.plan import Plan
-from hamfast.plan.channel import MixBlock, reversed_plan
+from hamfast.plan.channel import Merged, MixBlock, merged_outputs, reversed_plan
 
 
 def radial_mix_at_receivers(
@@ -36,7 +36,13 @@ def radial_mix_at_receivers(
     pairs = multilinear(x, y, None, tables, edges, gather, False, (layout, "blocks"))
     _, order, ptr = edges.by_receiver
     outer = outer_by_node(hidden, pairs.flatten(), (order, ptr), [(2 * mix.l + 1, mix.pairs) for mix in mixes])
-    mixed = block_matmul(outer, _matrices(matrix, plan, mixes, False), edges.num_receivers, _shapes(hidden, mixes))
+    parts = matrix.split([ins.weight_numel for ins in plan.instructions], dim=1)
+    # [width, v u, w]: pairs in the order of mix_tables.
+    as_pairs = [
+        part.unflatten(1, ins.weight_shape).transpose(1, 2).flatten(1, 2)
+        for part, ins in zip(parts, plan.instructions, strict=True)
+    ]
+    mixed = block_matmul(outer, _matrices(as_pairs, mixes), edges.num_receivers, _shapes(hidden, mixes))
     return rows_of_blocks(mixed, edges.num_receivers, mixes, plan.irreps_out, layout)
 
 
@@ -45,32 +51,45 @@ def radial_mix_at_senders(
 ) -> Tensor:
     """The product of each edge, ``[edges, plan.dim_out]``, with ``x`` of its sender."""
     hidden, matrix = weight.with_bias_as_column()
-    back = reversed_plan(plan)
+    merged = merged_outputs(plan)
+    back = reversed_plan(merged.plan)
     tables, mixes = make_tables(back, "pairs", x.dtype, x.device), mix_blocks(back)
     blocks = blocks_of_rows(x, mixes, plan.irreps_in1, layout)
-    matrices = _matrices(matrix, plan, mixes, True)
-    nodes = block_matmul_transposed(blocks, matrices, edges.num_senders, _shapes(hidden, mixes))
+    parts = matrix.split([ins.weight_numel for ins in plan.instructions], dim=1)
+    joined = [_joined([parts[n] for n in path], [plan.instructions[n].weight_shape for n in path]) for path in merged.paths]
+    # [width, v w, u]: pairs in the order of mix_tables.
+    as_pairs = [part.permute(0, 2, 3, 1).flatten(1, 2) for part in joined]
+    nodes = block_matmul_transposed(blocks, _matrices(as_pairs, mixes), edges.num_senders, _shapes(hidden, mixes))
     _, order, ptr = edges.by_sender
     pairs = node_times_factor(nodes, hidden, (order, ptr), [(2 * mix.l + 1, mix.pairs) for mix in mixes])
-    return pairs_to_x(pairs.view(edges.num_edges, -1), y, tables, layout)
+    out = pairs_to_x(pairs.view(edges.num_edges, -1), y, tables, layout)
+    return _apart(out, plan, merged, layout)
+
+
+def _joined(parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    """``[width, u, v, w]`` of the paths whose channels w follow each other."""
+    made = [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
+    return made[0] if len(made) == 1 else torch.cat(made, dim=3)
+
+
+def _apart(out: Tensor, plan: Plan, merged: Merged, layout: str) -> Tensor:
+    """Rows of the plan's irreps from rows of the merged ones."""
+    if all(len(members) == 1 for members in merged.blocks):
+        return out
+    columns: dict[int, Tensor] = {}
+    sizes = [mul * (2 * l + 1) for mul, l, _ in merged.plan.irreps_out]
+    for block, members, (mul, l, _) in zip(out.split(sizes, dim=1), merged.blocks, merged.plan.irreps_out, strict=True):
+        by_channel = block.unflatten(1, (mul, 2 * l + 1) if layout == "mul_ir" else (2 * l + 1, mul))
+        channels = [plan.irreps_out[i][0] for i in members]
+        for i, part in zip(members, by_channel.split(channels, dim=1 if layout == "mul_ir" else 2), strict=True):
+            columns[i] = part.flatten(1)
+    return torch.cat([columns[i] for i in range(len(plan.irreps_out))], dim=1)
 
 
 def _shapes(hidden: Tensor, mixes: Sequence[MixBlock]) -> list[tuple[int, int, int]]:
     return [(2 * mix.l + 1, hidden.shape[1] * mix.pairs, mix.mul) for mix in mixes]
 
 
-def _matrices(matrix: Tensor, plan: Plan, mixes: Sequence[MixBlock], reverse: bool) -> Tensor:
-    """Flat, block after block ``[width x pairs, channels]``, pairs in the order of ``mix_tables``; of
-    the reversed plan if asked."""
-    parts = matrix.split([ins.weight_numel for ins in plan.instructions], dim=1)
-    made = []
-    for mix in mixes:
-        of_paths = [_as_pairs(parts[n], plan.instructions[n].weight_shape, reverse) for n in mix.instructions]
-        made.append(torch.cat(of_paths, dim=1).flatten())
-    return torch.cat(made)
-
-
-def _as_pairs(part: Tensor, shape: tuple[int, ...], reverse: bool) -> Tensor:
-    """``[width, u v w]`` -> ``[width, v u, w]``, or ``[width, v w, u]``."""
-    part = part.unflatten(1, shape)
-    return part.permute(0, 2, 3, 1).flatten(1, 2) if reverse else part.transpose(1, 2).flatten(1, 2)
+def _matrices(of_paths: Sequence[Tensor], mixes: Sequence[MixBlock]) -> Tensor:
+    """Flat, block after block ``[width x pairs, channels]``, from ``[width, pairs, channels]`` of each path."""
+    return torch.cat([torch.cat([of_paths[n] for n in mix.instructions], dim=1).flatten() for mix in mixes])

@@ -140,6 +140,42 @@ def reversed_plan(plan: Plan) -> Plan:
     return Plan(plan.irreps_out, plan.irreps_in2, plan.irreps_in1, tuple(made))
 
 
+@dataclass(frozen=True)
+class Merged:
+    """A plan in which output blocks of one irrep are one block: of attention's heads, for instance."""
+
+    plan: Plan
+    paths: tuple[tuple[int, ...], ...]
+    """The plan's paths that each path of the merged one is made of; their channels follow each other."""
+    blocks: tuple[tuple[int, ...], ...]
+    """Likewise the output blocks."""
+
+
+@cache
+def merged_outputs(plan: Plan) -> Merged:
+    """The ``uvw`` plan with equal irreps of the result merged, where each has the same paths.
+
+    Elsewhere the blocks stay apart. Weights of the merged paths have no place of their own: those of the paths that
+    they are made of are to be joined.
+    """
+    blocks: dict[tuple, list[int]] = {}
+    for i_out, (_, l, p) in enumerate(plan.irreps_out):
+        of_block = (ins for ins in plan.instructions if ins.i_out == i_out)
+        paths = tuple((ins.i_in1, ins.i_in2, ins.coefficient) for ins in of_block)
+        blocks.setdefault((l, p, paths), []).append(i_out)
+    irreps_out, made, sources = [], [], []
+    for i_merged, ((l, p, _), members) in enumerate(blocks.items()):
+        mul = sum(plan.irreps_out[i][0] for i in members)
+        irreps_out.append((mul, l, p))
+        of_members = ([n for n, ins in enumerate(plan.instructions) if ins.i_out == i] for i in members)
+        for numbers in zip(*of_members, strict=True):
+            ins = plan.instructions[numbers[0]]
+            made.append(replace(ins, i_out=i_merged, weight_shape=(*ins.weight_shape[:2], mul)))
+            sources.append(numbers)
+    merged = Plan(plan.irreps_in1, plan.irreps_in2, tuple(irreps_out), tuple(made))
+    return Merged(merged, tuple(sources), tuple(map(tuple, blocks.values())))
+
+
 @cache
 def row_tasks(plan: Plan) -> tuple[np.ndarray, RowDims]:
     """``[tasks, RowTask]`` int64: the pairs of :func:`mix_tables` times weights per row."""
