@@ -20,7 +20,7 @@ from hamfast.ops.block_matmul import block_matmul, block_matmul_transposed
 from hamfast.ops.edge_index import EdgeIndex
 from hamfast.ops.edge_outer import node_times_factor, outer_by_node
 from hamfast.ops.irreps_blocks import blocks_of_rows, rows_of_blocks
-from hamfast.ops.multilinear import make_tables, mix_blocks, multilinear, pairs_to_x
+from hamfast.ops.multilinear import Tables, make_tables, mix_blocks, multilinear, pairs_to_x
 from hamfast.ops.radial import RadialWeights
 from hamfast.plan import Plan
 from hamfast.plan.channel import Merged, MixBlock, merged_outputs, reversed_plan
@@ -51,9 +51,7 @@ def radial_mix_at_senders(
 ) -> Tensor:
     """The product of each edge, ``[edges, plan.dim_out]``, with ``x`` of its sender."""
     hidden, matrix = weight.with_bias_as_column()
-    merged = merged_outputs(plan)
-    back = reversed_plan(merged.plan)
-    tables, mixes = make_tables(back, "pairs", x.dtype, x.device), mix_blocks(back)
+    merged, tables, mixes = _from_results(plan, x.dtype, x.device)
     blocks = blocks_of_rows(x, mixes, plan.irreps_in1, layout)
     parts = matrix.split([ins.weight_numel for ins in plan.instructions], dim=1)
     joined = [_joined([parts[n] for n in path], [plan.instructions[n].weight_shape for n in path]) for path in merged.paths]
@@ -62,8 +60,19 @@ def radial_mix_at_senders(
     nodes = block_matmul_transposed(blocks, _matrices(as_pairs, mixes), edges.num_senders, _shapes(hidden, mixes))
     _, order, ptr = edges.by_sender
     pairs = node_times_factor(nodes, hidden, (order, ptr), [(2 * mix.l + 1, mix.pairs) for mix in mixes])
-    out = pairs_to_x(pairs.view(edges.num_edges, -1), y, tables, layout)
+    out = pairs_to_x(pairs.view(edges.num_edges, tables.dims.g), y, tables, layout)
     return _apart(out, plan, merged, layout)
+
+
+@torch.compiler.assume_constant_result
+def _from_results(
+    plan: Plan, dtype: torch.dtype, device: torch.device
+) -> tuple[Merged, Tables, tuple[MixBlock, ...]]:
+    """The plan with equal irreps of the result merged; of that with features and result exchanged, what makes pairs,
+    and their blocks."""
+    merged = merged_outputs(plan)
+    back = reversed_plan(merged.plan)
+    return merged, make_tables(back, "pairs", dtype, device), mix_blocks(back)
 
 
 def _joined(parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> Tensor:
