@@ -216,6 +216,28 @@ def test_compiles_in_one_graph_with_dynamic_rows(backend):
         assert_close(torch.autograd.grad(out.sum(), x)[0], torch.autograd.grad(expected.sum(), x)[0])
 
 
+@pytest.mark.parametrize(("mode", "weights"), CASES)
+def test_products_by_paths_compile_once_for_all_row_counts(mode, weights):
+    """Coefficients of paths are constants of the graph, and no symbols of floats."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    plan = make_case(mode, weights)[0]
+    compiled = torch.compile(
+        lambda x, y, w: ops.tensor_product(x, y, w, plan, lowering="einsum"), fullgraph=True, dynamic=True, backend=backend
+    )
+    for rows in (31, 43, 67):
+        _, x, y, w = make_case(mode, weights, rows)
+        x.requires_grad_()
+        out, expected = compiled(x, y, w), ops.tensor_product(x, y, w, plan)
+        assert_close(out, expected)
+        assert_close(torch.autograd.grad(out.sum(), x)[0], torch.autograd.grad(expected.sum(), x)[0])
+    assert len(graphs) == 1
+
+
 @pytest.mark.cuda_sources
 @pytest.mark.interpreter
 def test_zero_stride_gradient_and_empty_rows():
