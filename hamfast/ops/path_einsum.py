@@ -8,6 +8,7 @@ Intermediate tensors have the size of rows x pairs of channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -111,24 +112,25 @@ class _Coupling:
     @property
     def number(self) -> float:
         """C_000, which is all of C where an operand or the result is a scalar."""
-        return _number(*self._path)
+        return float(_number(*self._path))
 
-    def matrix(self, order: str, rows: int) -> Tensor:
-        """C with its axes in an order, as a matrix of so many rows."""
-        return _matrix(*self._path, self._like.dtype, self._like.device, order, rows).values
+    def matrix(self, axes: str) -> Tensor:
+        """C as a matrix: ``ij,k`` has rows (i, j) and columns k."""
+        return _matrix(*self._path, self._like.dtype, self._like.device, axes).values
+
+
+# What a path's coefficient makes is made outside of a graph: there, a float would be a symbol. So would be a float that
+# comes from outside; one that is made of a text is a constant.
+@torch.compiler.assume_constant_result
+def _number(plan: Plan, n: int) -> str:
+    # The coefficients are those of the unit matrix over sqrt(2 l + 1).
+    number = plan.instructions[n].coefficient / (2 * max(_degrees(plan, n)) + 1) ** 0.5
+    return repr(1.0 if abs(number - 1.0) < 1e-15 else number)
 
 
 def _degrees(plan: Plan, n: int) -> tuple[int, int, int]:
     ins = plan.instructions[n]
     return plan.irreps_in1[ins.i_in1][1], plan.irreps_in2[ins.i_in2][1], plan.irreps_out[ins.i_out][1]
-
-
-# What depends on a path's coefficient is made outside of a graph: there, a float would be a symbol.
-@torch.compiler.assume_constant_result
-def _number(plan: Plan, n: int) -> float:
-    # The coefficients are those of the unit matrix over sqrt(2 l + 1).
-    number = plan.instructions[n].coefficient / (2 * max(_degrees(plan, n)) + 1) ** 0.5
-    return 1.0 if abs(number - 1.0) < 1e-15 else number
 
 
 def _scaled(t: Tensor, number: float) -> Tensor:
@@ -143,7 +145,7 @@ def _tied(x: Tensor, y: Tensor, coupling: _Coupling) -> Tensor:
     if coupling.d3 == 1:  # a scalar product
         return _scaled((x * y).sum(-1, keepdim=True), coupling.number)
     outer = (x.unsqueeze(-1) * y.unsqueeze(-2)).flatten(-2)
-    return outer @ coupling.matrix("ijk", coupling.d1 * coupling.d2)
+    return outer @ coupling.matrix("ij,k")
 
 
 def _outer(x: Tensor, y: Tensor, coupling: _Coupling) -> Tensor:
@@ -152,7 +154,7 @@ def _outer(x: Tensor, y: Tensor, coupling: _Coupling) -> Tensor:
     if coupling.is_multiple:
         return x.unsqueeze(1) * _scaled(y, coupling.number).unsqueeze(2)
     # A matrix per channel of y, as in the channel kernel.
-    matrix = (y @ coupling.matrix("jik", coupling.d2)).unflatten(-1, (coupling.d1, coupling.d3))
+    matrix = (y @ coupling.matrix("j,ik")).unflatten(-1, (coupling.d1, coupling.d3))
     if y.shape[1] == 1:
         return torch.bmm(x, matrix.squeeze(1)).unsqueeze(1)
     return x.unsqueeze(1) @ matrix
@@ -169,7 +171,7 @@ def _all_pairs(x: Tensor, y: Tensor, coupling: _Coupling) -> tuple[Tensor, bool]
         return (x.transpose(1, 2).unsqueeze(3) * scaled.unsqueeze(2)).flatten(2), False
     if coupling.d3 == 1:
         return torch.bmm(x, _scaled(y, coupling.number).transpose(1, 2)).flatten(1).unsqueeze(1), False
-    matrix = (y @ coupling.matrix("jki", coupling.d2)).unflatten(-1, (coupling.d3, coupling.d1))  # [rows, v, k, i]
+    matrix = (y @ coupling.matrix("j,ki")).unflatten(-1, (coupling.d3, coupling.d1))  # [rows, v, k, i]
     matrix = matrix.transpose(1, 2).reshape(x.shape[0], coupling.d3 * y.shape[1], coupling.d1)
     return torch.bmm(matrix, x.transpose(1, 2)).view(x.shape[0], coupling.d3, y.shape[1] * x.shape[1]), True
 
@@ -192,12 +194,14 @@ _MATRICES: dict[tuple, _Matrix] = {}
 
 
 @torch.compiler.assume_constant_result
-def _matrix(plan: Plan, n: int, dtype: torch.dtype, device: torch.device, order: str, rows: int) -> _Matrix:
+def _matrix(plan: Plan, n: int, dtype: torch.dtype, device: torch.device, axes: str) -> _Matrix:
     degrees, coefficient = _degrees(plan, n), plan.instructions[n].coefficient
-    key = (degrees, coefficient, dtype, device, order)
+    key = (degrees, coefficient, dtype, device, axes)
     if key not in _MATRICES:
+        rows, columns = axes.split(",")
+        values = np.transpose(wigner_3j(*degrees) * coefficient, ["ijk".index(axis) for axis in rows + columns])
+        flat = np.ascontiguousarray(values.reshape(math.prod(values.shape[: len(rows)]), -1))
         with real_tensors():
-            axes = tuple("ijk".index(axis) for axis in order)
-            values = np.transpose(wigner_3j(*degrees) * coefficient, axes).reshape(rows, -1)
-            _MATRICES[key] = _Matrix(constant(np.ascontiguousarray(values), device, dtype))
+            # The sizes of parameters are no symbols.
+            _MATRICES[key] = _Matrix(torch.nn.Parameter(constant(flat, device, dtype), requires_grad=False))
     return _MATRICES[key]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from hamfast.plan.channel import channel_tables, is_channel_wise, is_mixing, live_paths, mix_tables, reversed_plan
+from hamfast.plan.channel import channel_tables, is_channel_wise, is_mixing, live_paths, mix_tables, reversed_plan, row_tasks
 from hamfast.plan.edge_frame import edge_frame_plan
 from hamfast.plan.plan import Instruction, Plan, format_irreps, pair_count
 
@@ -136,11 +136,13 @@ def _channel(plan: Plan, shared: bool) -> Work:
 def _mix(plan: Plan, shared: bool) -> Work:
     tables, mixes = mix_tables(plan)
     pairs = sum(mix.pairs * (2 * mix.l + 1) for mix in mixes)
-    heavy = sum(mix.pairs * (2 * mix.l + 1) * max(mix.mul, _COLUMNS if shared else 1) for mix in mixes)
-    steps = len(mixes) if shared else sum(len(mix.instructions) for mix in mixes)
-    size = _row_bytes(plan, shared) + 2 * 4 * pairs
-    light, weights = _task_operations(tables.tasks), 4 * plan.weight_numel if shared else 0
-    return Work(1, steps, weights, 0, 1, len(tables.tasks), light, heavy, size)
+    size, light = _row_bytes(plan, shared) + 2 * 4 * pairs, _task_operations(tables.tasks)
+    if shared:
+        heavy = sum(mix.pairs * (2 * mix.l + 1) * max(mix.mul, _COLUMNS) for mix in mixes)
+        return Work(1, len(mixes), 4 * plan.weight_numel, 0, 1, len(tables.tasks), light, heavy, size)
+    tasks, _ = row_tasks(plan)
+    heavy = sum(mix.pairs * (2 * mix.l + 1) * -(-mix.mul // _COLUMNS) * _COLUMNS for mix in mixes)
+    return Work(1, len(mixes), 0, 0, 1, len(tables.tasks) + len(tasks), light, heavy, size)
 
 
 def _einsum(plan: Plan, shared: bool, paths: Sequence[Instruction]) -> Work:
