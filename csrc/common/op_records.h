@@ -17,32 +17,31 @@ namespace hamfast {
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
-
 struct ProductTables {
-  Tensor paths;  // [paths, Path]
+  Tensor paths;     // [paths, Path]
   Tensor cg_index;  // [entries, 3]
   Tensor cg_value;  // [entries]
-  Tensor tasks;  // [tasks, ChannelTask]
+  Tensor tasks;     // [tasks, ChannelTask]
   Tensor x_blocks;  // [blocks, ChannelBlock]
   Tensor g_blocks;  // [blocks, ChannelBlock]
-  Tensor entries;  // [entries, CouplingEntry]
+  Tensor entries;   // [entries, CouplingEntry]
   Tensor coupling;  // [couplings]
 };
 
 struct OptionalGraph {
-  Optional senders;  // [edges]
-  Optional sender_order;  // [edges]
-  Optional sender_ptr;  // [senders + 1]
-  Optional receivers;  // [edges]
+  Optional senders;         // [edges]
+  Optional sender_order;    // [edges]
+  Optional sender_ptr;      // [senders + 1]
+  Optional receivers;       // [edges]
   Optional receiver_order;  // [edges]
-  Optional receiver_ptr;  // [receivers + 1]
+  Optional receiver_ptr;    // [receivers + 1]
 };
 
 struct ProductSettings {
   int64_t edges;
-  bool shared_weights;  // one row of weights for all edges
-  int64_t x_layout;  // Layout
-  int64_t g_layout;  // Layout
+  bool shared_weights;        // one row of weights for all edges
+  int64_t x_layout;           // Layout
+  int64_t g_layout;           // Layout
   std::vector<int64_t> dims;  // ProductDims
 };
 
@@ -58,26 +57,30 @@ struct TensorProductArguments {
 };
 template <auto run>
 auto tensor_product_boxed(Optional x, Optional y, Optional w, Optional g, Optional tangent_x,
-    Optional tangent_y, Optional tangent_w, Optional tangent_g, Tensor paths, Tensor cg_index,
-    Tensor cg_value, Tensor tasks, Tensor x_blocks, Tensor g_blocks, Tensor entries, Tensor
-    coupling, Optional senders, Optional sender_order, Optional sender_ptr, Optional receivers,
-    Optional receiver_order, Optional receiver_ptr, int64_t wanted, int64_t edges, bool
-    shared_weights, int64_t x_layout, int64_t g_layout, std::vector<int64_t> dims) {
-  return run(TensorProductArguments{{std::move(x), std::move(y), std::move(w), std::move(g)},
-    {std::move(tangent_x), std::move(tangent_y), std::move(tangent_w), std::move(tangent_g)},
-    {std::move(paths), std::move(cg_index), std::move(cg_value), std::move(tasks),
-    std::move(x_blocks), std::move(g_blocks), std::move(entries), std::move(coupling)},
-    {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
-    std::move(receiver_order), std::move(receiver_ptr)}, wanted, {edges, shared_weights, x_layout,
-    g_layout, std::move(dims)}});
+                          Optional tangent_y, Optional tangent_w, Optional tangent_g, Tensor paths,
+                          Tensor cg_index, Tensor cg_value, Tensor tasks, Tensor x_blocks,
+                          Tensor g_blocks, Tensor entries, Tensor coupling, Optional senders,
+                          Optional sender_order, Optional sender_ptr, Optional receivers,
+                          Optional receiver_order, Optional receiver_ptr, int64_t wanted,
+                          int64_t edges, bool shared_weights, int64_t x_layout, int64_t g_layout,
+                          std::vector<int64_t> dims) {
+  return run(TensorProductArguments{
+      {std::move(x), std::move(y), std::move(w), std::move(g)},
+      {std::move(tangent_x), std::move(tangent_y), std::move(tangent_w), std::move(tangent_g)},
+      {std::move(paths), std::move(cg_index), std::move(cg_value), std::move(tasks),
+       std::move(x_blocks), std::move(g_blocks), std::move(entries), std::move(coupling)},
+      {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
+       std::move(receiver_order), std::move(receiver_ptr)},
+      wanted,
+      {edges, shared_weights, x_layout, g_layout, std::move(dims)}});
 }
 
 struct RadialOperands {
-  Tensor x;  // [edges | senders, dims.x]
-  Tensor y;  // [edges, dims.y]
+  Tensor x;       // [edges | senders, dims.x]
+  Tensor y;       // [edges, dims.y]
   Tensor hidden;  // [edges, k]
   Tensor matrix;  // [k, dims.w]
-  Optional g;  // [edges | receivers, dims.g]
+  Optional g;     // [edges | receivers, dims.g]
 };
 
 // radial_tensor_product: The channel-wise product with weights hidden @ matrix, which are never
@@ -86,22 +89,26 @@ struct RadialTensorProductArguments {
   RadialOperands operands;
   ProductTables tables;
   OptionalGraph graph;
-  int64_t x_layout;  // Layout
-  int64_t g_layout;  // Layout
+  int64_t x_layout;           // Layout
+  int64_t g_layout;           // Layout
   std::vector<int64_t> dims;  // ProductDims
 };
 template <auto run>
 auto radial_tensor_product_boxed(Tensor x, Tensor y, Tensor hidden, Tensor matrix, Optional g,
-    Tensor paths, Tensor cg_index, Tensor cg_value, Tensor tasks, Tensor x_blocks, Tensor g_blocks,
-    Tensor entries, Tensor coupling, Optional senders, Optional sender_order, Optional sender_ptr,
-    Optional receivers, Optional receiver_order, Optional receiver_ptr, int64_t x_layout, int64_t
-    g_layout, std::vector<int64_t> dims) {
-  return run(RadialTensorProductArguments{{std::move(x), std::move(y), std::move(hidden),
-    std::move(matrix), std::move(g)}, {std::move(paths), std::move(cg_index), std::move(cg_value),
-    std::move(tasks), std::move(x_blocks), std::move(g_blocks), std::move(entries),
-    std::move(coupling)}, {std::move(senders), std::move(sender_order), std::move(sender_ptr),
-    std::move(receivers), std::move(receiver_order), std::move(receiver_ptr)}, x_layout, g_layout,
-    std::move(dims)});
+                                 Tensor paths, Tensor cg_index, Tensor cg_value, Tensor tasks,
+                                 Tensor x_blocks, Tensor g_blocks, Tensor entries, Tensor coupling,
+                                 Optional senders, Optional sender_order, Optional sender_ptr,
+                                 Optional receivers, Optional receiver_order, Optional receiver_ptr,
+                                 int64_t x_layout, int64_t g_layout, std::vector<int64_t> dims) {
+  return run(RadialTensorProductArguments{
+      {std::move(x), std::move(y), std::move(hidden), std::move(matrix), std::move(g)},
+      {std::move(paths), std::move(cg_index), std::move(cg_value), std::move(tasks),
+       std::move(x_blocks), std::move(g_blocks), std::move(entries), std::move(coupling)},
+      {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
+       std::move(receiver_order), std::move(receiver_ptr)},
+      x_layout,
+      g_layout,
+      std::move(dims)});
 }
 
 // tensor_product_from_hidden: The same on GPUs, with the weights' gradient in place of those of
@@ -112,41 +119,49 @@ struct TensorProductFromHiddenArguments {
   ProductTables tables;
   OptionalGraph graph;
   bool one_pass;
-  int64_t x_layout;  // Layout
-  int64_t g_layout;  // Layout
+  int64_t x_layout;           // Layout
+  int64_t g_layout;           // Layout
   std::vector<int64_t> dims;  // ProductDims
 };
 template <auto run>
 auto tensor_product_from_hidden_boxed(Tensor x, Tensor y, Tensor hidden, Tensor matrix, Optional g,
-    Tensor paths, Tensor cg_index, Tensor cg_value, Tensor tasks, Tensor x_blocks, Tensor g_blocks,
-    Tensor entries, Tensor coupling, Optional senders, Optional sender_order, Optional sender_ptr,
-    Optional receivers, Optional receiver_order, Optional receiver_ptr, bool one_pass, int64_t
-    x_layout, int64_t g_layout, std::vector<int64_t> dims) {
-  return run(TensorProductFromHiddenArguments{{std::move(x), std::move(y), std::move(hidden),
-    std::move(matrix), std::move(g)}, {std::move(paths), std::move(cg_index), std::move(cg_value),
-    std::move(tasks), std::move(x_blocks), std::move(g_blocks), std::move(entries),
-    std::move(coupling)}, {std::move(senders), std::move(sender_order), std::move(sender_ptr),
-    std::move(receivers), std::move(receiver_order), std::move(receiver_ptr)}, one_pass, x_layout,
-    g_layout, std::move(dims)});
+                                      Tensor paths, Tensor cg_index, Tensor cg_value, Tensor tasks,
+                                      Tensor x_blocks, Tensor g_blocks, Tensor entries,
+                                      Tensor coupling, Optional senders, Optional sender_order,
+                                      Optional sender_ptr, Optional receivers,
+                                      Optional receiver_order, Optional receiver_ptr, bool one_pass,
+                                      int64_t x_layout, int64_t g_layout,
+                                      std::vector<int64_t> dims) {
+  return run(TensorProductFromHiddenArguments{
+      {std::move(x), std::move(y), std::move(hidden), std::move(matrix), std::move(g)},
+      {std::move(paths), std::move(cg_index), std::move(cg_value), std::move(tasks),
+       std::move(x_blocks), std::move(g_blocks), std::move(entries), std::move(coupling)},
+      {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
+       std::move(receiver_order), std::move(receiver_ptr)},
+      one_pass,
+      x_layout,
+      g_layout,
+      std::move(dims)});
 }
 
 // channel_kernel_source: The header that kernels/channel.cuh is compiled with for a plan, as bytes;
 // its number of units and a block's bytes of shared memory.
 struct ChannelKernelSourceArguments {
-  Tensor tasks;  // [tasks, ChannelTask]
-  Tensor x_blocks;  // [blocks, ChannelBlock]
-  Tensor g_blocks;  // [blocks, ChannelBlock]
-  Tensor entries;  // [entries, CouplingEntry]
-  Tensor coupling;  // [couplings]
-  std::vector<int64_t> dims;  // ProductDims
+  Tensor tasks;                  // [tasks, ChannelTask]
+  Tensor x_blocks;               // [blocks, ChannelBlock]
+  Tensor g_blocks;               // [blocks, ChannelBlock]
+  Tensor entries;                // [entries, CouplingEntry]
+  Tensor coupling;               // [couplings]
+  std::vector<int64_t> dims;     // ProductDims
   std::vector<int64_t> variant;  // ChannelVariant
 };
 template <auto run>
 auto channel_kernel_source_boxed(Tensor tasks, Tensor x_blocks, Tensor g_blocks, Tensor entries,
-    Tensor coupling, std::vector<int64_t> dims, std::vector<int64_t> variant) {
-  return run(ChannelKernelSourceArguments{std::move(tasks), std::move(x_blocks),
-    std::move(g_blocks), std::move(entries), std::move(coupling), std::move(dims),
-    std::move(variant)});
+                                 Tensor coupling, std::vector<int64_t> dims,
+                                 std::vector<int64_t> variant) {
+  return run(ChannelKernelSourceArguments{
+      std::move(tasks), std::move(x_blocks), std::move(g_blocks), std::move(entries),
+      std::move(coupling), std::move(dims), std::move(variant)});
 }
 
 struct Source {
@@ -164,65 +179,77 @@ struct RotateToEdgeArguments {
   Tensor wigner;  // [edges, sum (2 l + 1)^2]
   int64_t frame_dim;
   bool channels_fast;  // rows are ir_mul, else mul_ir
-  bool partial;  // the sources do not fill the frames
+  bool partial;        // the sources do not fill the frames
 };
 template <auto run>
 auto rotate_to_edge_boxed(Tensor x0, Optional x1, Optional x2, Tensor table0, Optional table1,
-    Optional table2, Optional index0, Optional index1, Optional index2, Optional order0, Optional
-    order1, Optional order2, Optional ptr0, Optional ptr1, Optional ptr2, Tensor wigner, int64_t
-    frame_dim, bool channels_fast, bool partial) {
+                          Optional table2, Optional index0, Optional index1, Optional index2,
+                          Optional order0, Optional order1, Optional order2, Optional ptr0,
+                          Optional ptr1, Optional ptr2, Tensor wigner, int64_t frame_dim,
+                          bool channels_fast, bool partial) {
   return run(RotateToEdgeArguments{{std::move(x0), std::move(x1), std::move(x2)},
-    {std::move(table0), std::move(table1), std::move(table2)}, {std::move(index0),
-    std::move(index1), std::move(index2)}, {std::move(order0), std::move(order1),
-    std::move(order2)}, {std::move(ptr0), std::move(ptr1), std::move(ptr2)}, std::move(wigner),
-    frame_dim, channels_fast, partial});
+                                   {std::move(table0), std::move(table1), std::move(table2)},
+                                   {std::move(index0), std::move(index1), std::move(index2)},
+                                   {std::move(order0), std::move(order1), std::move(order2)},
+                                   {std::move(ptr0), std::move(ptr1), std::move(ptr2)},
+                                   std::move(wigner),
+                                   frame_dim,
+                                   channels_fast,
+                                   partial});
 }
 
 // rotate_from_edge: One source, its rows summed over edges by order and ptr. Index and partial are
 // for the adjoint.
 struct RotateFromEdgeArguments {
-  Tensor frame;  // [edges * frame_dim]
-  Tensor table;  // [blocks, FrameBlock and FrameColumns]
+  Tensor frame;    // [edges * frame_dim]
+  Tensor table;    // [blocks, FrameBlock and FrameColumns]
   Optional index;  // [edges]
   Optional order;  // [edges]
-  Optional ptr;  // [rows + 1]
-  Tensor wigner;  // [edges, sum (2 l + 1)^2]
+  Optional ptr;    // [rows + 1]
+  Tensor wigner;   // [edges, sum (2 l + 1)^2]
   int64_t dim;
   bool channels_fast;  // rows are ir_mul, else mul_ir
-  bool partial;  // the sources do not fill the frames
+  bool partial;        // the sources do not fill the frames
 };
 template <auto run>
-auto rotate_from_edge_boxed(Tensor frame, Tensor table, Optional index, Optional order, Optional
-    ptr, Tensor wigner, int64_t dim, bool channels_fast, bool partial) {
+auto rotate_from_edge_boxed(Tensor frame, Tensor table, Optional index, Optional order,
+                            Optional ptr, Tensor wigner, int64_t dim, bool channels_fast,
+                            bool partial) {
   return run(RotateFromEdgeArguments{std::move(frame), std::move(table), std::move(index),
-    std::move(order), std::move(ptr), std::move(wigner), dim, channels_fast, partial});
+                                     std::move(order), std::move(ptr), std::move(wigner), dim,
+                                     channels_fast, partial});
 }
-
 
 // edge_frame_weights: Path weights, each times a scale per column or not, to the matrices of an
 // edge-frame plan: the derivative of a trilinear form in one of its slots.
 struct EdgeFrameWeightsArguments {
   std::array<Optional, 3> operands;
-  Tensor terms;  // [terms, MatrixTerm]
-  Tensor factors;  // [terms]
-  Tensor by_matrix;  // [matrices + 1]
-  Tensor by_path;  // [paths + 1]
+  Tensor terms;       // [terms, MatrixTerm]
+  Tensor factors;     // [terms]
+  Tensor by_matrix;   // [matrices + 1]
+  Tensor by_path;     // [paths + 1]
   Tensor path_order;  // [terms]
-  int64_t slot;  // WeightSlot
-  int64_t numel;  // of the result
+  int64_t slot;       // WeightSlot
+  int64_t numel;      // of the result
 };
 template <auto run>
-auto edge_frame_weights_boxed(Optional weight, Optional scale, Optional matrix, Tensor terms, Tensor
-    factors, Tensor by_matrix, Tensor by_path, Tensor path_order, int64_t slot, int64_t numel) {
+auto edge_frame_weights_boxed(Optional weight, Optional scale, Optional matrix, Tensor terms,
+                              Tensor factors, Tensor by_matrix, Tensor by_path, Tensor path_order,
+                              int64_t slot, int64_t numel) {
   return run(EdgeFrameWeightsArguments{{std::move(weight), std::move(scale), std::move(matrix)},
-    std::move(terms), std::move(factors), std::move(by_matrix), std::move(by_path),
-    std::move(path_order), slot, numel});
+                                       std::move(terms),
+                                       std::move(factors),
+                                       std::move(by_matrix),
+                                       std::move(by_path),
+                                       std::move(path_order),
+                                       slot,
+                                       numel});
 }
 
 // block_matmul: C = A B, A = C B^T or B = A^T C for blocks A [rows r, k], B [k, n], shapes r, k, n,
 // in flat buffers.
 struct BlockMatmulArguments {
-  Tensor left;  // [numel]
+  Tensor left;   // [numel]
   Tensor right;  // [numel]
   int64_t rows;
   std::vector<int64_t> shapes;
@@ -230,45 +257,45 @@ struct BlockMatmulArguments {
 };
 template <auto run>
 auto block_matmul_boxed(Tensor left, Tensor right, int64_t rows, std::vector<int64_t> shapes,
-    int64_t product) {
-  return run(BlockMatmulArguments{std::move(left), std::move(right), rows, std::move(shapes),
-    product});
+                        int64_t product) {
+  return run(
+      BlockMatmulArguments{std::move(left), std::move(right), rows, std::move(shapes), product});
 }
 
 // row_matmul: C = A B, A = C B^T or B = A^T C, row by row, for matrices B that are parts of each
 // row's weights. A and C are flat, block after block [rows, d, channels]; B is [rows, dims.b].
 struct RowMatmulArguments {
-  Tensor left;  // [numel | rows, dims.b]
+  Tensor left;   // [numel | rows, dims.b]
   Tensor right;  // [numel | rows, dims.b]
   Tensor tasks;  // [tasks, RowTask]
   int64_t rows;
-  int64_t product;  // MatrixProduct
+  int64_t product;            // MatrixProduct
   std::vector<int64_t> dims;  // RowDims
 };
 template <auto run>
 auto row_matmul_boxed(Tensor left, Tensor right, Tensor tasks, int64_t rows, int64_t product,
-    std::vector<int64_t> dims) {
+                      std::vector<int64_t> dims) {
   return run(RowMatmulArguments{std::move(left), std::move(right), std::move(tasks), rows, product,
-    std::move(dims)});
+                                std::move(dims)});
 }
 
 // edge_outer: A derivative of the form sum over edges e of <node[n(e)], factor[e] x channels[e]> in
 // one of its slots. factor: [edges, width]; node and channels: flat, block after block [nodes, d,
 // width, n] and [edges, d, n].
 struct EdgeOuterArguments {
-  Tensor left;  // [numel | edges, width]
+  Tensor left;   // [numel | edges, width]
   Tensor right;  // [numel]
   Tensor order;  // [edges]
-  Tensor ptr;  // [nodes + 1]
+  Tensor ptr;    // [nodes + 1]
   int64_t slot;  // OuterSlot
   int64_t width;
   std::vector<int64_t> shapes;  // d and n of each block
 };
 template <auto run>
-auto edge_outer_boxed(Tensor left, Tensor right, Tensor order, Tensor ptr, int64_t slot, int64_t
-    width, std::vector<int64_t> shapes) {
+auto edge_outer_boxed(Tensor left, Tensor right, Tensor order, Tensor ptr, int64_t slot,
+                      int64_t width, std::vector<int64_t> shapes) {
   return run(EdgeOuterArguments{std::move(left), std::move(right), std::move(order), std::move(ptr),
-    slot, width, std::move(shapes)});
+                                slot, width, std::move(shapes)});
 }
 
 struct EinsumOperand {
@@ -276,12 +303,12 @@ struct EinsumOperand {
 };
 
 struct Graph {
-  Tensor senders;  // [edges]
-  Tensor sender_order;  // [edges]
-  Tensor sender_ptr;  // [senders + 1]
-  Tensor receivers;  // [edges]
+  Tensor senders;         // [edges]
+  Tensor sender_order;    // [edges]
+  Tensor sender_ptr;      // [senders + 1]
+  Tensor receivers;       // [edges]
   Tensor receiver_order;  // [edges]
-  Tensor receiver_ptr;  // [receivers + 1]
+  Tensor receiver_ptr;    // [receivers + 1]
 };
 
 // edge_einsum: Sums over edges of products of operands [rows, heads, components, width], each with
@@ -289,46 +316,51 @@ struct Graph {
 struct EdgeEinsumArguments {
   std::array<Optional, 3> operands;
   std::vector<int64_t> rows_of;  // RowOf of the result, then of the operands
-  std::vector<int64_t> shape;  // the result's last three axes
+  std::vector<int64_t> shape;    // the result's last three axes
   Graph graph;
 };
 template <auto run>
 auto edge_einsum_boxed(Tensor a, Optional b, Optional c, std::vector<int64_t> rows_of,
-    std::vector<int64_t> shape, Tensor senders, Tensor sender_order, Tensor sender_ptr, Tensor
-    receivers, Tensor receiver_order, Tensor receiver_ptr) {
-  return run(EdgeEinsumArguments{{std::move(a), std::move(b), std::move(c)}, std::move(rows_of),
-    std::move(shape), {std::move(senders), std::move(sender_order), std::move(sender_ptr),
-    std::move(receivers), std::move(receiver_order), std::move(receiver_ptr)}});
+                       std::vector<int64_t> shape, Tensor senders, Tensor sender_order,
+                       Tensor sender_ptr, Tensor receivers, Tensor receiver_order,
+                       Tensor receiver_ptr) {
+  return run(EdgeEinsumArguments{
+      {std::move(a), std::move(b), std::move(c)},
+      std::move(rows_of),
+      std::move(shape),
+      {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
+       std::move(receiver_order), std::move(receiver_ptr)}});
 }
 
 // sparse_map: out[r, i] = sum over n in ptr[i] ... ptr[i + 1] of value[n] x[r, column[n]].
 struct SparseMapArguments {
-  Tensor x;  // [rows, dim_in]
-  Tensor ptr;  // [dim_out + 1]
-  Tensor column;  // [entries]
-  Tensor value;  // [entries]
-  Tensor transposed_ptr;  // [dim_in + 1]
+  Tensor x;                  // [rows, dim_in]
+  Tensor ptr;                // [dim_out + 1]
+  Tensor column;             // [entries]
+  Tensor value;              // [entries]
+  Tensor transposed_ptr;     // [dim_in + 1]
   Tensor transposed_column;  // [entries]
-  Tensor transposed_value;  // [entries]
+  Tensor transposed_value;   // [entries]
 };
 template <auto run>
 auto sparse_map_boxed(Tensor x, Tensor ptr, Tensor column, Tensor value, Tensor transposed_ptr,
-    Tensor transposed_column, Tensor transposed_value) {
+                      Tensor transposed_column, Tensor transposed_value) {
   return run(SparseMapArguments{std::move(x), std::move(ptr), std::move(column), std::move(value),
-    std::move(transposed_ptr), std::move(transposed_column), std::move(transposed_value)});
+                                std::move(transposed_ptr), std::move(transposed_column),
+                                std::move(transposed_value)});
 }
 
 struct UpdateOperands {
-  Optional edge;  // [edges, width]
-  Optional sender;  // [senders, width]
+  Optional edge;      // [edges, width]
+  Optional sender;    // [senders, width]
   Optional receiver;  // [receivers, width]
-  Optional weight;  // [width]
-  Optional bias;  // [width]
+  Optional weight;    // [width]
+  Optional bias;      // [width]
 };
 
 struct UpdateSettings {
   double epsilon;  // added to the variance
-  bool silu;  // else no activation
+  bool silu;       // else no activation
 };
 
 // edge_update: act(norm(edge[e] + sender[s] + receiver[t])), with weight and bias of the norm or
@@ -339,13 +371,15 @@ struct EdgeUpdateArguments {
   UpdateSettings settings;
 };
 template <auto run>
-auto edge_update_boxed(Optional edge, Optional sender, Optional receiver, Optional weight, Optional
-    bias, Tensor senders, Tensor sender_order, Tensor sender_ptr, Tensor receivers, Tensor
-    receiver_order, Tensor receiver_ptr, double epsilon, bool silu) {
-  return run(EdgeUpdateArguments{{std::move(edge), std::move(sender), std::move(receiver),
-    std::move(weight), std::move(bias)}, {std::move(senders), std::move(sender_order),
-    std::move(sender_ptr), std::move(receivers), std::move(receiver_order),
-    std::move(receiver_ptr)}, {epsilon, silu}});
+auto edge_update_boxed(Optional edge, Optional sender, Optional receiver, Optional weight,
+                       Optional bias, Tensor senders, Tensor sender_order, Tensor sender_ptr,
+                       Tensor receivers, Tensor receiver_order, Tensor receiver_ptr, double epsilon,
+                       bool silu) {
+  return run(EdgeUpdateArguments{
+      {std::move(edge), std::move(sender), std::move(receiver), std::move(weight), std::move(bias)},
+      {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
+       std::move(receiver_order), std::move(receiver_ptr)},
+      {epsilon, silu}});
 }
 
 // edge_update_backward: Its gradients in the sum, and in weight and bias.
@@ -357,50 +391,75 @@ struct EdgeUpdateBackwardArguments {
 };
 template <auto run>
 auto edge_update_backward_boxed(Tensor grad, Optional edge, Optional sender, Optional receiver,
-    Optional weight, Optional bias, Tensor senders, Tensor sender_order, Tensor sender_ptr, Tensor
-    receivers, Tensor receiver_order, Tensor receiver_ptr, double epsilon, bool silu) {
-  return run(EdgeUpdateBackwardArguments{std::move(grad), {std::move(edge), std::move(sender),
-    std::move(receiver), std::move(weight), std::move(bias)}, {std::move(senders),
-    std::move(sender_order), std::move(sender_ptr), std::move(receivers), std::move(receiver_order),
-    std::move(receiver_ptr)}, {epsilon, silu}});
+                                Optional weight, Optional bias, Tensor senders, Tensor sender_order,
+                                Tensor sender_ptr, Tensor receivers, Tensor receiver_order,
+                                Tensor receiver_ptr, double epsilon, bool silu) {
+  return run(EdgeUpdateBackwardArguments{
+      std::move(grad),
+      {std::move(edge), std::move(sender), std::move(receiver), std::move(weight), std::move(bias)},
+      {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
+       std::move(receiver_order), std::move(receiver_ptr)},
+      {epsilon, silu}});
 }
 
 // edge_update_double_backward: The gradients of the backward pass along tangents of its results.
 struct EdgeUpdateDoubleBackwardArguments {
-  Optional tangent_sum;  // [edges, width]
+  Optional tangent_sum;   // [edges, width]
   Optional tangent_norm;  // [2, width]
-  Tensor grad;  // [edges, width]
+  Tensor grad;            // [edges, width]
   UpdateOperands operands;
   Graph graph;
   UpdateSettings settings;
 };
 template <auto run>
 auto edge_update_double_backward_boxed(Optional tangent_sum, Optional tangent_norm, Tensor grad,
-    Optional edge, Optional sender, Optional receiver, Optional weight, Optional bias, Tensor
-    senders, Tensor sender_order, Tensor sender_ptr, Tensor receivers, Tensor receiver_order, Tensor
-    receiver_ptr, double epsilon, bool silu) {
-  return run(EdgeUpdateDoubleBackwardArguments{std::move(tangent_sum), std::move(tangent_norm),
-    std::move(grad), {std::move(edge), std::move(sender), std::move(receiver), std::move(weight),
-    std::move(bias)}, {std::move(senders), std::move(sender_order), std::move(sender_ptr),
-    std::move(receivers), std::move(receiver_order), std::move(receiver_ptr)}, {epsilon, silu}});
+                                       Optional edge, Optional sender, Optional receiver,
+                                       Optional weight, Optional bias, Tensor senders,
+                                       Tensor sender_order, Tensor sender_ptr, Tensor receivers,
+                                       Tensor receiver_order, Tensor receiver_ptr, double epsilon,
+                                       bool silu) {
+  return run(EdgeUpdateDoubleBackwardArguments{
+      std::move(tangent_sum),
+      std::move(tangent_norm),
+      std::move(grad),
+      {std::move(edge), std::move(sender), std::move(receiver), std::move(weight), std::move(bias)},
+      {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
+       std::move(receiver_order), std::move(receiver_ptr)},
+      {epsilon, silu}});
 }
 
 struct AttentionOperand {
-  enum : int { query_edge, query_sender, query_receiver, key_edge, key_sender, key_receiver,
-    value_edge, value_sender, value_receiver, query_on_edge, edge, vector, bias, score_scale,
-    envelope, gate, count };
+  enum : int {
+    query_edge,
+    query_sender,
+    query_receiver,
+    key_edge,
+    key_sender,
+    key_receiver,
+    value_edge,
+    value_sender,
+    value_receiver,
+    query_on_edge,
+    edge,
+    vector,
+    bias,
+    score_scale,
+    envelope,
+    gate,
+    count
+  };
 };
 
 struct AttentionSettings {
   int64_t heads;
-  int64_t score;  // Score
+  int64_t score;       // Score
   int64_t activation;  // ScoreActivation
-  int64_t weighting;  // Weighting
-  double slope;  // of the score's activation
-  double scale;  // of z
-  double clip;  // scores stay within -clip and clip; infinity: no clip
-  double epsilon;  // added to the sum of weights
-  double dropout;  // probability
+  int64_t weighting;   // Weighting
+  double slope;        // of the score's activation
+  double scale;        // of z
+  double clip;         // scores stay within -clip and clip; infinity: no clip
+  double epsilon;      // added to the sum of weights
+  double dropout;      // probability
 };
 
 // graph_attention: edge_key_weight: what query_on_edge was made with; read by the backward pass
@@ -415,21 +474,27 @@ struct GraphAttentionArguments {
 };
 template <auto run>
 auto graph_attention_boxed(Optional edge_key_weight, Optional query_edge, Optional query_sender,
-    Optional query_receiver, Optional key_edge, Optional key_sender, Optional key_receiver, Optional
-    value_edge, Optional value_sender, Optional value_receiver, Optional query_on_edge, Optional
-    edge, Optional vector, Optional bias, Optional score_scale, Optional envelope, Optional gate,
-    Optional seed, Tensor senders, Tensor sender_order, Tensor sender_ptr, Tensor receivers, Tensor
-    receiver_order, Tensor receiver_ptr, int64_t heads, int64_t score, int64_t activation, int64_t
-    weighting, double slope, double scale, double clip, double epsilon, double dropout, int64_t
-    wanted) {
-  return run(GraphAttentionArguments{std::move(edge_key_weight), {std::move(query_edge),
-    std::move(query_sender), std::move(query_receiver), std::move(key_edge), std::move(key_sender),
-    std::move(key_receiver), std::move(value_edge), std::move(value_sender),
-    std::move(value_receiver), std::move(query_on_edge), std::move(edge), std::move(vector),
-    std::move(bias), std::move(score_scale), std::move(envelope), std::move(gate)}, std::move(seed),
-    {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
-    std::move(receiver_order), std::move(receiver_ptr)}, {heads, score, activation, weighting,
-    slope, scale, clip, epsilon, dropout}, wanted});
+                           Optional query_receiver, Optional key_edge, Optional key_sender,
+                           Optional key_receiver, Optional value_edge, Optional value_sender,
+                           Optional value_receiver, Optional query_on_edge, Optional edge,
+                           Optional vector, Optional bias, Optional score_scale, Optional envelope,
+                           Optional gate, Optional seed, Tensor senders, Tensor sender_order,
+                           Tensor sender_ptr, Tensor receivers, Tensor receiver_order,
+                           Tensor receiver_ptr, int64_t heads, int64_t score, int64_t activation,
+                           int64_t weighting, double slope, double scale, double clip,
+                           double epsilon, double dropout, int64_t wanted) {
+  return run(GraphAttentionArguments{
+      std::move(edge_key_weight),
+      {std::move(query_edge), std::move(query_sender), std::move(query_receiver),
+       std::move(key_edge), std::move(key_sender), std::move(key_receiver), std::move(value_edge),
+       std::move(value_sender), std::move(value_receiver), std::move(query_on_edge),
+       std::move(edge), std::move(vector), std::move(bias), std::move(score_scale),
+       std::move(envelope), std::move(gate)},
+      std::move(seed),
+      {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
+       std::move(receiver_order), std::move(receiver_ptr)},
+      {heads, score, activation, weighting, slope, scale, clip, epsilon, dropout},
+      wanted});
 }
 
 struct AttentionResult {
@@ -447,24 +512,30 @@ struct GraphAttentionBackwardArguments {
   int64_t wanted;  // bits of the operands
 };
 template <auto run>
-auto graph_attention_backward_boxed(Optional grad_out, Optional grad_out_on_edge, Optional grad_lse,
-    Optional grad_weights, Optional grad_logits, Tensor lse, Optional query_edge, Optional
-    query_sender, Optional query_receiver, Optional key_edge, Optional key_sender, Optional
-    key_receiver, Optional value_edge, Optional value_sender, Optional value_receiver, Optional
-    query_on_edge, Optional edge, Optional vector, Optional bias, Optional score_scale, Optional
-    envelope, Optional gate, Optional seed, Tensor senders, Tensor sender_order, Tensor sender_ptr,
+auto graph_attention_backward_boxed(
+    Optional grad_out, Optional grad_out_on_edge, Optional grad_lse, Optional grad_weights,
+    Optional grad_logits, Tensor lse, Optional query_edge, Optional query_sender,
+    Optional query_receiver, Optional key_edge, Optional key_sender, Optional key_receiver,
+    Optional value_edge, Optional value_sender, Optional value_receiver, Optional query_on_edge,
+    Optional edge, Optional vector, Optional bias, Optional score_scale, Optional envelope,
+    Optional gate, Optional seed, Tensor senders, Tensor sender_order, Tensor sender_ptr,
     Tensor receivers, Tensor receiver_order, Tensor receiver_ptr, int64_t heads, int64_t score,
     int64_t activation, int64_t weighting, double slope, double scale, double clip, double epsilon,
     double dropout, int64_t wanted) {
-  return run(GraphAttentionBackwardArguments{{std::move(grad_out), std::move(grad_out_on_edge),
-    std::move(grad_lse), std::move(grad_weights), std::move(grad_logits)}, std::move(lse),
-    {std::move(query_edge), std::move(query_sender), std::move(query_receiver), std::move(key_edge),
-    std::move(key_sender), std::move(key_receiver), std::move(value_edge), std::move(value_sender),
-    std::move(value_receiver), std::move(query_on_edge), std::move(edge), std::move(vector),
-    std::move(bias), std::move(score_scale), std::move(envelope), std::move(gate)}, std::move(seed),
-    {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
-    std::move(receiver_order), std::move(receiver_ptr)}, {heads, score, activation, weighting,
-    slope, scale, clip, epsilon, dropout}, wanted});
+  return run(GraphAttentionBackwardArguments{
+      {std::move(grad_out), std::move(grad_out_on_edge), std::move(grad_lse),
+       std::move(grad_weights), std::move(grad_logits)},
+      std::move(lse),
+      {std::move(query_edge), std::move(query_sender), std::move(query_receiver),
+       std::move(key_edge), std::move(key_sender), std::move(key_receiver), std::move(value_edge),
+       std::move(value_sender), std::move(value_receiver), std::move(query_on_edge),
+       std::move(edge), std::move(vector), std::move(bias), std::move(score_scale),
+       std::move(envelope), std::move(gate)},
+      std::move(seed),
+      {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
+       std::move(receiver_order), std::move(receiver_ptr)},
+      {heads, score, activation, weighting, slope, scale, clip, epsilon, dropout},
+      wanted});
 }
 
 // graph_attention_double_backward: Gradients of the five gradients, then of the operands, of the
@@ -480,56 +551,63 @@ struct GraphAttentionDoubleBackwardArguments {
   int64_t wanted;  // bits of the operands, then of the gradients
 };
 template <auto run>
-auto graph_attention_double_backward_boxed(Optional tangent_query_edge, Optional
-    tangent_query_sender, Optional tangent_query_receiver, Optional tangent_key_edge, Optional
-    tangent_key_sender, Optional tangent_key_receiver, Optional tangent_value_edge, Optional
-    tangent_value_sender, Optional tangent_value_receiver, Optional tangent_query_on_edge, Optional
-    tangent_edge, Optional tangent_vector, Optional tangent_bias, Optional tangent_score_scale,
-    Optional tangent_envelope, Optional tangent_gate, Optional grad_out, Optional grad_out_on_edge,
-    Optional grad_lse, Optional grad_weights, Optional grad_logits, Tensor lse, Optional query_edge,
-    Optional query_sender, Optional query_receiver, Optional key_edge, Optional key_sender, Optional
-    key_receiver, Optional value_edge, Optional value_sender, Optional value_receiver, Optional
-    query_on_edge, Optional edge, Optional vector, Optional bias, Optional score_scale, Optional
-    envelope, Optional gate, Optional seed, Tensor senders, Tensor sender_order, Tensor sender_ptr,
-    Tensor receivers, Tensor receiver_order, Tensor receiver_ptr, int64_t heads, int64_t score,
-    int64_t activation, int64_t weighting, double slope, double scale, double clip, double epsilon,
-    double dropout, int64_t wanted) {
-  return run(GraphAttentionDoubleBackwardArguments{{std::move(tangent_query_edge),
-    std::move(tangent_query_sender), std::move(tangent_query_receiver), std::move(tangent_key_edge),
-    std::move(tangent_key_sender), std::move(tangent_key_receiver), std::move(tangent_value_edge),
-    std::move(tangent_value_sender), std::move(tangent_value_receiver),
-    std::move(tangent_query_on_edge), std::move(tangent_edge), std::move(tangent_vector),
-    std::move(tangent_bias), std::move(tangent_score_scale), std::move(tangent_envelope),
-    std::move(tangent_gate)}, {std::move(grad_out), std::move(grad_out_on_edge),
-    std::move(grad_lse), std::move(grad_weights), std::move(grad_logits)}, std::move(lse),
-    {std::move(query_edge), std::move(query_sender), std::move(query_receiver), std::move(key_edge),
-    std::move(key_sender), std::move(key_receiver), std::move(value_edge), std::move(value_sender),
-    std::move(value_receiver), std::move(query_on_edge), std::move(edge), std::move(vector),
-    std::move(bias), std::move(score_scale), std::move(envelope), std::move(gate)}, std::move(seed),
-    {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
-    std::move(receiver_order), std::move(receiver_ptr)}, {heads, score, activation, weighting,
-    slope, scale, clip, epsilon, dropout}, wanted});
+auto graph_attention_double_backward_boxed(
+    Optional tangent_query_edge, Optional tangent_query_sender, Optional tangent_query_receiver,
+    Optional tangent_key_edge, Optional tangent_key_sender, Optional tangent_key_receiver,
+    Optional tangent_value_edge, Optional tangent_value_sender, Optional tangent_value_receiver,
+    Optional tangent_query_on_edge, Optional tangent_edge, Optional tangent_vector,
+    Optional tangent_bias, Optional tangent_score_scale, Optional tangent_envelope,
+    Optional tangent_gate, Optional grad_out, Optional grad_out_on_edge, Optional grad_lse,
+    Optional grad_weights, Optional grad_logits, Tensor lse, Optional query_edge,
+    Optional query_sender, Optional query_receiver, Optional key_edge, Optional key_sender,
+    Optional key_receiver, Optional value_edge, Optional value_sender, Optional value_receiver,
+    Optional query_on_edge, Optional edge, Optional vector, Optional bias, Optional score_scale,
+    Optional envelope, Optional gate, Optional seed, Tensor senders, Tensor sender_order,
+    Tensor sender_ptr, Tensor receivers, Tensor receiver_order, Tensor receiver_ptr, int64_t heads,
+    int64_t score, int64_t activation, int64_t weighting, double slope, double scale, double clip,
+    double epsilon, double dropout, int64_t wanted) {
+  return run(GraphAttentionDoubleBackwardArguments{
+      {std::move(tangent_query_edge), std::move(tangent_query_sender),
+       std::move(tangent_query_receiver), std::move(tangent_key_edge),
+       std::move(tangent_key_sender), std::move(tangent_key_receiver),
+       std::move(tangent_value_edge), std::move(tangent_value_sender),
+       std::move(tangent_value_receiver), std::move(tangent_query_on_edge), std::move(tangent_edge),
+       std::move(tangent_vector), std::move(tangent_bias), std::move(tangent_score_scale),
+       std::move(tangent_envelope), std::move(tangent_gate)},
+      {std::move(grad_out), std::move(grad_out_on_edge), std::move(grad_lse),
+       std::move(grad_weights), std::move(grad_logits)},
+      std::move(lse),
+      {std::move(query_edge), std::move(query_sender), std::move(query_receiver),
+       std::move(key_edge), std::move(key_sender), std::move(key_receiver), std::move(value_edge),
+       std::move(value_sender), std::move(value_receiver), std::move(query_on_edge),
+       std::move(edge), std::move(vector), std::move(bias), std::move(score_scale),
+       std::move(envelope), std::move(gate)},
+      std::move(seed),
+      {std::move(senders), std::move(sender_order), std::move(sender_ptr), std::move(receivers),
+       std::move(receiver_order), std::move(receiver_ptr)},
+      {heads, score, activation, weighting, slope, scale, clip, epsilon, dropout},
+      wanted});
 }
 
 struct ContractionOperands {
-  Tensor x;  // [nodes, channels, dims.x]
-  Tensor y;  // [nodes, species]
-  Tensor w;  // [species, paths, channels]
+  Tensor x;    // [nodes, channels, dims.x]
+  Tensor y;    // [nodes, species]
+  Tensor w;    // [species, paths, channels]
   Optional g;  // [nodes, channels * dims.g]
 };
 
 struct ContractionTables {
-  Tensor products;  // [products, Product]
-  Tensor groups;  // [groups, ContractionGroup]
-  Tensor buckets;  // [most terms of a group + 1]
-  Tensor factors;  // [terms]
-  Tensor path_ptr;  // [paths + 1]
-  Tensor by_path;  // [entries, ContractionEntry]
+  Tensor products;       // [products, Product]
+  Tensor groups;         // [groups, ContractionGroup]
+  Tensor buckets;        // [most terms of a group + 1]
+  Tensor factors;        // [terms]
+  Tensor path_ptr;       // [paths + 1]
+  Tensor by_path;        // [entries, ContractionEntry]
   Tensor by_path_value;  // [entries]
-  Tensor term_ptr;  // [terms + 1]
-  Tensor by_term;  // [entries, ContractionEntry]
+  Tensor term_ptr;       // [terms + 1]
+  Tensor by_term;        // [entries, ContractionEntry]
   Tensor by_term_value;  // [entries]
-  Tensor blocks;  // [blocks, ContractionBlock]
+  Tensor blocks;         // [blocks, ContractionBlock]
 };
 
 // symmetric_contraction: The partial derivatives of F in the wanted slots; with a direction of x,
@@ -538,19 +616,23 @@ struct SymmetricContractionArguments {
   ContractionOperands operands;
   Optional direction;  // [nodes, channels, dims.x]
   ContractionTables tables;
-  int64_t wanted;  // bits of the slots
+  int64_t wanted;             // bits of the slots
   std::vector<int64_t> dims;  // ContractionDims
 };
 template <auto run>
 auto symmetric_contraction_boxed(Tensor x, Tensor y, Tensor w, Optional g, Optional direction,
-    Tensor products, Tensor groups, Tensor buckets, Tensor factors, Tensor path_ptr, Tensor by_path,
-    Tensor by_path_value, Tensor term_ptr, Tensor by_term, Tensor by_term_value, Tensor blocks,
-    int64_t wanted, std::vector<int64_t> dims) {
-  return run(SymmetricContractionArguments{{std::move(x), std::move(y), std::move(w), std::move(g)},
-    std::move(direction), {std::move(products), std::move(groups), std::move(buckets),
-    std::move(factors), std::move(path_ptr), std::move(by_path), std::move(by_path_value),
-    std::move(term_ptr), std::move(by_term), std::move(by_term_value), std::move(blocks)}, wanted,
-    std::move(dims)});
+                                 Tensor products, Tensor groups, Tensor buckets, Tensor factors,
+                                 Tensor path_ptr, Tensor by_path, Tensor by_path_value,
+                                 Tensor term_ptr, Tensor by_term, Tensor by_term_value,
+                                 Tensor blocks, int64_t wanted, std::vector<int64_t> dims) {
+  return run(SymmetricContractionArguments{
+      {std::move(x), std::move(y), std::move(w), std::move(g)},
+      std::move(direction),
+      {std::move(products), std::move(groups), std::move(buckets), std::move(factors),
+       std::move(path_ptr), std::move(by_path), std::move(by_path_value), std::move(term_ptr),
+       std::move(by_term), std::move(by_term_value), std::move(blocks)},
+      wanted,
+      std::move(dims)});
 }
 
 constexpr const char* kSchemas[] = {

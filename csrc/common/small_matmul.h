@@ -10,7 +10,7 @@ namespace hamfast::HAMFAST_ISA {
 // `masked`, of the last vector the first `lanes`.
 template <class T, int rows, int vectors, bool masked, class Left, class Right, class Out>
 inline void product_tile(int64_t i, int64_t c, int64_t lanes, int64_t terms, bool adds,
-                                 const Left& left, const Right& right, const Out& out) {
+                         const Left& left, const Right& right, const Out& out) {
   Vector<T> sum[rows][vectors] = {};
   for (int64_t k = 0; k < terms; ++k) {
     const T* row = right(k) + c;
@@ -34,9 +34,8 @@ inline void product_tile(int64_t i, int64_t c, int64_t lanes, int64_t terms, boo
 }
 
 template <class T, int vectors, bool masked, class Left, class Right, class Out>
-inline void product_columns(int64_t rows, int64_t c, int64_t lanes, int64_t terms,
-                                    bool adds, const Left& left, const Right& right,
-                                    const Out& out) {
+inline void product_columns(int64_t rows, int64_t c, int64_t lanes, int64_t terms, bool adds,
+                            const Left& left, const Right& right, const Out& out) {
   constexpr int most = 6;
   auto tile = [&](auto size, int64_t i) {
     product_tile<T, decltype(size){}(), vectors, masked>(i, c, lanes, terms, adds, left, right,
@@ -61,16 +60,15 @@ inline void product_columns(int64_t rows, int64_t c, int64_t lanes, int64_t term
 // out(i)[c] = sum over k < terms of left(i, k) right(k)[c], or adds to it, for i < rows and
 // c < columns. left gives a number, right and out give pointers to rows.
 template <class T, class Left, class Right, class Out>
-inline void multiply_rows(int64_t rows, int64_t columns, int64_t terms, bool adds,
-                          const Left& left, const Right& right, const Out& out) {
+inline void multiply_rows(int64_t rows, int64_t columns, int64_t terms, bool adds, const Left& left,
+                          const Right& right, const Out& out) {
   constexpr int n = kLanes<T>;
   int64_t c = 0;
   for (; c + 2 * n <= columns; c += 2 * n)
     product_columns<T, 2, false>(rows, c, n, terms, adds, left, right, out);
   for (; c + n <= columns; c += n)
     product_columns<T, 1, false>(rows, c, n, terms, adds, left, right, out);
-  if (c < columns)
-    product_columns<T, 1, true>(rows, c, columns - c, terms, adds, left, right, out);
+  if (c < columns) product_columns<T, 1, true>(rows, c, columns - c, terms, adds, left, right, out);
 }
 
 // A stretch of columns of both operands of sums_of_products.
@@ -86,7 +84,8 @@ struct Stretch {
 template <class T, class Stretches, class Out>
 inline void sums_of_products(int64_t rows, int64_t width, int64_t count, const Stretches& stretch,
                              const Out& out) {
-  constexpr int lanes = kLanes<T>, across = lanes / 2;  // two rows i, as many rows j as fill a vector
+  constexpr int lanes = kLanes<T>,
+                across = lanes / 2;  // two rows i, as many rows j as fill a vector
   for (int64_t i = 0; i < rows; i += 2) {
     const int64_t second = i + 1 < rows ? i + 1 : i;
     for (int64_t j = 0; j < width; j += across) {

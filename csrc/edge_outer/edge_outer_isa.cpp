@@ -9,7 +9,9 @@ namespace hamfast::HAMFAST_ISA {
 template <class T>
 struct NodeOfOuter {
   NodeOfOuter(const EdgeOuterCall<T>& call_, int64_t node_)
-      : call(call_), node(node_), first(call.order + call.ptr[node]),
+      : call(call_),
+        node(node_),
+        first(call.order + call.ptr[node]),
         edges(call.ptr[node + 1] - call.ptr[node]) {}
   const EdgeOuterCall<T>& call;
   const int64_t node;
@@ -31,8 +33,7 @@ static void make_node(const EdgeOuterCall<T>& call, int64_t begin, int64_t end) 
     for (int64_t i = 0; i < call.count; ++i) {
       const OuterRow& row = call.outer_rows[i];
       multiply_rows<T>(
-          call.width, row.n, at.edges, false,
-          [&](int64_t h, int64_t k) { return at.factor(k)[h]; },
+          call.width, row.n, at.edges, false, [&](int64_t h, int64_t k) { return at.factor(k)[h]; },
           [&](int64_t k) -> const T* { return at.channels(row, k); },
           [&](int64_t h) { return at.matrix_row(row, h); });
     }
@@ -46,8 +47,7 @@ static void make_channels(const EdgeOuterCall<T>& call, int64_t begin, int64_t e
     for (int64_t i = 0; i < call.count; ++i) {
       const OuterRow& row = call.outer_rows[i];
       multiply_rows<T>(
-          at.edges, row.n, call.width, false,
-          [&](int64_t k, int64_t h) { return at.factor(k)[h]; },
+          at.edges, row.n, call.width, false, [&](int64_t k, int64_t h) { return at.factor(k)[h]; },
           [&](int64_t h) -> const T* { return at.matrix_row(row, h); },
           [&](int64_t k) { return at.channels(row, k); });
     }
@@ -70,15 +70,15 @@ static void make_factor(const EdgeOuterCall<T>& call, int64_t begin, int64_t end
   }
 }
 
-#define HAMFAST_DEFINE_FOR(T)                                                               \
-  void edge_outer_node(const EdgeOuterCall<T>& call, int64_t begin, int64_t end) {          \
-    make_node(call, begin, end);                                                            \
-  }                                                                                         \
-  void edge_outer_factor(const EdgeOuterCall<T>& call, int64_t begin, int64_t end) {        \
-    make_factor(call, begin, end);                                                          \
-  }                                                                                         \
-  void edge_outer_channels(const EdgeOuterCall<T>& call, int64_t begin, int64_t end) {      \
-    make_channels(call, begin, end);                                                        \
+#define HAMFAST_DEFINE_FOR(T)                                                          \
+  void edge_outer_node(const EdgeOuterCall<T>& call, int64_t begin, int64_t end) {     \
+    make_node(call, begin, end);                                                       \
+  }                                                                                    \
+  void edge_outer_factor(const EdgeOuterCall<T>& call, int64_t begin, int64_t end) {   \
+    make_factor(call, begin, end);                                                     \
+  }                                                                                    \
+  void edge_outer_channels(const EdgeOuterCall<T>& call, int64_t begin, int64_t end) { \
+    make_channels(call, begin, end);                                                   \
   }
 HAMFAST_DEFINE_FOR(float)
 HAMFAST_DEFINE_FOR(double)

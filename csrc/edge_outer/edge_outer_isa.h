@@ -24,9 +24,9 @@ struct EdgeOuterCall {
 }  // namespace hamfast
 
 // Nodes [begin, end), one thread.
-#define HAMFAST_DECLARE_FOR(T)                                                               \
-  void edge_outer_node(const EdgeOuterCall<T>& call, int64_t begin, int64_t end);            \
-  void edge_outer_factor(const EdgeOuterCall<T>& call, int64_t begin, int64_t end);          \
+#define HAMFAST_DECLARE_FOR(T)                                                      \
+  void edge_outer_node(const EdgeOuterCall<T>& call, int64_t begin, int64_t end);   \
+  void edge_outer_factor(const EdgeOuterCall<T>& call, int64_t begin, int64_t end); \
   void edge_outer_channels(const EdgeOuterCall<T>& call, int64_t begin, int64_t end);
 HAMFAST_FOR_EACH_ISA(HAMFAST_DECLARE_IN)
 #undef HAMFAST_DECLARE_FOR

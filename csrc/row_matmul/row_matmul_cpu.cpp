@@ -18,10 +18,10 @@ Tensor row_matmul(const RowMatmulArguments& args) {
   auto numel = [&](MatrixProduct of) {
     return rows * (of == a ? dims.a : of == b ? dims.b : dims.c);
   };
-  STD_TORCH_CHECK(left.numel() == numel(product == a ? c : a) &&
-                      right.numel() == numel(product == b ? c : b),
-                  "row_matmul: expected ", rows, " rows of ", dims.a, ", ", dims.b, " and ", dims.c,
-                  " elements, found ", left.numel(), " and ", right.numel(), " elements");
+  STD_TORCH_CHECK(
+      left.numel() == numel(product == a ? c : a) && right.numel() == numel(product == b ? c : b),
+      "row_matmul: expected ", rows, " rows of ", dims.a, ", ", dims.b, " and ", dims.c,
+      " elements, found ", left.numel(), " and ", right.numel(), " elements");
   Tensor out = product == b ? pooled_empty({rows, dims.b}, left.scalar_type())
                             : pooled_empty({numel(product)}, left.scalar_type());
   dispatch_real(left.scalar_type(), "row_matmul", [&](auto zero) {

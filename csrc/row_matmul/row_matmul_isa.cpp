@@ -33,8 +33,7 @@ static void make_c(const RowMatmulCall<T>& call, int64_t begin, int64_t end) {
     multiply_rows<T>(
         task.d, task.c_columns, task.n, !task.begins,
         [&](int64_t m, int64_t u) { return at.a_row(m)[u]; },
-        [&](int64_t u) -> const T* { return at.b_row(u); },
-        [&](int64_t m) { return at.c_row(m); });
+        [&](int64_t u) -> const T* { return at.b_row(u); }, [&](int64_t m) { return at.c_row(m); });
   });
 }
 
@@ -57,22 +56,20 @@ static void make_b(const RowMatmulCall<T>& call, int64_t begin, int64_t end) {
   for_tasks(call, begin, end, [](const TaskOfRow<T>& at) {
     const RowTask& task = at.task;
     multiply_rows<T>(
-        task.n, task.c_columns, task.d, false,
-        [&](int64_t u, int64_t m) { return at.a_row(m)[u]; },
-        [&](int64_t m) -> const T* { return at.c_row(m); },
-        [&](int64_t u) { return at.b_row(u); });
+        task.n, task.c_columns, task.d, false, [&](int64_t u, int64_t m) { return at.a_row(m)[u]; },
+        [&](int64_t m) -> const T* { return at.c_row(m); }, [&](int64_t u) { return at.b_row(u); });
   });
 }
 
-#define HAMFAST_DEFINE_FOR(T)                                                           \
-  void row_matmul_c(const RowMatmulCall<T>& call, int64_t begin, int64_t end) {         \
-    make_c(call, begin, end);                                                           \
-  }                                                                                     \
-  void row_matmul_a(const RowMatmulCall<T>& call, int64_t begin, int64_t end) {         \
-    make_a(call, begin, end);                                                           \
-  }                                                                                     \
-  void row_matmul_b(const RowMatmulCall<T>& call, int64_t begin, int64_t end) {         \
-    make_b(call, begin, end);                                                           \
+#define HAMFAST_DEFINE_FOR(T)                                                   \
+  void row_matmul_c(const RowMatmulCall<T>& call, int64_t begin, int64_t end) { \
+    make_c(call, begin, end);                                                   \
+  }                                                                             \
+  void row_matmul_a(const RowMatmulCall<T>& call, int64_t begin, int64_t end) { \
+    make_a(call, begin, end);                                                   \
+  }                                                                             \
+  void row_matmul_b(const RowMatmulCall<T>& call, int64_t begin, int64_t end) { \
+    make_b(call, begin, end);                                                   \
   }
 HAMFAST_DEFINE_FOR(float)
 HAMFAST_DEFINE_FOR(double)

@@ -17,9 +17,9 @@ struct RowMatmulCall {
 }  // namespace hamfast
 
 // Rows [begin, end), one thread.
-#define HAMFAST_DECLARE_FOR(T)                                                           \
-  void row_matmul_c(const RowMatmulCall<T>& call, int64_t begin, int64_t end);           \
-  void row_matmul_a(const RowMatmulCall<T>& call, int64_t begin, int64_t end);           \
+#define HAMFAST_DECLARE_FOR(T)                                                 \
+  void row_matmul_c(const RowMatmulCall<T>& call, int64_t begin, int64_t end); \
+  void row_matmul_a(const RowMatmulCall<T>& call, int64_t begin, int64_t end); \
   void row_matmul_b(const RowMatmulCall<T>& call, int64_t begin, int64_t end);
 HAMFAST_FOR_EACH_ISA(HAMFAST_DECLARE_IN)
 #undef HAMFAST_DECLARE_FOR

@@ -74,13 +74,15 @@ def _backward(ctx, grad):
 _op = differentiable("edge_outer", _backward, _setup_context, multilinear=True)
 
 
-def by_torch(left: Tensor, right: Tensor, order: Tensor, ptr: Tensor, slot: int, width: int, shapes: list[int]) -> Tensor:
+def by_torch(
+    left: Tensor, right: Tensor, order: Tensor, ptr: Tensor, slot: int, width: int, shapes: list[int]
+) -> Tensor:
     """The op in torch's operations, of which each edge's outer product is stored: what GPUs run."""
     edges, nodes = order.shape[0], ptr.shape[0] - 1
     node_of = torch.empty_like(order)
     node_of[order] = torch.repeat_interleave(torch.arange(nodes, device=ptr.device), ptr.diff(), output_size=edges)
     given = dict(zip(_OTHERS[slot], (left, right), strict=True))
-    factor, made, at = given.get(_FACTOR), [], 0
+    factor, made, at = given[_FACTOR].view(edges, 1, width, 1) if _FACTOR in given else left, [], 0
     for d, n in _blocks(shapes):
         if _CHANNELS in given:
             channels = given[_CHANNELS].reshape(-1)[edges * at : edges * (at + d * n)].view(edges, d, 1, n)
@@ -88,10 +90,10 @@ def by_torch(left: Tensor, right: Tensor, order: Tensor, ptr: Tensor, slot: int,
             part = given[_NODE].reshape(-1)[nodes * width * at : nodes * width * (at + d * n)]
             of_edges = part.view(nodes, d, width, n)[node_of]
         if slot == _NODE:
-            outer = factor.view(edges, 1, width, 1) * channels
+            outer = factor * channels
             made.append(outer.new_zeros(nodes, d, width, n).index_add(0, node_of, outer).flatten())
         elif slot == _CHANNELS:
-            made.append((of_edges * factor.view(edges, 1, width, 1)).sum(2).flatten())
+            made.append((of_edges * factor).sum(2).flatten())
         else:
             made.append((of_edges * channels).sum((1, 3)))
         at += d * n

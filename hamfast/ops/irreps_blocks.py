@@ -1,5 +1,5 @@
-"""Rows of irreps as one matrix ``[rows, 2 l + 1, mul]`` per irreps block, flat, one after the other, and
-back: what the matrix products of mixing take."""
+"""Rows of irreps as one matrix ``[rows, 2 l + 1, mul]`` per irreps block, flat, one after the
+other, and back: what the matrix products of mixing take."""
 
 from __future__ import annotations
 

@@ -119,8 +119,8 @@ class _Coupling:
         return _matrix(*self._path, self._like.dtype, self._like.device, axes).values
 
 
-# What a path's coefficient makes is made outside of a graph: there, a float would be a symbol. So would be a float that
-# comes from outside; one that is made of a text is a constant.
+# What a path's coefficient makes is made outside of a graph: there, a float would be a symbol. So
+# would be a float that comes from outside; one that is made of a text is a constant.
 @torch.compiler.assume_constant_result
 def _number(plan: Plan, n: int) -> str:
     # The coefficients are those of the unit matrix over sqrt(2 l + 1).
@@ -185,7 +185,8 @@ def _mixed(pairs: Tensor, w: Tensor) -> Tensor:
 
 
 class _Matrix(NamedTuple):
-    """A tensor that is a constant of graphs: there, bare ones of different calls would have one name."""
+    """A tensor that is a constant of graphs: there, bare ones of different calls would have one
+    name."""
 
     values: Tensor
 

@@ -54,7 +54,9 @@ def radial_mix_at_senders(
     merged, tables, mixes = _from_results(plan, x.dtype, x.device)
     blocks = blocks_of_rows(x, mixes, plan.irreps_in1, layout)
     parts = matrix.split([ins.weight_numel for ins in plan.instructions], dim=1)
-    joined = [_joined([parts[n] for n in path], [plan.instructions[n].weight_shape for n in path]) for path in merged.paths]
+    joined = [
+        _joined([parts[n] for n in path], [plan.instructions[n].weight_shape for n in path]) for path in merged.paths
+    ]
     # [width, v w, u]: pairs in the order of mix_tables.
     as_pairs = [part.permute(0, 2, 3, 1).flatten(1, 2) for part in joined]
     nodes = block_matmul_transposed(blocks, _matrices(as_pairs, mixes), edges.num_senders, _shapes(hidden, mixes))
@@ -65,11 +67,9 @@ def radial_mix_at_senders(
 
 
 @torch.compiler.assume_constant_result
-def _from_results(
-    plan: Plan, dtype: torch.dtype, device: torch.device
-) -> tuple[Merged, Tables, tuple[MixBlock, ...]]:
-    """The plan with equal irreps of the result merged; of that with features and result exchanged, what makes pairs,
-    and their blocks."""
+def _from_results(plan: Plan, dtype: torch.dtype, device: torch.device) -> tuple[Merged, Tables, tuple[MixBlock, ...]]:
+    """The plan with equal irreps of the result merged; of that with features and result exchanged,
+    what makes pairs, and their blocks."""
     merged = merged_outputs(plan)
     back = reversed_plan(merged.plan)
     return merged, make_tables(back, "pairs", dtype, device), mix_blocks(back)
@@ -100,5 +100,6 @@ def _shapes(hidden: Tensor, mixes: Sequence[MixBlock]) -> list[tuple[int, int, i
 
 
 def _matrices(of_paths: Sequence[Tensor], mixes: Sequence[MixBlock]) -> Tensor:
-    """Flat, block after block ``[width x pairs, channels]``, from ``[width, pairs, channels]`` of each path."""
+    """Flat, block after block ``[width x pairs, channels]``, from ``[width, pairs, channels]`` of
+    each path."""
     return torch.cat([torch.cat([of_paths[n] for n in mix.instructions], dim=1).flatten() for mix in mixes])

@@ -82,7 +82,7 @@ def tensor_product(
     check_rows("tensor_product", "x", x, edges.num_senders if gather and edges is not None else rows, plan.dim_in1)
     check_rows("tensor_product", "y", y, rows, plan.dim_in2)
     _check_weight(x, y, weight, rows, plan.weight_numel)
-    if isinstance(weight, RadialWeights) and edges is not None and _reassociates(plan, x, weight, edges, gather, scatter):
+    if isinstance(weight, RadialWeights) and edges and _meets_nodes(plan, x, weight, edges, gather, scatter):
         if scatter:
             return radial_mix_at_receivers(x, y, weight, plan, edges, gather, layout)
         return radial_mix_at_senders(x, y, weight, plan, edges, layout)
@@ -121,9 +121,7 @@ def _makes_weights(plan: Plan, x: Tensor, weight: RadialWeights) -> bool:
     return device in TUNED and not _problem(device) and knows_dtype and _all_channel_wise(plan)
 
 
-def _reassociates(
-    plan: Plan, x: Tensor, weight: RadialWeights, edges: EdgeIndex, gather: bool, scatter: bool
-) -> bool:
+def _meets_nodes(plan: Plan, x: Tensor, weight: RadialWeights, edges: EdgeIndex, gather: bool, scatter: bool) -> bool:
     """Does the radial layer meet nodes in place of edges, as ``radial_mix.py`` has it?"""
     if x.device.type != "cpu" or x.dtype in HALF or not (gather or scatter) or not _all_mixing(plan):
         return False
@@ -298,9 +296,12 @@ def _mix(x, y, weight, plan, edges, gather, scatter, layout):
     pairs = multilinear(x, y, None, tables, edges, gather, scatter and shared, (layout, "blocks"))
     rows = pairs.shape[0]
     if shared:
-        # One split: its derivative is one concatenation, where that of slices is a full tensor each.
+        # One split: its derivative is one concatenation, where that of slices is a full tensor
+        # each.
         matrices = weight.split([ins.weight_numel for ins in plan.instructions])
-        flat = torch.cat([_v_slow(matrices[n], plan.instructions[n]).flatten() for mix in mixes for n in mix.instructions])
+        flat = torch.cat(
+            [_v_slow(matrices[n], plan.instructions[n]).flatten() for mix in mixes for n in mix.instructions]
+        )
         mixed = block_matmul(pairs.flatten(), flat, rows, [(2 * mix.l + 1, mix.pairs, mix.mul) for mix in mixes])
     else:
         mixed = row_matmul(pairs.flatten(), weight, row_tables(plan, x.device))

@@ -126,27 +126,30 @@ def mix_tables(plan: Plan) -> tuple[ChannelTables, tuple[MixBlock, ...]]:
 
 @cache
 def reversed_plan(plan: Plan) -> Plan:
-    """The ``uvw`` plan with the first operand and the result exchanged, of the same form F(x, y, w, g).
+    """The ``uvw`` plan with the first operand and the result exchanged, of the same form F(x, y, w,
+    g).
 
-    Its weights lie where those of the plan do, as ``[w, v, u]``. Couplings with two indices exchanged differ by a
-    sign, ``(-1)^(l1 + l2 + l3)``, which is in the coefficients.
+    Its weights lie where those of the plan do, as ``[w, v, u]``. Couplings with two indices
+    exchanged differ by a sign, ``(-1)^(l1 + l2 + l3)``, which is in the coefficients.
     """
     made = []
     for ins in plan.instructions:
         l1, l2, l3 = plan.irreps_in1[ins.i_in1][1], plan.irreps_in2[ins.i_in2][1], plan.irreps_out[ins.i_out][1]
         sign = -1 if (l1 + l2 + l3) % 2 else 1
-        paths = {"i_in1": ins.i_out, "i_out": ins.i_in1, "coefficient": sign * ins.coefficient}
-        made.append(replace(ins, **paths, weight_shape=ins.weight_shape[::-1]))
+        turned = replace(ins, i_in1=ins.i_out, i_out=ins.i_in1, weight_shape=ins.weight_shape[::-1])
+        made.append(replace(turned, coefficient=sign * ins.coefficient))
     return Plan(plan.irreps_out, plan.irreps_in2, plan.irreps_in1, tuple(made))
 
 
 @dataclass(frozen=True)
 class Merged:
-    """A plan in which output blocks of one irrep are one block: of attention's heads, for instance."""
+    """A plan in which output blocks of one irrep are one block: of attention's heads, for
+    instance."""
 
     plan: Plan
     paths: tuple[tuple[int, ...], ...]
-    """The plan's paths that each path of the merged one is made of; their channels follow each other."""
+    """The plan's paths that each path of the merged one is made of; their channels follow each
+    other."""
     blocks: tuple[tuple[int, ...], ...]
     """Likewise the output blocks."""
 
@@ -155,8 +158,8 @@ class Merged:
 def merged_outputs(plan: Plan) -> Merged:
     """The ``uvw`` plan with equal irreps of the result merged, where each has the same paths.
 
-    Elsewhere the blocks stay apart. Weights of the merged paths have no place of their own: those of the paths that
-    they are made of are to be joined.
+    Elsewhere the blocks stay apart. Weights of the merged paths have no place of their own: those
+    of the paths that they are made of are to be joined.
     """
     blocks: dict[tuple, list[int]] = {}
     for i_out, (_, l, p) in enumerate(plan.irreps_out):

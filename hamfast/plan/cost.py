@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from hamfast.plan.channel import channel_tables, is_channel_wise, is_mixing, live_paths, mix_tables, reversed_plan, row_tasks
+from hamfast.plan.channel import (
+    channel_tables,
+    is_channel_wise,
+    is_mixing,
+    live_paths,
+    mix_tables,
+    reversed_plan,
+    row_tasks,
+)
 from hamfast.plan.edge_frame import edge_frame_plan
 from hamfast.plan.plan import Instruction, Plan, format_irreps, pair_count
 
@@ -220,20 +228,21 @@ def works(plan: Plan, shared_weights: bool, device: str, harmonics: bool = False
 
 @cache
 def _at_nodes(plan: Plan, at_receivers: bool) -> tuple[int, int]:
-    """Coupled pairs, and multiply-adds of pairs with weights, of an edge: of the plan, or of the reversed
-    one."""
+    """Coupled pairs, and multiply-adds of pairs with weights, of an edge: of the plan, or of the
+    reversed one."""
     _, mixes = mix_tables(plan if at_receivers else reversed_plan(plan))
     pairs = sum(mix.pairs * (2 * mix.l + 1) for mix in mixes)
     return pairs, sum(mix.pairs * (2 * mix.l + 1) * mix.mul for mix in mixes)
 
 
 def fewer_at_nodes(plan: Plan, width: int, edges: int, nodes: int, at_receivers: bool) -> bool:
-    """Are there fewer multiply-adds if a radial layer's matrix meets sums over a node's edges, in place of making
-    weights for each edge?
+    """Are there fewer multiply-adds if a radial layer's matrix meets sums over a node's edges, in
+    place of making weights for each edge?
 
     Args:
         width: of the radial network before its last layer.
-        at_receivers: results are summed over edges; else each edge has one, and ``nodes`` are senders.
+        at_receivers: results are summed over edges; else each edge has one, and ``nodes`` are
+        senders.
     """
     pairs, mixing = _at_nodes(plan, at_receivers)
     return width * (pairs * edges + mixing * nodes) < (width * plan.weight_numel + mixing) * edges

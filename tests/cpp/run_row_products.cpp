@@ -26,7 +26,21 @@ int main(int argc, char** argv) {
   const std::vector<Array> a = read_arrays(argv[1]);
   const int threads = std::atoi(argv[3]);
   // The order of the file.
-  enum { kRows, kTasks, kDims, kA, kB, kC, kWidth, kBlocks, kOrder, kPtr, kNode, kFactor, kChannels };
+  enum {
+    kRows,
+    kTasks,
+    kDims,
+    kA,
+    kB,
+    kC,
+    kWidth,
+    kBlocks,
+    kOrder,
+    kPtr,
+    kNode,
+    kFactor,
+    kChannels
+  };
   const Array made_a = poisoned(a[kA].bytes), made_b = poisoned(a[kB].bytes),
               made_c = poisoned(a[kC].bytes), node = poisoned(a[kNode].bytes),
               factor = poisoned(a[kFactor].bytes), channels = poisoned(a[kChannels].bytes);
@@ -46,14 +60,10 @@ int main(int argc, char** argv) {
     HAMFAST_ISA::row_matmul_b(with_b, begin, end);
   });
 
-  EdgeOuterCall<T> outer{a[kNode].as<T>(),
-                         a[kFactor].as<T>(),
-                         a[kChannels].as<T>(),
-                         a[kBlocks].as<OuterRow>(),
-                         a[kBlocks].size<OuterRow>(),
-                         *a[kWidth].as<int64_t>(),
-                         a[kOrder].as<int64_t>(),
-                         a[kPtr].as<int64_t>()};
+  EdgeOuterCall<T> outer{
+      a[kNode].as<T>(),          a[kFactor].as<T>(),          a[kChannels].as<T>(),
+      a[kBlocks].as<OuterRow>(), a[kBlocks].size<OuterRow>(), *a[kWidth].as<int64_t>(),
+      a[kOrder].as<int64_t>(),   a[kPtr].as<int64_t>()};
   auto with_node = outer, with_factor = outer, with_channels = outer;
   with_node.node = node.as<T>(), with_factor.factor = factor.as<T>();
   with_channels.channels = channels.as<T>();

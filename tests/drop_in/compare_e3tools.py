@@ -70,8 +70,8 @@ def results(layer, inputs):
 
 def main():
     torch.manual_seed(0)
-    senders, receivers = torch.randint(NODES, (EDGES,)), torch.randint(NODES - 1, (EDGES,))  # the last node has no edges
-    edge_index = torch.stack([senders, receivers])
+    receivers = torch.randint(NODES - 1, (EDGES,))  # the last node has no edges
+    edge_index = torch.stack([torch.randint(NODES, (EDGES,)), receivers])
     inputs = (torch.randn(NODES, IN.dim), edge_index, torch.randn(EDGES, RADIAL), torch.randn(EDGES, SH.dim))
     for name, layer in (LAYERS | LEFT_ALONE).items():
         expected, kind = results(layer, inputs), type(layer)

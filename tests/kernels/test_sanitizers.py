@@ -274,8 +274,8 @@ def test_contraction_kernels(build, tmp_path, sanitizer):
     ("isa", "sanitizer"), [("baseline", "address"), ("avx2", "address"), ("avx512", "address"), ("baseline", "thread")]
 )
 def test_row_product_kernels(build, tmp_path, isa, sanitizer):
-    """Channels of less than a vector, of whole ones, and with a rest; several channels of y; a path that does not mix;
-    nodes with no, one and several edges; and no row at all."""
+    """Channels of less than a vector, of whole ones, and with a rest; several channels of y; a path
+    that does not mix; nodes with no, one and several edges; and no row at all."""
     if not supported(isa):
         pytest.skip(f"this processor has no {isa}")
     program = build("run_row_products", isa, sanitizer)
@@ -295,9 +295,17 @@ def test_row_product_kernels(build, tmp_path, isa, sanitizer):
         nodes, numel = rows, sum(d * n for d, n in blocks)
         index = torch.randint(max(nodes - 1, 1), (edges,))
         _, order, ptr = ops.edge_index(torch.zeros_like(index), index, 1, nodes).by_receiver
-        node, factor, channels = torch.randn(nodes * width * numel), torch.randn(edges, width), torch.randn(edges * numel)
+        node, factor, channels = (
+            torch.randn(nodes * width * numel),
+            torch.randn(edges, width),
+            torch.randn(edges * numel),
+        )
         shapes = [n for block in blocks for n in block]
-        slots = ((OuterSlot.NODE, (factor, channels)), (OuterSlot.FACTOR, (node, channels)), (OuterSlot.CHANNELS, (node, factor)))
+        slots = (
+            (OuterSlot.NODE, (factor, channels)),
+            (OuterSlot.FACTOR, (node, channels)),
+            (OuterSlot.CHANNELS, (node, factor)),
+        )
         expected += [edge_outer_formula(*given, order, ptr, slot, width, shapes) for slot, given in slots]
         outer_rows, before = [], 0
         for d, n in blocks:

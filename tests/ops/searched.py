@@ -91,7 +91,11 @@ def radial(sizes, graph):
 
 
 def radial_mixing(sizes, graph):
-    irreps = [f"{sizes['width'] % 4}x0e+2x1o", f"1x0e+{min(sizes['heads'], 2)}x1o", f"{sizes['value']}x0e+2x1o+{sizes['value']}x0e"]
+    irreps = [
+        f"{sizes['width'] % 4}x0e+2x1o",
+        f"1x0e+{min(sizes['heads'], 2)}x1o",
+        f"{sizes['value']}x0e+2x1o+{sizes['value']}x0e",
+    ]
     plan = make_plan(*irreps, fully_connected(*map(o3.Irreps, irreps)))
     edges, hidden = graph.rows["edge"], sizes["features"]
     gather, scatter = pick([(True, True), (True, False), (False, True)])

@@ -35,14 +35,26 @@ def outer_truth(factor, channels, index, nodes=NODES):
 
 @pytest.mark.parametrize(
     "sizes",
-    [{}, {"width": 1}, {"width": 33}, {"width": 0}, {"edges": 0}, {"edges": 1, "nodes": 1}, {"edges": 0, "nodes": 0}, {"blocks": [(1, 0), (3, 2)]}],
+    [
+        {},
+        {"width": 1},
+        {"width": 33},
+        {"width": 0},
+        {"edges": 0},
+        {"edges": 1, "nodes": 1},
+        {"edges": 0, "nodes": 0},
+        {"blocks": [(1, 0), (3, 2)]},
+    ],
     ids=str,
 )
 def test_products_and_gradients(sizes):
     index, ends, factor, channels = make_case(**sizes)
     nodes, blocks = sizes.get("nodes", NODES), sizes.get("blocks", BLOCKS)
     leaves = [t.requires_grad_() for t in (factor, *channels)]
-    found, expected = outer_by_node(factor, flat(channels), ends, blocks), flat(outer_truth(factor, channels, index, nodes))
+    found, expected = (
+        outer_by_node(factor, flat(channels), ends, blocks),
+        flat(outer_truth(factor, channels, index, nodes)),
+    )
     assert_close(found, expected)
     grad = torch.randn_like(expected)
     for a, b in zip(torch.autograd.grad(found, leaves, grad), torch.autograd.grad(expected, leaves, grad), strict=True):
@@ -93,7 +105,7 @@ def test_derivatives_of_every_kind():
 
 
 def test_opcheck_and_compile():
-    index, ends, factor, channels = make_case()
+    _, ends, factor, channels = make_case()
     channels, shapes = flat(channels).requires_grad_(), [n for block in BLOCKS for n in block]
     node = outer_by_node(factor, channels, ends, BLOCKS).detach().requires_grad_()
     factor.requires_grad_()

@@ -144,7 +144,8 @@ def test_weights_the_kernel_cannot_make_are_stored(reason, device):
         assert (ours.double() - theirs).norm() < 2e-6 * theirs.norm()
 
 
-# Products that mix channels: the layer's matrix meets nodes, at the end where edges are summed, or at the other.
+# Products that mix channels: the layer's matrix meets nodes, at the end where edges are summed, or
+# at the other.
 MIXING = {
     "several channels of y": ("5x0e+3x1o", "2x0e+3x1o", "3x1e+5x0e+3x1o"),
     "heads": ("4x0e+2x1o", "0e+1o", "2x0e+3x1o+2x0e+3x1o+2x0e+3x1o"),

@@ -74,7 +74,11 @@ def test_what_gpus_run(plan):
     pairs, weight = make_case(plan, 5)
     tasks, dims = row_tables(plan, CPU)
     out = truth(pairs, weight, plan)
-    for product, operands in ((MatrixProduct.C, (pairs, weight)), (MatrixProduct.A, (out, weight)), (MatrixProduct.B, (pairs, out))):
+    for product, operands in (
+        (MatrixProduct.C, (pairs, weight)),
+        (MatrixProduct.A, (out, weight)),
+        (MatrixProduct.B, (pairs, out)),
+    ):
         expected = torch.ops.hamfast.row_matmul(*operands, tasks, 5, product, list(dims))
         assert_close(by_torch(*operands, tasks, 5, product, list(dims)), expected)
 
@@ -110,8 +114,12 @@ def test_opcheck_and_compile():
     pairs, weight = (t.requires_grad_() for t in make_case(plan, 3))
     for product in (MatrixProduct.C, MatrixProduct.A, MatrixProduct.B):
         out = truth(pairs, weight, plan).detach().requires_grad_()
-        given = {MatrixProduct.C: (pairs, weight), MatrixProduct.A: (out, weight), MatrixProduct.B: (pairs, out)}[product]
-        torch.library.opcheck(torch.ops.hamfast.row_matmul.default, (*given, tables.tasks, 3, product, list(tables.dims)))
+        given = {MatrixProduct.C: (pairs, weight), MatrixProduct.A: (out, weight), MatrixProduct.B: (pairs, out)}[
+            product
+        ]
+        torch.library.opcheck(
+            torch.ops.hamfast.row_matmul.default, (*given, tables.tasks, 3, product, list(tables.dims))
+        )
     compiled = torch.compile(lambda p, w: row_matmul(p, w, tables), fullgraph=True, backend="aot_eager")
     assert_close(compiled(pairs, weight), truth(pairs, weight, plan))
 

@@ -224,7 +224,10 @@ def test_products_by_paths_compile_once_for_all_row_counts(mode):
     plan, counts = make_case(mode, "shared")[0], []
     backend = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(
-        lambda x, y, w: ops.tensor_product(x, y, w, plan, lowering="einsum"), fullgraph=True, dynamic=True, backend=backend
+        lambda x, y, w: ops.tensor_product(x, y, w, plan, lowering="einsum"),
+        fullgraph=True,
+        dynamic=True,
+        backend=backend,
     )
     for rows in (31, 43, 67):
         _, x, y, w = make_case(mode, "shared", rows)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from e3nn import o3
 from e3tools.nn import Attention, Conv, MultiheadAttention, ScalarMLP, SeparableConv, SeparableTensorProduct
 from torch import Tensor, nn
@@ -102,8 +101,9 @@ _ATTENTIONS: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def _radial_weights(radial: nn.Module, edge_attr: Tensor) -> Tensor | RadialWeights:
-    """Weights of each edge; where a linear layer ends the network, that layer is left to the product."""
+def _radial_weights(radial: Any, edge_attr: Tensor) -> Tensor | RadialWeights:
+    """Weights of each edge; where a linear layer ends the network, that layer is left to the
+    product."""
     if type(radial) is ScalarMLP and not hooks_of(radial):
         *layers, last, dropout = radial
         drops = not isinstance(dropout, nn.Dropout) or (dropout.training and dropout.p > 0)
@@ -118,7 +118,7 @@ def _product_of(conv: Conv) -> nn.Module:
     return conv.tp.dtp if isinstance(conv.tp, SeparableTensorProduct) else conv.tp
 
 
-def _why_not(conv: nn.Module) -> str:
+def _why_not(conv: Any) -> str:
     """Why a convolution is left alone; empty if it is not."""
     if type(conv) not in _CONVOLUTIONS:
         return f"{type(conv).__name__} is a subclass, whose changes would be lost"
@@ -154,8 +154,9 @@ def adapt(module: nn.Module) -> Adapted | None:
 def _adapt_attention(module: Any) -> Adapted:
     inside = (module.h_k, module.h_v)
     text = "products of hamfast, and scores, softmax and sum over edges in one op"
+    products = (*inside, *map(_product_of, inside), module.dot)
     if isinstance(module, _Scores):
-        return Adapted(True, text, (*inside, *map(_product_of, inside), module.dot))
+        return Adapted(True, text, products)
     if type(module) not in _ATTENTIONS:
         return Adapted(False, f"{type(module).__name__} is a subclass, whose changes would be lost")
     reason = "it returns its weights" if module.return_attention else ""
@@ -169,14 +170,16 @@ def _adapt_attention(module: Any) -> Adapted:
         for change in changes:
             change()
 
-    return Adapted(True, text, (*inside, *map(_product_of, inside), module.dot), undo)
+    return Adapted(True, text, products, undo)
 
 
 def _scores_plan(dot: o3.TensorProduct) -> Plan:
-    """From a query q to the irreps W q of a key k, where ``<W q, k>`` is the scalar ``dot(q, k)``."""
+    """From a query q to W q, irreps like a key k: ``<W q, k>`` is the scalar ``dot(q, k)``."""
     plan = plan_of_e3nn(dot.irreps_in1, dot.irreps_in2, dot.irreps_out, dot.instructions)
     paths = tuple(
-        Instruction(i.i_in1, 0, i.i_in2, "uvw", True, i.coefficient, (i.weight_shape[0], 1, i.weight_shape[1]), i.weight_offset)
+        Instruction(
+            i.i_in1, 0, i.i_in2, "uvw", True, i.coefficient, (i.weight_shape[0], 1, i.weight_shape[1]), i.weight_offset
+        )
         for i in plan.instructions
     )
     return Plan(plan.irreps_in1, as_blocks("1x0e"), plan.irreps_in2, paths)
