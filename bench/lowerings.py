@@ -222,7 +222,7 @@ def fit(rounds=600):
         regrets = []
         for (case, least), target in zip(cases, targets, strict=True):
             estimated = {l: counts @ rates[key] for l, (key, counts, _) in case.items()}
-            # Of those that are estimated alike any may be chosen: the rates are printed with few digits.
+            # Of those that are estimated alike any may be chosen: the rates are rounded.
             alike = [l for l, time in estimated.items() if time <= 1.002 * min(estimated.values())]
             chosen = max(alike, key=lambda l: case[l][2])
             regrets.append(case[chosen][2] / least)
