@@ -96,17 +96,19 @@ def registered():
     lines = ["| op of `torch.ops.hamfast` | `cpu` | `cuda` | `triton` |", "|---|---|---|---|"]
     sources = "".join(path.read_text() for path in (ROOT / "csrc").glob("*/*_cuda.cu"))
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    for op in sorted([*backends.LAUNCHERS, "block_matmul"]):
-        name = f"hamfast::{op}"
-        cuda = (
-            "kernel"
-            if f'm.impl("{op}"' in sources
-            else "kernel; float64 by the plain op"
-            if op == "radial_tensor_product"
-            else "torch's products"
-        )
-        triton = f"`hamfast/triton/{backends.LAUNCHERS[op]}.py`" if op in backends.LAUNCHERS else "torch's products"
-        cpu = ("torch's products" if op == "block_matmul" else "kernel") if has(name, "CPU") else "missing"
+    by_torch = {
+        "block_matmul": "torch's products",
+        "row_matmul": "torch's products",
+        "edge_outer": "torch's operations",
+    }
+    for op in sorted([*backends.LAUNCHERS, *by_torch]):
+        cuda = triton = by_torch.get(op, "")
+        if not cuda:
+            is_own = re.search(rf'm\.impl\(\s*"{op}"', sources) is not None
+            cuda = "kernel" if is_own else "kernel; float64 by the plain op"
+            triton = f"`hamfast/triton/{backends.LAUNCHERS[op]}.py`"
+        own = by_torch[op] if op == "block_matmul" else "kernel"
+        cpu = own if has(f"hamfast::{op}", "CPU") else "missing"
         lines.append(f"| `{op}` | {cpu} | {cuda} | {triton} |")
     return "\n".join(lines)
 

@@ -52,6 +52,14 @@ enum class MatrixProduct : int64_t {
   b = 2,
 };
 
+// The argument of the form sum over edges of <node, factor x channels> in which a derivative is
+// taken.
+enum OuterSlot : int64_t {
+  outer_node = 0,
+  outer_factor = 1,
+  outer_channels = 2,
+};
+
 // The argument of the edge frame's form sum factor weight scale matrix in which a derivative is
 // taken.
 enum WeightSlot : int64_t {
@@ -178,6 +186,34 @@ struct ProductDims {
   int64_t key;
 };
 static_assert(sizeof(ProductDims) == 10 * sizeof(int64_t));
+
+// The pairs of one channel v of y on a path, times that path's weights: a task of row_matmul. C[m,
+// w] += sum over u < n of A[m, a_first + u] B[b_offset + u b_stride + w], for m < d and w <
+// c_columns.
+struct RowTask {
+  // Components.
+  int64_t d;
+  // Pairs.
+  int64_t n;
+  // Elements of a row of A in the blocks before this one.
+  int64_t a_block;
+  // Columns of the block of A, and the first of them.
+  int64_t a_columns, a_first;
+  // In B's row: first element, and elements from one pair to the next.
+  int64_t b_offset, b_stride;
+  // The block of C, as that of A; the task has all its columns.
+  int64_t c_block, c_columns;
+  // 1 if the task is the first one of its block of C.
+  int64_t begins;
+};
+static_assert(sizeof(RowTask) == 10 * sizeof(int64_t));
+
+// Elements of a row of A, B and C in row_matmul.
+struct RowDims {
+  // 1 if every element of B belongs to a task.
+  int64_t a, b, c, covers_weights;
+};
+static_assert(sizeof(RowDims) == 4 * sizeof(int64_t));
 
 // What the channel-wise CUDA kernel of a plan is compiled for; sets of x, y, w, g are bits.
 struct ChannelVariant {

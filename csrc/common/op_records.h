@@ -262,6 +262,42 @@ auto block_matmul_boxed(Tensor left, Tensor right, int64_t rows, std::vector<int
       BlockMatmulArguments{std::move(left), std::move(right), rows, std::move(shapes), product});
 }
 
+// row_matmul: C = A B, A = C B^T or B = A^T C, row by row, for matrices B that are parts of each
+// row's weights. A and C are flat, block after block [rows, d, channels]; B is [rows, dims.b].
+struct RowMatmulArguments {
+  Tensor left;   // [numel | rows, dims.b]
+  Tensor right;  // [numel | rows, dims.b]
+  Tensor tasks;  // [tasks, RowTask]
+  int64_t rows;
+  int64_t product;            // MatrixProduct
+  std::vector<int64_t> dims;  // RowDims
+};
+template <auto run>
+auto row_matmul_boxed(Tensor left, Tensor right, Tensor tasks, int64_t rows, int64_t product,
+                      std::vector<int64_t> dims) {
+  return run(RowMatmulArguments{std::move(left), std::move(right), std::move(tasks), rows, product,
+                                std::move(dims)});
+}
+
+// edge_outer: A derivative of the form sum over edges e of <node[n(e)], factor[e] x channels[e]> in
+// one of its slots. factor: [edges, width]; node and channels: flat, block after block [nodes, d,
+// width, n] and [edges, d, n].
+struct EdgeOuterArguments {
+  Tensor left;   // [numel | edges, width]
+  Tensor right;  // [numel]
+  Tensor order;  // [edges]
+  Tensor ptr;    // [nodes + 1]
+  int64_t slot;  // OuterSlot
+  int64_t width;
+  std::vector<int64_t> shapes;  // d and n of each block
+};
+template <auto run>
+auto edge_outer_boxed(Tensor left, Tensor right, Tensor order, Tensor ptr, int64_t slot,
+                      int64_t width, std::vector<int64_t> shapes) {
+  return run(EdgeOuterArguments{std::move(left), std::move(right), std::move(order), std::move(ptr),
+                                slot, width, std::move(shapes)});
+}
+
 struct EinsumOperand {
   enum : int { a, b, c, count };
 };
@@ -627,6 +663,10 @@ constexpr const char* kSchemas[] = {
     "edge_frame_weights(Tensor? weight, Tensor? scale, Tensor? matrix, Tensor terms, Tensor "
     "factors, Tensor by_matrix, Tensor by_path, Tensor path_order, int slot, int numel) -> Tensor",
     "block_matmul(Tensor left, Tensor right, SymInt rows, int[] shapes, int product) -> Tensor",
+    "row_matmul(Tensor left, Tensor right, Tensor tasks, SymInt rows, int product, int[] dims) -> "
+    "Tensor",
+    "edge_outer(Tensor left, Tensor right, Tensor order, Tensor ptr, int slot, int width, int[] "
+    "shapes) -> Tensor",
     "edge_einsum(Tensor a, Tensor? b, Tensor? c, int[] rows_of, SymInt[] shape, Tensor senders, "
     "Tensor sender_order, Tensor sender_ptr, Tensor receivers, Tensor receiver_order, Tensor "
     "receiver_ptr) -> Tensor",

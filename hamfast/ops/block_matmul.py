@@ -27,6 +27,11 @@ def block_matmul(a: Tensor, b: Tensor, rows: int, shapes: Sequence[tuple[int, in
     return _op(a, b, rows, [n for shape in shapes for n in shape], _C)
 
 
+def block_matmul_transposed(c: Tensor, b: Tensor, rows: int, shapes: Sequence[tuple[int, int, int]]) -> Tensor:
+    """``A = C B^T`` for each block: the adjoint of :func:`block_matmul`, which has the shapes."""
+    return _op(c, b, rows, [n for shape in shapes for n in shape], _A)
+
+
 def _numel(product, rows, shapes):
     blocks = [shapes[n : n + 3] for n in range(0, len(shapes), 3)]
     return sum({_C: rows * r * n, _A: rows * r * k, _B: k * n}[product] for r, k, n in blocks)

@@ -71,6 +71,14 @@ def multilinear(
     return form.derivatives((x, y, weight, None), _NONE, 1 << G)[G]
 
 
+def pairs_to_x(pairs: Tensor, y: Tensor, tables: Tables, layout: str) -> Tensor:
+    """dF/dx of the ``pairs`` tables: ``[rows, dim_in1]`` in a layout from ``[rows, dims.g]`` of
+    coupled pairs."""
+    settings = PRODUCT_SETTINGS.fields(y.shape[0], True, LAYOUTS[layout], LAYOUTS["blocks"], tables.dims)
+    form = Form(tables.tensors, graph_tensors(None, False, False), settings)
+    return form.derivatives((None, y, None, pairs), _NONE, 1 << X)[X]
+
+
 def graph_tensors(edges: EdgeIndex | None, gather: bool, scatter: bool) -> Any:
     """The group ``graph`` of the ops' records; None for what is not asked for."""
     none = (None,) * 3

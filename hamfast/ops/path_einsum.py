@@ -8,7 +8,9 @@ Intermediate tensors have the size of rows x pairs of channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,10 +37,10 @@ def product_by_paths(x: Tensor, y: Tensor, weight: Tensor | None, plan: Plan, pa
     sizes = [ins.weight_numel for ins in plan.instructions]
     weights = [None] * len(sizes) if weight is None else list(weight.split(sizes, dim=-1))
     found: dict[int, Tensor] = {}
-    for ins, w in zip(plan.instructions, weights, strict=True):
+    for n, (ins, w) in enumerate(zip(plan.instructions, weights, strict=True)):
         if ins not in paths:
             continue
-        block = _path(xs[ins.i_in1], ys[ins.i_in2], w if ins.has_weight else None, plan, ins)
+        block = _path(xs[ins.i_in1], ys[ins.i_in2], w if ins.has_weight else None, plan, n)
         found[ins.i_out] = found[ins.i_out] + block if ins.i_out in found else block
     columns = [
         found[i].reshape(rows, mul * (2 * l + 1)) if i in found else x.new_zeros(rows, mul * (2 * l + 1))
@@ -53,10 +55,11 @@ def _blocks(t: Tensor, irreps: Sequence[IrrepBlock]) -> list[Tensor]:
     return [b.reshape(t.shape[0], mul, 2 * l + 1) for b, (mul, l, _) in zip(t.split(sizes, dim=1), irreps, strict=True)]
 
 
-def _path(x: Tensor, y: Tensor, w: Tensor | None, plan: Plan, ins: Instruction) -> Tensor:
-    """One path: ``[rows, mul_out, 2 l + 1]`` of ``[rows, mul, 2 l + 1]`` operands; weights flat."""
+def _path(x: Tensor, y: Tensor, w: Tensor | None, plan: Plan, n: int) -> Tensor:
+    """Path n: ``[rows, mul_out, 2 l + 1]`` of ``[rows, mul, 2 l + 1]`` operands; weights flat."""
+    ins = plan.instructions[n]
     n1, n2, n3 = x.shape[1], y.shape[1], plan.irreps_out[ins.i_out][0]
-    coupling = _Coupling(plan, ins, x)
+    coupling = _Coupling(plan, n, x)
     if ins.mode == "uvw":
         assert w is not None
         if n3 == 1:  # weights first: a tensor of pairs would be larger than both operands
@@ -96,10 +99,10 @@ def _weighted(y: Tensor, w: Tensor) -> Tensor:
 class _Coupling:
     """C_ijk times a path's normalisation."""
 
-    def __init__(self, plan: Plan, ins: Instruction, like: Tensor):
-        degrees = (plan.irreps_in1[ins.i_in1][1], plan.irreps_in2[ins.i_in2][1], plan.irreps_out[ins.i_out][1])
-        self.d1, self.d2, self.d3 = (2 * l + 1 for l in degrees)
-        self._key = (degrees, ins.coefficient, like.dtype, like.device)
+    def __init__(self, plan: Plan, n: int, like: Tensor):
+        self.d1, self.d2, self.d3 = (2 * l + 1 for l in _degrees(plan, n))
+        self._path = (plan, n)
+        self._like = like
 
     @property
     def is_multiple(self) -> bool:
@@ -108,14 +111,26 @@ class _Coupling:
 
     @property
     def number(self) -> float:
-        """C_000, which is all of C where an operand or the result is a scalar: its coefficients are
-        those of the unit matrix over sqrt(2 l + 1)."""
-        number = self._key[1] / max(self.d1, self.d2, self.d3) ** 0.5
-        return 1.0 if abs(number - 1.0) < 1e-15 else number
+        """C_000, which is all of C where an operand or the result is a scalar."""
+        return float(_number(*self._path))
 
-    def matrix(self, order: str, rows: int) -> Tensor:
-        """C with its axes in an order, as a matrix of so many rows."""
-        return _matrix(*self._key, order, rows)
+    def matrix(self, axes: str) -> Tensor:
+        """C as a matrix: ``ij,k`` has rows (i, j) and columns k."""
+        return _matrix(*self._path, self._like.dtype, self._like.device, axes).values
+
+
+# What a path's coefficient makes is made outside of a graph: there, a float would be a symbol. So
+# would be a float that comes from outside; one that is made of a text is a constant.
+@torch.compiler.assume_constant_result
+def _number(plan: Plan, n: int) -> str:
+    # The coefficients are those of the unit matrix over sqrt(2 l + 1).
+    number = plan.instructions[n].coefficient / (2 * max(_degrees(plan, n)) + 1) ** 0.5
+    return repr(1.0 if abs(number - 1.0) < 1e-15 else number)
+
+
+def _degrees(plan: Plan, n: int) -> tuple[int, int, int]:
+    ins = plan.instructions[n]
+    return plan.irreps_in1[ins.i_in1][1], plan.irreps_in2[ins.i_in2][1], plan.irreps_out[ins.i_out][1]
 
 
 def _scaled(t: Tensor, number: float) -> Tensor:
@@ -130,7 +145,7 @@ def _tied(x: Tensor, y: Tensor, coupling: _Coupling) -> Tensor:
     if coupling.d3 == 1:  # a scalar product
         return _scaled((x * y).sum(-1, keepdim=True), coupling.number)
     outer = (x.unsqueeze(-1) * y.unsqueeze(-2)).flatten(-2)
-    return outer @ coupling.matrix("ijk", coupling.d1 * coupling.d2)
+    return outer @ coupling.matrix("ij,k")
 
 
 def _outer(x: Tensor, y: Tensor, coupling: _Coupling) -> Tensor:
@@ -139,7 +154,7 @@ def _outer(x: Tensor, y: Tensor, coupling: _Coupling) -> Tensor:
     if coupling.is_multiple:
         return x.unsqueeze(1) * _scaled(y, coupling.number).unsqueeze(2)
     # A matrix per channel of y, as in the channel kernel.
-    matrix = (y @ coupling.matrix("jik", coupling.d2)).unflatten(-1, (coupling.d1, coupling.d3))
+    matrix = (y @ coupling.matrix("j,ik")).unflatten(-1, (coupling.d1, coupling.d3))
     if y.shape[1] == 1:
         return torch.bmm(x, matrix.squeeze(1)).unsqueeze(1)
     return x.unsqueeze(1) @ matrix
@@ -156,7 +171,7 @@ def _all_pairs(x: Tensor, y: Tensor, coupling: _Coupling) -> tuple[Tensor, bool]
         return (x.transpose(1, 2).unsqueeze(3) * scaled.unsqueeze(2)).flatten(2), False
     if coupling.d3 == 1:
         return torch.bmm(x, _scaled(y, coupling.number).transpose(1, 2)).flatten(1).unsqueeze(1), False
-    matrix = (y @ coupling.matrix("jki", coupling.d2)).unflatten(-1, (coupling.d3, coupling.d1))  # [rows, v, k, i]
+    matrix = (y @ coupling.matrix("j,ki")).unflatten(-1, (coupling.d3, coupling.d1))  # [rows, v, k, i]
     matrix = matrix.transpose(1, 2).reshape(x.shape[0], coupling.d3 * y.shape[1], coupling.d1)
     return torch.bmm(matrix, x.transpose(1, 2)).view(x.shape[0], coupling.d3, y.shape[1] * x.shape[1]), True
 
@@ -169,22 +184,25 @@ def _mixed(pairs: Tensor, w: Tensor) -> Tensor:
     return (pairs.reshape(rows * d, n) @ w).view(rows, d, w.shape[1]).transpose(1, 2)
 
 
-_MATRICES: dict[tuple, Tensor] = {}
+class _Matrix(NamedTuple):
+    """A tensor that is a constant of graphs: there, bare ones of different calls would have one
+    name."""
+
+    values: Tensor
+
+
+_MATRICES: dict[tuple, _Matrix] = {}
 
 
 @torch.compiler.assume_constant_result
-def _matrix(
-    degrees: tuple[int, int, int],
-    coefficient: float,
-    dtype: torch.dtype,
-    device: torch.device,
-    order: str,
-    rows: int,
-) -> Tensor:
-    key = (degrees, coefficient, dtype, device, order)
+def _matrix(plan: Plan, n: int, dtype: torch.dtype, device: torch.device, axes: str) -> _Matrix:
+    degrees, coefficient = _degrees(plan, n), plan.instructions[n].coefficient
+    key = (degrees, coefficient, dtype, device, axes)
     if key not in _MATRICES:
+        rows, columns = axes.split(",")
+        values = np.transpose(wigner_3j(*degrees) * coefficient, ["ijk".index(axis) for axis in rows + columns])
+        flat = np.ascontiguousarray(values.reshape(math.prod(values.shape[: len(rows)]), -1))
         with real_tensors():
-            axes = tuple("ijk".index(axis) for axis in order)
-            values = np.transpose(wigner_3j(*degrees) * coefficient, axes).reshape(rows, -1)
-            _MATRICES[key] = constant(np.ascontiguousarray(values), device, dtype)
+            # The sizes of parameters are no symbols.
+            _MATRICES[key] = _Matrix(torch.nn.Parameter(constant(flat, device, dtype), requires_grad=False))
     return _MATRICES[key]

@@ -15,15 +15,18 @@ from hamfast.ops.block_matmul import block_matmul
 from hamfast.ops.checks import HALF, check_rows, check_same, check_tensor, found
 from hamfast.ops.edge_einsum import sum_over_edges, to_edges
 from hamfast.ops.edge_index import EdgeIndex, check_graph
+from hamfast.ops.irreps_blocks import rows_of_blocks
 from hamfast.ops.layout import check_layout, convert_layout
 from hamfast.ops.multilinear import make_tables, mix_blocks, multilinear
 from hamfast.ops.notice import slow_path
 from hamfast.ops.path_einsum import product_by_paths
 from hamfast.ops.radial import RadialWeights, radial_product
+from hamfast.ops.radial_mix import radial_mix_at_receivers, radial_mix_at_senders
+from hamfast.ops.row_matmul import row_matmul, row_tables
 from hamfast.ops.transforms import is_transformed
 from hamfast.plan import Plan
 from hamfast.plan.channel import is_channel_wise, is_mixing, live_paths
-from hamfast.plan.cost import TUNED, TYPICAL_ROWS, choose_lowering, estimates, rows_like
+from hamfast.plan.cost import TUNED, TYPICAL_ROWS, choose_lowering, estimates, fewer_at_nodes, rows_like
 from hamfast.plan.plan import Instruction
 
 
@@ -79,6 +82,10 @@ def tensor_product(
     check_rows("tensor_product", "x", x, edges.num_senders if gather and edges is not None else rows, plan.dim_in1)
     check_rows("tensor_product", "y", y, rows, plan.dim_in2)
     _check_weight(x, y, weight, rows, plan.weight_numel)
+    if isinstance(weight, RadialWeights) and edges and _meets_nodes(plan, x, weight, edges, gather, scatter):
+        if scatter:
+            return radial_mix_at_receivers(x, y, weight, plan, edges, gather, layout)
+        return radial_mix_at_senders(x, y, weight, plan, edges, layout)
     if isinstance(weight, RadialWeights) and (not _makes_weights(plan, x, weight) or is_transformed((x, y, *weight))):
         weight = weight.weights()
     if isinstance(weight, RadialWeights):
@@ -112,6 +119,23 @@ def _makes_weights(plan: Plan, x: Tensor, weight: RadialWeights) -> bool:
     # The CUDA kernels make half-precision weights as well.
     knows_dtype = x.dtype not in HALF or (device == "cuda" and backend.current() == "cuda")
     return device in TUNED and not _problem(device) and knows_dtype and _all_channel_wise(plan)
+
+
+def _meets_nodes(plan: Plan, x: Tensor, weight: RadialWeights, edges: EdgeIndex, gather: bool, scatter: bool) -> bool:
+    """Does the radial layer meet nodes in place of edges, as ``radial_mix.py`` has it?"""
+    if x.device.type != "cpu" or x.dtype in HALF or not (gather or scatter) or not _all_mixing(plan):
+        return False
+    if torch.compiler.is_compiling():  # the numbers are symbols
+        return True
+    width = weight.hidden.shape[1] + (weight.bias is not None)
+    nodes = edges.num_receivers if scatter else edges.num_senders
+    return fewer_at_nodes(plan, width, edges.num_edges, nodes, scatter)
+
+
+@torch.compiler.assume_constant_result
+def _all_mixing(plan):
+    live = live_paths(plan)
+    return bool(live) and all(is_mixing(plan, ins) for ins in live) and len(live) == len(plan.instructions)
 
 
 @torch.compiler.assume_constant_result
@@ -268,30 +292,21 @@ def _mix(x, y, weight, plan, edges, gather, scatter, layout):
     """
     shared, dtype = weight.dim() == 1, x.dtype
     if not shared:
-        x, y, weight = _in_float32(x, y, weight)  # torch's products of small matrices are slow in half precision
+        x, y, weight = _in_float32(x, y, weight)
     tables, mixes = make_tables(plan, "pairs", x.dtype, x.device), mix_blocks(plan)
     pairs = multilinear(x, y, None, tables, edges, gather, scatter and shared, (layout, "blocks"))
     rows = pairs.shape[0]
-    # One split: its derivative is one concatenation, where that of slices is a full tensor each.
-    matrices = weight.split([ins.weight_numel for ins in plan.instructions], dim=-1)
-    shapes = [(2 * mix.l + 1, mix.pairs, mix.mul) for mix in mixes]
-    of_blocks = [[_v_slow(matrices[n], plan.instructions[n]) for n in mix.instructions] for mix in mixes]
     if shared:
-        flat = torch.cat([matrix.flatten() for block in of_blocks for matrix in block])
-        mixed = block_matmul(pairs.flatten(), flat, rows, shapes)
-        made = mixed.split([rows * r * n for r, _, n in shapes])
+        # One split: its derivative is one concatenation, where that of slices is a full tensor
+        # each.
+        matrices = weight.split([ins.weight_numel for ins in plan.instructions])
+        flat = torch.cat(
+            [_v_slow(matrices[n], plan.instructions[n]).flatten() for mix in mixes for n in mix.instructions]
+        )
+        mixed = block_matmul(pairs.flatten(), flat, rows, [(2 * mix.l + 1, mix.pairs, mix.mul) for mix in mixes])
     else:
-        blocks = pairs.flatten().split([rows * r * p for r, p, _ in shapes])
-        made = [
-            _mix_rows(block.view(rows, r, p), block_matrices)
-            for block, block_matrices, (r, p, _) in zip(blocks, of_blocks, shapes, strict=True)
-        ]
-    found = {mix.i_out: block for mix, block in zip(mixes, made, strict=True)}
-    columns = []
-    for i, (mul, l, _) in enumerate(plan.irreps_out):
-        block = found[i].view(rows, 2 * l + 1, mul) if i in found else x.new_zeros(rows, 2 * l + 1, mul)
-        columns.append((block.transpose(1, 2) if layout == "mul_ir" else block).flatten(1))
-    out = torch.cat(columns, dim=1)
+        mixed = row_matmul(pairs.flatten(), weight, row_tables(plan, x.device))
+    out = rows_of_blocks(mixed, rows, mixes, plan.irreps_out, layout)
     return (sum_over_edges(out, "receiver", edges.graph) if scatter and not shared else out).to(dtype)
 
 
@@ -301,13 +316,3 @@ def _v_slow(matrix: Tensor, ins: Instruction) -> Tensor:
     if n1 > 1 and n2 > 1:
         return matrix.unflatten(-1, (n1, n2, n3)).transpose(-3, -2).flatten(-3, -2)
     return matrix.unflatten(-1, (n1 * n2, n3))
-
-
-def _mix_rows(pairs: Tensor, matrices: list[Tensor]) -> Tensor:
-    """``[rows, d, pairs]`` times the paths' matrices of each row, ``[rows, pairs of a path, n]``:
-    ``[rows, d, n]``."""
-    total = None
-    for part, matrix in zip(pairs.split([m.shape[1] for m in matrices], dim=2), matrices, strict=True):
-        total = torch.bmm(part, matrix) if total is None else torch.baddbmm(total, part, matrix)
-    assert total is not None
-    return total.contiguous()

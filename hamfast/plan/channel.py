@@ -12,7 +12,7 @@ product of those pairs with the weights for all rows at once: the *mix* lowering
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from hamfast.plan.coupling import wigner_3j
 from hamfast.plan.plan import Instruction, IrrepBlock, Plan, pair_count
-from hamfast.records.tables import ChannelBlock, ChannelTask, CouplingEntry
+from hamfast.records.tables import ChannelBlock, ChannelTask, CouplingEntry, RowDims, RowTask
 
 PAD = 16
 """Channels are padded to a multiple of it: ``kPad`` in csrc/tensor_product/channel_call.h."""
@@ -122,6 +122,92 @@ def mix_tables(plan: Plan) -> tuple[ChannelTables, tuple[MixBlock, ...]]:
     # The last vector of a block may reach over its end, into zeros that are added to whatever is
     # there.
     return builder.tables(g_padded + PAD), tuple(mixes)
+
+
+@cache
+def reversed_plan(plan: Plan) -> Plan:
+    """The ``uvw`` plan with the first operand and the result exchanged, of the same form F(x, y, w,
+    g).
+
+    Its weights lie where those of the plan do, as ``[w, v, u]``. Couplings with two indices
+    exchanged differ by a sign, ``(-1)^(l1 + l2 + l3)``, which is in the coefficients.
+    """
+    made = []
+    for ins in plan.instructions:
+        l1, l2, l3 = plan.irreps_in1[ins.i_in1][1], plan.irreps_in2[ins.i_in2][1], plan.irreps_out[ins.i_out][1]
+        sign = -1 if (l1 + l2 + l3) % 2 else 1
+        turned = replace(ins, i_in1=ins.i_out, i_out=ins.i_in1, weight_shape=ins.weight_shape[::-1])
+        made.append(replace(turned, coefficient=sign * ins.coefficient))
+    return Plan(plan.irreps_out, plan.irreps_in2, plan.irreps_in1, tuple(made))
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A plan in which output blocks of one irrep are one block: of attention's heads, for
+    instance."""
+
+    plan: Plan
+    paths: tuple[tuple[int, ...], ...]
+    """The plan's paths that each path of the merged one is made of; their channels follow each
+    other."""
+    blocks: tuple[tuple[int, ...], ...]
+    """Likewise the output blocks."""
+
+
+@cache
+def merged_outputs(plan: Plan) -> Merged:
+    """The ``uvw`` plan with equal irreps of the result merged, where each has the same paths.
+
+    Elsewhere the blocks stay apart. Weights of the merged paths have no place of their own: those
+    of the paths that they are made of are to be joined.
+    """
+    blocks: dict[tuple, list[int]] = {}
+    for i_out, (_, l, p) in enumerate(plan.irreps_out):
+        of_block = (ins for ins in plan.instructions if ins.i_out == i_out)
+        paths = tuple((ins.i_in1, ins.i_in2, ins.coefficient) for ins in of_block)
+        blocks.setdefault((l, p, paths), []).append(i_out)
+    irreps_out, made, sources = [], [], []
+    for i_merged, ((l, p, _), members) in enumerate(blocks.items()):
+        mul = sum(plan.irreps_out[i][0] for i in members)
+        irreps_out.append((mul, l, p))
+        of_members = ([n for n, ins in enumerate(plan.instructions) if ins.i_out == i] for i in members)
+        for numbers in zip(*of_members, strict=True):
+            ins = plan.instructions[numbers[0]]
+            made.append(replace(ins, i_out=i_merged, weight_shape=(*ins.weight_shape[:2], mul)))
+            sources.append(numbers)
+    merged = Plan(plan.irreps_in1, plan.irreps_in2, tuple(irreps_out), tuple(made))
+    return Merged(merged, tuple(sources), tuple(map(tuple, blocks.values())))
+
+
+@cache
+def row_tasks(plan: Plan) -> tuple[np.ndarray, RowDims]:
+    """``[tasks, RowTask]`` int64: the pairs of :func:`mix_tables` times weights per row."""
+    rows, a_block, c_block, weights = [], 0, 0, 0
+    for mix in mix_tables(plan)[1]:
+        d, first = 2 * mix.l + 1, 0
+        for n in mix.instructions:
+            ins = plan.instructions[n]
+            n1, n2, n3 = ins.weight_shape
+            for v in range(n2):
+                task = RowTask(
+                    d=d,
+                    n=n1,
+                    a_block=a_block,
+                    a_columns=mix.pairs,
+                    a_first=first,
+                    b_offset=ins.weight_offset + v * n3,
+                    b_stride=n2 * n3,
+                    c_block=c_block,
+                    c_columns=mix.mul,
+                    begins=int(first == 0),
+                )
+                rows.append(task)
+                first += n1
+            weights += ins.weight_numel
+        a_block += d * mix.pairs
+        c_block += d * mix.mul
+    covers = int(weights == plan.weight_numel)
+    return as_table(rows, RowTask), RowDims(a_block, plan.weight_numel, c_block, covers)
 
 
 def as_table(rows: Sequence[Sequence[int]], row: type) -> np.ndarray:

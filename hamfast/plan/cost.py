@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from hamfast.plan.channel import channel_tables, is_channel_wise, is_mixing, live_paths, mix_tables
+from hamfast.plan.channel import (
+    channel_tables,
+    is_channel_wise,
+    is_mixing,
+    live_paths,
+    mix_tables,
+    reversed_plan,
+    row_tasks,
+)
 from hamfast.plan.edge_frame import edge_frame_plan
 from hamfast.plan.plan import Instruction, Plan, format_irreps, pair_count
 
@@ -62,28 +70,28 @@ class Work(NamedTuple):
 # Microseconds per count of Work, forward and with derivatives. Written by bench/lowerings.py --fit.
 RATES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "channel": (
-        (115, 0, 0, 0, 0.209, 0, 0, 0, 9.16e-05, 0),
-        (1.88e03, 0, 0, 0, 0.851, 0.135, 0, 0, 0.000914, 0),
+        (75.57, 0, 0, 0, 0.03464, 0.007675, 0, 0, 6.505e-05, 0),
+        (803.8, 0, 0, 0, 0.9202, 0.05352, 0.0007653, 0, 0.0001241, 0),
     ),
     "edge_frame": (
-        (94.8, 143, 0.00044, 0, 0.124, 0, 0.000501, 1.19e-05, 0.000121, 0),
-        (980, 593, 0.00572, 0, 0.267, 0, 0, 2.26e-05, 0.00147, 0),
+        (148.9, 71.69, 0.0001682, 0, 0.01788, 0.04569, 0.0004831, 1.584e-05, 0, 0),
+        (662.2, 405.6, 0.0004819, 0, 0.3298, 0, 0.001125, 0.000141, 0.0003707, 0),
     ),
     "einsum": (
-        (23.1, 34.6, 0.000476, 37.9, 0.0149, 0.271, 0, 1.58e-05, 0.000139, 0.0609),
-        (0, 372, 0.00481, 76.8, 0, 2.03, 0, 0.000222, 0.00212, 0),
+        (25.73, 27.84, 1.545e-05, 30.64, 0, 0.09064, 0, 2.566e-05, 4.922e-05, 0.0584),
+        (0, 295.1, 0.000974, 53.72, 0, 1.057, 0, 0.0003069, 0.0007291, 0),
     ),
     "general": (
-        (70.4, 0, 0.000122, 38.5, 0.2, 0.00132, 0.000458, 5.75e-05, 0.000105, 0.0778),
-        (653, 0, 0.00958, 101, 1.64, 0.0476, 0.00775, 0.000535, 0.00213, 0),
+        (62.87, 0, 0, 28.11, 0.08174, 0.001305, 0.0004576, 4.399e-05, 2.093e-05, 0.06592),
+        (542.1, 0, 0.001428, 65.37, 0.5647, 0.02479, 0.006081, 0.0007181, 0.0007426, 0.1126),
     ),
     "mix": (
-        (79.7, 45.1, 0.000721, 36.6, 0.0966, 0.00322, 0, 1.42e-05, 0.000114, 0.0741),
-        (716, 619, 0.00668, 85.3, 1.29, 0.0459, 0, 7.74e-05, 0.00133, 0),
+        (77.26, 22.73, 0.000118, 30.3, 0.02676, 0.008977, 0, 2.589e-05, 2.761e-05, 0.04148),
+        (613.8, 395.4, 0.001926, 56.6, 0.1065, 0.05049, 0, 0.0001272, 0.0008909, 0.03234),
     ),
     "mix, weights per row": (
-        (97.1, 13.3, 0, 0, 0, 0.0266, 0.00752, 0, 0, 0),
-        (1.03e03, 238, 0, 0, 0, 0, 0.127, 0, 5.91e-05, 0),
+        (40.79, 18.8, 0, 0, 0, 0.01327, 0.0007682, 0, 2.934e-05, 0),
+        (638.8, 86.77, 0, 0, 0, 0.09661, 3.085e-05, 0, 0.0007678, 0),
     ),
 }
 
@@ -136,11 +144,13 @@ def _channel(plan: Plan, shared: bool) -> Work:
 def _mix(plan: Plan, shared: bool) -> Work:
     tables, mixes = mix_tables(plan)
     pairs = sum(mix.pairs * (2 * mix.l + 1) for mix in mixes)
-    heavy = sum(mix.pairs * (2 * mix.l + 1) * max(mix.mul, _COLUMNS if shared else 1) for mix in mixes)
-    steps = len(mixes) if shared else sum(len(mix.instructions) for mix in mixes)
-    size = _row_bytes(plan, shared) + 2 * 4 * pairs
-    light, weights = _task_operations(tables.tasks), 4 * plan.weight_numel if shared else 0
-    return Work(1, steps, weights, 0, 1, len(tables.tasks), light, heavy, size)
+    size, light = _row_bytes(plan, shared) + 2 * 4 * pairs, _task_operations(tables.tasks)
+    if shared:
+        heavy = sum(mix.pairs * (2 * mix.l + 1) * max(mix.mul, _COLUMNS) for mix in mixes)
+        return Work(1, len(mixes), 4 * plan.weight_numel, 0, 1, len(tables.tasks), light, heavy, size)
+    tasks, _ = row_tasks(plan)
+    heavy = sum(mix.pairs * (2 * mix.l + 1) * -(-mix.mul // _COLUMNS) * _COLUMNS for mix in mixes)
+    return Work(1, len(mixes), 0, 0, 1, len(tables.tasks) + len(tasks), light, heavy, size)
 
 
 def _einsum(plan: Plan, shared: bool, paths: Sequence[Instruction]) -> Work:
@@ -214,6 +224,28 @@ def works(plan: Plan, shared_weights: bool, device: str, harmonics: bool = False
     if harmonics and shared_weights:
         found["edge_frame"] = {"edge_frame": _edge_frame(plan)}
     return found
+
+
+@cache
+def _at_nodes(plan: Plan, at_receivers: bool) -> tuple[int, int]:
+    """Coupled pairs, and multiply-adds of pairs with weights, of an edge: of the plan, or of the
+    reversed one."""
+    _, mixes = mix_tables(plan if at_receivers else reversed_plan(plan))
+    pairs = sum(mix.pairs * (2 * mix.l + 1) for mix in mixes)
+    return pairs, sum(mix.pairs * (2 * mix.l + 1) * mix.mul for mix in mixes)
+
+
+def fewer_at_nodes(plan: Plan, width: int, edges: int, nodes: int, at_receivers: bool) -> bool:
+    """Are there fewer multiply-adds if a radial layer's matrix meets sums over a node's edges, in
+    place of making weights for each edge?
+
+    Args:
+        width: of the radial network before its last layer.
+        at_receivers: results are summed over edges; else each edge has one, and ``nodes`` are
+        senders.
+    """
+    pairs, mixing = _at_nodes(plan, at_receivers)
+    return width * (pairs * edges + mixing * nodes) < (width * plan.weight_numel + mixing) * edges
 
 
 @cache

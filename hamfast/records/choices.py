@@ -68,6 +68,15 @@ class MatrixProduct(Choices):
     C, A, B = range(3)
 
 
+class OuterSlot(Choices):
+    """The argument of the form sum over edges of <node, factor x channels> in which a derivative is
+    taken.
+    """
+
+    prefix = "outer"
+    NODE, FACTOR, CHANNELS = range(3)
+
+
 class WeightSlot(Choices):
     """The argument of the edge frame's form sum factor weight scale matrix in which a derivative is
     taken.
@@ -112,6 +121,7 @@ CHOICES = (
     Storage,
     Pairing,
     MatrixProduct,
+    OuterSlot,
     WeightSlot,
     Score,
     ScoreActivation,

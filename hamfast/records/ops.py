@@ -215,6 +215,37 @@ BLOCK_MATMUL = Op(
     (Operand("out", "numel"),),
 )
 
+ROW_MATMUL = Op(
+    "row_matmul",
+    "C = A B, A = C B^T or B = A^T C, row by row, for matrices B that are parts of each row's weights. "
+    "A and C are flat, block after block [rows, d, channels]; B is [rows, dims.b].",
+    (
+        Operand("left", "numel | rows, dims.b", False, True),
+        Operand("right", "numel | rows, dims.b", False, True),
+        Operand("tasks", "tasks, RowTask"),
+        Setting("rows", "SymInt"),
+        Setting("product", "int", "MatrixProduct"),
+        Setting("dims", "int[]", "RowDims"),
+    ),
+    (Operand("out", "numel | rows, dims.b"),),
+)
+
+EDGE_OUTER = Op(
+    "edge_outer",
+    "A derivative of the form sum over edges e of <node[n(e)], factor[e] x channels[e]> in one of its slots. "
+    "factor: [edges, width]; node and channels: flat, block after block [nodes, d, width, n] and [edges, d, n].",
+    (
+        Operand("left", "numel | edges, width", False, True),
+        Operand("right", "numel", False, True),
+        Operand("order", "edges"),
+        Operand("ptr", "nodes + 1"),
+        Setting("slot", "int", "OuterSlot"),
+        Setting("width", "int"),
+        Setting("shapes", "int[]", "d and n of each block"),
+    ),
+    (Operand("out", "numel | edges, width"),),
+)
+
 EDGE_EINSUM = Op(
     "edge_einsum",
     "Sums over edges of products of operands [rows, heads, components, width], each with a row per edge, sender or "
@@ -456,6 +487,8 @@ OPS = (
     ROTATE_FROM_EDGE,
     EDGE_FRAME_WEIGHTS,
     BLOCK_MATMUL,
+    ROW_MATMUL,
+    EDGE_OUTER,
     EDGE_EINSUM,
     SPARSE_MAP,
     EDGE_UPDATE,

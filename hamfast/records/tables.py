@@ -123,6 +123,43 @@ class ProductDims(NamedTuple):
     """Tells this plan's channel-wise tables from those of others."""
 
 
+class RowTask(NamedTuple):
+    """The pairs of one channel v of y on a path, times that path's weights: a task of
+    ``row_matmul``.
+
+    ``C[m, w] += sum over u < n of A[m, a_first + u] B[b_offset + u b_stride + w]``, for m < d and
+    w < c_columns.
+    """
+
+    d: int
+    """Components."""
+    n: int
+    """Pairs."""
+    a_block: int
+    """Elements of a row of A in the blocks before this one."""
+    a_columns: int
+    a_first: int
+    """Columns of the block of A, and the first of them."""
+    b_offset: int
+    b_stride: int
+    """In B's row: first element, and elements from one pair to the next."""
+    c_block: int
+    c_columns: int
+    """The block of C, as that of A; the task has all its columns."""
+    begins: int
+    """1 if the task is the first one of its block of C."""
+
+
+class RowDims(NamedTuple):
+    """Elements of a row of A, B and C in ``row_matmul``."""
+
+    a: int
+    b: int
+    c: int
+    covers_weights: int
+    """1 if every element of B belongs to a task."""
+
+
 class ChannelVariant(NamedTuple):
     """What the channel-wise CUDA kernel of a plan is compiled for; sets of x, y, w, g are bits."""
 
@@ -245,6 +282,8 @@ TABLES = (
     ChannelBlock,
     CouplingEntry,
     ProductDims,
+    RowTask,
+    RowDims,
     ChannelVariant,
     FrameBlock,
     FrameColumns,

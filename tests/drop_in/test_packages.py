@@ -17,6 +17,7 @@ NETWORKS = {
     "allegro": ("allegro",),
     "e3tools": ("own", "Conv"),
     "e3tools separable": ("own", "SeparableConv"),
+    "e3tools transformer": ("own", "TransformerBlock"),
 }
 """Test -> arguments of compare_network.py; its first word is the package's."""
 
@@ -28,6 +29,10 @@ def test_energies_and_forces(name):
 
 def test_product_basis_of_mace():
     run("compare_contraction.py", "mace")
+
+
+def test_layers_of_e3tools():
+    run("compare_e3tools.py", "e3tools")
 
 
 @pytest.mark.slow

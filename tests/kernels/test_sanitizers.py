@@ -6,13 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from e3nn import o3
+from kit import fully_connected
 from programs import compile_program, read_arrays, run_program, write_arrays
 
 from hamfast import ops, reference
+from hamfast.ops.edge_outer import by_torch as edge_outer_formula
 from hamfast.ops.multilinear import general_tables, make_tables
+from hamfast.ops.row_matmul import by_torch as row_matmul_formula
 from hamfast.plan import contraction_plan, make_plan
+from hamfast.plan.channel import row_tasks
 from hamfast.plan.symmetric_contraction import contraction_tables
-from hamfast.records.choices import Score, ScoreActivation, Weighting
+from hamfast.records.choices import MatrixProduct, OuterSlot, Score, ScoreActivation, Weighting
 from hamfast.records.ops import PRODUCT_TABLES
 
 ISAS = {
@@ -261,3 +266,56 @@ def test_contraction_kernels(build, tmp_path, sanitizer):
         run_program(program, tmp_path / "case", tmp_path / "results", 3)
         for a, b in zip(read_arrays(tmp_path / "results"), expected, strict=True):
             np.testing.assert_allclose(np.frombuffer(a), b.detach().numpy(), atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize(
+    ("isa", "sanitizer"), [("baseline", "address"), ("avx2", "address"), ("avx512", "address"), ("baseline", "thread")]
+)
+def test_row_product_kernels(build, tmp_path, isa, sanitizer):
+    """Channels of less than a vector, of whole ones, and with a rest; several channels of y; a path
+    that does not mix; nodes with no, one and several edges; and no row at all."""
+    if not supported(isa):
+        pytest.skip(f"this processor has no {isa}")
+    program = build("run_row_products", isa, sanitizer)
+    blocks, width = [(1, 5), (3, 17), (2, 32)], 7
+    irreps = [o3.Irreps(i) for i in ("5x0e+3x1o", "2x0e+1x1o", "35x0e+1x1o+16x1o+3x1o")]
+    paths = [p for p in fully_connected(*irreps) if p[2] != 3]
+    plan = make_plan(*irreps, [*paths, (1, 0, 3, "uvu", True)])
+    tasks, dims = row_tasks(plan)
+    for rows, edges in ((9, 20), (1, 1), (0, 0)):
+        torch.manual_seed(7)
+        a, b, c = (torch.randn(rows * n) for n in dims[:3])
+        b = b.view(rows, dims.b)
+        expected = [
+            row_matmul_formula(*given, torch.as_tensor(tasks), rows, product, list(dims))
+            for product, given in ((MatrixProduct.C, (a, b)), (MatrixProduct.A, (c, b)), (MatrixProduct.B, (a, c)))
+        ]
+        nodes, numel = rows, sum(d * n for d, n in blocks)
+        index = torch.randint(max(nodes - 1, 1), (edges,))
+        _, order, ptr = ops.edge_index(torch.zeros_like(index), index, 1, nodes).by_receiver
+        node, factor, channels = (
+            torch.randn(nodes * width * numel),
+            torch.randn(edges, width),
+            torch.randn(edges * numel),
+        )
+        shapes = [n for block in blocks for n in block]
+        slots = (
+            (OuterSlot.NODE, (factor, channels)),
+            (OuterSlot.FACTOR, (node, channels)),
+            (OuterSlot.CHANNELS, (node, factor)),
+        )
+        expected += [edge_outer_formula(*given, order, ptr, slot, width, shapes) for slot, given in slots]
+        outer_rows, before = [], 0
+        for d, n in blocks:
+            for m in range(d):
+                at = nodes * before * width + m * width * n
+                outer_rows.append([edges * before + m * n, d * n, at, d * width * n, n])
+            before += d * n
+        arrays = [np.array([rows]), tasks, np.array(dims), a, b, c, np.array([width]), np.array(outer_rows)]
+        arrays += [order, ptr, node, factor, channels]
+        write_arrays(tmp_path / "case", [t.numpy() if isinstance(t, torch.Tensor) else t for t in arrays])
+        run_program(program, tmp_path / "case", tmp_path / "results", 3)
+        for found, true in zip(read_arrays(tmp_path / "results"), expected, strict=True):
+            np.testing.assert_allclose(np.frombuffer(found), true.numpy().ravel(), atol=1e-10)

@@ -90,6 +90,28 @@ def radial(sizes, graph):
     return run, truth, shapes
 
 
+def radial_mixing(sizes, graph):
+    irreps = [
+        f"{sizes['width'] % 4}x0e+2x1o",
+        f"1x0e+{min(sizes['heads'], 2)}x1o",
+        f"{sizes['value']}x0e+2x1o+{sizes['value']}x0e",
+    ]
+    plan = make_plan(*irreps, fully_connected(*map(o3.Irreps, irreps)))
+    edges, hidden = graph.rows["edge"], sizes["features"]
+    gather, scatter = pick([(True, True), (True, False), (False, True)])
+    rows = graph.num_senders if gather else edges
+    shapes = [(rows, plan.dim_in1), (edges, plan.dim_in2), (edges, hidden), (hidden, plan.weight_numel)]
+
+    def run(prepared, x, y, h, matrix):
+        return ops.tensor_product(x, y, ops.RadialWeights(h, matrix), plan, prepared, gather=gather, scatter=scatter)
+
+    def truth(x, y, h, matrix):
+        each = reference.tensor_product(x[graph.senders] if gather else x, y, h @ matrix, plan)
+        return graph.summed(each, "receiver") if scatter else each
+
+    return run, truth, shapes
+
+
 def edge_frame(sizes, graph):
     places = [pick(["edge", "sender", "receiver"]) for _ in range(pick([1, 2, 3]))]
     parts = [o3.Irreps(f"{sizes['width'] % 4}x0e+{sizes['value']}x1o") for _ in places]
@@ -231,5 +253,6 @@ def contraction(sizes, graph):
     return run, truth, shapes if one_each else [*shapes, (nodes, species)]
 
 
-CASES = {f.__name__: f for f in (product, radial, edge_frame, einsum, edge_update, attention, sparse_map, contraction)}
+FUNCTIONS = (product, radial, radial_mixing, edge_frame, einsum, edge_update, attention, sparse_map, contraction)
+CASES = {f.__name__: f for f in FUNCTIONS}
 NO_HALF = ("einsum", "sparse_map")

@@ -54,6 +54,19 @@ def radial():
     )
 
 
+def radial_mixing():
+    from e3nn import o3
+
+    irreps = [o3.Irreps(i) for i in ("2x0e+3x1o", "1x0e+1x1o", "16x0e+3x1o")]
+    plan = make_plan(*irreps, fully_connected(*irreps))
+    shapes = [(NODES, plan.dim_in1), (EDGES, plan.dim_in2), (EDGES, 4), (4, plan.weight_numel)]
+    return (
+        lambda edges, x, y, h, m: ops.tensor_product(x, y, ops.RadialWeights(h, m), plan, edges),
+        lambda x, y, h, m: reference.tensor_product(x, y, h @ m, plan, *GRAPH),
+        [torch.randn(s) for s in shapes],
+    )
+
+
 def edge_frame():
     from e3nn import o3
 
@@ -149,7 +162,9 @@ CASES = {
     "tensor_product, channel-wise": lambda: product("uvu", "channel", False),
     "tensor_product, mix": lambda: product("uvw", "mix", True),
     "tensor_product, general": lambda: product("uvw", "general", False),
+    "tensor_product, mix, weights per row": lambda: product("uvw", "mix", False),
     "tensor_product, radial weights": radial,
+    "tensor_product, radial weights, mix": radial_mixing,
     "edge_tensor_product": edge_frame,
     "edge_einsum": einsum,
     "edge_update": edge_update,

@@ -1,8 +1,11 @@
 """Weights made inside the product are the weights of the layer written out."""
 
+import sys
+
 import pytest
 import torch
-from kit import assert_close, check_derivatives
+from e3nn import o3
+from kit import assert_close, check_derivatives, fully_connected
 
 from hamfast import ops, reference
 from hamfast.ops import radial_blocks
@@ -139,6 +142,103 @@ def test_weights_the_kernel_cannot_make_are_stored(reason, device):
     found, expected = on_blocks(plan, h, matrix, "mul_ir", "gather+scatter", torch.float32, device, 20, start)
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours.double() - theirs).norm() < 2e-6 * theirs.norm()
+
+
+# Products that mix channels: the layer's matrix meets nodes, at the end where edges are summed, or
+# at the other.
+MIXING = {
+    "several channels of y": ("5x0e+3x1o", "2x0e+3x1o", "3x1e+5x0e+3x1o"),
+    "heads": ("4x0e+2x1o", "0e+1o", "2x0e+3x1o+2x0e+3x1o+2x0e+3x1o"),
+    "unequal heads": ("4x0e+2x1o", "0e+1o", "2x0e+3x1o+5x0e+1x1o"),
+    "a block without a path": ("4x0e+2x1o+1x2e", "1o", "2x1o+3x0e+2x3e+1x5o"),
+}
+MADE_AT = {"receivers": (True, True), "receivers, x on edges": (False, True), "senders": (True, False)}
+
+
+@pytest.fixture
+def at_nodes(monkeypatch):
+    """With the few edges of a test the weights would be stored."""
+    monkeypatch.setattr(sys.modules["hamfast.ops.tensor_product"], "fewer_at_nodes", lambda *_: True)
+
+
+def mixing_case(irreps, made_at, bias, layout="mul_ir", edges=7, k=3):
+    """The op, the truth, and leaves. The last receiver and a sender have no edges."""
+    plan = make_plan(*irreps, fully_connected(*(o3.Irreps(i) for i in irreps)))
+    gather, scatter = MADE_AT[made_at]
+    senders, receivers = torch.randint(3, (edges,)), torch.randint(4, (edges,))
+    graph = ops.edge_index(senders, receivers, 4, 5)
+    x = torch.randn(4 if gather else edges, plan.dim_in1)
+    leaves = [x, torch.randn(edges, plan.dim_in2), torch.randn(edges, k), torch.randn(k, plan.weight_numel)]
+    leaves += [torch.randn(plan.weight_numel)] * bias
+
+    def op(x, y, h, matrix, b=None):
+        x, weight = convert_layout(x, plan.irreps_in1, "mul_ir", layout), ops.RadialWeights(h, matrix, b)
+        out = ops.tensor_product(x, y, weight, plan, graph, gather=gather, scatter=scatter, layout=layout)
+        return convert_layout(out, plan.irreps_out, layout, "mul_ir")
+
+    def truth(x, y, h, matrix, b=None):
+        weight = h @ matrix if b is None else h @ matrix + b
+        index = (senders if gather else None, receivers if scatter else None)
+        return reference.tensor_product(x, y, weight, plan, *index, 5)
+
+    return op, truth, leaves
+
+
+@pytest.mark.usefixtures("at_nodes")
+@pytest.mark.parametrize(("bias", "layout"), [(False, "mul_ir"), (True, "ir_mul")])
+@pytest.mark.parametrize("made_at", MADE_AT)
+@pytest.mark.parametrize("irreps", MIXING.values(), ids=MIXING)
+def test_matrix_at_nodes(irreps, made_at, bias, layout):
+    op, truth, leaves = mixing_case(irreps, made_at, bias, layout)
+    check_derivatives(op, truth, [t.requires_grad_() for t in leaves])
+
+
+@pytest.mark.usefixtures("at_nodes")
+@pytest.mark.parametrize("made_at", MADE_AT)
+def test_matrix_at_nodes_under_torch_func(made_at):
+    op, truth, leaves = mixing_case(MIXING["heads"], made_at, False)
+    directions = tuple(torch.randn_like(t) for t in leaves)
+    for a, b in zip(*(torch.func.jvp(f, tuple(leaves), directions) for f in (op, truth)), strict=True):
+        assert_close(a, b)
+    for n in range(4):
+        assert_close(torch.func.jacrev(op, n)(*leaves), torch.func.jacrev(truth, n)(*leaves))
+    batch = torch.stack([leaves[2], 2 * leaves[2]])
+    found = torch.func.vmap(lambda h: op(*leaves[:2], h, leaves[3]))(batch)
+    assert_close(found, torch.stack([truth(*leaves[:2], h, leaves[3]) for h in batch]))
+
+
+@pytest.mark.usefixtures("at_nodes")
+@pytest.mark.parametrize("made_at", MADE_AT)
+@pytest.mark.parametrize("edges", [0, 1])
+def test_matrix_at_nodes_with_few_edges(edges, made_at):
+    op, truth, leaves = mixing_case(MIXING["heads"], made_at, True, edges=edges)
+    assert_close(op(*leaves), truth(*leaves))
+    op, truth, leaves = mixing_case(MIXING["heads"], made_at, False, edges=edges, k=0)
+    assert_close(op(*leaves), truth(*leaves))
+
+
+@pytest.mark.parametrize("made_at", MADE_AT)
+def test_matrix_at_nodes_compiles_once_for_all_sizes(made_at):
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append(graph)
+        return graph
+
+    plan = make_plan(*MIXING["heads"], fully_connected(*map(o3.Irreps, MIXING["heads"])))
+    gather, scatter = MADE_AT[made_at]
+
+    def function(x, y, h, matrix, graph):
+        return ops.tensor_product(x, y, ops.RadialWeights(h, matrix), plan, graph, gather=gather, scatter=scatter)
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=backend)
+    for nodes, edges in ((6, 23), (8, 31), (9, 40)):
+        index = torch.randint(nodes, (2, edges))
+        graph = ops.edge_index(index[0], index[1], nodes)
+        x, h = torch.randn(nodes if gather else edges, plan.dim_in1), torch.randn(edges, 3)
+        operands = (x, torch.randn(edges, plan.dim_in2), h, torch.randn(3, plan.weight_numel), graph)
+        assert_close(compiled(*operands), function(*operands))
+    assert len(seen) == 1
 
 
 def test_plans_it_cannot_do_store_the_weights():

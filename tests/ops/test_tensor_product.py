@@ -7,6 +7,7 @@ from e3nn import o3
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kit import assert_close, check_derivatives, fully_connected, permuted
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from hamfast import ops, reference
 from hamfast.ops.layout import convert_layout
@@ -212,6 +213,28 @@ def test_compiles_in_one_graph_with_dynamic_rows(backend):
         out, expected = compiled(x, y, w), ops.tensor_product(x, y, w, plan)
         assert_close(out, expected)
         assert_close(torch.autograd.grad(out.sum(), x)[0], torch.autograd.grad(expected.sum(), x)[0])
+
+
+@pytest.mark.parametrize("mode", SHAPES)
+def test_products_by_paths_compile_once_for_all_row_counts(mode):
+    """Coefficients of paths are constants of the graph, and no symbols of floats."""
+    torch._dynamo.reset()  # the function below is the same code for all cases
+    plan, counts = make_case(mode, "shared")[0], []
+    backend = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(
+        lambda x, y, w: ops.tensor_product(x, y, w, plan, lowering="einsum"),
+        fullgraph=True,
+        dynamic=True,
+        backend=backend,
+    )
+    for rows in (31, 43, 67):
+        _, x, y, w = make_case(mode, "shared", rows)
+        x.requires_grad_()
+        out, expected = compiled(x, y, w), ops.tensor_product(x, y, w, plan)
+        assert_close(out, expected)
+        assert_close(torch.autograd.grad(out.sum(), x)[0], torch.autograd.grad(expected.sum(), x)[0])
+        counts.append(backend.frame_count)
+    assert counts[0] == counts[-1] > 0
 
 
 @pytest.mark.cuda_sources

@@ -49,7 +49,11 @@ def test_explain_names_lowerings_operations_bytes_and_reason():
     mixed = make_plan("64x1o", "1x1o+64x0e", "64x1e+64x1o", [(0, 0, 0, "uvu", True), (0, 1, 1, "uuu", True)])
     text = explain(mixed, rows=10**5)
     assert "rows, with derivatives: channel, estimated" in text and "with einsum for its paths of mode uuu" in text
-    text = explain(plan, shared_weights=False, rows=32, derivatives=False)
+    text = explain(plan, shared_weights=False, rows=2000)
+    assert "runs, for 2,000 rows, with derivatives: mix, estimated" in text
+    irreps = [Irreps(i) for i in ("4x0e+2x1o", "0e+1o", "4x0e+2x1o")]
+    small = make_plan(*irreps, fully_connected(*irreps))
+    text = explain(small, shared_weights=False, rows=32, derivatives=False)
     assert "runs, for 32 rows, forward alone: general, estimated" in text
     assert "the only one on mps" in explain(plan, device="mps")
 
