@@ -11,6 +11,7 @@ from rich.console import Console
 
 from hamfast.data.cell_size import training_warning
 from hamfast.data.tensor_file import save_tensors
+from hamfast.data.training_range import TrainingRange
 from hamfast.errors import HamfastError
 from hamfast.machine import cores
 from hamfast.models import Cascade
@@ -59,7 +60,7 @@ class Run:
             )
         if config.accelerator == "gpu" and not torch.cuda.is_available():
             raise HamfastError("accelerator: gpu was asked for, but torch sees no GPU; run `hamfast doctor`")
-        self.data = RunData(config, self.processes, self.dtype)
+        self.data = RunData(config, self.processes, self.dtype, self.say)
         self.folder = RunFolder(config, self.phases())
 
     def phases(self) -> list[str]:
@@ -165,14 +166,14 @@ class Run:
         cutoffs = self.data.pair_cutoffs()
         model = build_model(self.config, spec, float(cutoffs.max()) if source is None else source.model.r_max)
         if source is None or not knows_pairs(source, spec, cutoffs):
-            model.normalization.fit(self.data.training)
+            self.data.fit(model.normalization)
         if source is not None:
             self.say(f"init_from: {self.config.training.init_from}")
             for word in take_weights(model, source):
                 self.say(f"  {word}")
         model.overlap = self.data.overlap() or (None if source is None else source.model.overlap)
-        model.training_range = self.data.training_range().joined(
-            None if source is None else source.model.training_range
+        model.training_range = TrainingRange.together(
+            [self.data.training_range(), None if source is None else source.model.training_range]
         )
         return model, cutoffs
 

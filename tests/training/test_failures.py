@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import sqlite3
 from itertools import product
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from rich.console import Console
 from runs import final_weights, history
 
 from hamfast import cli
-from hamfast.data import GraphDataset, dataset_spec, read_split, write_split
+from hamfast.data import GraphDataset, read_split, write_split
+from hamfast.data.store import Store
 from hamfast.errors import HamfastError
 from hamfast.training import Run, load_model
 from hamfast.training.callbacks import Progress, duration, number
@@ -207,8 +209,7 @@ def test_an_error_in_a_worker_process_is_one_sentence(settings, monkeypatch, err
     run = Run(parse_config(settings, "test"))
     made = run._initial_model()
     monkeypatch.setattr(run, "_initial_model", lambda: made)
-    monkeypatch.setattr(GraphDataset, "_cached", lambda *_: None)
-    monkeypatch.setattr(GraphDataset, "_prepare", fail)
+    monkeypatch.setattr(GraphDataset, "_prepared", fail)
     with pytest.raises(HamfastError) as found:
         run.train()
     assert str(found.value).endswith(str(error))
@@ -227,50 +228,22 @@ def test_a_cache_that_is_a_file(settings, tmp_path):
             Run(parse_config(settings, "test"))
 
 
-def test_a_full_cache_costs_time_only(settings, monkeypatch, fixtures):
-    def full(handle):
-        raise OSError(28, "No space left on device")
+def test_a_full_cache_costs_time_only(settings, monkeypatch):
+    """What cannot be kept is read each time, and fitted in each run."""
+    config = parse_config(settings | {"output": settings["output"] + "_kept"}, "test")
+    Run(config).train()
+    settings["data"]["cache"] += "_full"
 
-    monkeypatch.setattr("os.fsync", full)
-    folders = [fixtures / "graphene_1x1_000", fixtures / "graphene_1x1_001"]
-    data = GraphDataset(folders, dataset_spec(folders), Path(settings["data"]["cache"]))
-    with pytest.warns(UserWarning, match="prepared graphs cannot be kept, each epoch prepares them again") as told:
-        graphs = list(data)
-    assert len(told) == 1
-    expected = GraphDataset(folders, dataset_spec(folders), None)
-    assert all(torch.equal(a.target, b.target) for a, b in zip(graphs, expected, strict=True))
-    assert not list(Path(settings["data"]["cache"]).iterdir())
+    def full(self, kind, prepared):
+        raise sqlite3.OperationalError("database or disk is full")
 
-
-@pytest.mark.parametrize("damage", ["text", "folder", "other", "shape", "nan", "type", "list", "empty"])
-def test_damaged_cache_files_are_made_again(tmp_path, fixtures, damage):
-    folders = [fixtures / "graphene_1x1_000"]
-    data = GraphDataset(folders, dataset_spec(folders), tmp_path)
-    expected = data[0]
-    (path,) = tmp_path.iterdir()
-    content = torch.load(path, weights_only=True)
-    path.unlink()
-    changed = {
-        "other": {"species": content["species"]},
-        "shape": content | {"target": content["target"][:-1]},
-        "nan": content | {"target": content["target"] * math.nan},
-        "type": content | {"vector": content["vector"].double()},
-        "list": [1, 2],
-    }
-    if damage == "folder":
-        path.mkdir()
-    elif damage in changed:
-        torch.save(changed[damage], path)
-    else:
-        path.write_bytes(b"" if damage == "empty" else b"hello")
-    with pytest.warns(UserWarning) as told:
-        found = data[0]
-    assert "damaged" in str(told[0].message)
-    assert "the structure is prepared again" in str(told[0].message)
-    assert len(told) == 1 + (damage == "folder")  # which cannot be replaced by a file
-    assert torch.equal(found.target, expected.target)
-    if damage != "folder":
-        assert torch.equal(torch.load(path, weights_only=True)["target"], expected.target)
+    monkeypatch.setattr(Store, "keep", full)
+    monkeypatch.setattr(Store, "keep_result", lambda self, name, content: full(self, name, content))
+    with pytest.warns(UserWarning, match="cannot be kept, each epoch prepares them again .*disk is full") as told:
+        Run(parse_config(settings, "test")).train()
+    assert len([word for word in told if "cannot be kept" in str(word.message)]) == 1
+    for name, value in final_weights(settings["output"]).items():
+        assert torch.equal(value, final_weights(config.output)[name])
 
 
 # --- splits
