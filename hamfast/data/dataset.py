@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -109,6 +110,29 @@ class GraphDataset(Dataset):
         return build_graph(read_snapshot(folder), self.spec, dtype=self.dtype)
 
 
+class GraphLoader(DataLoader):
+    """A loader that knows how long it was waited for.
+
+    Attributes:
+        waited: seconds, over all batches so far. Without processes that load it is the time of the
+            loading itself.
+    """
+
+    waited = 0.0
+
+    def __iter__(self) -> Iterator[CrystalGraph]:  # type: ignore[override]
+        return self._timed(super().__iter__())  # which lets processes begin to load at once
+
+    def _timed(self, batches: Iterator[CrystalGraph]) -> Iterator[CrystalGraph]:
+        while True:
+            begun = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - begun
+            if batch is None:
+                return
+            yield batch
+
+
 def graph_loader(
     dataset: GraphDataset,
     batch_size: int = 1,
@@ -117,7 +141,7 @@ def graph_loader(
     seed: int = 0,
     num_workers: int = 0,
     batches=None,
-) -> DataLoader:
+) -> GraphLoader:
     """Batches of graphs, one graph for each batch; no others are held in memory.
 
     Args:
@@ -128,7 +152,7 @@ def graph_loader(
         num_workers: processes that read; 0 reads in this one.
         batches: a sampler of batches, which are lists of structures' numbers.
     """
-    return DataLoader(
+    return GraphLoader(
         dataset,
         batch_size=batch_size if batches is None else 1,
         shuffle=shuffle if batches is None else None,

@@ -80,7 +80,13 @@ def unpack(content: bytes, spec: TargetSpec, label: str) -> CrystalGraph:
             found["target"] = narrow.new_zeros(len(narrow), spec.dim)
             found["target"][:, columns] = narrow
     return CrystalGraph(
-        **found,
+        species=found["species"],
+        i=found["i"],
+        j=found["j"],
+        shift=found["shift"],
+        vector=found["vector"],
+        reverse=found["reverse"],
+        target=found.get("target"),
         atom_graph=torch.zeros(len(found["species"]), dtype=torch.int64),
         edge_graph=torch.zeros(len(found["i"]), dtype=torch.int64),
         labels=(label,),

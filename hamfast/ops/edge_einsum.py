@@ -140,7 +140,8 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    operands, graph = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+    saved = ctx.saved_tensors  # once: a checkpointed activation cannot be taken twice
+    operands, graph = saved[:3], saved[3:]
     given = [t for t in operands if t is not None]
     found = [
         _gradient(n, grad, given, ctx.rows_of, graph) if ctx.needs_input_grad[n] else None for n in range(len(given))

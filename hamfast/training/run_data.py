@@ -23,6 +23,7 @@ from hamfast.data.summary import sample
 from hamfast.data.training_range import TrainingRange
 from hamfast.data.two_centre_overlap import TwoCentreOverlap
 from hamfast.errors import HamfastError
+from hamfast.machine import cores
 from hamfast.models import TargetNormalization
 from hamfast.training.config import Config
 from hamfast.training.processes import Processes
@@ -30,6 +31,8 @@ from hamfast.training.sampler import EpochSampler
 
 MOST_OVERLAPS = 60
 """So many structures, from all over the training set, are enough for the fit of the overlap."""
+MOST_WORKERS = 4
+"""So many processes load data for one that trains, unless the configuration wants more."""
 REPORT_SECONDS = 10.0
 """Between two lines about a pass over the data."""
 
@@ -178,13 +181,23 @@ class RunData:
             weights=[count.elements for count in counts] if average == "elements" else None,
         )
         validation_sampler = EpochSampler(len(validation), None, rank, world, world)
-        workers = min(data.num_workers, len(training))
         return Batches(
-            graph_loader(training, batches=sampler, num_workers=workers),
+            graph_loader(training, batches=sampler, num_workers=self._workers(training)),
             sampler,
-            graph_loader(validation, batches=validation_sampler, num_workers=min(workers, len(validation))),
+            graph_loader(validation, batches=validation_sampler, num_workers=self._workers(validation)),
             validation_sampler,
         )
+
+    def _workers(self, subset: GraphDataset) -> int:
+        """How many processes read a subset for this one."""
+        wanted = self.config.data.num_workers
+        if wanted is None:
+            # Networks on a CPU take all cores, or as many threads as they are told.
+            on_gpu = self.config.accelerator != "cpu" and torch.cuda.is_available()
+            taken = 1 if on_gpu else torch.get_num_threads()
+            spare = cores() // self.processes.local_world - taken
+            wanted = 0 if subset.fits else max(0, min(MOST_WORKERS, spare))
+        return min(wanted, len(subset))
 
 
 class _Report:

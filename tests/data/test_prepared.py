@@ -99,9 +99,7 @@ def test_changed_structures_are_prepared_anew(folders, tmp_path, monkeypatch):
     read = counted(monkeypatch)
     found = prepare(folders, Store(tmp_path), torch.float32)
     assert read == ["s1", "s4"]
-    for graph, truth in zip(
-        GraphDataset(folders, dataset_spec(folders), found), from_files(folders), strict=True
-    ):
+    for graph, truth in zip(GraphDataset(folders, dataset_spec(folders), found), from_files(folders), strict=True):
         same(graph, truth)
 
 
@@ -222,7 +220,9 @@ print(sum(float(graph.target.abs().sum()) for _ in range(30) for graph in data))
 # -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", cases({"text": b"hello, this is a text", "npz": b"PK\x03\x04" * 40, "sqlite": None}))
+@pytest.mark.parametrize(
+    "content", cases({"text": b"hello, this is a text", "npz": b"PK\x03\x04" * 40, "sqlite": None})
+)
 def test_a_file_of_others_is_refused(tmp_path, content):
     if content is None:
         with sqlite3.connect(tmp_path / FILE) as file:

@@ -24,6 +24,7 @@ from hamfast.training.callbacks import Progress, duration, number
 from hamfast.training.checkpoint import read_checkpoint
 from hamfast.training.config import parse_config, write_config
 from hamfast.training.module import CascadeTraining
+from hamfast.training.throughput import Throughput
 
 
 @pytest.fixture
@@ -320,18 +321,26 @@ def test_a_split_without_test(tmp_path, fixtures):
 
 
 def test_lines_fit_80_columns():
-    progress = Progress(Console(), "stage1")
+    progress = Progress(Console(), "stage1", Throughput(None, None))
     above, below = progress.header()
     losses = [0.0, 3.25, 99999.999, 123456.7, 1e30, 1.5e300, math.nan, math.inf]
-    for loss, epochs, seconds in product(losses, [7, 1_000_000], [0.001, 12.3, 86_400.0, 1e7]):
+    for loss, epochs, seconds, speed in product(
+        losses, [7, 1_000_000], [0.001, 12.3, 1e7], [0.0, 1e-9, 0.2, 12.34, 999.7, 5e9]
+    ):
         metrics = dict.fromkeys(["train_loss_meV", "val_loss_meV", "val_mae_meV"], loss)
-        line = progress.line(epochs - 1, epochs, metrics, 1e-10, seconds)
+        metrics |= {"structures_per_s": speed, "edges_per_s": 1e3 * speed, "waiting_percent": min(100, speed)}
+        line = progress.line(epochs - 1, epochs, metrics, seconds)
         assert len(above) < len(below) == len(line) <= 80
         columns = line.split()
         assert columns[:2] == ["stage1", f"{epochs - 1}/{epochs}"]
         assert float(columns[2]) == pytest.approx(loss, rel=5e-3, nan_ok=True)
-        assert float(columns[5]) == 1e-10
-        assert float(columns[6]) == pytest.approx(seconds, rel=0.01, abs=0.005)
+        assert value(columns[5]) == pytest.approx(speed, rel=6e-3)
+        assert value(columns[6]) == pytest.approx(1e3 * speed, rel=6e-3)
+        assert float(columns[7].removesuffix("%")) == pytest.approx(min(100, speed), abs=0.5)
+
+
+def value(text):
+    return float(text.rstrip("kMGT")) * 1000 ** " kMGT".index(text[-1] if text[-1] in "kMGT" else " ")
 
 
 def test_numbers_and_durations():
