@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from hamfast.data import GraphDataset, graph_loader, read_split
-from hamfast.data.dataset import target_spec
+from hamfast.data.dataset import GraphLoader, target_spec
 from hamfast.data.formats import read_snapshot
 from hamfast.data.prepared import digest_of, once, prepare, range_of
 from hamfast.data.statistics import together
@@ -40,9 +39,9 @@ REPORT_SECONDS = 10.0
 class Batches(NamedTuple):
     """What one phase reads, with the samplers that know which structures a batch has."""
 
-    training: DataLoader
+    training: GraphLoader
     training_sampler: EpochSampler
-    validation: DataLoader
+    validation: GraphLoader
     validation_sampler: EpochSampler
 
 

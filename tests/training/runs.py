@@ -39,7 +39,6 @@ def start(settings, tmp_path, epochs, *launcher, resume=False):
         stderr=subprocess.STDOUT,
         text=True,
         env=environment,
-        start_new_session=True,  # a test may kill the launcher with its workers
         # Who starts the tests in the background of a shell may have told it to ignore Ctrl-C, and
         # children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

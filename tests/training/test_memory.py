@@ -137,7 +137,7 @@ def test_layers_computed_twice_have_the_same_gradients(double, kind, environment
 
 @pytest.mark.parametrize("change", [{"max_edges_at_once": 160}, {"recompute": True}], ids=str)
 def test_a_run_has_the_same_weights(settings, change):
-    """With clipping, averages and a second stage on a frozen first one; and a run may change to it."""
+    """With clipping, averages, a second stage on a frozen first one; a run may change to it."""
     settings |= {"precision": "float64"}
     settings["data"]["batch_size"] = 2
     settings["training"]["stage1"]["clip"] = 1.0
