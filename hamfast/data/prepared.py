@@ -43,6 +43,8 @@ FEW = 16
 SECONDS, BYTES = 2.0, 2**26
 """After so many seconds, or of so many bytes, what was prepared is written: that much is lost where
 a pass is killed."""
+MOST_WORDS = 10
+"""So many warnings of a pass are shown."""
 PATIENCE = 300.0
 """Seconds without news after which a process does itself what it waits for."""
 PREDICTIONS = {layout.PREDICTION for layout in WRITTEN}
@@ -155,11 +157,12 @@ def prepare(
             entries = _entries(store, kind)
             if len(missing()) != left:
                 changed, left = time.monotonic(), len(missing())
-    new = _Keeper(store, kind)
+    new, said = _Keeper(store, kind), 0
     waiting = missing()
     for done, result in enumerate(_results(waiting, whole, dtype), 1):
-        for word in result.words:
+        for word in result.words[: max(0, MOST_WORDS - said)]:
             warnings.warn(word, DataWarning, stacklevel=2)
+        said += len(result.words)
         if result.error is not None:
             new.write()
             raise HamfastError(result.error)
@@ -167,6 +170,9 @@ def prepare(
         new.add(Prepared(key, states[result.folder], result.about, result.graph))
         report(done, len(waiting))
     new.write()
+    if said > MOST_WORDS:
+        more = f"{said - MOST_WORDS:,} further warnings about structures; `hamfast data check` shows all"
+        warnings.warn(more, DataWarning, stacklevel=2)
     entries |= new.entries
     about = {key: About.from_text(entries[key].about) for key in set(keys.values())}
     numbers = {folder: entries[key].id for folder, key in keys.items() if entries[key].id >= 0}

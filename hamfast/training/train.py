@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning
@@ -99,17 +101,15 @@ class Run:
         """
         if self.processes.is_first:
             self.folder.open(resume)
-        default, threads = torch.get_default_dtype(), torch.get_num_threads()
         failed = True
         try:
-            torch.set_num_threads(self._threads() or threads)
-            torch.set_default_dtype(self.dtype)
-            for word in self.folder.words:
-                self.say(word)
-            model, cutoffs = self._initial_model()
-            model.half_cell = self.data.half_cell()
-            self._announce(model)
-            path = self._run_phases(model, cutoffs, stop_after_epoch)
+            with self._settings():
+                for word in self.folder.words:
+                    self.say(word)
+                model, cutoffs = self._initial_model()
+                model.half_cell = self.data.half_cell()
+                self._announce(model)
+                path = self._run_phases(model, cutoffs, stop_after_epoch)
             failed = False
             return path
         except OSError as error:
@@ -119,10 +119,33 @@ class Run:
                 what + ("; continue with --resume from the last complete epoch" if begun else "")
             ) from error
         finally:
-            torch.set_default_dtype(default)
-            torch.set_num_threads(threads)
             if self.processes.is_first:
                 self.folder.close(failed)
+
+    def prepare(self) -> Path:
+        """Does what a training does before its first step, and keeps it for all that will follow.
+
+        Returns:
+            The path of the file that keeps it.
+
+        Raises:
+            HamfastError: the data do not fit the configuration.
+        """
+        with self._settings():
+            self._initial_model()
+        return self.data.prepared.store.path
+
+    @contextmanager
+    def _settings(self) -> Iterator[None]:
+        """torch's threads and default dtype are those of the configuration within the block."""
+        default, threads = torch.get_default_dtype(), torch.get_num_threads()
+        try:
+            torch.set_num_threads(self._threads() or threads)
+            torch.set_default_dtype(self.dtype)
+            yield
+        finally:
+            torch.set_default_dtype(default)
+            torch.set_num_threads(threads)
 
     def _threads(self) -> int | None:
         wanted = self.config.threads
