@@ -22,6 +22,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import lightning
 import numpy as np
@@ -46,6 +47,8 @@ def make(root, count):
         return
     snapshot, layout = read_snapshot(SOURCE), by_name("deeph")
     h = snapshot.hamiltonian
+    waiting = mock.patch("os.fsync")  # each file waits for the disk; a set that is made anew need not
+    waiting.start()
     for n in range(count):
         random = np.random.default_rng(n)
         noise = BlockMatrix(h.pairs, h.shapes, h.boundaries, 0.01 * h.entries * random.normal(size=h.entries.shape))
@@ -54,6 +57,7 @@ def make(root, count):
         folder = root / "dft" / f"s{n:06}"
         folder.mkdir(parents=True, exist_ok=True)
         layout.write(strained(snapshot, strain, folder.name, noisy), folder)
+    waiting.stop()
     labels = [f"s{n:06}" for n in range(count)]
     validation = max(1, count // 20)
     split = {"train": labels[validation:], "validate": labels[:validation]}

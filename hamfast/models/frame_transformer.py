@@ -174,7 +174,7 @@ class FrameBlock(nn.Module):
         message = self.to_node(sources, near.frames)
         scale = self.node_scale(of_near) * weights[:, self.head_of]
         message = scaled(message, scale, self.irreps_node)
-        total = torch.zeros_like(node).index_add(0, near.edges.receivers, message)
+        total = message.new_zeros(node.shape).index_add(0, near.edges.receivers, message)
         gained = torch.nn.functional.pad(self.attended_out(attended), (0, node.shape[1] - self.num_scalars))
         return node + self.node_out(total) + gained, scalars
 

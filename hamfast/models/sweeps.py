@@ -63,7 +63,9 @@ class Piece:
         """
         if of is None:
             if name not in self._made:
-                self._made[name] = make()
+                # Directions and lengths are as exact as they are given, also with mixed precision.
+                with torch.autocast(self.graph.vector.device.type, enabled=False):
+                    self._made[name] = make()
             return self._made[name]
         found = self._of_layer.get(name)
         if found is None or found[0] is not of:

@@ -172,6 +172,9 @@ class TrainingConfig(_Section):
     recompute: Switch = Field(
         False, description="compute layers a second time for their gradients: less memory, more time"
     )
+    mixed_precision: Switch = Field(
+        False, description="multiply matrices of the stages in bfloat16 while training; needs precision: float32"
+    )
     save_minutes: Real | None = Field(
         30.0, gt=0, le=1e6, description="a checkpoint within an epoch where the last is older; null: epochs' ends alone"
     )
@@ -218,6 +221,8 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _stages(self):
+        if self.training.mixed_precision and self.precision != "float32":
+            raise ValueError(f"training.mixed_precision needs precision: float32, found {self.precision}")
         if self.stage1 is None:
             self._check_closed_form()
         elif self.training.stage1 is None:

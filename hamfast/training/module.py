@@ -86,6 +86,7 @@ class CascadeTraining(lightning.LightningModule):
         elements = [math.prod(spec.block_shape(p // spec.num_species, p % spec.num_species)) for p in pairs]
         self.register_buffer("component_weight", weight.to(torch.get_default_dtype()), persistent=False)
         self.register_buffer("elements", torch.tensor(elements, dtype=torch.get_default_dtype()), persistent=False)
+        model.mixed_precision = config.training.mixed_precision
         for stage in (model.stage1, model.stage2):
             if stage is not None:
                 stage.recompute = config.training.recompute
