@@ -135,6 +135,62 @@ def test_layers_computed_twice_have_the_same_gradients(double, kind, environment
     assert kept_bytes(twice, batch) < 0.5 * kept_bytes(plain, batch)
 
 
+def relative(found, truth):
+    return float((found - truth).norm() / truth.norm())
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("environment", [None, 2.0], ids=["published", "local"])
+@pytest.mark.parametrize("kind", ["frames", "gradients", "plain"])
+def test_mixed_precision_is_near_the_truth(double, kind, environment, recompute):
+    """float64 is the truth: bfloat16 has 8 bits, float32 is there before and after the training."""
+    batch = batch_graphs(graphs())
+    module = module_of(network(kind, environment))
+    truth, gradient = module.predict(batch).detach(), gradients(module, batch)
+    torch.set_default_dtype(torch.float32)
+    own = module_of(network(kind, environment), recompute)
+    own.model.load_state_dict(module.model.state_dict())
+    graph = batch.to(dtype=torch.float32)
+    own.model.mixed_precision = True
+    own.train()
+    assert 1e-4 < relative(own.predict(graph).double(), truth) < 0.05
+    found = gradients(own, graph)
+    together = [torch.cat([g[name].flatten().double() for name in gradient]) for g in (found, gradient)]
+    assert relative(*together) < 0.1
+    assert all(value.dtype == torch.float32 for value in found.values())
+    own.eval()  # as where it validates and predicts
+    assert relative(own.predict(graph).double(), truth) < 1e-5
+
+
+def test_what_is_in_ev_is_not_rounded(double):
+    """The target and its normalisation, also where both are rotated."""
+    torch.set_default_dtype(torch.float32)
+    model = network("frames", 2.0)
+    for stage in (model.stage1, model.stage2):
+        for p in stage.parameters():
+            torch.nn.init.zeros_(p)
+    module = module_of(model)
+    graph = module._augment(batch_graphs(graphs()).to(dtype=torch.float32), 0)
+    plain = float(module._loss(graph, (0, 5), 0))
+    model.mixed_precision = True
+    assert float(module._loss(graph, (0, 5), 0)) == pytest.approx(plain, rel=1e-6)
+
+
+def test_a_run_with_mixed_precision_learns(settings):
+    """As one without: the validation, in float32, is as good."""
+    settings["training"]["stage1"]["epochs"] = settings["training"]["stage2"]["epochs"] = 12
+    Run(parse_config(settings | {"output": settings["output"] + "_whole"}, "test")).train()
+    settings["training"]["mixed_precision"] = True
+    Run(parse_config(settings, "test")).train()
+    for phase in ("stage1", "stage2"):
+        whole, mixed = (
+            [float(row["val_mae_meV"]) for row in history(settings["output"] + end, phase)] for end in ("_whole", "")
+        )
+        assert mixed != whole
+        assert mixed == pytest.approx(whole, rel=0.1)
+    assert mixed[-1] < 0.9 * mixed[0]
+
+
 @pytest.mark.parametrize("change", [{"max_edges_at_once": 160}, {"recompute": True}], ids=str)
 def test_a_run_has_the_same_weights(settings, change):
     """With clipping, averages, a second stage on a frozen first one; a run may change to it."""

@@ -222,6 +222,10 @@ def test_toml_works(tmp_path):
                 {"data": {"root": "r", "max_edges": 50}},
                 "data: expected a batch_size above 1 with max_edges = 50, found 1; both limit a batch",
             ),
+            "mixed-precision-of-double": (
+                {"precision": "float64", "training": {"mixed_precision": True}},
+                "training.mixed_precision needs precision: float32, found float64",
+            ),
             "average": (
                 {"training": {"stage1": {"average": "atoms"}}},
                 "training.stage1.average: input should be 'structures' or 'elements', found 'atoms'",
