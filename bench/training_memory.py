@@ -5,8 +5,9 @@ bundled set.
 
 Writes bench/results/training_memory.csv. For each kind of second stage, with the networks of
 examples/graphene/config.yaml, trained at once: how far the memory rises in a step of 6
-structures above one of 1, its CPU time against that of a plain step (rounds alternate), and how far the predicted blocks (without the
-closed-form shift) and the gradient are from those in float32. The weights are random.
+structures above one of 1, its CPU time against that of a plain step (rounds alternate), and how far
+the predicted blocks (without the closed-form shift) and the gradient are from those in float32. The
+weights are random.
 """
 
 import argparse

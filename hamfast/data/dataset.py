@@ -51,7 +51,7 @@ class GraphDataset(Dataset):
     ):
         self.folders, self.spec, self.prepared, self.dtype = list(folders), spec, prepared, dtype
         self.normalization: Callable[[CrystalGraph], tuple[Tensor, Tensor] | None] | None = None
-        self.fits = False
+        self.fits = self.warned = False
         self.kept: dict[int, CrystalGraph] = {}
 
     def keep(self, edges: int) -> None:
@@ -99,10 +99,11 @@ class GraphDataset(Dataset):
         try:
             graph = None if self.prepared is None else self.prepared.graph(folder, self.spec)
         except (ValueError, sqlite3.Error) as error:
-            assert self.prepared is not None
-            warnings.warn(
-                f"{self.prepared.store.path}: damaged ({error}); {folder} is prepared again", DataWarning, stacklevel=2
-            )
+            if not self.warned and self.prepared is not None:
+                self.warned = True
+                path = self.prepared.store.path
+                text = f"{path}: damaged ({error}); {folder} is prepared again, and so are others without a word"
+                warnings.warn(text, DataWarning, stacklevel=2)
             graph = None
         return self._prepare(folder) if graph is None else graph
 

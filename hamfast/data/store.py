@@ -22,7 +22,7 @@ from hamfast.errors import DataWarning, HamfastError
 
 FILE = "prepared.sqlite"
 APPLICATION = 0x68616D66
-"""``hamf``: by this number in its header a file of SQLite is one of hamfast."""
+"""The letters hamf: by this number in its header a file of SQLite is one of hamfast."""
 FORMAT = 1
 """Files of another format are made anew."""
 PATIENCE = 120.0
@@ -72,6 +72,7 @@ class Store:
     def __init__(self, folder: Path):
         self.path = folder / FILE
         self.connections: dict[int, sqlite3.Connection] = {}
+        self.opened: int | None = None
         self._refuse_others()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -130,11 +131,19 @@ class Store:
 
     def begin_anew(self, why: str) -> None:
         """Deletes the file and makes an empty one, with a warning."""
-        warnings.warn(f"{self.path}: {why}; all structures are prepared again", DataWarning, stacklevel=2)
         self.close()
-        for path in (self.path, self.path.with_name(f"{FILE}-journal")):
-            path.unlink(missing_ok=True)
+        if self._inode() == self.opened:  # else another process has done so
+            warnings.warn(f"{self.path}: {why}; all structures are prepared again", DataWarning, stacklevel=2)
+            for path in (self.path, self.path.with_name(f"{FILE}-journal")):
+                path.unlink(missing_ok=True)
         self._open()
+
+    def _inode(self) -> int | None:
+        """Of the file that has the name now."""
+        try:
+            return self.path.stat().st_ino
+        except FileNotFoundError:
+            return None
 
     def close(self) -> None:
         """Closes this process's connection; it is opened again where it is needed."""
@@ -148,7 +157,7 @@ class Store:
         if own is None:
             own = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
             own.execute("PRAGMA synchronous = NORMAL")
-            self.connections[os.getpid()] = own
+            self.connections[os.getpid()], self.opened = own, self._inode()
         return own
 
     @contextlib.contextmanager
