@@ -180,18 +180,23 @@ def main():
     parser.add_argument("--machine", required=True, help="what runs it, in words")
     parser.add_argument("--structures", type=int, default=20_000)
     parser.add_argument("--threads", type=int, default=1, help="of the network")
+    parser.add_argument("--only-train", action="store_true", help="take what was prepared, and its rows of the table")
     parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
     root, rows = options.folder, []
     begun = time.monotonic()
     make(root, options.structures)
     print(f"made in {time.monotonic() - begun:.0f} s")
-    for old in (root / ".hamfast_cache", root / "run"):
-        shutil.rmtree(old, ignore_errors=True)
     config = configuration(root, options)
-    half = options.structures // 2
-    Stage("prepare", rows, root, "data", "prepare", config).run(until=lambda: prepared(root) >= half)
-    Stage("prepare, again", rows, root, "data", "prepare", config).run()
+    shutil.rmtree(root / "run", ignore_errors=True)
+    if options.only_train:
+        with options.result.open(newline="") as file:
+            rows += [row for row in csv.DictReader(file) if row["stage"].startswith("prepare")]
+    else:
+        shutil.rmtree(root / ".hamfast_cache", ignore_errors=True)
+        half = options.structures // 2
+        Stage("prepare", rows, root, "data", "prepare", config).run(until=lambda: prepared(root) >= half)
+        Stage("prepare, again", rows, root, "data", "prepare", config).run()
     last = root / "run" / "stage1" / "last.ckpt"
     started = []
 

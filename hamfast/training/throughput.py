@@ -44,6 +44,10 @@ class Throughput(Callback):
         self.begun = self.waited = 0.0
         self.structures = self.edges = 0
 
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Begins where a run goes on within an epoch, whose start is not told."""
+        self.on_train_epoch_start(trainer, module)
+
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: Any) -> None:
         """Begins anew."""
         self.begun, self.waited = time.perf_counter(), self.loader.waited

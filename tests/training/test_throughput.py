@@ -1,5 +1,8 @@
 """Structures and edges per second and the share of waiting, against a clock that the test turns."""
 
+import os
+import signal
+
 import pytest
 import torch
 from runs import rows
@@ -18,9 +21,10 @@ def settings(settings):
     return settings
 
 
-def test_an_epoch_by_a_clock(settings, monkeypatch):
-    """Two structures of 156 edges each; a step takes 3 s, loading a structure 1 s."""
-    clock = [0.0]
+@pytest.fixture
+def clock(monkeypatch):
+    """A step takes 3 s, loading a structure 1 s."""
+    clock = [1e6]
     for module in ("hamfast.training.throughput", "hamfast.data.dataset"):
         monkeypatch.setattr(f"{module}.time.perf_counter", lambda: clock[0])
     step, read = CascadeTraining.training_step, GraphDataset.__getitem__
@@ -33,10 +37,13 @@ def test_an_epoch_by_a_clock(settings, monkeypatch):
         clock[0] += 1.0
         return read(self, n)
 
-    run = Run(parse_config(settings, "test"))
-    edges = sum(graph.num_edges for graph in run.data.training)
     monkeypatch.setattr(CascadeTraining, "training_step", slow_step)
     monkeypatch.setattr(GraphDataset, "__getitem__", slow_read)
+
+
+def test_an_epoch_by_a_clock(settings, clock):
+    run = Run(parse_config(settings, "test"))
+    edges = sum(graph.num_edges for graph in run.data.training)
     run.train()
     for row in rows(settings["output"]):
         assert float(row["structures_per_s"]) == pytest.approx(2 / 8, rel=1e-3)
@@ -47,6 +54,22 @@ def test_an_epoch_by_a_clock(settings, monkeypatch):
     assert [event.value for event in events.Scalars("waiting_percent")] == pytest.approx([25.0, 25.0])
     for name in (*throughput.FIELDS, "learning_rate", "val_loss_meV"):
         assert len(events.Scalars(name)) == 2
+
+
+def test_an_epoch_that_goes_on(settings, clock, monkeypatch):
+    """What a run does after it was stopped within an epoch counts alone."""
+    with monkeypatch.context() as patch:
+        step = CascadeTraining.training_step
+
+        def stop(self, batch, batch_idx):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return step(self, batch, batch_idx)
+
+        patch.setattr(CascadeTraining, "training_step", stop)
+        assert Run(parse_config(settings, "test")).train() is None
+    Run(parse_config(settings, "test")).train(resume=True)
+    for structures, row in zip((1, 2), rows(settings["output"]), strict=True):
+        assert float(row["structures_per_s"]) == pytest.approx(structures / (4 * structures), rel=1e-3)
 
 
 @pytest.mark.parametrize(("fits", "threads", "expected"), [(True, 1, 0), (False, 1, 3), (False, 8, 0), (False, 5, 1)])
