@@ -144,6 +144,32 @@ class CrystalGraph:
         return replace(self, vector=self.vector @ rotation.T.to(self.vector), target=None, units=None)
 
 
+def structures_of(graph: CrystalGraph, first: int, last: int) -> CrystalGraph:
+    """Some structures of a batch, from ``first`` on and before ``last``.
+
+    It is what :func:`batch_graphs` makes of them.
+    """
+    if (first, last) == (0, graph.num_graphs):
+        return graph
+    bounds = torch.tensor([first, last], device=graph.species.device)
+    atoms = slice(*torch.searchsorted(graph.atom_graph, bounds).tolist())
+    edges = slice(*torch.searchsorted(graph.edge_graph, bounds).tolist())
+    return CrystalGraph(
+        species=graph.species[atoms],
+        i=graph.i[edges] - atoms.start,
+        j=graph.j[edges] - atoms.start,
+        shift=graph.shift[edges],
+        vector=graph.vector[edges],
+        reverse=graph.reverse[edges] - edges.start,
+        atom_graph=graph.atom_graph[atoms] - first,
+        edge_graph=graph.edge_graph[edges] - first,
+        num_graphs=last - first,
+        target=None if graph.target is None else graph.target[edges],
+        units=None if graph.units is None else graph.units[edges],
+        labels=graph.labels[first:last],
+    )
+
+
 def batch_graphs(graphs: list[CrystalGraph]) -> CrystalGraph:
     """One graph of several structures; the rows of all their tensors follow each other."""
     if len(graphs) == 1:

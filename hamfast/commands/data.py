@@ -1,4 +1,4 @@
-"""``hamfast data``: look at, check, import, convert and split data sets."""
+"""``hamfast data``: look at, check, import, convert, prepare and split data sets."""
 
 from __future__ import annotations
 
@@ -95,6 +95,17 @@ def data_convert(
     say(f"converted {count} structures to {target}")
     for path in left:
         say(f"left behind: {path}")
+
+
+@data_app.command("prepare")
+def data_prepare(config: Annotated[Path, typer.Argument(help="of a training: YAML or TOML")]) -> None:
+    """Read a data set once and keep what trainings need, before they start: also without a GPU."""
+    from hamfast.training import Run, load_config
+
+    run = Run(load_config(config).model_copy(update={"accelerator": "cpu"}), console)
+    path = run.prepare()
+    counts = ", ".join(f"{subset} {len(folders)}" for subset, folders in run.data.split.items())
+    say(f"prepared {counts}: {path} ({path.stat().st_size / 1e9:.3g} GB)")
 
 
 @data_app.command("split")

@@ -174,7 +174,8 @@ def find_structures(root: Path | str) -> list[Path]:
             folders = sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith("."))
             found = [p for p in folders if detect(p)]
             if found:
-                _warn_of_incomplete([p for p in folders if p not in found])
+                known = set(found)
+                _warn_of_incomplete([p for p in folders if p not in known])
                 return found
     raise HamfastError(
         f"{root}: no structure folders found; expected {root}/dft/<label>/ or {root}/<label>/ with {_expected()}"
@@ -209,10 +210,10 @@ def names_apart(folders: Sequence[Path]) -> list[str]:
     depth = [1] * len(paths)
     while True:
         names = ["__".join(parts[-d:]).replace("/", "") for parts, d in zip(paths, depth, strict=True)]
-        clash = [
-            n for n, name in enumerate(names)
-            if depth[n] < len(paths[n]) and any(names[m] == name and paths[m] != paths[n] for m in range(len(names)))
-        ]  # fmt: skip
+        named: dict[str, set[tuple[str, ...]]] = {}
+        for name, path in zip(names, paths, strict=True):
+            named.setdefault(name, set()).add(path)
+        clash = [n for n, name in enumerate(names) if depth[n] < len(paths[n]) and len(named[name]) > 1]
         if not clash:
             return names
         for n in clash:

@@ -1,12 +1,12 @@
-"""The statistics of a data set: one object, made in one pass over its structures."""
+"""The statistics of a data set: those of each structure, and of all together."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,9 @@ CUTOFF_MARGIN = 1e-3
 
 ONSITE = 1e-6
 """Angstrom: shorter pairs are those of on-site blocks."""
+
+Lengths = Callable[[np.ndarray], np.ndarray]
+"""``[pairs, 3]`` angstrom -> ``[pairs]``."""
 
 
 @dataclass
@@ -43,6 +46,81 @@ class PairCount(NamedTuple):
     """Edges of its graph."""
     elements: int
     """Matrix elements of all their blocks."""
+
+
+@dataclass
+class StructureStatistics:
+    """What one structure is made of, and how large and long-ranged it is."""
+
+    layout: str
+    """Its on-disk format."""
+    shells: dict[int, tuple[int, ...]]
+    """Atomic number -> l of the shells, of its elements in order of first appearance."""
+    spinful: bool
+    num_atoms: int
+    half_cell: float
+    """Angstrom: half the distance between an atom and its nearest image."""
+    matrices: MatrixSizes | None = None
+    """If its matrices were read."""
+    count: PairCount | None = None
+    """If its pairs were measured."""
+    longest_pairs: dict[tuple[int, int], float] = field(default_factory=dict)
+    """The two atomic numbers -> angstrom, if its pairs were measured."""
+    nearest: float = 0.0
+    """Angstrom: the longest way from an atom to its nearest neighbour, if they were."""
+
+    @classmethod
+    def of(cls, folder: Path, snapshot: Snapshot) -> StructureStatistics:
+        """Those of a structure whose pairs are not measured."""
+        shells = {z: tuple(snapshot.shells[z]) for z in snapshot.elements}
+        return cls(format_of(folder).NAME, shells, snapshot.spinful, snapshot.num_atoms, snapshot.half_cell)
+
+    def measure(self, snapshot: Snapshot, pairs: np.ndarray | None, lengths: Lengths) -> None:
+        """Counts the pairs ``[pairs, 5]`` of the structure and takes their lengths; None: it has
+        no matrix."""
+        self.count = PairCount(0, 0)
+        if pairs is None or not len(pairs):
+            return
+        length = lengths(snapshot.pair_vectors(pairs))
+        first, second = snapshot.numbers[pairs[:, 3]], snapshot.numbers[pairs[:, 4]]
+        shells = ShellSpec.from_mapping(self.shells, self.spinful)
+        orbitals = np.zeros(1 + max(shells.elements), dtype=np.int64)
+        for species, z in enumerate(shells.elements):
+            orbitals[z], _ = shells.block_shape(species, species)
+        self.count = PairCount(len(pairs), int((orbitals[first] * orbitals[second]).sum()))
+        neighbour = np.full(snapshot.num_atoms, np.inf)
+        hopping = length > ONSITE
+        np.minimum.at(neighbour, pairs[hopping, 3], length[hopping])
+        self.nearest = float(neighbour.max(where=np.isfinite(neighbour), initial=0.0))
+        for a, b in np.unique(np.stack([first, second], axis=1), axis=0).tolist():
+            self.longest_pairs[a, b] = float(length[(first == a) & (second == b)].max())
+
+    def unmeasured(self) -> StructureStatistics:
+        """These, without those of pairs."""
+        return replace(self, count=None, longest_pairs={}, nearest=0.0)
+
+    def state(self) -> dict[str, Any]:
+        """Plain numbers, for a file; without the sizes of the matrices."""
+        return {
+            "layout": self.layout,
+            "shells": [[z, list(ls)] for z, ls in self.shells.items()],
+            "spinful": self.spinful,
+            "num_atoms": self.num_atoms,
+            "half_cell": self.half_cell,
+            "count": self.count,
+            "longest_pairs": [[*pair, length] for pair, length in self.longest_pairs.items()],
+            "nearest": self.nearest,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> StructureStatistics:
+        """The inverse of :meth:`state`."""
+        changed = {
+            "shells": {z: tuple(ls) for z, ls in state["shells"]},
+            "count": None if state["count"] is None else PairCount(*state["count"]),
+            "longest_pairs": {(a, b): length for a, b, length in state["longest_pairs"]},
+        }
+        return cls(**(state | changed))
 
 
 @dataclass
@@ -85,12 +163,46 @@ def norms(vectors: np.ndarray) -> np.ndarray:
     return np.linalg.norm(vectors, axis=1)
 
 
+def together(structures: Mapping[Path, StructureStatistics]) -> DatasetStatistics:
+    """The statistics of several structures as those of a data set.
+
+    Raises:
+        HamfastError: two structures give one element different orbitals, or differ in spin.
+    """
+    shells: dict[int, tuple[int, ...]] = {}
+    owner: dict[int, Path] = {}
+    spinful = None
+    found = DatasetStatistics(ShellSpec(()))
+    for folder, one in structures.items():
+        if spinful is None:
+            spinful, first = one.spinful, folder
+        if one.spinful != spinful:
+            raise HamfastError(f"{folder}: spinful is {one.spinful}, in {first} it is {spinful}")
+        for z, own in one.shells.items():
+            if shells.setdefault(z, own) != own:
+                raise HamfastError(
+                    f"{folder}: atomic number {z} has shells {list(own)}, in {owner[z]} {list(shells[z])}"
+                )
+            owner.setdefault(z, folder)
+        found.layouts[one.layout] += 1
+        found.num_atoms.append(one.num_atoms)
+        found.half_cells[folder] = one.half_cell
+        if one.matrices is not None:
+            found.matrices.append(one.matrices)
+        if one.count is not None:
+            found.counts[folder] = one.count
+        found.nearest = max(found.nearest, one.nearest)
+        for pair, length in one.longest_pairs.items():
+            found.longest_pairs[pair] = max(found.longest_pairs.get(pair, 0.0), length)
+    found.shells = ShellSpec.from_mapping(shells, bool(spinful))
+    return found
+
+
 def dataset_statistics(
     folders: Sequence[Path],
     *,
     measured: Collection[Path] = (),
     read_whole: Collection[Path] = (),
-    lengths: Callable[[np.ndarray], np.ndarray] = norms,
 ) -> DatasetStatistics:
     """Reads every structure once.
 
@@ -98,40 +210,21 @@ def dataset_statistics(
         folders: of the structures.
         measured: those of them whose pairs are measured; of their matrices only the pairs are read.
         read_whole: those of them whose matrices are read and checked, and whose pairs are measured.
-        lengths: ``[pairs, 3]`` angstrom -> ``[pairs]``.
 
     Raises:
-        HamfastError: two structures give one element different orbitals, or differ in spin; one
-            cannot be read.
+        HamfastError: as :func:`together`; or one cannot be read.
     """
     measured, read_whole = set(measured), set(read_whole)
-    shells: dict[int, tuple[int, ...]] = {}
-    owner: dict[int, Path] = {}
-    spinful = None
-    found = DatasetStatistics(ShellSpec(()))
+    found = {}
     for folder in folders:
         snapshot = read_snapshot(folder) if folder in read_whole else read_structure(folder)
-        if spinful is None:
-            spinful = snapshot.spinful
-        if snapshot.spinful != spinful:
-            raise HamfastError(f"{folder}: spinful is {snapshot.spinful}, in {folders[0]} it is {spinful}")
-        for z in snapshot.elements:
-            if shells.setdefault(z, snapshot.shells[z]) != snapshot.shells[z]:
-                raise HamfastError(
-                    f"{folder}: atomic number {z} has shells {list(snapshot.shells[z])}, in {owner[z]} {list(shells[z])}"
-                )
-            owner.setdefault(z, folder)
-        found.layouts[format_of(folder).NAME] += 1
-        found.num_atoms.append(snapshot.num_atoms)
-        found.half_cells[folder] = snapshot.half_cell
+        found[folder] = one = StructureStatistics.of(folder, snapshot)
         if folder in read_whole:
-            found.matrices.append(_sizes(snapshot))
-            matrix = snapshot.first_matrix
-            _measure(found, folder, snapshot, None if matrix is None else matrix.pairs, lengths)
+            one.matrices, matrix = _sizes(snapshot), snapshot.first_matrix
+            one.measure(snapshot, None if matrix is None else matrix.pairs, norms)
         elif folder in measured:
-            _measure(found, folder, snapshot, read_pairs(folder, snapshot), lengths)
-    found.shells = ShellSpec.from_mapping(shells, bool(spinful))
-    return found
+            one.measure(snapshot, read_pairs(folder, snapshot), norms)
+    return together(found)
 
 
 def _sizes(snapshot: Snapshot) -> MatrixSizes:
@@ -143,24 +236,3 @@ def _sizes(snapshot: Snapshot) -> MatrixSizes:
         has_overlap=s is not None,
         extra_pairs=0 if h is None or s is None else len(h) - len(s),
     )
-
-
-def _measure(found: DatasetStatistics, folder: Path, snapshot: Snapshot, pairs: np.ndarray | None, lengths) -> None:
-    """Counts the pairs ``[pairs, 5]`` of a structure, and takes their lengths into the others'."""
-    if pairs is None or not len(pairs):
-        found.counts[folder] = PairCount(0, 0)
-        return
-    length = lengths(snapshot.pair_vectors(pairs))
-    first, second = snapshot.numbers[pairs[:, 3]], snapshot.numbers[pairs[:, 4]]
-    shells = ShellSpec.from_mapping(snapshot.shells, snapshot.spinful)
-    orbitals = np.zeros(1 + max(shells.elements), dtype=np.int64)
-    for species, z in enumerate(shells.elements):
-        orbitals[z], _ = shells.block_shape(species, species)
-    found.counts[folder] = PairCount(len(pairs), int((orbitals[first] * orbitals[second]).sum()))
-    neighbour = np.full(snapshot.num_atoms, np.inf)
-    hopping = length > ONSITE
-    np.minimum.at(neighbour, pairs[hopping, 3], length[hopping])
-    found.nearest = max(found.nearest, neighbour.max(where=np.isfinite(neighbour), initial=0.0))
-    for a, b in np.unique(np.stack([first, second], axis=1), axis=0).tolist():
-        longest = float(length[(first == a) & (second == b)].max())
-        found.longest_pairs[a, b] = max(found.longest_pairs.get((a, b), 0.0), longest)

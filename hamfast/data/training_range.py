@@ -53,26 +53,26 @@ class TrainingRange:
     @classmethod
     def of(cls, snapshots: Iterable[Snapshot]) -> TrainingRange:
         """That of some structures."""
-        found = cls()
-        for snapshot in snapshots:
-            own = _Measured.of(snapshot)
-            found._take(
-                cls(
-                    1,
-                    (snapshot.num_atoms, snapshot.num_atoms),
-                    (snapshot.half_cell, snapshot.half_cell),
-                    own.shortest,
-                    {pair: np.stack([n.min(axis=0), n.max(axis=0)]) for pair, n in own.neighbours.items()},
-                    {z: set(_bins(degrees).tolist()) for z, degrees in own.angles.items()},
-                    {z: set(bonds.tolist()) for z, bonds in own.bonds.items()},
-                )
-            )
-        return found
+        return cls.together(map(cls._of_one, snapshots))
 
-    def joined(self, other: TrainingRange | None) -> TrainingRange:
-        """That of both sets of structures."""
-        found = TrainingRange()
-        for one in (self, other):
+    @classmethod
+    def _of_one(cls, snapshot: Snapshot) -> TrainingRange:
+        own = _Measured.of(snapshot)
+        return cls(
+            1,
+            (snapshot.num_atoms, snapshot.num_atoms),
+            (snapshot.half_cell, snapshot.half_cell),
+            own.shortest,
+            {pair: np.stack([n.min(axis=0), n.max(axis=0)]) for pair, n in own.neighbours.items()},
+            {z: set(_bins(degrees).tolist()) for z, degrees in own.angles.items()},
+            {z: set(bonds.tolist()) for z, bonds in own.bonds.items()},
+        )
+
+    @classmethod
+    def together(cls, ranges: Iterable[TrainingRange | None]) -> TrainingRange:
+        """That of several sets of structures."""
+        found = cls()
+        for one in ranges:
             if one is not None:
                 found._take(one)
         return found

@@ -65,6 +65,7 @@ class Cascade(nn.Module):
         overlap: the overlaps of the training's structures as a function of the structure; None if
             they had none.
         error_model: how large its errors are expected to be; None without a calibration.
+        mixed_precision: in a training, the stages multiply matrices in bfloat16.
 
     Raises:
         ValueError: the irreps of ``stage1`` cannot make the targets, or the heads of ``stage2`` do
@@ -93,6 +94,7 @@ class Cascade(nn.Module):
         self.overlap: TwoCentreOverlap | None = None
         self.training_range: TrainingRange | None = None
         self.error_model: ErrorModel | None = None
+        self.mixed_precision = False
         self.normalization = TargetNormalization(
             spec, target_shift, target_scale, r_max, environment=target_environment
         )
@@ -122,15 +124,26 @@ class Cascade(nn.Module):
             refine: False stops after stage 1.
         """
         refine = refine and self.stage2 is not None
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not (refine and self.freeze_stage1)):
+        with (
+            torch.set_grad_enabled(torch.is_grad_enabled() and not (refine and self.freeze_stage1)),
+            self._mixed(graph),
+        ):
             raw, node, edge = self.stage1(graph)
+        raw = raw.to(graph.vector.dtype)
         units = self.normalization.shift_and_scale(graph) if graph.units is None else graph.units.unbind(1)
         baseline = self._finish(graph, raw, units)
         if not refine:
             return CascadeOutput(baseline, baseline)
         assert self.stage2 is not None
-        correction = self.stage2(graph, raw, node, edge)
+        with self._mixed(graph):
+            correction = self.stage2(graph, raw, node, edge).to(raw.dtype)
         return CascadeOutput(baseline, self._finish(graph, raw + correction, units))
+
+    def _mixed(self, graph: CrystalGraph) -> torch.autocast:
+        """Products of the stages' matrices in bfloat16, where a training with mixed precision goes
+        on. What is in eV, and validation and predictions, stay in the weights' precision."""
+        device = graph.vector.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.mixed_precision and self.training)
 
     def sweep(self, sweeps: Sweeps, refine: bool = True) -> Any:
         """``[edges, spec.dim]`` eV: the irreps of all edges, as a field.

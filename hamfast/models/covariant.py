@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hamfast.graph import CrystalGraph
 from hamfast.models.data_axes import DataAxis
 from hamfast.models.settings import CovariantConfig
-from hamfast.models.sweeps import Piece, Sweeps, Whole
+from hamfast.models.sweeps import Piece, Sweeps, in_training
 from hamfast.nn import (
     EdgeTensorProduct,
     EquivariantLayerNorm,
@@ -317,6 +317,7 @@ class CovariantNetwork(nn.Module):
     def __init__(self, config: CovariantConfig, spec: TargetSpec):
         super().__init__()
         self.config, self.spec = config, spec
+        self.recompute = False  # of a training, see Recomputed
         mid = Irreps(config.irreps_mid)
         post_node, post_edge = output_irreps(config, spec)
         scalars = Irreps(f"{config.embed_dim}x0e")
@@ -382,7 +383,7 @@ class CovariantNetwork(nn.Module):
         normalisation. The others are the features of the nodes, ``[atoms, irreps_node.dim]``, and
         of the edges, ``[edges, irreps_edge.dim]``.
         """
-        output, node, edge = self.sweep(Whole(graph))
+        output, node, edge = self.sweep(in_training(graph, self.recompute))
         assert edge is not None
         return output, node, edge
 

@@ -32,7 +32,7 @@ from hamfast.graph import CrystalGraph
 from hamfast.models.covariant import LAYOUT, add_to_onsite, operands_of_edges, path_exists
 from hamfast.models.data_axes import DataAxis
 from hamfast.models.settings import TransformerConfig, check_heads
-from hamfast.models.sweeps import Piece, Sweeps, Whole
+from hamfast.models.sweeps import Piece, Sweeps, in_training
 from hamfast.nn import (
     EdgeTensorProduct,
     GaussianBasis,
@@ -174,7 +174,7 @@ class FrameBlock(nn.Module):
         message = self.to_node(sources, near.frames)
         scale = self.node_scale(of_near) * weights[:, self.head_of]
         message = scaled(message, scale, self.irreps_node)
-        total = torch.zeros_like(node).index_add(0, near.edges.receivers, message)
+        total = message.new_zeros(node.shape).index_add(0, near.edges.receivers, message)
         gained = torch.nn.functional.pad(self.attended_out(attended), (0, node.shape[1] - self.num_scalars))
         return node + self.node_out(total) + gained, scalars
 
@@ -235,6 +235,7 @@ class FrameTransformer(nn.Module):
         super().__init__()
         check_heads(config)
         self.config, self.spec = config, spec
+        self.recompute = False  # of a training, see Recomputed
         self.stage1_node, self.stage1_edge = irreps_node, irreps_edge
         hidden = Irreps(config.irreps).sort().irreps.simplify()
         # What the targets have beyond the hidden irreps, such as 1e.
@@ -267,7 +268,7 @@ class FrameTransformer(nn.Module):
             baseline: stage 1's output ``[edges, spec.dim]``; not read.
             node_features, edge_features: of stage 1, in the layout ``mul_ir``.
         """
-        return self.sweep(Whole(graph), baseline, node_features, edge_features)
+        return self.sweep(in_training(graph, self.recompute), baseline, node_features, edge_features)
 
     def sweep(self, sweeps: Sweeps, baseline: Any, node_features: Tensor, edge_features: Any) -> Any:
         """What :meth:`forward` returns, by sweeps: what is of edges is a field."""

@@ -169,7 +169,7 @@ class GradientBlock(nn.Module):
         of_near = nn.functional.silu(of_near + gained)
         attended, weights = self.attention(normed[:, : self.num_scalars], of_near, near, envelope)
         message = scaled(gradient, weights[:, self.head_of], self.irreps_node)
-        total = torch.zeros_like(node).index_add(0, near.edges.receivers, message)
+        total = message.new_zeros(node.shape).index_add(0, near.edges.receivers, message)
         return node + self.node_out(total) + padded(self.attended_out(attended), node.shape[1]), scalars
 
     def edges(self, node: Tensor, edge: Tensor, own: Tensor, scalars: Tensor, around: Around) -> tuple[Tensor, Tensor]:

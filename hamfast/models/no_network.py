@@ -21,7 +21,7 @@ class NoNetwork(nn.Module):
 
     def __init__(self, spec: TargetSpec):
         super().__init__()
-        self.spec = spec
+        self.spec, self.recompute = spec, False
 
     def receptive_field(self, longest_pair: float) -> float:
         """0 angstrom: it looks at nothing, ``longest_pair`` of the data does not matter."""

@@ -6,16 +6,20 @@ edges and of the atoms that these come from. All of them are as earlier sweeps l
 may work off the edges in any pieces, as long as the incoming edges of an atom stay together, and a
 network that is written in sweeps needs no more memory than its pieces do.
 
-:class:`Whole` is the graph in one piece, as in a training.
+:class:`Whole` is the graph in one piece, as in a training; :class:`Recomputed` keeps nothing of the
+inside of a sweep for the gradient.
 :class:`hamfast.models.pieces.Pieces` has many, and keeps the features of edges in files.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from hamfast.graph import CrystalGraph
 from hamfast.nn import EquivariantLayerNorm
@@ -41,7 +45,8 @@ class Piece:
 
     def __init__(self, graph: CrystalGraph, num_own: int, atoms: Tensor | None = None, number: int = 0):
         self.graph, self.num_own, self.atoms, self.number = graph, num_own, atoms, number
-        self._made: dict[str, tuple[object, Any]] = {}
+        self._made: dict[str, Any] = {}
+        self._of_layer: dict[str, tuple[object, Any]] = {}
 
     def nodes(self, x: Tensor) -> Tensor:
         """The rows of the piece's atoms, of ``x`` with a row for each atom of the whole graph."""
@@ -52,11 +57,26 @@ class Piece:
         return field if isinstance(field, Tensor) else field.read(self)
 
     def once(self, name: str, make: Callable[[], Any], of: object = None) -> Any:
-        """What ``make`` returns, made once for a name; anew for another layer, ``of``."""
-        found = self._made.get(name)
+        """What ``make`` returns, made once for a name; anew for another layer, ``of``.
+
+        What is of no layer has no gradient.
+        """
+        if of is None:
+            if name not in self._made:
+                # Directions and lengths are as exact as they are given, also with mixed precision.
+                with torch.autocast(self.graph.vector.device.type, enabled=False):
+                    self._made[name] = make()
+            return self._made[name]
+        found = self._of_layer.get(name)
         if found is None or found[0] is not of:
-            found = self._made[name] = (of, make())
+            found = self._of_layer[name] = (of, make())
         return found[1]
+
+    def fresh(self) -> Piece:
+        """This piece, but what was made for a layer is made anew."""
+        found = copy.copy(self)
+        found._of_layer = {}
+        return found
 
 
 class Sweeps(Protocol):
@@ -111,3 +131,32 @@ class Whole:
         """See :meth:`Sweeps.normed`."""
         rows = norm(field, self.piece.graph.edge_graph, self.num_graphs)
         return lambda piece: rows
+
+
+class Recomputed(Whole):
+    """As :class:`Whole`, but the gradient carries out each sweep a second time.
+
+    So between the two passes only what goes from one sweep to the next is kept (Chen et al.,
+    arXiv 1604.06174).
+    """
+
+    def nodes(self, function: Callable[[Piece], Tensor]) -> Tensor:
+        """See :meth:`Sweeps.nodes`."""
+        return self._twice(function)
+
+    def edges(self, function: Callable[[Piece], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """See :meth:`Sweeps.edges`."""
+        return self._twice(function)
+
+    def both(self, function: Callable[[Piece], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """See :meth:`Sweeps.both`."""
+        return self._twice(function)
+
+    def _twice(self, function: Callable[[Piece], Any]) -> Any:
+        # Both times the same is made, and nothing is left over from another sweep.
+        return checkpoint(lambda: function(self.piece.fresh()), use_reentrant=False)
+
+
+def in_training(graph: CrystalGraph, recompute: bool) -> Whole:
+    """Sweeps over a whole graph, with or without ``recompute``."""
+    return Recomputed(graph) if recompute and torch.is_grad_enabled() else Whole(graph)

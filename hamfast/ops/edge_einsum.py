@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
-from hamfast.ops.checks import check_same, found
+from hamfast.ops.checks import HALF, check_same, found
 from hamfast.ops.edge_index import EdgeIndex, check_graph
 from hamfast.ops.transforms import differentiable
 from hamfast.records.choices import RowOf
@@ -38,7 +38,7 @@ def edge_einsum(
             summed over.
         operands: one to three pairs of a tensor ``[rows, heads, components, width]`` and, as for
             ``out``, what its rows are of. An axis of length 1 is the same for all of that axis.
-            float32 or float64.
+            float32 or float64; under autocast those of bfloat16 or float16 become float32.
         name: for error messages.
 
     Returns:
@@ -61,6 +61,10 @@ def edge_einsum(
     if not isinstance(shape, Sequence) or len(shape) != 3:
         raise TypeError(f"{name}: shape: expected (heads, components, width), found {found(shape)}")
     shape = [n if isinstance(n, torch.SymInt) else int(n) for n in shape]
+    if torch.is_autocast_enabled(edges.senders.device.type):
+        operands = tuple(
+            (t.float() if isinstance(t, Tensor) and t.dtype in HALF else t, row_of) for t, row_of in operands
+        )
     check_same(name, **{f"operand {n}": tensor for n, (tensor, _) in enumerate(operands)})
     axes = list(shape)
     for n, (tensor, row_of) in enumerate(operands):
@@ -140,7 +144,8 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    operands, graph = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+    saved = ctx.saved_tensors  # once: a checkpointed activation cannot be taken twice
+    operands, graph = saved[:3], saved[3:]
     given = [t for t in operands if t is not None]
     found = [
         _gradient(n, grad, given, ctx.rows_of, graph) if ctx.needs_input_grad[n] else None for n in range(len(given))

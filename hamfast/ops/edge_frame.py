@@ -228,8 +228,9 @@ def _save_weights(ctx, inputs, output):
 
 
 def _weights_backward(ctx, grad):
-    arguments = EDGE_FRAME_WEIGHTS.read((*ctx.saved_tensors, *ctx.settings))
-    operands, tables = arguments.operands, ctx.saved_tensors[len(arguments.operands) :]
+    saved = ctx.saved_tensors  # once: a checkpointed activation cannot be taken twice
+    arguments = EDGE_FRAME_WEIGHTS.read((*saved, *ctx.settings))
+    operands, tables = arguments.operands, saved[len(arguments.operands) :]
     found: list[Tensor | None] = [None] * len(operands)
     for slot in (WEIGHT, SCALE, MATRIX):
         if slot != arguments.slot and ctx.needs_input_grad[slot]:

@@ -160,9 +160,10 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    arguments = EDGE_UPDATE.read((*ctx.saved_tensors, *ctx.settings))
+    saved = ctx.saved_tensors  # once: a checkpointed activation cannot be taken twice
+    arguments = EDGE_UPDATE.read((*saved, *ctx.settings))
     needed = UPDATE_OPERANDS.fields(*ctx.needs_input_grad[: len(UPDATE_OPERANDS)])
-    grad_sum, grad_norm = _op_backward(grad, *ctx.saved_tensors, *ctx.settings)
+    grad_sum, grad_norm = _op_backward(grad, *saved, *ctx.settings)
     rows = _gradients_of_rows(grad_sum, grad_sum.dtype, needed, arguments.graph)
     return EDGE_UPDATE.per_argument(operands=[*rows, *_gradients_of_norm(grad_norm, needed)])
 
@@ -175,14 +176,15 @@ def _setup_backward(ctx, inputs, output):
 
 def _double_backward(ctx, tangent_sum, tangent_norm):
     """Along tangents of the derivatives in the sum, the weight and the bias."""
-    arguments = EDGE_UPDATE_BACKWARD.read((*ctx.saved_tensors, *ctx.settings))
+    saved = ctx.saved_tensors
+    arguments = EDGE_UPDATE_BACKWARD.read((*saved, *ctx.settings))
     grad, operands, graph = arguments.grad, arguments.operands, arguments.graph
     needs_grad, *others = ctx.needs_input_grad[: 1 + len(operands)]
     needed = UPDATE_OPERANDS.fields(*others)
     if not torch.is_grad_enabled():  # no third derivative will follow
         if tangent_sum is None and tangent_norm is None:
             return EDGE_UPDATE_BACKWARD.per_argument()
-        grad_grad, grad_sum, grad_norm = _op_double(tangent_sum, tangent_norm, *ctx.saved_tensors, *ctx.settings)
+        grad_grad, grad_sum, grad_norm = _op_double(tangent_sum, tangent_norm, *saved, *ctx.settings)
         norm = _gradients_of_norm(grad_norm, needed)
     else:
         norm_operands = (operands.weight, operands.bias)

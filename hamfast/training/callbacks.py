@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hamfast.data.tensor_file import save_tensors
 from hamfast.errors import HamfastError
 from hamfast.training.checkpoint import read_checkpoint
 from hamfast.training.config import SafetyConfig, section_of_phase
+from hamfast.training.throughput import Throughput, short
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -191,16 +193,18 @@ def duration(seconds: float) -> str:
 
 
 class Progress(Callback):
-    """Lines of at most 80 columns: losses in meV, learning rate, time left.
+    """Lines of at most 80 columns: losses in meV, structures and edges per second, the share of
+    waiting for data, time left.
 
     Args:
         console: where they are printed.
         phase: its name.
+        speed: of each epoch.
         every: seconds, the shortest time between two lines; the last epoch always has one.
     """
 
-    def __init__(self, console: Console, phase: str, every: float = 8.0):
-        self.console, self.phase, self.every = console, phase, every
+    def __init__(self, console: Console, phase: str, speed: Throughput, every: float = 8.0):
+        self.console, self.phase, self.speed, self.every = console, phase, speed, every
         self.started = self.printed = 0.0
         self.first_epoch = 0
 
@@ -217,30 +221,31 @@ class Progress(Callback):
         if now - self.printed < self.every and epoch != epochs and not trainer.should_stop:
             return
         self.printed = now
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()} | self.speed.values
         per_epoch = (now - self.started) / max(1, epoch - self.first_epoch)
-        line = self.line(epoch, epochs, metrics, rate, per_epoch)
+        line = self.line(epoch, epochs, metrics, per_epoch)
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def header(self) -> tuple[str, str]:
         """The names of the columns, in two lines."""
-        above = f"{self.phase:<6} {'':>15} {'training':>9} {'valid.':>9} {'valid.':>9} {'learning':>8} {'s per':>7}"
+        above = f"{self.phase:<6} {'':>15} {'training':>9} {'valid.':>9} {'valid.':>9} {'struct':>6} {'edges':>5} {'data':>4}"
         below = (
-            f"{'':<6} {'epoch':>15} {'loss meV':>9} {'loss meV':>9} {'MAE meV':>9} {'rate':>8} {'epoch':>7} {'left':>9}"
+            f"{'':<6} {'epoch':>15} {'loss meV':>9} {'loss meV':>9} {'MAE meV':>9} {'per s':>6} {'per s':>5} {'wait':>4} "
+            f"{'left':>9}"
         )
         return above, below
 
-    def line(self, epoch: int, epochs: int, metrics: dict[str, float], rate: float, per_epoch: float) -> str:
+    def line(self, epoch: int, epochs: int, metrics: Mapping[str, float], per_epoch: float) -> str:
         """The line of an epoch.
 
         Args:
             epoch, epochs: how many are done, and how many there will be.
-            metrics: ``train_loss_meV``, ``val_loss_meV`` and ``val_mae_meV``.
-            rate: the learning rate.
+            metrics: ``train_loss_meV``, ``val_loss_meV`` and ``val_mae_meV``, and those of
+                :class:`hamfast.training.throughput.Throughput`.
             per_epoch: seconds.
         """
         losses = " ".join(number(metrics[f"{name}_meV"], 9) for name in ("train_loss", "val_loss", "val_mae"))
-        seconds = f"{per_epoch:7.2f}" if per_epoch < 9999 else f"{per_epoch:7.1e}"
+        structures, edges = short(metrics["structures_per_s"]), short(metrics["edges_per_s"])
+        waiting = f"{metrics['waiting_percent']:.0f}%"
         left = duration(per_epoch * (epochs - epoch))
-        return f"{self.phase:<6} {f'{epoch}/{epochs}':>15} {losses} {rate:8.2e} {seconds} {left:>9}"
+        return f"{self.phase:<6} {f'{epoch}/{epochs}':>15} {losses} {structures:>6} {edges:>5} {waiting:>4} {left:>9}"

@@ -59,7 +59,19 @@ class DataConfig(_Section):
         le=1_000_000_000,
         description="most edges of a step, over all processes; a larger structure is a step of its own; null: any number",
     )
-    num_workers: Whole = Field(0, ge=0, le=1024, description="processes that load data")
+    max_edges_at_once: Whole | None = Field(
+        None,
+        ge=1,
+        le=1_000_000_000,
+        description="a process works off a batch with more edges in parts, one after the other: less memory, the same "
+        "gradients; null: at once",
+    )
+    num_workers: Whole | None = Field(
+        None,
+        ge=0,
+        le=1024,
+        description="processes that load data; null: those that the machine can spare, none where the data fit memory",
+    )
 
     @model_validator(mode="after")
     def _batches(self):
@@ -157,6 +169,12 @@ class TrainingConfig(_Section):
         description="where both stages train at once, stage 2's learning rate is learning_rate x this",
     )
     freeze_stage1: Switch = Field(FREEZE_STAGE1, description="in the stage2 phase keep stage 1's weights")
+    recompute: Switch = Field(
+        False, description="compute layers a second time for their gradients: less memory, more time"
+    )
+    mixed_precision: Switch = Field(
+        False, description="multiply matrices of the stages in bfloat16 while training; needs precision: float32"
+    )
     save_minutes: Real | None = Field(
         30.0, gt=0, le=1e6, description="a checkpoint within an epoch where the last is older; null: epochs' ends alone"
     )
@@ -203,6 +221,8 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _stages(self):
+        if self.training.mixed_precision and self.precision != "float32":
+            raise ValueError(f"training.mixed_precision needs precision: float32, found {self.precision}")
         if self.stage1 is None:
             self._check_closed_form()
         elif self.training.stage1 is None:

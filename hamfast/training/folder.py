@@ -18,9 +18,9 @@ CONFIG_FILE = "config.yaml"
 MODEL_FILE = "model.ckpt"
 
 MAY_CHANGE = re.compile(
-    r"output|accelerator|threads|data\.(batch_size|max_edges|num_workers|cache)|training\.(stage2_rate|save_minutes)|"
-    r"training\.stage[12]\.(epochs|learning_rate|schedule|warmup_steps|final_fraction|clip|ema|weight_decay|rotate|"
-    r"rotate_angle|patience|safety\.\w+)"
+    r"output|accelerator|threads|data\.(batch_size|max_edges|max_edges_at_once|num_workers|cache)|"
+    r"training\.(stage2_rate|recompute|mixed_precision|save_minutes)|training\.stage[12]\.(epochs|learning_rate|schedule|"
+    r"warmup_steps|final_fraction|clip|ema|weight_decay|rotate|rotate_angle|patience|safety\.\w+)"
 )
 """Keys that may change when a run is resumed.
 

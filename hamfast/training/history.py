@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from hamfast.data.h5 import replacing
 from hamfast.errors import HamfastError
+from hamfast.training import throughput
 
 FIELDS = (
     "epoch",
@@ -24,6 +25,7 @@ FIELDS = (
     "val_loss_meV",
     "val_mae_meV",
     "learning_rate",
+    *throughput.FIELDS,
 )
 
 
@@ -34,10 +36,11 @@ class History(Callback):
 
     Args:
         path: of the file.
+        speed: of each epoch.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, speed: throughput.Throughput):
+        self.path, self.speed = path, speed
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         """Leaves the rows of the epochs that are done."""
@@ -55,6 +58,7 @@ class History(Callback):
         row: dict[str, Any] = {k: float(v) for k, v in trainer.callback_metrics.items() if k in FIELDS}
         row |= {"epoch": trainer.current_epoch, "step": trainer.global_step}
         row["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        row |= {name: f"{value:.4g}" for name, value in self.speed.values.items()}
         try:
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, FIELDS).writerow(row)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
-from hamfast.graph import CrystalGraph
+from hamfast.graph import CrystalGraph, structures_of
 from hamfast.models import Cascade
 from hamfast.ops import rotate_irreps, rotation_from_euler
 from hamfast.training.checkpoint import describe
@@ -86,6 +86,10 @@ class CascadeTraining(lightning.LightningModule):
         elements = [math.prod(spec.block_shape(p // spec.num_species, p % spec.num_species)) for p in pairs]
         self.register_buffer("component_weight", weight.to(torch.get_default_dtype()), persistent=False)
         self.register_buffer("elements", torch.tensor(elements, dtype=torch.get_default_dtype()), persistent=False)
+        model.mixed_precision = config.training.mixed_precision
+        for stage in (model.stage1, model.stage2):
+            if stage is not None:
+                stage.recompute = config.training.recompute
         self.stages = [list(model.stage1.trainable_parameters())]
         self.stages.append([] if model.stage2 is None else list(model.stage2.parameters()))
         trained = (phase != "stage2" or not model.freeze_stage1, phase != "stage1")
@@ -127,8 +131,37 @@ class CascadeTraining(lightning.LightningModule):
         return values.new_zeros(graph.num_graphs).index_add(0, graph.edge_graph, values)
 
     def training_step(self, batch: CrystalGraph, batch_idx: int) -> Tensor:
-        """The loss of this process's batch, so that the mean over processes is that of all."""
+        """The loss of this process's batch, so that the mean over processes is that of all.
+
+        A batch that is worked off in parts has the gradients of all but the last one afterwards;
+        the loss is that of the last.
+        """
+        self.zero_grad(set_to_none=True)
         graph = self._augment(batch, batch_idx)
+        *parts, last = self._parts(graph)
+        for part in parts:
+            # Outside of what Lightning does: processes exchange gradients with the last part.
+            self._loss(graph, part, batch_idx).backward()
+        return self._loss(graph, last, batch_idx)
+
+    def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """The gradients of a batch's parts stay: those of the step before went as it began."""
+
+    def _parts(self, graph: CrystalGraph) -> list[tuple[int, int]]:
+        """The first structure of each part, and the first that is not in it."""
+        most = self.config.data.max_edges_at_once
+        if most is None or graph.num_edges <= most:
+            return [(0, graph.num_graphs)]
+        parts, first, edges = [], 0, 0
+        for n, own in enumerate(torch.bincount(graph.edge_graph, minlength=graph.num_graphs).tolist()):
+            if n > first and edges + own > most:
+                parts.append((first, n))
+                first, edges = n, 0
+            edges += own
+        return [*parts, (first, graph.num_graphs)]
+
+    def _loss(self, batch: CrystalGraph, part: tuple[int, int], batch_idx: int) -> Tensor:
+        graph = structures_of(batch, *part)
         difference = self.predict(graph) - graph.known_target()
         errors = square, absolute = self.errors(graph, difference)
         mse, weight = self.settings.loss == "mse", self.settings.onsite_weight
@@ -138,7 +171,8 @@ class CascadeTraining(lightning.LightningModule):
         deal = self.deals["train"]
         # In meV, so that values are of order one.
         objective = square * MEV**2 if mse else absolute * MEV
-        own = self._add_up("train", graph, batch_idx, errors, objective)
+        real = max(0, deal.real(batch_idx) - part[0])
+        own = self._add_up("train", graph, real, errors, objective)
         # Gradients are averaged over the processes, each of which may have another weight.
         return own * (deal.world / deal.total_weight(batch_idx))
 
@@ -146,14 +180,14 @@ class CascadeTraining(lightning.LightningModule):
         """Adds the errors of a batch to the sums of the epoch."""
         errors = self.errors(batch, self.predict(batch) - batch.known_target())
         mse = self.settings.loss == "mse"
-        self._add_up("val", batch, batch_idx, errors, errors[0] * MEV**2 if mse else errors[1] * MEV)
+        real = self.deals["val"].real(batch_idx)
+        self._add_up("val", batch, real, errors, errors[0] * MEV**2 if mse else errors[1] * MEV)
 
     def _add_up(
-        self, subset: str, graph: CrystalGraph, batch_idx: int, errors: tuple[Tensor, Tensor], objective: Tensor
+        self, subset: str, graph: CrystalGraph, real: int, errors: tuple[Tensor, Tensor], objective: Tensor
     ) -> Tensor:
         """Adds :meth:`errors` to the sums of the epoch. Returns the weighted sum of the objective
-        over the structures that are no repeats."""
-        real = self.deals[subset].real(batch_idx)
+        over the first ``real`` structures, which are no repeats."""
         square, absolute, objective = errors[0][:real], errors[1][:real], objective[:real]
         by_elements, mse = self.settings.average == "elements", self.settings.loss == "mse"
         weights = self.num_elements(graph)[:real] if by_elements else torch.ones_like(square)

@@ -26,6 +26,7 @@ from hamfast.training.module import CascadeTraining
 from hamfast.training.processes import Processes
 from hamfast.training.run_data import RunData
 from hamfast.training.saving import SaveWithinEpochs
+from hamfast.training.throughput import Throughput
 
 # Lightning's advice is for its own users; what ours must know, hamfast prints itself.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -85,13 +86,14 @@ class Phase:
             batches.validation_sampler,
         )
         checkpoints = Checkpoints(last.parent, resumed=resume_from is not None)
+        speed = Throughput(batches.training, batches.training_sampler)
         early = EarlyStop(module.settings.patience, checkpoints)
         interrupted = False
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*`isinstance.treespec, LeafSpec.`.*")
-            trainer = self._trainer(module, checkpoints, early, stop_after_epoch)
+            trainer = self._trainer(module, checkpoints, early, speed, stop_after_epoch)
             try:
                 trainer.fit(module, batches.training, batches.validation, ckpt_path=resume_from, weights_only=True)
             except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into an exit
@@ -131,15 +133,20 @@ class Phase:
             self.data.subsets[subset].normalize(normalization.shift_and_scale)
 
     def _trainer(
-        self, module: CascadeTraining, checkpoints: Checkpoints, early: EarlyStop, stop_after_epoch: int | None
+        self,
+        module: CascadeTraining,
+        checkpoints: Checkpoints,
+        early: EarlyStop,
+        speed: Throughput,
+        stop_after_epoch: int | None,
     ) -> lightning.Trainer:
         safety = SafetyNet(module.settings.safety, checkpoints, self.console)
-        history = History(checkpoints.folder / "logs" / "metrics.csv")
+        history = History(checkpoints.folder / "logs" / "metrics.csv", speed)
         # In this order: a checkpoint's epochs are all in the history, and no checkpoint is written
         # of weights that the safety net takes back.
-        callbacks = [history, safety, early, checkpoints]
+        callbacks = [speed, history, safety, early, checkpoints]
         if self.console is not None:
-            callbacks.append(Progress(self.console, self.name))
+            callbacks.append(Progress(self.console, self.name, speed))
         # The last one: it may end the training.
         callbacks.append(SaveWithinEpochs(checkpoints, self.config.training.save_minutes, self.say))
         alone = self.processes.world == 1

@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
+import io
 import os
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from hamfast.data import GraphDataset, graph_loader, read_split
-from hamfast.data.dataset import target_spec
-from hamfast.data.formats import read_snapshot, read_structure
-from hamfast.data.statistics import dataset_statistics
+from hamfast.data.dataset import GraphLoader, target_spec
+from hamfast.data.formats import read_snapshot
+from hamfast.data.prepared import digest_of, once, prepare, range_of
+from hamfast.data.statistics import together
+from hamfast.data.store import Store
 from hamfast.data.summary import sample
 from hamfast.data.training_range import TrainingRange
 from hamfast.data.two_centre_overlap import TwoCentreOverlap
 from hamfast.errors import HamfastError
+from hamfast.machine import cores
+from hamfast.models import TargetNormalization
 from hamfast.training.config import Config
 from hamfast.training.processes import Processes
 from hamfast.training.sampler import EpochSampler
 
 MOST_OVERLAPS = 60
 """So many structures, from all over the training set, are enough for the fit of the overlap."""
-MOST_RANGED = 300
-"""So many structures, from all over the training set, tell its range."""
+MOST_WORKERS = 4
+"""So many processes load data for one that trains, unless the configuration wants more."""
+REPORT_SECONDS = 10.0
+"""Between two lines about a pass over the data."""
 
 
 class Batches(NamedTuple):
     """What one phase reads, with the samplers that know which structures a batch has."""
 
-    training: DataLoader
+    training: GraphLoader
     training_sampler: EpochSampler
-    validation: DataLoader
+    validation: GraphLoader
     validation_sampler: EpochSampler
 
 
@@ -42,11 +50,14 @@ class RunData:
 
     Args:
         config: of the run; its section ``data`` names the data set.
-        processes: among which the structures are dealt out.
+        processes: among which the structures are dealt out. The first one prepares them, and the
+            others wait for it.
         dtype: of vectors and targets.
+        say: prints a line.
 
     Attributes:
         split: the structure folders of each subset.
+        prepared: what is known of each structure, and the graphs of those that train or validate.
         statistics: of all subsets; pairs are measured in the training set alone.
         spec: the targets.
         subsets: the graphs of each subset.
@@ -57,21 +68,38 @@ class RunData:
             graphs cannot be one.
     """
 
-    def __init__(self, config: Config, processes: Processes, dtype: torch.dtype):
+    def __init__(
+        self,
+        config: Config,
+        processes: Processes,
+        dtype: torch.dtype,
+        say: Callable[[str], None] = lambda text: None,
+    ):
         self.config, self.processes = config, processes
         root = Path(config.data.root)
         self.split = read_split(root, None if config.data.split is None else Path(config.data.split))
         folders = [folder for subset in self.split.values() for folder in subset]
-        # Lengths as the graphs have them, so that both agree to the last digit.
-        self.statistics = dataset_statistics(
-            folders,
-            measured=self.split["train"],
-            lengths=lambda vectors: torch.from_numpy(vectors).to(dtype).norm(dim=-1).double().numpy(),
-        )
-        self.spec = target_spec(self.statistics.shells)
         cache = root / ".hamfast_cache" if config.data.cache is None else Path(config.data.cache)
         check_cache(cache)
-        self.subsets = {name: GraphDataset(subset, self.spec, cache, dtype) for name, subset in self.split.items()}
+        self.prepared = prepare(
+            folders,
+            Store(cache),
+            dtype,
+            bare=self.split.get("test", ()),
+            report=_Report(say),
+            wait=not processes.is_first,
+        )
+        training = set(self.split["train"])
+        found = {folder: about.statistics for folder, about in self.prepared.about.items()}
+        self.statistics = together({f: one if f in training else one.unmeasured() for f, one in found.items()})
+        self.spec = target_spec(self.statistics.shells)
+        self.subsets = {
+            name: GraphDataset(subset, self.spec, None if name == "test" else self.prepared, dtype)
+            for name, subset in self.split.items()
+        }
+        for name in ("train", "validate"):
+            counts = [found[folder].count for folder in self.split[name]]
+            self.subsets[name].keep(sum(count.pairs for count in counts if count is not None))
 
     @property
     def training(self) -> GraphDataset:
@@ -82,18 +110,51 @@ class RunData:
         """Angstrom: the largest :func:`hamfast.data.cell_size.half_cell` of the training set."""
         return max(self.statistics.half_cells[folder] for folder in self.split["train"])
 
+    def _once(self, name: str, folders: Sequence[Path], make: Callable[[], Any], *depends_on: Any) -> Any:
+        """What ``make`` makes of structures, tensors and plain numbers, kept with them.
+
+        It is made again where the structures or ``depends_on`` have changed.
+        """
+        states = [(str(folder.resolve()), self.prepared.states[folder]) for folder in folders]
+
+        def written() -> bytes:
+            image = io.BytesIO()
+            torch.save(make(), image)
+            return image.getvalue()
+
+        key = f"{name} {digest_of(states, self.spec.shells, self.spec.spinful, *depends_on)}"
+        found = once(self.prepared.store, key, written, wait=not self.processes.is_first)
+        return torch.load(io.BytesIO(found), weights_only=True)
+
+    def fit(self, normalization: TargetNormalization) -> None:
+        """Fits the target normalisation of a model to the training set."""
+
+        def make() -> dict[str, torch.Tensor]:
+            normalization.fit(self.training)
+            return normalization.state_dict()
+
+        about = (self.config.target.model_dump(), float(normalization.basis.centers[-1]), self.config.precision)
+        normalization.load_state_dict(self._once("normalization", self.split["train"], make, *about))
+
     def overlap(self) -> TwoCentreOverlap | None:
         """The overlaps of the training set as a function of the structure, with its error on the
         validation set; None if no structure has an overlap."""
-        chosen = sample(self.split["train"], MOST_OVERLAPS)
-        found = TwoCentreOverlap.fit(self.spec, map(read_snapshot, chosen))
-        if found is not None:
-            found.measure(map(read_snapshot, sample(self.split["validate"], MOST_OVERLAPS // 4)))
-        return found
+        fitted = sample(self.split["train"], MOST_OVERLAPS)
+        measured = sample(self.split["validate"], MOST_OVERLAPS // 4)
+
+        def make() -> dict[str, Any] | None:
+            found = TwoCentreOverlap.fit(self.spec, map(read_snapshot, fitted))
+            if found is None:
+                return None
+            found.measure(map(read_snapshot, measured))
+            return found.state()
+
+        state = self._once("overlap", [*fitted, *measured], make, len(fitted))
+        return None if state is None else TwoCentreOverlap.from_state(self.spec, state)
 
     def training_range(self) -> TrainingRange:
         """What the structures of the training set have."""
-        return TrainingRange.of(map(read_structure, sample(self.split["train"], MOST_RANGED)))
+        return range_of(self.prepared.about[folder] for folder in self.split["train"])
 
     def pair_cutoffs(self) -> np.ndarray:
         """``[species, species]`` angstrom: the longest pairs of the training set, and a margin."""
@@ -119,13 +180,38 @@ class RunData:
             weights=[count.elements for count in counts] if average == "elements" else None,
         )
         validation_sampler = EpochSampler(len(validation), None, rank, world, world)
-        workers = min(data.num_workers, len(training))
         return Batches(
-            graph_loader(training, batches=sampler, num_workers=workers),
+            graph_loader(training, batches=sampler, num_workers=self._workers(training)),
             sampler,
-            graph_loader(validation, batches=validation_sampler, num_workers=min(workers, len(validation))),
+            graph_loader(validation, batches=validation_sampler, num_workers=self._workers(validation)),
             validation_sampler,
         )
+
+    def _workers(self, subset: GraphDataset) -> int:
+        """How many processes read a subset for this one."""
+        wanted = self.config.data.num_workers
+        if wanted is None:
+            # Networks on a CPU take all cores, or as many threads as they are told.
+            on_gpu = self.config.accelerator != "cpu" and torch.cuda.is_available()
+            taken = 1 if on_gpu else torch.get_num_threads()
+            spare = cores() // self.processes.local_world - taken
+            wanted = 0 if subset.fits else max(0, min(MOST_WORKERS, spare))
+        return min(wanted, len(subset))
+
+
+class _Report:
+    """Says from time to time how far a pass over the data is; a short one says nothing."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say, self.begun, self.said = say, time.monotonic(), time.monotonic()
+        self.has_said = False
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.said > REPORT_SECONDS or (done == total and self.has_said):
+            rate = done / max(now - self.begun, 1e-9)
+            self.say(f"preparing:  {done:,} of {total:,} structures, {rate:.3g} per second")
+            self.said, self.has_said = now, True
 
 
 def check_cache(folder: Path) -> None:

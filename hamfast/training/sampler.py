@@ -91,6 +91,11 @@ class EpochSampler(torch.utils.data.Sampler[list[int]]):
         """
         return self.own[batch][index] if index < self.real(batch) else -1
 
+    def size(self, batch: int) -> tuple[int, int]:
+        """Structures and edges of a batch, over all processes."""
+        own = self.batches[batch]
+        return len(own), sum(self.edges[n] for n in own)
+
     def total_weight(self, batch: int) -> float:
         """The sum of the weights of a batch's structures, over all processes."""
         return sum(self.weights[n] for n in self.batches[batch])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning
@@ -11,6 +13,7 @@ from rich.console import Console
 
 from hamfast.data.cell_size import training_warning
 from hamfast.data.tensor_file import save_tensors
+from hamfast.data.training_range import TrainingRange
 from hamfast.errors import HamfastError
 from hamfast.machine import cores
 from hamfast.models import Cascade
@@ -59,7 +62,7 @@ class Run:
             )
         if config.accelerator == "gpu" and not torch.cuda.is_available():
             raise HamfastError("accelerator: gpu was asked for, but torch sees no GPU; run `hamfast doctor`")
-        self.data = RunData(config, self.processes, self.dtype)
+        self.data = RunData(config, self.processes, self.dtype, self.say)
         self.folder = RunFolder(config, self.phases())
 
     def phases(self) -> list[str]:
@@ -98,17 +101,15 @@ class Run:
         """
         if self.processes.is_first:
             self.folder.open(resume)
-        default, threads = torch.get_default_dtype(), torch.get_num_threads()
         failed = True
         try:
-            torch.set_num_threads(self._threads() or threads)
-            torch.set_default_dtype(self.dtype)
-            for word in self.folder.words:
-                self.say(word)
-            model, cutoffs = self._initial_model()
-            model.half_cell = self.data.half_cell()
-            self._announce(model)
-            path = self._run_phases(model, cutoffs, stop_after_epoch)
+            with self._settings():
+                for word in self.folder.words:
+                    self.say(word)
+                model, cutoffs = self._initial_model()
+                model.half_cell = self.data.half_cell()
+                self._announce(model)
+                path = self._run_phases(model, cutoffs, stop_after_epoch)
             failed = False
             return path
         except OSError as error:
@@ -118,10 +119,33 @@ class Run:
                 what + ("; continue with --resume from the last complete epoch" if begun else "")
             ) from error
         finally:
-            torch.set_default_dtype(default)
-            torch.set_num_threads(threads)
             if self.processes.is_first:
                 self.folder.close(failed)
+
+    def prepare(self) -> Path:
+        """Does what a training does before its first step, and keeps it for all that will follow.
+
+        Returns:
+            The path of the file that keeps it.
+
+        Raises:
+            HamfastError: the data do not fit the configuration.
+        """
+        with self._settings():
+            self._initial_model()
+        return self.data.prepared.store.path
+
+    @contextmanager
+    def _settings(self) -> Iterator[None]:
+        """torch's threads and default dtype are those of the configuration within the block."""
+        default, threads = torch.get_default_dtype(), torch.get_num_threads()
+        try:
+            torch.set_num_threads(self._threads() or threads)
+            torch.set_default_dtype(self.dtype)
+            yield
+        finally:
+            torch.set_default_dtype(default)
+            torch.set_num_threads(threads)
 
     def _threads(self) -> int | None:
         wanted = self.config.threads
@@ -165,14 +189,14 @@ class Run:
         cutoffs = self.data.pair_cutoffs()
         model = build_model(self.config, spec, float(cutoffs.max()) if source is None else source.model.r_max)
         if source is None or not knows_pairs(source, spec, cutoffs):
-            model.normalization.fit(self.data.training)
+            self.data.fit(model.normalization)
         if source is not None:
             self.say(f"init_from: {self.config.training.init_from}")
             for word in take_weights(model, source):
                 self.say(f"  {word}")
         model.overlap = self.data.overlap() or (None if source is None else source.model.overlap)
-        model.training_range = self.data.training_range().joined(
-            None if source is None else source.model.training_range
+        model.training_range = TrainingRange.together(
+            [self.data.training_range(), None if source is None else source.model.training_range]
         )
         return model, cutoffs
 

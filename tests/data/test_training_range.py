@@ -70,9 +70,11 @@ def test_kept_and_joined(trained):
     again = TrainingRange.from_state(json.loads(json.dumps(trained.state())))
     assert again.state() == trained.state()
     more = TrainingRange.of([crystal(sheet(2.30)), crystal(bulk("C", "diamond", a=3.57, cubic=True))])
-    both = trained.joined(more)
+    both = TrainingRange.together([trained, more])
     assert both.structures == 5 and both.atoms == (8, 18) and both.bonds[6] == {3, 4}
-    assert both.outside(crystal(sheet(2.30))) == [] and trained.joined(None).state() == trained.state()
+    assert (
+        both.outside(crystal(sheet(2.30))) == [] and TrainingRange.together([trained, None]).state() == trained.state()
+    )
 
 
 def test_predict_warns(graphene, tmp_path):

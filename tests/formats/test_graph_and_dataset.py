@@ -1,4 +1,4 @@
-"""Targets, graphs, data sets and their cache."""
+"""Targets, graphs and data sets."""
 
 import json
 import shutil
@@ -19,6 +19,8 @@ from hamfast.data import (
     read_split,
     write_split,
 )
+from hamfast.data.prepared import prepare
+from hamfast.data.store import Store
 from hamfast.errors import HamfastError
 from hamfast.graph import batch_graphs
 from hamfast.ops import rotate_irreps
@@ -127,26 +129,10 @@ def test_batching(fixtures):
     assert int(both.i[one.num_edges :].min()) == one.num_atoms
 
 
-def test_cache_is_used_and_survives_damage(fixtures, tmp_path, monkeypatch):
-    folder = shutil.copytree(fixtures / "graphene_1x1_000", tmp_path / "set" / "a")
-    spec = dataset_spec([folder])
-    data = GraphDataset([folder], spec, tmp_path / "cache")
-    first = data[0]
-    (cached,) = (tmp_path / "cache").iterdir()
-    monkeypatch.setattr(GraphDataset, "_prepare", lambda *_: pytest.fail("was not read from the cache"))
-    torch.testing.assert_close(data[0].target, first.target, atol=0, rtol=0)
-    monkeypatch.undo()
-    cached.write_bytes(cached.read_bytes()[:100])
-    torch.testing.assert_close(data[0].target, first.target, atol=0, rtol=0)
-    info = json.loads((folder / "info.json").read_text())
-    (folder / "info.json").write_text(json.dumps(info | {"note": "touched"}))
-    data[0]
-    assert len(list((tmp_path / "cache").iterdir())) == 2  # changed files get a new entry
-
-
 def test_several_workers_give_the_same_batches(fixtures, tmp_path):
     folders = sorted(fixtures.glob("graphene*"))
-    data = GraphDataset(folders, dataset_spec(folders), tmp_path)
+    prepared = prepare(folders, Store(tmp_path), torch.float32)
+    data = GraphDataset(folders, dataset_spec(folders), prepared)
     alone = [g.target for g in graph_loader(data, 1, shuffle=True, seed=3)]
     shared = [g.target for g in graph_loader(data, 1, shuffle=True, seed=3, num_workers=2)]
     assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))

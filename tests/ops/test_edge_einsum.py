@@ -90,6 +90,20 @@ def test_opcheck_and_compile():
         assert_close(found, expected)
 
 
+def test_autocast_takes_half_operands():
+    """They are computed in float32, and so is what is added up."""
+    edges = graph()
+    first = torch.randn(SENDERS, HEADS, 1, WIDTH).float()
+    second = torch.randn(EDGES, 1, 1, WIDTH).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ops.edge_einsum(edges, "receiver", (HEADS, 1, WIDTH), (first, "sender"), (second, "edge"))
+    assert found.dtype == torch.float32
+    expected = torch.zeros(RECEIVERS, HEADS, 1, WIDTH).index_add(
+        0, edges.receivers, first.double()[edges.senders] * second.double()
+    )
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_errors_name_the_operand():
     edges, a = graph(), torch.randn(SENDERS, HEADS, 1, 4)
     with pytest.raises(ValueError, match=r"operand 0: expected \[9, heads, components, width\], found \[5, 2, 1, 4\]"):

@@ -13,6 +13,8 @@ import pytest
 import torch
 import yaml
 
+from hamfast.training.throughput import FIELDS
+
 
 def losses(folder, phase="stage1", column="train_objective"):
     """The logged objective of each epoch, whatever number of log files."""
@@ -25,10 +27,11 @@ def final_weights(folder, phase="stage1"):
     return torch.load(Path(folder) / phase / "last.ckpt", weights_only=True)["state_dict"]
 
 
-def start(settings, tmp_path, epochs, *launcher):
+def start(settings, tmp_path, epochs, *launcher, resume=False):
     settings["training"]["stage1"]["epochs"] = epochs
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     command = [sys.executable, *launcher, "-m", "hamfast", "train", str(tmp_path / "config.yaml")]
+    command += ["--resume"] * resume
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         command,
@@ -54,6 +57,11 @@ def wait_for_epoch(process, folder, epoch):
 
 
 def history(folder, phase="stage1"):
+    """The rows of ``metrics.csv``, without the speed, which no two runs share."""
+    return [{k: v for k, v in row.items() if k not in FIELDS} for row in rows(folder, phase)]
+
+
+def rows(folder, phase="stage1"):
     """The rows of ``metrics.csv``."""
     with (Path(folder) / phase / "logs" / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))

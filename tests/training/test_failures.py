@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import sqlite3
 from itertools import product
 from pathlib import Path
 
@@ -15,13 +16,15 @@ from rich.console import Console
 from runs import final_weights, history
 
 from hamfast import cli
-from hamfast.data import GraphDataset, dataset_spec, read_split, write_split
+from hamfast.data import GraphDataset, read_split, write_split
+from hamfast.data.store import Store
 from hamfast.errors import HamfastError
 from hamfast.training import Run, load_model
 from hamfast.training.callbacks import Progress, duration, number
 from hamfast.training.checkpoint import read_checkpoint
 from hamfast.training.config import parse_config, write_config
 from hamfast.training.module import CascadeTraining
+from hamfast.training.throughput import Throughput
 
 
 @pytest.fixture
@@ -207,8 +210,7 @@ def test_an_error_in_a_worker_process_is_one_sentence(settings, monkeypatch, err
     run = Run(parse_config(settings, "test"))
     made = run._initial_model()
     monkeypatch.setattr(run, "_initial_model", lambda: made)
-    monkeypatch.setattr(GraphDataset, "_cached", lambda *_: None)
-    monkeypatch.setattr(GraphDataset, "_prepare", fail)
+    monkeypatch.setattr(GraphDataset, "_prepared", fail)
     with pytest.raises(HamfastError) as found:
         run.train()
     assert str(found.value).endswith(str(error))
@@ -227,50 +229,22 @@ def test_a_cache_that_is_a_file(settings, tmp_path):
             Run(parse_config(settings, "test"))
 
 
-def test_a_full_cache_costs_time_only(settings, monkeypatch, fixtures):
-    def full(handle):
-        raise OSError(28, "No space left on device")
+def test_a_full_cache_costs_time_only(settings, monkeypatch):
+    """What cannot be kept is read each time, and fitted in each run."""
+    config = parse_config(settings | {"output": settings["output"] + "_kept"}, "test")
+    Run(config).train()
+    settings["data"]["cache"] += "_full"
 
-    monkeypatch.setattr("os.fsync", full)
-    folders = [fixtures / "graphene_1x1_000", fixtures / "graphene_1x1_001"]
-    data = GraphDataset(folders, dataset_spec(folders), Path(settings["data"]["cache"]))
-    with pytest.warns(UserWarning, match="prepared graphs cannot be kept, each epoch prepares them again") as told:
-        graphs = list(data)
-    assert len(told) == 1
-    expected = GraphDataset(folders, dataset_spec(folders), None)
-    assert all(torch.equal(a.target, b.target) for a, b in zip(graphs, expected, strict=True))
-    assert not list(Path(settings["data"]["cache"]).iterdir())
+    def full(self, kind, prepared):
+        raise sqlite3.OperationalError("database or disk is full")
 
-
-@pytest.mark.parametrize("damage", ["text", "folder", "other", "shape", "nan", "type", "list", "empty"])
-def test_damaged_cache_files_are_made_again(tmp_path, fixtures, damage):
-    folders = [fixtures / "graphene_1x1_000"]
-    data = GraphDataset(folders, dataset_spec(folders), tmp_path)
-    expected = data[0]
-    (path,) = tmp_path.iterdir()
-    content = torch.load(path, weights_only=True)
-    path.unlink()
-    changed = {
-        "other": {"species": content["species"]},
-        "shape": content | {"target": content["target"][:-1]},
-        "nan": content | {"target": content["target"] * math.nan},
-        "type": content | {"vector": content["vector"].double()},
-        "list": [1, 2],
-    }
-    if damage == "folder":
-        path.mkdir()
-    elif damage in changed:
-        torch.save(changed[damage], path)
-    else:
-        path.write_bytes(b"" if damage == "empty" else b"hello")
-    with pytest.warns(UserWarning) as told:
-        found = data[0]
-    assert "damaged" in str(told[0].message)
-    assert "the structure is prepared again" in str(told[0].message)
-    assert len(told) == 1 + (damage == "folder")  # which cannot be replaced by a file
-    assert torch.equal(found.target, expected.target)
-    if damage != "folder":
-        assert torch.equal(torch.load(path, weights_only=True)["target"], expected.target)
+    monkeypatch.setattr(Store, "keep", full)
+    monkeypatch.setattr(Store, "keep_result", lambda self, name, content: full(self, name, content))
+    with pytest.warns(UserWarning, match="cannot be kept, each epoch prepares them again .*disk is full") as told:
+        Run(parse_config(settings, "test")).train()
+    assert len([word for word in told if "cannot be kept" in str(word.message)]) == 1
+    for name, value in final_weights(settings["output"]).items():
+        assert torch.equal(value, final_weights(config.output)[name])
 
 
 # --- splits
@@ -347,18 +321,26 @@ def test_a_split_without_test(tmp_path, fixtures):
 
 
 def test_lines_fit_80_columns():
-    progress = Progress(Console(), "stage1")
+    progress = Progress(Console(), "stage1", Throughput(None, None))
     above, below = progress.header()
     losses = [0.0, 3.25, 99999.999, 123456.7, 1e30, 1.5e300, math.nan, math.inf]
-    for loss, epochs, seconds in product(losses, [7, 1_000_000], [0.001, 12.3, 86_400.0, 1e7]):
+    for loss, epochs, seconds, speed in product(
+        losses, [7, 1_000_000], [0.001, 12.3, 1e7], [0.0, 1e-9, 0.2, 12.34, 999.7, 5e9]
+    ):
         metrics = dict.fromkeys(["train_loss_meV", "val_loss_meV", "val_mae_meV"], loss)
-        line = progress.line(epochs - 1, epochs, metrics, 1e-10, seconds)
+        metrics |= {"structures_per_s": speed, "edges_per_s": 1e3 * speed, "waiting_percent": min(100, speed)}
+        line = progress.line(epochs - 1, epochs, metrics, seconds)
         assert len(above) < len(below) == len(line) <= 80
         columns = line.split()
         assert columns[:2] == ["stage1", f"{epochs - 1}/{epochs}"]
         assert float(columns[2]) == pytest.approx(loss, rel=5e-3, nan_ok=True)
-        assert float(columns[5]) == 1e-10
-        assert float(columns[6]) == pytest.approx(seconds, rel=0.01, abs=0.005)
+        assert value(columns[5]) == pytest.approx(speed, rel=6e-3)
+        assert value(columns[6]) == pytest.approx(1e3 * speed, rel=6e-3)
+        assert float(columns[7].removesuffix("%")) == pytest.approx(min(100, speed), abs=0.5)
+
+
+def value(text):
+    return float(text.rstrip("kMGT")) * 1000 ** " kMGT".index(text[-1] if text[-1] in "kMGT" else " ")
 
 
 def test_numbers_and_durations():

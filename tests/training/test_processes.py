@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from kit import cases, random_snapshot
-from runs import TORCHRUN, final_weights, finish, history, start
+from runs import TORCHRUN, final_weights, finish, history, start, wait_for_epoch
 
 from hamfast.data import by_name
 from hamfast.graph import batch_graphs
@@ -275,3 +275,26 @@ def test_two_processes_are_one_on_uneven_sets(settings, tmp_path, fixtures, aver
         weights = final_weights(one["output"], phase)
         for name, value in final_weights(settings["output"], phase).items():
             torch.testing.assert_close(value, weights[name], atol=1e-8, rtol=1e-7)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(settings, tmp_path):
+    """One process, then two that are ended, then one: the numbers of one that is not stopped."""
+    mixed(settings, [2, 1, 3, 1, 4, 2, 3, 1], validate=3)
+    settings["data"] |= {"batch_size": 4, "max_edges": 17, "max_edges_at_once": 9}
+    settings |= {"precision": "float64", "accelerator": "cpu", "threads": 1, "stage2": None}
+    settings["training"]["stage2"] = None
+    settings["training"]["stage1"] |= {"epochs": 40, "clip": 10.0}
+    one = settings | {"output": settings["output"] + "_one"}
+    Run(parse_config(one, "test")).train()
+    Run(parse_config(settings, "test")).train(stop_after_epoch=2)
+    process = start(settings, tmp_path, 40, *TORCHRUN, resume=True)
+    wait_for_epoch(process, settings["output"], 5)
+    process.terminate()  # torchrun says so to its workers, which end after a step
+    process.communicate()
+    assert len(history(settings["output"])) < 40
+    assert Run(parse_config(settings, "test")).train(resume=True) is not None
+    expected, found = history(one["output"]), history(settings["output"])
+    for a, b in zip(expected, found, strict=True):
+        assert {k: float(v) for k, v in b.items()} == pytest.approx({k: float(v) for k, v in a.items()}, rel=1e-8)
+    for name, value in final_weights(one["output"]).items():
+        torch.testing.assert_close(final_weights(settings["output"])[name], value, atol=1e-8, rtol=1e-7)

@@ -1,6 +1,7 @@
 """Runs on real data: resuming, interruption, processes, safety net, and what a bad configuration
 says."""
 
+import copy
 import json
 import re
 import signal
@@ -17,6 +18,7 @@ from runs import final_weights, history, losses, start, wait_for_epoch
 from hamfast.data import read_snapshot
 from hamfast.data.tensor_file import save_tensors
 from hamfast.errors import HamfastError
+from hamfast.models import TargetNormalization
 from hamfast.training import Run, config_template, load_config, load_model
 from hamfast.training.checkpoint import read_checkpoint
 from hamfast.training.config import parse_config
@@ -222,6 +224,10 @@ def test_toml_works(tmp_path):
                 {"data": {"root": "r", "max_edges": 50}},
                 "data: expected a batch_size above 1 with max_edges = 50, found 1; both limit a batch",
             ),
+            "mixed-precision-of-double": (
+                {"precision": "float64", "training": {"mixed_precision": True}},
+                "training.mixed_precision needs precision: float32, found float64",
+            ),
             "average": (
                 {"training": {"stage1": {"average": "atoms"}}},
                 "training.stage1.average: input should be 'structures' or 'elements', found 'atoms'",
@@ -250,3 +256,49 @@ def test_every_ready_configuration_is_valid():
     assert len(preset_names()) == 14
     for name in preset_names():
         parse_config(yaml.safe_load(preset_text(name, "somewhere")), name)
+
+
+def test_what_was_prepared_is_not_read_again(settings, hamfast, tmp_path, monkeypatch):
+    """`hamfast data prepare` reads all; a run, a second one and one that goes on read nothing."""
+    settings["accelerator"] = "gpu"  # of the machine that trains
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    status, text, _ = hamfast("data", "prepare", tmp_path / "config.yaml")
+    assert status == 0 and "prepared train 2, validate 1, test 1: " in text and "prepared.sqlite" in text
+    assert not Path(settings["output"]).exists()
+    for module in ("prepared", "dataset"):
+        for name in ("read_snapshot", "read_structure"):
+            monkeypatch.setattr(
+                f"hamfast.data.{module}.{name}", lambda folder: pytest.fail("was read again"), raising=False
+            )
+    monkeypatch.setattr("hamfast.training.run_data.read_snapshot", lambda folder: pytest.fail("was read again"))
+    monkeypatch.setattr(TargetNormalization, "fit", lambda *_: pytest.fail("was fitted again"))
+    config = parse_config(settings | {"accelerator": "cpu"}, "test")
+    Run(config).train(stop_after_epoch=1)
+    assert Run(config).train(resume=True) is not None
+    other = settings | {"accelerator": "cpu", "output": settings["output"] + "_2", "seed": 1}
+    assert Run(parse_config(other, "test")).train() is not None
+
+
+def test_what_changes_the_fit_has_it_made_again(settings):
+    """Other targets, another training set, changed files: each has its own shift and scale."""
+    found = []
+
+    def fitted():
+        run = Run(parse_config(settings, "test"))
+        model, _ = run._initial_model()
+        expected = copy.deepcopy(model.normalization)
+        expected.fit(run.data.training)
+        for name, value in expected.state_dict().items():
+            assert torch.equal(value, model.normalization.state_dict()[name])
+        found.append(torch.cat([v.flatten() for v in expected.state_dict().values()]))
+
+    fitted()
+    settings["target"] = {"scale": "constant"}
+    fitted()
+    root = Path(settings["data"]["root"])
+    split = json.loads((root / "dataset_split.json").read_text())
+    (root / "dataset_split.json").write_text(json.dumps(split | {"train": split["train"][:1]}))
+    fitted()
+    settings["precision"] = "float64"
+    fitted()
+    assert len({tuple(f.tolist()) for f in found}) == 4

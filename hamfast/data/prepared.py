@@ -1,0 +1,337 @@
+"""The pass over a data set before a training: each structure is read once, and all that a training
+needs of it is kept in ``prepared.sqlite``.
+
+Kept are the graph with its targets, and what a training has to know about all structures before its
+first step: elements and orbitals, sizes, the lengths of pairs, the size of the cell, and the range
+of distances, neighbours and angles.
+
+A pass that was stopped, at whatever point, goes on where it was. A structure whose files have
+changed since is prepared again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sqlite3
+import time
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from hamfast.data.formats import WRITTEN, label_of, read_snapshot, read_structure
+from hamfast.data.graph_bytes import pack, unpack
+from hamfast.data.graphs import build_graph
+from hamfast.data.snapshot import Snapshot
+from hamfast.data.statistics import StructureStatistics
+from hamfast.data.store import Entry, Prepared, Store
+from hamfast.data.training_range import TrainingRange
+from hamfast.errors import DataWarning, HamfastError
+from hamfast.graph import CrystalGraph
+from hamfast.machine import cores
+from hamfast.targets import TargetSpec
+from hamfast.version import __version__
+
+FEW = 16
+"""Fewer structures are prepared by this process alone."""
+SECONDS, BYTES = 2.0, 2**26
+"""After so many seconds, or of so many bytes, what was prepared is written: that much is lost where
+a pass is killed."""
+MOST_WORDS = 10
+"""So many warnings of a pass are shown."""
+PATIENCE = 300.0
+"""Seconds without news after which a process does itself what it waits for."""
+PREDICTIONS = {layout.PREDICTION for layout in WRITTEN}
+"""Files in structure folders that a training does not read."""
+
+
+@dataclass
+class About:
+    """What is known about a structure beside its graph."""
+
+    statistics: StructureStatistics
+    range: TrainingRange | None
+    """None where the structure's matrices were not read: it has no graph then."""
+
+    def text(self) -> str:
+        """For the store."""
+        seen = None if self.range is None else self.range.state()
+        return json.dumps({"statistics": self.statistics.state(), "range": seen})
+
+    @classmethod
+    def from_text(cls, text: str) -> About:
+        """The inverse of :meth:`text`."""
+        content = json.loads(text)
+        seen = None if content["range"] is None else TrainingRange.from_state(content["range"])
+        return cls(StructureStatistics.from_state(content["statistics"]), seen)
+
+
+@dataclass
+class PreparedSet:
+    """Prepared structures.
+
+    Args:
+        store: that holds their graphs.
+        about: of each structure folder.
+        states: of each structure folder: changes whenever its files or the program change.
+        numbers: of the graphs in the store; those that could not be kept are not among them.
+    """
+
+    store: Store
+    about: dict[Path, About]
+    states: dict[Path, str]
+    numbers: dict[Path, int]
+
+    def graph(self, folder: Path, spec: TargetSpec) -> CrystalGraph | None:
+        """The graph of a structure; None if the store does not have it.
+
+        Raises:
+            ValueError, sqlite3.Error: the store is damaged.
+        """
+        number = self.numbers.get(folder)
+        content = None if number is None else self.store.graph(number)
+        if content is None:
+            return None
+        graph = unpack(content, spec, label_of(folder))
+        graph.known_target()
+        return graph
+
+
+class _Result(NamedTuple):
+    """What a process has made of a structure, or why it could not."""
+
+    folder: Path
+    about: str
+    graph: bytes | None
+    words: list[str]
+    error: str | None
+
+
+def prepare(
+    folders: Sequence[Path],
+    store: Store,
+    dtype: torch.dtype,
+    *,
+    bare: Collection[Path] = (),
+    report: Callable[[int, int], None] = lambda done, total: None,
+    wait: bool = False,
+) -> PreparedSet:
+    """Prepares the structures that are not prepared yet, by as many processes as there are cores.
+
+    Args:
+        folders: of the structures.
+        store: where they are kept. One that cannot be written costs time, not the run.
+        dtype: of vectors and targets.
+        bare: those of the folders whose matrices are not needed.
+        report: called with the number of structures that are done, and of all that were to do.
+        wait: another process prepares them, and this one waits for it.
+
+    Raises:
+        HamfastError: a structure cannot be read, or has no Hamiltonian.
+    """
+    kind, bare = str(dtype).removeprefix("torch."), set(bare)
+    keys = {folder: str(folder.resolve()) for folder in folders}
+    states = {folder: state_of(folder) for folder in folders}
+    whole = {keys[folder] for folder in folders if folder not in bare}
+
+    def missing() -> dict[str, Path]:
+        return {
+            key: folder
+            for folder, key in keys.items()
+            if key not in entries
+            or entries[key].state != states[folder]
+            or (key in whole and '"range": null' in entries[key].about)
+        }
+
+    entries = _entries(store, kind)
+    if wait:
+        changed, left = time.monotonic(), len(missing())
+        while left and time.monotonic() - changed < PATIENCE:
+            time.sleep(1.0)
+            entries = _entries(store, kind)
+            if len(missing()) != left:
+                changed, left = time.monotonic(), len(missing())
+    new, said = _Keeper(store, kind), 0
+    waiting = missing()
+    for done, result in enumerate(_results(waiting, whole, dtype), 1):
+        for word in result.words[: max(0, MOST_WORDS - said)]:
+            warnings.warn(word, DataWarning, stacklevel=2)
+        said += len(result.words)
+        if result.error is not None:
+            new.write()
+            raise HamfastError(result.error)
+        key = keys[result.folder]
+        new.add(Prepared(key, states[result.folder], result.about, result.graph))
+        report(done, len(waiting))
+    new.write()
+    if said > MOST_WORDS:
+        more = f"{said - MOST_WORDS:,} further warnings about structures; `hamfast data check` shows all"
+        warnings.warn(more, DataWarning, stacklevel=2)
+    entries |= new.entries
+    about = {key: About.from_text(entries[key].about) for key in set(keys.values())}
+    numbers = {folder: entries[key].id for folder, key in keys.items() if entries[key].id >= 0}
+    return PreparedSet(store, {folder: about[key] for folder, key in keys.items()}, states, numbers)
+
+
+def state_of(folder: Path) -> str:
+    """Changes whenever the files of a structure or the program change.
+
+    Raises:
+        HamfastError: the folder cannot be read.
+    """
+    try:
+        files = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name not in PREDICTIONS]
+        stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    except OSError as error:
+        raise HamfastError(f"{folder}: cannot be read ({error.strerror or error})") from error
+    return digest_of(stats, __version__)
+
+
+def digest_of(*content) -> str:
+    """32 letters that stand for values which ``repr`` shows."""
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:32]
+
+
+def _entries(store: Store, kind: str) -> dict[str, Entry]:
+    """What the store holds; a damaged one is made anew."""
+    try:
+        return store.entries(kind)
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise HamfastError(f"{store.path}: cannot be read ({error})") from error
+        store.begin_anew(f"damaged ({error})")
+        return {}
+
+
+class _Keeper:
+    """Writes what was prepared to the store, some at a time."""
+
+    def __init__(self, store: Store, kind: str):
+        self.store, self.kind = store, kind
+        self.entries: dict[str, Entry] = {}
+        self.waiting: list[Prepared] = []
+        self.bytes, self.written, self.warned = 0, time.monotonic(), False
+
+    def add(self, one: Prepared) -> None:
+        self.waiting.append(one)
+        self.bytes += len(one.graph or b"")
+        if self.bytes > BYTES or time.monotonic() - self.written > SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        try:
+            self.entries |= self.store.keep(self.kind, self.waiting) if self.waiting else {}
+        except sqlite3.Error as error:
+            # A number below zero: there is no such graph in the store.
+            self.entries |= {one.folder: Entry(-1, one.state, one.about) for one in self.waiting}
+            if not self.warned:
+                self.warned = True
+                warnings.warn(
+                    f"{self.store.path}: prepared structures cannot be kept, each epoch prepares them again ({error})",
+                    DataWarning,
+                    stacklevel=2,
+                )
+        self.waiting, self.bytes, self.written = [], 0, time.monotonic()
+
+
+def _results(waiting: dict[str, Path], whole: set[str], dtype: torch.dtype) -> Iterator[_Result]:
+    """Of all structures that wait, in their order."""
+    work = _Work([(folder, key in whole) for key, folder in waiting.items()], dtype)
+    processes = min(cores(), len(work)) if len(work) >= FEW else 0
+    # As a training reads: processes are forked, have one thread each, and are missed if they die.
+    # The generator is its own, as a pass must not change what comes from the run's seed.
+    processes = processes if processes > 1 else 0
+    yield from DataLoader(work, batch_size=None, num_workers=processes, generator=torch.Generator())
+
+
+class _Work(Dataset):
+    def __init__(self, structures: list[tuple[Path, bool]], dtype: torch.dtype):
+        self.structures, self.dtype = structures, dtype
+
+    def __len__(self) -> int:
+        return len(self.structures)
+
+    def __getitem__(self, n: int) -> _Result:
+        folder, whole = self.structures[n]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", DataWarning)
+            try:
+                about, graph = prepare_one(folder, self.dtype, whole)
+            except HamfastError as error:
+                return _Result(folder, "", None, [], str(error))
+            except OSError as error:
+                return _Result(folder, "", None, [], f"{error.filename or folder}: {error.strerror or error}")
+        words = [str(word.message) for word in caught if issubclass(word.category, DataWarning)]
+        return _Result(folder, about.text(), graph, words, None)
+
+
+def prepare_one(folder: Path, dtype: torch.dtype, whole: bool = True) -> tuple[About, bytes | None]:
+    """What is known about a structure, and the bytes of its graph.
+
+    Args:
+        folder: of the structure.
+        dtype: of vectors and targets.
+        whole: False leaves its matrices out; there is no graph then.
+
+    Raises:
+        HamfastError: it cannot be read, or has no Hamiltonian.
+    """
+    if not whole:
+        return About(StructureStatistics.of(folder, read_structure(folder)), None), None
+    snapshot = read_snapshot(folder)
+    own, graph = graph_of(folder, snapshot, dtype)
+    statistics = StructureStatistics.of(folder, snapshot)
+    assert snapshot.hamiltonian is not None
+    # Lengths as the graph has them, so that both agree to the last digit.
+    statistics.measure(snapshot, snapshot.hamiltonian.pairs, lambda _: graph.length.double().numpy())
+    return About(statistics, TrainingRange.of([snapshot])), pack(graph, own)
+
+
+def graph_of(folder: Path, snapshot: Snapshot, dtype: torch.dtype) -> tuple[TargetSpec, CrystalGraph]:
+    """The graph of a structure with its targets, as that of a data set of its elements alone.
+
+    Raises:
+        HamfastError: it has no Hamiltonian.
+    """
+    if snapshot.hamiltonian is None:
+        raise HamfastError(f"{folder}: there is no Hamiltonian; expected one to learn from")
+    own = TargetSpec.from_mapping({z: tuple(snapshot.shells[z]) for z in snapshot.elements}, snapshot.spinful)
+    return own, build_graph(snapshot, own, dtype=dtype)
+
+
+def once(
+    store: Store, name: str, make: Callable[[], bytes], *, wait: bool = False, patience: float = PATIENCE
+) -> bytes:
+    """A result that the store keeps; it is made where there is none.
+
+    Args:
+        store: that keeps it. One that cannot be written costs time, not the run.
+        name: of the result: it must change with whatever the result depends on.
+        make: makes it.
+        wait: another process makes it, and this one waits so many seconds for it.
+        patience: those seconds.
+    """
+    begun = time.monotonic()
+    while True:
+        with contextlib.suppress(sqlite3.Error):
+            found = store.result(name)
+            if found is not None:
+                return found
+        if not wait or time.monotonic() - begun > patience:
+            break
+        time.sleep(0.5)
+    made = make()
+    with contextlib.suppress(sqlite3.Error):
+        store.keep_result(name, made)
+    return made
+
+
+def range_of(about: Iterable[About]) -> TrainingRange:
+    """The range of several structures together."""
+    return TrainingRange.together(one.range for one in about if one.range is not None)
