@@ -156,8 +156,8 @@ class Store:
         own = self.connections.get(os.getpid())
         if own is None:
             own = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
-            own.execute("PRAGMA synchronous = NORMAL")
             self.connections[os.getpid()], self.opened = own, self._inode()
+            own.execute("PRAGMA synchronous = NORMAL")
         return own
 
     @contextlib.contextmanager

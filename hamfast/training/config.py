@@ -49,7 +49,9 @@ class DataConfig(_Section):
     split: PathName | None = Field(
         None, description="JSON with train, validate, test; default <root>/dataset_split.json"
     )
-    cache: PathName | None = Field(None, description="folder of prepared graphs; default <root>/.hamfast_cache")
+    cache: PathName | None = Field(
+        None, description="folder of prepared.sqlite, what was read of the data; default <root>/.hamfast_cache"
+    )
     batch_size: Whole = Field(
         1, ge=1, le=1_000_000, description="most structures per optimiser step, over all processes together"
     )

@@ -30,7 +30,7 @@ from hamfast.training.sampler import EpochSampler
 
 MOST_OVERLAPS = 60
 """So many structures, from all over the training set, are enough for the fit of the overlap."""
-MOST_WORKERS = 4
+MOST_WORKERS = 8
 """So many processes load data for one that trains, unless the configuration wants more."""
 REPORT_SECONDS = 10.0
 """Between two lines about a pass over the data."""

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from dataclasses import fields
@@ -163,7 +164,7 @@ def test_a_pass_that_is_killed_goes_on(fixtures, tmp_path, processes):
             [sys.executable, "-W", "ignore", "-c", KILLED, root, tmp_path, str(processes)], start_new_session=True
         )
         begun, before = time.monotonic(), len(kept(tmp_path))
-        while process.poll() is None and len(kept(tmp_path)) < before + 10 and time.monotonic() - begun < 60:
+        while process.poll() is None and len(kept(tmp_path)) < before + 10 and time.monotonic() - begun < 300:
             time.sleep(0.01)
         if process.poll() is not None:
             assert process.returncode == 0
@@ -214,6 +215,24 @@ print(sum(float(graph.target.abs().sum()) for _ in range(30) for graph in data))
         assert process.returncode == 0
         assert float(process.stdout.read()) == pytest.approx(expected, rel=1e-5)
     assert number > 1
+
+
+def test_one_prepares_and_others_wait(folders, tmp_path, monkeypatch):
+    read, original = counted(monkeypatch), prepared.prepare_one
+    monkeypatch.setattr(prepared, "SECONDS", 0.0)
+    monkeypatch.setattr(prepared, "prepare_one", lambda *arguments: (time.sleep(0.4), original(*arguments))[1])
+    found = []
+    other = threading.Thread(target=lambda: found.append(prepare(folders, Store(tmp_path), torch.float32, wait=True)))
+    other.start()
+    first = prepare(folders, Store(tmp_path), torch.float32)
+    other.join(timeout=60)
+    assert read == [folder.name for folder in folders] and found[0].numbers == first.numbers
+
+
+def test_who_waits_in_vain_does_it_himself(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepared, "PATIENCE", 0.1)
+    found = prepare(folders, Store(tmp_path), torch.float32, wait=True)
+    same(GraphDataset(folders, dataset_spec(folders), found)[0], from_files(folders)[0])
 
 
 # --- damage
