@@ -77,6 +77,9 @@ class CMakeBuild(build_ext):
         ]
         if nvcc:
             options.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
+            # By itself CMake reads it in a new build folder only.
+            chosen = environment.text("CUDAARCHS")
+            options.append(f"-DCMAKE_CUDA_ARCHITECTURES={chosen}" if chosen else "-UCMAKE_CUDA_ARCHITECTURES")
         self.cmake("configuration", ["-S", ROOT, "-B", build, *options], build, nvcc)
         self.cmake("compilation", ["--build", build, "--target", "install"], build, nvcc)
 

@@ -46,7 +46,7 @@ def measured(command):
     begin = time.perf_counter()
     child = os.fork()
     if child == 0:
-        os.execvp(command[0], command)
+        os.execvpe(command[0], command, {**os.environ, "OMP_NUM_THREADS": "1"})
     _, status, used = os.wait4(child, 0)
     if status:
         sys.exit(f"failed: {' '.join(map(str, command))}")
@@ -97,7 +97,6 @@ def main():
         return levels(options.find)
     if not options.machine:
         parser.error("--machine is needed: what runs it, in words")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     options.scratch.mkdir(parents=True, exist_ok=True)
     rows = list(csv.DictReader(RESULT.open())) if RESULT.exists() else []
 
@@ -105,7 +104,7 @@ def main():
         clock, cpu, peak = times
         row = dict.fromkeys(COLUMNS, "") | {"step": step, "atoms": atoms, "orbitals": ORBITALS * atoms}
         row |= {"cpu_s": f"{cpu:.1f}", "clock_s": f"{clock:.1f}", "peak_mb": f"{peak:.0f}", "file_mb": f"{size:.0f}"}
-        row |= {"note": note, "threads": os.environ["OMP_NUM_THREADS"], "machine": options.machine}
+        row |= {"note": note, "threads": 1, "machine": options.machine}
         row |= {"torch": torch.__version__, "date": datetime.date.today().isoformat()}
         print(*row.values(), flush=True)
         rows[:] = [r for r in rows if (r["step"], int(r["atoms"])) != (step, atoms)] + [row]

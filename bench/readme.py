@@ -490,7 +490,22 @@ def structures_table() -> str:
     return table(header, rows) + note(f"Network (e), mean errors in meV, {found[0]['date']} (`bench/accuracy.py`).")
 
 
+def large_table() -> str:
+    """What predictions of large sheets take, and levels of them."""
+    columns = ["step", "atoms", "orbitals", "cpu_s", "peak_mb", "file_mb"]
+    rows = [
+        [r["step"], f"{int(r['atoms']):,}", f"{int(r['orbitals']):,}", *(r[c] for c in columns[3:])]
+        for r in read("large")
+    ]
+    first = read("large")[0]
+    return table(["step", "atoms", "orbitals", "CPU s", "peak MB", "files MB"], rows) + note(
+        f"{first['machine']}, one thread, other work beside, torch {first['torch']}, {first['date']}"
+        " (`bench/large.py`)."
+    )
+
+
 TABLES = {
+    "docs/large_systems.md": {"large": large_table},
     "docs/accuracy.md": {name: partial(accuracy_table, name) for name in ACCURACY_SETS}
     | {"structures": structures_table},
     "docs/uncertainty.md": {"uncertainty": uncertainty_table},

@@ -142,6 +142,12 @@ _ALL = (
         default="(1 if `nvcc` is found)",
         allowed=SWITCH,
     ),
+    Variable(
+        "CUDAARCHS",
+        "The architectures that the CUDA kernels are compiled for, as CMake has them: 90.",
+        ("setup.py",),
+        default="(those of the package)",
+    ),
     Variable("CUDA_HOME", "Folder of the CUDA toolkit.", ("setup.py",), default="(that of `nvcc` on the `PATH`)"),
     Variable("CXX", "The C++ compiler.", ("setup.py",), default="c++"),
     Variable(

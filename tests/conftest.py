@@ -30,6 +30,13 @@ def pytest_addoption(parser):
     parser.addoption("--gpu", action="store_true", help="only the tests that run kernels on a GPU")
 
 
+def pytest_configure(config):
+    """What GPUs run in torch's operations takes the place of the CPU kernels, too."""
+    if config.getoption("--through") == "cuda_sources":
+        for op in ("row_matmul", "edge_outer"):
+            torch.library.impl(f"hamfast::{op}", "CPU")(importlib.import_module(f"hamfast.ops.{op}").by_torch)
+
+
 def pytest_collection_modifyitems(config, items):
     """Of ``--through MARKER``: cases that one of a test's markers fits; its arguments say which
     values, by parameter. Of ``--gpu``: cases of a GPU's device or backend, and tests that are

@@ -349,7 +349,8 @@ def mutated(base, change, where, value):
 
 
 def files(folder):
-    return {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+    """All but the store of prepared data, which is a cache: what is there is no loss."""
+    return {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file() and p.parent.name != "cache"}
 
 
 def stop(*_):
