@@ -392,8 +392,8 @@ def gpu_sentence() -> str:
     first = read("gpu")[0]
     return note(
         f"**On {first['machine']}** (torch {first['torch']}, {first['date']}) forward + backward is faster:"
-        f" {', '.join(parts)}.",
-        f"MACE 128x0e+128x1o, 2,016 atoms, as CUDA graphs: {whole[0]:.1f}x and {whole[1]:.1f}x (a training step).",
+        f" {', '.join(parts)}."
+        f" MACE 128x0e+128x1o, 2,016 atoms, as CUDA graphs: {whole[0]:.1f}x and {whole[1]:.1f}x (a training step).",
         "All rows, and how far each is from its bound: [CUDA](docs/cuda.md#measured).",
     ).strip()
 
