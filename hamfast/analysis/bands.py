@@ -173,7 +173,7 @@ def solve(
     if problem.occupation is not None and levels.first_band is not None:
         occupied = occupied_bands(whole_electrons(problem.occupation), problem.degeneracy)
         occupied = None if occupied is None else occupied - levels.first_band
-    choice = problem.choice(num_bands is not None)
+    choice = problem.choice(num_bands)
     return BandStructure(
         path, levels.energies, float(fermi), source, levels.first_band, choice, occupied, problem.projection
     )
@@ -293,7 +293,7 @@ def densities_of_states(
 def _by_moments(
     problem: EigenProblem, points: np.ndarray, grid: np.ndarray, width: float, zero: float
 ) -> DensityOfStates:
-    with factorized_by(problem.choice(few=True).direct):
+    with factorized_by(problem.choice(1).direct):
         density, error = density_by_moments(
             lambda k: (problem.hamiltonian.at(k), problem.overlap.at(k)), points, grid + zero, width, problem.degeneracy
         )

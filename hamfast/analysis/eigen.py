@@ -69,9 +69,11 @@ class EigenProblem:
         """Electrons a band holds."""
         return 1 if self.spinful else 2
 
-    def choice(self, few: bool = False) -> Choice:
-        """The solver of all levels, or of ``few``; see :func:`hamfast.analysis.solvers.choose`."""
-        return choose(self.size, few, self.solver)
+    def choice(self, num_bands: int | None = None) -> Choice:
+        """The solver of all levels, or of some; see :func:`hamfast.analysis.solvers.choose`."""
+        if num_bands is not None and num_bands >= self.size - 2:  # ARPACK finds no more
+            return Choice("dense", f"{num_bands} of {self.size} levels were asked for")
+        return choose(self.size, num_bands is not None, self.solver)
 
     @property
     def has_all_levels(self) -> bool:
@@ -97,8 +99,8 @@ class EigenProblem:
         Raises:
             HamfastError: S(k) is not positive definite, or the sparse solver does not converge.
         """
-        choice = self.choice(few=True)
-        sparse = num_bands is not None and num_bands < self.size - 2 and choice.name != "dense"
+        choice = self.choice(num_bands)
+        sparse = num_bands is not None and choice.name != "dense"
         if sparse and (around is None or not np.isfinite(around)):
             raise HamfastError(f"levels next to an energy: expected a number of eV, found {around}")
         kpoints = np.asarray(kpoints, dtype=np.float64).reshape(-1, 3)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.sparse
-from kit import chain
+from kit import chain, random_snapshot
 
 from hamfast.analysis import direct, in_parallel, solvers
 from hamfast.analysis.bands import densities_of_states, solve
@@ -112,6 +112,14 @@ def test_the_choice_and_its_reason(monkeypatch):
         HamfastError, match="--solver: expected one of auto, dense, arpack, pardiso, slepc, found 'mumps'"
     ):
         solvers.choose(5, False, "mumps")
+
+
+def test_nearly_all_levels_are_found_by_lapack():
+    problem = eigen_problem(random_snapshot({6: (0, 1)}, [6, 6]), solver="arpack")
+    assert problem.choice(7) == ("dense", "7 of 8 levels were asked for")
+    assert problem.choice(5).name == "arpack"
+    found, exact = (problem.levels([[0.1, 0.2, 0]], n, 0.0).energies[0] for n in (7, None))
+    np.testing.assert_allclose(found, exact)
 
 
 def test_a_solver_whose_package_is_not_there(monkeypatch, fixtures, hamfast):
