@@ -350,7 +350,9 @@ def mutated(base, change, where, value):
 
 def files(folder):
     """All but the store of prepared data, which is a cache: what is there is no loss."""
-    return {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file() and p.parent.name != "cache"}
+    return {
+        p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file() and not p.name.startswith("prepared.sqlite")
+    }
 
 
 def stop(*_):
