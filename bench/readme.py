@@ -419,7 +419,7 @@ VARIANTS = {
 }
 
 
-ACCURACY_SETS = ("graphene", "graphene-mixed", "hBN", "graphene-hBN", "bilayer")
+ACCURACY_SETS = ("graphene", "graphene-mixed", "hBN", "graphene-hBN", "bilayer", "bismuthene")
 
 
 def accuracy_table(name) -> str:
