@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
-from hamfast.ops.transforms import differentiable
+from hamfast.ops.transforms import differentiable, gradients_of_three
 from hamfast.records.choices import MatrixProduct
 
 _C, _A, _B = MatrixProduct.C, MatrixProduct.A, MatrixProduct.B
+FACTORS = {_C: (_A, _B), _A: (_C, _B), _B: (_A, _C)}
+"""What each is made of, in the order of the op's operands."""
 
 
 def block_matmul(a: Tensor, b: Tensor, rows: int, shapes: Sequence[tuple[int, int, int]]) -> Tensor:
@@ -48,15 +50,10 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    # <C, A B> is linear in A, B and C: the gradient takes the place of the one that came out.
-    left, right = ctx.saved_tensors
-    names = {_C: (_A, _B), _A: (_C, _B), _B: (_A, _C)}[ctx.product]
-    known = {names[0]: left, names[1]: right, ctx.product: grad}
-    grads = []
-    for n, name in enumerate(names):
-        others = {_C: (_A, _B), _A: (_C, _B), _B: (_A, _C)}[name]
-        needed = ctx.needs_input_grad[n]
-        grads.append(_op(known[others[0]], known[others[1]], ctx.rows, ctx.shapes, name) if needed else None)
+    def op(left, right, product):
+        return _op(left, right, ctx.rows, ctx.shapes, product)
+
+    grads = gradients_of_three(op, FACTORS, ctx.product, ctx.saved_tensors, grad, ctx.needs_input_grad)
     return (*grads, None, None, None)
 
 

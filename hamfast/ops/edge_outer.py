@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
-from hamfast.ops.transforms import differentiable
+from hamfast.ops.transforms import differentiable, gradients_of_three
 from hamfast.records.choices import OuterSlot
 from hamfast.records.ops import EDGE_OUTER
 
@@ -62,12 +62,11 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad):
     left, right, *ends = ctx.saved_tensors
-    names = _OTHERS[ctx.slot]
-    known = {names[0]: left, names[1]: right, ctx.slot: grad}
-    grads = []
-    for n, name in enumerate(names):
-        operands = [known[other] for other in _OTHERS[name]]
-        grads.append(_op(*operands, *ends, name, ctx.width, ctx.shapes) if ctx.needs_input_grad[n] else None)
+
+    def op(left, right, slot):
+        return _op(left, right, *ends, slot, ctx.width, ctx.shapes)
+
+    grads = gradients_of_three(op, _OTHERS, ctx.slot, (left, right), grad, ctx.needs_input_grad)
     return (*grads, *(None,) * 5)
 
 

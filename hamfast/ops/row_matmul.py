@@ -13,15 +13,14 @@ from torch import Tensor
 
 from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.constants import constant, on_host, real_tensors
-from hamfast.ops.transforms import differentiable
+from hamfast.ops.block_matmul import FACTORS
+from hamfast.ops.transforms import differentiable, gradients_of_three
 from hamfast.plan import Plan
 from hamfast.plan.channel import row_tasks
 from hamfast.records.choices import MatrixProduct
 from hamfast.records.tables import RowDims, RowTask
 
 _C, _A, _B = MatrixProduct.C, MatrixProduct.A, MatrixProduct.B
-_OTHERS = {_C: (_A, _B), _A: (_C, _B), _B: (_A, _C)}
-"""What each is made of, in the order of the op's operands."""
 
 
 class RowTables(NamedTuple):
@@ -75,12 +74,11 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad):
     left, right, tasks = ctx.saved_tensors
-    names = _OTHERS[ctx.product]
-    known = {names[0]: left, names[1]: right, ctx.product: grad}
-    grads = []
-    for n, name in enumerate(names):
-        operands = [known[other] for other in _OTHERS[name]]
-        grads.append(_op(*operands, tasks, ctx.rows, name, ctx.dims) if ctx.needs_input_grad[n] else None)
+
+    def op(left, right, product):
+        return _op(left, right, tasks, ctx.rows, product, ctx.dims)
+
+    grads = gradients_of_three(op, FACTORS, ctx.product, (left, right), grad, ctx.needs_input_grad)
     return (*grads, None, None, None, None)
 
 
@@ -90,7 +88,7 @@ _op = differentiable("row_matmul", _backward, _setup_context, multilinear=True)
 def by_torch(left: Tensor, right: Tensor, tasks: Tensor, rows: int, product: int, dims: list[int]) -> Tensor:
     """The op in torch's operations, a batched matrix product per task: what GPUs run."""
     sizes = RowDims(*dims)
-    given = dict(zip(_OTHERS[product], (left, right), strict=True))
+    given = dict(zip(FACTORS[product], (left, right), strict=True))
     shape = (rows, sizes.b) if product == _B else (rows * (sizes.a if product == _A else sizes.c),)
     given[product] = out = left.new_zeros(shape)
 

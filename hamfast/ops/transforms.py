@@ -3,7 +3,7 @@ forward mode and vmap."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -219,6 +219,34 @@ def second_derivative(
         found = [found[n] for n in along]
         pairs = [(f, d) for f, d in zip(found, tangents_like(found), strict=True) if f is not None and f.requires_grad]
         return gradients_along(pairs, given, wanted, keep)
+
+
+def gradients_of_three(
+    op: Callable[..., Tensor],
+    others: Mapping[Any, tuple[Any, Any]],
+    made: Any,
+    given: Sequence[Tensor],
+    grad: Tensor,
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of an op that makes one of three tensors from the two others.
+
+    The op is what a number that is linear in all three has as its derivative. So each gradient is
+    the op again: it makes the operand, and ``grad`` takes the place of what came out.
+
+    Args:
+        op: called with the two others and the name of what is made.
+        others: the name of each of the three -> the names of what it is made of, in the op's order.
+        made: what came out.
+        given: the operands, in the order of ``others[made]``.
+        needed: which gradients are wanted.
+    """
+    names = others[made]
+    known = {names[0]: given[0], names[1]: given[1], made: grad}
+    return [
+        op(*(known[other] for other in others[name]), name) if wanted else None
+        for name, wanted in zip(names, needed[:2], strict=True)
+    ]
 
 
 def by_sample(op: Callable[..., Any]) -> Callable[..., Any]:

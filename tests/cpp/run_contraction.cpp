@@ -3,9 +3,9 @@
 //   run_contraction CASE RESULTS THREADS
 // CASE: arrays as tests/kernels/test_sanitizers.py writes them; RESULTS: the result, the gradient
 // in x, and those in the weights of each run; then the same along the direction.
-#include <thread>
 
 #include "cpp/case_file.h"
+#include "cpp/in_threads.h"
 #include "symmetric_contraction/symmetric_contraction_isa.cpp"
 
 using namespace hamfast;
@@ -66,14 +66,9 @@ int main(int argc, char** argv) {
       given.grad_g = out.as<T>();
       ContractionRuns<T> runs{a[kRuns].as<ContractionRun>(), a[kOrder].as<int64_t>(), {}};
       if (everything) given.grad_x = grad_x.as<T>(), runs.grad = grad.as<T>();
-      const int64_t tasks = count * tasks_of<T>(call.channels);
-      std::vector<std::thread> pool;
-      for (int t = 0; t < threads; ++t)
-        pool.emplace_back([&, t] {
-          HAMFAST_ISA::contraction_tasks(given, runs, tasks * t / threads,
-                                         tasks * (t + 1) / threads);
-        });
-      for (auto& thread : pool) thread.join();
+      in_threads(threads, count * tasks_of<T>(call.channels), [&](int64_t begin, int64_t end) {
+        HAMFAST_ISA::contraction_tasks(given, runs, begin, end);
+      });
     }
     for (const Array& made : {out, grad_x, grad}) results.push_back(made);
   }

@@ -3,22 +3,14 @@
 //   run_products CASE THREADS
 // CASE: arrays as tests/kernels/test_sanitizers.py writes them. Prints the largest relative
 // difference from the expected result.
-#include <functional>
 #include <string>
-#include <thread>
 
 #include "cpp/case_file.h"
+#include "cpp/in_threads.h"
 #include "tensor_product/channel_isa.cpp"
 #include "tensor_product/general_isa.cpp"
 
 using namespace hamfast;
-
-static void in_threads(int threads, int64_t n, const std::function<void(int64_t, int64_t)>& f) {
-  std::vector<std::thread> pool;
-  for (int t = 0; t < threads; ++t)
-    pool.emplace_back([&, t] { f(n * t / threads, n * (t + 1) / threads); });
-  for (auto& thread : pool) thread.join();
-}
 
 template <class T>
 struct Exactly {  // memory that ends where it should

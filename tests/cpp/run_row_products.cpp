@@ -3,23 +3,13 @@
 //   run_row_products CASE RESULTS THREADS
 // CASE: arrays as tests/kernels/test_sanitizers.py writes them; RESULTS: C, A and B of row_matmul,
 // then node, factor and channels of edge_outer.
-#include <thread>
-
 #include "cpp/case_file.h"
+#include "cpp/in_threads.h"
 #include "edge_outer/edge_outer_isa.cpp"
 #include "row_matmul/row_matmul_isa.cpp"
 
 using namespace hamfast;
 using T = double;
-
-// f(first, last) on shares of the rows.
-template <class F>
-static void in_threads(int64_t rows, int threads, F f) {
-  std::vector<std::thread> pool;
-  for (int t = 0; t < threads; ++t)
-    pool.emplace_back([=] { f(rows * t / threads, rows * (t + 1) / threads); });
-  for (auto& thread : pool) thread.join();
-}
 
 int main(int argc, char** argv) {
   if (argc != 4) return 2;
@@ -54,7 +44,7 @@ int main(int argc, char** argv) {
                         *a[kDims].as<RowDims>()};
   auto with_c = rows, with_a = rows, with_b = rows;
   with_c.c = made_c.as<T>(), with_a.a = made_a.as<T>(), with_b.b = made_b.as<T>();
-  in_threads(rows.rows, threads, [&](int64_t begin, int64_t end) {
+  in_threads(threads, rows.rows, [&](int64_t begin, int64_t end) {
     HAMFAST_ISA::row_matmul_c(with_c, begin, end);
     HAMFAST_ISA::row_matmul_a(with_a, begin, end);
     HAMFAST_ISA::row_matmul_b(with_b, begin, end);
@@ -67,7 +57,7 @@ int main(int argc, char** argv) {
   auto with_node = outer, with_factor = outer, with_channels = outer;
   with_node.node = node.as<T>(), with_factor.factor = factor.as<T>();
   with_channels.channels = channels.as<T>();
-  in_threads(a[kPtr].size<int64_t>() - 1, threads, [&](int64_t begin, int64_t end) {
+  in_threads(threads, a[kPtr].size<int64_t>() - 1, [&](int64_t begin, int64_t end) {
     HAMFAST_ISA::edge_outer_node(with_node, begin, end);
     HAMFAST_ISA::edge_outer_factor(with_factor, begin, end);
     HAMFAST_ISA::edge_outer_channels(with_channels, begin, end);
