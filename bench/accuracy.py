@@ -112,7 +112,8 @@ def run(config, resume=False):
 def epochs_of(content, budget, structures):
     """How many epochs of each phase a budget allows: ``15min`` of CPU time, or ``4000steps``.
 
-    An epoch's time is that of the last of a few, as the first ones prepare graphs.
+    An epoch's time is that of the last of a few. A run before them prepares the graphs, and its
+    time is not counted.
     """
     names = phases(content)
     shares = [1.0] if len(names) == 1 else [STAGE1_SHARE, 1 - STAGE1_SHARE]
@@ -121,6 +122,7 @@ def epochs_of(content, budget, structures):
     times = []
     with tempfile.TemporaryDirectory() as scratch:
         few, more = 1, 1 + max(2, math.ceil(100 / structures))
+        run(with_epochs(content, Path(scratch) / "prepared", [1] * len(names)))
         for number in range(len(names)):
             seconds = []
             for count in (few, more):

@@ -32,9 +32,7 @@ RESULTS = {"cpu": HERE / "results" / "models.csv", "cuda": HERE / "results" / "m
 sys.path.insert(0, str(HERE.parent / "tests" / "drop_in"))
 
 import peers  # noqa: E402
-from cases import NETWORKS  # noqa: E402
 
-PUBLISHED = NETWORKS["published"]
 # Name -> module in tests/drop_in, package (and its distribution), arguments of its ``network``.
 MODELS = {
     "MACE 128x0e": ("mace_network", "mace", "mace-torch", {"hidden": "128x0e", "correlation": 3}),
@@ -53,10 +51,11 @@ MODELS = {
     "e3tools TransformerBlock": ("own_network", "e3tools", "e3tools", {"layer": "TransformerBlock"}),
     "PyG TransformerConv": ("own_network", None, "torch-geometric", {"layer": "TransformerConv"}),
     "PyG GATv2Conv": ("own_network", None, "torch-geometric", {"layer": "GATv2Conv"}),
-    "DeepH-E3 of e3nn": ("deeph_e3_network", None, "e3nn", PUBLISHED),
+    "DeepH-E3's network": ("deeph_e3_network", None, "e3nn", {}),
+    "Equiformer MD17, l 2": ("equiformer_network", None, "e3nn", {}),
 }
 SIZES = {"30": (2, 2, 1), "200": (3, 3, 3), "2000": (6, 6, 7)}
-ONE_SIZE = ("DeepH-E3 of e3nn",)
+ONE_SIZE = ("DeepH-E3's network",)
 """Models that run on a structure of their own, of 18 atoms."""
 COLUMNS = [
     "model", "version", "atoms", "step", "as_it_is_ms", "accelerated_ms", "ratio", "difference",

@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from hamfast.nn.adapters import adapt, convolution  # noqa: F401  (registers an op that TorchScript calls)
 from hamfast.nn.checks import CallsPython
 from hamfast.nn.evaluation import Comparison, compare, evaluate
+from hamfast.nn.found_frames import product_in_frames
 from hamfast.nn.op_times import OpTimes, op_times
 from hamfast.ops.tensor_product import broadcast_tensor_product
 from hamfast.plan import Plan
@@ -62,7 +63,8 @@ class Product(CallsPython, nn.Module):
 
     @torch.jit.unused
     def _run(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-        return broadcast_tensor_product(x, y, weight if self.plan.weight_numel else None, self.plan)
+        in_frames = product_in_frames(x, y, weight, self.plan)
+        return in_frames if in_frames is not None else broadcast_tensor_product(x, y, weight if self.plan.weight_numel else None, self.plan)
 
     def extra_repr(self) -> str:
         """What ``print`` of the module says in its brackets."""
