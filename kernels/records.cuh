@@ -187,6 +187,28 @@ struct ProductDims {
 };
 static_assert(sizeof(ProductDims) == 10 * sizeof(int64_t));
 
+// One matrix of irreps_linear: from the channels of a block of A to those of a block of C. C[r, w,
+// m] += sum over u < k of A[r, u, m] B[b_offset + s b_step + u b_stride + w], for m < d and w < n,
+// with s the row's species. Tasks of one block of C follow each other.
+struct LinearTask {
+  // Components, 2 l + 1.
+  int64_t d;
+  // Channels of both blocks.
+  int64_t k, n;
+  // Where the blocks begin in a row of A and of C.
+  int64_t a_offset, c_offset;
+  // In B: the first element, from one row of the matrix to the next, from one species to the next.
+  int64_t b_offset, b_stride, b_step;
+};
+static_assert(sizeof(LinearTask) == 8 * sizeof(int64_t));
+
+// Elements of a row of A and of C, and of all of B, in irreps_linear.
+struct LinearDims {
+  // 1 if every element of a row belongs to a task.
+  int64_t a, b, c, covers_a, covers_c;
+};
+static_assert(sizeof(LinearDims) == 5 * sizeof(int64_t));
+
 // The pairs of one channel v of y on a path, times that path's weights: a task of row_matmul. C[m,
 // w] += sum over u < n of A[m, a_first + u] B[b_offset + u b_stride + w], for m < d and w <
 // c_columns.

@@ -262,6 +262,27 @@ auto block_matmul_boxed(Tensor left, Tensor right, int64_t rows, std::vector<int
       BlockMatmulArguments{std::move(left), std::move(right), rows, std::move(shapes), product});
 }
 
+// irreps_linear: C = A B, A = C B^T or B = A^T C for rows of irreps A [rows, dims.a] and C [rows,
+// dims.c], and matrices B of channels, flat. With order and ptr rows are of several species, and
+// each species has matrices of its own.
+struct IrrepsLinearArguments {
+  Tensor left;                // [rows, dims.a | rows, dims.c]
+  Tensor right;               // [dims.b | rows, dims.c]
+  Optional order;             // [rows]
+  Optional ptr;               // [species + 1]
+  Tensor tasks;               // [tasks, LinearTask]
+  int64_t product;            // MatrixProduct
+  int64_t layout;             // Layout
+  std::vector<int64_t> dims;  // LinearDims
+};
+template <auto run>
+auto irreps_linear_boxed(Tensor left, Tensor right, Optional order, Optional ptr, Tensor tasks,
+                         int64_t product, int64_t layout, std::vector<int64_t> dims) {
+  return run(IrrepsLinearArguments{std::move(left), std::move(right), std::move(order),
+                                   std::move(ptr), std::move(tasks), product, layout,
+                                   std::move(dims)});
+}
+
 // row_matmul: C = A B, A = C B^T or B = A^T C, row by row, for matrices B that are parts of each
 // row's weights. A and C are flat, block after block [rows, d, channels]; B is [rows, dims.b].
 struct RowMatmulArguments {
@@ -663,6 +684,8 @@ constexpr const char* kSchemas[] = {
     "edge_frame_weights(Tensor? weight, Tensor? scale, Tensor? matrix, Tensor terms, Tensor "
     "factors, Tensor by_matrix, Tensor by_path, Tensor path_order, int slot, int numel) -> Tensor",
     "block_matmul(Tensor left, Tensor right, SymInt rows, int[] shapes, int product) -> Tensor",
+    "irreps_linear(Tensor left, Tensor right, Tensor? order, Tensor? ptr, Tensor tasks, int "
+    "product, int layout, int[] dims) -> Tensor",
     "row_matmul(Tensor left, Tensor right, Tensor tasks, SymInt rows, int product, int[] dims) -> "
     "Tensor",
     "edge_outer(Tensor left, Tensor right, Tensor order, Tensor ptr, int slot, int width, int[] "

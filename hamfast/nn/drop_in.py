@@ -8,7 +8,7 @@ e3nn asks a list of code providers for the code of every ``o3.TensorProduct`` th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,14 +21,17 @@ from torch import Tensor, fx, nn
 
 from hamfast.nn.adapters import adapt, convolution  # noqa: F401  (registers an op that TorchScript calls)
 from hamfast.nn.checks import CallsPython
+from hamfast.nn.e3nn_linear import LinearCode, why_not
 from hamfast.nn.evaluation import Comparison, compare, evaluate
 from hamfast.nn.found_frames import product_in_frames
+from hamfast.nn.found_species import product_with_species
 from hamfast.nn.op_times import OpTimes, op_times
 from hamfast.ops.tensor_product import broadcast_tensor_product
 from hamfast.plan import Plan
 from hamfast.plan.plan import plan_of_e3nn
 
-_CODE = "_compiled_main_left_right"  # e3nn's name for the module that runs
+_CODE = "_compiled_main_left_right"  # e3nn's names for the modules that run
+_LINEAR_CODE = "_compiled_main"
 
 
 torch.library.define("hamfast::e3nn_product", "(Tensor x, Tensor y, Tensor weight, str plan) -> Tensor")
@@ -63,36 +66,44 @@ class Product(CallsPython, nn.Module):
 
     @torch.jit.unused
     def _run(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-        in_frames = product_in_frames(x, y, weight, self.plan)
-        return in_frames if in_frames is not None else broadcast_tensor_product(x, y, weight if self.plan.weight_numel else None, self.plan)
+        for special in (product_with_species, product_in_frames):
+            out = special(x, y, weight, self.plan)
+            if out is not None:
+                return out
+        return broadcast_tensor_product(x, y, weight if self.plan.weight_numel else None, self.plan)
 
     def extra_repr(self) -> str:
         """What ``print`` of the module says in its brackets."""
         return f"hamfast, {len(self.plan.instructions)} paths"
 
 
-def _graph_module(plan: Plan, theirs: nn.Module) -> fx.GraphModule:
-    """The code that e3nn asks for.
+def _graph_module(code: nn.Module, operands: Sequence[str], theirs: nn.Module) -> fx.GraphModule:
+    """The code that e3nn asks for: it can copy and pickle modules of this class alone.
 
     Args:
+        code: takes the operands.
         theirs: what e3nn would run. Its tables stay in the ``state_dict``, or no checkpoint would
             fit.
     """
     graph, root = fx.Graph(), nn.Module()
-    operands = [graph.placeholder(name, torch.Tensor) for name in ("x1", "x2", "w")]
+    given = [graph.placeholder(name, torch.Tensor) for name in operands]
     for name, buffer in theirs.named_buffers(recurse=False):
         root.register_buffer(name, buffer)
         graph.get_attr(name)  # what the graph does not name is lost in copies
-    graph.output(graph.call_module("product", tuple(operands)), torch.Tensor)
-    root.product = Product(plan)
-    return fx.GraphModule(root, graph, class_name="hamfast_tensor_product")
+    graph.output(graph.call_module("kernel", tuple(given)), torch.Tensor)
+    root.kernel = code
+    return fx.GraphModule(root, graph, class_name=f"hamfast_{type(code).__name__}")
+
+
+def _product_module(plan: Plan, theirs: nn.Module) -> fx.GraphModule:
+    return _graph_module(Product(plan), ("x1", "x2", "w"), theirs)
 
 
 def _provider(irreps_in1, irreps_in2, irreps_out, instructions, shared_weights, specialized_code, optimize_einsums):
     theirs = codegen_tensor_product_left_right(
         irreps_in1, irreps_in2, irreps_out, instructions, shared_weights, specialized_code, False
     )
-    return _graph_module(plan_of_e3nn(irreps_in1, irreps_in2, irreps_out, instructions), theirs)
+    return _product_module(plan_of_e3nn(irreps_in1, irreps_in2, irreps_out, instructions), theirs)
 
 
 def set_e3nn_backend(enabled: bool = True) -> None:
@@ -260,6 +271,14 @@ def _change(changes: _Changes, name: str, child: nn.Module) -> None:
         changes.seen.add(id(child))
         _exchange_code(changes, name, child)
         return
+    if isinstance(child, o3.Linear):
+        changes.seen.add(id(child))
+        reason = why_not(child)
+        if reason:
+            return changes.note(name, kind, False, reason)
+        before = getattr(child, _LINEAR_CODE)
+        setattr(child, _LINEAR_CODE, _graph_module(LinearCode(child), ("x", "w", "b"), before))
+        return changes.note(name, kind, True, "linear layer on hamfast", lambda: setattr(child, _LINEAR_CODE, before))
     adapted = adapt(child)
     if adapted is not None:
         changes.seen |= {id(m) for m in (child, *adapted.products)}
@@ -269,7 +288,7 @@ def _change(changes: _Changes, name: str, child: nn.Module) -> None:
 def _exchange_code(changes: _Changes, name: str, product: o3.TensorProduct) -> None:
     before = getattr(product, _CODE)
     plan = plan_of_e3nn(product.irreps_in1, product.irreps_in2, product.irreps_out, product.instructions)
-    setattr(product, _CODE, _graph_module(plan, before))
+    setattr(product, _CODE, _product_module(plan, before))
 
     def undo() -> None:
         tables = dict(getattr(product, _CODE).named_buffers(recurse=False))

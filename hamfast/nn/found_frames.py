@@ -9,17 +9,15 @@ rounding.
 
 from __future__ import annotations
 
-import weakref
 from functools import cache
 from typing import NamedTuple
 
 import torch
 from e3nn import o3
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from hamfast.nn.remembered import Remembered, may_look
 from hamfast.ops.edge_tensor_product import EdgeFrames, edge_frames, edge_tensor_product
-from hamfast.ops.transforms import is_transformed
 from hamfast.plan import EdgeFramePlan, Plan, edge_frame_plan
 from hamfast.plan.cost import choose_lowering
 from hamfast.plan.edge_frame import is_natural
@@ -38,10 +36,6 @@ class Found(NamedTuple):
     """By block: what its harmonics, in component normalisation, are multiplied with."""
 
 
-_LATEST: dict[int, tuple[weakref.ref, int, tuple[IrrepBlock, ...], int, Found | None]] = {}
-"""By the operand's identity: all layers of a model share one. It goes when the operand does."""
-
-
 def product_in_frames(x: Tensor, y: Tensor, weight: Tensor, plan: Plan) -> Tensor | None:
     """The product in the frames of ``y``, where that is cheaper and ``y`` is found to be harmonics.
 
@@ -52,13 +46,13 @@ def product_in_frames(x: Tensor, y: Tensor, weight: Tensor, plan: Plan) -> Tenso
     Returns:
         ``[rows, dim_out]``, layout ``mul_ir``; None where the general way is to be gone.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not _fits(x, y, weight):
+    if not _fits(x, y, weight):
         return None
     lowered = _lowered(plan, x.device.type)
     if lowered is None:
         return None
     l_max = max(l for _, l, _ in plan.irreps_in1 + plan.irreps_out)
-    found = _find(y, plan.irreps_in2, l_max)
+    found = _FRAMES(y, plan.irreps_in2, l_max)
     if found is None:
         return None
     if any(factor != 1 for factor in found.factors):
@@ -70,15 +64,9 @@ def product_in_frames(x: Tensor, y: Tensor, weight: Tensor, plan: Plan) -> Tenso
 def _fits(x: Tensor, y: Tensor, weight: Tensor) -> bool:
     if x.dim() != 2 or y.dim() != 2 or weight.dim() != 1 or x.shape[0] != y.shape[0] or not y.shape[0]:
         return False
-    if y.requires_grad or y.dtype not in (torch.float32, torch.float64) or {x.dtype, weight.dtype} != {y.dtype}:
+    if y.dtype not in (torch.float32, torch.float64) or {x.dtype, weight.dtype} != {y.dtype}:
         return False
-    # Tensors of other classes, and modes, record what is done: they must not see a choice.
-    if type(y) is not Tensor or _get_current_dispatch_mode() is not None:
-        return False
-    if torch.is_autocast_enabled(x.device.type) or is_transformed((x, y, weight)):
-        return False
-    # What is compared there has to be waited for, which a CUDA graph cannot.
-    return x.device.type == "cpu" or (x.device.type == "cuda" and not torch.cuda.is_current_stream_capturing())
+    return may_look(y, x, weight)
 
 
 @cache
@@ -91,21 +79,6 @@ def _lowered(plan: Plan, device: str) -> EdgeFramePlan | None:
     if not plan.instructions or any(ins.mode != "uvw" or not ins.has_weight for ins in plan.instructions):
         return None
     return edge_frame_plan(plan) if choose_lowering(plan, True, device, harmonics=True) == "edge_frame" else None
-
-
-def _find(y: Tensor, irreps: tuple[IrrepBlock, ...], l_max: int) -> Found | None:
-    """The frames of ``y``, from the last call if nothing has changed since."""
-    if y.is_inference():  # it has no version
-        return find_frames(y, irreps, l_max)
-    key = id(y)
-    known = _LATEST.get(key)
-    if known is not None:
-        owner, version, blocks, reach, found = known
-        if owner() is y and version == y._version and blocks == irreps and reach >= l_max:
-            return found
-    found = find_frames(y, irreps, l_max)
-    _LATEST[key] = (weakref.ref(y, lambda _: _LATEST.pop(key, None)), y._version, irreps, l_max, found)
-    return found
 
 
 @torch.no_grad()
@@ -138,3 +111,6 @@ def find_frames(y: Tensor, irreps: tuple[IrrepBlock, ...], l_max: int) -> Found 
             return None
         factors.append(factor)
     return Found(edge_frames(vector.masked_fill(onsite[:, None], 0), l_max), tuple(factors))
+
+
+_FRAMES = Remembered(find_frames)

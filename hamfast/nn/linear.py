@@ -5,8 +5,10 @@ from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from hamfast.nn.checks import check_index, check_last
-from hamfast.nn.irreps_layout import LoadsE3nnState, check_layout, split_blocks
+from hamfast.nn.irreps_layout import LoadsE3nnState, check_layout
 from hamfast.ops.checks import check_count
+from hamfast.ops.irreps_linear import LinearPlan, SpeciesRows, irreps_linear, rows_of_species
+from hamfast.plan.plan import as_blocks
 
 
 class _ChannelMixing(LoadsE3nnState):
@@ -14,47 +16,32 @@ class _ChannelMixing(LoadsE3nnState):
     flat weight.
     """
 
-    def __init__(self, irreps_in, irreps_out, copies: int, layout: str):
+    scale: Tensor
+
+    def __init__(self, irreps_in, irreps_out, species: int, layout: str):
         super().__init__()
         self.irreps_in, self.irreps_out = Irreps(irreps_in), Irreps(irreps_out)
         self.layout = check_layout(layout)
-        self.pairs = []
-        for i, (mul_in, ir_in) in enumerate(self.irreps_in):
-            for o, (mul_out, ir_out) in enumerate(self.irreps_out):
-                if ir_in == ir_out and mul_in > 0 and mul_out > 0:
-                    self.pairs.append((i, o, mul_in, mul_out))
-        fan_in = [0] * len(self.irreps_out)
-        for _, o, mul_in, _ in self.pairs:
-            fan_in[o] += mul_in * copies
-        self.scales = [fan_in[o] ** -0.5 for _, o, _, _ in self.pairs]
-        self.sizes = [p[2] * p[3] * copies for p in self.pairs]
-        self.weight = nn.Parameter(torch.randn(sum(self.sizes)))
-
-    def mix(self, x: Tensor, apply) -> list[Tensor]:
-        """One ``[rows, dim, mul_out]`` tensor per output block; ``apply(block, pair number, flat
-        weight)`` does a pair.
-        """
-        blocks = split_blocks(x, self.irreps_in)
-        weights = torch.split(self.weight, self.sizes)
-        out: list[Tensor | None] = [None] * len(self.irreps_out)
-        for n, (i, o, mul_in, _) in enumerate(self.pairs):
-            dim = self.irreps_in[i].ir.dim
-            if self.layout == "ir_mul":
-                block = blocks[i].unflatten(-1, (dim, mul_in))
-            else:
-                block = blocks[i].unflatten(-1, (mul_in, dim)).transpose(-1, -2)
-            term = apply(block, n, weights[n]) * self.scales[n]
-            out[o] = term if out[o] is None else out[o] + term
-        return [
-            x.new_zeros(x.shape[0], ir.dim, mul) if block is None else block
-            for block, (mul, ir) in zip(out, self.irreps_out, strict=True)
+        pairs = [
+            (i, o)
+            for i, (mul_in, ir_in) in enumerate(self.irreps_in)
+            for o, (mul_out, ir_out) in enumerate(self.irreps_out)
+            if ir_in == ir_out and mul_in > 0 and mul_out > 0
         ]
+        self.plan = LinearPlan(as_blocks(self.irreps_in), as_blocks(self.irreps_out), tuple(pairs), species)
+        fan_in = [0] * len(self.irreps_out)
+        for i, o in pairs:
+            fan_in[o] += self.irreps_in[i].mul * species
+        self.sizes = [self.irreps_in[i].mul * species * self.irreps_out[o].mul for i, o in pairs]
+        scales = [torch.full((size,), fan_in[o] ** -0.5) for size, (_, o) in zip(self.sizes, pairs, strict=True)]
+        self.register_buffer("scale", torch.cat(scales) if scales else torch.zeros(0), persistent=False)
+        self.weight = nn.Parameter(torch.randn(self.plan.weight_numel))
 
-    def join(self, blocks: list[Tensor]) -> Tensor:
-        """The output row from its blocks, in this module's layout."""
-        if self.layout == "mul_ir":
-            blocks = [block.transpose(-1, -2) for block in blocks]
-        return torch.cat([block.flatten(-2) for block in blocks], dim=-1)
+    def mix(self, x: Tensor, species: SpeciesRows | None = None) -> Tensor:
+        """``[..., irreps_in.dim]`` -> ``[..., irreps_out.dim]``."""
+        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        out = irreps_linear(rows, self.weight * self.scale, self.plan, self.layout, species)
+        return out if x.dim() == 2 else out.unflatten(0, x.shape[:-1])
 
 
 class Linear(_ChannelMixing):
@@ -66,26 +53,23 @@ class Linear(_ChannelMixing):
         layout: of input and output, ``mul_ir`` (e3nn's) or ``ir_mul``.
     """
 
+    scalar: Tensor
+
     def __init__(self, irreps_in, irreps_out, biases: bool = False, layout: str = "mul_ir"):
         super().__init__(irreps_in, irreps_out, 1, layout)
-        self.bias = nn.Parameter(
-            torch.zeros(sum(mul for mul, ir in self.irreps_out if ir.is_scalar()) if biases else 0)
-        )
+        scalars = zip(self.irreps_out.slices(), self.irreps_out, strict=True)
+        where = [torch.arange(s.start, s.stop) for s, (_, ir) in scalars if ir.is_scalar() and biases]
+        self.register_buffer("scalar", torch.cat([torch.zeros(0, dtype=torch.int64), *where]), persistent=False)
+        self.bias = nn.Parameter(torch.zeros(self.scalar.shape[0]))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[rows, irreps_in.dim]`` -> ``[rows, irreps_out.dim]``."""
         check_last("Linear", "x", x, self.irreps_in.dim)
-
-        def apply(block, n, weight):
-            return block @ weight.view(self.pairs[n][2:])
-
-        out, start = self.mix(x, apply), 0
-        if self.bias.numel():
-            for o, (mul, ir) in enumerate(self.irreps_out):
-                if ir.is_scalar():
-                    out[o] = out[o] + self.bias[start : start + mul]
-                    start += mul
-        return self.join(out)
+        out = self.mix(x)
+        if not self.scalar.numel():
+            return out
+        bias = self.bias.to(out.dtype)
+        return out + bias.new_zeros(self.irreps_out.dim).index_copy(0, self.scalar, bias)
 
 
 class SpeciesLinear(_ChannelMixing):
@@ -106,15 +90,4 @@ class SpeciesLinear(_ChannelMixing):
         """``[rows, irreps_in.dim]``, ``[rows]`` int64 -> ``[rows, irreps_out.dim]``."""
         check_last("SpeciesLinear", "x", x, self.irreps_in.dim)
         check_index("SpeciesLinear", "species", species, x.shape[0])
-        if self.species == 1:
-            return self.join(self.mix(x, lambda block, n, weight: block @ weight.view(self.pairs[n][2:])))
-        order = torch.argsort(species, stable=True)
-        inverse = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
-        counts = torch.bincount(species, minlength=self.species).tolist()
-
-        def apply(block, n, weight):
-            matrices = weight.view(self.pairs[n][2], self.species, self.pairs[n][3])
-            groups = torch.split(block, counts)
-            return torch.cat([group @ matrices[:, v] for v, group in enumerate(groups)])
-
-        return self.join(self.mix(x[order], apply))[inverse]
+        return self.mix(x, rows_of_species(species, self.species) if self.species > 1 else None)

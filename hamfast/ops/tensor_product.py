@@ -6,16 +6,19 @@ import math
 from functools import reduce
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hamfast import run_time_compiler
+from hamfast.constants import constant, real_tensors
 from hamfast.ops import backend
 from hamfast.ops.block_matmul import block_matmul
 from hamfast.ops.checks import HALF, check_rows, check_same, check_tensor, found
 from hamfast.ops.edge_einsum import sum_over_edges, to_edges
 from hamfast.ops.edge_index import EdgeIndex, check_graph
 from hamfast.ops.irreps_blocks import rows_of_blocks
+from hamfast.ops.irreps_linear import LinearPlan, irreps_linear, linear_of_scalars
 from hamfast.ops.layout import check_layout, convert_layout
 from hamfast.ops.multilinear import make_tables, mix_blocks, multilinear
 from hamfast.ops.notice import slow_path
@@ -92,6 +95,10 @@ def tensor_product(
         tables = make_tables(plan, "channel", x.dtype, x.device)
         return radial_product(x, y, weight, tables, edges, gather, scatter, layout)
     shared = weight is None or weight.dim() == 1
+    linear = scalar_plan(plan) if shared and edges is None and lowering is None else None
+    if linear is not None and linear.species == 1:
+        assert weight is not None
+        return irreps_linear(x, weights_of_scalar_plan(weight, plan), linear, layout) * y
     derivatives = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, weight))
     chosen = _chosen(plan, shared, x.device.type, lowering, rows, derivatives)
     out = None
@@ -109,6 +116,36 @@ def tensor_product(
         out = made if out is None else out + made
     assert out is not None
     return out
+
+
+@torch.compiler.assume_constant_result
+def scalar_plan(plan: Plan) -> LinearPlan | None:
+    """The linear maps that a product with scalars is, one for each; None for other plans."""
+    return linear_of_scalars(plan)
+
+
+def weights_of_scalar_plan(weight: Tensor, plan: Plan) -> Tensor:
+    """``[weight_numel]``: of the linear maps that a product with scalars is.
+
+    They are the path's coefficient times the 3j symbol (l 0 l), which is 1 / sqrt(2 l + 1) on its
+    diagonal.
+    """
+    return weight * _factors(plan, weight.dtype, weight.device)
+
+
+_FACTORS: dict[tuple[Plan, torch.dtype, torch.device], Tensor] = {}
+
+
+@torch.compiler.assume_constant_result
+def _factors(plan: Plan, dtype: torch.dtype, device: torch.device) -> Tensor:
+    key = (plan, dtype, device)
+    if key not in _FACTORS:
+        with real_tensors():
+            sizes = [2 * plan.irreps_out[ins.i_out][1] + 1 for ins in plan.instructions]
+            paths = zip(plan.instructions, sizes, strict=True)
+            rows = [np.full(ins.weight_numel, ins.coefficient * size**-0.5) for ins, size in paths]
+            _FACTORS[key] = constant(np.concatenate(rows), device, dtype)
+    return _FACTORS[key]
 
 
 def _makes_weights(plan: Plan, x: Tensor, weight: RadialWeights) -> bool:

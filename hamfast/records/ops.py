@@ -215,6 +215,23 @@ BLOCK_MATMUL = Op(
     (Operand("out", "numel"),),
 )
 
+IRREPS_LINEAR = Op(
+    "irreps_linear",
+    "C = A B, A = C B^T or B = A^T C for rows of irreps A [rows, dims.a] and C [rows, dims.c], and matrices B of "
+    "channels, flat. With order and ptr rows are of several species, and each species has matrices of its own.",
+    (
+        Operand("left", "rows, dims.a | rows, dims.c", False, True),
+        Operand("right", "dims.b | rows, dims.c", False, True),
+        Operand("order", "rows", True),
+        Operand("ptr", "species + 1", True),
+        Operand("tasks", "tasks, LinearTask"),
+        Setting("product", "int", "MatrixProduct"),
+        Setting("layout", "int", "Layout"),
+        Setting("dims", "int[]", "LinearDims"),
+    ),
+    (Operand("out", "rows, dims.c | rows, dims.a | dims.b"),),
+)
+
 ROW_MATMUL = Op(
     "row_matmul",
     "C = A B, A = C B^T or B = A^T C, row by row, for matrices B that are parts of each row's weights. "
@@ -487,6 +504,7 @@ OPS = (
     ROTATE_FROM_EDGE,
     EDGE_FRAME_WEIGHTS,
     BLOCK_MATMUL,
+    IRREPS_LINEAR,
     ROW_MATMUL,
     EDGE_OUTER,
     EDGE_EINSUM,

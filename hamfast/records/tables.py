@@ -160,6 +160,39 @@ class RowDims(NamedTuple):
     """1 if every element of B belongs to a task."""
 
 
+class LinearTask(NamedTuple):
+    """One matrix of ``irreps_linear``: from the channels of a block of A to those of a block of C.
+
+    ``C[r, w, m] += sum over u < k of A[r, u, m] B[b_offset + s b_step + u b_stride + w]``, for
+    m < d and w < n, with s the row's species. Tasks of one block of C follow each other.
+    """
+
+    d: int
+    """Components, 2 l + 1."""
+    k: int
+    n: int
+    """Channels of both blocks."""
+    a_offset: int
+    c_offset: int
+    """Where the blocks begin in a row of A and of C."""
+    b_offset: int
+    b_stride: int
+    b_step: int
+    """In B: the first element, from one row of the matrix to the next, from one species to the
+    next."""
+
+
+class LinearDims(NamedTuple):
+    """Elements of a row of A and of C, and of all of B, in ``irreps_linear``."""
+
+    a: int
+    b: int
+    c: int
+    covers_a: int
+    covers_c: int
+    """1 if every element of a row belongs to a task."""
+
+
 class ChannelVariant(NamedTuple):
     """What the channel-wise CUDA kernel of a plan is compiled for; sets of x, y, w, g are bits."""
 
@@ -282,6 +315,8 @@ TABLES = (
     ChannelBlock,
     CouplingEntry,
     ProductDims,
+    LinearTask,
+    LinearDims,
     RowTask,
     RowDims,
     ChannelVariant,

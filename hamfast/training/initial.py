@@ -209,8 +209,9 @@ def _copy_species(module, other, old: Tensor, value: Tensor, rows: Tensor) -> No
     """
     known = torch.nonzero(rows >= 0).flatten()
     scale = (module.species / other.species) ** 0.5
-    blocks = zip(module.pairs, torch.split(value, module.sizes), torch.split(old, other.sizes), strict=True)
-    for (_, _, mul_in, mul_out), new_block, old_block in blocks:
+    blocks = zip(module.plan.pairs, torch.split(value, module.sizes), torch.split(old, other.sizes), strict=True)
+    for (i, o), new_block, old_block in blocks:
+        mul_in, mul_out = module.irreps_in[i].mul, module.irreps_out[o].mul
         matrices = old_block.view(mul_in, other.species, mul_out)
         new_block.view(mul_in, module.species, mul_out)[:, known] = scale * matrices[:, rows[known]]
 
@@ -227,8 +228,8 @@ def _copy_output(module: Linear, other: Linear, key: str, old: Tensor, value: Te
         value.copy_(old[[position[int(entries[irrep])] for irrep in _scalars(module)]])
         return
     # A path of the map runs from an input irrep to an output irrep.
-    known = {path[:2]: weights for path, weights in zip(other.pairs, torch.split(old, other.sizes), strict=True)}
-    for (irrep_in, irrep_out, _, _), weights in zip(module.pairs, torch.split(value, module.sizes), strict=True):
+    known = dict(zip(other.plan.pairs, torch.split(old, other.sizes), strict=True))
+    for (irrep_in, irrep_out), weights in zip(module.plan.pairs, torch.split(value, module.sizes), strict=True):
         weights.copy_(known[irrep_in, int(entries[irrep_out])])
 
 

@@ -71,9 +71,8 @@ def to_this_e3nn(network: CovariantNetwork, state: dict[str, Tensor], path: Path
         if flipped:
             output = network.output
             signs = _target_signs(network.spec)
-            rows = [
-                torch.full((size,), signs[o]) for (_, o, _, _), size in zip(output.pairs, output.sizes, strict=True)
-            ]
+            pairs = zip(output.plan.pairs, output.sizes, strict=True)
+            rows = [torch.full((size,), signs[o]) for (_, o), size in pairs]
             output.weight.mul_(torch.cat(rows).to(output.weight))
             scalars = [sign for sign, (_, ir) in zip(signs, network.spec.irreps, strict=True) if ir.is_scalar()]
             output.bias.mul_(torch.tensor(scalars).to(output.bias))

@@ -6,7 +6,7 @@ Written here after the paper (Gong et al., Nature Communications 14, 2848, 2023)
 which is no package that could be installed.
 """
 
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import torch
@@ -118,7 +118,7 @@ class Update(nn.Module):
         self.product = SeparateProduct(irreps_x, irreps_sh, self.gate.irreps_in)
         self.irreps_out = self.gate.irreps_out
         widths = [128, 64, 64, self.irreps_out.num_irreps]
-        layers = [layer for a, b in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(a, b), nn.SiLU())]
+        layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.SiLU())]
         self.radial = nn.Sequential(*layers[:-1])
         self.post = o3.Linear(self.irreps_out, self.irreps_out, biases=True)
         self.species = o3.FullyConnectedTensorProduct(irreps_old, f"{species}x0e", self.irreps_out)

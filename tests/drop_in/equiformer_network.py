@@ -188,7 +188,11 @@ class Network(nn.Module):
         self.blocks = nn.ModuleList(
             Block(irreps, head, wide, features if n == layers - 1 else irreps) for n in range(layers)
         )
-        self.norm, self.first, self.second = Norm(features), Linear(features, features), Linear(features, o3.Irreps("1x0e"))
+        self.norm, self.first, self.second = (
+            Norm(features),
+            Linear(features, features),
+            Linear(features, o3.Irreps("1x0e")),
+        )
 
     def forward(self, species, positions, edge_index, shifts):
         senders, receivers = edge_index

@@ -1,4 +1,4 @@
-"""Harmonics are found in the numbers of an operand, or are not; the product is e3nn's either way."""
+"""Harmonics are found in the numbers of an operand, or not; the product is e3nn's either way."""
 
 import pytest
 import torch
@@ -138,10 +138,11 @@ def test_nothing_is_kept_once_the_operand_is_gone():
     _, ours = products()
     y = harmonics(vectors())
     ours(torch.randn(len(y), ours.irreps_in1.dim), y)
-    assert id(y) in found_frames._LATEST
-    key = id(y)
+    key = (id(y), (BLOCKS, 3))
+    assert key in found_frames._FRAMES.latest
+
     del y
-    assert key not in found_frames._LATEST
+    assert key not in found_frames._FRAMES.latest
 
 
 @pytest.mark.usefixtures("double")

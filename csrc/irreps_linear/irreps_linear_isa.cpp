@@ -1,0 +1,73 @@
+// Compiled once per instruction set.
+#include "irreps_linear/irreps_linear_isa.h"
+
+#include <algorithm>
+
+namespace hamfast::HAMFAST_ISA {
+
+// f(block of the row, lines of the matrix) for each row.
+template <class T, class F>
+static void for_rows(const PackCall<T>& call, int64_t begin, int64_t end, F&& f) {
+  for (int64_t r = begin; r < end; ++r)
+    f(call.rows + (call.index ? call.index[r] : r) * call.row_stride,
+      call.matrix + r * call.d * call.matrix_stride);
+}
+
+// D: the components, or 0 for any number.
+template <class T, int D>
+static void pack(const PackCall<T>& call, int64_t begin, int64_t end) {
+  const int64_t d = D ? D : call.d, n = call.channels, ld = call.matrix_stride;
+  for_rows(call, begin, end, [&](const T* block, T* lines) {
+    if (call.channels_fast)
+      for (int64_t m = 0; m < d; ++m) std::copy_n(block + m * n, n, lines + m * ld);
+    else
+      for (int64_t m = 0; m < d; ++m)
+        for (int64_t u = 0; u < n; ++u) lines[m * ld + u] = block[u * d + m];
+  });
+}
+
+template <class T, int D>
+static void unpack(const PackCall<T>& call, int64_t begin, int64_t end) {
+  const int64_t d = D ? D : call.d, n = call.channels, ld = call.matrix_stride;
+  for_rows(call, begin, end, [&](T* block, const T* lines) {
+    if (call.channels_fast)
+      for (int64_t m = 0; m < d; ++m) std::copy_n(lines + m * ld, n, block + m * n);
+    else
+      for (int64_t u = 0; u < n; ++u)
+        for (int64_t m = 0; m < d; ++m) block[u * d + m] = lines[m * ld + u];
+  });
+}
+
+#define HAMFAST_BY_COMPONENTS(function, call, begin, end) \
+  switch (call.d) {                                       \
+    case 1:                                               \
+      return function<T, 1>(call, begin, end);            \
+    case 3:                                               \
+      return function<T, 3>(call, begin, end);            \
+    case 5:                                               \
+      return function<T, 5>(call, begin, end);            \
+    case 7:                                               \
+      return function<T, 7>(call, begin, end);            \
+    default:                                              \
+      return function<T, 0>(call, begin, end);            \
+  }
+
+template <class T>
+static void pack_any(const PackCall<T>& call, int64_t begin, int64_t end) {
+  HAMFAST_BY_COMPONENTS(pack, call, begin, end)
+}
+template <class T>
+static void unpack_any(const PackCall<T>& call, int64_t begin,
+                       int64_t end){HAMFAST_BY_COMPONENTS(unpack, call, begin, end)}
+
+#define HAMFAST_DEFINE_FOR(T)                                               \
+  void pack_irreps(const PackCall<T>& call, int64_t begin, int64_t end) {   \
+    pack_any(call, begin, end);                                             \
+  }                                                                         \
+  void unpack_irreps(const PackCall<T>& call, int64_t begin, int64_t end) { \
+    unpack_any(call, begin, end);                                           \
+  }
+HAMFAST_DEFINE_FOR(float) HAMFAST_DEFINE_FOR(double)
+#undef HAMFAST_DEFINE_FOR
+
+}  // namespace hamfast::HAMFAST_ISA

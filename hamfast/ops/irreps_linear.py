@@ -1,0 +1,234 @@
+"""Linear maps of the channels of irreps, in one call for all irreps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hamfast import _library  # noqa: F401  (loads the kernels)
+from hamfast.constants import constant, on_host, real_tensors
+from hamfast.ops.block_matmul import FACTORS
+from hamfast.ops.checks import HALF, check_rows, check_same, found
+from hamfast.ops.layout import check_layout
+from hamfast.ops.transforms import differentiable, gradients_of_three
+from hamfast.plan import Plan
+from hamfast.plan.channel import as_table
+from hamfast.plan.plan import IrrepBlock, irreps_dim
+from hamfast.records.choices import Layout, MatrixProduct
+from hamfast.records.tables import LinearDims, LinearTask
+
+_C, _A, _B = MatrixProduct.C, MatrixProduct.A, MatrixProduct.B
+
+
+@dataclass(frozen=True)
+class LinearPlan:
+    """Which blocks of irreps lead to which, and where the weights of each pair are."""
+
+    irreps_in: tuple[IrrepBlock, ...]
+    irreps_out: tuple[IrrepBlock, ...]
+    pairs: tuple[tuple[int, int], ...]
+    """(block of ``irreps_in``, block of ``irreps_out``), in the order of the weights; both have the
+    same irrep."""
+    species: int = 1
+    """How many matrices each pair has. Weights of a pair are ``[mul_in, species, mul_out]``."""
+
+    @property
+    def weight_numel(self) -> int:
+        """How many weights there are."""
+        return self.species * sum(self.irreps_in[i][0] * self.irreps_out[o][0] for i, o in self.pairs)
+
+
+@cache
+def linear_of_scalars(plan: Plan) -> LinearPlan | None:
+    """The linear maps that a product with scalars is, one for each channel of them.
+
+    None where the second operand is anything else, or a path does not mix channels.
+    """
+    if len(plan.irreps_in2) != 1 or plan.irreps_in2[0][1] != 0 or not plan.instructions:
+        return None
+    if any(ins.mode != "uvw" or not ins.has_weight for ins in plan.instructions):
+        return None
+    pairs = tuple((ins.i_in1, ins.i_out) for ins in plan.instructions)
+    return LinearPlan(plan.irreps_in1, plan.irreps_out, pairs, plan.irreps_in2[0][0])
+
+
+class SpeciesRows(NamedTuple):
+    """The rows of each species."""
+
+    order: Tensor
+    """``[rows]`` int64: rows of species 0, then of species 1, ..."""
+    ptr: Tensor
+    """``[species + 1]`` int64: where each species begins in them."""
+
+
+def rows_of_species(species: Tensor, count: int) -> SpeciesRows:
+    """``[rows]`` int64, from 0 to ``count - 1`` -> the rows of each."""
+    order = torch.argsort(species, stable=True)
+    counts = torch.zeros(count + 1, dtype=torch.int64, device=species.device)
+    return SpeciesRows(order, counts.index_add_(0, species + 1, torch.ones_like(species)).cumsum(0))
+
+
+@cache
+def _tasks(plan: LinearPlan) -> tuple[tuple[LinearTask, ...], LinearDims]:
+    """The tasks by block of the result, and the sizes."""
+    starts_in, starts_out = _starts(plan.irreps_in), _starts(plan.irreps_out)
+    tasks, offset = [], 0
+    for i, o in plan.pairs:
+        (k, l, _), n = plan.irreps_in[i], plan.irreps_out[o][0]
+        if k and n:
+            step = n if plan.species > 1 else 0
+            task = LinearTask(2 * l + 1, k, n, starts_in[i], starts_out[o], offset, plan.species * n, step)
+            tasks.append(task)
+        offset += k * plan.species * n
+    tasks.sort(key=lambda task: task.c_offset)
+    a, c = irreps_dim(plan.irreps_in), irreps_dim(plan.irreps_out)
+    covered_a = sum({t.a_offset: t.d * t.k for t in tasks}.values()) == a
+    covered_c = sum({t.c_offset: t.d * t.n for t in tasks}.values()) == c
+    return tuple(tasks), LinearDims(a, offset, c, int(covered_a), int(covered_c))
+
+
+def _starts(irreps: Sequence[IrrepBlock]) -> list[int]:
+    return [irreps_dim(irreps[:n]) for n in range(len(irreps))]
+
+
+_TABLES: dict[tuple[LinearPlan, torch.device], Tensor] = {}
+
+
+@torch.compiler.assume_constant_result
+def _table(plan: LinearPlan, device: torch.device) -> Tensor:
+    if (plan, device) not in _TABLES:
+        with real_tensors():
+            _TABLES[plan, device] = constant(as_table(_tasks(plan)[0], LinearTask), device)
+    return _TABLES[plan, device]
+
+
+@torch.compiler.assume_constant_result
+def _dims(plan: LinearPlan) -> list[int]:
+    return list(_tasks(plan)[1])
+
+
+@torch.compiler.assume_constant_result
+def _is_for_all(plan: LinearPlan) -> bool:
+    """One matrix for all species?"""
+    return plan.species == 1
+
+
+def irreps_linear(
+    x: Tensor, weight: Tensor, plan: LinearPlan, layout: str = "mul_ir", species: SpeciesRows | None = None
+) -> Tensor:
+    """``out[r, w, m] = sum over u of x[r, u, m] weight[u, w]`` for each pair of blocks.
+
+    Args:
+        x: ``[rows, dim_in]``: float32 or float64; bfloat16 and float16 are computed in float32.
+        weight: ``[plan.weight_numel]``, of the dtype of ``x``; under autocast the wider of the two
+            is taken.
+        layout: of rows, ``mul_ir`` or ``ir_mul``.
+        species: with ``plan.species`` > 1, from :func:`rows_of_species`: each row takes the
+            matrices of its species.
+
+    Returns:
+        ``[rows, dim_out]``; blocks without a pair are 0. Differentiable to any order in both.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit; the message names the argument.
+    """
+    check_rows("irreps_linear", "x", x, None, irreps_dim(plan.irreps_in))
+    if torch.is_autocast_enabled(x.device.type):
+        widest = torch.promote_types(x.dtype, weight.dtype)
+        x, weight = x.to(widest), weight.to(widest)
+    check_same("irreps_linear", True, x=x, weight=weight)
+    check_layout(layout)
+    if weight.shape != (plan.weight_numel,):
+        raise ValueError(f"irreps_linear: weight: expected [{plan.weight_numel}], found {list(weight.shape)}")
+    if (species is None) != _is_for_all(plan):
+        raise ValueError(
+            f"irreps_linear: species: expected {'none' if plan.species == 1 else 'rows by species'} for a plan of "
+            f"{plan.species} species, found {found(species)}"
+        )
+    if x.dtype in HALF:
+        return irreps_linear(x.float(), weight.float(), plan, layout, species).to(x.dtype)
+    order, ptr = species if species is not None else (None, None)
+    return _op(x, weight, order, ptr, _table(plan, x.device), _C, Layout.numbers()[layout], _dims(plan))
+
+
+@torch.library.register_fake("hamfast::irreps_linear")
+def _(left, right, order, ptr, tasks, product, layout, dims):
+    sizes = LinearDims(*dims)
+    if product == _B:
+        return left.new_empty(sizes.b)
+    return left.new_empty(left.shape[0], sizes.a if product == _A else sizes.c)
+
+
+def _setup_context(ctx, inputs, output):
+    left, right, order, ptr, tasks, ctx.product, ctx.layout, ctx.dims = inputs
+    ctx.save_for_backward(left, right, order, ptr, tasks)
+
+
+def _backward(ctx, grad):
+    left, right, *tables = ctx.saved_tensors
+
+    def op(left, right, product):
+        return _op(left, right, *tables, product, ctx.layout, ctx.dims)
+
+    grads = gradients_of_three(op, FACTORS, ctx.product, (left, right), grad, ctx.needs_input_grad)
+    return (*grads, None, None, None, None, None, None)
+
+
+_op = differentiable("irreps_linear", _backward, _setup_context, multilinear=True)
+
+
+def by_torch(
+    left: Tensor,
+    right: Tensor,
+    order: Tensor | None,
+    ptr: Tensor | None,
+    tasks: Tensor,
+    product: int,
+    layout: int,
+    dims: list[int],
+) -> Tensor:
+    """The op in torch's operations, a matrix product per task and species: what GPUs run."""
+    sizes = LinearDims(*dims)
+    given = dict(zip(FACTORS[product], (left, right), strict=True))
+    rows = left.shape[0]
+    shape = (sizes.b,) if product == _B else (rows, sizes.a if product == _A else sizes.c)
+    given[product] = out = left.new_zeros(shape)
+    groups: list[Tensor | None] = [None]
+    if order is not None and ptr is not None:
+        bounds = on_host(ptr).tolist()
+        groups = [order[begin:end] for begin, end in pairwise(bounds)]
+
+    def block(rows_of, offset, d, channels):
+        part = rows_of[:, offset : offset + d * channels]
+        if layout == Layout.IR_MUL:
+            return part.unflatten(1, (d, channels))
+        return part.unflatten(1, (channels, d)).transpose(1, 2)
+
+    for task in map(LinearTask._make, on_host(tasks).tolist()):
+        for s, index in enumerate(groups):
+            b = (
+                given[_B]
+                .reshape(-1)[task.b_offset :]
+                .as_strided(
+                    (task.k, task.n), (task.b_stride, 1), task.b_offset + s * task.b_step + given[_B].storage_offset()
+                )
+            )
+            a, c = block(given[_A], task.a_offset, task.d, task.k), block(given[_C], task.c_offset, task.d, task.n)
+            at = slice(None) if index is None else index
+            if product == _C:
+                c[at] += a[at] @ b
+            elif product == _A:
+                a[at] += c[at] @ b.T
+            else:
+                b.copy_(torch.einsum("rmu,rmw->uw", a[at], c[at]))
+    return out
+
+
+for _device in ("CUDA", "XPU"):
+    torch.library.impl("hamfast::irreps_linear", _device)(by_torch)

@@ -1,0 +1,144 @@
+"""e3nn's linear layers, and products that are linear layers in disguise, after accelerate."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from e3nn import o3
+from kit import assert_close
+
+import hamfast
+from hamfast.nn import found_species
+from hamfast.nn.found_species import find_species
+
+pytestmark = pytest.mark.usefixtures("double")
+
+
+def same(theirs, ours, *inputs):
+    """Values, gradients, and gradients of those."""
+    results = []
+    for module in (theirs, ours):
+        given = [t.clone().requires_grad_(t.requires_grad) for t in inputs]
+        out = module(*given)
+        leaves = [*module.parameters(), *(t for t in given if t.requires_grad)]
+        first = torch.autograd.grad(out.sin().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.cos().sum() for g in first), leaves, allow_unused=True)
+        results.append([out, *first, *(s for s in second if s is not None)])
+    assert len(results[0]) == len(results[1])
+    for a, b in zip(*results, strict=True):
+        assert_close(b, a)
+
+
+LAYERS = {
+    "plain": lambda: o3.Linear("4x0e+3x1o+2x2e", "5x0e+2x1o+2x2e"),
+    "biases": lambda: o3.Linear("4x0e+3x0o+3x1o", "5x0e+2x0o+2x0e+2x1o", biases=True),
+    "bias of one block": lambda: o3.Linear("4x0e+3x1o", "5x0e+2x0e+2x1o", biases=[False, True, False]),
+    "pairs": lambda: o3.Linear("4x0e+3x0e+2x1o", "4x0e+3x0e+2x1o", instructions=[(1, 1), (0, 0)]),
+    "path normalisation": lambda: o3.Linear("4x0e+3x0e+2x1o", "4x0e+2x1o", path_normalization="path"),
+    "no channels": lambda: o3.Linear("0x0e+3x1o+2x2e", "2x0e+3x1o+0x2e"),
+}
+
+
+@pytest.mark.parametrize("leading", [(6,), (2, 3), (), (0,)], ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+def test_linear_layers(name, leading):
+    theirs = LAYERS[name]()
+    ours = copy.deepcopy(theirs)
+    for parameter in ours.parameters():
+        parameter.data.normal_()
+    theirs.load_state_dict(ours.state_dict())
+    assert hamfast.accelerate(ours).replaced
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    same(theirs, ours, torch.randn(*leading, theirs.irreps_in.dim).requires_grad_())
+
+
+def test_layers_that_are_left_alone_say_why():
+    report = hamfast.accelerate(
+        torch.nn.ModuleDict(
+            {
+                "given": o3.Linear("2x0e+1x1o", "2x0e+1x1o", internal_weights=False),
+                "many": o3.Linear("2x0e+1x1o", "2x0e+1x1o", f_in=2, f_out=3),
+                "scalars": o3.Linear("2x0e+3x1o", "2x0e"),
+            }
+        )
+    )
+    assert report.replaced == []
+    reasons = {r.name: r.text for r in report.replacements}
+    assert reasons["given"] == reasons["many"] == "its weights are not one matrix for all rows"
+    assert reasons["scalars"] == "e3nn's code is one matrix product, too"
+
+
+def test_copies_files_scripts_and_back():
+    layer = LAYERS["biases"]()
+    layer.bias.data.normal_()
+    x = torch.randn(4, layer.irreps_in.dim)
+    expected = layer(x)
+    report = hamfast.accelerate(layer)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.compile(layer, backend="eager")):
+        assert_close(other(x), expected)
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(layer), file)
+    file.seek(0)
+    assert_close(torch.jit.load(file)(x), expected)
+    assert_close(copy.deepcopy(layer).float()(x.float()).double(), expected, 1e-5)
+    report.take_back()
+    assert "hamfast" not in repr(layer)
+    assert_close(layer(x), expected)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often a product ran as linear layers of species."""
+    calls = []
+    run = found_species.irreps_linear
+    monkeypatch.setattr(found_species, "irreps_linear", lambda *a, **k: calls.append(1) or run(*a, **k))
+    return calls
+
+
+def products(count):
+    theirs = o3.FullyConnectedTensorProduct("4x0e+3x1o+2x1o+2x2e", f"{count}x0e", "3x0e+2x1o+2x2e")
+    ours = copy.deepcopy(theirs)
+    assert hamfast.accelerate(ours).replaced
+    return theirs, ours
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_products_with_one_hot_vectors(counted, count):
+    theirs, ours = products(count)
+    x = torch.randn(7, theirs.irreps_in1.dim).requires_grad_()
+    same(theirs, ours, x, torch.eye(count)[torch.randint(0, count, (7,))])
+    assert counted
+    same(theirs, ours, torch.randn(2, 0, theirs.irreps_in1.dim).requires_grad_(), torch.zeros(2, 0, count))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_products_with_other_scalars(counted, count):
+    theirs, ours = products(count)
+    x = torch.randn(7, theirs.irreps_in1.dim).requires_grad_()
+    one_hot = torch.eye(count)[torch.randint(0, count, (7,))]
+    for y in (torch.randn(7, count), 2 * one_hot, torch.zeros(7, count), one_hot.clone().requires_grad_()):
+        if not y.requires_grad:
+            assert find_species(y) is None
+        same(theirs, ours, x, y)
+    assert find_species(torch.ones(7, 2)) is None
+    assert not counted
+
+
+def test_a_vector_that_changes(counted):
+    theirs, ours = products(2)
+    x, y = torch.randn(4, theirs.irreps_in1.dim), torch.eye(2)[[0, 1, 1, 0]]
+    assert_close(ours(x, y), theirs(x, y))
+    y.copy_(torch.eye(2)[[1, 1, 0, 0]])
+    assert_close(ours(x, y), theirs(x, y))
+    y[0, 0] = 0.5
+    assert_close(ours(x, y), theirs(x, y))
+    assert len(counted) == 2
+
+
+def test_compiled_and_batched_products():
+    theirs, ours = products(2)
+    x, y = torch.randn(4, theirs.irreps_in1.dim), torch.eye(2)[[0, 1, 1, 0]]
+    assert_close(torch.compile(ours, backend="eager")(x, y), theirs(x, y))
+    assert_close(torch.vmap(lambda x: ours(x, y))(torch.stack([x, -x])), torch.stack([theirs(x, y), -theirs(x, y)]))
