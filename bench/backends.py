@@ -98,6 +98,7 @@ def registered():
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     by_torch = {
         "block_matmul": "torch's products",
+        "irreps_linear": "torch's products",
         "row_matmul": "torch's products",
         "edge_outer": "torch's operations",
     }

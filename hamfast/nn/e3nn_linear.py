@@ -10,7 +10,8 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from hamfast.nn.checks import CallsPython
-from hamfast.ops.irreps_linear import LinearPlan, irreps_linear
+from hamfast.ops.irreps_linear import irreps_linear
+from hamfast.plan.linear import LinearPlan
 from hamfast.plan.plan import as_blocks
 
 torch.library.define("hamfast::e3nn_linear", "(Tensor x, Tensor weight, Tensor scale, str plan) -> Tensor")

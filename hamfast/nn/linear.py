@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from hamfast.nn.checks import check_index, check_last
 from hamfast.nn.irreps_layout import LoadsE3nnState, check_layout
 from hamfast.ops.checks import check_count
-from hamfast.ops.irreps_linear import LinearPlan, SpeciesRows, irreps_linear, rows_of_species
+from hamfast.ops.irreps_linear import SpeciesRows, irreps_linear, rows_of_species
+from hamfast.plan.linear import LinearPlan
 from hamfast.plan.plan import as_blocks
 
 

@@ -18,7 +18,7 @@ from hamfast.ops.checks import HALF, check_rows, check_same, check_tensor, found
 from hamfast.ops.edge_einsum import sum_over_edges, to_edges
 from hamfast.ops.edge_index import EdgeIndex, check_graph
 from hamfast.ops.irreps_blocks import rows_of_blocks
-from hamfast.ops.irreps_linear import LinearPlan, irreps_linear, linear_of_scalars
+from hamfast.ops.irreps_linear import irreps_linear
 from hamfast.ops.layout import check_layout, convert_layout
 from hamfast.ops.multilinear import make_tables, mix_blocks, multilinear
 from hamfast.ops.notice import slow_path
@@ -30,6 +30,7 @@ from hamfast.ops.transforms import is_transformed
 from hamfast.plan import Plan
 from hamfast.plan.channel import is_channel_wise, is_mixing, live_paths
 from hamfast.plan.cost import TUNED, TYPICAL_ROWS, choose_lowering, estimates, fewer_at_nodes, rows_like
+from hamfast.plan.linear import LinearPlan, linear_of_scalars
 from hamfast.plan.plan import Instruction
 
 

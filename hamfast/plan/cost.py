@@ -25,6 +25,7 @@ from hamfast.plan.channel import (
     row_tasks,
 )
 from hamfast.plan.edge_frame import edge_frame_plan
+from hamfast.plan.linear import linear_of_scalars
 from hamfast.plan.plan import Instruction, Plan, format_irreps, pair_count
 
 TYPICAL_ROWS = 1024
@@ -326,6 +327,10 @@ def explain(
         lines.append(
             f"{e.lowering:<12}{e.operations:>15,}{e.bytes:>12,}{e.microseconds / table[0].microseconds:>15.1f}"
         )
+    linear = linear_of_scalars(plan)
+    if linear is not None and linear.species == 1 and shared_weights:
+        lines.append("runs: irreps_linear, as the second operand is one number per row")
+        return "\n".join(lines)
     call = f"{rows:,} rows, {'with derivatives' if derivatives else 'forward alone'}"
     lines.append(f"runs, for {call}: {table[0].lowering}, {_reason(plan, table, device)}")
     return "\n".join(lines)

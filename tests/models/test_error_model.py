@@ -91,15 +91,14 @@ def test_a_deviation_is_what_changed_weights_do(loaded, graph):
     for layer, offset_of in zip(last_maps(model), (None, last_maps(model)[0]), strict=True):
         change = torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64)
         layer.weight.data += change
-        for (i, o, mul, _), own, factor in zip(
-            layer.pairs, torch.split(change, layer.sizes), layer.scales, strict=True
-        ):
-            ir = layer.irreps_in[i].ir
+        changes = torch.split(change * layer.scale, layer.sizes)
+        for (i, o), own in zip(layer.plan.pairs, changes, strict=True):
+            mul, ir = layer.irreps_in[i]
             channel = sum(other == ir for _, other in layer.irreps_out[:o])
             start = sum(m for m, other in layer.irreps_in[:i] if other == ir)
             start += 0 if offset_of is None else offset_of.irreps_in.count(ir)
             for onsite in (False, True) if offset_of is None else (True,):
-                heads[(onsite, 0), ir][0, channel, start : start + mul] += factor * own
+                heads[(onsite, 0), ir][0, channel, start : start + mul] += own
     after, _, _ = run(model, graph)
     for layer, weight in zip(last_maps(model), kept, strict=True):
         layer.weight.data = weight

@@ -8,7 +8,6 @@ from e3nn.o3 import Irreps
 from kit import assert_close, cases
 
 from hamfast.ops.irreps_linear import (
-    LinearPlan,
     _dims,
     _table,
     by_torch,
@@ -16,6 +15,7 @@ from hamfast.ops.irreps_linear import (
     rows_of_species,
 )
 from hamfast.ops.layout import convert_layout
+from hamfast.plan.linear import LinearPlan
 from hamfast.plan.plan import as_blocks, irreps_dim
 from hamfast.records.choices import Layout, MatrixProduct
 
