@@ -173,8 +173,8 @@ class Node {
           repeat_row(call_.vector, vector_);
         }
         load_features();
-        head_dots(count, heads, call_.additive() ? activation_ : query_,
-                  call_.additive() ? vector_ : key_, call_.query.width, query_on_edge_, edge_,
+        head_dots(count, heads, call_.additive() ? vector_ : query_,
+                  call_.additive() ? activation_ : key_, call_.query.width, query_on_edge_, edge_,
                   call_.features, partial_, z + at * heads,
                   query_on_edge_ ? later_features(at, call_.edge) : nullptr);
       }

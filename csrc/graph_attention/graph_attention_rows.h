@@ -17,11 +17,29 @@ struct Batch {
   int64_t edge[kBatch], sender[kBatch], receiver[kBatch];
 };
 
-template <class T>
-inline void add_row(const T* from, int64_t n, T* to) {
+// f(offset, count) for the vectors of n elements: full ones, and the first `count` lanes of the
+// last.
+template <class T, class F>
+inline void for_lanes(int64_t n, F&& f) {
   int64_t c = 0;
-  for (; c + kLanes<T> <= n; c += kLanes<T>) store(to + c, load(to + c) + load(from + c));
-  for (; c < n; ++c) to[c] += from[c];
+  for (; c + kLanes<T> <= n; c += kLanes<T>) f(c, Size<kLanes<T>>{});
+  if (c < n) f(c, n - c);
+}
+template <class T, int n>
+inline Vector<T> load_lanes(const T* p, Size<n>) {
+  return load(p);
+}
+template <class T>
+inline Vector<T> load_lanes(const T* p, int64_t n) {
+  return load_first(p, n);
+}
+template <class T, int n>
+inline void store_lanes(T* p, Vector<T> v, Size<n>) {
+  store(p, v);
+}
+template <class T>
+inline void store_lanes(T* p, Vector<T> v, int64_t n) {
+  store_first(p, v, n);
 }
 
 template <class T>
@@ -43,11 +61,23 @@ inline void resolve(const EdgeSum<T>& sum, int64_t size, const Batch& batch, T* 
       rows[i] = parts ? sum.part[last] + index[last][i] * size : buffer;
     return;
   }
+  if (parts == 0) {  // a row for each: what is made of them may take their place
+    set_zero(buffer, batch.count * size);
+    for (int i = 0; i < batch.count; ++i) rows[i] = buffer + i * size;
+    return;
+  }
   for (int i = 0; i < batch.count; ++i) {
-    T* row = buffer + i * size;
-    set_zero(row, size);
+    const T* part[3];
+    int count = 0;
     for (int p = 0; p < 3; ++p)
-      if (sum.part[p]) add_row(sum.part[p] + index[p][i] * size, size, row);
+      if (sum.part[p]) part[count++] = sum.part[p] + index[p][i] * size;
+    const T *first = part[0], *second = part[1], *third = count > 2 ? part[2] : nullptr;
+    T* row = buffer + i * size;
+    for_lanes<T>(size, [=](int64_t c, auto n) {
+      Vector<T> v = load_lanes(first + c, n) + load_lanes(second + c, n);
+      if (third) v += load_lanes(third + c, n);
+      store_lanes(row + c, v, n);
+    });
     rows[i] = row;
   }
 }
@@ -337,24 +367,35 @@ inline Vector<T> weight_curvatures(int64_t weighting, Vector<T> s) {
   return weighting == weight_sigmoid ? bell * (T(1) - T(2) * y) : bell;
 }
 
+// f(activation as a constant): the loops inside have no branch then.
+template <class F>
+inline void for_activation(int64_t activation, F&& f) {
+  if (activation == act_leaky_relu) return f(Size<act_leaky_relu>{});
+  if (activation == act_silu) return f(Size<act_silu>{});
+  f(Size<act_smooth_leaky_relu>{});
+}
+
 // activation_i = act(query_i + key_i) and vector_slope_i = vector act'(query_i + key_i), into
 // buffers; either may be absent.
 template <class T>
 inline void activate(const AttentionCall<T>& call, int count, const T* const* query,
                      const T* const* key, Maybe<T> activation, Maybe<T> vector_slope) {
   const int64_t size = call.heads * call.query.width;
-  for (int i = 0; i < count; ++i)
-    for (int64_t c = 0; c < size; c += kLanes<T>) {
-      const Vector<T> x = load_first(query[i] + c, size - c) + load_first(key[i] + c, size - c);
-      if (activation)
-        store_first(activation + i * size + c, score_activation(call.activation, call.slope, x),
-                    size - c);
-      if (vector_slope)
-        store_first(vector_slope + i * size + c,
-                    load_first(call.vector + c, size - c) *
-                        score_activation_slope(call.activation, call.slope, x),
-                    size - c);
+  const T leak = call.slope, *vector = call.vector;
+  for_activation(call.activation, [&](auto act) {
+    for (int i = 0; i < count; ++i) {
+      const T *q = query[i], *k = key[i];
+      T* const to_activation = activation ? activation + i * size : nullptr;
+      T* const to_slope = vector_slope ? vector_slope + i * size : nullptr;
+      for_lanes<T>(size, [=](int64_t c, auto n) {
+        const Vector<T> x = load_lanes(q + c, n) + load_lanes(k + c, n);
+        if (to_activation) store_lanes(to_activation + c, score_activation(act(), leak, x), n);
+        if (to_slope)
+          store_lanes(to_slope + c,
+                      load_lanes(vector + c, n) * score_activation_slope(act(), leak, x), n);
+      });
     }
+  });
 }
 
 // Their changes along the tangents of query, key and vector. With tangent_x = tangent_query +
@@ -365,19 +406,27 @@ inline void activate_tangents(const AttentionCall<T>& call, int count, const T* 
                               const T* const* tangent_key, T* tangent_activation,
                               T* tangent_vector_slope) {
   const int64_t size = call.heads * call.query.width;
-  for (int i = 0; i < count; ++i)
-    for (int64_t c = 0; c < size; c += kLanes<T>) {
-      const int64_t n = size - c;
-      const Vector<T> x = load_first(query[i] + c, n) + load_first(key[i] + c, n);
-      const Vector<T> tangent_x =
-          load_first(tangent_query[i] + c, n) + load_first(tangent_key[i] + c, n);
-      const Vector<T> slope = score_activation_slope(call.activation, call.slope, x);
-      Vector<T> change = load_first(call.vector + c, n) *
-                         score_activation_curvature(call.activation, call.slope, x) * tangent_x;
-      if (call.tangent_vector) change += load_first(call.tangent_vector + c, n) * slope;
-      store_first(tangent_activation + i * size + c, slope * tangent_x, n);
-      store_first(tangent_vector_slope + i * size + c, change, n);
+  const T leak = call.slope, *vector = call.vector;
+  const Maybe<const T> tangent_vector = call.tangent_vector;
+  for_activation(call.activation, [&](auto act) {
+    for (int i = 0; i < count; ++i) {
+      const T *q = query[i], *k = key[i], *tangent_q = tangent_query[i],
+              *tangent_k = tangent_key[i];
+      T *to_activation = tangent_activation + i * size, *to_slope = tangent_vector_slope + i * size;
+      for_lanes<T>(size, [=](int64_t c, auto n) {
+        const Vector<T> x = load_lanes(q + c, n) + load_lanes(k + c, n);
+        const Vector<T> tangent_x = load_lanes(tangent_q + c, n) + load_lanes(tangent_k + c, n);
+        const Vector<T> slope = score_activation_slope(act(), leak, x);
+        Vector<T> change{};
+        if (act() != act_leaky_relu)
+          change =
+              load_lanes(vector + c, n) * score_activation_curvature(act(), leak, x) * tangent_x;
+        if (tangent_vector) change += load_lanes(tangent_vector + c, n) * slope;
+        store_lanes(to_activation + c, slope * tangent_x, n);
+        store_lanes(to_slope + c, change, n);
+      });
     }
+  });
 }
 
 // Scalars per edge and head, [degree, heads], worked on as one row of vectors: what belongs to a
