@@ -194,7 +194,7 @@ def train(options):
                     continue
                 content = configuration(options.name, variant, options.root, options.split, seed)
                 content["data"]["cache"] = str(options.scratch / f"{options.name}-cache")
-                folder = options.scratch / "-".join(key.values())
+                folder = options.scratch / "-".join(key.values()).replace(" ", "-")
                 counts_file, seconds_file = folder.with_suffix(".epochs"), folder.with_suffix(".seconds")
                 if not counts_file.exists():
                     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -256,7 +256,8 @@ def plot(options):
     by_set = defaultdict(list)
     for row in table():
         last = "stage 1" if row["variant"] in ("deeph-e3", "stage1") else "cascade"
-        if row["stage"] == last and row["budget"].endswith("min"):
+        is_lever = "+" in row["variant"]
+        if row["stage"] == last and row["budget"].endswith("min") and not is_lever:
             by_set[row["set"]].append(row)
     for name, rows in by_set.items():
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
