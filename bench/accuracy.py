@@ -247,7 +247,8 @@ def keep(folder):
 
 
 def plot(options):
-    """For each set a figure in docs/images: the error by CPU time, and by the size of the cell."""
+    """A figure in docs/images of each set with several times: the error by CPU time, and by the
+    size of the cell."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -260,6 +261,8 @@ def plot(options):
         if row["stage"] == last and row["budget"].endswith("min") and not is_lever:
             by_set[row["set"]].append(row)
     for name, rows in by_set.items():
+        if len({row["budget"] for row in rows}) == 1:  # no curve
+            continue
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
         smallest = min(int(row["atoms"]) for row in rows)
         longest = {v: max(float(r["budget"][:-3]) for r in rows if r["variant"] == v) for v in variants(rows)}

@@ -456,7 +456,7 @@ def accuracy_table(name) -> str:
 
 
 def levers_table() -> str:
-    """What one setting changed does to stage 1, on graphene: errors on small and on larger cells."""
+    """What one changed setting does to stage 1, on graphene: errors on small and larger cells."""
     found = [row for row in read("accuracy") if row["set"] == "graphene" and row["budget"] == LEVERS_BUDGET]
     by_lever: dict[str, dict[str, dict[str, str]]] = {}
     for row in found:
