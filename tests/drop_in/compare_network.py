@@ -15,6 +15,13 @@ import torch  # noqa: E402
 
 import hamfast  # noqa: E402
 
+try:
+    from hamfast.nn.adapters import pyg
+
+    pyg.FEW = {True: 0, False: 0}  # the graphs here are small
+except ImportError:
+    pass
+
 
 def force_loss_gradients(module, model, data):
     energy, forces = module.evaluate(model, data, training=True)

@@ -154,6 +154,7 @@ def test_a_model_whose_results_differ_is_put_back(monkeypatch, wrong):
         monkeypatch.setattr(drop_in, "broadcast_tensor_product", lambda *a: 1.001 * right(*a))
     else:
         pyg = pytest.importorskip("torch_geometric.nn")
+        monkeypatch.setattr("hamfast.nn.adapters.pyg.FEW", {True: 0, False: 0})
         model = torch.nn.ModuleDict({"conv": pyg.TransformerConv(4, 4)})
         model.forward = lambda x, pairs: model["conv"](x, pairs)
         data = (torch.randn(3, 4), torch.tensor([[0, 1, 2], [1, 2, 0]]))

@@ -15,6 +15,7 @@ from hamfast import nn
 from hamfast.nn import attention_call
 
 geometric = pytest.importorskip("torch_geometric.nn")
+pyg = pytest.importorskip("hamfast.nn.adapters.pyg")
 pytestmark = pytest.mark.usefixtures("double")
 
 # Node 4 has no edges; edge 3 is a self-loop.
@@ -25,6 +26,32 @@ LAYERS = {
     "gat": (geometric.GATv2Conv, nn.GATv2Conv),
 }
 both = pytest.mark.parametrize("name", list(LAYERS))
+
+
+@pytest.fixture(autouse=True)
+def for_any_edges(monkeypatch):
+    """The graphs here are small: the op is to run on them, too."""
+    monkeypatch.setattr(pyg, "FEW", {True: 0, False: 0})
+
+
+@both
+@pytest.mark.parametrize("gradients", [True, False])
+def test_few_edges_run_on_pygs_code(name, gradients, calls, monkeypatch):
+    """From so many numbers on the op runs; results are the same."""
+    theirs = LAYERS[name][0](4, 3, heads=2).double()
+    ours = accelerated(theirs)
+    x = torch.randn(5, 4)
+    pairs = torch.tensor([[0, 1, 2, 3, 4, 0, 1], [1, 2, 3, 4, 0, 2, 3]])
+    for few, expected in ((7 * 6 + 1, 0), (7 * 6, 1)):
+        monkeypatch.setattr(pyg, "FEW", {gradients: few, not gradients: 0})
+        with torch.set_grad_enabled(gradients):
+            assert_close(ours(x, pairs), theirs(x, pairs))
+        assert len(calls) == expected
+    calls.clear()
+    monkeypatch.setattr(pyg, "FEW", {True: 10**9, False: 10**9})
+    with torch.set_grad_enabled(gradients):
+        ours(x, hamfast.ops.edge_index(pairs[0], pairs[1], 5))  # PyG does not know it
+    assert len(calls) == 1
 
 
 @pytest.fixture
