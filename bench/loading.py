@@ -53,7 +53,7 @@ def measure(shift, scratch):
     number = prepared.numbers[data.folders[0]]
     read = cpu_ms(lambda: prepared.store.graph(number))
     tensors = cpu_ms(lambda: data[0])
-    data.normalize(model.normalization.shift_and_scale)
+    data.normalize(model.normalization)
     units = cpu_ms(lambda: data[0])
     graph, sampler = data[0], EpochSampler(1, None, 0, 1, 1)
     module = CascadeTraining(model, config, "stage1", cutoffs, 1, sampler, sampler).train()
