@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from hamfast.data.formats import read_snapshot
 from hamfast.data.graphs import build_graph
 from hamfast.data.prepared import PreparedSet
+from hamfast.data.shifts import Normalization
 from hamfast.data.statistics import dataset_statistics
 from hamfast.errors import DataWarning
 from hamfast.graph import CrystalGraph, batch_graphs
@@ -50,7 +51,8 @@ class GraphDataset(Dataset):
         dtype: torch.dtype = torch.float32,
     ):
         self.folders, self.spec, self.prepared, self.dtype = list(folders), spec, prepared, dtype
-        self.normalization: Callable[[CrystalGraph], tuple[Tensor, Tensor] | None] | None = None
+        self.normalization: Normalization | None = None
+        self.name_of_shift: str | None = None
         self.fits = self.warned = False
         self.kept: dict[int, CrystalGraph] = {}
 
@@ -63,14 +65,13 @@ class GraphDataset(Dataset):
         width = 3 * self.spec.dim * torch.empty(0, dtype=self.dtype).element_size()  # target, shift, scale
         self.fits = edges * width <= MOST_KEPT
 
-    def normalize(self, normalization: Callable[[CrystalGraph], tuple[Tensor, Tensor] | None] | None) -> None:
+    def normalize(self, normalization: Normalization | None) -> None:
         """Gives each graph its ``units`` from now on; None: no longer.
 
-        Args:
-            normalization: shift and scale ``[edges, target dim]`` (eV) of a graph on the CPU, or
-                None.
+        Shifts that are in the store (:func:`hamfast.data.shifts.keep_shifts`) are read from there.
         """
         self.normalization, self.kept = normalization, {}
+        self.name_of_shift = None if normalization is None else normalization.name_of_shift()
 
     def __len__(self) -> int:
         return len(self.folders)
@@ -81,19 +82,39 @@ class GraphDataset(Dataset):
     def __getitem__(self, n: int) -> CrystalGraph:
         graph = self.kept.get(n)
         if graph is None:
-            graph = self._with_units(self._prepared(self.folders[n]))
+            graph = self._with_units([n], [self._prepared(self.folders[n])])
             if self.fits:
                 self.kept[n] = graph
         return graph
 
-    def _with_units(self, graph: CrystalGraph) -> CrystalGraph:
-        if self.normalization is None:
-            return graph
+    def __getitems__(self, numbers: Sequence[int]) -> list[CrystalGraph]:
+        """The graphs of a batch. They are one graph already where they are not kept, as units of
+        many small graphs are computed faster together."""
+        if self.fits or not numbers:
+            return [self[n] for n in numbers]
+        return [self._with_units(numbers, [self._prepared(self.folders[n]) for n in numbers])]
+
+    def _with_units(self, numbers: Sequence[int], graphs: list[CrystalGraph]) -> CrystalGraph:
+        """The graphs of some structures as one, with units."""
+        batch, normalization = batch_graphs(graphs), self.normalization
+        if normalization is None or normalization.is_trivial:
+            return batch
         with torch.no_grad():
-            found = self.normalization(graph)
-        if found is None:
-            return graph
-        return replace(graph, units=torch.stack([t.expand_as(graph.known_target()) for t in found], dim=1))
+            if self.name_of_shift is None:
+                shift = normalization.shift(batch)
+            else:
+                shift = torch.cat([self._shift(n, graph) for n, graph in zip(numbers, graphs, strict=True)])
+            scale = normalization.scale(batch)
+        return replace(batch, units=torch.stack([t.expand_as(batch.known_target()) for t in (shift, scale)], dim=1))
+
+    def _shift(self, n: int, graph: CrystalGraph) -> Tensor:
+        """From the store, or computed where it has none of this graph."""
+        assert self.normalization is not None
+        known = None
+        if self.prepared is not None and self.name_of_shift is not None:
+            known = self.prepared.shift(self.folders[n], self.name_of_shift)
+        fits = known is not None and known.shape == graph.known_target().shape
+        return known if known is not None and fits else self.normalization.shift(graph)
 
     def _prepared(self, folder: Path) -> CrystalGraph:
         try:

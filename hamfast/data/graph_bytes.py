@@ -16,6 +16,7 @@ import json
 import struct
 import zlib
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,13 +61,8 @@ def unpack(content: bytes, spec: TargetSpec, label: str) -> CrystalGraph:
     Raises:
         ValueError: the bytes are damaged, or the data set lacks elements or orbitals.
     """
-    if len(content) < _HEAD.size:
-        raise ValueError(f"{len(content)} bytes, expected a graph")
-    sign, checksum, length = _HEAD.unpack_from(content)
-    if sign != SIGN or zlib.crc32(memoryview(content)[_COUNTED:]) != checksum:
-        raise ValueError("a wrong checksum")
-    header = json.loads(content[_HEAD.size : _HEAD.size + length])
-    start, found = _HEAD.size + length, {}
+    header, start = _header(content)
+    found = {}
     for name, letters, shape in header["arrays"]:
         array = np.frombuffer(content, letters, int(np.prod(shape)), start).reshape(shape)
         start += array.nbytes
@@ -91,6 +87,47 @@ def unpack(content: bytes, spec: TargetSpec, label: str) -> CrystalGraph:
         edge_graph=torch.zeros(len(found["i"]), dtype=torch.int64),
         labels=(label,),
     )
+
+
+def pack_shift(shift: np.ndarray) -> bytes:
+    """The bytes of a shift ``[edges, columns]``: of the columns in which something is not zero.
+
+    They begin as those of a graph, and numbers of columns follow the header.
+    """
+    columns = np.flatnonzero((shift != 0).any(axis=0)).astype("<u4")
+    content = np.ascontiguousarray(shift[:, columns], dtype=shift.dtype.newbyteorder("<"))
+    text = json.dumps({"type": content.dtype.str, "shape": shift.shape, "columns": len(columns)}).encode()
+    rest = b"".join([struct.pack("<I", len(text)), text, columns.tobytes(), content.tobytes()])
+    return SIGN + struct.pack("<I", zlib.crc32(rest)) + rest
+
+
+def unpack_shift(content: bytes) -> Tensor:
+    """The shift in bytes of :func:`pack_shift`.
+
+    Raises:
+        ValueError: the bytes are damaged.
+    """
+    header, start = _header(content)
+    columns = np.frombuffer(content, "<u4", header["columns"], start)
+    edges, width = header["shape"]
+    narrow = np.frombuffer(content, header["type"], edges * len(columns), start + columns.nbytes)
+    found = np.zeros((edges, width), narrow.dtype.newbyteorder("="))
+    found[:, columns] = narrow.reshape(edges, len(columns))
+    return torch.from_numpy(found)
+
+
+def _header(content: bytes) -> tuple[dict[str, Any], int]:
+    """What is in the header, and where it ends.
+
+    Raises:
+        ValueError: the bytes are damaged.
+    """
+    if len(content) < _HEAD.size:
+        raise ValueError(f"{len(content)} bytes, expected a graph")
+    sign, checksum, length = _HEAD.unpack_from(content)
+    if sign != SIGN or zlib.crc32(memoryview(content)[_COUNTED:]) != checksum:
+        raise ValueError("a wrong checksum")
+    return json.loads(content[_HEAD.size : _HEAD.size + length]), _HEAD.size + length
 
 
 def _smallest(array: np.ndarray) -> np.ndarray:

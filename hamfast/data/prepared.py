@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from hamfast.data.formats import WRITTEN, label_of, read_snapshot, read_structure
-from hamfast.data.graph_bytes import pack, unpack
+from hamfast.data.graph_bytes import pack, unpack, unpack_shift
 from hamfast.data.graphs import build_graph
+from hamfast.data.parallel import FEW, results
 from hamfast.data.snapshot import Snapshot
 from hamfast.data.statistics import StructureStatistics
 from hamfast.data.store import Entry, Prepared, Store
@@ -38,8 +40,6 @@ from hamfast.machine import cores
 from hamfast.targets import TargetSpec
 from hamfast.version import __version__
 
-FEW = 16
-"""Fewer structures are prepared by this process alone."""
 SECONDS, BYTES = 2.0, 2**26
 """After so many seconds, or of so many bytes, what was prepared is written: that much is lost where
 a pass is killed."""
@@ -47,6 +47,8 @@ MOST_WORDS = 10
 """So many warnings of a pass are shown."""
 PATIENCE = 300.0
 """Seconds without news after which a process does itself what it waits for."""
+NEWS = "news"
+"""The name of a result that changes while a process makes others."""
 PREDICTIONS = {layout.PREDICTION for layout in WRITTEN}
 """Files in structure folders that a training does not read."""
 
@@ -101,6 +103,15 @@ class PreparedSet:
         graph = unpack(content, spec, label_of(folder))
         graph.known_target()
         return graph
+
+    def shift(self, folder: Path, name: str) -> Tensor | None:
+        """The shift ``[edges, target dim]`` (eV) of a graph, kept under a name; None if the store
+        does not have it, or has it damaged."""
+        number = self.numbers.get(folder)
+        with contextlib.suppress(ValueError, sqlite3.Error):
+            content = None if number is None else self.store.shift(name, number)
+            return None if content is None else unpack_shift(content)
+        return None
 
 
 class _Result(NamedTuple):
@@ -243,11 +254,7 @@ class _Keeper:
 def _results(waiting: dict[str, Path], whole: set[str], dtype: torch.dtype) -> Iterator[_Result]:
     """Of all structures that wait, in their order."""
     work = _Work([(folder, key in whole) for key, folder in waiting.items()], dtype)
-    processes = min(cores(), len(work)) if len(work) >= FEW else 0
-    # As a training reads: processes are forked, have one thread each, and are missed if they die.
-    # The generator is its own, as a pass must not change what comes from the run's seed.
-    processes = processes if processes > 1 else 0
-    yield from DataLoader(work, batch_size=None, num_workers=processes, generator=torch.Generator())
+    yield from results(work, min(cores(), len(work)) if len(work) >= FEW else 0)
 
 
 class _Work(Dataset):
@@ -314,15 +321,18 @@ def once(
         store: that keeps it. One that cannot be written costs time, not the run.
         name: of the result: it must change with whatever the result depends on.
         make: makes it.
-        wait: another process makes it, and this one waits so many seconds for it.
-        patience: those seconds.
+        wait: another process makes it, and this one waits for it.
+        patience: so many seconds after the last news of it.
     """
-    begun = time.monotonic()
+    begun, news = time.monotonic(), None
     while True:
         with contextlib.suppress(sqlite3.Error):
             found = store.result(name)
             if found is not None:
                 return found
+            latest = store.result(NEWS)
+            if latest != news:
+                begun, news = time.monotonic(), latest
         if not wait or time.monotonic() - begun > patience:
             break
         time.sleep(0.5)

@@ -1,7 +1,8 @@
 """``prepared.sqlite``: the prepared structures of data sets, in one file.
 
 Two tables: what is known about each structure, which is little and read at once; and its graph,
-which is large and read when a batch has it. A third one keeps results that took long, by name.
+which is large and read when a batch has it. A third one keeps shifts of graphs' targets beside
+them, and a fourth one results that took long, by name.
 
 Any number of processes may read, and one at a time writes. SQLite undoes what a process that was
 killed had not finished. Its plain journal is used: a journal of the newer kind (WAL) needs memory
@@ -11,6 +12,7 @@ that all processes share, which machines of a cluster do not have.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 import warnings
@@ -23,8 +25,12 @@ from hamfast.errors import DataWarning, HamfastError
 FILE = "prepared.sqlite"
 APPLICATION = 0x68616D66
 """The letters hamf: by this number in its header a file of SQLite is one of hamfast."""
-FORMAT = 1
+FORMAT = 2
 """Files of another format are made anew."""
+MOST_SHIFTS = 3
+"""So many kinds of shifts are kept; another one takes the place of the oldest."""
+AT_ONCE = 1000
+"""So many rows are deleted in a transaction, for which others wait."""
 PATIENCE = 120.0
 """Seconds that a process waits for another one that writes."""
 SQLITE = b"SQLite format 3\0"
@@ -35,8 +41,11 @@ CREATE TABLE structures (
     UNIQUE (folder, kind)
 );
 CREATE TABLE graphs (id INTEGER PRIMARY KEY, content BLOB NOT NULL);
+CREATE TABLE shifts (name TEXT NOT NULL, graph INTEGER NOT NULL, content BLOB NOT NULL, UNIQUE (name, graph));
+CREATE INDEX shifts_of_graph ON shifts (graph);
 CREATE TABLE results (name TEXT PRIMARY KEY, content BLOB NOT NULL) WITHOUT ROWID;
 """
+_KEEP_RESULT = "INSERT OR REPLACE INTO results VALUES (?, ?)"
 
 
 class Entry(NamedTuple):
@@ -204,6 +213,7 @@ class Store:
                     "SELECT id FROM structures WHERE folder = ? AND kind = ?", (one.folder, kind)
                 ).fetchall():
                     file.execute("DELETE FROM graphs WHERE id = ?", (old,))
+                    file.execute("DELETE FROM shifts WHERE graph = ?", (old,))
                     file.execute("DELETE FROM structures WHERE id = ?", (old,))
                 number = file.execute(
                     "INSERT INTO structures (folder, kind, state, about) VALUES (?, ?, ?, ?)",
@@ -224,6 +234,57 @@ class Store:
         row = self.connection().execute("SELECT content FROM graphs WHERE id = ?", (number,)).fetchone()
         return None if row is None else row[0]
 
+    # --- shifts
+    # ---------------------------------------------------------------------------------------------
+
+    def shift(self, name: str, number: int) -> bytes | None:
+        """The bytes of a graph's shift of this name; None if there is none.
+
+        Raises:
+            sqlite3.DatabaseError: the file is damaged.
+        """
+        row = (
+            self.connection()
+            .execute("SELECT content FROM shifts WHERE name = ? AND graph = ?", (name, number))
+            .fetchone()
+        )
+        return None if row is None else row[0]
+
+    def shifted(self, name: str) -> set[int]:
+        """The numbers of the graphs that have a shift of this name.
+
+        Raises:
+            sqlite3.DatabaseError: the file is damaged.
+        """
+        return {number for (number,) in self.connection().execute("SELECT graph FROM shifts WHERE name = ?", (name,))}
+
+    def keep_shifts(self, name: str, shifts: Iterable[tuple[int, bytes]]) -> None:
+        """Writes shifts of graphs, which are given by their numbers.
+
+        Raises:
+            sqlite3.Error: they cannot be written; nothing has changed.
+        """
+        with self.writing() as file:
+            rows = ((name, number, content) for number, content in shifts)
+            file.executemany("INSERT OR REPLACE INTO shifts VALUES (?, ?, ?)", rows)
+
+    def begin_shifts(self, name: str) -> None:
+        """Makes room for shifts of this name: those that were begun before others are deleted.
+
+        Raises:
+            sqlite3.Error: the file cannot be written.
+        """
+        with self.writing():
+            names = [n for n in json.loads(self.result("shifts") or "[]") if n != name]
+            old, kept = names[: max(0, len(names) + 1 - MOST_SHIFTS)], names[max(0, len(names) + 1 - MOST_SHIFTS) :]
+            self.connection().execute(_KEEP_RESULT, ("shifts", json.dumps([*kept, name]).encode()))
+        for other in old:
+            deleted = AT_ONCE
+            while deleted == AT_ONCE:
+                with self.writing() as file:
+                    rows = "SELECT rowid FROM shifts WHERE name = ? LIMIT ?"
+                    deleted = file.execute(f"DELETE FROM shifts WHERE rowid IN ({rows})", (other, AT_ONCE)).rowcount
+
     # --- results
     # ---------------------------------------------------------------------------------------------
 
@@ -239,4 +300,4 @@ class Store:
             sqlite3.Error: it cannot be written.
         """
         with self.writing() as file:
-            file.execute("INSERT OR REPLACE INTO results VALUES (?, ?)", (name, content))
+            file.execute(_KEEP_RESULT, (name, content))

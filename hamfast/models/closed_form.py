@@ -18,6 +18,7 @@ npj Comput. Mater. 8, 158 (2022); the features here are fewer.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -29,6 +30,7 @@ from hamfast.models.couplings import FeatureList, coupling_matrix
 from hamfast.models.least_squares import NormalEquations
 from hamfast.models.settings import ENVIRONMENT
 from hamfast.nn import GaussianBasis, polynomial_envelope
+from hamfast.sums import Sums
 from hamfast.targets import TargetSpec
 
 DENSITY_RADIAL = 5
@@ -164,21 +166,46 @@ class ClosedForm(nn.Module):
 
         Each fourth structure chooses the ridge and then takes part.
         """
-        double = copy.deepcopy(self).to("cpu", torch.float64)
-        sums: dict[tuple[str, int, o3.Irrep], NormalEquations] = {}
+        in_double, sums = self.in_double(), Sums()
         for number, graph in enumerate(graphs):
-            graph = graph.to("cpu", torch.float64)
-            target = graph.known_target()
-            for kind, n, rows, amplitudes, flat in double._rows(graph):
-                for ir in self.irreps:
-                    features, components = double._select(kind, ir, flat), double._of("components", ir)
-                    if not features.shape[1]:  # two densities make no pseudoscalar
-                        continue
-                    if (kind, n, ir) not in sums:
-                        sums[kind, n, ir] = NormalEquations(amplitudes.shape[1], features.shape[1], len(components))
-                    sums[kind, n, ir].add(amplitudes, features, target[rows][:, components], number)
+            in_double.add_to(sums, number, graph)
+        self.solve(sums)
+
+    def in_double(self) -> ClosedForm:
+        """A copy in float64 on the CPU, which makes the sums of a fit."""
+        return copy.deepcopy(self).to("cpu", torch.float64)
+
+    def add_to(self, sums: Sums, number: int, graph: CrystalGraph) -> None:
+        """Adds a structure to the sums of a fit: normal equations for each kind of block, pair of
+        elements and irrep.
+
+        Args:
+            sums: so far.
+            number: of the structure in the set.
+            graph: with its target.
+        """
+        graph = graph.to("cpu", torch.float64)
+        target = graph.known_target()
+        for kind, n, rows, amplitudes, flat in self._rows(graph):
+            for ir in self.irreps:
+                features, components = self._select(kind, ir, flat), self._of("components", ir)
+                if not features.shape[1]:  # two densities make no pseudoscalar
+                    continue
+                key = kind, n, str(ir)
+                if key not in sums:
+                    sums[key] = NormalEquations(amplitudes.shape[1], features.shape[1], len(components))
+                sums[key].add(amplitudes, features, target[rows][:, components], number)
+
+    def solve(self, sums: Sums) -> None:
+        """Takes the coefficients from the sums over all structures."""
         for (kind, n, ir), equations in sums.items():
             self._of(kind, ir)[n].copy_(equations.solve())
+
+    def bytes_of_sums(self) -> int:
+        """The memory of the sums of a fit, if all pairs of elements occur."""
+        coefficients = [self._of(kind, ir) for ir in self.irreps for kind in ("onsite", "hopping")]
+        sums = [(len(c), NormalEquations.sizes(*c.shape[1:])) for c in coefficients]
+        return 8 * sum(count * sum(math.prod(shape) for shape in shapes) for count, shapes in sums)
 
     def densities(self, graph: CrystalGraph) -> Tensor:
         """``[atoms, numbers]``: the densities of each atom's neighbours."""
@@ -220,7 +247,7 @@ class ClosedForm(nn.Module):
                 ends = [[density[atoms[rows]] for density in densities] for atoms in (graph.i, graph.j)]
                 yield "hopping", n, rows, bond[which], self._hopping(harmonics[which], ends)
 
-    def _of(self, name: str, ir: o3.Irrep) -> Tensor:
+    def _of(self, name: str, ir: o3.Irrep | str) -> Tensor:
         return self.get_buffer(f"{name}_{ir}")
 
     def _select(self, kind: str, ir: o3.Irrep, flat: Tensor) -> Tensor:

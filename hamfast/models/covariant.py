@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from hamfast.graph import CrystalGraph
 from hamfast.models.data_axes import DataAxis
+from hamfast.models.recomputed import in_training
 from hamfast.models.settings import CovariantConfig
-from hamfast.models.sweeps import Piece, Sweeps, in_training
+from hamfast.models.sweeps import Piece, Sweeps
 from hamfast.nn import (
     EdgeTensorProduct,
     EquivariantLayerNorm,
@@ -317,7 +318,8 @@ class CovariantNetwork(nn.Module):
     def __init__(self, config: CovariantConfig, spec: TargetSpec):
         super().__init__()
         self.config, self.spec = config, spec
-        self.recompute = False  # of a training, see Recomputed
+        self.recompute = False  # of a training, see in_training
+        self.edges_at_once: int | None = None
         mid = Irreps(config.irreps_mid)
         post_node, post_edge = output_irreps(config, spec)
         scalars = Irreps(f"{config.embed_dim}x0e")
@@ -383,9 +385,10 @@ class CovariantNetwork(nn.Module):
         normalisation. The others are the features of the nodes, ``[atoms, irreps_node.dim]``, and
         of the edges, ``[edges, irreps_edge.dim]``.
         """
-        output, node, edge = self.sweep(in_training(graph, self.recompute))
+        sweeps = in_training(graph, self.recompute, self.edges_at_once)
+        output, node, edge = self.sweep(sweeps)
         assert edge is not None
-        return output, node, edge
+        return sweeps.gathered(output), node, sweeps.gathered(edge)
 
     def sweep(self, sweeps: Sweeps, features: bool = True) -> tuple[Any, Tensor, Any]:
         """What :meth:`forward` returns, by sweeps; without ``features`` none of edges."""

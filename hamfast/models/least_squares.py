@@ -41,11 +41,18 @@ class NormalEquations:
         self.upper = self.rows * features + self.columns
         self.first, self.second = torch.triu_indices(amplitudes, amplitudes)
         # For the structures that are fitted in the choice of the ridge, and for those held out.
-        self.gram = torch.zeros(2, len(self.first), len(self.rows), dtype=torch.float64)
-        self.right = torch.zeros(2, amplitudes, features, targets, dtype=torch.float64)
+        gram, right = self.sizes(amplitudes, features, targets)
+        self.gram = torch.zeros(gram, dtype=torch.float64)
+        self.right = torch.zeros(right, dtype=torch.float64)
         self.count = [0, 0]
         self.amplitude = torch.zeros(amplitudes, dtype=torch.float64)  # sums of b^2
         self.power = [0.0, 0.0]  # sums of y^2
+
+    @staticmethod
+    def sizes(amplitudes: int, features: int, targets: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of the two large sums, in float64."""
+        pairs = [n * (n + 1) // 2 for n in (amplitudes, features)]
+        return (2, *pairs), (2, amplitudes, features, targets)
 
     def add(self, b: Tensor, x: Tensor, y: Tensor, structure: int) -> None:
         """Adds rows.
@@ -63,6 +70,15 @@ class NormalEquations:
         self.count[part] += len(b)
         self.amplitude += b.square().sum(0)
         self.power[part] += float(y.square().sum())
+
+    def __iadd__(self, other: NormalEquations) -> NormalEquations:
+        """Adds the sums over other rows."""
+        self.gram += other.gram
+        self.right += other.right
+        self.amplitude += other.amplitude
+        self.count = [a + b for a, b in zip(self.count, other.count, strict=True)]
+        self.power = [a + b for a, b in zip(self.power, other.power, strict=True)]
+        return self
 
     def solve(self) -> Tensor:
         """The coefficients, ``[amplitudes, features, targets]`` float64.

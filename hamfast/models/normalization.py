@@ -16,8 +16,8 @@ Blocks of one atom (on-site) have shifts and scales of their own. A hopping is a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+import hashlib
+from collections.abc import Iterable
 
 import torch
 from e3nn import o3
@@ -25,8 +25,10 @@ from torch import Tensor, nn
 
 from hamfast.graph import CrystalGraph
 from hamfast.models.closed_form import ClosedForm
+from hamfast.models.fits import EnvironmentFit, ScaleFit, TwoCentreFit
 from hamfast.models.settings import ENVIRONMENT
 from hamfast.nn import GaussianBasis
+from hamfast.sums import Fit, Sums
 from hamfast.targets import TargetSpec
 
 
@@ -105,95 +107,63 @@ class TargetNormalization(nn.Module):
             graph: the crystal, or a part of its edges.
             densities: see :meth:`hamfast.models.closed_form.ClosedForm.forward`.
         """
-        if self.is_trivial:
-            return None
+        return None if self.is_trivial else (self.shift(graph, densities), self.scale(graph))
+
+    def shift(self, graph: CrystalGraph, densities: Tensor | None = None) -> Tensor:
+        """``[edges, spec.dim]`` eV; the arguments are those of :meth:`shift_and_scale`."""
+        shift = self.two_centre_shift(graph)
+        return shift if self.closed_form is None else shift + self.closed_form(graph, densities)
+
+    def two_centre_shift(self, graph: CrystalGraph) -> Tensor:
+        """The shift without what depends on the environment, ``[edges, spec.dim]`` eV."""
         pair, onsite = graph.pair_species(self.spec.num_species), graph.onsite
-        phi = self._features(graph.length, self.two_centre_mode)
-        amplitude = torch.where(onsite[:, None], self.onsite_shift[pair], self._mix(phi, self.shift_coefficients, pair))
-        shift = amplitude[:, self.irrep_of] * self._harmonics(graph, onsite)[:, self.harmonic_of]
-        if self.closed_form is not None:
-            shift = shift + self.closed_form(graph, densities)
-        phi = self._features(graph.length, self.scale_mode)
-        scale = torch.where(onsite[:, None], self.onsite_scale[pair], self._mix(phi, self.scale_coefficients, pair))
-        return shift, scale[:, self.irrep_of]
+        mixed = self._mix(self.features(graph.length, self.two_centre_mode), self.shift_coefficients, pair)
+        amplitude = torch.where(onsite[:, None], self.onsite_shift[pair], mixed)
+        return amplitude.index_select(1, self.irrep_of) * self.harmonics(graph)
+
+    def scale(self, graph: CrystalGraph) -> Tensor:
+        """``[edges, spec.dim]`` eV."""
+        pair, onsite = graph.pair_species(self.spec.num_species), graph.onsite
+        mixed = self._mix(self.features(graph.length, self.scale_mode), self.scale_coefficients, pair)
+        return torch.where(onsite[:, None], self.onsite_scale[pair], mixed).index_select(1, self.irrep_of)
+
+    def name_of_shift(self) -> str | None:
+        """32 letters that change with the shift; None where it takes too little time to be kept."""
+        if self.closed_form is None:
+            return None
+        found = hashlib.sha256(repr((self.spec, self.closed_form.environment)).encode())
+        for name, value in self.state_dict().items():
+            if not name.endswith(("onsite_scale", "scale_coefficients")):
+                found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+                found.update(value.cpu().numpy().tobytes())
+        # No coefficient says where the radial functions end.
+        found.update(self.basis.centers.cpu().numpy().tobytes())
+        return found.hexdigest()[:32]
+
+    # --- fits
+    # ---------------------------------------------------------------------------------------------
 
     def fit(self, graphs: Iterable[CrystalGraph]) -> None:
-        """Fits shift and scale to graphs with targets.
+        """Fits shift and scale to graphs with targets, read once for each of :meth:`fits`."""
+        for fit in self.fits():
+            sums = Sums()
+            for number, graph in enumerate(graphs):
+                fit.add(sums, number, graph)
+            fit.solve(sums)
+
+    def fits(self) -> list[Fit]:
+        """What is to be fitted, one after the other.
 
         The scale measures what the fitted shift leaves, and the shift by environment what the
-        radial one does, so the graphs are read once for each. Sums of one pass for all would hold
-        products of three basis functions, and the difference of large sums that follows would lose
-        digits.
+        radial one does. Sums of one pass for all would hold products of three basis functions, and
+        the difference of large sums that follows would lose digits.
         """
-        if self.shift_mode != "none":
-            self._fit_shift(graphs)
+        found: list[Fit] = [] if self.shift_mode == "none" else [TwoCentreFit(self)]
         if self.closed_form is not None:
-            self.closed_form.fit(self._remainders(graphs))
-        if self.scale_mode != "none":
-            self._fit_scale(graphs)
+            found.append(EnvironmentFit(self, self.closed_form))
+        return found if self.scale_mode == "none" else [*found, ScaleFit(self)]
 
-    def _fit_shift(self, graphs):
-        shape = self.shift_coefficients.shape
-        gram = torch.zeros(shape[0], shape[1], shape[1], dtype=torch.float64)
-        right = torch.zeros(*shape, dtype=torch.float64)
-        onsite_sum, onsite_count = torch.zeros(shape[0], shape[2], dtype=torch.float64), torch.zeros(shape[0], 1)
-        for graph in graphs:
-            pair, onsite = graph.pair_species(self.spec.num_species), graph.onsite
-            product = graph.known_target() * self._harmonics(graph, onsite)[:, self.harmonic_of].to(
-                graph.known_target()
-            )
-            projection = self._per_irrep(product).double() * self.inverse_dim.double() * self.has_shift.double()
-            phi = self._features(graph.length, self.two_centre_mode).double()
-            for p in pair.unique().tolist():
-                hop, home = (pair == p) & ~onsite, (pair == p) & onsite
-                gram[p] += phi[hop].T @ phi[hop]
-                right[p] += phi[hop].T @ projection[hop]
-                onsite_sum[p] += projection[home].sum(0)
-                onsite_count[p] += home.sum()
-        # A little ridge: coefficients of functions that no pair of the data reaches stay zero.
-        ridge = 1e-6 * gram.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
-        gram = gram + ridge[:, None, None] * torch.eye(shape[1], dtype=torch.float64)
-        self.shift_coefficients.copy_(torch.linalg.solve(gram, right))
-        self.onsite_shift.copy_(onsite_sum / onsite_count.clamp(min=1))
-
-    def _remainders(self, graphs: Iterable[CrystalGraph]) -> Iterator[CrystalGraph]:
-        """The graphs, with what the shift so far leaves of their targets."""
-        for graph in graphs:
-            units = self.shift_and_scale(graph)
-            assert units is not None  # there is a shift
-            yield replace(graph, target=graph.known_target() - units[0])
-
-    def _fit_scale(self, graphs):
-        shape = self.scale_coefficients.shape
-        square = torch.zeros(*shape, dtype=torch.float64)
-        weight = torch.zeros(shape[0], shape[1], 1, dtype=torch.float64)
-        onsite_square, onsite_count = torch.zeros(shape[0], shape[2], dtype=torch.float64), torch.zeros(shape[0], 1)
-        masks = torch.stack(
-            [self.spec.mask(p // self.spec.num_species, p % self.spec.num_species) for p in range(shape[0])]
-        )
-        for graph in graphs:
-            pair, onsite = graph.pair_species(self.spec.num_species), graph.onsite
-            units = self.shift_and_scale(graph)
-            assert units is not None  # there is a scale to fit
-            squares = self._per_irrep((graph.known_target() - units[0]).double().square()) * self.inverse_dim.double()
-            phi = self._features(graph.length, self.scale_mode).double()
-            for p in pair.unique().tolist():
-                hop, home = (pair == p) & ~onsite, (pair == p) & onsite
-                square[p] += phi[hop].T @ squares[hop]
-                weight[p] += phi[hop].sum(0)[:, None]
-                onsite_square[p] += squares[home].sum(0)
-                onsite_count[p] += home.sum()
-        present = self._per_irrep(masks.double()) > 0  # [pairs, irreps]
-        hop = torch.where(weight > 1e-6, square / weight.clamp(min=1e-6), torch.zeros_like(square)).sqrt()
-        # Symmetry makes some channels exactly zero. Floors keep a scale for them, so that noise in
-        # them is not blown up.
-        top = (hop * present[:, None]).amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
-        self.scale_coefficients.copy_(hop.clamp(min=1e-6).maximum(1e-5 * top))
-        home = (onsite_square / onsite_count.clamp(min=1)).sqrt()
-        top = (home * present).amax(dim=1, keepdim=True).clamp(min=1e-12)
-        self.onsite_scale.copy_(home.clamp(min=1e-6).maximum(1e-5 * top))
-
-    def _features(self, length, mode):
+    def features(self, length: Tensor, mode: str) -> Tensor:
         """``[edges, num_basis]``: smooth functions of the distance that add up to 1.
 
         A constant is the special case in which all of them are equal.
@@ -214,14 +184,15 @@ class TargetNormalization(nn.Module):
             out = out.index_copy(0, which, phi[which] @ coefficients[p])
         return out
 
-    def _harmonics(self, graph, onsite):
-        """``[edges, (l_max + 1)^2]``; on-site, where there is no direction, (1, 0, ..., 0)."""
+    def harmonics(self, graph: CrystalGraph) -> Tensor:
+        """``[edges, spec.dim]``: of each component; on-site, where there is no direction, those of
+        l = 0 are 1, and others 0."""
         directions = graph.e3nn_vector
         harmonics = o3.spherical_harmonics(list(range(self.l_max + 1)), directions, True, "component")
         scalar = torch.zeros_like(harmonics[:1])
         scalar[:, 0] = 1.0
-        return torch.where(onsite[:, None], scalar, harmonics)
+        return torch.where(graph.onsite[:, None], scalar, harmonics).index_select(1, self.harmonic_of)
 
-    def _per_irrep(self, values):
+    def per_irrep(self, values: Tensor) -> Tensor:
         """``[edges, irreps]``: sums over the components of each irrep."""
         return values.new_zeros(values.shape[0], len(self.spec.irreps)).index_add(1, self.irrep_of, values)

@@ -85,8 +85,8 @@ class PieceMaker:
     """Cuts a graph into pieces.
 
     Args:
-        graph: of one structure, on the CPU.
-        order: ``[atoms]`` int64, of the atoms, such as :func:`by_boxes`.
+        graph: of one structure or of several.
+        order: ``[atoms]`` int64, of the atoms, such as :func:`by_boxes`; where the graph is.
         device: where pieces are made.
 
     Attributes:
@@ -97,10 +97,10 @@ class PieceMaker:
     def __init__(self, graph: CrystalGraph, order: Tensor, device: torch.device):
         self.graph, self.order, self.device = graph, order, device
         place = torch.empty_like(order)
-        place[order] = torch.arange(len(order))
+        place[order] = torch.arange(len(order), device=order.device)
         self.sorted_edges = torch.argsort(place[graph.receivers], stable=True)
         counts = torch.bincount(place[graph.receivers], minlength=graph.num_atoms)
-        self.pointers = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+        self.pointers = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         self.local = torch.full_like(order, -1)
 
     def edges_of(self, first: int, last: int) -> Tensor:
@@ -116,9 +116,9 @@ class PieceMaker:
         """That of the atoms ``order[first:last]``, on the device."""
         graph, own, edges = self.graph, self.order[first:last], self.edges_of(first, last)
         senders = graph.senders[edges]
-        self.local[own] = torch.arange(len(own))
+        self.local[own] = torch.arange(len(own), device=own.device)
         others = senders[self.local[senders] < 0].unique()
-        self.local[others] = len(own) + torch.arange(len(others))
+        self.local[others] = len(own) + torch.arange(len(others), device=own.device)
         atoms = torch.cat([own, others])
         part = CrystalGraph(
             species=graph.species[atoms],
@@ -127,8 +127,9 @@ class PieceMaker:
             shift=graph.shift[edges],
             vector=graph.vector[edges],
             reverse=torch.zeros_like(edges),
-            atom_graph=torch.zeros_like(atoms),
-            edge_graph=torch.zeros_like(edges),
+            atom_graph=graph.atom_graph[atoms],
+            edge_graph=graph.edge_graph[edges],
+            num_graphs=graph.num_graphs,
             labels=graph.labels,
         )
         self.local[atoms] = -1
@@ -175,7 +176,7 @@ class Pieces:
             distributed.all_gather_object(before, self.journal.edges_at_once)
         self.went_on = before[0] is not None and len(set(before)) == 1 and before[0] <= SLACK * edges_at_once
         edges_at_once = before[0] if self.went_on else edges_at_once
-        self.bounds = _bounds(maker.pointers.tolist(), edges_at_once)
+        self.bounds = bounds_of(maker.pointers.tolist(), edges_at_once)
         if len(self) < world:
             raise HamfastError(
                 f"{', '.join(self.graph.labels)}: expected at most as many processes as pieces, found {world} and {len(self)}"
@@ -343,7 +344,7 @@ def by_boxes(positions: np.ndarray) -> Tensor:
     return torch.from_numpy(np.lexsort((z, np.where(x % 2, -y, y), x)))
 
 
-def _bounds(pointers: list[int], edges_at_once: int) -> list[int]:
+def bounds_of(pointers: list[int], edges_at_once: int) -> list[int]:
     """Where pieces begin, and the number of atoms at the end."""
     bounds = [0]
     for atom in range(1, len(pointers)):

@@ -6,8 +6,8 @@ edges and of the atoms that these come from. All of them are as earlier sweeps l
 may work off the edges in any pieces, as long as the incoming edges of an atom stay together, and a
 network that is written in sweeps needs no more memory than its pieces do.
 
-:class:`Whole` is the graph in one piece, as in a training; :class:`Recomputed` keeps nothing of the
-inside of a sweep for the gradient.
+:class:`Whole` is the graph in one piece, as in a training; those of
+:mod:`hamfast.models.recomputed` keep nothing of the inside of a sweep for the gradient.
 :class:`hamfast.models.pieces.Pieces` has many, and keeps the features of edges in files.
 """
 
@@ -19,7 +19,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from hamfast.graph import CrystalGraph
 from hamfast.nn import EquivariantLayerNorm
@@ -127,36 +126,15 @@ class Whole:
         """See :meth:`Sweeps.both`."""
         return function(self.piece)
 
+    def given(self, rows: Tensor) -> Any:
+        """Rows for all edges of the graph, as a field."""
+        return rows
+
+    def gathered(self, field: Any) -> Tensor:
+        """A field, as rows in the order of the graph's edges."""
+        return field
+
     def normed(self, norm: EquivariantLayerNorm, field: Tensor) -> Callable[[Piece], Tensor]:
         """See :meth:`Sweeps.normed`."""
         rows = norm(field, self.piece.graph.edge_graph, self.num_graphs)
         return lambda piece: rows
-
-
-class Recomputed(Whole):
-    """As :class:`Whole`, but the gradient carries out each sweep a second time.
-
-    So between the two passes only what goes from one sweep to the next is kept (Chen et al.,
-    arXiv 1604.06174).
-    """
-
-    def nodes(self, function: Callable[[Piece], Tensor]) -> Tensor:
-        """See :meth:`Sweeps.nodes`."""
-        return self._twice(function)
-
-    def edges(self, function: Callable[[Piece], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """See :meth:`Sweeps.edges`."""
-        return self._twice(function)
-
-    def both(self, function: Callable[[Piece], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """See :meth:`Sweeps.both`."""
-        return self._twice(function)
-
-    def _twice(self, function: Callable[[Piece], Any]) -> Any:
-        # Both times the same is made, and nothing is left over from another sweep.
-        return checkpoint(lambda: function(self.piece.fresh()), use_reentrant=False)
-
-
-def in_training(graph: CrystalGraph, recompute: bool) -> Whole:
-    """Sweeps over a whole graph, with or without ``recompute``."""
-    return Recomputed(graph) if recompute and torch.is_grad_enabled() else Whole(graph)

@@ -89,7 +89,7 @@ class CascadeTraining(lightning.LightningModule):
         model.mixed_precision = config.training.mixed_precision
         for stage in (model.stage1, model.stage2):
             if stage is not None:
-                stage.recompute = config.training.recompute
+                stage.recompute, stage.edges_at_once = config.training.recompute, config.data.max_edges_at_once
         self.stages = [list(model.stage1.trainable_parameters())]
         self.stages.append([] if model.stage2 is None else list(model.stage2.parameters()))
         trained = (phase != "stage2" or not model.freeze_stage1, phase != "stage1")

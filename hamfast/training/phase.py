@@ -129,8 +129,7 @@ class Phase:
             state = read_checkpoint(resume_from)["state_dict"]
             own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
             normalization.load_state_dict(own)
-        for subset in ("train", "validate"):
-            self.data.subsets[subset].normalize(normalization.shift_and_scale)
+        self.data.normalize(normalization)
 
     def _trainer(
         self,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +17,9 @@ import torch
 from hamfast.data import GraphDataset, graph_loader, read_split
 from hamfast.data.dataset import GraphLoader, target_spec
 from hamfast.data.formats import read_snapshot
-from hamfast.data.prepared import digest_of, once, prepare, range_of
+from hamfast.data.parallel import summed
+from hamfast.data.prepared import NEWS, digest_of, once, prepare, range_of
+from hamfast.data.shifts import keep_shifts
 from hamfast.data.statistics import together
 from hamfast.data.store import Store
 from hamfast.data.summary import sample
@@ -24,6 +28,7 @@ from hamfast.data.two_centre_overlap import TwoCentreOverlap
 from hamfast.errors import HamfastError
 from hamfast.machine import cores
 from hamfast.models import TargetNormalization
+from hamfast.sums import Fit
 from hamfast.training.config import Config
 from hamfast.training.processes import Processes
 from hamfast.training.sampler import EpochSampler
@@ -75,7 +80,7 @@ class RunData:
         dtype: torch.dtype,
         say: Callable[[str], None] = lambda text: None,
     ):
-        self.config, self.processes = config, processes
+        self.config, self.processes, self.say = config, processes, say
         root = Path(config.data.root)
         self.split = read_split(root, None if config.data.split is None else Path(config.data.split))
         folders = [folder for subset in self.split.values() for folder in subset]
@@ -86,7 +91,7 @@ class RunData:
             Store(cache),
             dtype,
             bare=self.split.get("test", ()),
-            report=_Report(say),
+            report=_Report(say, "preparing"),
             wait=not processes.is_first,
         )
         training = set(self.split["train"])
@@ -129,12 +134,42 @@ class RunData:
     def fit(self, normalization: TargetNormalization) -> None:
         """Fits the target normalisation of a model to the training set."""
 
-        def make() -> dict[str, torch.Tensor]:
-            normalization.fit(self.training)
-            return normalization.state_dict()
-
         about = (self.config.target.model_dump(), float(normalization.basis.centers[-1]), self.config.precision)
-        normalization.load_state_dict(self._once("normalization", self.split["train"], make, *about))
+        for fit in normalization.fits():
+
+            def make(fit: Fit = fit) -> dict[str, torch.Tensor]:
+                if fit.name == "scale":  # of what the shift leaves, which is kept for the training
+                    self._keep_shifts(normalization, "train")
+                    self.training.normalize(normalization)
+                fit.solve(summed(fit, self.training, len(self.training), self._report(f"fit of the {fit.name}")))
+                self.training.normalize(None)
+                return normalization.state_dict()
+
+            normalization.load_state_dict(self._once(f"fit of the {fit.name}", self.split["train"], make, *about))
+
+    def normalize(self, normalization: TargetNormalization) -> None:
+        """Gives the graphs that train or validate their units, whose shifts are computed once.
+
+        Args:
+            normalization: fitted, on the CPU.
+        """
+        for subset in ("train", "validate"):
+            self._keep_shifts(normalization, subset)
+            self.subsets[subset].normalize(normalization)
+
+    def _keep_shifts(self, normalization: TargetNormalization, subset: str) -> None:
+        report, wait = self._report(f"shifts, {subset}"), not self.processes.is_first
+        keep_shifts(self.prepared, self.split[subset], self.spec, normalization, report=report, wait=wait)
+
+    def _report(self, what: str) -> _Report:
+        """Says how far something is, also to processes that wait for its result."""
+
+        def news(text: str) -> None:
+            self.say(text)
+            with contextlib.suppress(sqlite3.Error):
+                self.prepared.store.keep_result(NEWS, text.encode())
+
+        return _Report(news, what)
 
     def overlap(self) -> TwoCentreOverlap | None:
         """The overlaps of the training set as a function of the structure, with its error on the
@@ -202,15 +237,15 @@ class RunData:
 class _Report:
     """Says from time to time how far a pass over the data is; a short one says nothing."""
 
-    def __init__(self, say: Callable[[str], None]):
-        self.say, self.begun, self.said = say, time.monotonic(), time.monotonic()
+    def __init__(self, say: Callable[[str], None], what: str):
+        self.say, self.what, self.begun, self.said = say, what, time.monotonic(), time.monotonic()
         self.has_said = False
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
         if now - self.said > REPORT_SECONDS or (done == total and self.has_said):
             rate = done / max(now - self.begun, 1e-9)
-            self.say(f"preparing:  {done:,} of {total:,} structures, {rate:.3g} per second")
+            self.say(f"{self.what + ':':<11} {done:,} of {total:,} structures, {rate:.3g} per second")
             self.said, self.has_said = now, True
 
 

@@ -198,6 +198,8 @@ class Run:
         model.training_range = TrainingRange.together(
             [self.data.training_range(), None if source is None else source.model.training_range]
         )
+        if self.phases():
+            self.data.normalize(model.normalization)
         return model, cutoffs
 
     def _source(self) -> LoadedModel | None:

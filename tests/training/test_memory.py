@@ -13,6 +13,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from hamfast.data import build_graph
 from hamfast.graph import batch_graphs, structures_of
 from hamfast.models import Cascade
+from hamfast.models.memory import TensorPeak
+from hamfast.models.recomputed import RecomputedPieces
 from hamfast.models.settings import CovariantConfig, TransformerConfig
 from hamfast.targets import TargetSpec
 from hamfast.training import Run
@@ -133,6 +135,33 @@ def test_layers_computed_twice_have_the_same_gradients(double, kind, environment
     plain, twice = (module_of(network(kind, environment), recompute) for recompute in (False, True))
     assert_same(gradients(twice, batch), gradients(plain, batch))
     assert kept_bytes(twice, batch) < 0.5 * kept_bytes(plain, batch)
+
+
+@pytest.mark.parametrize("environment", [None, 2.0], ids=["published", "local"])
+@pytest.mark.parametrize("kind", ["frames", "gradients", "plain"])
+def test_structures_in_pieces_have_the_same_gradients(double, kind, environment):
+    """Also those of several structures in one graph, whose atoms are in any order."""
+    batch = batch_graphs(graphs())
+    for most in (1, 9):  # each atom is a piece, or some are
+        plain, pieces = module_of(network(kind, environment)), module_of(network(kind, environment), True, most)
+        assert len(RecomputedPieces(batch, most).pieces) > 2
+        assert_same(gradients(pieces, batch), gradients(plain, batch))
+        pieces._parts = plain._parts
+        assert_same(gradients(pieces, batch), gradients(plain, batch))
+
+
+@pytest.mark.parametrize("environment", [None, 2.0], ids=["published", "local"])
+@pytest.mark.parametrize("kind", ["frames", "gradients", "plain"])
+def test_structures_in_pieces_need_less_memory(double, kind, environment):
+    """Of a crystal of many atoms, against layers that are computed twice as a whole."""
+    graph = build_graph(random_snapshot(SHELLS, [6, 8] * 12, seed=1, cutoff=5.0), SPEC)
+    peaks = []
+    for most in (None, graph.num_edges // 8):
+        module = module_of(network(kind, environment), True, most)
+        with TensorPeak() as peak:
+            module._loss(graph, (0, 1), 0).backward()
+        peaks.append(peak.bytes)
+    assert peaks[1] < 0.6 * peaks[0]
 
 
 def relative(found, truth):

@@ -18,7 +18,6 @@ from runs import final_weights, history, losses, start, wait_for_epoch
 from hamfast.data import read_snapshot
 from hamfast.data.tensor_file import save_tensors
 from hamfast.errors import HamfastError
-from hamfast.models import TargetNormalization
 from hamfast.training import Run, config_template, load_config, load_model
 from hamfast.training.checkpoint import read_checkpoint
 from hamfast.training.config import parse_config
@@ -260,6 +259,7 @@ def test_every_ready_configuration_is_valid():
 def test_what_was_prepared_is_not_read_again(settings, hamfast, tmp_path, monkeypatch):
     """`hamfast data prepare` reads all; a run, a second one and one that goes on read nothing."""
     settings["accelerator"] = "gpu"  # of the machine that trains
+    settings["target"] = {"shift": "environment", "environment": 2.0}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     status, text, _ = hamfast("data", "prepare", tmp_path / "config.yaml")
     assert status == 0 and "prepared train 2, validate 1, test 1: " in text and "prepared.sqlite" in text
@@ -270,7 +270,8 @@ def test_what_was_prepared_is_not_read_again(settings, hamfast, tmp_path, monkey
                 f"hamfast.data.{module}.{name}", lambda folder: pytest.fail("was read again"), raising=False
             )
     monkeypatch.setattr("hamfast.training.run_data.read_snapshot", lambda folder: pytest.fail("was read again"))
-    monkeypatch.setattr(TargetNormalization, "fit", lambda *_: pytest.fail("was fitted again"))
+    monkeypatch.setattr("hamfast.training.run_data.summed", lambda *_: pytest.fail("was fitted again"))
+    monkeypatch.setattr("hamfast.data.shifts.pack_shift", lambda *_: pytest.fail("was shifted again"))
     config = parse_config(settings | {"accelerator": "cpu"}, "test")
     Run(config).train(stop_after_epoch=1)
     assert Run(config).train(resume=True) is not None
