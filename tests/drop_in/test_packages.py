@@ -31,6 +31,10 @@ def test_product_basis_of_mace():
     run("compare_contraction.py", "mace")
 
 
+def test_contracters_of_allegro():
+    run("compare_allegro.py", "allegro")
+
+
 def test_layers_of_e3tools():
     run("compare_e3tools.py", "e3tools")
 

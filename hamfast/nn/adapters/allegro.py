@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
+import copy
+
+import numpy as np
 import torch
 from allegro.nn._strided import Contracter
 from torch import Tensor, nn
 
 from hamfast.nn.adapters import Adapted, change_class
+from hamfast.ops.symmetric_contraction import symmetric_contraction
+from hamfast.plan import ContractionPlan, contraction_plan
 
 
-class MatrixContracter(Contracter):
-    """Allegro's contracter as one matrix product per channel.
+class FusedContracter(Contracter):
+    """Allegro's contracter as polynomials of degree 2 in the components of both operands.
 
-    Allegro's own makes a tensor of edges x channels x components of all three irreps, and sums it.
+    Allegro's own makes a tensor of edges x channels x components of both, and of all three.
     """
 
+    plan: ContractionPlan
+
     def _contract_conv(self, x1: Tensor, x2: Tensor, idxs: Tensor) -> Tensor:
-        x1, x2 = x1.transpose(0, 1), torch.index_select(x2, 0, idxs).transpose(0, 1)  # channels first
-        matrix = torch.einsum(self._weight_w3j_einstr, self.weights, self.w3j)
-        if self.w3j_is_ij_diagonal:
-            outer = x1 * x2
-        else:
-            outer = (x1.unsqueeze(-1) * x2.unsqueeze(-2)).flatten(2)
-        if self.path_channel_coupling:
-            return torch.bmm(outer, matrix.flatten(1, -2)).transpose(0, 1)
-        return (outer @ matrix.flatten(0, -2)).transpose(0, 1)
+        both = torch.cat([x1, torch.index_select(x2, 0, idxs)], dim=2)
+        weights = self.weights.reshape(-1, self.num_paths).T  # [paths, channels], or [paths, 1]
+        weights = weights.expand(self.num_paths, self.mul).unsqueeze(0)
+        out = symmetric_contraction(both, weights, both.new_ones(both.shape[0], 1), self.plan)
+        return out.view(-1, self.mul, self.base_dim_out)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """TorchScript reads Allegro's own code."""
+        theirs = copy.copy(self)
+        theirs.__class__ = Contracter  # type: ignore[assignment]
+        return theirs
+
+
+def _plan(contracter: Contracter) -> ContractionPlan:
+    """Of Allegro's coefficients ``[paths, dim1, dim2, dim_out]``, or ``[paths, dim, dim_out]``
+    where like components meet; of a single path without the first axis."""
+    w3j = contracter.w3j.detach().double().cpu().numpy()
+    if contracter.num_paths == 1:
+        w3j = w3j[None]
+    if w3j.ndim == 3:
+        w3j = np.einsum("pik,ij->pijk", w3j, np.eye(w3j.shape[1]))
+    paths, dim1, dim2, dim_out = w3j.shape
+    tensor = np.zeros((dim_out, dim1 + dim2, dim1 + dim2, paths))
+    tensor[:, :dim1, dim1:] = w3j.transpose(3, 1, 2, 0)
+    return contraction_plan([[tensor]], dim1 + dim2)
 
 
 def adapt(module: nn.Module) -> Adapted | None:
@@ -34,7 +57,14 @@ def adapt(module: nn.Module) -> Adapted | None:
     if type(module) is not Contracter:
         return (
             None
-            if isinstance(module, MatrixContracter)
+            if isinstance(module, FusedContracter)
             else Adapted(False, f"{type(module).__name__} is a subclass, whose changes would be lost")
         )
-    return Adapted(True, "a matrix product per channel", (), change_class(module, MatrixContracter))
+    back = change_class(module, FusedContracter)
+    module.plan = _plan(module)  # type: ignore[assignment]
+
+    def undo() -> None:
+        back()
+        del module.plan
+
+    return Adapted(True, "a contraction of both operands", (), undo)
