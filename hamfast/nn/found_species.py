@@ -1,10 +1,13 @@
-"""Whether an operand of scalars is one-hot, as the numbers themselves show.
+"""Whether an operand of scalars tells species apart, as its numbers or its origin show.
 
 Models write a linear layer as a product with ones, and a linear layer of each species as a product
-with one-hot vectors. Rows of one species are then multiplied by one matrix each.
+with one-hot vectors, or with rows of an embedding. Rows of one species are then multiplied by one
+matrix each.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,6 +16,10 @@ from hamfast.nn.remembered import Remembered, may_look
 from hamfast.ops.irreps_linear import SpeciesRows, irreps_linear, rows_of_species
 from hamfast.ops.tensor_product import scalar_plan, weights_of_scalar_plan
 from hamfast.plan import Plan
+from hamfast.plan.linear import LinearPlan
+
+SHARED = 4
+"""Rows that a kind must have on average, for its weights to be made."""
 
 
 def product_with_species(x: Tensor, y: Tensor, weight: Tensor, plan: Plan) -> Tensor | None:
@@ -26,11 +33,16 @@ def product_with_species(x: Tensor, y: Tensor, weight: Tensor, plan: Plan) -> Te
         ``[..., dim_out]``, layout ``mul_ir``; None where the general way is to be gone.
     """
     linear = scalar_plan(plan)
-    if linear is None or weight.dim() != 1 or x.shape[:-1] != y.shape[:-1] or not may_look(y, x, weight):
+    if linear is None or weight.dim() != 1 or x.shape[:-1] != y.shape[:-1]:
+        return None
+    if y.requires_grad and y.dim() == 2 and linear.species > 1:
+        return _with_embedding(x, y, weight, plan, linear)
+    if not may_look(y, x, weight):
         return None
     species = _SPECIES(y)
     if species is None:
-        return None
+        several = y.dim() == 2 and linear.species > 1
+        return _with_equal_rows(x, y, weight, plan, linear) if several else None
     out = irreps_linear(
         x.reshape(-1, x.shape[-1]),
         weights_of_scalar_plan(weight, plan),
@@ -38,6 +50,66 @@ def product_with_species(x: Tensor, y: Tensor, weight: Tensor, plan: Plan) -> Te
         species=species if linear.species > 1 else None,
     )
     return out.view(*x.shape[:-1], plan.dim_out)
+
+
+def _with_embedding(x: Tensor, y: Tensor, weight: Tensor, plan: Plan, linear: LinearPlan) -> Tensor | None:
+    """The product with rows of a table: the weights meet each row of the table once.
+
+    The gradient in ``y`` then lies on one row of each species. What ``y`` is taken from adds the
+    rows of a species up, and gets the same.
+    """
+    if not may_look(y.detach(), x, weight):
+        return None
+    index = rows_of_table(y)
+    if index is None:
+        return None
+    present, kind = torch.unique(index, return_inverse=True)
+    if present.shape[0] * SHARED > y.shape[0]:
+        return None
+    species = rows_of_species(kind, present.shape[0])
+    return _of_table(x, y[species.order[species.ptr[:-1]]], weight, plan, linear, species)
+
+
+def _with_equal_rows(x: Tensor, y: Tensor, weight: Tensor, plan: Plan, linear: LinearPlan) -> Tensor | None:
+    """The same for an operand without a gradient, whose rows are few different ones."""
+    found = _EQUAL_ROWS(y)
+    if found is None:
+        return None
+    species, first = found
+    return _of_table(x, y[first], weight, plan, linear, species)
+
+
+def _of_table(x: Tensor, table: Tensor, weight: Tensor, plan: Plan, linear: LinearPlan, species: SpeciesRows) -> Tensor:
+    """The weights meet each row of the table, ``[species, channels]``, once."""
+    factors = weights_of_scalar_plan(weight, plan)
+    made = [
+        torch.einsum("sv,uvw->usw", table, part.view(ins.weight_shape)).flatten()
+        for part, ins in zip(factors.split([i.weight_numel for i in plan.instructions]), plan.instructions, strict=True)
+    ]
+    kinds = table.shape[0]
+    return irreps_linear(x, torch.cat(made), replace(linear, species=kinds), species=species if kinds > 1 else None)
+
+
+def rows_of_table(y: Tensor) -> Tensor | None:
+    """``[rows]`` int64: which row of a table each row of ``y`` is, as autograd has recorded it.
+
+    None if ``y`` is anything else.
+    """
+    node = y.grad_fn
+    while node is not None and node.name() == "SliceBackward0":
+        start, step = (getattr(node, f"_saved_{name}") for name in ("start", "step"))
+        if node._saved_dim != 0 or start != 0 or step != 1:  # type: ignore[attr-defined]
+            return None
+        node = node.next_functions[0][0]
+    if node is None or y._backward_hooks:
+        return None
+    if node.name() == "EmbeddingBackward0":
+        index = node._saved_indices  # type: ignore[attr-defined]
+    elif node.name() == "IndexSelectBackward0" and node._saved_dim == 0:  # type: ignore[attr-defined]
+        index = node._saved_index  # type: ignore[attr-defined]
+    else:
+        return None
+    return index[: y.shape[0]] if index.dim() == 1 else None
 
 
 @torch.no_grad()
@@ -50,4 +122,16 @@ def find_species(y: Tensor) -> SpeciesRows | None:
     return rows_of_species(one.to(torch.int64).argmax(1), y.shape[1])
 
 
-_SPECIES = Remembered(find_species)
+@torch.no_grad()
+def find_equal_rows(y: Tensor) -> tuple[SpeciesRows, Tensor] | None:
+    """The rows of each kind of ``y``, and the first row of each; None if there are many kinds."""
+    if not y.shape[0] or torch.unique(y[:, 0]).shape[0] * SHARED > y.shape[0]:  # cheap, and says it mostly
+        return None
+    kinds, kind = torch.unique(y, dim=0, return_inverse=True)
+    if kinds.shape[0] * SHARED > y.shape[0]:
+        return None
+    species = rows_of_species(kind, kinds.shape[0])
+    return species, species.order[species.ptr[:-1]]
+
+
+_SPECIES, _EQUAL_ROWS = Remembered(find_species), Remembered(find_equal_rows)

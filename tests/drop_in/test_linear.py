@@ -118,7 +118,7 @@ def test_products_with_other_scalars(counted, count):
     theirs, ours = products(count)
     x = torch.randn(7, theirs.irreps_in1.dim).requires_grad_()
     one_hot = torch.eye(count)[torch.randint(0, count, (7,))]
-    for y in (torch.randn(7, count), 2 * one_hot, torch.zeros(7, count), one_hot.clone().requires_grad_()):
+    for y in (torch.randn(7, count), one_hot + torch.randn(7, 1), one_hot.clone().requires_grad_()):
         if not y.requires_grad:
             assert find_species(y) is None
         same(theirs, ours, x, y)
@@ -142,3 +142,62 @@ def test_compiled_and_batched_products():
     x, y = torch.randn(4, theirs.irreps_in1.dim), torch.eye(2)[[0, 1, 1, 0]]
     assert_close(torch.compile(ours, backend="eager")(x, y), theirs(x, y))
     assert_close(torch.vmap(lambda x: ours(x, y))(torch.stack([x, -x])), torch.stack([theirs(x, y), -theirs(x, y)]))
+
+
+ROWS_OF_A_TABLE = {
+    "embedding": lambda table, index: torch.nn.functional.embedding(index, table),
+    "index_select": lambda table, index: table.index_select(0, index),
+    "first rows": lambda table, index: table.index_select(0, torch.cat([index, index]))[: len(index)],
+}
+NO_ROWS_OF_A_TABLE = {
+    "scaled": lambda table, index: 2 * table.index_select(0, index),
+    "other columns": lambda table, index: table.index_select(1, torch.arange(4))[index],
+    "later rows": lambda table, index: table.index_select(0, torch.cat([index, index]))[1 : len(index) + 1],
+    "every second": lambda table, index: table.index_select(0, index.repeat_interleave(2))[::2],
+}
+
+
+@pytest.mark.parametrize("name", [*ROWS_OF_A_TABLE, *NO_ROWS_OF_A_TABLE])
+def test_products_with_rows_of_an_embedding(counted, name):
+    """NequIP's nodes: gradients of the table are those of the product row by row."""
+    theirs, ours = products(4)
+    make = (ROWS_OF_A_TABLE | NO_ROWS_OF_A_TABLE)[name]
+    table, index = torch.randn(5, 4), torch.tensor([0, 3, 3, 0, 1, 1, 1, 0, 3, 0, 0, 1, 3, 0])
+    x = torch.randn(len(index), theirs.irreps_in1.dim)
+    results = []
+    for product in (theirs, ours):
+        leaves = [t.clone().requires_grad_() for t in (x, table)]
+        out = product(leaves[0], make(leaves[1], index))
+        leaves += product.parameters()
+        first = torch.autograd.grad(out.sin().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.cos().sum() for g in first), leaves)
+        results.append([out, *first, *second])
+    for a, b in zip(*results, strict=True):
+        assert_close(b, a)
+    assert bool(counted) == (name in ROWS_OF_A_TABLE)
+
+
+def test_products_with_few_different_rows(counted):
+    """As of an embedding that is not trained. A row that is nearly another is one of its own."""
+    theirs, ours = products(4)
+    y = torch.randn(3, 4)[torch.tensor([0, 2, 2, 0, 1, 1, 1, 0, 2, 0, 0, 1, 2, 0, 1, 2, 2])]
+    y[4, 2] += 1e-15
+    x = torch.randn(len(y), theirs.irreps_in1.dim).requires_grad_()
+    same(theirs, ours, x, y)
+    assert counted
+    y[3:] = torch.randn(len(y) - 3, 4)
+    counted.clear()
+    same(theirs, ours, x, y)
+    y[:, 0] = 1  # the first column alone is the same
+    same(theirs, ours, x, y)
+    assert not counted
+    same(theirs, ours, x, torch.ones(len(y), 4) / 3)  # a single kind
+    assert counted
+
+
+def test_many_species_of_few_rows(counted):
+    theirs, ours = products(4)
+    x, table = torch.randn(6, theirs.irreps_in1.dim), torch.randn(6, 4).requires_grad_()
+    y = table.index_select(0, torch.arange(6))
+    assert_close(ours(x, y), theirs(x, y))
+    assert not counted
