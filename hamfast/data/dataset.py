@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hamfast.data.formats import read_snapshot
 from hamfast.data.graphs import build_graph
+from hamfast.data.parcel import Parcel
 from hamfast.data.prepared import PreparedSet
 from hamfast.data.shifts import Normalization
 from hamfast.data.statistics import dataset_statistics
@@ -145,10 +146,11 @@ class GraphLoader(DataLoader):
     def __iter__(self) -> Iterator[CrystalGraph]:  # type: ignore[override]
         return self._timed(super().__iter__())  # which lets processes begin to load at once
 
-    def _timed(self, batches: Iterator[CrystalGraph]) -> Iterator[CrystalGraph]:
+    def _timed(self, batches: Iterator[CrystalGraph | Parcel]) -> Iterator[CrystalGraph]:
         while True:
             begun = time.perf_counter()
             batch = next(batches, None)
+            batch = batch.graph() if isinstance(batch, Parcel) else batch
             self.waited += time.perf_counter() - begun
             if batch is None:
                 return
@@ -179,11 +181,15 @@ def graph_loader(
         batch_size=batch_size if batches is None else 1,
         shuffle=shuffle if batches is None else None,
         batch_sampler=batches,
-        collate_fn=batch_graphs,
+        collate_fn=_parcel if num_workers else batch_graphs,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def _parcel(graphs: list[CrystalGraph]) -> Parcel:
+    return Parcel.of(batch_graphs(graphs))
 
 
 def dataset_spec(folders: Sequence[Path]) -> TargetSpec:
