@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from hamfast.data.ahead import Ahead
 from hamfast.data.formats import read_snapshot
 from hamfast.data.graphs import build_graph
 from hamfast.data.parcel import Parcel
@@ -142,15 +143,25 @@ class GraphLoader(DataLoader):
     """
 
     waited = 0.0
+    ahead: Ahead | None = None
 
     def __iter__(self) -> Iterator[CrystalGraph]:  # type: ignore[override]
-        return self._timed(super().__iter__())  # which lets processes begin to load at once
+        self.close()
+        batches: Iterator[CrystalGraph] = super().__iter__()  # which lets processes begin to load at once
+        if self.num_workers:
+            self.ahead = batches = Ahead(batches, Parcel.graph)
+        return self._timed(batches)
 
-    def _timed(self, batches: Iterator[CrystalGraph | Parcel]) -> Iterator[CrystalGraph]:
+    def close(self) -> None:
+        """Reads no further, where an epoch was not read to its end."""
+        if self.ahead is not None:
+            self.ahead.close()
+            self.ahead = None
+
+    def _timed(self, batches: Iterator[CrystalGraph]) -> Iterator[CrystalGraph]:
         while True:
             begun = time.perf_counter()
             batch = next(batches, None)
-            batch = batch.graph() if isinstance(batch, Parcel) else batch
             self.waited += time.perf_counter() - begun
             if batch is None:
                 return
