@@ -38,7 +38,8 @@ class Parcel(NamedTuple):
         for name, value in tensors.items():
             places[name] = end, value.dtype, tuple(value.shape)
             end += -(-value.numel() * value.element_size() // ALIGNMENT) * ALIGNMENT
-        content = torch.empty(end, dtype=torch.uint8)
+        # In memory that processes share from the beginning: it would be copied there to be sent.
+        content = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(end))
         parcel = cls(content, places, {name: value for name, value in values.items() if name not in tensors})
         for name, value in parcel.tensors().items():
             value.copy_(tensors[name])
