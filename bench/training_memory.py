@@ -2,11 +2,11 @@
 
     python bench/training_memory.py --machine "2 CPU cores"
 
-Writes bench/results/training_memory.csv, measured on structures of the bundled set. For each kind of second stage, with the networks of
-examples/graphene/config.yaml, trained at once: how far the memory rises in a step of 6
-structures above one of 1, its CPU time against that of a plain step (rounds alternate), and how far
-the predicted blocks (without the closed-form shift) and the gradient are from those in float32. The
-weights are random.
+Writes bench/results/training_memory.csv, measured on structures of the bundled set. For each kind
+of second stage, with the networks of examples/graphene/config.yaml, trained at once: how far the
+memory rises in a step of 6 structures above one of 1, its CPU time against that of a plain step
+(rounds alternate), and how far the predicted blocks (without the closed-form shift) and the
+gradient are from those in float32. The weights are random.
 """
 
 import argparse
