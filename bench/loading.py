@@ -4,11 +4,12 @@
 
 Writes bench/results/loading.csv: CPU ms for a structure of the bundled set with one thread: reading
 its graph from prepared.sqlite, making tensors of it, its shift and scale (computed, and with the
-shift from prepared.sqlite where it is kept there), and a step of the first stage of
-examples/graphene/config.yaml.
+shift from prepared.sqlite where it is kept there), its part in the fits of both, and a step of the
+first stage of examples/graphene/config.yaml.
 """
 
 import argparse
+import copy
 import csv
 import datetime
 import statistics
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from hamfast.sums import Sums
 from hamfast.training import Run
 from hamfast.training.config import parse_config
 from hamfast.training.module import CascadeTraining
@@ -26,7 +28,19 @@ from hamfast.training.sampler import EpochSampler
 
 HERE = Path(__file__).parent
 RESULT, CONFIG = HERE / "results" / "loading.csv", HERE.parent / "examples" / "graphene" / "config.yaml"
-FIELDS = ["shift", "edges", "read_ms", "tensors_ms", "units_ms", "kept_ms", "step_ms", "machine", "torch", "date"]
+FIELDS = [
+    "shift",
+    "edges",
+    "read_ms",
+    "tensors_ms",
+    "units_ms",
+    "kept_ms",
+    "fit_ms",
+    "step_ms",
+    "machine",
+    "torch",
+    "date",
+]
 ROUNDS = 7
 
 
@@ -55,6 +69,9 @@ def measure(shift, scratch):
     number = prepared.numbers[data.folders[0]]
     read = cpu_ms(lambda: prepared.store.graph(number))
     tensors = cpu_ms(lambda: data[0])
+    fits = [(fit, Sums()) for fit in copy.deepcopy(model.normalization).fits()]
+    own = data[0]
+    fitting = cpu_ms(lambda: [fit.add(sums, 0, own) for fit, sums in fits])
     data.normalize(model.normalization)
     kept = cpu_ms(lambda: data[0]) if data.name_of_shift is not None else None
     data.name_of_shift = None
@@ -69,6 +86,7 @@ def measure(shift, scratch):
         "tensors_ms": f"{tensors - read:.2f}",
         "units_ms": f"{units - tensors:.2f}",
         "kept_ms": "" if kept is None else f"{kept - tensors:.2f}",
+        "fit_ms": f"{fitting:.0f}",
         "step_ms": f"{step:.1f}",
     }
 

@@ -1,13 +1,12 @@
-"""What `training.recompute` and `training.mixed_precision` save and cost, on structures of the
-bundled set.
+"""What `training.recompute`, also in pieces, and `training.mixed_precision` save and cost.
 
     python bench/training_memory.py --machine "2 CPU cores"
 
-Writes bench/results/training_memory.csv. For each kind of second stage, with the networks of
-examples/graphene/config.yaml, trained at once: how far the memory rises in a step of 6
-structures above one of 1, its CPU time against that of a plain step (rounds alternate), and how far
-the predicted blocks (without the closed-form shift) and the gradient are from those in float32. The
-weights are random.
+Writes bench/results/training_memory.csv, measured on structures of the bundled set. For each kind
+of second stage, with the networks of examples/graphene/config.yaml, trained at once: how far the
+memory rises in a step of 6 structures above one of 1, its CPU time against that of a plain step
+(rounds alternate), and how far the predicted blocks (without the closed-form shift) and the
+gradient are from those in float32. The weights are random.
 """
 
 import argparse
@@ -31,11 +30,26 @@ from hamfast.training.sampler import EpochSampler
 
 HERE = Path(__file__).parent
 RESULT, CONFIG = HERE / "results" / "training_memory.csv", HERE.parent / "examples" / "graphene" / "config.yaml"
-FIELDS = ["stage2", "recompute", "mixed_precision", "edges", "peak_MB", "peak_ratio", "time_ratio", "output_error"]
+FIELDS = [
+    "stage2",
+    "recompute",
+    "pieces_of",
+    "mixed_precision",
+    "edges",
+    "peak_MB",
+    "peak_ratio",
+    "time_ratio",
+    "output_error",
+]
 FIELDS += ["gradient_error", "machine", "torch", "date"]
 BATCH = 6
 """Structures of a step."""
-MODES = {(recompute, mixed): None for mixed in (False, True) for recompute in (False, True)}
+AT_ONCE = 700
+"""Edges of a piece, where a step is worked off in pieces: half of a structure."""
+MODES = [(recompute, at_once, False) for recompute, at_once in ((False, None), (True, None), (True, AT_ONCE))]
+MODES += [(False, None, True), (True, None, True)]
+PLAIN = MODES[0]
+"""Each mode: are layers computed twice, in pieces of how many edges, and with mixed precision?"""
 
 
 def configuration(kind, scratch):
@@ -48,10 +62,11 @@ def configuration(kind, scratch):
     return parse_config(content, str(CONFIG))
 
 
-def step(module, graph, recompute, mixed):
+def step(module, graph, recompute, at_once, mixed):
     """CPU seconds, output and gradient of a step."""
     module.model.mixed_precision = mixed
-    module.model.stage1.recompute = module.model.stage2.recompute = recompute
+    for stage in (module.model.stage1, module.model.stage2):
+        stage.recompute, stage.edges_at_once = recompute, at_once
     module.zero_grad()
     begun = time.process_time()
     output = module.predict(graph)
@@ -67,12 +82,12 @@ def status(name):
     return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1e3
 
 
-def peak(kind, recompute, mixed, scratch):
+def peak(kind, mode, scratch):
     """MB by which a step rises above one of a single structure; in a process of its own."""
     module, graph, _ = prepared(kind, scratch)
-    step(module, structures_of(graph, 0, 1), recompute, mixed)  # all that is made once is there then
+    step(module, structures_of(graph, 0, 1), *mode)  # all that is made once is there then
     before = status("VmHWM")
-    step(module, graph, recompute, mixed)
+    step(module, graph, *mode)
     return status("VmHWM") - before
 
 
@@ -106,21 +121,24 @@ def measure(kind, scratch, rounds):
             seconds, *found[mode] = step(module, graph, *mode)
             if turn:  # the first is a warm-up
                 times[mode].append(seconds)
-    output, gradient = found[False, False]
+    output, gradient = found[PLAIN]
     peaks = {}
     for mode in MODES:
-        command = [sys.executable, "-W", "ignore", __file__, "--one", kind, *(str(int(m)) for m in mode), str(scratch)]
+        number = str(MODES.index(mode))
+        command = [sys.executable, "-W", "ignore", __file__, "--one", kind, number, str(scratch)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         peaks[mode] = float(done.stdout.split()[-1])
-    for (recompute, mixed), (own_output, own_gradient) in found.items():
-        ratios = [a / b for a, b in zip(times[recompute, mixed], times[False, False], strict=True)]
+    for mode, (own_output, own_gradient) in found.items():
+        recompute, at_once, mixed = mode
+        ratios = [a / b for a, b in zip(times[mode], times[PLAIN], strict=True)]
         yield {
             "stage2": kind,
             "recompute": recompute,
+            "pieces_of": at_once or "",
             "mixed_precision": mixed,
             "edges": graph.num_edges,
-            "peak_MB": f"{peaks[recompute, mixed]:.0f}",
-            "peak_ratio": f"{peaks[recompute, mixed] / peaks[False, False]:.2f}",
+            "peak_MB": f"{peaks[mode]:.0f}",
+            "peak_ratio": f"{peaks[mode] / peaks[PLAIN]:.2f}",
             "time_ratio": f"{statistics.median(ratios):.2f}",
             "output_error": error(own_output - shift, output - shift),
             "gradient_error": error(own_gradient, gradient),
@@ -132,12 +150,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--machine", help="what runs it, in words")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--one", nargs=4, help="print the peak of a kind, recompute, mixed precision, scratch folder")
+    parser.add_argument("--one", nargs=3, help="print the peak of a kind, number of a mode, scratch folder")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.one:
-        kind, recompute, mixed, scratch = options.one
-        print(peak(kind, recompute == "1", mixed == "1", scratch))
+        kind, number, scratch = options.one
+        print(peak(kind, MODES[int(number)], scratch))
         return
     about = {"machine": options.machine, "torch": torch.__version__, "date": datetime.date.today().isoformat()}
     rows = []

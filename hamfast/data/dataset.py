@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from hamfast.data.ahead import Ahead
 from hamfast.data.formats import read_snapshot
 from hamfast.data.graphs import build_graph
+from hamfast.data.parcel import Parcel
 from hamfast.data.prepared import PreparedSet
 from hamfast.data.shifts import Normalization
 from hamfast.data.statistics import dataset_statistics
@@ -141,9 +143,20 @@ class GraphLoader(DataLoader):
     """
 
     waited = 0.0
+    ahead: Ahead | None = None
 
     def __iter__(self) -> Iterator[CrystalGraph]:  # type: ignore[override]
-        return self._timed(super().__iter__())  # which lets processes begin to load at once
+        self.close()
+        batches: Iterator[CrystalGraph] = super().__iter__()  # which lets processes begin to load at once
+        if self.num_workers:
+            self.ahead = batches = Ahead(batches, Parcel.graph)
+        return self._timed(batches)
+
+    def close(self) -> None:
+        """Reads no further, where an epoch was not read to its end."""
+        if self.ahead is not None:
+            self.ahead.close()
+            self.ahead = None
 
     def _timed(self, batches: Iterator[CrystalGraph]) -> Iterator[CrystalGraph]:
         while True:
@@ -179,11 +192,15 @@ def graph_loader(
         batch_size=batch_size if batches is None else 1,
         shuffle=shuffle if batches is None else None,
         batch_sampler=batches,
-        collate_fn=batch_graphs,
+        collate_fn=_parcel if num_workers else batch_graphs,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def _parcel(graphs: list[CrystalGraph]) -> Parcel:
+    return Parcel.of(batch_graphs(graphs))
 
 
 def dataset_spec(folders: Sequence[Path]) -> TargetSpec:

@@ -100,6 +100,9 @@ class Phase:
                 interrupted = True
             except Exception as error:
                 raise _in_a_sentence(error, self.name, last) from error
+            finally:
+                for loader in (batches.training, batches.validation):
+                    loader.close()
         if interrupted or (trainer.current_epoch < module.settings.epochs and not early.stopped):
             self.say("interrupted; continue with --resume from the last checkpoint:")
             self.say(f"  {checkpoints.last_path}")

@@ -35,14 +35,14 @@ def graphs():
     return [build_graph(random_snapshot(SHELLS, numbers, seed=n, cutoff=3.0), SPEC) for n, numbers in enumerate(sets)]
 
 
-def network(kind, environment=None, blocks=2):
+def network(kind, environment=None, blocks=2, mid=MID):
     torch.manual_seed(0)
     local = {} if environment is None else {"environment": environment, "node_products": 1, "pair_blocks": 2}
     model = Cascade(
         SPEC,
-        CovariantConfig(irreps_mid=MID, num_basis=8, radial_hidden=8, embed_dim=4, num_blocks=blocks, **local),
+        CovariantConfig(irreps_mid=mid, num_basis=8, radial_hidden=8, embed_dim=4, num_blocks=blocks, **local),
         TransformerConfig(
-            kind=kind, irreps=MID, hidden=8, num_blocks=2, num_heads=2, num_basis=4, l_max=4, environment=environment
+            kind=kind, irreps=mid, hidden=8, num_blocks=2, num_heads=2, num_basis=4, l_max=4, environment=environment
         ),
         target_shift="none",
         target_scale="none",
@@ -157,11 +157,11 @@ def test_structures_in_pieces_need_less_memory(double, kind, environment):
     graph = build_graph(random_snapshot(SHELLS, [6, 8] * 12, seed=1, cutoff=5.0), SPEC)
     peaks = []
     for most in (None, graph.num_edges // 8):
-        module = module_of(network(kind, environment), True, most)
+        module = module_of(network(kind, environment, mid="16x0e+8x1o+8x2e+4x3o+4x4e"), True, most)
         with TensorPeak() as peak:
             module._loss(graph, (0, 1), 0).backward()
         peaks.append(peak.bytes)
-    assert peaks[1] < 0.6 * peaks[0]
+    assert peaks[1] < 0.65 * peaks[0]
 
 
 def relative(found, truth):
