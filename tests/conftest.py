@@ -33,7 +33,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """What GPUs run in torch's operations takes the place of the CPU kernels, too."""
     if config.getoption("--through") == "cuda_sources":
-        for op in ("row_matmul", "edge_outer"):
+        for op in ("row_matmul", "edge_outer", "irreps_linear"):
             torch.library.impl(f"hamfast::{op}", "CPU")(importlib.import_module(f"hamfast.ops.{op}").by_torch)
 
 
