@@ -63,7 +63,7 @@ class BandStructure:
     """How many columns are occupied bands. None if that is not known, or if they are no whole
     number."""
     projection: float | None = None
-    """Directions in which S(k) is below this were left out; None: none was."""
+    """Directions in which S(k) is below this were left out; None if none was."""
 
     @property
     def gap(self) -> float | None:

@@ -25,7 +25,7 @@ from hamfast.data.snapshot import Snapshot, check_matrix
 from hamfast.errors import DataWarning, HamfastError
 
 SMALL_OVERLAP = 1e-4
-"""A smallest eigenvalue of S(k) below this is worth a warning: an error of H is divided by it."""
+"""A smallest eigenvalue of S(k) below this deserves a warning, as errors of H are divided by it."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ class EigenProblem:
 
     @property
     def size(self) -> int:
-        """Rows of H(k): orbitals, spin included."""
+        """Rows of H(k), one per orbital, spin included."""
         return self.hamiltonian.size
 
     @property
