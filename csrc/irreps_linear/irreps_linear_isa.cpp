@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "common/simd.h"
+
 namespace hamfast::HAMFAST_ISA {
 
 // f(block of the row, lines of the matrix) for each row.
@@ -13,10 +15,11 @@ static void for_rows(const PackCall<T>& call, int64_t begin, int64_t end, F&& f)
       call.matrix + r * call.d * call.matrix_stride);
 }
 
-// D: the components, or 0 for any number.
-template <class T, int D>
-static void pack(const PackCall<T>& call, int64_t begin, int64_t end) {
-  const int64_t d = D ? D : call.d, n = call.channels, ld = call.matrix_stride;
+// components: as a type, 0 for any number.
+template <class T, class D>
+static void pack(const PackCall<T>& call, int64_t begin, int64_t end, D components) {
+  const int64_t d = components() ? components() : call.d, n = call.channels;
+  const int64_t ld = call.matrix_stride;
   for_rows(call, begin, end, [&](const T* block, T* lines) {
     if (call.channels_fast)
       for (int64_t m = 0; m < d; ++m) std::copy_n(block + m * n, n, lines + m * ld);
@@ -26,9 +29,10 @@ static void pack(const PackCall<T>& call, int64_t begin, int64_t end) {
   });
 }
 
-template <class T, int D>
-static void unpack(const PackCall<T>& call, int64_t begin, int64_t end) {
-  const int64_t d = D ? D : call.d, n = call.channels, ld = call.matrix_stride;
+template <class T, class D>
+static void unpack(const PackCall<T>& call, int64_t begin, int64_t end, D components) {
+  const int64_t d = components() ? components() : call.d, n = call.channels;
+  const int64_t ld = call.matrix_stride;
   for_rows(call, begin, end, [&](T* block, const T* lines) {
     if (call.channels_fast)
       for (int64_t m = 0; m < d; ++m) std::copy_n(lines + m * ld, n, block + m * n);
@@ -38,34 +42,12 @@ static void unpack(const PackCall<T>& call, int64_t begin, int64_t end) {
   });
 }
 
-#define HAMFAST_BY_COMPONENTS(function, call, begin, end) \
-  switch (call.d) {                                       \
-    case 1:                                               \
-      return function<T, 1>(call, begin, end);            \
-    case 3:                                               \
-      return function<T, 3>(call, begin, end);            \
-    case 5:                                               \
-      return function<T, 5>(call, begin, end);            \
-    case 7:                                               \
-      return function<T, 7>(call, begin, end);            \
-    default:                                              \
-      return function<T, 0>(call, begin, end);            \
-  }
-
-template <class T>
-static void pack_any(const PackCall<T>& call, int64_t begin, int64_t end) {
-  HAMFAST_BY_COMPONENTS(pack, call, begin, end)
-}
-template <class T>
-static void unpack_any(const PackCall<T>& call, int64_t begin,
-                       int64_t end){HAMFAST_BY_COMPONENTS(unpack, call, begin, end)}
-
 #define HAMFAST_DEFINE_FOR(T)                                               \
   void pack_irreps(const PackCall<T>& call, int64_t begin, int64_t end) {   \
-    pack_any(call, begin, end);                                             \
+    for_irrep_size(call.d, [&](auto d) { pack(call, begin, end, d); });     \
   }                                                                         \
   void unpack_irreps(const PackCall<T>& call, int64_t begin, int64_t end) { \
-    unpack_any(call, begin, end);                                           \
+    for_irrep_size(call.d, [&](auto d) { unpack(call, begin, end, d); });   \
   }
 HAMFAST_DEFINE_FOR(float) HAMFAST_DEFINE_FOR(double)
 #undef HAMFAST_DEFINE_FOR

@@ -45,9 +45,7 @@ def pack(graph: CrystalGraph, spec: TargetSpec) -> bytes:
         "spinful": spec.spinful,
         "arrays": [[name, array.dtype.str, list(array.shape)] for name, array in contents.items()],
     }
-    text = json.dumps(header).encode()
-    rest = b"".join([struct.pack("<I", len(text)), text, *(array.tobytes() for array in contents.values())])
-    return SIGN + struct.pack("<I", zlib.crc32(rest)) + rest
+    return _with_header(header, *contents.values())
 
 
 def unpack(content: bytes, spec: TargetSpec, label: str) -> CrystalGraph:
@@ -96,9 +94,7 @@ def pack_shift(shift: np.ndarray) -> bytes:
     """
     columns = np.flatnonzero((shift != 0).any(axis=0)).astype("<u4")
     content = np.ascontiguousarray(shift[:, columns], dtype=shift.dtype.newbyteorder("<"))
-    text = json.dumps({"type": content.dtype.str, "shape": shift.shape, "columns": len(columns)}).encode()
-    rest = b"".join([struct.pack("<I", len(text)), text, columns.tobytes(), content.tobytes()])
-    return SIGN + struct.pack("<I", zlib.crc32(rest)) + rest
+    return _with_header({"type": content.dtype.str, "shape": shift.shape, "columns": len(columns)}, columns, content)
 
 
 def unpack_shift(content: bytes) -> Tensor:
@@ -114,6 +110,13 @@ def unpack_shift(content: bytes) -> Tensor:
     found = np.zeros((edges, width), narrow.dtype.newbyteorder("="))
     found[:, columns] = narrow.reshape(edges, len(columns))
     return torch.from_numpy(found)
+
+
+def _with_header(header: dict[str, Any], *arrays: np.ndarray) -> bytes:
+    """Sign, checksum and header, then the arrays."""
+    text = json.dumps(header).encode()
+    rest = b"".join([struct.pack("<I", len(text)), text, *(array.tobytes() for array in arrays)])
+    return SIGN + struct.pack("<I", zlib.crc32(rest)) + rest
 
 
 def _header(content: bytes) -> tuple[dict[str, Any], int]:

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ PATIENCE = 300.0
 """Seconds without news after which a process does itself what it waits for."""
 NEWS = "news"
 """The name of a result that changes while a process makes others."""
+Item = TypeVar("Item")
 PREDICTIONS = {layout.PREDICTION for layout in WRITTEN}
 """Files in structure folders that a training does not read."""
 
@@ -151,7 +152,11 @@ def prepare(
     states = {folder: state_of(folder) for folder in folders}
     whole = {keys[folder] for folder in folders if folder not in bare}
 
-    def missing() -> dict[str, Path]:
+    entries = _entries(store, kind)
+
+    def missing(again: bool = False) -> dict[str, Path]:
+        nonlocal entries
+        entries = _entries(store, kind) if again else entries
         return {
             key: folder
             for folder, key in keys.items()
@@ -160,14 +165,8 @@ def prepare(
             or (key in whole and '"range": null' in entries[key].about)
         }
 
-    entries = _entries(store, kind)
     if wait:
-        changed, left = time.monotonic(), len(missing())
-        while left and time.monotonic() - changed < PATIENCE:
-            time.sleep(1.0)
-            entries = _entries(store, kind)
-            if len(missing()) != left:
-                changed, left = time.monotonic(), len(missing())
+        wait_until_none(lambda: len(missing(again=True)), PATIENCE)
     new, said = _Keeper(store, kind), 0
     waiting = missing()
     for done, result in enumerate(_results(waiting, whole, dtype), 1):
@@ -188,6 +187,17 @@ def prepare(
     about = {key: About.from_text(entries[key].about) for key in set(keys.values())}
     numbers = {folder: entries[key].id for folder, key in keys.items() if entries[key].id >= 0}
     return PreparedSet(store, {folder: about[key] for folder, key in keys.items()}, states, numbers)
+
+
+def wait_until_none(left: Callable[[], int], patience: float) -> None:
+    """Waits while another process works: until nothing is left, or as much is for so many
+    seconds."""
+    changed, before = time.monotonic(), left()
+    while before and time.monotonic() - changed < patience:
+        time.sleep(1.0)
+        now = left()
+        if now != before:
+            changed, before = time.monotonic(), now
 
 
 def state_of(folder: Path) -> str:
@@ -220,27 +230,53 @@ def _entries(store: Store, kind: str) -> dict[str, Entry]:
         return {}
 
 
-class _Keeper:
-    """Writes what was prepared to the store, some at a time."""
+class Some(Generic[Item]):
+    """Writes what a pass makes, some at a time.
 
-    def __init__(self, store: Store, kind: str):
-        self.store, self.kind = store, kind
-        self.entries: dict[str, Entry] = {}
-        self.waiting: list[Prepared] = []
-        self.bytes, self.written, self.warned = 0, time.monotonic(), False
+    Args:
+        keep: writes a list of it.
+    """
 
-    def add(self, one: Prepared) -> None:
-        self.waiting.append(one)
-        self.bytes += len(one.graph or b"")
+    def __init__(self, keep: Callable[[list[Item]], None]):
+        self.keep = keep
+        self.waiting: list[Item] = []
+        self.bytes, self.written = 0, time.monotonic()
+
+    def add(self, item: Item, size: int) -> None:
+        """Of so many bytes."""
+        self.waiting.append(item)
+        self.bytes += size
         if self.bytes > BYTES or time.monotonic() - self.written > SECONDS:
             self.write()
 
     def write(self) -> None:
+        """Writes what waits."""
+        waiting, self.waiting = self.waiting, []
+        if waiting:
+            self.keep(waiting)
+        self.bytes, self.written = 0, time.monotonic()
+
+
+class _Keeper:
+    """Writes what was prepared to the store."""
+
+    def __init__(self, store: Store, kind: str):
+        self.store, self.kind, self.warned = store, kind, False
+        self.entries: dict[str, Entry] = {}
+        self.some = Some(self._keep)
+
+    def add(self, one: Prepared) -> None:
+        self.some.add(one, len(one.graph or b""))
+
+    def write(self) -> None:
+        self.some.write()
+
+    def _keep(self, made: list[Prepared]) -> None:
         try:
-            self.entries |= self.store.keep(self.kind, self.waiting) if self.waiting else {}
+            self.entries |= self.store.keep(self.kind, made)
         except sqlite3.Error as error:
             # A number below zero: there is no such graph in the store.
-            self.entries |= {one.folder: Entry(-1, one.state, one.about) for one in self.waiting}
+            self.entries |= {one.folder: Entry(-1, one.state, one.about) for one in made}
             if not self.warned:
                 self.warned = True
                 warnings.warn(
@@ -248,7 +284,6 @@ class _Keeper:
                     DataWarning,
                     stacklevel=2,
                 )
-        self.waiting, self.bytes, self.written = [], 0, time.monotonic()
 
 
 def _results(waiting: dict[str, Path], whole: set[str], dtype: torch.dtype) -> Iterator[_Result]:

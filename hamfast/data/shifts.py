@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch.utils.data import Dataset
 
 from hamfast.data.graph_bytes import pack_shift
 from hamfast.data.parallel import FEW, results
-from hamfast.data.prepared import BYTES, PATIENCE, SECONDS, PreparedSet
+from hamfast.data.prepared import PATIENCE, PreparedSet, Some, wait_until_none
 from hamfast.errors import DataWarning
 from hamfast.graph import CrystalGraph
 from hamfast.machine import cores
@@ -77,37 +76,25 @@ def keep_shifts(
     # A file that is damaged is made anew by the next pass over the data.
     with contextlib.suppress(sqlite3.Error):
         if wait:
-            _wait_for(missing)
+            wait_until_none(lambda: len(missing()), PATIENCE)
             return
         waiting = missing()
         if waiting:
             _compute(prepared, waiting, spec, normalization, name, report)
 
 
-def _wait_for(missing: Callable[[], list[Path]]) -> None:
-    """Until nothing is missing any more, or there are no news for long."""
-    changed, left = time.monotonic(), len(missing())
-    while left and time.monotonic() - changed < PATIENCE:
-        time.sleep(1.0)
-        now = len(missing())
-        if now != left:
-            changed, left = time.monotonic(), now
-
-
 def _compute(prepared, folders, spec, normalization, name, report) -> None:
-    store, waiting, size, written = prepared.store, [], 0, time.monotonic()
+    store = prepared.store
+    some: Some[tuple[int, bytes]] = Some(lambda made: store.keep_shifts(name, made))
     try:
         store.begin_shifts(name)
         processes = cores() if len(folders) >= FEW else 0
         shifts = results(_Shifts(prepared, folders, spec, normalization), processes)
         for done, (folder, content) in enumerate(zip(folders, shifts, strict=True), 1):
             if content is not None:
-                waiting.append((prepared.numbers[folder], content))
-                size += len(content)
-            if size > BYTES or time.monotonic() - written > SECONDS or done == len(folders):
-                store.keep_shifts(name, waiting)
-                waiting, size, written = [], 0, time.monotonic()
+                some.add((prepared.numbers[folder], content), len(content))
             report(done, len(folders))
+        some.write()
     except sqlite3.Error as error:
         text = f"{store.path}: shifts cannot be kept, each epoch computes them again ({error})"
         warnings.warn(text, DataWarning, stacklevel=2)

@@ -18,15 +18,9 @@ if TYPE_CHECKING:
     from hamfast.models.normalization import TargetNormalization
 
 
-def _by_pair(normalization: TargetNormalization, graph: CrystalGraph) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """For each pair of elements: its number, its hoppings, and its blocks of one atom."""
-    pair, onsite = graph.pair_species(normalization.spec.num_species), graph.onsite
-    for p in pair.unique().tolist():
-        yield p, (pair == p) & ~onsite, (pair == p) & onsite
-
-
 class _FitByPair:
-    """A fit whose sums have a row for each pair of elements."""
+    """A fit whose sums have a row for each pair of elements: those of its hoppings, and the mean of
+    its blocks of one atom."""
 
     name = ""
 
@@ -34,9 +28,13 @@ class _FitByPair:
         self.normalization = normalization
         self.pairs, self.basis, self.irreps = normalization.shift_coefficients.shape
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the sums."""
+    def hopping_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the sums over hoppings."""
         raise NotImplementedError
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all sums."""
+        return self.hopping_shapes() | {"onsite": (self.pairs, self.irreps), "count": (self.pairs, 1)}
 
     def bytes(self) -> int:
         """See :class:`hamfast.sums.Fit`."""
@@ -47,35 +45,45 @@ class _FitByPair:
         if not sums:
             sums.update({name: torch.zeros(shape, dtype=torch.float64) for name, shape in self.shapes().items()})
 
+    def add_onsite(self, sums: Sums, graph: CrystalGraph, values: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Adds the blocks of one atom; yields each pair's number, and which edges are its hoppings.
+
+        Args:
+            values: ``[edges, irreps]``, what is added.
+        """
+        self.begin(sums)
+        pair, onsite = graph.pair_species(self.normalization.spec.num_species), graph.onsite
+        for p in pair.unique().tolist():
+            home = (pair == p) & onsite
+            sums["onsite"][p] += values[home].sum(0)
+            sums["count"][p] += home.sum()
+            yield p, (pair == p) & ~onsite
+
+    @staticmethod
+    def onsite_mean(sums: Sums) -> Tensor:
+        """``[pairs, irreps]``"""
+        return sums["onsite"] / sums["count"].clamp(min=1)
+
 
 class TwoCentreFit(_FitByPair):
     """Of the shift as a function of the distance, or of constants."""
 
     name = "shift"
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the sums."""
-        pairs, basis, irreps = self.pairs, self.basis, self.irreps
-        return {
-            "gram": (pairs, basis, basis),
-            "right": (pairs, basis, irreps),
-            "onsite": (pairs, irreps),
-            "count": (pairs, 1),
-        }
+    def hopping_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the sums over hoppings."""
+        return {"gram": (self.pairs, self.basis, self.basis), "right": (self.pairs, self.basis, self.irreps)}
 
     @torch.no_grad()
     def add(self, sums: Sums, number: int, graph: CrystalGraph) -> None:
         """See :class:`hamfast.sums.Fit`."""
         own = self.normalization
-        self.begin(sums)
         product = graph.known_target() * own.harmonics(graph).to(graph.known_target())
         projection = own.per_irrep(product).double() * own.inverse_dim.double() * own.has_shift.double()
         phi = own.features(graph.length, own.two_centre_mode).double()
-        for p, hop, home in _by_pair(own, graph):
+        for p, hop in self.add_onsite(sums, graph, projection):
             sums["gram"][p] += phi[hop].T @ phi[hop]
             sums["right"][p] += phi[hop].T @ projection[hop]
-            sums["onsite"][p] += projection[home].sum(0)
-            sums["count"][p] += home.sum()
 
     @torch.no_grad()
     def solve(self, sums: Sums) -> None:
@@ -85,7 +93,7 @@ class TwoCentreFit(_FitByPair):
         ridge = 1e-6 * sums["gram"].diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
         gram = sums["gram"] + ridge[:, None, None] * torch.eye(self.basis, dtype=torch.float64)
         self.normalization.shift_coefficients.copy_(torch.linalg.solve(gram, sums["right"]))
-        self.normalization.onsite_shift.copy_(sums["onsite"] / sums["count"].clamp(min=1))
+        self.normalization.onsite_shift.copy_(self.onsite_mean(sums))
 
 
 class EnvironmentFit:
@@ -117,29 +125,20 @@ class ScaleFit(_FitByPair):
 
     name = "scale"
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the sums."""
-        pairs, basis, irreps = self.pairs, self.basis, self.irreps
-        return {
-            "square": (pairs, basis, irreps),
-            "weight": (pairs, basis, 1),
-            "onsite": (pairs, irreps),
-            "count": (pairs, 1),
-        }
+    def hopping_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the sums over hoppings."""
+        return {"square": (self.pairs, self.basis, self.irreps), "weight": (self.pairs, self.basis, 1)}
 
     @torch.no_grad()
     def add(self, sums: Sums, number: int, graph: CrystalGraph) -> None:
         """See :class:`hamfast.sums.Fit`."""
         own = self.normalization
-        self.begin(sums)
         shift = own.shift(graph) if graph.units is None else graph.units[:, 0]
         squares = own.per_irrep((graph.known_target() - shift).double().square()) * own.inverse_dim.double()
         phi = own.features(graph.length, own.scale_mode).double()
-        for p, hop, home in _by_pair(own, graph):
+        for p, hop in self.add_onsite(sums, graph, squares):
             sums["square"][p] += phi[hop].T @ squares[hop]
             sums["weight"][p] += phi[hop].sum(0)[:, None]
-            sums["onsite"][p] += squares[home].sum(0)
-            sums["count"][p] += home.sum()
 
     @torch.no_grad()
     def solve(self, sums: Sums) -> None:
@@ -154,6 +153,6 @@ class ScaleFit(_FitByPair):
         # them is not blown up.
         top = (hop * present[:, None]).amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
         own.scale_coefficients.copy_(hop.clamp(min=1e-6).maximum(1e-5 * top))
-        home = (sums["onsite"] / sums["count"].clamp(min=1)).sqrt()
+        home = self.onsite_mean(sums).sqrt()
         top = (home * present).amax(dim=1, keepdim=True).clamp(min=1e-12)
         own.onsite_scale.copy_(home.clamp(min=1e-6).maximum(1e-5 * top))

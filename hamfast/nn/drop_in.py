@@ -273,12 +273,8 @@ def _change(changes: _Changes, name: str, child: nn.Module) -> None:
         return
     if isinstance(child, o3.Linear):
         changes.seen.add(id(child))
-        reason = why_not(child)
-        if reason:
-            return changes.note(name, kind, False, reason)
-        before = getattr(child, _LINEAR_CODE)
-        setattr(child, _LINEAR_CODE, _graph_module(LinearCode(child), ("x", "w", "b"), before))
-        return changes.note(name, kind, True, "linear layer on hamfast", lambda: setattr(child, _LINEAR_CODE, before))
+        _exchange_linear(changes, name, child)
+        return
     adapted = adapt(child)
     if adapted is not None:
         changes.seen |= {id(m) for m in (child, *adapted.products)}
@@ -297,3 +293,11 @@ def _exchange_code(changes: _Changes, name: str, product: o3.TensorProduct) -> N
         setattr(product, _CODE, before)
 
     changes.note(name, type(product).__name__, True, "tensor product on hamfast", undo)
+
+
+def _exchange_linear(changes: _Changes, name: str, linear: o3.Linear) -> None:
+    kind, reason, before = type(linear).__name__, why_not(linear), getattr(linear, _LINEAR_CODE)
+    if reason:
+        return changes.note(name, kind, False, reason)
+    setattr(linear, _LINEAR_CODE, _graph_module(LinearCode(linear), ("x", "w", "b"), before))
+    changes.note(name, kind, True, "linear layer on hamfast", lambda: setattr(linear, _LINEAR_CODE, before))

@@ -19,18 +19,12 @@ torch.library.define("hamfast::e3nn_linear", "(Tensor x, Tensor weight, Tensor s
 
 @torch.library.impl("hamfast::e3nn_linear", "CompositeImplicitAutograd")
 def _e3nn_linear(x: Tensor, weight: Tensor, scale: Tensor, plan: str) -> Tensor:
-    return _run(x, weight, scale, _parsed(plan))
+    return irreps_linear(x, weight * scale, _parsed(plan))
 
 
 @cache
 def _parsed(text: str) -> LinearPlan:
     return LinearPlan(*ast.literal_eval(text))
-
-
-def _run(x: Tensor, weight: Tensor, scale: Tensor, plan: LinearPlan) -> Tensor:
-    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    out = irreps_linear(rows, weight * scale, plan)
-    return out if x.dim() == 2 else out.reshape(x.shape[:-1] + out.shape[1:])
 
 
 class LinearCode(CallsPython, nn.Module):
@@ -65,7 +59,7 @@ class LinearCode(CallsPython, nn.Module):
 
     @torch.jit.unused
     def _linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        return _run(x, weight, self.scale, self.plan)  # type: ignore[arg-type]
+        return irreps_linear(x, weight * self.scale, self.plan)  # type: ignore[operator]
 
     def extra_repr(self) -> str:
         """What ``print`` of the module says in its brackets."""

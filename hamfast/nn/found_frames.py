@@ -20,7 +20,6 @@ from hamfast.nn.remembered import Remembered, may_look
 from hamfast.ops.edge_tensor_product import EdgeFrames, edge_frames, edge_tensor_product
 from hamfast.plan import EdgeFramePlan, Plan, edge_frame_plan
 from hamfast.plan.cost import choose_lowering
-from hamfast.plan.edge_frame import is_natural
 from hamfast.plan.plan import IrrepBlock
 
 ROUNDING = 64
@@ -46,25 +45,26 @@ def product_in_frames(x: Tensor, y: Tensor, weight: Tensor, plan: Plan) -> Tenso
     Returns:
         ``[rows, dim_out]``, layout ``mul_ir``; None where the general way is to be gone.
     """
-    if not _fits(x, y, weight):
+    if torch.compiler.is_compiling():
         return None
     lowered = _lowered(plan, x.device.type)
-    if lowered is None:
+    if lowered is None or not _fits(x, y, weight):
         return None
     l_max = max(l for _, l, _ in plan.irreps_in1 + plan.irreps_out)
     found = _FRAMES(y, plan.irreps_in2, l_max)
     if found is None:
         return None
     if any(factor != 1 for factor in found.factors):
-        scales = [found.factors[ins.i_in2] for ins in plan.instructions for _ in range(ins.weight_numel)]
-        weight = weight * torch.tensor(scales, dtype=weight.dtype, device=weight.device)
+        sizes = torch.tensor([ins.weight_numel for ins in plan.instructions])
+        factors = torch.tensor([found.factors[ins.i_in2] for ins in plan.instructions], dtype=weight.dtype)
+        weight = weight * factors.repeat_interleave(sizes).to(weight.device)
     return edge_tensor_product(x, weight, lowered, found.frames)
 
 
 def _fits(x: Tensor, y: Tensor, weight: Tensor) -> bool:
     if x.dim() != 2 or y.dim() != 2 or weight.dim() != 1 or x.shape[0] != y.shape[0] or not y.shape[0]:
         return False
-    if y.dtype not in (torch.float32, torch.float64) or {x.dtype, weight.dtype} != {y.dtype}:
+    if y.requires_grad or y.dtype not in (torch.float32, torch.float64) or {x.dtype, weight.dtype} != {y.dtype}:
         return False
     return may_look(y, x, weight)
 
@@ -72,13 +72,13 @@ def _fits(x: Tensor, y: Tensor, weight: Tensor) -> bool:
 @cache
 def _lowered(plan: Plan, device: str) -> EdgeFramePlan | None:
     """The plan in edge frames, if harmonics fit it and it is the cheapest way then."""
-    if not any(l == 1 for _, l, _ in plan.irreps_in2) or not all(
-        block[0] == 1 and is_natural(block) for block in plan.irreps_in2
-    ):
+    if not plan.instructions or not any(l == 1 for _, l, _ in plan.irreps_in2):
         return None
-    if not plan.instructions or any(ins.mode != "uvw" or not ins.has_weight for ins in plan.instructions):
+    try:
+        lowered = edge_frame_plan(plan)
+    except ValueError:  # it is none of harmonics
         return None
-    return edge_frame_plan(plan) if choose_lowering(plan, True, device, harmonics=True) == "edge_frame" else None
+    return lowered if choose_lowering(plan, True, device, harmonics=True) == "edge_frame" else None
 
 
 @torch.no_grad()

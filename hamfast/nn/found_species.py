@@ -8,6 +8,7 @@ matrix each.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ SHARED = 4
 
 
 def product_with_species(x: Tensor, y: Tensor, weight: Tensor, plan: Plan) -> Tensor | None:
-    """The product as linear layers of species, where ``y`` is found to be one-hot.
+    """The product as linear layers of species, where ``y`` is found to tell them apart.
 
     Args:
         x: ``[..., dim_in1]``; y: ``[..., species]``; weight: ``[weight_numel]``, shared.
@@ -33,61 +34,55 @@ def product_with_species(x: Tensor, y: Tensor, weight: Tensor, plan: Plan) -> Te
         ``[..., dim_out]``, layout ``mul_ir``; None where the general way is to be gone.
     """
     linear = scalar_plan(plan)
-    if linear is None or weight.dim() != 1 or x.shape[:-1] != y.shape[:-1]:
+    if linear is None or weight.dim() != 1 or x.shape[:-1] != y.shape[:-1] or not may_look(y, x, weight):
         return None
-    if y.requires_grad and y.dim() == 2 and linear.species > 1:
-        return _with_embedding(x, y, weight, plan, linear)
-    if not may_look(y, x, weight):
+    species = None if y.requires_grad else _SPECIES(y)
+    if species is not None:
+        own = weights_of_scalar_plan(weight, plan)
+        return irreps_linear(x, own, linear, species=species if linear.species > 1 else None)
+    if y.dim() != 2 or linear.species == 1:
         return None
-    species = _SPECIES(y)
-    if species is None:
-        several = y.dim() == 2 and linear.species > 1
-        return _with_equal_rows(x, y, weight, plan, linear) if several else None
-    out = irreps_linear(
-        x.reshape(-1, x.shape[-1]),
-        weights_of_scalar_plan(weight, plan),
-        linear,
-        species=species if linear.species > 1 else None,
-    )
-    return out.view(*x.shape[:-1], plan.dim_out)
+    kinds = kinds_by_origin(y) if y.requires_grad else _EQUAL_ROWS(y)
+    return None if kinds is None else _of_kinds(x, y[kinds.first], weight, plan, linear, kinds.rows)
 
 
-def _with_embedding(x: Tensor, y: Tensor, weight: Tensor, plan: Plan, linear: LinearPlan) -> Tensor | None:
-    """The product with rows of a table: the weights meet each row of the table once.
-
-    The gradient in ``y`` then lies on one row of each species. What ``y`` is taken from adds the
-    rows of a species up, and gets the same.
-    """
-    if not may_look(y.detach(), x, weight):
-        return None
-    index = rows_of_table(y)
-    if index is None:
-        return None
-    present, kind = torch.unique(index, return_inverse=True)
-    if present.shape[0] * SHARED > y.shape[0]:
-        return None
-    species = rows_of_species(kind, present.shape[0])
-    return _of_table(x, y[species.order[species.ptr[:-1]]], weight, plan, linear, species)
-
-
-def _with_equal_rows(x: Tensor, y: Tensor, weight: Tensor, plan: Plan, linear: LinearPlan) -> Tensor | None:
-    """The same for an operand without a gradient, whose rows are few different ones."""
-    found = _EQUAL_ROWS(y)
-    if found is None:
-        return None
-    species, first = found
-    return _of_table(x, y[first], weight, plan, linear, species)
-
-
-def _of_table(x: Tensor, table: Tensor, weight: Tensor, plan: Plan, linear: LinearPlan, species: SpeciesRows) -> Tensor:
-    """The weights meet each row of the table, ``[species, channels]``, once."""
-    factors = weights_of_scalar_plan(weight, plan)
+def _of_kinds(x: Tensor, table: Tensor, weight: Tensor, plan: Plan, linear: LinearPlan, rows: SpeciesRows) -> Tensor:
+    """The weights meet each row of the table, ``[kinds, channels]``, once."""
+    parts = weights_of_scalar_plan(weight, plan).split([ins.weight_numel for ins in plan.instructions])
     made = [
         torch.einsum("sv,uvw->usw", table, part.view(ins.weight_shape)).flatten()
-        for part, ins in zip(factors.split([i.weight_numel for i in plan.instructions]), plan.instructions, strict=True)
+        for part, ins in zip(parts, plan.instructions, strict=True)
     ]
     kinds = table.shape[0]
-    return irreps_linear(x, torch.cat(made), replace(linear, species=kinds), species=species if kinds > 1 else None)
+    return irreps_linear(x, torch.cat(made), replace(linear, species=kinds), species=rows if kinds > 1 else None)
+
+
+class Kinds(NamedTuple):
+    """Rows of few different ones."""
+
+    rows: SpeciesRows
+    """Those of each kind."""
+    first: Tensor
+    """``[kinds]`` int64: one row of each."""
+
+
+def _kinds(values: Tensor) -> Kinds | None:
+    """Of ``[rows, ...]``, whose equal entries are one kind; None if there are many."""
+    present, kind = torch.unique(values, dim=None if values.dim() == 1 else 0, return_inverse=True)
+    if present.shape[0] * SHARED > values.shape[0]:
+        return None
+    rows = rows_of_species(kind, present.shape[0])
+    return Kinds(rows, rows.order[rows.ptr[:-1]])
+
+
+def kinds_by_origin(y: Tensor) -> Kinds | None:
+    """Of an operand with a gradient: its rows are those of a table.
+
+    The gradient in ``y`` then lies on one row of each kind. What ``y`` is taken from adds the rows
+    of a kind up, and gets the same.
+    """
+    index = rows_of_table(y)
+    return None if index is None else _kinds(index)
 
 
 def rows_of_table(y: Tensor) -> Tensor | None:
@@ -123,15 +118,11 @@ def find_species(y: Tensor) -> SpeciesRows | None:
 
 
 @torch.no_grad()
-def find_equal_rows(y: Tensor) -> tuple[SpeciesRows, Tensor] | None:
-    """The rows of each kind of ``y``, and the first row of each; None if there are many kinds."""
-    if not y.shape[0] or torch.unique(y[:, 0]).shape[0] * SHARED > y.shape[0]:  # cheap, and says it mostly
+def find_equal_rows(y: Tensor) -> Kinds | None:
+    """Of an operand without a gradient: its equal rows."""
+    if not y.shape[0] or _kinds(y[:, 0]) is None:  # cheap, and says it mostly
         return None
-    kinds, kind = torch.unique(y, dim=0, return_inverse=True)
-    if kinds.shape[0] * SHARED > y.shape[0]:
-        return None
-    species = rows_of_species(kind, kinds.shape[0])
-    return species, species.order[species.ptr[:-1]]
+    return _kinds(y)
 
 
 _SPECIES, _EQUAL_ROWS = Remembered(find_species), Remembered(find_equal_rows)

@@ -40,9 +40,7 @@ class _ChannelMixing(LoadsE3nnState):
 
     def mix(self, x: Tensor, species: SpeciesRows | None = None) -> Tensor:
         """``[..., irreps_in.dim]`` -> ``[..., irreps_out.dim]``."""
-        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-        out = irreps_linear(rows, self.weight * self.scale, self.plan, self.layout, species)
-        return out if x.dim() == 2 else out.unflatten(0, x.shape[:-1])
+        return irreps_linear(x, self.weight * self.scale, self.plan, self.layout, species)
 
 
 class Linear(_ChannelMixing):

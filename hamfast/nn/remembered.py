@@ -43,10 +43,10 @@ class Remembered(Generic[Result]):
 def may_look(looked_at: Tensor, *others: Tensor) -> bool:
     """May a choice depend on the numbers of a tensor?
 
-    Not while torch traces, transforms or records; nor where the tensor has a gradient, which holds
-    for other numbers, too.
+    Not while torch traces, transforms or records. A gradient holds for other numbers, too: whoever
+    looks at a tensor that has one must see to that.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or looked_at.requires_grad:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     if type(looked_at) is not Tensor or _get_current_dispatch_mode() is not None:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from hamfast import _library  # noqa: F401  (loads the kernels)
 from hamfast.constants import constant, on_host, real_tensors
 from hamfast.ops.block_matmul import FACTORS
-from hamfast.ops.checks import HALF, check_rows, check_same, found
+from hamfast.ops.checks import HALF, check_rows, check_same, check_tensor, found
 from hamfast.ops.layout import check_layout
 from hamfast.ops.transforms import differentiable, gradients_of_three
 from hamfast.plan.channel import as_table
@@ -67,19 +68,23 @@ def irreps_linear(
     """``out[r, w, m] = sum over u of x[r, u, m] weight[u, w]`` for each pair of blocks.
 
     Args:
-        x: ``[rows, dim_in]``: float32 or float64; bfloat16 and float16 are computed in float32.
+        x: ``[..., dim_in]``: float32 or float64; bfloat16 and float16 are computed in float32.
         weight: ``[plan.weight_numel]``, of the dtype of ``x``; under autocast the wider of the two
             is taken.
         layout: of rows, ``mul_ir`` or ``ir_mul``.
         species: with ``plan.species`` > 1, from :func:`rows_of_species`: each row takes the
-            matrices of its species.
+            matrices of its species. Rows are numbered over all leading dimensions.
 
     Returns:
-        ``[rows, dim_out]``; blocks without a pair are 0. Differentiable to any order in both.
+        ``[..., dim_out]``; blocks without a pair are 0. Differentiable to any order in both.
 
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.
     """
+    check_tensor("irreps_linear", "x", x)
+    leading = x.shape[:-1]
+    if x.dim() > 0 and len(leading) != 1:
+        x = x.reshape(math.prod(leading), x.shape[-1])
     check_rows("irreps_linear", "x", x, None, irreps_dim(plan.irreps_in))
     if torch.is_autocast_enabled(x.device.type):
         widest = torch.promote_types(x.dtype, weight.dtype)
@@ -94,9 +99,11 @@ def irreps_linear(
             f"{plan.species} species, found {found(species)}"
         )
     if x.dtype in HALF:
-        return irreps_linear(x.float(), weight.float(), plan, layout, species).to(x.dtype)
-    order, ptr = species if species is not None else (None, None)
-    return _op(x, weight, order, ptr, _table(plan, x.device), _C, Layout.numbers()[layout], _dims(plan))
+        out = irreps_linear(x.float(), weight.float(), plan, layout, species).to(x.dtype)
+    else:
+        order, ptr = species if species is not None else (None, None)
+        out = _op(x, weight, order, ptr, _table(plan, x.device), _C, Layout.numbers()[layout], _dims(plan))
+    return out if len(leading) == 1 else out.view(*leading, out.shape[-1])
 
 
 @torch.library.register_fake("hamfast::irreps_linear")

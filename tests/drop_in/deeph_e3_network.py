@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from e3nn import nn as e3nn_nn
 from e3nn import o3
+from peers import by_field
 from torch import nn
 
 from hamfast.data import GraphDataset, dataset_spec
@@ -27,7 +28,7 @@ def network(dtype, hidden="64x0e+32x1o+16x2e+8x3o+8x4e+4x5o", l_max=5, blocks=3)
 
 def graph(dtype, cells=(1, 1, 1)):
     torch.set_default_dtype(dtype)
-    return GraphDataset([GRAPHENE], dataset_spec([GRAPHENE]), None)[0]
+    return GraphDataset([GRAPHENE], dataset_spec([GRAPHENE]), None, dtype)[0]
 
 
 def evaluate(model, data, training=False):
@@ -70,12 +71,7 @@ class SeparateProduct(nn.Module):
 
 def times_channels(x, factors, irreps):
     """Each channel of ``x`` times its factor."""
-    out, start, channel = [], 0, 0
-    for mul, ir in irreps:
-        field = x[:, start : start + mul * ir.dim].reshape(-1, mul, ir.dim)
-        out.append((field * factors[:, channel : channel + mul, None]).reshape(-1, mul * ir.dim))
-        start, channel = start + mul * ir.dim, channel + mul
-    return torch.cat(out, dim=-1)
+    return by_field(x, irreps, lambda field, ir, channels, _: field * factors[:, channels, None])
 
 
 class Norm(nn.Module):
@@ -90,22 +86,18 @@ class Norm(nn.Module):
     def forward(self, x, batch):
         graphs = int(batch.max()) + 1
         rows = torch.zeros(graphs, dtype=x.dtype).index_add(0, batch, torch.ones_like(batch, dtype=x.dtype))
-        out, start, channel, scalar = [], 0, 0, 0
-        for mul, ir in self.irreps:
-            field = x[:, start : start + mul * ir.dim].reshape(-1, mul, ir.dim)
-            total = torch.zeros(graphs, mul, ir.dim, dtype=x.dtype)
+
+        def normed(field, ir, channels, scalars):
+            total = torch.zeros(graphs, *field.shape[1:], dtype=x.dtype)
             mean = total.index_add(0, batch, field).mean(dim=1, keepdim=True) / rows[:, None, None]
             field = field - mean[batch]
             if ir.l == 0:
                 square = total.index_add(0, batch, field.abs().pow(2)) / rows[:, None, None]
                 field = field / (square.mean(dim=[1, 2], keepdim=True).sqrt()[batch] + 1e-5)
-            field = field * self.weight[None, channel : channel + mul, None]
-            if ir.is_scalar():
-                field = field + self.bias[None, scalar : scalar + mul, None]
-                scalar += mul
-            out.append(field.reshape(-1, mul * ir.dim))
-            start, channel = start + mul * ir.dim, channel + mul
-        return torch.cat(out, dim=-1)
+            field = field * self.weight[None, channels, None]
+            return field + self.bias[None, scalars, None] if ir.is_scalar() else field
+
+        return by_field(x, self.irreps, normed)
 
 
 class Update(nn.Module):

@@ -13,6 +13,7 @@ import own_network
 import torch
 from e3nn import nn as e3nn_nn
 from e3nn import o3
+from peers import by_field
 from torch import nn
 from torch_geometric.utils import softmax
 
@@ -101,19 +102,15 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(irreps.count("0e")))
 
     def forward(self, x):
-        fields, start, channel = [], 0, 0
-        for mul, ir in self.irreps:
-            field = x.narrow(1, start, mul * ir.dim).reshape(-1, mul, ir.dim)
+        def normed(field, ir, channels, scalars):
             if ir.is_scalar():
                 field = field - field.mean(dim=1, keepdim=True)
             size = field.pow(2).mean(-1).mean(dim=1, keepdim=True)
-            scale = (size + 1e-5).pow(-0.5) * self.weight[None, channel : channel + mul]
-            field = field * scale.reshape(-1, mul, 1)
-            if ir.is_scalar():
-                field = field + self.bias.reshape(mul, 1)
-            fields.append(field.reshape(-1, mul * ir.dim))
-            start, channel = start + mul * ir.dim, channel + mul
-        return torch.cat(fields, dim=-1)
+            scale = (size + 1e-5).pow(-0.5) * self.weight[None, channels]
+            field = field * scale.reshape(*scale.shape, 1)
+            return field + self.bias[scalars, None] if ir.is_scalar() else field
+
+        return by_field(x, self.irreps, normed)
 
 
 class Attention(nn.Module):

@@ -37,3 +37,22 @@ def edges(atoms, cutoff):
 
     i, j, cells = neighbor_list("ijS", atoms, cutoff)
     return torch.tensor(i), torch.tensor(j), torch.tensor(cells @ atoms.cell.array)
+
+
+def by_field(x, irreps, change):
+    """Rows ``[rows, irreps.dim]``, each block of irreps changed by itself, as networks of e3nn do.
+
+    Args:
+        change: from a block ``[rows, mul, dim]``, its irrep, which channels of the row it has and,
+            if it is one of scalars (0e), which of the row's scalars.
+    """
+    import torch
+
+    out, start, channel, scalar = [], 0, 0, 0
+    for mul, ir in irreps:
+        field = x[:, start : start + mul * ir.dim].reshape(-1, mul, ir.dim)
+        changed = change(field, ir, slice(channel, channel + mul), slice(scalar, scalar + mul))
+        out.append(changed.reshape(-1, mul * ir.dim))
+        start, channel = start + mul * ir.dim, channel + mul
+        scalar += mul if ir.is_scalar() else 0
+    return torch.cat(out, dim=-1)

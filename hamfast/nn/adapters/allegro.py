@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import torch
 from allegro.nn._strided import Contracter
 from torch import Tensor, nn
 
 from hamfast.nn.adapters import Adapted, change_class
+from hamfast.nn.checks import ScriptsTheirCode
 from hamfast.ops.symmetric_contraction import symmetric_contraction
 from hamfast.plan import ContractionPlan, contraction_plan
 
 
-class FusedContracter(Contracter):
+class FusedContracter(ScriptsTheirCode, Contracter):
     """Allegro's contracter as polynomials of degree 2 in the components of both operands.
 
     Allegro's own makes a tensor of edges x channels x components of both, and of all three.
@@ -28,12 +27,6 @@ class FusedContracter(Contracter):
         weights = weights.expand(self.num_paths, self.mul).unsqueeze(0)
         out = symmetric_contraction(both, weights, both.new_ones(both.shape[0], 1), self.plan)
         return out.view(-1, self.mul, self.base_dim_out)
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """TorchScript reads Allegro's own code."""
-        theirs = copy.copy(self)
-        theirs.__class__ = Contracter  # type: ignore[assignment]
-        return theirs
 
 
 def _plan(contracter: Contracter) -> ContractionPlan:

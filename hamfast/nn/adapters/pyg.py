@@ -7,7 +7,6 @@ Where a call asks for what the op does not have, PyG's own code runs.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -17,13 +16,14 @@ from torch_geometric.nn import conv
 
 from hamfast.nn.adapters import Adapted, change_class
 from hamfast.nn.attention_call import RunsAttention, RunsGATv2, RunsTransformer
+from hamfast.nn.checks import ScriptsTheirCode
 
 FEW = {True: 150_000, False: 30_000}
 """With gradients or without: for fewer numbers (edges times heads times channels) PyG's own code is
 the faster one on a CPU, by up to a quarter."""
 
 
-class _OfPyG(RunsAttention):
+class _OfPyG(ScriptsTheirCode, RunsAttention):
     """What both layers have."""
 
     aggr_module: Any
@@ -49,12 +49,6 @@ class _OfPyG(RunsAttention):
             return False
         self._made = getattr(self, "_made", False) or not any(is_lazy(p) for p in layer.parameters())
         return self._made
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """TorchScript reads PyG's own code."""
-        theirs = copy.copy(self)
-        theirs.__class__ = type(self).__bases__[-1]  # type: ignore[assignment]
-        return theirs  # type: ignore[return-value]
 
 
 class TransformerConv(_OfPyG, RunsTransformer, conv.TransformerConv):
