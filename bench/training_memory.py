@@ -1,4 +1,5 @@
-"""What `training.recompute`, also in pieces, and `training.mixed_precision` save and cost.
+"""What `training.recompute`, also in pieces, `training.mixed_precision` and
+`training.share_structures` save and cost.
 
     python bench/training_memory.py --machine "2 CPU cores"
 
@@ -6,12 +7,15 @@ Writes bench/results/training_memory.csv, measured on structures of the bundled 
 of second stage, with the networks of examples/graphene/config.yaml, trained at once: how far the
 memory rises in a step of 6 structures above one of 1, its CPU time against that of a plain step
 (rounds alternate), and how far the predicted blocks (without the closed-form shift) and the
-gradient are from those in float32. The weights are random.
+gradient are from those in float32. The weights are random. Where two processes share the
+structures, memory and time are those of one of them.
 """
 
 import argparse
 import csv
 import datetime
+import json
+import os
 import statistics
 import subprocess
 import sys
@@ -21,8 +25,10 @@ from pathlib import Path
 
 import torch
 import yaml
+from torch import distributed
 
 from hamfast.graph import batch_graphs, structures_of
+from hamfast.models.in_training import InTraining
 from hamfast.training import Run
 from hamfast.training.config import parse_config
 from hamfast.training.module import CascadeTraining
@@ -32,6 +38,7 @@ HERE = Path(__file__).parent
 RESULT, CONFIG = HERE / "results" / "training_memory.csv", HERE.parent / "examples" / "graphene" / "config.yaml"
 FIELDS = [
     "stage2",
+    "processes",
     "recompute",
     "pieces_of",
     "mixed_precision",
@@ -50,6 +57,8 @@ MODES = [(recompute, at_once, False) for recompute, at_once in ((False, None), (
 MODES += [(False, None, True), (True, None, True)]
 PLAIN = MODES[0]
 """Each mode: are layers computed twice, in pieces of how many edges, and with mixed precision?"""
+SHARING = 2
+"""So many processes share the structures."""
 
 
 def configuration(kind, scratch):
@@ -62,11 +71,10 @@ def configuration(kind, scratch):
     return parse_config(content, str(CONFIG))
 
 
-def step(module, graph, recompute, at_once, mixed):
+def step(module, graph, recompute, at_once, mixed, group=None):
     """CPU seconds, output and gradient of a step."""
     module.model.mixed_precision = mixed
-    for stage in (module.model.stage1, module.model.stage2):
-        stage.recompute, stage.edges_at_once = recompute, at_once
+    module.model.sweeps_over = InTraining(recompute, at_once, group)
     module.zero_grad()
     begun = time.process_time()
     output = module.predict(graph)
@@ -82,13 +90,46 @@ def status(name):
     return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1e3
 
 
-def peak(kind, mode, scratch):
+def peak(module, graph, *mode):
     """MB by which a step rises above one of a single structure; in a process of its own."""
-    module, graph, _ = prepared(kind, scratch)
     step(module, structures_of(graph, 0, 1), *mode)  # all that is made once is there then
     before = status("VmHWM")
     step(module, graph, *mode)
     return status("VmHWM") - before
+
+
+def of_a_share(kind, recompute, scratch, rounds):
+    """Prints memory, time and errors of one of several processes; it is one of them."""
+    distributed.init_process_group("gloo")
+    group = distributed.group.WORLD
+    module, graph, shift = prepared(kind, scratch)
+    mode, times = (recompute, None, False, group), []
+    rise = peak(module, graph, *mode)
+    for _ in range(rounds):
+        (own, output, gradient), (whole, true_output, true_gradient) = (
+            step(module, graph, *mode),
+            step(module, graph, *PLAIN),
+        )
+        times.append(own / whole)
+    distributed.all_reduce(gradient)
+    errors = error(output - shift, true_output - shift), error(gradient, true_gradient)
+    print(json.dumps([rise, statistics.median(times), *errors]))
+    distributed.destroy_process_group()
+
+
+def shared(kind, recompute, scratch, rounds):
+    """Rows of the first of several processes."""
+    command = [sys.executable, "-W", "ignore", __file__, "--rounds", str(rounds)]
+    command += ["--share", kind, str(int(recompute)), str(scratch)]
+    about = os.environ | {"MASTER_ADDR": "localhost", "MASTER_PORT": "29531", "WORLD_SIZE": str(SHARING)}
+    running = [
+        subprocess.Popen(command, env=about | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in range(SHARING)
+    ]
+    outputs = [process.communicate()[0] for process in running]
+    if any(process.returncode for process in running):
+        sys.exit("a process has failed")
+    return json.loads(outputs[0].splitlines()[-1])
 
 
 def error(found, truth):
@@ -128,21 +169,18 @@ def measure(kind, scratch, rounds):
         command = [sys.executable, "-W", "ignore", __file__, "--one", kind, number, str(scratch)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         peaks[mode] = float(done.stdout.split()[-1])
+
+    def row(processes, mode, rise, time_ratio, output_error, gradient_error):
+        values = (kind, processes, mode[0], mode[1] or "", mode[2], graph.num_edges, f"{rise:.0f}")
+        values += (f"{rise / peaks[PLAIN]:.2f}", f"{time_ratio:.2f}", output_error, gradient_error)
+        return dict(zip(FIELDS, values, strict=False))
+
     for mode, (own_output, own_gradient) in found.items():
-        recompute, at_once, mixed = mode
-        ratios = [a / b for a, b in zip(times[mode], times[PLAIN], strict=True)]
-        yield {
-            "stage2": kind,
-            "recompute": recompute,
-            "pieces_of": at_once or "",
-            "mixed_precision": mixed,
-            "edges": graph.num_edges,
-            "peak_MB": f"{peaks[mode]:.0f}",
-            "peak_ratio": f"{peaks[mode] / peaks[PLAIN]:.2f}",
-            "time_ratio": f"{statistics.median(ratios):.2f}",
-            "output_error": error(own_output - shift, output - shift),
-            "gradient_error": error(own_gradient, gradient),
-        }
+        ratio = statistics.median(a / b for a, b in zip(times[mode], times[PLAIN], strict=True))
+        errors = error(own_output - shift, output - shift), error(own_gradient, gradient)
+        yield row(1, mode, peaks[mode], ratio, *errors)
+    for recompute in (False, True):
+        yield row(SHARING, (recompute, None, False), *shared(kind, recompute, scratch, rounds))
 
 
 def main():
@@ -151,11 +189,16 @@ def main():
     parser.add_argument("--machine", help="what runs it, in words")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", nargs=3, help="print the peak of a kind, number of a mode, scratch folder")
+    parser.add_argument("--share", nargs=3, help="be one of several processes: kind, recompute or not, scratch folder")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.one:
         kind, number, scratch = options.one
-        print(peak(kind, MODES[int(number)], scratch))
+        print(peak(*prepared(kind, scratch)[:2], *MODES[int(number)]))
+        return
+    if options.share:
+        kind, recompute, scratch = options.share
+        of_a_share(kind, recompute == "1", scratch, options.rounds)
         return
     about = {"machine": options.machine, "torch": torch.__version__, "date": datetime.date.today().isoformat()}
     rows = []

@@ -5,6 +5,7 @@ The head that makes Hamiltonian blocks of the result is :class:`hamfast.targets.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from hamfast.models.gradient_transformer import GradientTransformer
 from hamfast.models.no_network import NoNetwork
 from hamfast.models.normalization import TargetNormalization
 from hamfast.models.settings import ENVIRONMENT, FREEZE_STAGE1, CovariantConfig, TransformerConfig
-from hamfast.models.sweeps import Piece, Sweeps
+from hamfast.models.sweeps import Piece, Sweeps, Whole
 from hamfast.models.transformer import RefinementTransformer
 from hamfast.targets import TargetSpec
 
@@ -66,6 +67,8 @@ class Cascade(nn.Module):
             they had none.
         error_model: how large its errors are expected to be; None without a calibration.
         mixed_precision: in a training, the stages multiply matrices in bfloat16.
+        sweeps_over: makes the sweeps over a graph; a training may have others
+            (:class:`hamfast.models.in_training.InTraining`).
 
     Raises:
         ValueError: the irreps of ``stage1`` cannot make the targets, or the heads of ``stage2`` do
@@ -95,6 +98,7 @@ class Cascade(nn.Module):
         self.training_range: TrainingRange | None = None
         self.error_model: ErrorModel | None = None
         self.mixed_precision = False
+        self.sweeps_over: Callable[[CrystalGraph], Whole] = Whole
         self.normalization = TargetNormalization(
             spec, target_shift, target_scale, r_max, environment=target_environment
         )
@@ -124,20 +128,21 @@ class Cascade(nn.Module):
             refine: False stops after stage 1.
         """
         refine = refine and self.stage2 is not None
+        sweeps = self.sweeps_over(graph)
         with (
             torch.set_grad_enabled(torch.is_grad_enabled() and not (refine and self.freeze_stage1)),
             self._mixed(graph),
         ):
-            raw, node, edge = self.stage1(graph)
-        raw = raw.to(graph.vector.dtype)
+            raw, node, edge = self.stage1.sweep(sweeps, features=refine)
+            output = sweeps.gathered(raw).to(graph.vector.dtype)
         units = self.normalization.shift_and_scale(graph) if graph.units is None else graph.units.unbind(1)
-        baseline = self._finish(graph, raw, units)
+        baseline = self._finish(graph, output, units)
         if not refine:
             return CascadeOutput(baseline, baseline)
         assert self.stage2 is not None
         with self._mixed(graph):
-            correction = self.stage2(graph, raw, node, edge).to(raw.dtype)
-        return CascadeOutput(baseline, self._finish(graph, raw + correction, units))
+            correction = sweeps.gathered(self.stage2.sweep(sweeps, raw, node, edge)).to(graph.vector.dtype)
+        return CascadeOutput(baseline, self._finish(graph, output + correction, units))
 
     def _mixed(self, graph: CrystalGraph) -> torch.autocast:
         """Products of the stages' matrices in bfloat16, where a training with mixed precision goes

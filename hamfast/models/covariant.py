@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from hamfast.graph import CrystalGraph
 from hamfast.models.data_axes import DataAxis
-from hamfast.models.recomputed import in_training
 from hamfast.models.settings import CovariantConfig
-from hamfast.models.sweeps import Piece, Sweeps
+from hamfast.models.sweeps import Piece, Sweeps, Whole
 from hamfast.nn import (
     EdgeTensorProduct,
     EquivariantLayerNorm,
@@ -318,8 +317,6 @@ class CovariantNetwork(nn.Module):
     def __init__(self, config: CovariantConfig, spec: TargetSpec):
         super().__init__()
         self.config, self.spec = config, spec
-        self.recompute = False  # of a training, see in_training
-        self.edges_at_once: int | None = None
         mid = Irreps(config.irreps_mid)
         post_node, post_edge = output_irreps(config, spec)
         scalars = Irreps(f"{config.embed_dim}x0e")
@@ -385,10 +382,7 @@ class CovariantNetwork(nn.Module):
         normalisation. The others are the features of the nodes, ``[atoms, irreps_node.dim]``, and
         of the edges, ``[edges, irreps_edge.dim]``.
         """
-        sweeps = in_training(graph, self.recompute, self.edges_at_once)
-        output, node, edge = self.sweep(sweeps)
-        assert edge is not None
-        return sweeps.gathered(output), node, sweeps.gathered(edge)
+        return self.sweep(Whole(graph))
 
     def sweep(self, sweeps: Sweeps, features: bool = True) -> tuple[Any, Tensor, Any]:
         """What :meth:`forward` returns, by sweeps; without ``features`` none of edges."""

@@ -31,9 +31,8 @@ from torch import Tensor, nn
 from hamfast.graph import CrystalGraph
 from hamfast.models.covariant import LAYOUT, add_to_onsite, operands_of_edges, path_exists
 from hamfast.models.data_axes import DataAxis
-from hamfast.models.recomputed import in_training
 from hamfast.models.settings import TransformerConfig, check_heads
-from hamfast.models.sweeps import Piece, Sweeps
+from hamfast.models.sweeps import Piece, Sweeps, Whole
 from hamfast.nn import (
     EdgeTensorProduct,
     GaussianBasis,
@@ -236,8 +235,6 @@ class FrameTransformer(nn.Module):
         super().__init__()
         check_heads(config)
         self.config, self.spec = config, spec
-        self.recompute = False  # of a training, see in_training
-        self.edges_at_once: int | None = None
         self.stage1_node, self.stage1_edge = irreps_node, irreps_edge
         hidden = Irreps(config.irreps).sort().irreps.simplify()
         # What the targets have beyond the hidden irreps, such as 1e.
@@ -270,8 +267,7 @@ class FrameTransformer(nn.Module):
             baseline: stage 1's output ``[edges, spec.dim]``; not read.
             node_features, edge_features: of stage 1, in the layout ``mul_ir``.
         """
-        sweeps = in_training(graph, self.recompute, self.edges_at_once)
-        return sweeps.gathered(self.sweep(sweeps, sweeps.given(baseline), node_features, sweeps.given(edge_features)))
+        return self.sweep(Whole(graph), baseline, node_features, edge_features)
 
     def sweep(self, sweeps: Sweeps, baseline: Any, node_features: Tensor, edge_features: Any) -> Any:
         """What :meth:`forward` returns, by sweeps: what is of edges is a field."""

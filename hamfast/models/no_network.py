@@ -22,7 +22,6 @@ class NoNetwork(nn.Module):
     def __init__(self, spec: TargetSpec):
         super().__init__()
         self.spec = spec
-        self.recompute, self.edges_at_once = False, None  # nothing depends on them
 
     def receptive_field(self, longest_pair: float) -> float:
         """0 angstrom: it looks at nothing, ``longest_pair`` of the data does not matter."""

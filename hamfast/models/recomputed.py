@@ -20,22 +20,6 @@ from hamfast.models.sweeps import Piece, Whole
 from hamfast.nn import EquivariantLayerNorm
 
 
-def in_training(graph: CrystalGraph, recompute: bool, edges_at_once: int | None) -> Whole:
-    """Sweeps over a whole graph.
-
-    Args:
-        graph: of one structure or of several.
-        recompute: are sweeps carried out a second time for their gradient?
-        edges_at_once: if so, in pieces of so many edges; None: as a whole. An atom that has more
-            is a piece by itself.
-    """
-    if not (recompute and torch.is_grad_enabled()):
-        return Whole(graph)
-    if edges_at_once is None or graph.num_edges <= edges_at_once:
-        return Recomputed(graph)
-    return RecomputedPieces(graph, edges_at_once)
-
-
 class Recomputed(Whole):
     """As :class:`hamfast.models.sweeps.Whole`, but the gradient carries out each sweep a second
     time."""
@@ -69,34 +53,30 @@ class Rows:
         return self.parts[piece.number]
 
 
-class RecomputedPieces(Whole):
-    """As :class:`Recomputed`, with one piece of the graph after the other.
+class PiecesInMemory(Whole):
+    """One piece of the graph after the other.
 
     Args:
         graph: of one structure or of several.
-        edges_at_once: edges of a piece; an atom that has more is one by itself.
+        maker: of the pieces.
+        bounds: where the pieces begin among the maker's atoms, and where the last one ends.
+        recompute: are sweeps carried out a second time for their gradient?
     """
 
-    def __init__(self, graph: CrystalGraph, edges_at_once: int):
+    def __init__(self, graph: CrystalGraph, maker: PieceMaker, bounds: Sequence[int], recompute: bool):
         super().__init__(graph)
-        device = graph.species.device
-        maker = PieceMaker(graph, torch.arange(graph.num_atoms, device=device), device)
-        bounds = bounds_of(maker.pointers.tolist(), edges_at_once)
-        ranges = itertools.pairwise(bounds)
-        self.pieces = [maker.piece(first, last, n) for n, (first, last) in enumerate(ranges)]
-        self.order = maker.sorted_edges
-        self.place = torch.empty_like(self.order)
-        self.place[self.order] = torch.arange(len(self.order), device=device)
+        self.recompute = recompute
+        self.pieces = [maker.piece(first, last, n) for n, (first, last) in enumerate(itertools.pairwise(bounds))]
+        self.order = maker.edges_of(bounds[0], bounds[-1])
         self.sizes = [piece.graph.num_edges for piece in self.pieces]
 
     def nodes(self, function: Callable[[Piece], Tensor]) -> Tensor:
         """See :meth:`hamfast.models.sweeps.Sweeps.nodes`."""
-        return torch.cat([_twice(lambda p: function(p)[: p.num_own], piece) for piece in self.pieces])
+        return self._all_atoms(torch.cat([rows for (rows,) in self._run(lambda p: (function(p)[: p.num_own],))]))
 
     def edges(self, function: Callable[[Piece], tuple[Tensor, ...]]) -> tuple[Any, ...]:
         """See :meth:`hamfast.models.sweeps.Sweeps.edges`."""
-        found = [_twice(function, piece) for piece in self.pieces]
-        return tuple(Rows(parts) for parts in zip(*found, strict=True))
+        return tuple(Rows(parts) for parts in zip(*self._run(function), strict=True))
 
     def both(self, function: Callable[[Piece], tuple[Tensor, Tensor]]) -> tuple[Tensor, Any]:
         """See :meth:`hamfast.models.sweeps.Sweeps.both`."""
@@ -105,19 +85,40 @@ class RecomputedPieces(Whole):
             of_nodes, of_edges = function(piece)
             return of_nodes[: piece.num_own], of_edges
 
-        nodes, edges = zip(*[_twice(own, piece) for piece in self.pieces], strict=True)
-        return torch.cat(nodes), Rows(edges)
-
-    def given(self, rows: Tensor) -> Any:
-        """See :meth:`hamfast.models.sweeps.Whole.given`."""
-        return Rows(rows.index_select(0, self.order).split(self.sizes))
-
-    def gathered(self, field: Any) -> Tensor:
-        """See :meth:`hamfast.models.sweeps.Whole.gathered`."""
-        return torch.cat(list(field.parts)).index_select(0, self.place)
+        nodes, edges = zip(*self._run(own), strict=True)
+        return self._all_atoms(torch.cat(nodes)), Rows(edges)
 
     def normed(self, norm: EquivariantLayerNorm, field: Any) -> Callable[[Piece], Tensor]:
         """See :meth:`hamfast.models.sweeps.Sweeps.normed`."""
         graph = self.piece.graph.edge_graph[self.order]
-        rows = Rows(norm(torch.cat(list(field.parts)), graph, self.num_graphs).split(self.sizes))
-        return rows.read
+        return Rows(self._normed(norm, torch.cat(list(field.parts)), graph).split(self.sizes)).read
+
+    def _run(self, function: Callable[[Piece], tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+        return [_twice(function, piece) if self.recompute else function(piece) for piece in self.pieces]
+
+    def _all_atoms(self, rows: Tensor) -> Tensor:
+        """The rows of all atoms, of those of the pieces' own."""
+        return rows
+
+    def _normed(self, norm: EquivariantLayerNorm, rows: Tensor, graph: Tensor) -> Tensor:
+        return norm(rows, graph, self.num_graphs)
+
+
+class RecomputedPieces(PiecesInMemory):
+    """As :class:`Recomputed`, with one piece of the graph after the other.
+
+    Args:
+        graph: of one structure or of several.
+        edges_at_once: edges of a piece; an atom that has more is one by itself.
+    """
+
+    def __init__(self, graph: CrystalGraph, edges_at_once: int):
+        device = graph.species.device
+        maker = PieceMaker(graph, torch.arange(graph.num_atoms, device=device), device)
+        super().__init__(graph, maker, bounds_of(maker.pointers.tolist(), edges_at_once), recompute=True)
+        self.place = torch.empty_like(self.order)
+        self.place[self.order] = torch.arange(len(self.order), device=device)
+
+    def gathered(self, field: Any) -> Tensor:
+        """See :meth:`hamfast.models.sweeps.Whole.gathered`."""
+        return torch.cat(list(field.parts)).index_select(0, self.place)

@@ -7,7 +7,8 @@ may work off the edges in any pieces, as long as the incoming edges of an atom s
 network that is written in sweeps needs no more memory than its pieces do.
 
 :class:`Whole` is the graph in one piece, as in a training; those of
-:mod:`hamfast.models.recomputed` keep nothing of the inside of a sweep for the gradient.
+:mod:`hamfast.models.recomputed` keep nothing of the inside of a sweep for the gradient, and
+:class:`hamfast.models.shared.SharedPieces` are those of one of several processes.
 :class:`hamfast.models.pieces.Pieces` has many, and keeps the features of edges in files.
 """
 
@@ -125,10 +126,6 @@ class Whole:
     def both(self, function: Callable[[Piece], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """See :meth:`Sweeps.both`."""
         return function(self.piece)
-
-    def given(self, rows: Tensor) -> Any:
-        """Rows for all edges of the graph, as a field."""
-        return rows
 
     def gathered(self, field: Any) -> Tensor:
         """A field, as rows in the order of the graph's edges."""

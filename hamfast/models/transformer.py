@@ -24,9 +24,8 @@ from torch import Tensor, nn
 
 from hamfast.graph import CrystalGraph
 from hamfast.models.data_axes import DataAxis
-from hamfast.models.recomputed import in_training
 from hamfast.models.settings import TransformerConfig, check_heads
-from hamfast.models.sweeps import Piece, Sweeps
+from hamfast.models.sweeps import Piece, Sweeps, Whole
 from hamfast.nn import GaussianBasis
 from hamfast.ops import EdgeIndex, edge_einsum, edge_index, edge_update, graph_attention
 from hamfast.targets import TargetSpec
@@ -172,8 +171,6 @@ class RefinementTransformer(nn.Module):
         super().__init__()
         check_heads(config)
         self.config, self.spec = config, spec
-        self.recompute = False  # of a training, see in_training
-        self.edges_at_once: int | None = None
         self.gaussians = GaussianBasis(0.0, config.cutoff, config.num_basis)
         self.pair_embedding = nn.Embedding(spec.num_species**2, config.hidden)
         self.feature_norm = nn.LayerNorm(irreps_edge.dim)
@@ -200,8 +197,7 @@ class RefinementTransformer(nn.Module):
             baseline: stage 1's output ``[edges, spec.dim]``.
             node_features, edge_features: of stage 1, in the layout ``mul_ir``.
         """
-        sweeps = in_training(graph, self.recompute, self.edges_at_once)
-        return sweeps.gathered(self.sweep(sweeps, sweeps.given(baseline), node_features, sweeps.given(edge_features)))
+        return self.sweep(Whole(graph), baseline, node_features, edge_features)
 
     def sweep(self, sweeps: Sweeps, baseline: Any, node_features: Tensor, edge_features: Any) -> Any:
         """What :meth:`forward` returns, by sweeps: what is of edges is a field."""

@@ -1,5 +1,6 @@
 """Equivariant layer normalisation."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -83,11 +84,22 @@ class EquivariantLayerNorm(NotScripted):
         check_count("EquivariantLayerNorm", "num_graphs", num_graphs, 1)
         return self._normalized(*self._statistics(x, graph, num_graphs), graph)
 
-    def statistics(self, x: Tensor, graph: Tensor, num_graphs: int) -> Statistics:
-        """What :meth:`normalized` needs to know of all rows; the arguments are those of the
+    def statistics(
+        self,
+        x: Tensor,
+        graph: Tensor,
+        num_graphs: int,
+        rows: Tensor | None = None,
+        add_up: Callable[[Tensor], Tensor] = lambda part: part,
+    ) -> Statistics:
+        """What :meth:`normalized` needs to know of all rows; the first arguments are those of the
         call.
+
+        Args:
+            rows: ``[graphs]``, how many there are, where ``x`` holds only some of them.
+            add_up: what a tensor is, added up over all parts of the rows.
         """
-        return self._statistics(x, graph, num_graphs)[0]
+        return self._statistics(x, graph, num_graphs, rows, add_up)[0]
 
     def normalized(self, x: Tensor, statistics: Statistics, graph: Tensor) -> Tensor:
         """Some rows, with the statistics of all.
@@ -97,15 +109,23 @@ class EquivariantLayerNorm(NotScripted):
         centred = x - self._to_rows(statistics.mean[:, self.component], graph)
         return self._normalized(statistics, centred, graph)
 
-    def _statistics(self, x: Tensor, graph: Tensor, num_graphs: int) -> tuple[Statistics, Tensor]:
+    def _statistics(
+        self,
+        x: Tensor,
+        graph: Tensor,
+        num_graphs: int,
+        rows: Tensor | None = None,
+        add_up: Callable[[Tensor], Tensor] = lambda part: part,
+    ) -> tuple[Statistics, Tensor]:
         """Those of all rows, and the rows less their means."""
-        rows = x.new_zeros(num_graphs).index_add_(0, graph, x.new_ones(x.shape[0])).clamp_(min=1.0)
-        mean = self._component_mean(x, self.component, graph, rows)
+        if rows is None:
+            rows = x.new_zeros(num_graphs).index_add_(0, graph, x.new_ones(x.shape[0])).clamp_(min=1.0)
+        mean = add_up(self._component_mean(x, self.component, graph, rows))
         centred = x - self._to_rows(mean[:, self.component], graph)
         variance = torch.zeros_like(mean)
         if self.scalar.numel():
             squares = centred.index_select(1, self.scalar).square()
-            variance = self._component_mean(squares, self.scalar_block, graph, rows)
+            variance = add_up(self._component_mean(squares, self.scalar_block, graph, rows))
         return Statistics(rows, mean, variance), centred
 
     def _normalized(self, statistics: Statistics, centred: Tensor, graph: Tensor) -> Tensor:

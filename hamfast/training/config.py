@@ -174,6 +174,11 @@ class TrainingConfig(_Section):
     recompute: Switch = Field(
         False, description="compute layers a second time for their gradients: less memory, more time"
     )
+    share_structures: Switch = Field(
+        False,
+        description="all processes work on each structure together, each on some of its atoms, where one is too large for "
+        "a process; each has structures of its own otherwise",
+    )
     mixed_precision: Switch = Field(
         False, description="multiply matrices of the stages in bfloat16 while training; needs precision: float32"
     )

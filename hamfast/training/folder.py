@@ -19,8 +19,9 @@ MODEL_FILE = "model.ckpt"
 
 MAY_CHANGE = re.compile(
     r"output|accelerator|threads|data\.(batch_size|max_edges|max_edges_at_once|num_workers|cache)|"
-    r"training\.(stage2_rate|recompute|mixed_precision|save_minutes)|training\.stage[12]\.(epochs|learning_rate|schedule|"
-    r"warmup_steps|final_fraction|clip|ema|weight_decay|rotate|rotate_angle|patience|safety\.\w+)"
+    r"training\.(stage2_rate|recompute|share_structures|mixed_precision|save_minutes)|"
+    r"training\.stage[12]\.(epochs|learning_rate|schedule|warmup_steps|final_fraction|clip|ema|weight_decay|"
+    r"rotate|rotate_angle|patience|safety\.\w+)"
 )
 """Keys that may change when a run is resumed.
 

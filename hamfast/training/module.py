@@ -13,6 +13,7 @@ from torch import Tensor, distributed
 
 from hamfast.graph import CrystalGraph, structures_of
 from hamfast.models import Cascade
+from hamfast.models.in_training import InTraining
 from hamfast.ops import rotate_irreps, rotation_from_euler
 from hamfast.training.checkpoint import describe
 from hamfast.training.config import Config, section_of_phase
@@ -87,15 +88,26 @@ class CascadeTraining(lightning.LightningModule):
         self.register_buffer("component_weight", weight.to(torch.get_default_dtype()), persistent=False)
         self.register_buffer("elements", torch.tensor(elements, dtype=torch.get_default_dtype()), persistent=False)
         model.mixed_precision = config.training.mixed_precision
-        for stage in (model.stage1, model.stage2):
-            if stage is not None:
-                stage.recompute, stage.edges_at_once = config.training.recompute, config.data.max_edges_at_once
+        self.share(None)
         self.stages = [list(model.stage1.trainable_parameters())]
         self.stages.append([] if model.stage2 is None else list(model.stage2.parameters()))
         trained = (phase != "stage2" or not model.freeze_stage1, phase != "stage1")
         for parameters, is_trained in zip(self.stages, trained, strict=True):
             for parameter in parameters:
                 parameter.requires_grad_(is_trained)
+
+    def share(self, group: distributed.ProcessGroup | None) -> None:
+        """Has all processes of a group work on each structure together; None: each on its own."""
+        self.group = group
+        self.sharing = 1 if group is None else distributed.get_world_size(group)
+        training, data = self.config.training, self.config.data
+        self.model.sweeps_over = InTraining(training.recompute, data.max_edges_at_once, group)
+
+    def on_fit_start(self) -> None:
+        """The processes are there now."""
+        if self.config.training.share_structures and self.trainer.world_size > 1:
+            # One of their own: what Lightning exchanges goes another way.
+            self.share(distributed.new_group())
 
     def predict(self, graph: CrystalGraph) -> Tensor:
         """The irreps that this phase trains, ``[edges, spec.dim]`` eV: of stage 1, or refined."""
@@ -150,8 +162,9 @@ class CascadeTraining(lightning.LightningModule):
     def _parts(self, graph: CrystalGraph) -> list[tuple[int, int]]:
         """The first structure of each part, and the first that is not in it."""
         most = self.config.data.max_edges_at_once
-        if most is None or graph.num_edges <= most:
+        if most is None or graph.num_edges <= most * self.sharing:
             return [(0, graph.num_graphs)]
+        most *= self.sharing
         parts, first, edges = [], 0, 0
         for n, own in enumerate(torch.bincount(graph.edge_graph, minlength=graph.num_graphs).tolist()):
             if n > first and edges + own > most:
@@ -173,8 +186,9 @@ class CascadeTraining(lightning.LightningModule):
         objective = square * MEV**2 if mse else absolute * MEV
         real = max(0, deal.real(batch_idx) - part[0])
         own = self._add_up("train", graph, real, errors, objective)
-        # Gradients are averaged over the processes, each of which may have another weight.
-        return own * (deal.world / deal.total_weight(batch_idx))
+        # Gradients are averaged over the processes, each of which may have another weight, or has a
+        # part of the gradient.
+        return own * (deal.world * self.sharing / deal.total_weight(batch_idx))
 
     def validation_step(self, batch: CrystalGraph, batch_idx: int) -> None:
         """Adds the errors of a batch to the sums of the epoch."""
@@ -208,7 +222,8 @@ class CascadeTraining(lightning.LightningModule):
         Names that begin with train are of the training set, those with val of the validation set.
         """
         for subset, sums in self.sums.items():
-            if self.deals[subset].world > 1:
+            # Where they share structures all have the same sums up to rounding, and the same means.
+            if self.deals[subset].world * self.sharing > 1:
                 distributed.all_reduce(sums)
             loss, mae, objective = (sums[:3] / sums[3]).unbind()
             values = {f"{subset}_loss_meV": loss, f"{subset}_mae_meV": mae}

@@ -17,6 +17,7 @@ from rich.console import Console
 from hamfast.data.h5 import write_json
 from hamfast.errors import HamfastError
 from hamfast.models import Cascade
+from hamfast.models.sweeps import Whole
 from hamfast.training.callbacks import AtomicCheckpointIO, Checkpoints, EarlyStop, Progress, SafetyNet
 from hamfast.training.checkpoint import read_checkpoint
 from hamfast.training.config import Config
@@ -101,6 +102,7 @@ class Phase:
             except Exception as error:
                 raise _in_a_sentence(error, self.name, last) from error
             finally:
+                model.sweeps_over = Whole  # what follows is done by one process
                 for loader in (batches.training, batches.validation):
                     loader.close()
         if interrupted or (trainer.current_epoch < module.settings.epochs and not early.stopped):

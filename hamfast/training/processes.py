@@ -40,6 +40,11 @@ class Processes:
         """Is this the process that writes and prints?"""
         return self.rank == 0
 
+    def deal(self, share_structures: bool) -> tuple[int, int]:
+        """This process and how many there are, where structures are dealt out; all processes that
+        share them get the same."""
+        return (0, 1) if share_structures else (self.rank, self.world)
+
     @property
     def machines(self) -> int:
         """How many machines there are, with as many processes each as this one."""

@@ -201,7 +201,7 @@ class RunData:
         Args:
             average: of the phase: ``structures`` or ``elements``.
         """
-        data, rank, world = self.config.data, self.processes.rank, self.processes.world
+        data, (rank, world) = self.config.data, self.processes.deal(self.config.training.share_structures)
         training, validation = self.training, self.subsets["validate"]
         counts = [self.statistics.counts[folder] for folder in training.folders]
         sampler = EpochSampler(

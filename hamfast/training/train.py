@@ -55,10 +55,10 @@ class Run:
         self.processes = Processes.from_environment()
         self.console = (console or Console()) if self.processes.is_first else None
         self.dtype = getattr(torch, config.precision)
-        if config.data.batch_size % self.processes.world:
+        if config.data.batch_size % self.processes.deal(config.training.share_structures)[1]:
             raise HamfastError(
                 f"data.batch_size = {config.data.batch_size} is not a multiple of the {self.processes.world} processes; "
-                "it counts structures over all processes together"
+                "it counts structures over all processes together (not with training.share_structures)"
             )
         if config.accelerator == "gpu" and not torch.cuda.is_available():
             raise HamfastError("accelerator: gpu was asked for, but torch sees no GPU; run `hamfast doctor`")

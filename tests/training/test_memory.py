@@ -164,6 +164,41 @@ def test_structures_in_pieces_need_less_memory(double, kind, environment):
     assert peaks[1] < 0.65 * peaks[0]
 
 
+def of_a_share(rank, world, file, cases, results):
+    """One of several processes: the gradients of a batch that they share, added up over them."""
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    batch, found = batch_graphs(graphs()), []
+    for kind, environment, recompute, most in cases:
+        module = module_of(network(kind, environment), recompute, most)
+        module.share(torch.distributed.group.WORLD)
+        own = gradients(module, batch)
+        for gradient in own.values():
+            torch.distributed.all_reduce(gradient)
+            gradient /= world  # as the processes of a training have them
+        found.append((own, module.sums["train"], module.predict(batch).detach()))
+    torch.save(found, f"{results}/{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def test_structures_that_processes_share_have_the_same_gradients(double, tmp_path):
+    """Some atoms to each process, whichever structure they are of; also in parts and pieces."""
+    world, modes = 3, [(False, None), (True, 9), (True, None), (False, 20)]
+    networks = [(kind, radius) for kind in ("frames", "gradients", "plain") for radius in (None, 2.0)]
+    cases = [(*own, *modes[n % len(modes)]) for n, own in enumerate(networks)]
+    arguments = (world, tmp_path / "meeting", cases, tmp_path)
+    torch.multiprocessing.spawn(of_a_share, arguments, nprocs=world)
+    batch = batch_graphs(graphs())
+    for rank in range(world):
+        for case, own in zip(cases, torch.load(tmp_path / str(rank)), strict=True):
+            found, sums, predicted = own
+            whole = module_of(network(*case[:2]))
+            assert_same(found, gradients(whole, batch))
+            torch.testing.assert_close(sums, whole.sums["train"])
+            torch.testing.assert_close(predicted, whole.predict(batch).detach())
+
+
 def relative(found, truth):
     return float((found - truth).norm() / truth.norm())
 

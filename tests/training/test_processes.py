@@ -278,7 +278,8 @@ def test_two_processes_are_one_on_uneven_sets(settings, tmp_path, fixtures, aver
 
 
 def test_a_run_goes_on_with_another_number_of_processes(settings, tmp_path):
-    """One process, then two that are ended, then one: the numbers of one that is not stopped."""
+    """One process, then two that are ended, then two that share each structure: the numbers of one
+    that is not stopped."""
     mixed(settings, [2, 1, 3, 1, 4, 2, 3, 1], validate=3)
     settings["data"] |= {"batch_size": 4, "max_edges": 17, "max_edges_at_once": 9}
     settings |= {"precision": "float64", "accelerator": "cpu", "threads": 1, "stage2": None}
@@ -292,7 +293,9 @@ def test_a_run_goes_on_with_another_number_of_processes(settings, tmp_path):
     process.terminate()  # torchrun says so to its workers, which end after a step
     process.communicate()
     assert len(history(settings["output"])) < 40
-    assert Run(parse_config(settings, "test")).train(resume=True) is not None
+    settings["training"]["share_structures"] = True
+    status, output = finish(start(settings, tmp_path, 40, *TORCHRUN, resume=True))
+    assert status == 0, output
     expected, found = history(one["output"]), history(settings["output"])
     for a, b in zip(expected, found, strict=True):
         assert {k: float(v) for k, v in b.items()} == pytest.approx({k: float(v) for k, v in a.items()}, rel=1e-8)
