@@ -2,11 +2,14 @@
 
     python bench/large.py --machine "2 CPU cores" --atoms 1000 5000 20000 50000 --memory 4GB
     python bench/large.py --machine "2 CPU cores" --atoms 1000 2000 5000 10000 --levels
+    python bench/large.py --hold "one H200" 139
 
 Sheets are rattled by 0.03 angstrom and predicted with the model that comes along.
 `--levels` finds 60 levels around the Fermi level at Gamma, too.
 Each step is a process of its own, whose CPU time and peak of memory go to bench/results/large.csv.
 Rows of other sizes stay, and docs/images/large.png is drawn from all.
+`--hold` computes how many atoms a device with so many GiB would hold, from what an edge of the
+sheet needs on this machine; bench/results/large_held.csv.
 """
 
 import argparse
@@ -26,6 +29,11 @@ HERE = Path(__file__).parent
 RESULT, PLOT = HERE / "results" / "large.csv", HERE.parent / "docs" / "images" / "large.png"
 COLUMNS = ["step", "atoms", "orbitals", "cpu_s", "clock_s", "peak_mb", "file_mb", "note", "threads", "machine"]
 COLUMNS += ["torch", "date"]
+SAMPLE = 2000
+"""Atoms of the sheet whose edges are measured."""
+HELD_COLUMNS = ["device", "GiB", "model", "edges_per_atom", "kB_per_edge", "kB_per_atom"]
+HELD_COLUMNS += ["atoms_at_once", "atoms_in_pieces", "date"]
+HELD = HERE / "results" / "large_held.csv"
 ORBITALS = 13
 FERMI = -1.67
 """eV, of graphene in the model's gauge."""
@@ -67,6 +75,40 @@ def levels(folder):
         sys.exit(f"expected 60 counted levels, found {found.energies.shape[1]}, first band {found.first_band}")
 
 
+def held(device, gib, folder):
+    """How many atoms of the sheet would fit, for the model that comes along and a published one."""
+    import yaml
+
+    from hamfast.analysis.crystal import read_atoms
+    from hamfast.analysis.in_pieces import MOST, SHARE, Needs
+    from hamfast.analysis.prediction import graph_of
+    from hamfast.configs import preset_text
+    from hamfast.models.pieces import PieceMaker, by_boxes
+    from hamfast.training.checkpoint import build_model, load_model
+    from hamfast.training.config import parse_config
+
+    loaded = load_model("graphene", dtype=torch.float32)
+    (snapshot,) = read_atoms(loaded, sheet(SAMPLE, folder)[0])
+    graph = graph_of(loaded, snapshot).to(dtype=torch.float32)
+    edges, free = graph.num_edges / graph.num_atoms, SHARE * gib * 2**30
+    own = loaded.model
+    networks = {"graphene, which comes along": own}
+    for name in ("default", "default-published"):
+        config = parse_config(yaml.safe_load(preset_text(name)) | {"output": "-"}, name)
+        networks[f"preset {name}"] = build_model(config, own.spec, own.r_max).float()
+    rows = []
+    for name, model in networks.items():
+        needs = Needs.of(model.eval(), PieceMaker(graph, by_boxes(snapshot.positions), torch.device("cpu")))
+        whole = (free - needs.at_once(0)) / (needs.at_once(1) - needs.at_once(0)) / edges
+        fixed = needs.in_pieces(0, MOST)
+        pieces = (free - fixed) / (needs.in_pieces(1, MOST) - fixed)
+        each = (f"{edges:.0f}", f"{needs.per_edge_at_once / 1e3:.1f}", f"{needs.per_atom / 1e3:.1f}")
+        rows.append((device, gib, name, *each, f"{whole:.2g}", f"{pieces:.2g}", datetime.date.today().isoformat()))
+        print(*rows[-1], flush=True)
+    with HELD.open("w", newline="") as file:
+        csv.writer(file).writerows([HELD_COLUMNS, *rows])
+
+
 def plot(rows):
     """Draws time and memory against atoms, with both axes logarithmic."""
     matplotlib.use("Agg")
@@ -91,10 +133,14 @@ def main():
     parser.add_argument("--memory", default="4GB", help="of a prediction")
     parser.add_argument("--levels", action="store_true")
     parser.add_argument("--scratch", type=Path, default=Path("runs/large"))
+    parser.add_argument("--hold", nargs=2, metavar=("DEVICE", "GIB"), help="compute what a device would hold")
     parser.add_argument("--find", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.find:
         return levels(options.find)
+    if options.hold:
+        options.scratch.mkdir(parents=True, exist_ok=True)
+        return held(options.hold[0], float(options.hold[1]), options.scratch)
     if not options.machine:
         parser.error("--machine is needed: what runs it, in words")
     options.scratch.mkdir(parents=True, exist_ok=True)

@@ -543,8 +543,17 @@ def large_table() -> str:
     )
 
 
+def held_table() -> str:
+    """How large a structure a device would hold, computed."""
+    columns = ["model", "edges_per_atom", "kB_per_edge", "kB_per_atom", "atoms_at_once", "atoms_in_pieces"]
+    rows = [[f"{float(r[c]):,.0f}" if c.startswith("atoms") else r[c] for c in columns] for r in read("large_held")]
+    return table(
+        ["model", "edges of an atom", "kB for an edge", "kB for an atom", "atoms at once", "atoms in pieces"], rows
+    )
+
+
 TABLES = {
-    "docs/large_systems.md": {"large": large_table},
+    "docs/large_systems.md": {"large": large_table, "held": held_table},
     "docs/accuracy.md": {name: partial(accuracy_table, name) for name in ACCURACY_SETS}
     | {"structures": structures_table, "levers": levers_table},
     "docs/uncertainty.md": {"uncertainty": uncertainty_table},

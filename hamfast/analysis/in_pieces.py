@@ -48,6 +48,44 @@ class Limits:
 
 
 @dataclass
+class Needs:
+    """How much memory, in bytes, a prediction needs on the model's device."""
+
+    apart: float
+    """Whatever the structure is."""
+    per_atom: float
+    """For each atom of the structure, in pieces."""
+    per_edge: float
+    """For each edge that is worked on, in pieces."""
+    per_edge_at_once: float
+    """For each edge of a structure that goes through at once: its blocks are in float64 there."""
+    sweeps: int
+    """How many the network has."""
+
+    @staticmethod
+    def of(model: Cascade, maker: PieceMaker) -> Needs:
+        """Those of a model on its device, measured on two pieces of a structure."""
+        apart, per_edge, sweeps = measured(model, maker)
+        width = model.stage1.irreps_node.dim if isinstance(model.stage1, CovariantNetwork) else 0
+        number = model.normalization.onsite_shift.element_size()
+        return Needs(
+            HIDDEN * apart,
+            WIDTHS * width * number,
+            HIDDEN * per_edge + COPIES * number * model.spec.dim,
+            HIDDEN * per_edge + COPIES * 8 * model.spec.dim,
+            sweeps,
+        )
+
+    def at_once(self, edges: int) -> float:
+        """Of a structure of so many edges."""
+        return self.apart + self.per_edge_at_once * edges
+
+    def in_pieces(self, atoms: int, edges: int) -> float:
+        """Of a structure of so many atoms, in pieces of so many edges."""
+        return self.apart + self.per_atom * atoms + self.per_edge * edges
+
+
+@dataclass
 class Plan:
     """How a structure is worked off."""
 
@@ -73,7 +111,7 @@ def plan_for(model: Cascade, snapshot: Snapshot, graph: CrystalGraph, limits: Li
         return None
     like = model.normalization.onsite_shift
     maker = PieceMaker(graph, by_boxes(snapshot.positions), like.device)
-    apart, per_edge, sweeps = measured(model, maker)
+    needs = Needs.of(model, maker)
     free, used = free_memory(like.device), used_memory(like.device)
     if limits.memory is not None:
         free = limits.memory - used
@@ -81,21 +119,18 @@ def plan_for(model: Cascade, snapshot: Snapshot, graph: CrystalGraph, limits: Li
         free *= SHARE
     else:
         free = math.inf
-    block = graph.vector.element_size() * model.spec.dim
-    if world == 1 and HIDDEN * (apart + per_edge * edges) + COPIES * 8 * model.spec.dim * edges < free:
+    if world == 1 and needs.at_once(edges) < free:
         return None
-    width = model.stage1.irreps_node.dim if isinstance(model.stage1, CovariantNetwork) else 0
-    needed = HIDDEN * apart + (APART if like.device.type == "cpu" else 0.0)
-    needed += WIDTHS * width * graph.vector.element_size() * graph.num_atoms
-    at_once = (free - needed) / (HIDDEN * per_edge + COPIES * block)
+    libraries = APART if like.device.type == "cpu" else 0.0
+    at_once = (free - libraries - needs.in_pieces(graph.num_atoms, 0)) / needs.per_edge
     if at_once < FEWEST:
-        least = needed + FEWEST * (HIDDEN * per_edge + COPIES * block)
+        least = libraries + needs.in_pieces(graph.num_atoms, FEWEST)
         taken = 0.0 if limits.memory is None else used  # of --memory
         raise HamfastError(
             f"{snapshot.label}: {graph.num_atoms} atoms need {(taken + least) / 1e9:.1f} GB at least, found "
             f"{(taken + free) / 1e9:.1f} GB"
         )
-    return Plan(maker, int(min(at_once, MOST, math.ceil(edges / (2 * world)))), sweeps)
+    return Plan(maker, int(min(at_once, MOST, math.ceil(edges / (2 * world)))), needs.sweeps)
 
 
 @torch.no_grad()

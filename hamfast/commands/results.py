@@ -219,7 +219,8 @@ def bands(
     check_window(window)
     jobs = cores() if jobs is None else jobs
     if solver == "slepc" and slepc.rank():  # the first process writes and prints
-        console.quiet, output = True, Path(tempfile.mkdtemp())
+        scratch = tempfile.TemporaryDirectory()  # goes with this function
+        console.quiet, output = True, Path(scratch.name)
     snapshot = read_snapshot(structure)
     sets = None if fat is None else orbital_sets(snapshot, fat)
     matrices = matrices_of(snapshot, structure, prediction)

@@ -224,16 +224,17 @@ def test_density_of_states_of_a_large_structure(monkeypatch, fixtures):
 # --- SLEPc
 # -------------------------------------------------------------------------------------------------
 
-DEBIAN = ("/usr/lib/petscdir/petsc*/*-complex/lib/python3", "/usr/lib/slepcdir/slepc*/*-complex/lib/python3")
+DEBIAN = ("/usr/lib/petscdir/petsc*/*-{}/lib/python3", "/usr/lib/slepcdir/slepc*/*-{}/lib/python3")
 
 
-def environment_of_slepc():
+def environment_of_slepc(build):
     """Variables under which this Python finds slepc4py; None without it.
 
     Debian's was compiled for numpy 1, which tools/setup_slepc.sh puts beside the virtual
     environment.
     """
-    folders = [str(path / "dist-packages") for pattern in DEBIAN for path in sorted(Path("/").glob(pattern[1:]))]
+    patterns = [pattern.format(build)[1:] for pattern in DEBIAN]
+    folders = [str(path / "dist-packages") for pattern in patterns for path in sorted(Path("/").glob(pattern))]
     numpy = Path(sys.prefix) / "numpy1"
     if folders and numpy.is_dir():
         folders.insert(0, str(numpy))
@@ -243,11 +244,12 @@ def environment_of_slepc():
     return variables if there and shutil.which("mpiexec") else None
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_slepc_finds_the_levels_of_lapack(processes, graphene, tmp_path):
-    variables = environment_of_slepc()
+@pytest.mark.parametrize(("build", "processes"), [("complex", 1), ("complex", 2), ("real", 2)])
+def test_slepc_finds_the_levels_of_lapack(build, processes, graphene, tmp_path):
+    """A real build counts levels, too."""
+    variables = environment_of_slepc(build)
     if variables is None:
-        pytest.skip("slepc4py or mpiexec is not installed")
+        pytest.skip(f"slepc4py (a {build} build) or mpiexec is not installed")
     if os.geteuid() == 0:
         variables |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     folder = graphene / "dft" / "3x3_000"
@@ -274,3 +276,4 @@ def test_slepc_finds_the_levels_of_lapack(processes, graphene, tmp_path):
         exact = scipy.linalg.eigh(h, s, eigvals_only=True)
         below = np.searchsorted(exact, fermi)
         np.testing.assert_allclose(levels, exact[below - 5 : below + 5], atol=1e-7)
+        assert content["DFT"]["first_band"] == (below - 5 if build == "real" else None)
