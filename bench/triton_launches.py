@@ -18,7 +18,8 @@ from cases import EDGE_PRODUCTS, GPU_PRODUCTS, RADIAL_WIDTH, SH, ProductCase
 
 import hamfast
 from hamfast import ops
-from hamfast.plan import edge_frame_plan
+from hamfast.plan import contraction_plan, edge_frame_plan
+from hamfast.plan.generalized_cg import generalized_cg
 from hamfast.triton.launch import Launch, collected
 
 NODES, EDGES = 64, 640
@@ -139,6 +140,13 @@ def einsum_and_head(edges):
     derivatives(lambda x: ops.sparse_map(x, matrix), torch.zeros(EDGES, 169))
 
 
+def contraction():
+    """Launches of a symmetric contraction of degree 3."""
+    plan = contraction_plan([[generalized_cg("0e+1o", ir, n) for n in (3, 2, 1)] for ir in ("0e", "1o")], 4)
+    shapes = (NODES, FEATURES, plan.dim_in), (2, plan.paths, FEATURES), (NODES, 2)
+    derivatives(lambda x, w, y: ops.symmetric_contraction(x, w, y, plan), *(torch.zeros(shape) for shape in shapes))
+
+
 def collect(everything: bool) -> list[tuple[str, str, Launch]]:
     """(problem, ``cuda`` or ``hip``, launch) of all problems; ``everything``: with the plans of the
     benchmarks.
@@ -147,6 +155,7 @@ def collect(everything: bool) -> list[tuple[str, str, Launch]]:
     edges = graph()
     problems = {
         "attention": lambda: attention(edges),
+        "contraction": contraction,
         "edge update": lambda: edge_update(edges),
         "einsum and head": lambda: einsum_and_head(edges),
         "float64": lambda: double_precision(edges),

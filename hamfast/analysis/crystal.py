@@ -47,6 +47,7 @@ from hamfast.training import LoadedModel, load_model
 
 if TYPE_CHECKING:
     from ase import Atoms
+    from ase.io.cif import CIFBlock
 
     from hamfast.analysis.figure import StandaloneFigure
 
@@ -250,16 +251,40 @@ def snapshot_of(loaded: LoadedModel, atoms: Atoms, label: str | None = None) -> 
     return check_structure(snapshot, label)
 
 
+def _frames(path: Path) -> list[Atoms]:
+    """The structures in a file; raises whatever ASE's parsers raise."""
+    from ase.io import read as ase_read
+    from ase.io.cif import parse_cif
+
+    if path.suffix.lower() != ".cif":
+        return ase_read(path, index=":")  # type: ignore[return-value]
+    # ASE compares each atom of a CIF with all others, for copies that symmetry makes: 50,000 atoms
+    # would take an hour. Without symmetry there are none.
+    with path.open("rb") as file:  # ASE finds out the encoding
+        blocks = [block for block in parse_cif(file) if block.has_structure()]
+    if not all(_is_plain(block) for block in blocks):
+        return ase_read(path, index=":")  # type: ignore[return-value]
+    frames = [block.get_unsymmetrized_structure() for block in blocks]
+    for atoms in frames:
+        atoms.pbc = True
+        atoms.set_scaled_positions(atoms.get_scaled_positions(wrap=False) % 1.0)  # as ASE otherwise does
+    return frames
+
+
+def _is_plain(block: CIFBlock) -> bool:
+    """Does a CIF's block name all atoms of a periodic cell, each of them once and whole?"""
+    whole = all(occupancy == 1 for occupancy in block.get("_atom_site_occupancy") or [])
+    return whole and block.get_cell().rank == 3 and len(block.get_spacegroup(True).get_symop()) == 1
+
+
 def read_atoms(loaded: LoadedModel, path: Path) -> list[Snapshot]:
     """The structures in a file that ASE reads: CIF, POSCAR, xyz, a trajectory.
 
     Raises:
         HamfastError: ASE cannot read it, or as :func:`snapshot_of`.
     """
-    from ase.io import read as ase_read
-
     try:
-        frames = ase_read(path, index=":")
+        frames = _frames(path)
     except Exception as error:  # ASE raises whatever its parsers stumble on
         words = " ".join(str(error).split())
         raise HamfastError(f"{path}: ASE cannot read a structure in it ({type(error).__name__}: {words})") from error

@@ -89,6 +89,7 @@ class RowConfiguration:
 FRAME = RowConfiguration(edges=4, columns=32, num_warps=4)
 EINSUM = RowConfiguration(edges=4, columns=64, num_warps=4)
 SPARSE_MAP = RowConfiguration(edges=4, columns=128, num_warps=4)
+CONTRACTION = RowConfiguration(edges=1, columns=128, num_warps=4)
 UPDATE = RowConfiguration(edges=4, columns=128, num_warps=4)
 ATTENTION_DOTS = RowConfiguration(edges=16, columns=64, num_warps=4)
 ATTENTION_SUMS = RowConfiguration(edges=4, columns=256, num_warps=4)

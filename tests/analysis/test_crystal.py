@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase.build import bulk, graphene
+from ase.io import read as ase_read
 from ase.io import write as ase_write
+from ase.spacegroup import crystal
 from kit import tiny_checkpoint
 from rich.console import Console
 
 import hamfast
 from hamfast.analysis import predict
-from hamfast.analysis.crystal import snapshot_of
+from hamfast.analysis.crystal import _frames, snapshot_of
 from hamfast.analysis.eigen import eigen_problem
 from hamfast.analysis.prediction import write_prediction
 from hamfast.data import build_graph, read_snapshot
@@ -42,12 +45,56 @@ def checkpoint(tmp_path_factory):
     return Run(parse_config(content, "test"), Console(quiet=True)).train()
 
 
+CUBIC = """data_si
+_cell_length_a 5.43
+_cell_length_b 5.43
+_cell_length_c 5.43
+_cell_angle_alpha 90
+_cell_angle_beta 90
+_cell_angle_gamma 90
+_symmetry_space_group_name_H-M 'F d -3 m'
+_symmetry_Int_Tables_number 227
+loop_
+_atom_site_label
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+Si 0 0 0
+"""
+
+
 @pytest.fixture
 def structure_file(tmp_path):
     """The atoms of an unseen structure, and nothing else."""
     path = tmp_path / "sheet.cif"
     ase_write(path, read_snapshot(UNSEEN).atoms)
     return path
+
+
+def test_cifs_are_read_as_ase_reads_them(tmp_path):
+    """Also without symmetry, where ASE compares all atoms with each other and hamfast does not."""
+    rattled = graphene("C2", a=2.46, size=(3, 3, 1), vacuum=8.0)
+    rattled.rattle(0.03, seed=1)
+    rattled.positions -= 5.0  # out of the cell
+    silicon = crystal("Si", [(0, 0, 0)], spacegroup=227, cellpar=[5.43, 5.43, 5.43, 90, 90, 90])
+    cases = {"plain": rattled, "two": [rattled, bulk("Si")], "cubic": silicon}
+    for name, atoms in cases.items():
+        ase_write(tmp_path / f"{name}.cif", atoms)
+    whole = (tmp_path / "plain.cif").read_text()
+    (tmp_path / "part.cif").write_text(whole.replace("1.0000\n", "0.5000\n", 1))
+    symmetric = whole.replace("'x, y, z'", "'x, y, z'\n  '-x, -y, -z'")
+    (tmp_path / "inversion.cif").write_text(symmetric)
+    (tmp_path / "group.cif").write_text(CUBIC)
+    assert symmetric != whole
+    for path in sorted(tmp_path.glob("*.cif")):
+        expected, found = ase_read(path, index=":"), _frames(path)
+        assert len(found) == len(expected)
+        for a, b in zip(found, expected, strict=True):
+            assert a.pbc.all()
+            np.testing.assert_array_equal(a.numbers, b.numbers)
+            np.testing.assert_array_equal(a.cell.array, b.cell.array)
+            np.testing.assert_array_equal(a.positions, b.positions)
+    assert len(ase_read(tmp_path / "inversion.cif")) > len(rattled) and len(ase_read(tmp_path / "group.cif")) == 8
 
 
 def test_the_overlap_is_that_of_dft(checkpoint):

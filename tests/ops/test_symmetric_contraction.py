@@ -63,7 +63,7 @@ def leaves(plan, channels=5, device="cpu", nodes=NODES, y=None):
 
 
 @pytest.mark.cuda_sources
-@pytest.mark.interpreter
+@pytest.mark.interpreter(case=["degree 1", "nothing but zeros"])
 @every_case
 def test_value_and_derivatives(case, device):
     found, truth, plan = both(case, device)
@@ -120,7 +120,6 @@ def test_more_products_than_shared_memory_holds(device):
 
 
 @pytest.mark.cuda_sources
-@pytest.mark.interpreter
 def test_one_wanted_at_a_time(device):
     """Each of the op's results alone, with and without a direction: kernels differ."""
     _, _, plan = both("two irreps of degree 3", device)
