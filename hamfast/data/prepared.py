@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hamfast.data.formats import WRITTEN, label_of, read_snapshot, read_structure
+from hamfast.data import packed
+from hamfast.data.formats import IN_FOLDERS, label_of, read_snapshot, read_structure
 from hamfast.data.graph_bytes import pack, unpack, unpack_shift
 from hamfast.data.graphs import build_graph
 from hamfast.data.parallel import FEW, results
@@ -47,7 +48,7 @@ PATIENCE = 300.0
 """Seconds without news after which a process does itself what it waits for."""
 NEWS = "news"
 """The name of a result that changes while a process makes others."""
-PREDICTIONS = {layout.PREDICTION for layout in WRITTEN}
+PREDICTIONS = {layout.PREDICTION for layout in IN_FOLDERS}
 """Files in structure folders that a training does not read."""
 
 
@@ -146,7 +147,7 @@ def prepare(
     """
     kind, bare = str(dtype).removeprefix("torch."), set(bare)
     keys = {folder: str(folder.resolve()) for folder in folders}
-    states = {folder: state_of(folder) for folder in folders}
+    states = states_of(folders)
     whole = {keys[folder] for folder in folders if folder not in bare}
 
     entries = _entries(store, kind)
@@ -197,12 +198,18 @@ def wait_until_none(left: Callable[[], int], patience: float) -> None:
             changed, before = time.monotonic(), now
 
 
-def state_of(folder: Path) -> str:
-    """Changes whenever the files of a structure or the program change.
+def states_of(folders: Sequence[Path]) -> dict[Path, str]:
+    """Of each structure, what changes whenever its files or the program change. Predictions do not
+    count.
 
     Raises:
-        HamfastError: the folder cannot be read.
+        HamfastError: a structure cannot be read.
     """
+    inside = packed.checksums(folders)
+    return {f: digest_of(inside[f], __version__) if f in inside else _state_of(f) for f in folders}
+
+
+def _state_of(folder: Path) -> str:
     try:
         files = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name not in PREDICTIONS]
         stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]

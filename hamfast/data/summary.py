@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ase.data import chemical_symbols
 
 from hamfast.data.cell_size import fitting_environment
-from hamfast.data.formats import find_structures
+from hamfast.data.formats import find_structures, folder_of
 from hamfast.data.split import SPLIT_FILE, read_split
 from hamfast.data.statistics import DatasetStatistics, dataset_statistics
 from hamfast.errors import HamfastError
@@ -77,7 +77,7 @@ def suggestions(root: Path) -> Suggestion:
     if statistics.longest_pair is None:
         raise HamfastError(f"{root}: its structures have no matrices")
     found = _suggest(statistics, statistics.longest_pair, root)
-    found.settings[""] = {"output": f"runs/{root.resolve().name}"}
+    found.settings[""] = {"output": f"runs/{folder_of(root).resolve().name}"}
     return found
 
 
