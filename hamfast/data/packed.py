@@ -6,7 +6,8 @@ public names are those of :class:`hamfast.data.formats.Format`.
 Two tables: labels with a checksum of all that a calculation has made, and the parts of structures.
 A part is an array or several with a checksum (:mod:`hamfast.data.array_bytes`): the structure
 without matrices; of each matrix its pairs with the shapes of their blocks; and its entries. So what
-is read is what is wanted, and a prediction is written without moving what was there.
+is read is what is wanted, and a prediction is written without moving what was there. Each part says
+whose it is, as SQLite itself has no checksums.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ class _File(SqliteFile):
         "CREATE TRIGGER parts_go_along AFTER DELETE ON structures BEGIN "
         "DELETE FROM parts WHERE structure = old.id; END",
     )
+    PAGE = 4096
+    """Of small structures, of which pages of 64 KiB would leave half of the file empty."""
     WHAT, ADVICE = "structures", "move it away, or choose another folder"
 
     def __init__(self, path: Path, make: bool):
@@ -179,42 +182,47 @@ def row_of(snapshot: Snapshot, label: str, prediction: BlockMatrix | None = None
     """
     if label[:1] in ("", ".") or "/" in label or "\0" in label or not label.isprintable():
         raise HamfastError(f"{label!r}: expected a label in printable letters, without / and with no dot in front")
+    matrices = {HAMILTONIAN: snapshot.hamiltonian, OVERLAP: snapshot.overlap}
+    there = {name: matrix for name, matrix in matrices.items() if matrix is not None}
     header = {
         "shells": [[int(z), list(ls)] for z, ls in snapshot.shells.items()],
         "spinful": snapshot.spinful,
         "fermi_energy": snapshot.fermi_energy,
         "occupation": snapshot.occupation,
         "info": snapshot.info,
+        "matrices": list(there),
     }
     arrays = {
         "cell": snapshot.cell.astype(np.float64),
         "positions": snapshot.positions.astype(np.float64),
         "numbers": snapshot.numbers,
     }
-    parts = {STRUCTURE: pack_arrays(header, arrays, compress)}
-    for name, matrix in ((HAMILTONIAN, snapshot.hamiltonian), (OVERLAP, snapshot.overlap)):
-        if matrix is not None:
-            parts |= _parts(matrix, name, label, compress)
+    parts = {STRUCTURE: _part(label, STRUCTURE, arrays, compress, header)}
+    for name, matrix in there.items():
+        parts |= _parts(matrix, name, label, compress)
     own = hashlib.sha256()
-    for name, content in parts.items():
-        own.update(f"{name} {len(content)} ".encode())
-        own.update(content)
+    for content in parts.values():
+        own.update(hashlib.sha256(content).digest())
     if prediction is not None:
         parts |= _parts(prediction, PREDICTION, label, compress)
     return Row(label, own.hexdigest()[:32], parts)
 
 
 def _parts(matrix: BlockMatrix, name: str, label: str, compress: bool) -> dict[str, bytes]:
-    parts = {
-        f"{name}.pairs": pack_arrays({}, {"pairs": matrix.pairs, "shapes": matrix.shapes}, compress),
-        f"{name}.entries": pack_arrays({}, {"entries": matrix.entries}, compress),
+    contents = {
+        f"{name}.pairs": {"pairs": matrix.pairs, "shapes": matrix.shapes},
+        f"{name}.entries": {"entries": matrix.entries},
     }
-    largest = max(map(len, parts.values()))
-    if largest > LARGEST:
+    return {part: _part(label, part, arrays, compress) for part, arrays in contents.items()}
+
+
+def _part(label: str, name: str, arrays: dict[str, np.ndarray], compress: bool, header: dict | None = None) -> bytes:
+    content = pack_arrays({"label": label, "part": name} | (header or {}), arrays, compress)
+    if len(content) > LARGEST:
         raise HamfastError(
-            f"{label}: the {name} takes {largest:,} bytes; {STRUCTURES} holds {LARGEST:,} of a matrix at most, a folder any"
+            f"{label}: {name} has {len(content):,} bytes; {STRUCTURES} takes {LARGEST:,} at most, folders any number"
         )
-    return parts
+    return content
 
 
 def keep(path: Path, rows: Iterable[Row]) -> None:
@@ -261,9 +269,11 @@ def read(folder: Path, hamiltonian: str | None = HAMILTONIAN) -> Snapshot:
     matrices = [name for name in (hamiltonian, OVERLAP) if name is not None]
     found = _read(folder, STRUCTURE, *(f"{name}.{part}" for name in matrices for part in ("pairs", "entries")))
     with _damaged(folder):
-        snapshot = _structure(found, folder.name)
-        snapshot.hamiltonian = None if hamiltonian is None else _matrix(found, hamiltonian)
-        snapshot.overlap = _matrix(found, OVERLAP)
+        snapshot, there = _structure(found, folder.name)
+        if hamiltonian in there or f"{hamiltonian}.pairs" in found:
+            snapshot.hamiltonian = _matrix(found, folder.name, str(hamiltonian))
+        if OVERLAP in there:
+            snapshot.overlap = _matrix(found, folder.name, OVERLAP)
         return snapshot
 
 
@@ -271,15 +281,15 @@ def read_structure(folder: Path) -> Snapshot:
     """Reads all but the matrices."""
     found = _read(folder, STRUCTURE)
     with _damaged(folder):
-        return _structure(found, folder.name)
+        return _structure(found, folder.name)[0]
 
 
 def read_pairs(folder: Path) -> np.ndarray | None:
     """``[pairs, 5]`` int64: the atom pairs of the Hamiltonian, or else of the overlap."""
-    names = [f"{name}.pairs" for name in (HAMILTONIAN, OVERLAP)]
-    found = _read(folder, *names)
+    found = _read(folder, STRUCTURE, f"{HAMILTONIAN}.pairs", f"{OVERLAP}.pairs")
     with _damaged(folder):
-        return next((_pairs(found[name])[0] for name in names if name in found), None)
+        _, there = _structure(found, folder.name)
+        return _pairs(found, folder.name, there[0])[0] if there else None
 
 
 def write(snapshot: Snapshot, folder: Path) -> None:
@@ -329,9 +339,20 @@ def _damaged(folder: Path) -> Iterator[None]:
         raise HamfastError(f"{folder}: damaged ({' '.join(str(error).split()) or type(error).__name__})") from error
 
 
-def _structure(found: dict[str, bytes], label: str) -> Snapshot:
-    header, arrays = unpack_arrays(found[STRUCTURE])
-    return Snapshot(
+def _arrays(found: dict[str, bytes], label: str, name: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """The header and the arrays of a part."""
+    if name not in found:
+        raise ValueError(f"there is no part {name}")
+    header, arrays = unpack_arrays(found[name])
+    if (header["label"], header["part"]) != (label, name):
+        raise ValueError(f"{name} is that of {header['label']}")
+    return header, arrays
+
+
+def _structure(found: dict[str, bytes], label: str) -> tuple[Snapshot, list[str]]:
+    """The structure, and which matrices it has."""
+    header, arrays = _arrays(found, label, STRUCTURE)
+    snapshot = Snapshot(
         label=label,
         cell=np.array(arrays["cell"], np.float64),
         positions=np.array(arrays["positions"], np.float64),
@@ -342,18 +363,17 @@ def _structure(found: dict[str, bytes], label: str) -> Snapshot:
         occupation=header["occupation"],
         info=header["info"],
     )
+    return snapshot, header["matrices"]
 
 
-def _matrix(found: dict[str, bytes], name: str) -> BlockMatrix | None:
-    if f"{name}.pairs" not in found:
-        return None
-    pairs, shapes = _pairs(found[f"{name}.pairs"])
+def _matrix(found: dict[str, bytes], label: str, name: str) -> BlockMatrix:
+    pairs, shapes = _pairs(found, label, name)
     boundaries = np.concatenate([[0], np.cumsum(shapes[:, 0] * shapes[:, 1])]).astype(np.int64)
-    entries = np.array(unpack_arrays(found[f"{name}.entries"])[1]["entries"])
+    entries = np.array(_arrays(found, label, f"{name}.entries")[1]["entries"])
     return BlockMatrix(pairs, shapes, boundaries, usual_precision(entries))
 
 
-def _pairs(content: bytes) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(found: dict[str, bytes], label: str, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Pairs ``[pairs, 5]`` and shapes ``[pairs, 2]``, int64 both."""
-    arrays = unpack_arrays(content)[1]
+    arrays = _arrays(found, label, f"{name}.pairs")[1]
     return arrays["pairs"].astype(np.int64), arrays["shapes"].astype(np.int64)

@@ -41,6 +41,8 @@ class SqliteFile:
     """The number of its tables' format."""
     TABLES: tuple[str, ...]
     """Statements that make them."""
+    PAGE: int
+    """Bytes of a page. What is larger is a chain of pages, and the last one has room left."""
     WHAT: str
     """In words, what the file holds."""
     ADVICE: str
@@ -73,7 +75,7 @@ class SqliteFile:
 
     def make_tables(self) -> None:
         """In a file that has none."""
-        self.connection().execute("PRAGMA page_size = 65536")  # what is large is a chain of pages
+        self.connection().execute(f"PRAGMA page_size = {self.PAGE}")
         with self.writing() as file:
             if self.format() is None:
                 for statement in self.TABLES:

@@ -67,6 +67,7 @@ class Store(SqliteFile):
         "CREATE INDEX shifts_of_graph ON shifts (graph)",
         "CREATE TABLE results (name TEXT PRIMARY KEY, content BLOB NOT NULL) WITHOUT ROWID",
     )
+    PAGE = 65536
     WHAT = "prepared structures"
     ADVICE = "move it away, or set data.cache to another folder"
     SYNCHRONOUS = "NORMAL"
