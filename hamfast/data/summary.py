@@ -148,7 +148,7 @@ def summarize(root: Path, most: int = 8) -> dict[str, str]:
             "training step": f"{max(pairs):,} edges, {elements:,} matrix elements per structure; about "
             f"{_step_memory(max(pairs), stage1['l_max']) / 2**30:.1f} GiB of activations with these irreps in float32",
         }
-    split = root / SPLIT_FILE
+    split = folder_of(root) / SPLIT_FILE
     result["split"] = str(split) if split.exists() else f"none; make one with `hamfast data split {root}`"
     return result
 
