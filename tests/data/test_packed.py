@@ -480,7 +480,8 @@ def test_commands(folders, file, tmp_path, hamfast, monkeypatch):
         for folder in (file.parent / "bands" / LABELS[2], folders / "dft" / LABELS[2] / "bands")
     ]
     for name in ("DFT", "predicted"):
-        np.testing.assert_allclose(found[0][name]["energies"], found[1][name]["energies"], atol=1e-4)
+        energies = (np.array(one[name]["energies"], dtype=float) for one in found)  # None: not found
+        np.testing.assert_allclose(*energies, atol=1e-4)
     done("evaluate", model, own, "--output", tmp_path / "e.json", "--no-eigenvalues")
     done("export", own, tmp_path / "x.h5")
     # A prediction in pieces, and an uncertainty, have no place in the file.
