@@ -21,11 +21,14 @@ from kit import cases, random_snapshot, tiny_checkpoint, tree
 
 from hamfast.analysis import prediction
 from hamfast.data import GraphDataset, build_graph, dataset_spec, deeph, packed, read_snapshot, sqlite_file
-from hamfast.data.formats import find_structures, has_prediction, read_pairs, read_structure
+from hamfast.data.formats import find_structures, folder_of, has_prediction, read_pairs, read_structure
 from hamfast.data.imports import import_calculations
 from hamfast.data.prepared import prepare, states_of
 from hamfast.data.store import Store
 from hamfast.errors import HamfastError
+from hamfast.training.config import Config
+from hamfast.training.processes import Processes
+from hamfast.training.run_data import RunData
 
 # Random crystals are none that a plausibility check would pass.
 pytestmark = pytest.mark.filterwarnings("ignore::hamfast.errors.DataWarning")
@@ -247,6 +250,17 @@ def test_graphs_are_those_of_the_folders(folders, file, tmp_path):
         assert graph.labels == truth.labels
 
 
+def test_the_data_of_a_run(folders, file):
+    """The set may be named by its file, and the split and what is prepared lie beside that."""
+    found = []
+    for root in (folders, file.parent, file):
+        config = Config.model_validate({"output": "runs/x", "data": {"root": str(root)}})
+        data = RunData(config, Processes(0, 1, 1), torch.float32)
+        found.append(({name: [p.name for p in own] for name, own in data.split.items()}, data.spec))
+        assert data.prepared.store.path.parent == folder_of(root) / ".hamfast_cache"
+    assert found[0] == found[1] == found[2]
+
+
 # --- damage
 # -------------------------------------------------------------------------------------------------
 
@@ -325,6 +339,19 @@ def test_another_file_of_that_name(file, spoil, words, native, tmp_path):
         with pytest.raises(HamfastError, match=f"{packed.STRUCTURES}: expected structures.*{words}"):
             read()
     assert file.read_bytes() == before
+
+
+def test_a_disk_that_is_full(file):
+    table = packed._opened(file).connection()
+    table.execute(f"PRAGMA max_page_count = {table.execute('PRAGMA page_count').fetchone()[0] + 10}")
+    truth, large = everything(file), random_snapshot(SHELLS, [42] * 6)
+    with pytest.raises(HamfastError, match=rf"{packed.STRUCTURES}: cannot be written \(database or disk is full\)"):
+        packed.keep(file, [packed.row_of(large, label) for label in ("new", LABELS[0])])
+    with pytest.raises(HamfastError, match=rf"{LABELS[0]}: cannot be written \(database or disk is full\)"):
+        packed.write_prediction(large, large.hamiltonian, file / LABELS[0])
+    for one, expected in zip(everything(file), truth, strict=True):
+        same(one, expected)
+    assert len(find_structures(file)) == len(LABELS)
 
 
 def test_a_file_that_takes_the_place_of_another(file, tmp_path):
