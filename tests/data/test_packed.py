@@ -4,11 +4,8 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import sqlite3
 import struct
-import tarfile
-import time
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +17,8 @@ import torch
 from kit import cases, random_snapshot, tiny_checkpoint, tree
 
 from hamfast.analysis import prediction
-from hamfast.data import GraphDataset, build_graph, dataset_spec, deeph, packed, read_snapshot, sqlite_file
+from hamfast.data import GraphDataset, build_graph, dataset_spec, deeph, packed, read_snapshot
 from hamfast.data.formats import find_structures, folder_of, has_prediction, read_pairs, read_structure
-from hamfast.data.imports import import_calculations
 from hamfast.data.prepared import prepare, states_of
 from hamfast.data.store import Store
 from hamfast.errors import HamfastError
@@ -35,7 +31,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::hamfast.errors.DataWarning")
 
 SHELLS = {42: (0, 1, 2), 16: (0, 0, 1)}
 LABELS = ("graphene_1x1_000", "graphene_1x1_001", "hBN_1x1_000")
-CALCULATION = Path(__file__).parent / "native" / "cp2k-hBN_1x1_binary.tar.xz"
 
 
 def same_matrix(a, b):
@@ -328,13 +323,13 @@ def test_flipped_bytes_are_never_believed(tmp_path):
         }
     ),
 )
-def test_another_file_of_that_name(file, spoil, words, native, tmp_path):
+def test_another_file_of_that_name(file, spoil, words):
     packed._FILES.pop(file).close()  # as another process would find it
     spoil(file)
     before = file.read_bytes()
     if words != "format 1, found an empty file":  # which an import fills
         with pytest.raises(HamfastError, match=words):
-            import_calculations(native, file.parent, pack=True)
+            packed.make(file)
     for read in (lambda: find_structures(file.parent), lambda: read_snapshot(file / LABELS[0])):
         with pytest.raises(HamfastError, match=f"{packed.STRUCTURES}: expected structures.*{words}"):
             read()
@@ -391,86 +386,6 @@ def test_two_write_and_one_reads(file):
     assert [p.name for p in find_structures(file)] == expected
     for path in find_structures(file):
         read_snapshot(path)
-
-
-# --- imports
-# -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def native(tmp_path):
-    """A tree with a calculation of CP2K."""
-    with tarfile.open(CALCULATION) as archive:
-        archive.extractall(tmp_path / "tar", filter="data")
-    shutil.move(next((tmp_path / "tar").iterdir()), tmp_path / "tree" / "a" / "000")
-    return tmp_path / "tree"
-
-
-def test_an_import_into_one_file(native, tmp_path, hamfast):
-    bad = shutil.copytree(native / "a" / "000", native / "a" / "001")
-    spoiled = next(bad.glob("*-KS_SPIN_1_R_*.csr"))
-    spoiled.write_bytes(spoiled.read_bytes()[:500])
-    target, truth = tmp_path / "set", tmp_path / "folders"
-    status, output, errors = hamfast("data", "import", native, target, "--packed", "--processes", 1)
-    assert status == 0 and "imported 1 structures" in output and "skipped a__001" in output, errors
-    assert sorted(p.name for p in target.iterdir()) == ["import.json", packed.STRUCTURES]
-    done = import_calculations(native, truth, processes=1)
-    reports = [json.loads((folder / "import.json").read_text()) for folder in (target, truth)]
-    assert reports[0] == reports[1] and list(done.written) == ["a__000"]
-    own, folder = (read_snapshot(root) for root in (target / packed.STRUCTURES / "a__000", truth / "dft" / "a__000"))
-    same_matrix(own.hamiltonian, folder.hamiltonian)
-    same_matrix(own.overlap, folder.overlap)
-    np.testing.assert_allclose(own.positions, folder.positions, atol=1e-12)
-    # The calculation is mended, and the import started again, by two processes.
-    shutil.rmtree(bad)
-    for n in (1, 2):
-        shutil.copytree(native / "a" / "000", native / "a" / f"00{n}")
-    again = import_calculations(native, target, processes=2, pack=True)
-    assert sorted(again.written) == ["a__001", "a__002"] and list(again.there) == ["a__000"]
-    # One that has changed is not taken for the one that is there; removed, it is read again.
-    for path in (native / "a" / "001").iterdir():
-        os.utime(path, (1, 1))
-    why = import_calculations(native, target, processes=1, pack=True).skipped
-    assert list(why) == ["a__001"] and "earlier state of this one; remove it first" in why["a__001"]
-    sql(target / packed.STRUCTURES, "DELETE FROM structures WHERE label = 'a__001'")
-    assert list(import_calculations(native, target, processes=1, pack=True).written) == ["a__001"]
-    # A label is in the file or in a folder.
-    assert "is there already" in import_calculations(native, target, processes=1).skipped["a__000"]
-    assert list(import_calculations(native, truth, processes=1, pack=True).skipped) == ["a__000"]
-
-
-def slow_import(source, target):
-    original = packed.row_of
-    packed.row_of = lambda *arguments: (time.sleep(0.03), original(*arguments))[1]
-    sqlite_file.SECONDS = 0.0
-    import_calculations(source, target, processes=1, pack=True)
-
-
-def test_an_import_that_is_killed_goes_on(native, tmp_path):
-    for n in range(1, 12):
-        (native / "a" / f"{n:03}").symlink_to(shutil.copytree(native / "a" / "000", tmp_path / "real" / str(n)))
-    target, killed, before = tmp_path / "set", 0, 0
-    while True:
-        process = in_a_fork(slow_import, native, target)
-        while process.is_alive() and len(kept(target)) < before + 4:
-            time.sleep(0.02)
-        if not process.is_alive():
-            break
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        killed, before = killed + 1, len(kept(target))
-    assert killed >= 2 and len(kept(target)) == 12
-    truth = read_snapshot(native / "a" / "000")
-    for path in find_structures(target):
-        same_matrix(read_snapshot(path).hamiltonian, truth.hamiltonian)
-
-
-def kept(target):
-    try:
-        with sqlite3.connect(f"file:{target / packed.STRUCTURES}?mode=ro", uri=True, timeout=10) as file:
-            return file.execute("SELECT label FROM structures").fetchall()
-    except sqlite3.OperationalError:  # not there, no tables yet, or what was killed is to be undone
-        return []
 
 
 # --- commands
