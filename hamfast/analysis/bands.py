@@ -30,8 +30,9 @@ from hamfast.analysis.kpath import KPath, parse_kpath
 from hamfast.analysis.kpm import density_by_moments
 from hamfast.analysis.populations import Populations, orbital_sets, populations
 from hamfast.analysis.solvers import Choice
+from hamfast.data import packed
 from hamfast.data.blocks import BlockMatrix
-from hamfast.data.formats import format_of, read_snapshot
+from hamfast.data.formats import format_of, has_prediction, read_snapshot
 from hamfast.data.h5 import write_h5, write_json
 from hamfast.data.snapshot import Snapshot, check_pairs, difference
 from hamfast.errors import HamfastError
@@ -105,12 +106,11 @@ def matrices_of(snapshot: Snapshot, folder: Path, prediction: Path | None = None
     """
     matrices = {} if snapshot.hamiltonian is None else {"DFT": snapshot.hamiltonian}
     where = folder if prediction is None else prediction
-    name = format_of(where).PREDICTION
-    if prediction is not None or (where / name).exists():
+    if prediction is not None or has_prediction(where):
         predicted = read_snapshot(where, hamiltonian="prediction")
         matrix = predicted.hamiltonian
         if matrix is None:
-            raise HamfastError(f"{where}: expected {name}; make it with `hamfast predict`")
+            raise HamfastError(f"{where}: expected {format_of(where).PREDICTION}; make it with `hamfast predict`")
         why = difference(snapshot, predicted, matrix.pairs)
         if why is not None:
             raise HamfastError(f"{where}: expected a prediction of {folder}, found one of another structure: {why}")
@@ -382,6 +382,13 @@ def write_bands(
         content["errors_meV"] = errors.as_dict()
     write_json(folder / "bands.json", content)
     return written
+
+
+def default_folder(structure: Path) -> Path:
+    """Where results of a structure go: its sub-folder ``bands``, or ``bands/<label>`` beside the
+    file that it is in."""
+    inside = packed.is_this_layout(structure)
+    return structure.parent.with_name("bands") / structure.name if inside else structure / "bands"
 
 
 def check_writable(folder: Path, names: Iterable[str]) -> None:

@@ -245,7 +245,7 @@ def calibrate_file(
     if root is None:
         root = Path(data.root)
         split = Path(data.split) if split is None and data.split is not None else split
-        if not root.is_dir():
+        if not root.exists():
             raise HamfastError(
                 f"{path}: its data set {root} is not here; expected --root with the folder of its data set"
             )

@@ -19,10 +19,10 @@ from hamfast.analysis.expected_error import calibrated, uncertainty_of
 from hamfast.analysis.in_pieces import SMALL, Limits, check_finite, parts_of, plan_for
 from hamfast.analysis.uncertainty import FILE as UNCERTAINTY
 from hamfast.analysis.uncertainty import Uncertainty
-from hamfast.data import deeph
+from hamfast.data import deeph, packed
 from hamfast.data.blocks import BlockMatrix, find_pairs, species_groups
 from hamfast.data.cell_size import prediction_warning
-from hamfast.data.formats import detect, format_of, read_snapshot, read_structure, written_as
+from hamfast.data.formats import copied_as, detect, format_of, read_snapshot, read_structure
 from hamfast.data.graphs import blocks_from_irreps, build_graph, species_index
 from hamfast.data.matrix_file import MatrixFile
 from hamfast.data.snapshot import Snapshot, difference
@@ -232,9 +232,10 @@ def write_prediction(
     level: float | None = None,
     limits: Limits | None = None,
 ) -> Written | None:
-    """Predicts the Hamiltonian of a structure folder and writes it, in the folder's layout.
+    """Predicts the Hamiltonian of a structure and writes it, in its layout.
 
-    Of a DFT code's own folder it is the new DeepH layout.
+    Beside a DFT code's own files, and as a copy of a structure in ``structures.sqlite``, it is the
+    new DeepH layout.
 
     Of what ``target`` holds nothing but an earlier prediction is written over.
 
@@ -252,19 +253,25 @@ def write_prediction(
         None on all processes but the first.
 
     Raises:
-        HamfastError: as :func:`predict`; or ``target`` holds another structure, or other files.
+        HamfastError: as :func:`predict`; or ``target`` holds another structure, or other files; or
+            is in ``structures.sqlite``, which has no place for an uncertainty, nor for a prediction
+            in pieces.
     """
     limits = limits or Limits()
     snapshot = read_snapshot(folder)
-    layout = format_of(folder)
     apart = target.resolve() != folder.resolve()
+    layout = copied_as(format_of(folder)) if apart else format_of(folder)
+    if layout is packed and level is not None:
+        raise HamfastError(f"{folder}: an uncertainty is a file of its own; choose a folder for it with --output")
     new = apart and not (target.exists() and any(target.iterdir()))
     if apart and not new:
         _check_same(snapshot, folder, target)
     graph = graph_of(loaded, snapshot)
     check_alone(level, limits)
     parts = None if level is not None else predicted_parts(loaded, snapshot, graph, scratch_of(target), limits)
-    if parts is not None and written_as(layout) is deeph:
+    if parts is not None and layout is packed:
+        raise HamfastError(f"{folder}: predicted in pieces, it is written in pieces; choose a folder with --output")
+    if parts is not None and copied_as(layout) is deeph:
         if not limits.processes.is_first:
             deque(parts, maxlen=0)
             return None
@@ -339,7 +346,8 @@ def write_uncertainty(
         Its path, and what there is to say; None and nothing without one.
     """
     if uncertainty is None:
-        (target / UNCERTAINTY).unlink(missing_ok=True)
+        if target.is_dir():
+            (target / UNCERTAINTY).unlink(missing_ok=True)
         return None, ()
     return uncertainty.write(target, compress), tuple(uncertainty.lines(snapshot))
 
@@ -360,7 +368,7 @@ def _check_same(snapshot: Snapshot, folder: Path, target: Path) -> None:
         )
     there = read_structure(target)
     why = difference(snapshot, there, np.zeros((0, 5), dtype=np.int64))
-    if format_of(target) is not written_as(format_of(folder)):
+    if format_of(target) is not copied_as(format_of(folder)):
         why = f"layout {format_of(target).NAME}"
     if why is not None:
         raise HamfastError(f"{target}: holds another structure than {folder} ({why}); choose another --output")

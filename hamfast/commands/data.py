@@ -63,12 +63,15 @@ def data_import(
         str, typer.Option(help="openmx, siesta, abacus, cp2k, fhi-aims or pyscf; auto: recognised")
     ] = "auto",
     processes: Annotated[int | None, typer.Option(min=1, help="that read at once; default: as many as cores")] = None,
+    packed: Annotated[
+        bool, typer.Option("--packed", help="into one file, structures.sqlite: for very many structures")
+    ] = False,
 ) -> None:
     """Read what DFT codes write: H, S and structures become a data set."""
     from hamfast.data.imports import REPORT, find_calculations, import_calculations
 
     with progress("importing", len(find_calculations(source, code))) as advance:
-        done = import_calculations(source, target, code, processes, advance)
+        done = import_calculations(source, target, code, processes, advance, packed)
     for label, words in done.warnings.items():
         for word in words:
             say(f"look at {label}: {word}")
@@ -86,9 +89,12 @@ def data_import(
 def data_convert(
     source: Folder,
     target: Annotated[Path, typer.Argument(help="new data set folder")],
-    layout: Annotated[str, typer.Option("--to", help="deeph (new layout) or deeph-legacy")] = "deeph",
+    layout: Annotated[
+        str, typer.Option("--to", help="deeph (new layout), deeph-legacy, or packed (one file)")
+    ] = "deeph",
 ) -> None:
-    """Convert structure folders between the DeepH layouts; the source's layout is detected."""
+    """Convert a data set between the DeepH layouts and one file; the source's layout is
+    detected."""
     from hamfast.data.convert import convert
 
     count, left = convert(source, target, layout)

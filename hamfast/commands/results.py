@@ -37,17 +37,19 @@ def predict(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Predict Hamiltonians; writes hamiltonian_pred.h5 in the input's layout.
+    """Predict Hamiltonians; writes hamiltonian_pred.h5 in the input's layout, or into its
+    structures.sqlite.
 
     A bare structure file gets a folder NAME_predicted with its overlap, too. Under torchrun all
     processes work on one structure together. What was stopped goes on where it was.
     """
     from hamfast.analysis.in_pieces import Limits
     from hamfast.data.formats import find_structures, names_apart
+    from hamfast.data.packed import is_packed
 
     if precision not in ("float32", "float64"):
         raise HamfastError(f"--precision: expected float32 or float64, found {precision!r}")
-    files = [path for path in structures if path.is_file()]
+    files = [path for path in structures if path.is_file() and not is_packed(path)]
     twice = [path for n, path in enumerate(files) if any(path.stem == other.stem for other in files[:n])]
     if twice and output is not None:
         raise HamfastError(
@@ -150,7 +152,7 @@ def evaluate(
 
 
 def bands(
-    structure: Annotated[Path, typer.Argument(help="a structure folder with H and S")],
+    structure: Annotated[Path, typer.Argument(help="a structure folder with H and S, or structures.sqlite/LABEL")],
     kpath: Annotated[
         str | None,
         typer.Option(
@@ -203,6 +205,7 @@ def bands(
         band_structures,
         check_window,
         check_writable,
+        default_folder,
         densities_of_states,
         dos_mesh,
         matrices_of,
@@ -224,7 +227,7 @@ def bands(
     snapshot = read_snapshot(structure)
     sets = None if fat is None else orbital_sets(snapshot, fat)
     matrices = matrices_of(snapshot, structure, prediction)
-    folder = structure / "bands" if output is None else output
+    folder = default_folder(structure) if output is None else output
     check_writable(folder, matrices)
     with progress("solving", len(matrices) * points) as advance:
         curves = band_structures(

@@ -14,7 +14,7 @@ from ase.data import chemical_symbols
 from scipy.spatial import cKDTree
 
 from hamfast.data.copies import copy_of, disagreement
-from hamfast.data.formats import find_structures, names_apart, read_snapshot, read_structure
+from hamfast.data.formats import find_structures, folder_of, names_apart, read_snapshot, read_structure
 from hamfast.data.snapshot import Snapshot
 from hamfast.data.split import SPLIT_FILE, read_split
 from hamfast.errors import DataWarning, HamfastError
@@ -251,7 +251,7 @@ def _compare(one: _Summary, other: _Summary, subsets: dict[Path, str], found: Ch
 
 def _subsets(root: Path) -> dict[Path, str]:
     """Structure folder -> its subset; empty without a split."""
-    if not (root / SPLIT_FILE).exists():
+    if not (folder_of(root) / SPLIT_FILE).exists():
         return {}
     try:
         split = read_split(root)

@@ -32,6 +32,11 @@ def is_this_layout(folder: Path) -> bool:
     return (folder / "lat.dat").exists() and (folder / "element.dat").exists()
 
 
+def has_prediction(folder: Path) -> bool:
+    """Is there a Hamiltonian of ``hamfast predict``?"""
+    return (folder / PREDICTION).exists()
+
+
 def read(folder: Path, hamiltonian: str | None = HAMILTONIAN) -> Snapshot:
     """Reads one structure; matrices that are not there are None.
 

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from hamfast.data import deeph, deeph_legacy
+from hamfast.data import deeph, deeph_legacy, packed
 from hamfast.data.blocks import BlockMatrix
 from hamfast.data.codes import CODES
 from hamfast.data.plausible import warn_of_mix_ups
@@ -20,7 +20,10 @@ from hamfast.errors import DataWarning, HamfastError
 
 @runtime_checkable
 class Format(Protocol):
-    """One on-disk layout of structure folders: a module with these names.
+    """One on-disk layout of structures: a module with these names.
+
+    ``folder`` is the path of a structure. In :mod:`hamfast.data.packed` it is none that the file
+    system knows.
 
     A new format is such a module, and its name in :data:`WRITTEN`; a DFT code's own files have a
     smaller interface, see :class:`hamfast.data.codes.native.Code`. All of its functions raise
@@ -34,12 +37,15 @@ class Format(Protocol):
     """In words, the files by which such a folder is known."""
     HAMILTONIAN: str
     PREDICTION: str
-    """The files of the Hamiltonians of DFT, and of ``hamfast predict``."""
+    """The files, or parts, of the Hamiltonians of DFT, and of ``hamfast predict``."""
     FILES: tuple[str, ...]
-    """All files of a structure in this layout, also those that need not be there."""
+    """All files, or parts, of a structure in this layout, also those that need not be there."""
 
     def is_this_layout(self, folder: Path) -> bool:
         """Does a folder hold a structure of this layout?"""
+
+    def has_prediction(self, folder: Path) -> bool:
+        """Is there a Hamiltonian of ``hamfast predict``?"""
 
     def read_structure(self, folder: Path) -> Snapshot:
         """Reads all but the matrices."""
@@ -63,21 +69,24 @@ class Format(Protocol):
         """Writes a predicted Hamiltonian beside the structure's files; returns the path."""
 
 
-WRITTEN: tuple[Format, ...] = (deeph, deeph_legacy)
+IN_FOLDERS: tuple[Format, ...] = (deeph, deeph_legacy)
+"""The formats of folders that hamfast reads and writes."""
+
+WRITTEN: tuple[Format, ...] = (packed, *IN_FOLDERS)
 """The formats that hamfast reads and writes."""
 
 FORMATS: tuple[Format, ...] = (*WRITTEN, *CODES)
-"""All formats; a folder has the first one that knows it."""
+"""All formats; a structure has the first one that knows it."""
 
 
-def written_as(layout: Format) -> Format:
-    """The format of what hamfast writes about a folder of this format: itself, or the new DeepH
-    layout if it is a DFT code's own."""
-    return layout if layout in WRITTEN else deeph
+def copied_as(layout: Format) -> Format:
+    """The format of a copy in a folder of its own, of a structure of this format: that one, or the
+    new DeepH layout if it is none of folders, or a DFT code's own."""
+    return layout if layout in IN_FOLDERS else deeph
 
 
 def _expected() -> str:
-    return ", or ".join(f"{f.FILE} ({f.NAME})" for f in FORMATS)
+    return ", or ".join(f"{f.FILE} ({f.NAME})" for f in FORMATS if f is not packed)
 
 
 def detect(folder: Path) -> Format | None:
@@ -110,10 +119,10 @@ def format_of(folder: Path) -> Format:
 
 
 def read_snapshot(folder: Path | str, *, hamiltonian: str | None = "dft") -> Snapshot:
-    """Reads and checks one structure folder, whatever its layout.
+    """Reads and checks one structure, whatever its layout.
 
     Args:
-        folder: of one structure.
+        folder: of one structure, or its path in a file of structures.
         hamiltonian: ``dft``; ``prediction``, which ``hamfast predict`` wrote; None for neither.
 
     Raises:
@@ -156,42 +165,74 @@ def read_pairs(folder: Path | str, snapshot: Snapshot) -> np.ndarray | None:
     return pairs
 
 
-def find_structures(root: Path | str) -> list[Path]:
-    """The structure folders at ``root``, sorted by name.
+def has_prediction(folder: Path) -> bool:
+    """Does a structure have a Hamiltonian of ``hamfast predict``?"""
+    return format_of(folder).has_prediction(folder)
 
-    That is ``root`` itself, or the folders in its sub-folder ``dft``, or those in ``root``.
+
+def folder_of(root: Path) -> Path:
+    """The folder of a data set, which may be named by its file of structures."""
+    return root.parent if packed.is_packed(root) else root
+
+
+def find_structures(root: Path | str) -> list[Path]:
+    """The structures at ``root``, sorted by name: folders, and those in one file.
+
+    Folders are ``root`` itself, or those in its sub-folder ``dft``, or those in ``root``. The file
+    is ``root``, or ``structures.sqlite`` in it; of its structures ``root`` may be one.
 
     Raises:
-        HamfastError: there is none.
+        HamfastError: there is none, or one is in the file and in a folder.
     """
     root = Path(root)
+    if packed.is_this_layout(root):
+        return [root]
+    if packed.is_packed(root):
+        found = packed.structures(root)
+        if not found:
+            raise HamfastError(f"{root}: expected structures, found none")
+        return found
     if not root.is_dir():
         raise HamfastError(f"{root}: folder not found")
     if detect(root):
         return [root]
-    for parent in (root / "dft", root):
-        if parent.is_dir():
-            folders = sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith("."))
-            found = [p for p in folders if detect(p)]
-            if found:
-                known = set(found)
-                _warn_of_incomplete([p for p in folders if p not in known])
-                return found
-    raise HamfastError(
-        f"{root}: no structure folders found; expected {root}/dft/<label>/ or {root}/<label>/ with {_expected()}"
+    file = root / packed.STRUCTURES
+    inside = packed.structures(file) if packed.is_packed(file) else []
+    outside = next(filter(None, map(_folders, (root / "dft", root))), [])
+    if not inside and not outside:
+        raise HamfastError(
+            f"{root}: no structure folders found; expected {file}, or {root}/dft/<label>/ or "
+            f"{root}/<label>/ with {_expected()}"
+        )
+    twice = {p.name: p for p in outside}
+    for path in inside:
+        if path.name in twice:
+            raise HamfastError(f"{path}: the same label as {twice[path.name]}; expected each structure once")
+    return sorted([*inside, *outside], key=lambda p: p.name)
+
+
+def _folders(parent: Path) -> list[Path]:
+    """Those of a folder that are structures; warns of others that should be."""
+    folders = (
+        sorted(p for p in parent.iterdir() if not p.name.startswith(".") and p.is_dir()) if parent.is_dir() else []
     )
+    found = [p for p in folders if detect(p)]
+    if found:
+        known = set(found)
+        _warn_of_incomplete([p for p in folders if p not in known])
+    return found
 
 
 def _warn_of_incomplete(folders: Sequence[Path]) -> None:
     """Folders that hold files of a layout, but not those that make a structure."""
     for folder in folders:
-        there = sorted(name for f in WRITTEN for name in f.FILES if (folder / name).exists())
+        there = sorted(name for f in IN_FOLDERS for name in f.FILES if (folder / name).exists())
         if there:
             warnings.warn(
                 f"{folder}: passed over; it has {', '.join(there)}, but a structure needs POSCAR and info.json, or lat.dat and "
                 "element.dat",
                 DataWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
 

@@ -5,29 +5,22 @@ target. Both are known only once all structures have been read. So the bytes hol
 data set that has this structure alone; reading puts species and columns where the real one has
 them, which changes no number.
 
-The bytes begin with a sign, a checksum (CRC-32) of all that follows, and the length of a header in
-JSON. It names elements, orbitals, and the type and shape of each array. The arrays follow, in
-little-endian order, whole numbers in the smallest type that holds them.
+They are arrays with a header and a checksum (:mod:`hamfast.data.array_bytes`). The header names
+elements and orbitals, too.
 """
 
 from __future__ import annotations
 
-import json
-import struct
-import zlib
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hamfast.data.array_bytes import header_of, pack_arrays, unpack_arrays, with_header
 from hamfast.graph import CrystalGraph
 from hamfast.targets import TargetSpec
 
-SIGN = b"hamfast1"
-_HEAD, _COUNTED = struct.Struct("<8sII"), 12
-"""Sign, checksum, length of the header; the checksum is of all from the length on."""
 _ARRAYS = ("species", "i", "j", "shift", "vector", "reverse", "target")
 
 
@@ -38,14 +31,9 @@ def pack(graph: CrystalGraph, spec: TargetSpec) -> bytes:
         graph: of one structure, on the CPU.
         spec: by which it was made: the elements of this structure alone.
     """
-    arrays = {name: getattr(graph, name) for name in _ARRAYS}
-    contents = {name: _smallest(tensor.numpy()) for name, tensor in arrays.items() if tensor is not None}
-    header = {
-        "shells": [[z, list(ls)] for z, ls in spec.shells],
-        "spinful": spec.spinful,
-        "arrays": [[name, array.dtype.str, list(array.shape)] for name, array in contents.items()],
-    }
-    return _with_header(header, *contents.values())
+    tensors = {name: getattr(graph, name) for name in _ARRAYS}
+    header = {"shells": [[z, list(ls)] for z, ls in spec.shells], "spinful": spec.spinful}
+    return pack_arrays(header, {name: tensor.numpy() for name, tensor in tensors.items() if tensor is not None})
 
 
 def unpack(content: bytes, spec: TargetSpec, label: str) -> CrystalGraph:
@@ -59,12 +47,11 @@ def unpack(content: bytes, spec: TargetSpec, label: str) -> CrystalGraph:
     Raises:
         ValueError: the bytes are damaged, or the data set lacks elements or orbitals.
     """
-    header, start = _header(content)
-    found = {}
-    for name, letters, shape in header["arrays"]:
-        array = np.frombuffer(content, letters, int(np.prod(shape)), start).reshape(shape)
-        start += array.nbytes
-        found[name] = torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "iu" else array.dtype))
+    header, arrays = unpack_arrays(content)
+    found = {
+        name: torch.from_numpy(array.astype(np.int64 if array.dtype.kind in "iu" else array.dtype))
+        for name, array in arrays.items()
+    }
     own = TargetSpec(tuple((z, tuple(ls)) for z, ls in header["shells"]), header["spinful"])
     if own.shells != spec.shells or own.spinful != spec.spinful:
         species, columns = _places(own, spec)
@@ -94,7 +81,8 @@ def pack_shift(shift: np.ndarray) -> bytes:
     """
     columns = np.flatnonzero((shift != 0).any(axis=0)).astype("<u4")
     content = np.ascontiguousarray(shift[:, columns], dtype=shift.dtype.newbyteorder("<"))
-    return _with_header({"type": content.dtype.str, "shape": shift.shape, "columns": len(columns)}, columns, content)
+    header = {"type": content.dtype.str, "shape": shift.shape, "columns": len(columns)}
+    return with_header(header, columns.tobytes(), content.tobytes())
 
 
 def unpack_shift(content: bytes) -> Tensor:
@@ -103,41 +91,13 @@ def unpack_shift(content: bytes) -> Tensor:
     Raises:
         ValueError: the bytes are damaged.
     """
-    header, start = _header(content)
+    header, start = header_of(content)
     columns = np.frombuffer(content, "<u4", header["columns"], start)
     edges, width = header["shape"]
     narrow = np.frombuffer(content, header["type"], edges * len(columns), start + columns.nbytes)
     found = np.zeros((edges, width), narrow.dtype.newbyteorder("="))
     found[:, columns] = narrow.reshape(edges, len(columns))
     return torch.from_numpy(found)
-
-
-def _with_header(header: dict[str, Any], *arrays: np.ndarray) -> bytes:
-    """Sign, checksum and header, then the arrays."""
-    text = json.dumps(header).encode()
-    rest = b"".join([struct.pack("<I", len(text)), text, *(array.tobytes() for array in arrays)])
-    return SIGN + struct.pack("<I", zlib.crc32(rest)) + rest
-
-
-def _header(content: bytes) -> tuple[dict[str, Any], int]:
-    """What is in the header, and where it ends.
-
-    Raises:
-        ValueError: the bytes are damaged.
-    """
-    if len(content) < _HEAD.size:
-        raise ValueError(f"{len(content)} bytes, expected a graph")
-    sign, checksum, length = _HEAD.unpack_from(content)
-    if sign != SIGN or zlib.crc32(memoryview(content)[_COUNTED:]) != checksum:
-        raise ValueError("a wrong checksum")
-    return json.loads(content[_HEAD.size : _HEAD.size + length]), _HEAD.size + length
-
-
-def _smallest(array: np.ndarray) -> np.ndarray:
-    """Whole numbers in the smallest type that holds them; little-endian."""
-    if array.dtype.kind == "i" and array.size:
-        array = array.astype(np.promote_types(np.min_scalar_type(array.min()), np.min_scalar_type(array.max())))
-    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
 
 
 @lru_cache(maxsize=1000)

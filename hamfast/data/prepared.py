@@ -20,17 +20,19 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hamfast.data.formats import WRITTEN, label_of, read_snapshot, read_structure
+from hamfast.data import packed
+from hamfast.data.formats import IN_FOLDERS, label_of, read_snapshot, read_structure
 from hamfast.data.graph_bytes import pack, unpack, unpack_shift
 from hamfast.data.graphs import build_graph
 from hamfast.data.parallel import FEW, results
 from hamfast.data.snapshot import Snapshot
+from hamfast.data.sqlite_file import Some
 from hamfast.data.statistics import StructureStatistics
 from hamfast.data.store import Entry, Prepared, Store
 from hamfast.data.training_range import TrainingRange
@@ -40,17 +42,13 @@ from hamfast.machine import cores
 from hamfast.targets import TargetSpec
 from hamfast.version import __version__
 
-SECONDS, BYTES = 2.0, 2**26
-"""After so many seconds, or of so many bytes, what was prepared is written: that much is lost where
-a pass is killed."""
 MOST_WORDS = 10
 """So many warnings of a pass are shown."""
 PATIENCE = 300.0
 """Seconds without news after which a process does itself what it waits for."""
 NEWS = "news"
 """The name of a result that changes while a process makes others."""
-Item = TypeVar("Item")
-PREDICTIONS = {layout.PREDICTION for layout in WRITTEN}
+PREDICTIONS = {layout.PREDICTION for layout in IN_FOLDERS}
 """Files in structure folders that a training does not read."""
 
 
@@ -149,7 +147,7 @@ def prepare(
     """
     kind, bare = str(dtype).removeprefix("torch."), set(bare)
     keys = {folder: str(folder.resolve()) for folder in folders}
-    states = {folder: state_of(folder) for folder in folders}
+    states = states_of(folders)
     whole = {keys[folder] for folder in folders if folder not in bare}
 
     entries = _entries(store, kind)
@@ -200,12 +198,18 @@ def wait_until_none(left: Callable[[], int], patience: float) -> None:
             changed, before = time.monotonic(), now
 
 
-def state_of(folder: Path) -> str:
-    """Changes whenever the files of a structure or the program change.
+def states_of(folders: Sequence[Path]) -> dict[Path, str]:
+    """Of each structure, what changes whenever its files or the program change. Predictions do not
+    count.
 
     Raises:
-        HamfastError: the folder cannot be read.
+        HamfastError: a structure cannot be read.
     """
+    inside = packed.checksums(folders)
+    return {f: digest_of(inside[f], __version__) if f in inside else _state_of(f) for f in folders}
+
+
+def _state_of(folder: Path) -> str:
     try:
         files = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name not in PREDICTIONS]
         stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
@@ -228,33 +232,6 @@ def _entries(store: Store, kind: str) -> dict[str, Entry]:
             raise HamfastError(f"{store.path}: cannot be read ({error})") from error
         store.begin_anew(f"damaged ({error})")
         return {}
-
-
-class Some(Generic[Item]):
-    """Writes what a pass makes, some at a time.
-
-    Args:
-        keep: writes a list of it.
-    """
-
-    def __init__(self, keep: Callable[[list[Item]], None]):
-        self.keep = keep
-        self.waiting: list[Item] = []
-        self.bytes, self.written = 0, time.monotonic()
-
-    def add(self, item: Item, size: int) -> None:
-        """Of so many bytes."""
-        self.waiting.append(item)
-        self.bytes += size
-        if self.bytes > BYTES or time.monotonic() - self.written > SECONDS:
-            self.write()
-
-    def write(self) -> None:
-        """Writes what waits."""
-        waiting, self.waiting = self.waiting, []
-        if waiting:
-            self.keep(waiting)
-        self.bytes, self.written = 0, time.monotonic()
 
 
 class _Keeper:

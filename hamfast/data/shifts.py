@@ -19,7 +19,8 @@ from torch.utils.data import Dataset
 
 from hamfast.data.graph_bytes import pack_shift
 from hamfast.data.parallel import FEW, results
-from hamfast.data.prepared import PATIENCE, PreparedSet, Some, wait_until_none
+from hamfast.data.prepared import PATIENCE, PreparedSet, wait_until_none
+from hamfast.data.sqlite_file import Some
 from hamfast.errors import DataWarning
 from hamfast.graph import CrystalGraph
 from hamfast.machine import cores

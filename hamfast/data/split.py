@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from hamfast.data.formats import find_structures
+from hamfast.data.formats import find_structures, folder_of
 from hamfast.data.h5 import read_json, write_json
 from hamfast.errors import HamfastError
 
@@ -32,7 +32,7 @@ def read_split(root: Path, file: Path | None = None) -> dict[str, list[Path]]:
         HamfastError: there is no such file; it holds no lists of labels; a subset or label is
             unknown; a label is there twice; or there is nothing to train or validate with.
     """
-    path = file if file is not None else root / SPLIT_FILE
+    path = file if file is not None else folder_of(root) / SPLIT_FILE
     content = _read(path, root)
     folders = {p.name: p for p in find_structures(root)}
     split: dict[str, list[Path]] = {}
@@ -88,7 +88,7 @@ def write_split(root: Path, fractions: Sequence[float], seed: int, *, overwrite:
     Returns:
         The labels of each subset.
     """
-    path = root / SPLIT_FILE
+    path = folder_of(root) / SPLIT_FILE
     if path.exists() and not overwrite:
         raise HamfastError(f"{path}: exists already; use --overwrite to replace it")
     if (

@@ -3,48 +3,25 @@
 Two tables: what is known about each structure, which is little and read at once; and its graph,
 which is large and read when a batch has it. A third one keeps shifts of graphs' targets beside
 them, and a fourth one results that took long, by name.
-
-Any number of processes may read, and one at a time writes. SQLite undoes what a process that was
-killed had not finished. Its plain journal is used: a journal of the newer kind (WAL) needs memory
-that all processes share, which machines of a cluster do not have.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sqlite3
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from hamfast.data.sqlite_file import SqliteFile
 from hamfast.errors import DataWarning, HamfastError
 
 FILE = "prepared.sqlite"
-APPLICATION = 0x68616D66
-"""The letters hamf: by this number in its header a file of SQLite is one of hamfast."""
-FORMAT = 2
-"""Files of another format are made anew."""
 MOST_SHIFTS = 3
 """So many kinds of shifts are kept; another one takes the place of the oldest."""
 AT_ONCE = 1000
 """So many rows are deleted in a transaction, for which others wait."""
-PATIENCE = 120.0
-"""Seconds that a process waits for another one that writes."""
-SQLITE = b"SQLite format 3\0"
-
-TABLES = """
-CREATE TABLE structures (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, folder TEXT NOT NULL, kind TEXT NOT NULL, state TEXT NOT NULL, about TEXT NOT NULL,
-    UNIQUE (folder, kind)
-);
-CREATE TABLE graphs (id INTEGER PRIMARY KEY, content BLOB NOT NULL);
-CREATE TABLE shifts (name TEXT NOT NULL, graph INTEGER NOT NULL, content BLOB NOT NULL, UNIQUE (name, graph));
-CREATE INDEX shifts_of_graph ON shifts (graph);
-CREATE TABLE results (name TEXT PRIMARY KEY, content BLOB NOT NULL) WITHOUT ROWID;
-"""
 _KEEP_RESULT = "INSERT OR REPLACE INTO results VALUES (?, ?)"
 
 
@@ -67,7 +44,7 @@ class Prepared(NamedTuple):
     graph: bytes | None
 
 
-class Store:
+class Store(SqliteFile):
     """The file of prepared structures in a folder. It is made where there is none.
 
     Args:
@@ -78,11 +55,26 @@ class Store:
             opened.
     """
 
+    APPLICATION = 0x68616D66
+    """The letters hamf."""
+    FORMAT = 2
+    """Files of another format are made anew."""
+    TABLES = (
+        "CREATE TABLE structures (id INTEGER PRIMARY KEY AUTOINCREMENT, folder TEXT NOT NULL, kind TEXT NOT NULL, "
+        "state TEXT NOT NULL, about TEXT NOT NULL, UNIQUE (folder, kind))",
+        "CREATE TABLE graphs (id INTEGER PRIMARY KEY, content BLOB NOT NULL)",
+        "CREATE TABLE shifts (name TEXT NOT NULL, graph INTEGER NOT NULL, content BLOB NOT NULL, UNIQUE (name, graph))",
+        "CREATE INDEX shifts_of_graph ON shifts (graph)",
+        "CREATE TABLE results (name TEXT PRIMARY KEY, content BLOB NOT NULL) WITHOUT ROWID",
+    )
+    PAGE = 65536
+    WHAT = "prepared structures"
+    ADVICE = "move it away, or set data.cache to another folder"
+    SYNCHRONOUS = "NORMAL"
+
     def __init__(self, folder: Path):
-        self.path = folder / FILE
-        self.connections: dict[int, sqlite3.Connection] = {}
-        self.opened: int | None = None
-        self._refuse_others()
+        super().__init__(folder / FILE)
+        self.refuse_others()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._open()
@@ -91,96 +83,27 @@ class Store:
         except sqlite3.OperationalError as error:
             raise HamfastError(f"{self.path}: cannot be opened ({error}); set data.cache") from error
 
-    def __getstate__(self) -> dict:
-        """Without connections: another process opens its own."""
-        return self.__dict__ | {"connections": {}}
-
-    def _refuse_others(self) -> None:
-        """Raises HamfastError if there is something of that name that hamfast has not made."""
-        if not self.path.exists():
-            return
-        if not self.path.is_file():
-            raise HamfastError(f"{self.path}: expected a file of prepared structures, found a folder")
-        with self.path.open("rb") as file:
-            head = file.read(100)
-        # Bytes 68 to 71 are the number of the application. A file that was not begun is empty; one
-        # with a journal is not yet what it will be.
-        foreign = head[:16] != SQLITE or head[68:72] != APPLICATION.to_bytes(4, "big")
-        if head and foreign and not self.path.with_name(f"{FILE}-journal").exists():
-            raise HamfastError(
-                f"{self.path}: expected prepared structures of hamfast, found another file; move it away, or set "
-                "data.cache to another folder"
-            )
-
     def _open(self) -> None:
         """Makes the tables where there are none; makes a damaged or outdated file anew."""
         try:
-            found = self._format()
+            found = self.format()
             if found is None:
-                self.connection().execute("PRAGMA page_size = 65536")  # a graph is a chain of pages
-                with self.writing() as file:
-                    if self._format() is None:
-                        for statement in TABLES.split(";"):
-                            file.execute(statement)
-                        file.execute(f"PRAGMA application_id = {APPLICATION}")
-                        file.execute(f"PRAGMA user_version = {FORMAT}")
-            elif found != FORMAT:
-                self.begin_anew(f"of format {found}, this version of hamfast has format {FORMAT}")
+                self.make_tables()
+            elif found != self.FORMAT:
+                self.begin_anew(f"of format {found}, this version of hamfast has format {self.FORMAT}")
         except sqlite3.OperationalError:  # locked, or no file that can be opened
             raise
         except sqlite3.DatabaseError as error:
             self.begin_anew(f"damaged ({error})")
 
-    def _format(self) -> int | None:
-        """Of the file; None if there are no tables."""
-        file = self.connection()
-        if not file.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-            return None
-        return file.execute("PRAGMA user_version").fetchone()[0]
-
     def begin_anew(self, why: str) -> None:
         """Deletes the file and makes an empty one, with a warning."""
         self.close()
-        if self._inode() == self.opened:  # else another process has done so
+        if self.inode() == self.opened:  # else another process has done so
             warnings.warn(f"{self.path}: {why}; all structures are prepared again", DataWarning, stacklevel=2)
             for path in (self.path, self.path.with_name(f"{FILE}-journal")):
                 path.unlink(missing_ok=True)
         self._open()
-
-    def _inode(self) -> int | None:
-        """Of the file that has the name now."""
-        try:
-            return self.path.stat().st_ino
-        except FileNotFoundError:
-            return None
-
-    def close(self) -> None:
-        """Closes this process's connection; it is opened again where it is needed."""
-        own = self.connections.pop(os.getpid(), None)
-        if own is not None:
-            own.close()
-
-    def connection(self) -> sqlite3.Connection:
-        """This process's own: a connection must not be carried over a fork."""
-        own = self.connections.get(os.getpid())
-        if own is None:
-            own = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
-            self.connections[os.getpid()], self.opened = own, self._inode()
-            own.execute("PRAGMA synchronous = NORMAL")
-        return own
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of it counts, or nothing."""
-        file = self.connection()
-        file.execute("BEGIN IMMEDIATE")
-        try:
-            yield file
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                file.execute("ROLLBACK")
-            raise
-        file.execute("COMMIT")
 
     # --- structures
     # ---------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ase.data import chemical_symbols
 
 from hamfast.data.cell_size import fitting_environment
-from hamfast.data.formats import find_structures
+from hamfast.data.formats import find_structures, folder_of
 from hamfast.data.split import SPLIT_FILE, read_split
 from hamfast.data.statistics import DatasetStatistics, dataset_statistics
 from hamfast.errors import HamfastError
@@ -77,7 +77,7 @@ def suggestions(root: Path) -> Suggestion:
     if statistics.longest_pair is None:
         raise HamfastError(f"{root}: its structures have no matrices")
     found = _suggest(statistics, statistics.longest_pair, root)
-    found.settings[""] = {"output": f"runs/{root.resolve().name}"}
+    found.settings[""] = {"output": f"runs/{folder_of(root).resolve().name}"}
     return found
 
 
@@ -148,7 +148,7 @@ def summarize(root: Path, most: int = 8) -> dict[str, str]:
             "training step": f"{max(pairs):,} edges, {elements:,} matrix elements per structure; about "
             f"{_step_memory(max(pairs), stage1['l_max']) / 2**30:.1f} GiB of activations with these irreps in float32",
         }
-    split = root / SPLIT_FILE
+    split = folder_of(root) / SPLIT_FILE
     result["split"] = str(split) if split.exists() else f"none; make one with `hamfast data split {root}`"
     return result
 

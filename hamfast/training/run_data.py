@@ -16,7 +16,7 @@ import torch
 
 from hamfast.data import GraphDataset, graph_loader, read_split
 from hamfast.data.dataset import GraphLoader, target_spec
-from hamfast.data.formats import read_snapshot
+from hamfast.data.formats import folder_of, read_snapshot
 from hamfast.data.parallel import summed
 from hamfast.data.prepared import NEWS, digest_of, once, prepare, range_of
 from hamfast.data.shifts import keep_shifts
@@ -84,7 +84,7 @@ class RunData:
         root = Path(config.data.root)
         self.split = read_split(root, None if config.data.split is None else Path(config.data.split))
         folders = [folder for subset in self.split.values() for folder in subset]
-        cache = root / ".hamfast_cache" if config.data.cache is None else Path(config.data.cache)
+        cache = folder_of(root) / ".hamfast_cache" if config.data.cache is None else Path(config.data.cache)
         check_cache(cache)
         self.prepared = prepare(
             folders,

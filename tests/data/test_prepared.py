@@ -17,7 +17,7 @@ import pytest
 import torch
 from kit import cases, random_snapshot
 
-from hamfast.data import GraphDataset, build_graph, by_name, dataset_spec, prepared, read_snapshot
+from hamfast.data import GraphDataset, build_graph, by_name, dataset_spec, prepared, read_snapshot, sqlite_file
 from hamfast.data.formats import read_structure
 from hamfast.data.graph_bytes import pack, unpack
 from hamfast.data.prepared import once, prepare, range_of
@@ -156,7 +156,7 @@ def slow_pass(root, cache):
     """By two processes; each structure is written when it is done."""
     original = prepared.prepare_one
     prepared.prepare_one = lambda *arguments: (time.sleep(0.05), original(*arguments))[1]
-    prepared.SECONDS, prepared.FEW, prepared.cores = 0.0, 1, lambda: 2
+    sqlite_file.SECONDS, prepared.FEW, prepared.cores = 0.0, 1, lambda: 2
     prepare(sorted(root.iterdir()), Store(cache), torch.float32)
 
 
@@ -220,7 +220,7 @@ def test_many_processes_read_while_one_writes(folders, tmp_path, monkeypatch):
 
 def test_one_prepares_and_others_wait(folders, tmp_path, monkeypatch):
     read, original = counted(monkeypatch), prepared.prepare_one
-    monkeypatch.setattr(prepared, "SECONDS", 0.0)
+    monkeypatch.setattr(sqlite_file, "SECONDS", 0.0)
     monkeypatch.setattr(prepared, "prepare_one", lambda *arguments: (time.sleep(0.4), original(*arguments))[1])
     found = []
     other = threading.Thread(target=lambda: found.append(prepare(folders, Store(tmp_path), torch.float32, wait=True)))

@@ -3,14 +3,15 @@
 import inspect
 import json
 import shutil
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
 from kit import random_snapshot
 
-from hamfast.data import by_name, find_structures, read_snapshot
-from hamfast.data.formats import FORMATS, WRITTEN, Format, format_of, read_pairs, read_structure
+from hamfast.data import by_name, find_structures, packed, read_snapshot
+from hamfast.data.formats import FORMATS, WRITTEN, Format, format_of, has_prediction, read_pairs, read_structure
 from hamfast.errors import HamfastError
 
 SHELLS = {42: (0, 1, 2), 16: (0, 0, 3)}
@@ -53,33 +54,45 @@ def test_a_written_format_names_the_files_of_its_matrices(layout):
     assert {layout.HAMILTONIAN, layout.OVERLAP, layout.PREDICTION} < set(layout.FILES)
 
 
-@pytest.mark.parametrize("layout", ["deeph", "deeph-legacy"])
+def place(layout, root, label="a"):
+    """Of a structure in a set."""
+    return root / (packed.STRUCTURES if layout is packed else ".") / label
+
+
+@pytest.mark.parametrize("layout", WRITTEN, ids=[f.NAME for f in WRITTEN])
 def test_pairs_alone_are_those_of_the_whole_matrix(tmp_path, layout):
     snapshot = random_snapshot(SHELLS, [42, 16, 16])
-    by_name(layout).write(snapshot, tmp_path)
-    structure = read_structure(tmp_path)
-    np.testing.assert_array_equal(read_pairs(tmp_path, structure), read_snapshot(tmp_path).hamiltonian.pairs)
-    (tmp_path / by_name(layout).HAMILTONIAN).unlink()
-    np.testing.assert_array_equal(read_pairs(tmp_path, structure), read_snapshot(tmp_path).overlap.pairs)
-    (tmp_path / by_name(layout).OVERLAP).unlink()
-    assert read_pairs(tmp_path, structure) is None
+    without = replace(snapshot, hamiltonian=None), replace(snapshot, hamiltonian=None, overlap=None)
+    whole, second, bare = (place(layout, tmp_path, label) for label in ("whole", "second", "bare"))
+    for one, folder in zip((snapshot, *without), (whole, second, bare), strict=True):
+        layout.write(one, folder)
+    structure = read_structure(whole)
+    np.testing.assert_array_equal(read_pairs(whole, structure), read_snapshot(whole).hamiltonian.pairs)
+    np.testing.assert_array_equal(read_pairs(second, structure), read_snapshot(second).overlap.pairs)
+    assert read_pairs(bare, structure) is None
 
 
-@pytest.mark.parametrize("layout", ["deeph", "deeph-legacy"])
+@pytest.mark.parametrize("layout", WRITTEN, ids=[f.NAME for f in WRITTEN])
 def test_pairs_of_atoms_that_are_not_there(tmp_path, layout):
-    by_name(layout).write(random_snapshot(SHELLS, [42, 16, 16]), tmp_path)
+    layout.write(random_snapshot(SHELLS, [42, 16, 16]), place(layout, tmp_path))
     smaller = random_snapshot(SHELLS, [42, 16])
     with pytest.raises(HamfastError, match="the matrix names atoms 0 to 2, but the structure has 2 atoms"):
-        read_pairs(tmp_path, smaller)
+        read_pairs(place(layout, tmp_path), smaller)
 
 
 @pytest.mark.parametrize("spinful", [False, True], ids=["plain", "soc"])
-@pytest.mark.parametrize("layout", ["deeph", "deeph-legacy"])
+@pytest.mark.parametrize("layout", WRITTEN, ids=[f.NAME for f in WRITTEN])
 def test_round_trip(tmp_path, layout, spinful):
     before = random_snapshot(SHELLS, [42, 16, 16], spinful)
     before.fermi_energy, before.occupation, before.info = -1.5, 26.0, {"note": "kept"}
-    by_name(layout).write(before, tmp_path / "a")
-    after = read_snapshot(tmp_path / "a")
+    folder = place(layout, tmp_path)
+    layout.write(before, folder)
+    assert not has_prediction(folder)
+    layout.write_prediction(before, replace(before.hamiltonian, entries=2 * before.hamiltonian.entries), folder)
+    assert has_prediction(folder)
+    predicted = read_snapshot(folder, hamiltonian="prediction").hamiltonian
+    same_matrix(replace(before.hamiltonian, entries=2 * before.hamiltonian.entries), predicted)
+    after = read_snapshot(folder)
     same_matrix(before.hamiltonian, after.hamiltonian)
     same_matrix(before.overlap, after.overlap)
     np.testing.assert_allclose(before.positions, after.positions, atol=1e-12)

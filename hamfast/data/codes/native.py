@@ -67,6 +67,10 @@ class NativeFormat:
         """Does a folder hold a calculation of this code?"""
         return self.code.main_file(folder) is not None
 
+    def has_prediction(self, folder: Path) -> bool:
+        """Is there a Hamiltonian of ``hamfast predict``?"""
+        return deeph.has_prediction(folder)
+
     def _read(self, folder: Path, matrices: bool) -> Snapshot:
         path = self.code.main_file(folder)
         if path is None:
