@@ -46,6 +46,7 @@ MODELS = {
     "NequIP 64, l 2": ("nequip_network", "nequip", "nequip", {"features": 64}),
     "SevenNet 64, l 2": ("sevenn_network", "sevenn", "sevenn", {"channels": 64}),
     "Allegro 32, l 2": ("allegro_network", "allegro", "nequip-allegro", {"features": 32}),
+    "TorchMD-NET ET 128": ("torchmdnet_network", "torchmdnet", "torchmd-net", {"width": 128, "layers": 6}),
     "e3tools Conv": ("own_network", "e3tools", "e3tools", {"layer": "Conv"}),
     "e3tools SeparableConv": ("own_network", "e3tools", "e3tools", {"layer": "SeparableConv"}),
     "e3tools TransformerBlock": ("own_network", "e3tools", "e3tools", {"layer": "TransformerBlock"}),

@@ -182,7 +182,7 @@ class AccelerateReport:
 
     def __str__(self) -> str:
         if not self.replacements:
-            return "hamfast.accelerate: found no tensor products of e3nn and no attention layers of PyG"
+            return "hamfast.accelerate: found no tensor products of e3nn, and no layers of other packages that it knows"
         lines = [f"hamfast.accelerate: {len(self.replaced)} of {len(self.replacements)} layers run on hamfast"]
         width = max(len(r.name) for r in self.replacements)
         for r in self.replacements:
@@ -227,7 +227,8 @@ def accelerate(module: nn.Module, verify: Any = None, profile: Any = None) -> Ac
       Its class, parameters, buffers, hooks and ``state_dict`` stay.
     - Convolutions of packages that :mod:`hamfast.nn.adapters` knows get another class, which is a
       subclass of their own: gather, product and sum over edges become one op. So do MACE's
-      ``SymmetricContraction``, and PyG's ``TransformerConv`` and ``GATv2Conv``.
+      ``SymmetricContraction``, PyG's ``TransformerConv`` and ``GATv2Conv``, and the attention of
+      TorchMD-NET's equivariant Transformer.
       Parameters stay the same objects, so optimizers keep working.
 
     Args:

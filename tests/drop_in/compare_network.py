@@ -8,6 +8,7 @@ fails if it is too much.
 import importlib
 import sys
 import warnings
+from contextlib import suppress
 
 warnings.filterwarnings("ignore")
 
@@ -15,12 +16,17 @@ import torch  # noqa: E402
 
 import hamfast  # noqa: E402
 
-try:
-    from hamfast.nn.adapters import pyg
 
-    pyg.FEW = {True: 0, False: 0}  # the graphs here are small
-except ImportError:
-    pass
+def also_for_few_edges():
+    """The graphs here are small, for which adapters would keep the package's code."""
+    with suppress(ImportError):
+        from hamfast.nn.adapters import pyg
+
+        pyg.FEW = {True: 0, False: 0}
+    with suppress(ImportError):
+        from hamfast.nn.adapters import torchmdnet
+
+        torchmdnet.FEW = 0
 
 
 def force_loss_gradients(module, model, data):
@@ -41,6 +47,7 @@ def results(module, model, data, dtype):
 
 def main(name, *arguments):
     module = importlib.import_module(f"{name}_network")
+    also_for_few_edges()
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         model, data = module.network(dtype, *arguments), module.graph(dtype)
         keys = list(model.state_dict())

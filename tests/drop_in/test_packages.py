@@ -15,6 +15,7 @@ NETWORKS = {
     "nequip": ("nequip",),
     "sevenn": ("sevenn",),
     "allegro": ("allegro",),
+    "torchmdnet": ("torchmdnet",),
     "e3tools": ("own", "Conv"),
     "e3tools separable": ("own", "SeparableConv"),
     "e3tools transformer": ("own", "TransformerBlock"),
@@ -37,6 +38,10 @@ def test_contracters_of_allegro():
 
 def test_layers_of_e3tools():
     run("compare_e3tools.py", "e3tools")
+
+
+def test_attention_of_torchmd_net():
+    run("compare_torchmdnet.py", "torchmdnet")
 
 
 @pytest.mark.slow
