@@ -28,6 +28,12 @@ def test_energies_and_forces(name):
     run("compare_network.py", name.split()[0], *NETWORKS[name])
 
 
+@pytest.mark.parametrize("name", ["deeph_e3", "equiformer"])
+def test_networks_of_published_code(name):
+    """Those that are no packages: energies and forces, or the network's output and a loss of it."""
+    run("compare_network.py", None, name)
+
+
 def test_product_basis_of_mace():
     run("compare_contraction.py", "mace")
 
@@ -52,7 +58,8 @@ def test_what_people_do_with_models(package):
 
 
 def run(program, package, *arguments):
-    if not available(package):
+    """The package is one that is needed, if any."""
+    if package is not None and not available(package):
         pytest.skip(f"{package} is not in {PEERS}; tools/setup_peers.sh puts it there")
     command = [sys.executable, HERE / program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=HERE, timeout=600)
