@@ -216,13 +216,21 @@ def measure(name, size, threads, seconds, device, log):
         difference = float((expected - found).abs().max() / expected.abs().max())
         as_it_is, ours = alternating(functions, min(max(3, int(seconds / once)), 100), clock)
         memory = [f"{mb:.0f}" for mb in peaks[step]] if step in peaks else ["", ""]
-        exchanged = f"{len(report.replaced)} of {len(report.replacements)}"
         ratio = as_it_is / ours
         if log and device == "cuda":
             for form, function in zip(("as it is", "accelerated"), functions, strict=True):
                 profile(function, f"{name}, {atoms} atoms, {step}, {form}", log)
         rows.append(
-            [atoms, step, f"{as_it_is:.2f}", f"{ours:.2f}", f"{ratio:.2f}", f"{difference:.1e}", *memory, exchanged]
+            [
+                atoms,
+                step,
+                f"{as_it_is:.2f}",
+                f"{ours:.2f}",
+                f"{ratio:.2f}",
+                f"{difference:.1e}",
+                *memory,
+                report.exchanged,
+            ]
         )
     return rows
 

@@ -61,13 +61,23 @@ def test_layers_that_are_left_alone_say_why():
                 "given": o3.Linear("2x0e+1x1o", "2x0e+1x1o", internal_weights=False),
                 "many": o3.Linear("2x0e+1x1o", "2x0e+1x1o", f_in=2, f_out=3),
                 "scalars": o3.Linear("2x0e+3x1o", "2x0e"),
+                "nothing": o3.Linear("2x0e", "3x1o"),
             }
         )
     )
     assert report.replaced == []
     reasons = {r.name: r.text for r in report.replacements}
     assert reasons["given"] == reasons["many"] == "its weights are not one matrix for all rows"
-    assert reasons["scalars"] == "e3nn's code is one matrix product, too"
+    assert reasons["scalars"] == "e3nn's code for one block of scalars is a single matrix product, and faster"
+    assert reasons["nothing"] == "it has no weights"
+    assert report.left_alone == ["given", "many"]
+    assert str(report).startswith("hamfast.accelerate: 0 of 2 layers run on hamfast; best as they are: 2\n")
+    assert "scalars  Linear: best as it is, e3nn's code" in str(report)
+
+
+def test_layers_that_are_best_as_they_are_do_not_count():
+    report = hamfast.accelerate(torch.nn.Sequential(LAYERS["plain"](), o3.Linear("4x0e", "1x0e")))
+    assert report.replaced == ["0"] and report.left_alone == [] and report.exchanged == "1 of 1"
 
 
 def test_copies_files_scripts_and_back():
