@@ -187,6 +187,39 @@ def test_products_with_rows_of_an_embedding(counted, name):
     assert bool(counted) == (name in ROWS_OF_A_TABLE)
 
 
+def embedded(index, table):
+    return torch.nn.functional.embedding(index, table)
+
+
+@pytest.mark.parametrize("leaf", [True, False], ids=["leaf", "computed"])
+def test_gradients_in_the_rows_of_an_embedding(counted, leaf):
+    """They are those of the product row by row, or refused: never others."""
+    theirs, ours = products(4)
+    index = torch.tensor([0, 3, 3, 0, 1, 1, 1, 0, 3, 0, 0, 1, 3, 0])
+    given, x = torch.randn(5, 4).requires_grad_(), torch.randn(len(index), theirs.irreps_in1.dim).requires_grad_()
+    table = given if leaf else given.sin()
+    rows = embedded(index, table)
+    asked_for = [x, ours.weight, table, given]  # all but the rows
+    for wanted in ([x], [table], asked_for):
+        torch.autograd.grad(ours(x, rows).sin().sum(), wanted, retain_graph=True)
+    ours(x, rows).sum().backward(retain_graph=True)
+    with torch.no_grad():
+        assert_close(ours(x, rows), theirs(x, rows))
+    assert counted
+    with pytest.raises(RuntimeError, match="expected a gradient in the table .*, found one in the rows"):
+        torch.autograd.grad(ours(x, rows).sum(), [x, rows], retain_graph=True)
+    rows.retain_grad()
+    counted.clear()
+    expected = torch.autograd.grad(theirs(x, rows).sin().sum(), rows, retain_graph=True)[0]
+    assert_close(torch.autograd.grad(ours(x, rows).sin().sum(), rows, retain_graph=True)[0], expected)
+    assert not counted
+    late = embedded(index, table)
+    out = ours(x, late).sum()
+    late.retain_grad()
+    with pytest.raises(RuntimeError, match="retain_grad"):
+        out.backward()
+
+
 def test_products_with_few_different_rows(counted):
     """As of an embedding that is not trained. A row that is nearly another is one of its own."""
     theirs, ours = products(4)
