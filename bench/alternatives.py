@@ -7,7 +7,7 @@ MACE's conversion to cuEquivariance, symmetrix-xl.
 Writes bench/results/alternatives.csv; rows that were not run stay as they were.
 Where an alternative fails, the row has its words. Each runs in a process of its own, in which the
 model as it is, the alternative and the accelerated model take turns; ``--limit`` ends those that
-compile for too long. Times are those on the clock, as compilers have processes of their own.
+compile for too long. Times are CPU time, of compilers too; with more threads those on the clock.
 symmetrix-xl is looked for in HAMFAST_SYMMETRIX, by default /tmp/symmetrix; it needs a folder alone:
 
     pip install --no-deps --target /tmp/symmetrix symmetrix-xl==0.1.1
@@ -29,7 +29,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import torch
-from models import MODELS, SIZES, alternating, steps
+from models import MODELS, SIZES, alternating, clock_of, steps
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "alternatives.csv"
@@ -48,6 +48,8 @@ class Plain:
 
     package = "torch"
     same_parameters = True
+    structures = 1
+    """In a batch."""
 
     def __init__(self, name, size):
         module_name, _, _, self.options = MODELS[name]
@@ -105,6 +107,8 @@ class CompiledMACE(Plain):
 class CompiledNequIP(Plain):
     """``compile_mode="compile"`` of NequIP's builders, for batches of two structures or more."""
 
+    structures = 2
+
     def graph(self, cells):
         from nequip.data import AtomicDataDict
 
@@ -131,13 +135,24 @@ class ToCuEquivariance(Plain):
 
 
 class BySymmetrix(Plain):
-    """An export of the model, read by symmetrix-xl, in its mode without a compiler."""
+    """An export of the model, read by symmetrix-xl, in its mode without a compiler.
+
+    It is a calculator of ASE, so all three forms are: search for neighbours and stress are in.
+    """
 
     package = "symmetrix-xl"
 
-    def alternative(self):
+    def graph(self, cells):
         import peers
 
+        return peers.crystal(cells)
+
+    def steps(self, model):
+        from mace.calculators import MACECalculator
+
+        return self.of_calculator(MACECalculator(models=model, default_dtype="float32"))
+
+    def alternative(self):
         sys.path.append(SYMMETRIX)
         from symmetrix import Symmetrix
         from symmetrix.extract_mace_data import extract_mace_data
@@ -146,18 +161,16 @@ class BySymmetrix(Plain):
             checkpoint, exported = Path(folder) / "model.pt", Path(folder) / "model.json"
             torch.save(self.network(), checkpoint)
             exported.write_text(json.dumps(extract_mace_data(str(checkpoint))))
-            calculator = Symmetrix(str(exported), dtype="float32", streamed_edges="non-compiled")
-        atoms = peers.crystal(self.cells)
+            return self.of_calculator(Symmetrix(str(exported), dtype="float32", streamed_edges="non-compiled"))
+
+    def of_calculator(self, calculator):
+        """The force step of a calculator."""
 
         def force():
             calculator.reset()
-            return [torch.tensor(calculator.get_property("forces", atoms), dtype=torch.float32).flatten()]
+            return [torch.tensor(calculator.get_property("forces", self.data), dtype=torch.float32).flatten()]
 
         return {"force": force}
-
-    def graph(self, cells):
-        self.cells = cells
-        return super().graph(cells)
 
 
 ALTERNATIVES = [
@@ -172,17 +185,23 @@ ALTERNATIVES = [
 ]
 
 
-def timed(function):
-    """What a function returns, and the seconds on the clock."""
-    begin = time.perf_counter()
+def seconds_of(threads):
+    """A clock: of one thread CPU time, with that of compilers, processes that have ended."""
+    return time.perf_counter if threads > 1 else lambda: sum(os.times()[:4])
+
+
+def timed(function, clock):
+    """What a function returns, and the seconds that it took."""
+    begin = clock()
     out = function()
-    return out, time.perf_counter() - begin
+    return out, clock() - begin
 
 
 def measure(number, size, threads, seconds):
     """Prints rows of one alternative, one a line, as soon as they are there."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
+    clock = seconds_of(threads)
     name, _, kind = ALTERNATIVES[number]
     with contextlib.redirect_stdout(sys.stderr):
         work = kind(name, size)
@@ -195,10 +214,11 @@ def measure(number, size, threads, seconds):
             hamfast.accelerate(model)
             return work.steps(model)
 
-        ours, our_seconds = timed(accelerated)
-        theirs, their_seconds = timed(work.alternative)
-        firsts = {step: (timed(theirs[step]), timed(ours[step])) for step in ("force",)}
-    atoms = len(importlib.import_module("peers").crystal(SIZES[size])) * (2 if kind is CompiledNequIP else 1)
+        ours, our_seconds = timed(accelerated, clock)
+        theirs, their_seconds = timed(work.alternative, clock)
+        their_seconds += timed(theirs["force"], clock)[1]
+        our_seconds += timed(ours["force"], clock)[1]
+    atoms = len(importlib.import_module("peers").crystal(SIZES[size])) * kind.structures
     for step in plain:
         if step not in theirs:
             continue
@@ -206,9 +226,11 @@ def measure(number, size, threads, seconds):
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 functions = [plain[step], theirs[step], ours[step]]
-                once = sum(timed(f)[1] for f in functions)
+                once = sum(timed(f, clock)[1] for f in functions)
                 found = torch.cat(functions[1]())
-                times = alternating(functions, min(max(3, int(seconds / once)), 100), time.perf_counter)
+                times = alternating(
+                    functions, min(max(3, int(seconds / max(once, 0.01))), 100), clock_of(threads, "cpu")
+                )
         except Exception as error:
             print("ROW" + json.dumps(row | {"says": words(error)}), flush=True)
             continue
@@ -219,9 +241,8 @@ def measure(number, size, threads, seconds):
         row["ratio"] = f"{times[1] / times[2]:.2f}"
         if step == "force" or work.same_parameters:
             row["difference"] = f"{float((found - expected[step]).abs().max() / expected[step].abs().max()):.1e}"
-        if step in firsts:
-            row["first_alternative_s"] = f"{their_seconds + firsts[step][0][1]:.1f}"
-            row["first_accelerated_s"] = f"{our_seconds + firsts[step][1][1]:.1f}"
+        if step == "force":
+            row |= {"first_alternative_s": f"{their_seconds:.1f}", "first_accelerated_s": f"{our_seconds:.1f}"}
         print("ROW" + json.dumps(row), flush=True)
 
 
@@ -236,8 +257,10 @@ def rows_of(number, size, options):
     command = [sys.executable, __file__, "--one", str(number), size]
     command += ["--threads", str(options.threads), "--seconds", str(options.seconds)]
     says = ""
+    # One compiler at a time, in this process's time.
+    environment = os.environ | ({"TORCHINDUCTOR_COMPILE_THREADS": "1"} if options.threads == 1 else {})
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=options.limit)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=options.limit, env=environment)
         out = done.stdout
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
@@ -246,7 +269,9 @@ def rows_of(number, size, options):
     except subprocess.TimeoutExpired as error:
         out, says = (error.stdout or b"").decode(), f"not done after {options.limit:.0f} s"
     rows = [json.loads(line[3:]) for line in out.splitlines() if line.startswith("ROW")]
-    return rows or [{"atoms": "", "step": "force", "says": says}]
+    # Steps come in this order: what ended it, ended the first of those that are missing.
+    missing = [step for step in ("force", "training") if step not in {row["step"] for row in rows}]
+    return [*rows, *({"atoms": "", "step": step, "says": says} for step in missing[:1] if says)]
 
 
 def version_of(package):
@@ -291,7 +316,7 @@ def main():
         for size in options.sizes:
             for row in rows_of(number, size, options):
                 made = dict.fromkeys(COLUMNS, "") | row | {"model": name, "alternative": alternative}
-                made["atoms"] = str(made["atoms"] or len(peers.crystal(SIZES[size])))
+                made["atoms"] = str(made["atoms"] or len(peers.crystal(SIZES[size])) * kind.structures)
                 made |= {"version": versions[0], "alternative_version": versions[1], "threads": str(options.threads)}
                 made |= {"machine": options.machine, "torch": torch.__version__, "date": str(datetime.date.today())}
                 kept[tuple(made[c] for c in KEY)] = made

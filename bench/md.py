@@ -1,4 +1,4 @@
-"""Molecular dynamics with the calculators of MACE and NequIP: is energy conserved as before?
+"""Molecular dynamics with ASE's calculators of other packages: is energy conserved as before?
 
     python bench/md.py --machine "2 CPU cores"         # all, some 10 minutes
     python bench/md.py --machine "2 CPU cores" --only mace --steps 100
@@ -31,7 +31,12 @@ sys.path.insert(0, str(HERE.parent / "tests" / "drop_in"))
 
 import peers  # noqa: E402
 
-CALCULATORS = {"MACE": ("mace_network", "mace-torch"), "NequIP": ("nequip_network", "nequip")}
+CALCULATORS = {
+    "MACE": ("mace_network", "mace-torch"),
+    "NequIP": ("nequip_network", "nequip"),
+    "Allegro": ("allegro_network", "nequip-allegro"),
+}
+"""Name -> module in tests/drop_in, distribution. Allegro's calculator is NequIP's."""
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 TIME_STEP = 0.5  # fs
 TEMPERATURE = 300.0  # K

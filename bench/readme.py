@@ -331,7 +331,9 @@ def alternatives_table() -> str:
     first = found[0]
     versions = ", ".join(dict.fromkeys(f"{r['alternative']} {r['alternative_version']}" for r in found))
     return table(header, rows) + note(
-        "Least time on the clock of a few rounds, float32.",
+        "Least CPU time of a few rounds, one thread, float32."
+        if first["threads"] == "1"
+        else "Least time on the clock of a few rounds, float32.",
         f"{versions}; {first['threads']} thread{'s' if first['threads'] != '1' else ''}, {first['machine']},"
         f" torch {first['torch']}, {first['date']} (`bench/alternatives.py`).",
     )
