@@ -24,7 +24,7 @@ def also_for_few_edges():
         from hamfast.nn.adapters import pyg
 
         pyg.FEW = {True: 0, False: 0}
-    with suppress(ImportError):
+    if "torchmdnet" in sys.modules:
         from hamfast.nn.adapters import torchmdnet
 
         torchmdnet.FEW = 0

@@ -22,7 +22,7 @@ PACKAGES = {
     "sevenn": ("sevenn",),
     "allegro": ("allegro",),
     "e3tools": ("e3tools",),
-    "torchmdnet": ("torchmdnet",),
+    "torchmdnet.models.torchmd_et": ("torchmdnet",),
     "torch_geometric.nn": ("pyg",),
 }
 """Package -> the modules here that are for it."""

@@ -97,6 +97,9 @@ def _thirds(x: Tensor, heads: int, axis: int = 1) -> list[Tensor]:
 
 def why_not(layer: Any) -> str:
     """Why a layer of TorchMD-NET is left alone; empty if it is not."""
+    missing = [name for name in ("vector_cutoff", "dk_proj", "dv_proj", "vec_proj") if not hasattr(layer, name)]
+    if missing:
+        return f"expected TorchMD-NET's layer with {', '.join(missing)}, found one without"
     if type(layer.attn_activation) not in WEIGHTS:
         names = " nor ".join(kind.__name__ for kind in WEIGHTS)
         return f"the activation of its attention is {type(layer.attn_activation).__name__}, neither {names}"
