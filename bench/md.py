@@ -1,4 +1,4 @@
-"""Molecular dynamics with the calculators of MACE and NequIP: is energy conserved as before?
+"""Molecular dynamics with ASE's calculators of other packages: is energy conserved as before?
 
     python bench/md.py --machine "2 CPU cores"         # all, some 10 minutes
     python bench/md.py --machine "2 CPU cores" --only mace --steps 100
@@ -31,7 +31,12 @@ sys.path.insert(0, str(HERE.parent / "tests" / "drop_in"))
 
 import peers  # noqa: E402
 
-CALCULATORS = {"MACE": ("mace_network", "mace-torch"), "NequIP": ("nequip_network", "nequip")}
+CALCULATORS = {
+    "MACE": ("mace_network", "mace-torch"),
+    "NequIP": ("nequip_network", "nequip"),
+    "Allegro": ("allegro_network", "nequip-allegro"),
+}
+"""Name -> module in tests/drop_in, distribution. Allegro's calculator is NequIP's."""
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 TIME_STEP = 0.5  # fs
 TEMPERATURE = 300.0  # K
@@ -93,10 +98,9 @@ def measure(name, dtype, steps):
     atoms = len(peers.crystal((1, 1, 1)))
     drifts = [1e3 * float(np.abs(energies - energies[0]).max()) / atoms for energies, *_ in found]
     apart = float(np.abs(found[0][2] - found[1][2]).max())
-    exchanged = f"{len(report.replaced)} of {len(report.replacements)}"
     return [
         atoms, steps, TIME_STEP, f"{1e3 * np.ptp(found[1][1]) / atoms:.2f}", *(f"{d:.4f}" for d in drifts), f"{apart:.1e}",
-        *(f"{ms:.1f}" for *_, ms in found), exchanged,
+        *(f"{ms:.1f}" for *_, ms in found), report.exchanged,
     ]  # fmt: skip
 
 

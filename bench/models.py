@@ -2,12 +2,17 @@
 
     python bench/models.py --machine "2 CPU cores"                    # all, some 20 minutes
     python bench/models.py --machine "2 CPU cores" --only nequip --sizes 30
+    python bench/models.py --machine "2 CPU cores" --threads 2
+    python bench/models.py --machine "2 CPU cores" --first --sizes 30   # times of first steps alone
     python bench/models.py --machine "one H200" --device cuda --profile models.txt
 
 Writes bench/results/models.csv, on a GPU models_gpu.csv.
 Rows of models that were not run stay as they were.
 A force step is energy and forces; a training step is the gradient of a loss on both.
 Each model runs in a process of its own, in which both forms of it take turns.
+With ``--first`` each form and step has a process of its own. It builds the model; what counts is
+from then to the end of the first step, with ``import hamfast`` and ``accelerate`` where they are.
+What others offer in the place of ``accelerate`` is in bench/alternatives.py.
 The networks are those of tests/drop_in, larger.
 """
 
@@ -46,6 +51,7 @@ MODELS = {
     "NequIP 64, l 2": ("nequip_network", "nequip", "nequip", {"features": 64}),
     "SevenNet 64, l 2": ("sevenn_network", "sevenn", "sevenn", {"channels": 64}),
     "Allegro 32, l 2": ("allegro_network", "allegro", "nequip-allegro", {"features": 32}),
+    "TorchMD-NET ET 128": ("torchmdnet_network", "torchmdnet", "torchmd-net", {"width": 128, "layers": 6}),
     "e3tools Conv": ("own_network", "e3tools", "e3tools", {"layer": "Conv"}),
     "e3tools SeparableConv": ("own_network", "e3tools", "e3tools", {"layer": "SeparableConv"}),
     "e3tools TransformerBlock": ("own_network", "e3tools", "e3tools", {"layer": "TransformerBlock"}),
@@ -61,6 +67,8 @@ COLUMNS = [
     "model", "version", "atoms", "step", "as_it_is_ms", "accelerated_ms", "ratio", "difference",
     "as_it_is_peak_mb", "accelerated_peak_mb", "exchanged", "threads", "machine", "torch", "date",
 ]  # fmt: skip
+
+KEY = ("model", "atoms", "step", "threads")
 
 
 def steps(module, model, data):
@@ -186,9 +194,7 @@ def measure(name, size, threads, seconds, device, log):
     data = moved(module.graph(torch.float32, SIZES[size]), device)
     atoms = len(peers.crystal(SIZES[size])) if name not in ONE_SIZE else len(data.species)
     both = [steps(module, model, data) for model in models]
-    # Both threads' time counts where there are two: then it is the clock on the wall.
-    clock = time.process_time if threads == 1 else time.perf_counter
-    clock = wall_clock_of_gpu if device == "cuda" else clock
+    clock = clock_of(threads, device)
     plain = list(both[0])
     rows = []
     peaks = {step: [peak_mb(of[step], device) for of in both] for step in plain} if threads == 1 else {}
@@ -210,14 +216,65 @@ def measure(name, size, threads, seconds, device, log):
         difference = float((expected - found).abs().max() / expected.abs().max())
         as_it_is, ours = alternating(functions, min(max(3, int(seconds / once)), 100), clock)
         memory = [f"{mb:.0f}" for mb in peaks[step]] if step in peaks else ["", ""]
-        exchanged = f"{len(report.replaced)} of {len(report.replacements)}"
         ratio = as_it_is / ours
         if log and device == "cuda":
             for form, function in zip(("as it is", "accelerated"), functions, strict=True):
                 profile(function, f"{name}, {atoms} atoms, {step}, {form}", log)
         rows.append(
-            [atoms, step, f"{as_it_is:.2f}", f"{ours:.2f}", f"{ratio:.2f}", f"{difference:.1e}", *memory, exchanged]
+            [
+                atoms,
+                step,
+                f"{as_it_is:.2f}",
+                f"{ours:.2f}",
+                f"{ratio:.2f}",
+                f"{difference:.1e}",
+                *memory,
+                report.exchanged,
+            ]
         )
+    return rows
+
+
+def first_step(name, size, form, step, threads, device):
+    """Milliseconds from a model that is built to the end of its first step."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(threads)
+    module_name, _, _, options = MODELS[name]
+    module = importlib.import_module(module_name)
+    model = module.network(torch.float32, **options).to(device)
+    data = moved(module.graph(torch.float32, SIZES[size]), device)
+    clock = clock_of(threads, device)
+    begin = clock()
+    if form == "accelerated":
+        import hamfast
+
+        hamfast.accelerate(model)
+    steps(module, model, data)[step]()
+    return 1e3 * (clock() - begin)
+
+
+def clock_of(threads, device):
+    """CPU time of one thread; of more, whose times count together, the clock on the wall."""
+    if device == "cuda":
+        return wall_clock_of_gpu
+    return time.process_time if threads == 1 else time.perf_counter
+
+
+def first_steps(name, size, options):
+    """Rows of the times to the first steps, each from a process of its own."""
+    rows = []
+    for step in ("force", "training"):
+        found = []
+        for form in ("as it is", "accelerated"):
+            command = [sys.executable, __file__, "--one-first", name, size, form, step]
+            command += ["--threads", str(options.threads), "--device", options.device]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"{name}, {size} atoms, first {step} {form}: {done.stderr[-1500:]}")
+            found.append(float(done.stdout.splitlines()[-1]))
+        atoms = len(peers.crystal(SIZES[size])) if name not in ONE_SIZE else 18
+        as_it_is, ours = found
+        rows.append([atoms, f"first {step}", f"{as_it_is:.0f}", f"{ours:.0f}", f"{as_it_is / ours:.2f}", *[""] * 4])
     return rows
 
 
@@ -227,6 +284,22 @@ def installed(package, dist):
         return None
     peers.use()
     return distribution(dist).version
+
+
+def keep(kept, rows, name, version, options):
+    """Writes the rows of one model in the place of those that are there; returns all."""
+    for row in rows:
+        made = [name, version, *map(str, row), str(options.threads), options.machine]
+        made += [torch.__version__, str(datetime.date.today())]
+        print(*made[:11], flush=True)
+        key = [made[COLUMNS.index(c)] for c in KEY]
+        kept = [k for k in kept if [k[COLUMNS.index(c)] for c in KEY] != key]
+        kept.append(made)
+    order = list(MODELS)
+    kept.sort(key=lambda k: (k[11], order.index(k[0]), int(k[2]), k[3]))
+    with RESULTS[options.device].open("w", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *kept])
+    return kept
 
 
 def main():
@@ -241,13 +314,18 @@ def main():
     parser.add_argument("--seconds", type=float, default=10.0, help="of each comparison, at least 3 rounds")
     parser.add_argument("--device", default="cpu", choices=list(RESULTS))
     parser.add_argument("--profile", default="", help="on a GPU: a file for the kernels of each step")
+    parser.add_argument("--first", action="store_true", help="the times to the first steps, and nothing else")
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--one-first", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.sizes = options.sizes or (["200", "2000"] if options.device == "cuda" else ["30", "200"])
     settings = [options.threads, options.seconds, options.device, options.profile]
     if options.one:
         name, *sizes = options.one
         print(json.dumps([row for size in sizes for row in measure(name, size, *settings)]))
+        return
+    if options.one_first:
+        print(first_step(*options.one_first, options.threads, options.device))
         return
     result = RESULTS[options.device]
     kept = []
@@ -265,6 +343,10 @@ def main():
         sizes = options.sizes[:1] if name in ONE_SIZE else options.sizes
         # On a GPU one process for all: what is prepared there takes long, and memory is told apart.
         for chosen in [sizes] if options.device == "cuda" else [[size] for size in sizes]:
+            if options.first:
+                found = [row for size in chosen for row in first_steps(name, size, options)]
+                kept = keep(kept, found, name, version, options)
+                continue
             command = [sys.executable, __file__, "--one", name, *chosen]
             for option in ("threads", "seconds", "device", "profile"):
                 command += [f"--{option}", str(getattr(options, option))]
@@ -273,17 +355,7 @@ def main():
                 failed.append(f"{name}, {' and '.join(chosen)} atoms: {done.stderr}")
                 print(failed[-1][-1500:], flush=True)
                 continue
-            for row in json.loads(done.stdout.splitlines()[-1]):
-                made = [name, version, *map(str, row), str(options.threads), options.machine]
-                made += [torch.__version__, str(datetime.date.today())]
-                print(*made[:11], flush=True)
-                key = [made[COLUMNS.index(c)] for c in ("model", "atoms", "step", "threads")]
-                kept = [k for k in kept if [k[COLUMNS.index(c)] for c in ("model", "atoms", "step", "threads")] != key]
-                kept.append(made)
-                order = list(MODELS)
-                kept.sort(key=lambda k: (k[11], order.index(k[0]), int(k[2]), k[3]))
-                with result.open("w", newline="") as file:
-                    csv.writer(file).writerows([COLUMNS, *kept])
+            kept = keep(kept, json.loads(done.stdout.splitlines()[-1]), name, version, options)
     if failed:
         sys.exit(f"{len(failed)} failed")
 

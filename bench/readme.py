@@ -262,28 +262,87 @@ def lowerings_table() -> str:
 
 
 def models_table(name: str = "models") -> str:
-    """Whole models before and after accelerate."""
+    """Whole models before and after accelerate, one thread on a CPU, and the ratio of two."""
     rows = []
-    digits = 0 if name == "models" else 1
-    for r in read(name):
+    on_cpu = name == "models"
+    found = [r for r in read(name) if not r["step"].startswith("first")]
+    two = {model_step(r): f"{float(r['ratio']):.2f}x" for r in found if on_cpu and r["threads"] == "2"}
+    for r in found:
+        if on_cpu and r["threads"] != "1":
+            continue
         memory = " to ".join(r[peak] for peak in ("as_it_is_peak_mb", "accelerated_peak_mb") if r[peak])
-        ms = [f"{float(r[time]):.{digits}f}" for time in ("as_it_is_ms", "accelerated_ms")]
+        ms = [f"{float(r[time]):.{0 if on_cpu else 1}f}" for time in ("as_it_is_ms", "accelerated_ms")]
         ratio = f"{float(r['ratio']):.2f}x"
-        row = [r["model"], r["version"], r["atoms"], r["step"], *ms, ratio, r["difference"], memory]
-        rows.append([*row, r["threads"]] if name == "models" else row)
+        row = [r["model"], r["version"], r["atoms"], r["step"], *ms, ratio]
+        rows.append([*row, *([two.get(model_step(r), "")] if on_cpu else []), r["difference"], memory])
     first = read(name)[0]
-    header = ["model", "version", "atoms", "step", "as it is, ms", "accelerated, ms", "ratio", "difference", "peak MB"]
-    clock = "CPU time of a few rounds (with more threads: time on the clock)"
-    return table([*header, "threads"] if name == "models" else header, rows) + note(
-        f"Least {clock if name == 'models' else 'time of a few rounds'}, float32.",
+    header = ["model", "version", "atoms", "step", "as it is, ms", "accelerated, ms", "ratio"]
+    header += [*(["2 threads"] if on_cpu else []), "difference", "peak MB"]
+    clock = "Least CPU time of a few rounds, one thread" if on_cpu else "Least time of a few rounds"
+    return table(header, rows) + note(
+        f"{clock}, float32.",
+        *(["2 threads: the ratio of times on the clock."] if two else []),
         "The difference is the largest, relative to the largest number of forces or gradients.",
         f"{first['machine']}, torch {first['torch']}, {first['date']} (`bench/models.py`).",
     )
 
 
+def model_step(row) -> tuple[str, ...]:
+    """What a row of models.csv is about."""
+    return row["model"], row["atoms"], row["step"]
+
+
+def first_steps_table() -> str:
+    """Seconds from a model that is built to the end of its first step."""
+    found = {model_step(r): r for r in read("models") if r["step"].startswith("first") and r["threads"] == "1"}
+    rows = []
+    for model, atoms in dict.fromkeys(key[:2] for key in found):
+        times = [
+            f"{float(found[model, atoms, f'first {step}'][ms]) / 1e3:.1f}"
+            for step in ("force", "training")
+            for ms in ("as_it_is_ms", "accelerated_ms")
+        ]
+        rows.append([model, atoms, *times])
+    if not found:
+        return "Not measured yet."
+    header = ["model", "atoms", *(f"{s}, {f}" for s in ("force", "training") for f in ("as it is", "accelerated"))]
+    first = next(iter(found.values()))
+    return table(header, rows) + note(
+        "Seconds of CPU time, one thread, float32.",
+        f"{first['machine']}, torch {first['torch']}, {first['date']} (`bench/models.py --first`).",
+    )
+
+
+def alternatives_table() -> str:
+    """What others offer in the place of accelerate, beside it."""
+    if not (RESULTS / "alternatives.csv").exists():
+        return "Not measured yet."
+    found = read("alternatives")
+    rows = []
+    for r in found:
+        ms = [
+            f"{float(r[f'{form}_ms']):.0f}" if r[f"{form}_ms"] else ""
+            for form in ("as_it_is", "alternative", "accelerated")
+        ]
+        first = [f"{float(r[c]):.1f}" if r[c] else "" for c in ("first_alternative_s", "first_accelerated_s")]
+        rows.append([r["model"], r["alternative"], r["atoms"], r["step"], *ms, *first, r["difference"], r["says"]])
+    header = ["model", "alternative", "atoms", "step", "as it is, ms", "alternative, ms", "accelerated, ms"]
+    header += ["first, s", "first accelerated, s", "difference", "what it says"]
+    first = found[0]
+    versions = ", ".join(dict.fromkeys(f"{r['alternative']} {r['alternative_version']}" for r in found))
+    return table(header, rows) + note(
+        "Least CPU time of a few rounds, one thread, float32."
+        if first["threads"] == "1"
+        else "Least time on the clock of a few rounds, float32.",
+        f"{versions}; {first['threads']} thread{'s' if first['threads'] != '1' else ''}, {first['machine']},"
+        f" torch {first['torch']}, {first['date']} (`bench/alternatives.py`).",
+    )
+
+
 def models_headline() -> str:
     """The README's rows: how many times faster the steps of whole models are, by size."""
-    found = {(r["model"], r["step"], r["atoms"]): f"{float(r['ratio']):.1f}x" for r in read("models")}
+    one_thread = [r for r in read("models") if r["threads"] == "1"]
+    found = {(r["model"], r["step"], r["atoms"]): f"{float(r['ratio']):.1f}x" for r in one_thread}
     sizes = ("32", "216")
     cells = [(step, atoms) for step in ("force", "training") for atoms in sizes]
     rows = [[model, *(found.get((model, *cell), "") for cell in cells)] for model in HEADLINE_MODELS]
@@ -567,6 +626,8 @@ TABLES = {
         "md": md_table,
         "lowerings": lowerings_table,
         "models": models_table,
+        "first": first_steps_table,
+        "alternatives": alternatives_table,
         "latency": lambda: csv_table("latency", ["call", "mode", "median_us", "min_us"]) + latency_note(),
         "harmonics": lambda: (
             csv_table(

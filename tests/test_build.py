@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -75,3 +76,11 @@ def test_a_compile_error_names_its_first_line(tmp_path):
     )
     compiler.chmod(0o755)
     assert "compilation failed: info.cpp:1:1: error: broken on purpose" in build(tmp_path, CXX=str(compiler))
+
+
+def test_every_folder_of_code_is_installed():
+    """An editable installation finds folders that the list forgets; others do not."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        listed = set(tomllib.load(file)["tool"]["setuptools"]["packages"])
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "hamfast").rglob("*.py")}
+    assert {".".join(folder.parts) for folder in folders} == listed - {"hamfast.kernels"}

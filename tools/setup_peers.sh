@@ -14,6 +14,9 @@ if "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --no-co
   wadler-lindig==0.1.8 requests==2.34.2 2>"$venv/peers.log"; then
   # There are builds of DGL for some versions of Python only.
   "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --no-compile --no-deps --target "$target" dgl==2.1.0 2>>"$venv/peers.log"
+  # Its pure Python comes as sources, which take seconds; its compiler of 340 MB, warp-lang, is left out.
+  "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --no-compile --no-deps --target "$target" torchmd-net==3.1.0 \
+    2>>"$venv/peers.log"
   # The oldest version of Triton that hamfast takes: the kernels are compiled with it, too.
   "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --no-compile --no-deps --target "$venv/oldest_triton" triton==3.6.0 \
     2>>"$venv/peers.log"

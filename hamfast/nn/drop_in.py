@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from hamfast.nn.adapters import adapt, convolution  # noqa: F401  (registers an op that TorchScript calls)
 from hamfast.nn.checks import CallsPython
-from hamfast.nn.e3nn_linear import LinearCode, why_not
+from hamfast.nn.e3nn_linear import LinearCode, why_better_alone, why_not
 from hamfast.nn.evaluation import Comparison, compare, evaluate
 from hamfast.nn.found_frames import product_in_frames
 from hamfast.nn.found_species import product_with_species
@@ -147,6 +147,8 @@ class Replacement:
     """Does it run on hamfast now?"""
     text: str
     """What runs now in its stead, or why the module was left alone."""
+    better_alone: bool = False
+    """Was it left alone because its own code is as fast or faster?"""
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,19 @@ class AccelerateReport:
         """The names of the modules that run on hamfast now."""
         return [r.name for r in self.replacements if r.done]
 
+    @property
+    def left_alone(self) -> list[str]:
+        """The names of those that hamfast has a counterpart for but could not exchange.
+
+        Modules whose own code is as fast or faster are in neither list.
+        """
+        return [r.name for r in self.replacements if not (r.done or r.better_alone)]
+
+    @property
+    def exchanged(self) -> str:
+        """How many modules run on hamfast now, of those that would gain: ``10 of 10``."""
+        return f"{len(self.replaced)} of {len(self.replaced) + len(self.left_alone)}"
+
     def take_back(self) -> None:
         """Puts the model's layers back as they were, around the parameters that it has now.
 
@@ -182,11 +197,15 @@ class AccelerateReport:
 
     def __str__(self) -> str:
         if not self.replacements:
-            return "hamfast.accelerate: found no tensor products of e3nn and no attention layers of PyG"
-        lines = [f"hamfast.accelerate: {len(self.replaced)} of {len(self.replacements)} layers run on hamfast"]
+            return "hamfast.accelerate: found no tensor products of e3nn, and no layers of other packages that it knows"
+        lines = [f"hamfast.accelerate: {self.exchanged} layers run on hamfast"]
+        as_they_are = sum(r.better_alone for r in self.replacements)
+        if as_they_are:
+            lines[0] += f"; best as they are: {as_they_are}"
         width = max(len(r.name) for r in self.replacements)
         for r in self.replacements:
-            lines.append(f"  {r.name:<{width}}  {r.kind}: {'' if r.done else 'left alone, '}{r.text}")
+            how = "" if r.done else "best as it is, " if r.better_alone else "left alone, "
+            lines.append(f"  {r.name:<{width}}  {r.kind}: {how}{r.text}")
         if self.comparisons:
             lines.append("verified" if self.agrees else "the results differ, so the model was put back as it was")
             lines += [f"  {c}" for c in self.comparisons]
@@ -204,8 +223,16 @@ class _Changes:
         self.seen: set[int] = set()
         """Modules that are taken care of, by identity: a model may hold one twice."""
 
-    def note(self, name: str, kind: str, done: bool, text: str, undo: Callable[[], None] | None = None) -> None:
-        self.found.append(Replacement(name or "(the module itself)", kind, done, text))
+    def note(
+        self,
+        name: str,
+        kind: str,
+        done: bool,
+        text: str,
+        undo: Callable[[], None] | None = None,
+        better_alone: bool = False,
+    ) -> None:
+        self.found.append(Replacement(name or "(the module itself)", kind, done, text, better_alone))
         if undo is not None:
             self.undo.append(undo)
 
@@ -227,7 +254,8 @@ def accelerate(module: nn.Module, verify: Any = None, profile: Any = None) -> Ac
       Its class, parameters, buffers, hooks and ``state_dict`` stay.
     - Convolutions of packages that :mod:`hamfast.nn.adapters` knows get another class, which is a
       subclass of their own: gather, product and sum over edges become one op. So do MACE's
-      ``SymmetricContraction``, and PyG's ``TransformerConv`` and ``GATv2Conv``.
+      ``SymmetricContraction``, PyG's ``TransformerConv`` and ``GATv2Conv``, and the attention of
+      TorchMD-NET's equivariant Transformer.
       Parameters stay the same objects, so optimizers keep working.
 
     Args:
@@ -299,5 +327,8 @@ def _exchange_linear(changes: _Changes, name: str, linear: o3.Linear) -> None:
     kind, reason, before = type(linear).__name__, why_not(linear), getattr(linear, _LINEAR_CODE)
     if reason:
         return changes.note(name, kind, False, reason)
+    reason = why_better_alone(linear)
+    if reason:
+        return changes.note(name, kind, False, reason, better_alone=True)
     setattr(linear, _LINEAR_CODE, _graph_module(LinearCode(linear), ("x", "w", "b"), before))
     changes.note(name, kind, True, "linear layer on hamfast", lambda: setattr(linear, _LINEAR_CODE, before))

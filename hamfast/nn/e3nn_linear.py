@@ -67,10 +67,17 @@ class LinearCode(CallsPython, nn.Module):
 
 
 def why_not(linear: o3.Linear) -> str:
-    """Why a layer keeps e3nn's code; empty where hamfast's takes its place."""
+    """Why hamfast cannot run a layer; empty where it can."""
     if not (linear.internal_weights and linear.shared_weights) or linear.weight.dim() != 1:
         return "its weights are not one matrix for all rows"
+    return ""
+
+
+def why_better_alone(linear: o3.Linear) -> str:
+    """Why there is nothing to gain of a layer; empty where there is."""
     pairs = [ins for ins in linear.instructions if ins.i_in >= 0]
-    if not pairs or (len(pairs) == 1 and linear.irreps_in[pairs[0].i_in].ir.l == 0):
-        return "e3nn's code is one matrix product, too"
+    if not pairs:
+        return "it has no weights"
+    if len(pairs) == 1 and linear.irreps_in[pairs[0].i_in].ir.l == 0:
+        return "e3nn's code for one block of scalars is a single matrix product, and faster"
     return ""

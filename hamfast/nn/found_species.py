@@ -7,8 +7,10 @@ matrix each.
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,7 +45,12 @@ def product_with_species(x: Tensor, y: Tensor, weight: Tensor, plan: Plan) -> Te
     if y.dim() != 2 or linear.species == 1:
         return None
     kinds = kinds_by_origin(y) if y.requires_grad else _EQUAL_ROWS(y)
-    return None if kinds is None else _of_kinds(x, y[kinds.first], weight, plan, linear, kinds.rows)
+    if kinds is None:
+        return None
+    table = y[kinds.first]
+    if table.requires_grad:
+        table.register_hook(_refusal(y))
+    return _of_kinds(x, table, weight, plan, linear, kinds.rows)
 
 
 def _of_kinds(x: Tensor, table: Tensor, weight: Tensor, plan: Plan, linear: LinearPlan, rows: SpeciesRows) -> Tensor:
@@ -79,10 +86,53 @@ def kinds_by_origin(y: Tensor) -> Kinds | None:
     """Of an operand with a gradient: its rows are those of a table.
 
     The gradient in ``y`` then lies on one row of each kind. What ``y`` is taken from adds the rows
-    of a kind up, and gets the same.
+    of a kind up, and gets the same. Who asks for that of ``y`` itself meets :func:`_refusal`.
     """
     index = rows_of_table(y)
     return None if index is None else _kinds(index)
+
+
+def _refusal(y: Tensor) -> Callable[[Tensor], None]:
+    """A hook for the gradient of one row of each kind: it must go on to the table.
+
+    It raises a RuntimeError where it would end in ``y``, which wants one for every row. That cannot
+    be told where the gradients in ``y`` and in the table are asked for at once.
+    """
+    table, rows = _table_node(y), weakref.ref(y)
+
+    def check(gradient: Tensor) -> None:
+        of_rows = rows()
+        if (of_rows is not None and _watched(of_rows)) or not _will_run(table):
+            raise RuntimeError(
+                "hamfast: expected a gradient in the table that rows of an embedding were taken from, found one in the "
+                "rows, which an accelerated layer has summed over equal rows; call retain_grad() of the rows before the "
+                "layer runs, or take_back() of the report of hamfast.accelerate"
+            )
+
+    return check
+
+
+def _watched(y: Tensor) -> bool:
+    """Does anybody want to see the gradient in these rows?"""
+    return bool(y.retains_grad or y._backward_hooks)
+
+
+def _table_node(y: Tensor) -> Any:
+    """What autograd goes on to after the rows of :func:`rows_of_table`."""
+    node = y.grad_fn
+    while node is not None and node.name() == "SliceBackward0":
+        node = node.next_functions[0][0]
+    return None if node is None else node.next_functions[0][0]
+
+
+def _will_run(node: Any) -> bool:
+    """Does the backward pass that runs now reach a node?"""
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError as error:  # a leaf whose gradient is asked for, of which torch says so
+        if "leaf node" in str(error):
+            return True
+        raise
 
 
 def rows_of_table(y: Tensor) -> Tensor | None:
@@ -96,7 +146,7 @@ def rows_of_table(y: Tensor) -> Tensor | None:
         if node._saved_dim != 0 or start != 0 or step != 1:  # type: ignore[attr-defined]
             return None
         node = node.next_functions[0][0]
-    if node is None or y._backward_hooks:
+    if node is None or _watched(y):
         return None
     if node.name() == "EmbeddingBackward0":
         index = node._saved_indices  # type: ignore[attr-defined]

@@ -1,5 +1,6 @@
-"""python compare_network.py mace|nequip|sevenn|allegro|own [argument]: energies, forces, the
-gradient of a force loss and MACE's Hessian, before and after accelerate().
+"""python compare_network.py mace|nequip|sevenn|allegro|torchmdnet|own|equiformer|deeph_e3
+[argument]: energies, forces, the gradient of a force loss and MACE's Hessian, before and after
+accelerate(). Of a network without forces: its output, a loss, and the loss's gradient.
 
 In a process of its own, because the packages change torch's global state. Prints what differed;
 fails if it is too much.
@@ -8,6 +9,7 @@ fails if it is too much.
 import importlib
 import sys
 import warnings
+from contextlib import suppress
 
 warnings.filterwarnings("ignore")
 
@@ -15,17 +17,22 @@ import torch  # noqa: E402
 
 import hamfast  # noqa: E402
 
-try:
-    from hamfast.nn.adapters import pyg
 
-    pyg.FEW = {True: 0, False: 0}  # the graphs here are small
-except ImportError:
-    pass
+def also_for_few_edges():
+    """The graphs here are small, for which adapters would keep the package's code."""
+    with suppress(ImportError):
+        from hamfast.nn.adapters import pyg
+
+        pyg.FEW = {True: 0, False: 0}
+    if "torchmdnet" in sys.modules:
+        from hamfast.nn.adapters import torchmdnet
+
+        torchmdnet.FEW = 0
 
 
 def force_loss_gradients(module, model, data):
     energy, forces = module.evaluate(model, data, training=True)
-    loss = energy.sum() + forces.square().sum()
+    loss = energy.sum() if forces is None else energy.sum() + forces.square().sum()
     parameters = [p for p in model.parameters() if p.requires_grad]
     grads = torch.autograd.grad(loss, parameters, allow_unused=True)
     return torch.cat([g.flatten() for g in grads if g is not None])
@@ -33,7 +40,8 @@ def force_loss_gradients(module, model, data):
 
 def results(module, model, data, dtype):
     energy, forces = module.evaluate(model, data)
-    found = {"energy": energy, "forces": forces, "gradient of a force loss": force_loss_gradients(module, model, data)}
+    found = {"energy": energy, "forces": forces} if forces is not None else {"loss": energy, "output": model(data)}
+    found["gradient of a force loss"] = force_loss_gradients(module, model, data)
     if hasattr(module, "hessian") and dtype == torch.float64:
         found["hessian"] = module.hessian(model, dtype)
     return {what: t.detach() for what, t in found.items()}
@@ -41,8 +49,10 @@ def results(module, model, data, dtype):
 
 def main(name, *arguments):
     module = importlib.import_module(f"{name}_network")
+    also_for_few_edges()
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
-        model, data = module.network(dtype, *arguments), module.graph(dtype)
+        model = module.network(dtype, *arguments, **getattr(module, "SMALL", {}))
+        data = module.graph(dtype, **getattr(module, "SMALL_GRAPH", {}))
         keys = list(model.state_dict())
         before = results(module, model, data, dtype)
         report = hamfast.accelerate(model)

@@ -19,6 +19,9 @@ from hamfast.data import GraphDataset, dataset_spec
 
 GRAPHENE = Path(__file__).parents[2] / "examples" / "graphene" / "dft" / "3x3_000"
 
+SMALL = {"hidden": "8x0e+4x1o+4x2e", "l_max": 2, "blocks": 2}
+"""Of the tests."""
+
 
 def network(dtype, hidden="64x0e+32x1o+16x2e+8x3o+8x4e+4x5o", l_max=5, blocks=3):
     torch.set_default_dtype(dtype)

@@ -21,6 +21,9 @@ evaluate, graph = own_network.evaluate, own_network.graph
 
 HARMONICS = o3.Irreps("1x0e+1x1e+1x2e")
 RADIAL = 128
+SMALL = {"hidden": "16x0e+8x1e+4x2e", "head": "4x0e+2x1e+1x2e", "wide": "24x0e+12x1e+6x2e", "layers": 2}
+SMALL_GRAPH = {"cells": (2, 1, 1)}
+"""Of the tests."""
 
 
 def network(dtype, hidden="128x0e+64x1e+32x2e", head="32x0e+16x1e+8x2e", wide="384x0e+192x1e+96x2e", layers=6):

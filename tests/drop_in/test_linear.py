@@ -61,13 +61,23 @@ def test_layers_that_are_left_alone_say_why():
                 "given": o3.Linear("2x0e+1x1o", "2x0e+1x1o", internal_weights=False),
                 "many": o3.Linear("2x0e+1x1o", "2x0e+1x1o", f_in=2, f_out=3),
                 "scalars": o3.Linear("2x0e+3x1o", "2x0e"),
+                "nothing": o3.Linear("2x0e", "3x1o"),
             }
         )
     )
     assert report.replaced == []
     reasons = {r.name: r.text for r in report.replacements}
     assert reasons["given"] == reasons["many"] == "its weights are not one matrix for all rows"
-    assert reasons["scalars"] == "e3nn's code is one matrix product, too"
+    assert reasons["scalars"] == "e3nn's code for one block of scalars is a single matrix product, and faster"
+    assert reasons["nothing"] == "it has no weights"
+    assert report.left_alone == ["given", "many"]
+    assert str(report).startswith("hamfast.accelerate: 0 of 2 layers run on hamfast; best as they are: 2\n")
+    assert "scalars  Linear: best as it is, e3nn's code" in str(report)
+
+
+def test_layers_that_are_best_as_they_are_do_not_count():
+    report = hamfast.accelerate(torch.nn.Sequential(LAYERS["plain"](), o3.Linear("4x0e", "1x0e")))
+    assert report.replaced == ["0"] and report.left_alone == [] and report.exchanged == "1 of 1"
 
 
 def test_copies_files_scripts_and_back():
@@ -175,6 +185,39 @@ def test_products_with_rows_of_an_embedding(counted, name):
     for a, b in zip(*results, strict=True):
         assert_close(b, a)
     assert bool(counted) == (name in ROWS_OF_A_TABLE)
+
+
+def embedded(index, table):
+    return torch.nn.functional.embedding(index, table)
+
+
+@pytest.mark.parametrize("leaf", [True, False], ids=["leaf", "computed"])
+def test_gradients_in_the_rows_of_an_embedding(counted, leaf):
+    """They are those of the product row by row, or refused: never others."""
+    theirs, ours = products(4)
+    index = torch.tensor([0, 3, 3, 0, 1, 1, 1, 0, 3, 0, 0, 1, 3, 0])
+    given, x = torch.randn(5, 4).requires_grad_(), torch.randn(len(index), theirs.irreps_in1.dim).requires_grad_()
+    table = given if leaf else given.sin()
+    rows = embedded(index, table)
+    asked_for = [x, ours.weight, table, given]  # all but the rows
+    for wanted in ([x], [table], asked_for):
+        torch.autograd.grad(ours(x, rows).sin().sum(), wanted, retain_graph=True)
+    ours(x, rows).sum().backward(retain_graph=True)
+    with torch.no_grad():
+        assert_close(ours(x, rows), theirs(x, rows))
+    assert counted
+    with pytest.raises(RuntimeError, match="expected a gradient in the table .*, found one in the rows"):
+        torch.autograd.grad(ours(x, rows).sum(), [x, rows], retain_graph=True)
+    rows.retain_grad()
+    counted.clear()
+    expected = torch.autograd.grad(theirs(x, rows).sin().sum(), rows, retain_graph=True)[0]
+    assert_close(torch.autograd.grad(ours(x, rows).sin().sum(), rows, retain_graph=True)[0], expected)
+    assert not counted
+    late = embedded(index, table)
+    out = ours(x, late).sum()
+    late.retain_grad()
+    with pytest.raises(RuntimeError, match="retain_grad"):
+        out.backward()
 
 
 def test_products_with_few_different_rows(counted):

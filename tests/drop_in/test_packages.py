@@ -15,6 +15,7 @@ NETWORKS = {
     "nequip": ("nequip",),
     "sevenn": ("sevenn",),
     "allegro": ("allegro",),
+    "torchmdnet": ("torchmdnet",),
     "e3tools": ("own", "Conv"),
     "e3tools separable": ("own", "SeparableConv"),
     "e3tools transformer": ("own", "TransformerBlock"),
@@ -25,6 +26,12 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_energies_and_forces(name):
     run("compare_network.py", name.split()[0], *NETWORKS[name])
+
+
+@pytest.mark.parametrize("name", ["deeph_e3", "equiformer"])
+def test_networks_of_published_code(name):
+    """Those that are no packages: energies and forces, or the network's output and a loss of it."""
+    run("compare_network.py", None, name)
 
 
 def test_product_basis_of_mace():
@@ -39,6 +46,10 @@ def test_layers_of_e3tools():
     run("compare_e3tools.py", "e3tools")
 
 
+def test_attention_of_torchmd_net():
+    run("compare_torchmdnet.py", "torchmdnet")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("package", ["mace", "nequip"])
 def test_what_people_do_with_models(package):
@@ -47,7 +58,8 @@ def test_what_people_do_with_models(package):
 
 
 def run(program, package, *arguments):
-    if not available(package):
+    """The package is one that is needed, if any."""
+    if package is not None and not available(package):
         pytest.skip(f"{package} is not in {PEERS}; tools/setup_peers.sh puts it there")
     command = [sys.executable, HERE / program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=HERE, timeout=600)

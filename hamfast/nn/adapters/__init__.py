@@ -1,5 +1,5 @@
 """Layers of other packages: convolutions (gather, product and scatter-sum), MACE's contraction and
-PyG's attention become single ops of hamfast.
+attention of PyG and TorchMD-NET become ops of hamfast.
 
 Each module here is for one package, and imported only where the package is.
 Each has a function ``adapt``, which changes a module in place, and says how to undo it.
@@ -11,8 +11,10 @@ import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 PACKAGES = {
     "mace": ("mace", "mace_contraction"),
@@ -20,6 +22,7 @@ PACKAGES = {
     "sevenn": ("sevenn",),
     "allegro": ("allegro",),
     "e3tools": ("e3tools",),
+    "torchmdnet.models.torchmd_et": ("torchmdnet",),
     "torch_geometric.nn": ("pyg",),
 }
 """Package -> the modules here that are for it."""
@@ -56,6 +59,18 @@ def hooks_of(*modules: nn.Module) -> str:
         {n for m in modules for n in vars(m) if n.endswith("_hooks") and vars(m)[n] and n.startswith(("_for", "_back"))}
     )
     return f"it has hooks ({', '.join(names)})" if names else ""
+
+
+def are_few(edge_index: Any, width: int, limit: int) -> bool:
+    """Is the package's own code faster on a CPU, as edges times width are fewer than the limit?
+
+    Only of plain indices, and where a graph does not stay that way.
+    """
+    if not isinstance(edge_index, Tensor) or edge_index.layout != torch.strided or edge_index.dim() != 2:
+        return False
+    if edge_index.device.type != "cpu" or edge_index.dtype != torch.int64 or torch.compiler.is_compiling():
+        return False
+    return edge_index.shape[1] * width < limit
 
 
 def change_class(module: nn.Module, new: type[nn.Module]) -> Callable[[], None]:

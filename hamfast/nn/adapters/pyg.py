@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch_geometric.nn import conv
 
-from hamfast.nn.adapters import Adapted, change_class
+from hamfast.nn.adapters import Adapted, are_few, change_class
 from hamfast.nn.attention_call import RunsAttention, RunsGATv2, RunsTransformer
 from hamfast.nn.checks import ScriptsTheirCode
 
@@ -40,7 +40,7 @@ class _OfPyG(ScriptsTheirCode, RunsAttention):
         tells lazy sizes, for few edges, and for what PyG itself takes only by chance or refuses.
         """
         layer: Any = self
-        if _are_few(edge_index, layer.heads * layer.out_channels):
+        if are_few(edge_index, layer.heads * layer.out_channels, FEW[torch.is_grad_enabled()]):
             return False
         rows = x[:2] if isinstance(x, (tuple, list)) else (x,)
         if layer.explain or any(not isinstance(t, Tensor) or t.dim() != 2 for t in rows):
@@ -70,15 +70,6 @@ class GATv2Conv(_OfPyG, RunsGATv2, conv.GATv2Conv):
 
 
 _OURS: dict[type, type] = {conv.TransformerConv: TransformerConv, conv.GATv2Conv: GATv2Conv}
-
-
-def _are_few(edge_index: Any, width: int) -> bool:
-    """Is PyG's own code faster? Only of plain indices, and where a graph does not stay that way."""
-    if not isinstance(edge_index, Tensor) or edge_index.layout != torch.strided or edge_index.dim() != 2:
-        return False
-    if edge_index.device.type != "cpu" or edge_index.dtype != torch.int64 or torch.compiler.is_compiling():
-        return False
-    return edge_index.shape[1] * width < FEW[torch.is_grad_enabled()]
 
 
 def _watched(layer: Any) -> list[str]:
