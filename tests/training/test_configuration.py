@@ -1,6 +1,7 @@
 """Configurations: what is refused and how, what a template holds, and a search through everything a
 user may write."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -359,23 +360,29 @@ def stop(*_):
     raise HamfastError("stopped where the training would begin")
 
 
-def search(folder, base, mutation):
-    """Success, or one sentence with every file as it was."""
+def _begin(folder, path):
+    """All of a run but its training."""
     from hamfast.training import Run
 
+    config = load_config(path)
+    assert isinstance(config, Config)
+    run = Run(config.model_copy(update={"output": str(folder / "run")}))
+    run.console = None
+    run._initial_model = lambda: (SimpleNamespace(named_children=list), None)
+    run._run_phases = stop
+    run.train()
+    raise AssertionError("the run is made to stop")
+
+
+def search(folder, base, mutation):
+    """Success, or one sentence with every file as it was."""
     name, data = mutated(base, *mutation)
     path = folder / name
     path.write_bytes(data)
     before = files(folder)
     try:
-        config = load_config(path)
-        assert isinstance(config, Config)
-        run = Run(config.model_copy(update={"output": str(folder / "run")}))
-        run.console = None
-        run._initial_model = lambda: (SimpleNamespace(named_children=list), None)
-        run._run_phases = stop
-        run.train()
-        raise AssertionError("the run is made to stop")
+        with contextlib.chdir(folder):  # a value may be the name of a folder
+            _begin(folder, path)
     except HamfastError as error:
         sentence = str(error)
     assert sentence
