@@ -4,6 +4,7 @@ blocks, some atoms' at a time (:mod:`hamfast.models.pieces`)."""
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,6 +176,8 @@ def parts_of(model: Cascade, plan: Plan, folder: Path, limits: Limits, refine: b
             irreps = 0.5 * (own + back.index_select(1, index) * sign)
             check_finite(irreps, label)
             yield blocks_from_irreps(irreps.double(), graph.with_some_edges(edges), model.spec)
+            # What was read of the file is no longer wanted, and would count as memory of ours.
+            rows._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
     pieces.remove()
 
 

@@ -294,7 +294,7 @@ class Pieces:
             found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return found.hexdigest()
 
-    def gathered(self, field: RowFile) -> np.ndarray | None:
+    def gathered(self, field: RowFile) -> np.memmap | None:
         """``[edges, width]`` on the first process, a file that is mapped: all rows of a field.
 
         They are in the order of the pieces. None on the other processes.
