@@ -328,8 +328,11 @@ def _crystal(loaded: LoadedModel, snapshot: Snapshot, prediction: Prediction) ->
 
 
 def _check_same(snapshot: Snapshot, target: Path) -> None:
-    """Raises HamfastError unless ``target`` is an earlier prediction of the structure."""
-    there = deeph.read_structure(target) if target.is_dir() and (target / deeph.PREDICTION).exists() else None
+    """Raises HamfastError unless ``target`` is an earlier prediction of the structure, or one that
+    was stopped before its matrices were there."""
+    names = {path.name for path in target.iterdir()} if target.is_dir() else set()
+    unfinished = {name for name in names if not name.startswith(".")} == {"POSCAR", "info.json"}
+    there = deeph.read_structure(target) if unfinished or deeph.PREDICTION in names else None
     if there is None or difference(snapshot, there, np.zeros((0, 5), dtype=np.int64)) is not None:
         raise HamfastError(
             f"{target}: expected a new folder, or an earlier prediction of {snapshot.label}, found something else; choose "
@@ -387,6 +390,8 @@ def write_crystal(
     matrix = crystal.snapshot.hamiltonian
     assert matrix is not None
     crystal.snapshot.hamiltonian = None
-    deeph.write(crystal.snapshot, target)
+    deeph.write(replace(crystal.snapshot, overlap=None), target)
     path = deeph.write_prediction(crystal.snapshot, rounded(matrix, precision), target, compress)
+    assert crystal.snapshot.overlap is not None
+    deeph.write_matrix(crystal.snapshot.overlap, target / deeph.OVERLAP)  # last: see _check_same
     return Written(path, *write_uncertainty(crystal.uncertainty, snapshot, target, compress))
