@@ -277,11 +277,23 @@ def _is_plain(block: CIFBlock) -> bool:
     return whole and block.get_cell().rank == 3 and len(block.get_spacegroup(True).get_symop()) == 1
 
 
+def _check_occupancies(atoms: Atoms, path: Path) -> None:
+    """Raises HamfastError if a site of a CIF is a mean over atoms, of which ASE takes one."""
+    found = atoms.info.get("occupancy")
+    for site in found.values() if isinstance(found, dict) else []:
+        if any(isinstance(share, int | float) and share < 1 for share in site.values()):  # it may be "?"
+            words = ", ".join(f"{element} {share}" for element, share in site.items())
+            raise HamfastError(
+                f"{path}: expected one whole atom on each site, found the occupancies {words}; choose which atoms are there"
+            )
+
+
 def read_atoms(loaded: LoadedModel, path: Path) -> list[Snapshot]:
     """The structures in a file that ASE reads: CIF, POSCAR, xyz, a trajectory.
 
     Raises:
-        HamfastError: ASE cannot read it, or as :func:`snapshot_of`.
+        HamfastError: ASE cannot read it, a site is not occupied by one whole atom, or as
+            :func:`snapshot_of`.
     """
     try:
         frames = _frames(path)
@@ -290,6 +302,8 @@ def read_atoms(loaded: LoadedModel, path: Path) -> list[Snapshot]:
         raise HamfastError(f"{path}: ASE cannot read a structure in it ({type(error).__name__}: {words})") from error
     if not frames:
         raise HamfastError(f"{path}: expected a structure, found none")
+    for atoms in frames:
+        _check_occupancies(atoms, path)
     names = (
         [path.stem] if len(frames) == 1 else [f"{path.stem}_{n:0{len(str(len(frames)))}d}" for n in range(len(frames))]
     )
@@ -328,8 +342,11 @@ def _crystal(loaded: LoadedModel, snapshot: Snapshot, prediction: Prediction) ->
 
 
 def _check_same(snapshot: Snapshot, target: Path) -> None:
-    """Raises HamfastError unless ``target`` is an earlier prediction of the structure."""
-    there = deeph.read_structure(target) if target.is_dir() and (target / deeph.PREDICTION).exists() else None
+    """Raises HamfastError unless ``target`` is an earlier prediction of the structure, or one that
+    was stopped before its matrices were there."""
+    names = {path.name for path in target.iterdir()} if target.is_dir() else set()
+    unfinished = {name for name in names if not name.startswith(".")} == {"POSCAR", "info.json"}
+    there = deeph.read_structure(target) if unfinished or deeph.PREDICTION in names else None
     if there is None or difference(snapshot, there, np.zeros((0, 5), dtype=np.int64)) is not None:
         raise HamfastError(
             f"{target}: expected a new folder, or an earlier prediction of {snapshot.label}, found something else; choose "
@@ -387,6 +404,8 @@ def write_crystal(
     matrix = crystal.snapshot.hamiltonian
     assert matrix is not None
     crystal.snapshot.hamiltonian = None
-    deeph.write(crystal.snapshot, target)
+    deeph.write(replace(crystal.snapshot, overlap=None), target)
     path = deeph.write_prediction(crystal.snapshot, rounded(matrix, precision), target, compress)
+    assert crystal.snapshot.overlap is not None
+    deeph.write_matrix(crystal.snapshot.overlap, target / deeph.OVERLAP)  # last: see _check_same
     return Written(path, *write_uncertainty(crystal.uncertainty, snapshot, target, compress))

@@ -277,7 +277,8 @@ def write_prediction(
             return None
         if new:
             layout.write(snapshot, target)
-        overlap = loaded.model.overlap if new and snapshot.overlap is None else None
+        missing = apart and snapshot.overlap is None and not (target / deeph.OVERLAP).exists()
+        overlap = loaded.model.overlap if missing else None
         return Written(write_parts(parts, snapshot, target, precision, compress, overlap))
     uncertainty = None
     if parts is not None:
@@ -327,8 +328,9 @@ def write_parts(
         overlap: makes the overlap that is written, too; None: that is not wanted.
     """
     with ExitStack() as stack:
-        h = stack.enter_context(MatrixFile(target / deeph.PREDICTION, compress))
+        # The prediction is renamed into place first, as it comes to the stack last.
         s = None if overlap is None else stack.enter_context(MatrixFile(target / deeph.OVERLAP, True))
+        h = stack.enter_context(MatrixFile(target / deeph.PREDICTION, compress))
         for part in parts:
             h.add(rounded(part, precision))
             if s is not None and overlap is not None:

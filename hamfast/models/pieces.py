@@ -141,7 +141,8 @@ class Pieces:
 
     Args:
         maker: of the pieces of the structure.
-        edges_at_once: edges of a piece; an atom that has more is one by itself.
+        edges_at_once: edges of a piece, the fewest that a process says; an atom that has more is
+            one by itself.
         folder: for the features of edges; what an earlier evaluation of the same left there is
             gone on with.
         model: the network; its weights and ``key`` tell whether it is the same.
@@ -171,9 +172,11 @@ class Pieces:
         self.dtype = self.graph.vector.dtype
         self.species, self.atom_graph = self.graph.species.to(self.device), self.graph.atom_graph.to(self.device)
         self.journal = Journal(folder, rank, self._key(model, key))
-        before: list[Any] = [self.journal.edges_at_once] * world
+        # Each process measures its own memory; the pieces must be the same in all of them.
+        found: list[Any] = [(self.journal.edges_at_once, edges_at_once)] * world
         if world > 1:
-            distributed.all_gather_object(before, self.journal.edges_at_once)
+            distributed.all_gather_object(found, found[0])
+        before, edges_at_once = [one for one, _ in found], min(most for _, most in found)
         self.went_on = before[0] is not None and len(set(before)) == 1 and before[0] <= SLACK * edges_at_once
         edges_at_once = before[0] if self.went_on else edges_at_once
         self.bounds = bounds_of(maker.pointers.tolist(), edges_at_once)

@@ -44,7 +44,7 @@ class DataConfig(_Section):
     """The section ``data``."""
 
     root: PathName = Field(
-        description="folder of the data set: <root>/dft/<label>/ or <root>/<label>/, either DeepH layout"
+        description="folder of the data set: <root>/dft/<label>/, <root>/<label>/ or <root>/structures.sqlite"
     )
     split: PathName | None = Field(
         None, description="JSON with train, validate, test; default <root>/dataset_split.json"

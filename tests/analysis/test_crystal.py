@@ -15,7 +15,7 @@ from rich.console import Console
 
 import hamfast
 from hamfast.analysis import predict
-from hamfast.analysis.crystal import _frames, snapshot_of
+from hamfast.analysis.crystal import _frames, read_atoms, snapshot_of
 from hamfast.analysis.eigen import eigen_problem
 from hamfast.analysis.prediction import write_prediction
 from hamfast.data import build_graph, read_snapshot
@@ -95,6 +95,21 @@ def test_cifs_are_read_as_ase_reads_them(tmp_path):
             np.testing.assert_array_equal(a.cell.array, b.cell.array)
             np.testing.assert_array_equal(a.positions, b.positions)
     assert len(ase_read(tmp_path / "inversion.cif")) > len(rattled) and len(ase_read(tmp_path / "group.cif")) == 8
+
+
+def test_sites_that_are_means_are_refused(checkpoint, structure_file):
+    """ASE takes one of their atoms, whole."""
+    loaded, whole = load_model(checkpoint), structure_file.read_text()
+    structure_file.write_text(whole.replace("1.0000\n", "?\n", 1))
+    assert read_atoms(loaded, structure_file)[0].num_atoms == 18
+    structure_file.write_text(whole.replace("1.0000\n", "0.5000\n", 1))
+    with pytest.raises(HamfastError, match=r"expected one whole atom on each site, found the occupancies C 0\.5;"):
+        read_atoms(loaded, structure_file)
+    line = next(line for line in whole.splitlines() if line.endswith("1.0000"))
+    half = line.replace("1.0000", "0.5000")
+    structure_file.write_text(f"{whole.replace(line, half).rstrip()}\n{half.replace(' C ', ' N ')}\n")
+    with pytest.raises(HamfastError, match=r"found the occupancies C 0\.5, N 0\.5; choose"):
+        read_atoms(loaded, structure_file)
 
 
 def test_the_overlap_is_that_of_dft(checkpoint):

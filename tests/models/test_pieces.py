@@ -2,6 +2,7 @@
 its memory."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -305,11 +306,51 @@ def test_a_full_disk_loses_nothing(checkpoint, graphene, tmp_path, hamfast, monk
     assert (tmp_path / "3x3_000/hamiltonian_pred.h5").read_bytes() == before
 
 
+@pytest.mark.usefixtures("cut")
+def test_a_prediction_that_was_killed_goes_on(graphene, tmp_path, hamfast):
+    """Nothing but the structure and hidden files is left of it: no matrices."""
+    copy = tmp_path / "3x3_000"
+    shutil.copytree(graphene / "dft" / "3x3_000", copy)
+    (copy / "overlap.h5").unlink()
+    for source, name in ((copy / "POSCAR", "POSCAR"), (copy, "3x3_000")):
+        command, target = ("predict", "graphene", source, "--output", tmp_path / "out"), tmp_path / "out" / name
+        assert hamfast(*command)[0] == 0
+        kept = shutil.move(target / "hamiltonian_pred.h5", tmp_path / "kept.h5")
+        overlap = shutil.move(target / "overlap.h5", tmp_path / "overlap.h5")
+        (target / ".hamiltonian_pred.h5.x1").write_bytes(b"half")
+        status, _, errors = hamfast(*command)
+        assert status == 0, errors
+        assert same(kept, target / "hamiltonian_pred.h5", 1e-12)
+        assert same(overlap, target / "overlap.h5", 1e-12)
+    target = tmp_path / "out" / "POSCAR"
+    (target / "hamiltonian_pred.h5").rename(target / "hamiltonian.h5")  # calculated, not predicted
+    status, _, errors = hamfast("predict", "graphene", copy / "POSCAR", "--output", tmp_path / "out")
+    assert status == 1 and "expected a new folder, or an earlier prediction of POSCAR" in errors
+
+
+OTHER_MEMORY = """
+import sys
+from hamfast.analysis import in_pieces, prediction
+from hamfast.cli import main
+
+def plan(model, snapshot, graph, limits):
+    found = in_pieces.plan_for(model, snapshot, graph, limits)
+    found.edges_at_once = (300, 200)[limits.processes.rank]
+    return found
+
+prediction.plan_for = plan
+main(sys.argv[1:])
+"""
+
+
 def test_two_processes_give_what_one_gives(checkpoint, graphene, tmp_path, hamfast):
+    """Also where one has less memory than the other."""
     folder = graphene / "dft" / "3x3_000"
     assert hamfast("predict", checkpoint, folder, "--output", tmp_path / "one")[0] == 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "hamfast"]
-    command = [*torchrun, "predict", str(checkpoint), str(folder), "--output", str(tmp_path / "two")]
+    (tmp_path / "run.py").write_text(OTHER_MEMORY)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    predict = ["predict", str(checkpoint), str(folder), "--output", str(tmp_path / "two")]
+    command = [*torchrun, str(tmp_path / "run.py"), *predict]
     ended = subprocess.run(
         command, capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
