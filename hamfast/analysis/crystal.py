@@ -268,6 +268,9 @@ def _frames(path: Path) -> list[Atoms]:
     for atoms in frames:
         atoms.pbc = True
         atoms.set_scaled_positions(atoms.get_scaled_positions(wrap=False) % 1.0)  # as ASE otherwise does
+        sites = np.round(atoms.get_scaled_positions(wrap=False), 3) % 1.0
+        if len(np.unique(sites, axis=0)) < len(atoms):  # one of them may be named twice
+            return ase_read(path, index=":")  # type: ignore[return-value]
     return frames
 
 

@@ -69,8 +69,13 @@ def read_array(file: h5py.File, name: str, letters: str, what: str) -> Any:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, once: bool = False) -> Iterator[Path]:
     """A temporary name beside ``path`` that takes its place when the block ends without an error.
+
+    Args:
+        path: of the file.
+        once: nobody else writes it at the same time. What a process that was killed has left is
+            then written over.
 
     Raises:
         HamfastError: the file cannot be written; what was there before is untouched.
@@ -80,9 +85,12 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(21, "it is a folder")
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        if once:
+            temporary = path.with_name(f".{path.name[:100]}.part")
+        else:
+            handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+            os.close(handle)
+            temporary = Path(name)
         yield temporary
         # mkstemp makes private files; give the usual permissions back.
         umask = os.umask(0)

@@ -37,7 +37,7 @@ class MatrixFile:
         self.options = compression(compress)
 
     def __enter__(self) -> MatrixFile:
-        temporary = self.stack.enter_context(replacing(self.path))
+        temporary = self.stack.enter_context(replacing(self.path, once=True))
         self.file = self.stack.enter_context(h5py.File(temporary, "w"))
         return self
 

@@ -85,6 +85,8 @@ def test_cifs_are_read_as_ase_reads_them(tmp_path):
     symmetric = whole.replace("'x, y, z'", "'x, y, z'\n  '-x, -y, -z'")
     (tmp_path / "inversion.cif").write_text(symmetric)
     (tmp_path / "group.cif").write_text(CUBIC)
+    cases["plain"].positions[1] = cases["plain"].positions[0] + cases["plain"].cell[0]  # the same atom
+    ase_write(tmp_path / "twice.cif", cases["plain"])
     assert symmetric != whole
     for path in sorted(tmp_path.glob("*.cif")):
         expected, found = ase_read(path, index=":"), _frames(path)

@@ -184,9 +184,13 @@ def of_a_share(rank, world, file, cases, results):
 
 def test_structures_that_processes_share_have_the_same_gradients(double, tmp_path):
     """Some atoms to each process, whichever structure they are of; also in parts and pieces."""
-    world, modes = 3, [(False, None), (True, 9), (True, None), (False, 20)]
-    networks = [(kind, radius) for kind in ("frames", "gradients", "plain") for radius in (None, 2.0)]
-    cases = [(*own, *modes[n % len(modes)]) for n, own in enumerate(networks)]
+    world = 3
+    cases = [
+        ("frames", None, True, 9),
+        ("frames", 2.0, False, None),
+        ("gradients", 2.0, True, None),
+        ("plain", None, False, 20),
+    ]
     arguments = (world, tmp_path / "meeting", cases, tmp_path)
     torch.multiprocessing.spawn(of_a_share, arguments, nprocs=world)
     batch = batch_graphs(graphs())
