@@ -8,9 +8,9 @@ Writes bench/results/alternatives.csv; rows that were not run stay as they were.
 Where an alternative fails, the row has its words. Each runs in a process of its own, in which the
 model as it is, the alternative and the accelerated model take turns; ``--limit`` ends those that
 compile for too long. Times are CPU time, of compilers too; with more threads those on the clock.
-symmetrix-xl is looked for in HAMFAST_SYMMETRIX, by default /tmp/symmetrix; it needs a folder alone:
+symmetrix-xl is looked for in a folder of its own:
 
-    pip install --no-deps --target /tmp/symmetrix symmetrix-xl==0.1.1
+    pip install --no-deps --target .venv/symmetrix symmetrix-xl==0.1.1
 """
 
 import argparse
@@ -33,7 +33,7 @@ from models import MODELS, SIZES, alternating, clock_of, steps
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "alternatives.csv"
-SYMMETRIX = os.environ.get("HAMFAST_SYMMETRIX", "/tmp/symmetrix")
+SYMMETRIX = str(HERE.parent / ".venv" / "symmetrix")
 COLUMNS = [
     "model", "version", "alternative", "alternative_version", "atoms", "step", "as_it_is_ms", "alternative_ms",
     "accelerated_ms", "ratio", "difference", "first_alternative_s", "first_accelerated_s", "says", "threads", "machine",

@@ -68,7 +68,7 @@ def configuration(kind, scratch):
     content["data"] = {"root": str(CONFIG.parent), "cache": str(scratch)}
     content["stage2"]["kind"] = kind
     content["training"] |= {"joint": True, "freeze_stage1": False, "stage2": None}
-    content["training"]["share_structures"] = "RANK" in os.environ
+    content["training"]["share_structures"] = distributed.is_initialized()
     return parse_config(content, str(CONFIG))
 
 
