@@ -148,13 +148,13 @@ def sparse_map():
 def contraction():
     from hamfast.plan.generalized_cg import generalized_cg
 
-    blocks = [[generalized_cg("0e+1o", ir, n) for n in (3, 2, 1)] for ir in ("0e", "1o")]
+    blocks = [[generalized_cg("0e+1o", ir, n) for n in degrees] for ir, degrees in (("0e", (2, 1)), ("1o", (3,)))]
     plan = contraction_plan(blocks, 4)
     dense = [[torch.tensor(t) for t in tensors] for tensors in blocks]
     return (
         lambda edges, x, w, y: ops.symmetric_contraction(x, w, y, plan),
         lambda x, w, y: reference.symmetric_contraction(x, w, y, dense),
-        [torch.randn(5, 3, 4), torch.randn(2, plan.paths, 3), torch.randn(5, 2)],
+        [torch.randn(3, 3, 4), torch.randn(2, plan.paths, 3), torch.randn(3, 2)],
     )
 
 
