@@ -65,8 +65,12 @@ def test_every_kernel_compiles_with_the_oldest_triton(tmp_path):
     assert {row["kernel"] for row in rows} == kernels_in_the_folder()
 
 
-def test_every_kernel_compiles_for_every_architecture(tmp_path):
-    rows = compiled(tmp_path)
+@pytest.mark.parametrize(
+    "architectures", [("sm_90", "gfx942"), pytest.param(("sm_80", "sm_100"), marks=pytest.mark.long)]
+)
+def test_every_kernel_compiles_for_every_architecture(tmp_path, architectures):
+    """For those of the first line in every run of the tests."""
+    rows = compiled(tmp_path, *architectures)
     assert [row for row in rows if row["error"]] == []
     kernels = {row["kernel"] for row in rows}
     assert kernels == kernels_in_the_folder()
