@@ -267,9 +267,9 @@ def _frames(path: Path) -> list[Atoms]:
     frames = [block.get_unsymmetrized_structure() for block in blocks]
     for atoms in frames:
         atoms.pbc = True
-        atoms.set_scaled_positions(atoms.get_scaled_positions(wrap=False) % 1.0)  # as ASE otherwise does
-        sites = np.round(atoms.get_scaled_positions(wrap=False), 3) % 1.0
-        if len(np.unique(sites, axis=0)) < len(atoms):  # one of them may be named twice
+        scaled = atoms.get_scaled_positions(wrap=False) % 1.0  # as ASE otherwise does
+        atoms.set_scaled_positions(scaled)
+        if len(np.unique(np.round(scaled, 3) % 1.0, axis=0)) < len(atoms):  # one may be named twice
             return ase_read(path, index=":")  # type: ignore[return-value]
     return frames
 

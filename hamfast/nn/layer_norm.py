@@ -23,6 +23,10 @@ class Statistics(NamedTuple):
     """``[graphs, components]``: of the same; 0 for components that are no scalars."""
 
 
+def _as_it_is(part: Tensor) -> Tensor:
+    return part
+
+
 class EquivariantLayerNorm(NotScripted):
     """DeepH-E3's layer norm: statistics over all rows of a graph and all channels of an irreps
     block.
@@ -82,7 +86,7 @@ class EquivariantLayerNorm(NotScripted):
         check_rows("EquivariantLayerNorm", "x", x, self.component.shape[0])
         check_index("EquivariantLayerNorm", "graph", graph, x.shape[0])
         check_count("EquivariantLayerNorm", "num_graphs", num_graphs, 1)
-        return self._normalized(*self._statistics(x, graph, num_graphs), graph)
+        return self._normalized(*self._statistics(x, graph, num_graphs, None, _as_it_is), graph)
 
     def statistics(
         self,
@@ -90,7 +94,7 @@ class EquivariantLayerNorm(NotScripted):
         graph: Tensor,
         num_graphs: int,
         rows: Tensor | None = None,
-        add_up: Callable[[Tensor], Tensor] = lambda part: part,
+        add_up: Callable[[Tensor], Tensor] = _as_it_is,
     ) -> Statistics:
         """What :meth:`normalized` needs to know of all rows; the first arguments are those of the
         call.
@@ -110,12 +114,7 @@ class EquivariantLayerNorm(NotScripted):
         return self._normalized(statistics, centred, graph)
 
     def _statistics(
-        self,
-        x: Tensor,
-        graph: Tensor,
-        num_graphs: int,
-        rows: Tensor | None = None,
-        add_up: Callable[[Tensor], Tensor] = lambda part: part,
+        self, x: Tensor, graph: Tensor, num_graphs: int, rows: Tensor | None, add_up: Callable[[Tensor], Tensor]
     ) -> tuple[Statistics, Tensor]:
         """Those of all rows, and the rows less their means."""
         if rows is None:

@@ -45,8 +45,8 @@ def symmetric_contraction(*flat: Any) -> tuple[Tensor, ...]:
     by_component = None
     if g is not None:
         parts = [g[:, a * channels : b * channels].reshape(nodes, channels, b - a) for a, b in pairwise(starts)]
-        by_component = _channels_last(torch.cat(parts, dim=2)) if parts else g.new_zeros(nodes, 0, channels)
-    operands = Operands(_channels_last(rows), y.contiguous(), coefficients, by_component)
+        by_component = _swapped(torch.cat(parts, dim=2)) if parts else g.new_zeros(nodes, 0, channels)
+    operands = Operands(_swapped(rows), y.contiguous(), coefficients, by_component)
     terms = made.coefficients.shape[0]
     sizes = Sizes(nodes, species, channels, rows.shape[2], dims.g, terms)
     _, columns = CONTRACTION.cut(channels)
@@ -69,7 +69,7 @@ def symmetric_contraction(*flat: Any) -> tuple[Tensor, ...]:
     if wanted[X]:
         out = x.new_empty(nodes, dims.x, channels)
         run(contraction_rows, (nodes, dims.x, tiles), made.by_factor, out, dims.x, HAS_G=True)
-        results[X] = _channels_last(out)
+        results[X] = _swapped(out)
     if wanted[Y]:
         entries = made.by_term.table.times.shape[0]
         results[Y] = run(contraction_species, (nodes, species), made.by_term, torch.empty_like(operands.y), entries)
@@ -80,7 +80,8 @@ def symmetric_contraction(*flat: Any) -> tuple[Tensor, ...]:
     return tuple(results)
 
 
-def _channels_last(rows: Tensor) -> Tensor:
+def _swapped(rows: Tensor) -> Tensor:
+    """From ``[nodes, channels, components]`` to ``[nodes, components, channels]``, and back."""
     return rows.transpose(1, 2).contiguous()
 
 

@@ -73,6 +73,11 @@ def are_few(edge_index: Any, width: int, limit: int) -> bool:
     return edge_index.shape[1] * width < limit
 
 
+def as_subclass(module: nn.Module) -> str:
+    """Why a module is left alone whose class is derived from one that an adapter knows."""
+    return f"{type(module).__name__} is a subclass, whose changes would be lost"
+
+
 def change_class(module: nn.Module, new: type[nn.Module]) -> Callable[[], None]:
     """Gives a module another class with the same data; returns what undoes it.
 

@@ -7,7 +7,7 @@ import torch
 from allegro.nn._strided import Contracter
 from torch import Tensor, nn
 
-from hamfast.nn.adapters import Adapted, change_class
+from hamfast.nn.adapters import Adapted, as_subclass, change_class
 from hamfast.nn.checks import ScriptsTheirCode
 from hamfast.ops.symmetric_contraction import symmetric_contraction
 from hamfast.plan import ContractionPlan, contraction_plan
@@ -48,11 +48,7 @@ def adapt(module: nn.Module) -> Adapted | None:
     if isinstance(module, torch.jit.ScriptModule) or not isinstance(module, Contracter):
         return None
     if type(module) is not Contracter:
-        return (
-            None
-            if isinstance(module, FusedContracter)
-            else Adapted(False, f"{type(module).__name__} is a subclass, whose changes would be lost")
-        )
+        return None if isinstance(module, FusedContracter) else Adapted(False, as_subclass(module))
     back = change_class(module, FusedContracter)
     module.plan = _plan(module)  # type: ignore[assignment]
 

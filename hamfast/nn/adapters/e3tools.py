@@ -16,7 +16,7 @@ from e3nn import o3
 from e3tools.nn import Attention, Conv, MultiheadAttention, ScalarMLP, SeparableConv, SeparableTensorProduct
 from torch import Tensor, nn
 
-from hamfast.nn.adapters import Adapted, change_class, hooks_of
+from hamfast.nn.adapters import Adapted, as_subclass, change_class, hooks_of
 from hamfast.nn.adapters.convolution import TEXT, keep_plan, why_not
 from hamfast.nn.pair_graph import pair_graph
 from hamfast.ops import EdgeIndex, RadialWeights, graph_attention, tensor_product
@@ -121,7 +121,7 @@ def _product_of(conv: Conv) -> nn.Module:
 def _why_not(conv: Any) -> str:
     """Why a convolution is left alone; empty if it is not."""
     if type(conv) not in _CONVOLUTIONS:
-        return f"{type(conv).__name__} is a subclass, whose changes would be lost"
+        return as_subclass(conv)
     separable = isinstance(conv.tp, SeparableTensorProduct)
     if separable and conv.tp.lin.bias_numel:
         return "its linear layer has biases"
@@ -158,7 +158,7 @@ def _adapt_attention(module: Any) -> Adapted:
     if isinstance(module, _Scores):
         return Adapted(True, text, products)
     if type(module) not in _ATTENTIONS:
-        return Adapted(False, f"{type(module).__name__} is a subclass, whose changes would be lost")
+        return Adapted(False, as_subclass(module))
     reason = "it returns its weights" if module.return_attention else ""
     reason = reason or hooks_of(*inside, module.dot) or next(filter(None, map(_why_not, inside)), "")
     if reason:

@@ -7,7 +7,7 @@ from e3nn.util.jit import compile_mode
 from mace.modules.symmetric_contraction import SymmetricContraction
 from torch import nn
 
-from hamfast.nn.adapters import Adapted, change_class
+from hamfast.nn.adapters import Adapted, as_subclass, change_class
 from hamfast.nn.symmetric_contraction import RunsContraction, remake_plan, tensors_of
 
 TEXT = "symmetric contraction on hamfast"
@@ -25,7 +25,7 @@ def adapt(module: nn.Module) -> Adapted | None:
     if isinstance(module, MaceContraction):
         return Adapted(True, TEXT)
     if type(module) is not SymmetricContraction:
-        return Adapted(False, f"{type(module).__name__} is a subclass, whose changes would be lost")
+        return Adapted(False, as_subclass(module))
     if any(type(c).__name__ != "Contraction" for c in module.contractions):
         return Adapted(False, "its parts are not MACE's")
     blocks = [tensors_of(contraction) for contraction in module.contractions]

@@ -8,7 +8,7 @@ import torch
 from nequip.nn._tp_scatter_base import TensorProductScatter
 from torch import Tensor, nn
 
-from hamfast.nn.adapters import Adapted, change_class, hooks_of
+from hamfast.nn.adapters import Adapted, as_subclass, change_class, hooks_of
 from hamfast.nn.adapters.convolution import TEXT, convolution, keep_plan, pairs_of, why_not
 from hamfast.nn.checks import CallsPython
 from hamfast.plan import Plan
@@ -43,7 +43,7 @@ def adapt(module: nn.Module) -> Adapted | None:
     if not isinstance(module, TensorProductScatter) or isinstance(module, torch.jit.ScriptModule):
         return None
     if type(module) is not TensorProductScatter:
-        return Adapted(False, f"{type(module).__name__} is a subclass, whose changes would be lost")
+        return Adapted(False, as_subclass(module))
     reason = why_not(module.tp) or hooks_of(module.tp)
     if reason:
         return Adapted(False, reason)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch_geometric.nn import conv
 
-from hamfast.nn.adapters import Adapted, are_few, change_class
+from hamfast.nn.adapters import Adapted, are_few, as_subclass, change_class
 from hamfast.nn.attention_call import RunsAttention, RunsGATv2, RunsTransformer
 from hamfast.nn.checks import ScriptsTheirCode
 
@@ -96,7 +96,7 @@ def adapt(module: nn.Module) -> Adapted | None:
     if not isinstance(module, tuple(_OURS)):
         return None
     if type(module) not in _OURS:
-        return Adapted(False, f"{type(module).__name__} is a subclass, whose changes would be lost")
+        return Adapted(False, as_subclass(module))
     reason = why_not(module)
     if reason:
         return Adapted(False, reason)

@@ -11,7 +11,7 @@ from sevenn._const import AtomGraphDataType
 from sevenn.nn.convolution import IrrepsConvolution
 from torch import Tensor, nn
 
-from hamfast.nn.adapters import Adapted, change_class, hooks_of
+from hamfast.nn.adapters import Adapted, as_subclass, change_class, hooks_of
 from hamfast.nn.adapters.convolution import TEXT, convolution, keep_plan, why_not
 from hamfast.nn.checks import CallsPython
 from hamfast.plan import Plan
@@ -58,7 +58,7 @@ def adapt(module: nn.Module) -> Adapted | None:
     if not isinstance(module, IrrepsConvolution) or isinstance(module, torch.jit.ScriptModule):
         return None
     if type(module) is not IrrepsConvolution:
-        return Adapted(False, f"{type(module).__name__} is a subclass, whose changes would be lost")
+        return Adapted(False, as_subclass(module))
     reason = why_not(module.convolution) or hooks_of(module.convolution)
     if reason:
         return Adapted(False, reason)

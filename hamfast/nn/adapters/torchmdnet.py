@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torchmdnet.models.torchmd_et import EquivariantMultiHeadAttention
 
-from hamfast.nn.adapters import Adapted, are_few, change_class, hooks_of
+from hamfast.nn.adapters import Adapted, are_few, as_subclass, change_class, hooks_of
 from hamfast.nn.checks import ScriptsTheirCode
 from hamfast.nn.pair_graph import pair_graph
 from hamfast.ops import EdgeIndex, edge_einsum, graph_attention
@@ -117,7 +117,7 @@ def adapt(module: nn.Module) -> Adapted | None:
     if not isinstance(module, EquivariantMultiHeadAttention) or isinstance(module, torch.jit.ScriptModule):
         return None
     if type(module) is not EquivariantMultiHeadAttention:
-        return Adapted(False, f"{type(module).__name__} is a subclass, whose changes would be lost")
+        return Adapted(False, as_subclass(module))
     reason = why_not(module)
     if reason:
         return Adapted(False, reason)
