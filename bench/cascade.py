@@ -45,12 +45,12 @@ def main():
     folders = read_split(Path(content["data"]["root"]))["test"]
     rows = []
 
-    def report(model, stages, epochs, seconds, path):
+    def report(model, epochs, seconds, path):
         found = evaluate(load_model(path), folders, eigenvalues=False)["stages"]
-        for stage in stages:
+        for stage in found:
             rows.append(
                 {
-                    "model": model if stage == stages[-1] else f"{model}: its stage 1",
+                    "model": model if stage == list(found)[-1] else f"{model}: its stage 1",
                     "epochs": epochs,
                     "seconds": f"{seconds:.0f}",
                     "MAE_all_meV": f"{found[stage]['MAE_all']:.3f}",
@@ -67,12 +67,10 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         phases = content["training"]
         path, total = train(content, Path(scratch) / "cascade")
-        report(
-            "cascade", ("stage 1", "cascade"), f"{phases['stage1']['epochs']}+{phases['stage2']['epochs']}", total, path
-        )
+        report("cascade", f"{phases['stage1']['epochs']}+{phases['stage2']['epochs']}", total, path)
         fitted = {"stage1": None, "stage2": None}
         path, seconds = train(content | fitted | {"training": phases | fitted}, Path(scratch) / "closed form")
-        report("closed-form start alone", ("stage 1",), "0", seconds, path)
+        report("closed-form start alone", "0", seconds, path)
         # As many epochs of stage 1 as fit into the cascade's time.
         stamps = [(Path(scratch) / "cascade" / p / "finished.json").stat().st_mtime for p in ("stage1", "stage2")]
         stage1_seconds = total - (stamps[1] - stamps[0])
@@ -86,7 +84,7 @@ def main():
         epoch = (stage1_seconds - first) / (phases["stage1"]["epochs"] - 1)
         epochs = round((total - first) / epoch) + 1
         path, seconds = train(alone(epochs), Path(scratch) / "alone")
-        report("stage 1 alone", ("stage 1",), str(epochs), seconds, path)
+        report("stage 1 alone", str(epochs), seconds, path)
     options.csv.parent.mkdir(parents=True, exist_ok=True)
     with options.csv.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)

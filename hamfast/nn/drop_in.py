@@ -26,6 +26,7 @@ from hamfast.nn.evaluation import Comparison, compare, evaluate
 from hamfast.nn.found_frames import product_in_frames
 from hamfast.nn.found_species import product_with_species
 from hamfast.nn.op_times import OpTimes, op_times
+from hamfast.nn.packaged import is_a
 from hamfast.ops.tensor_product import broadcast_tensor_product
 from hamfast.plan import Plan
 from hamfast.plan.plan import plan_of_e3nn
@@ -295,11 +296,11 @@ def _change(changes: _Changes, name: str, child: nn.Module) -> None:
         return
     if id(child) in changes.seen:
         return
-    if isinstance(child, o3.TensorProduct):
+    if is_a(child, o3.TensorProduct):
         changes.seen.add(id(child))
         _exchange_code(changes, name, child)
         return
-    if isinstance(child, o3.Linear):
+    if is_a(child, o3.Linear):
         changes.seen.add(id(child))
         _exchange_linear(changes, name, child)
         return

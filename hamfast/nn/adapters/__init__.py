@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hamfast.nn.packaged import rebased
+
 PACKAGES = {
     "mace": ("mace", "mace_contraction"),
     "nequip": ("nequip",),
@@ -82,10 +84,10 @@ def change_class(module: nn.Module, new: type[nn.Module]) -> Callable[[], None]:
     """Gives a module another class with the same data; returns what undoes it.
 
     A subclass keeps ``isinstance``, copies and pickles; parameters and the ``state_dict`` do not
-    know of it.
+    know of it. Of a module from a package the new class is derived from the package's.
     """
     before = type(module)
-    module.__class__ = new
+    module.__class__ = rebased(new, before)
 
     def undo() -> None:
         module.__class__ = before

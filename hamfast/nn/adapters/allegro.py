@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hamfast.nn.adapters import Adapted, as_subclass, change_class
 from hamfast.nn.checks import ScriptsTheirCode
+from hamfast.nn.packaged import is_a, is_exactly
 from hamfast.ops.symmetric_contraction import symmetric_contraction
 from hamfast.plan import ContractionPlan, contraction_plan
 
@@ -45,10 +46,10 @@ def _plan(contracter: Contracter) -> ContractionPlan:
 
 def adapt(module: nn.Module) -> Adapted | None:
     """Exchanges the code of a ``Contracter``."""
-    if isinstance(module, torch.jit.ScriptModule) or not isinstance(module, Contracter):
+    if isinstance(module, torch.jit.ScriptModule) or not is_a(module, Contracter):
         return None
-    if type(module) is not Contracter:
-        return None if isinstance(module, FusedContracter) else Adapted(False, as_subclass(module))
+    if not is_exactly(module, Contracter):
+        return None if is_a(module, FusedContracter) else Adapted(False, as_subclass(module))
     back = change_class(module, FusedContracter)
     module.plan = _plan(module)  # type: ignore[assignment]
 

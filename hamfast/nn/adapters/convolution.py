@@ -8,6 +8,7 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
+from hamfast.nn.packaged import is_a
 from hamfast.nn.pair_graph import pair_graph
 from hamfast.ops import tensor_product
 from hamfast.plan import Plan
@@ -44,9 +45,9 @@ def convolution(
     return tensor_product(x, y, weight, plan, edges)
 
 
-def why_not(product: object) -> str:
+def why_not(product: Any) -> str:
     """Why a product of e3nn cannot be the middle of a convolution; empty if it can."""
-    if not isinstance(product, o3.TensorProduct):
+    if not is_a(product, o3.TensorProduct):
         return f"its product is a {type(product).__name__}, not one of e3nn"
     if product.shared_weights or product.weight_numel == 0:
         return "its product's weights are not one per edge"

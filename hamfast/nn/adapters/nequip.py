@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hamfast.nn.adapters import Adapted, as_subclass, change_class, hooks_of
 from hamfast.nn.adapters.convolution import TEXT, convolution, keep_plan, pairs_of, why_not
 from hamfast.nn.checks import CallsPython
+from hamfast.nn.packaged import is_a, is_exactly
 from hamfast.plan import Plan
 
 
@@ -38,11 +39,11 @@ class FusedTensorProductScatter(CallsPython, TensorProductScatter):
 
 def adapt(module: nn.Module) -> Adapted | None:
     """Fuses a ``TensorProductScatter``."""
-    if isinstance(module, FusedTensorProductScatter):
+    if is_a(module, FusedTensorProductScatter):
         return Adapted(True, TEXT, (module.tp,))
-    if not isinstance(module, TensorProductScatter) or isinstance(module, torch.jit.ScriptModule):
+    if not is_a(module, TensorProductScatter) or isinstance(module, torch.jit.ScriptModule):
         return None
-    if type(module) is not TensorProductScatter:
+    if not is_exactly(module, TensorProductScatter):
         return Adapted(False, as_subclass(module))
     reason = why_not(module.tp) or hooks_of(module.tp)
     if reason:
