@@ -33,7 +33,14 @@ def check_index(layer: str, name: str, index: Any, rows: int) -> None:
         raise ValueError(f"{layer}: {name}: expected [{rows}] int64, found {list(index.shape)} {index.dtype}")
 
 
-class CallsPython:
+class NamesHamfast:
+    """A part of somebody else's model that calls hamfast's ops."""
+
+    _nequip_custom_ops_libs = ("hamfast.nn",)
+    """What NequIP imports before it loads a compiled model with such a part."""
+
+
+class CallsPython(NamesHamfast):
     """A part of somebody else's model whose TorchScript calls hamfast's Python code."""
 
     def __prepare_scriptable__(self):
@@ -50,7 +57,7 @@ def _say_that_python_is_needed() -> None:
     )
 
 
-class ScriptsTheirCode:
+class ScriptsTheirCode(NamesHamfast):
     """A part of somebody else's model whose TorchScript is their own code: that of the last base
     class."""
 

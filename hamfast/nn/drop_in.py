@@ -310,16 +310,34 @@ def _change(changes: _Changes, name: str, child: nn.Module) -> None:
         changes.note(name, kind, adapted.done, adapted.text, adapted.undo)
 
 
+def _set_code(module: nn.Module, name: str, code: nn.Module) -> Callable[[], None]:
+    """Exchanges the generated code of a module of e3nn; returns what undoes it.
+
+    e3nn keeps the names of its generated code in ``__codegen__``, and pickles what they name by
+    itself. It cannot where e3nn comes from a package of ``torch.package``, whose code imports
+    nothing else. Without its name there hamfast's code is a submodule like any other.
+    """
+    before, names = getattr(module, name), module.__codegen__
+    setattr(module, name, code)
+    module.__codegen__ = [n for n in names if n != name]  # type: ignore[assignment, union-attr]
+
+    def undo() -> None:
+        setattr(module, name, before)
+        module.__codegen__ = names
+
+    return undo
+
+
 def _exchange_code(changes: _Changes, name: str, product: o3.TensorProduct) -> None:
     before = getattr(product, _CODE)
     plan = plan_of_e3nn(product.irreps_in1, product.irreps_in2, product.irreps_out, product.instructions)
-    setattr(product, _CODE, _product_module(plan, before))
+    back = _set_code(product, _CODE, _product_module(plan, before))
 
     def undo() -> None:
         tables = dict(getattr(product, _CODE).named_buffers(recurse=False))
         for table in list(tables.values())[:1]:  # the model may have been moved since
             before.to(device=table.device, dtype=table.dtype)
-        setattr(product, _CODE, before)
+        back()
 
     changes.note(name, type(product).__name__, True, "tensor product on hamfast", undo)
 
@@ -331,5 +349,5 @@ def _exchange_linear(changes: _Changes, name: str, linear: o3.Linear) -> None:
     reason = why_better_alone(linear)
     if reason:
         return changes.note(name, kind, False, reason, better_alone=True)
-    setattr(linear, _LINEAR_CODE, _graph_module(LinearCode(linear), ("x", "w", "b"), before))
-    changes.note(name, kind, True, "linear layer on hamfast", lambda: setattr(linear, _LINEAR_CODE, before))
+    undo = _set_code(linear, _LINEAR_CODE, _graph_module(LinearCode(linear), ("x", "w", "b"), before))
+    changes.note(name, kind, True, "linear layer on hamfast", undo)

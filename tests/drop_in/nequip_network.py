@@ -13,19 +13,20 @@ from nequip.utils.global_state import set_global_state  # noqa: E402
 set_global_state()
 
 
-def network(dtype, features=32):
+def network(dtype, features=32, layers=3, l_max=2, **options):
     return NequIPGNNModel(
         seed=0,
         model_dtype=str(dtype).removeprefix("torch."),
         r_max=4.5,
         type_names=["C", "Si"],
-        num_layers=3,
-        l_max=2,
+        num_layers=layers,
+        l_max=l_max,
         parity=True,
         num_features=features,
         radial_mlp_depth=1,
         radial_mlp_width=64,
         avg_num_neighbors=20.0,
+        **options,
     )
 
 

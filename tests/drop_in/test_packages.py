@@ -57,6 +57,17 @@ def test_what_people_do_with_models(package):
     run("survive.py", package, package)
 
 
+def test_compiled_file_of_nequip():
+    """A packaged model, and the file that its own compiler makes of it."""
+    run("compiled_nequip.py", "nequip", "nequip", "file")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("arguments", ["allegro file", "nequip training", "allegro training"])
+def test_compiled_models_of_nequip(arguments):
+    run("compiled_nequip.py", arguments.split()[0], *arguments.split())
+
+
 def run(program, package, *arguments):
     """The package is one that is needed, if any."""
     if package is not None and not available(package):

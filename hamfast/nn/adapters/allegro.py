@@ -13,6 +13,8 @@ from hamfast.nn.packaged import is_a, is_exactly
 from hamfast.ops.symmetric_contraction import symmetric_contraction
 from hamfast.plan import ContractionPlan, contraction_plan
 
+TEXT = "a contraction of both operands"
+
 
 class FusedContracter(ScriptsTheirCode, Contracter):
     """Allegro's contracter as polynomials of degree 2 in the components of both operands.
@@ -48,8 +50,10 @@ def adapt(module: nn.Module) -> Adapted | None:
     """Exchanges the code of a ``Contracter``."""
     if isinstance(module, torch.jit.ScriptModule) or not is_a(module, Contracter):
         return None
+    if is_a(module, FusedContracter):
+        return Adapted(True, TEXT)
     if not is_exactly(module, Contracter):
-        return None if is_a(module, FusedContracter) else Adapted(False, as_subclass(module))
+        return Adapted(False, as_subclass(module))
     back = change_class(module, FusedContracter)
     module.plan = _plan(module)  # type: ignore[assignment]
 
@@ -57,4 +61,4 @@ def adapt(module: nn.Module) -> Adapted | None:
         back()
         del module.plan
 
-    return Adapted(True, "a contraction of both operands", (), undo)
+    return Adapted(True, TEXT, (), undo)

@@ -1,8 +1,16 @@
-"""nequip: the ``TensorProductScatter`` of its interaction blocks."""
+"""nequip: the ``TensorProductScatter`` of its interaction blocks, and its compiled models.
+
+    python -m hamfast.nn.adapters.nequip model.nequip.zip model.nequip.pt2 --mode aotinductor \\
+        --target ase --device cpu
+
+does with an accelerated model what ``nequip-compile`` does, with the same arguments.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import torch
 from nequip.nn._tp_scatter_base import TensorProductScatter
@@ -50,3 +58,31 @@ def adapt(module: nn.Module) -> Adapted | None:
         return Adapted(False, reason)
     keep_plan(module, module.tp)
     return Adapted(True, TEXT, (module.tp,), change_class(module, FusedTensorProductScatter))
+
+
+def compile_accelerated(arguments: Sequence[str] | None = None) -> None:
+    """``nequip-compile``, with :func:`hamfast.accelerate` between loading the model and compiling
+    it.
+
+    The compiled model names ``hamfast.nn``, which NequIP imports before it loads the model.
+
+    Args:
+        arguments: those of ``nequip-compile``; by default the command line's.
+    """
+    from nequip.scripts import compile as program
+
+    from hamfast.nn.drop_in import accelerate
+
+    load = program.load_saved_model
+
+    def loaded(*args, **options):
+        found = load(*args, **options)
+        print(accelerate(found[0] if isinstance(found, tuple) else found))
+        return found
+
+    with patch.object(program, "load_saved_model", loaded):
+        program.main(arguments)
+
+
+if __name__ == "__main__":
+    compile_accelerated()
