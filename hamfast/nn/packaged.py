@@ -6,7 +6,9 @@ under the same name, so ``isinstance`` does not know them: they are known by the
 
 from __future__ import annotations
 
-from functools import cache
+from typing import TypeGuard, TypeVar
+
+T = TypeVar("T")
 
 
 def _is_packaged(cls: type) -> bool:
@@ -24,12 +26,14 @@ def is_exactly(thing: object, cls: type) -> bool:
     return _name(type(thing)) == _name(cls)
 
 
-def is_a(thing: object, cls: type) -> bool:
+def is_a(thing: object, cls: type[T]) -> TypeGuard[T]:
     """``isinstance``, for classes of packages as well."""
     return isinstance(thing, cls) or any(_name(base) == _name(cls) for base in type(thing).__mro__)
 
 
-@cache
+_REBASED: dict[tuple[type, type], type] = {}
+
+
 def rebased(cls: type, base: type) -> type:
     """The class with another last base, where that is from a package; itself where it is not.
 
@@ -39,5 +43,7 @@ def rebased(cls: type, base: type) -> type:
     """
     if not _is_packaged(base):
         return cls
-    own = {key: value for key, value in vars(cls).items() if key not in ("__dict__", "__weakref__")}
-    return type(cls.__name__, (*cls.__bases__[:-1], base), own)
+    if (cls, base) not in _REBASED:
+        own = {key: value for key, value in vars(cls).items() if key not in ("__dict__", "__weakref__")}
+        _REBASED[cls, base] = type(cls.__name__, (*cls.__bases__[:-1], base), own)
+    return _REBASED[cls, base]

@@ -1,5 +1,5 @@
-"""python compiled_nequip.py nequip|allegro file|training: NequIP's own ways to compiled code, of
-accelerated models.
+"""python compiled_nequip.py nequip|allegro package|file|training: NequIP's packaged models and its
+own ways to compiled code, of accelerated models.
 
 In a process of its own, as the packages change torch's global state. Prints what differed; fails if
 it is too much.
@@ -7,7 +7,7 @@ it is too much.
 
 import copy
 import importlib
-import os
+import json
 import subprocess
 import sys
 import tempfile
@@ -16,14 +16,27 @@ from pathlib import Path
 
 warnings.filterwarnings("ignore")
 
-import peers  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
 from survive import DTYPE, agree  # noqa: E402
 
 import hamfast  # noqa: E402
+from hamfast._library import PATH  # noqa: E402
 
 CELLS = (1, 1, 1)
+LOAD = """
+import json
+import sys
+import peers
+peers.use()
+from nequip.integrations.ase import NequIPCalculator
+assert "hamfast.nn" not in sys.modules
+atoms = peers.crystal((2, 1, 1))
+atoms.calc = NequIPCalculator.from_compiled_model(sys.argv[1])
+assert "hamfast.nn" in sys.modules
+print(json.dumps(atoms.get_forces().tolist()))
+"""
+"""Another structure by the file, in a process that does not import hamfast's layers itself."""
 
 
 def package(path, model, data):
@@ -40,45 +53,59 @@ def package(path, model, data):
         file.save_pickle("model", "eager_model.pkl", torch.nn.ModuleDict({"sole_model": model}))
 
 
-def check_file(module):
-    """A packaged model, whose classes are not those that Python imports; compiled to a file that
-    NequIP's calculator loads."""
-    from nequip.integrations.ase import NequIPCalculator
+def check_package(module, folder):
+    """A packaged model, whose classes are not those that Python imports."""
     from nequip.model.saved_models.load_utils import load_saved_model
 
-    plain = module.network(DTYPE, **TINY)
-    data = module.graph(DTYPE, CELLS)
+    plain, data = module.network(DTYPE, **TINY), module.graph(DTYPE, CELLS)
     expected = module.evaluate(plain, data)[1]
-    with tempfile.TemporaryDirectory() as folder:
-        packaged, compiled = f"{folder}/model.nequip.zip", f"{folder}/model.nequip.pt2"
-        package(packaged, plain.eval(), data)
-        model = load_saved_model(packaged, "eager", "sole_model")
-        report = hamfast.accelerate(model, verify=data)
-        if not report.replaced or report.left_alone or not report.agrees:
-            sys.exit(f"packaged: expected all layers on hamfast and the same results, found {report}")
-        agree("packaged", module.evaluate(model, data)[1], expected)
-        agree("packaged, copy", module.evaluate(copy.deepcopy(model), data)[1], expected)
-        again = hamfast.accelerate(model)
-        if again.exchanged != report.exchanged:
-            sys.exit(f"packaged, twice: expected {report.exchanged}, found {again}")
-        report.take_back()
-        if any("hamfast" in type(part).__module__ for part in model.modules()):
-            sys.exit("packaged: expected no module of hamfast after take_back(), found one")
-        program = [sys.executable, "-m", "hamfast.nn.adapters.nequip", packaged, compiled]
-        arguments = ["--mode", "aotinductor", "--target", "ase", "--device", "cpu"]
-        path = {"PYTHONPATH": f"{peers.PEERS}:{Path(hamfast.__file__).parents[1]}"}
-        done = subprocess.run([*program, *arguments], capture_output=True, text=True, env=os.environ | path)
-        if done.returncode or report.exchanged not in done.stdout:
-            sys.exit(done.stdout + done.stderr)
-        calculator = NequIPCalculator.from_compiled_model(compiled)
-        for cells in (CELLS, (2, 1, 1)):
-            atoms = peers.crystal(cells)
-            atoms.calc = calculator
-            expected = module.evaluate(plain, module.graph(DTYPE, cells))[1]
-            agree(f"compiled, {len(atoms)} atoms", atoms.get_forces(), expected)
+    package(folder / "model.nequip.zip", plain.eval(), data)
+    model = load_saved_model(folder / "model.nequip.zip", "eager", "sole_model")
+    report = hamfast.accelerate(model, verify=data)
+    if not report.replaced or report.left_alone or not report.agrees:
+        sys.exit(f"packaged: expected all layers on hamfast and the same results, found {report}")
+    agree("packaged", module.evaluate(model, data)[1], expected)
+    agree("packaged, copy", module.evaluate(copy.deepcopy(model), data)[1], expected)
+    again = hamfast.accelerate(model)
+    if again.exchanged != report.exchanged:
+        sys.exit(f"packaged, twice: expected {report.exchanged}, found {again}")
+    report.take_back()
+    if any("hamfast" in type(part).__module__ for part in model.modules()):
+        sys.exit("packaged: expected no module of hamfast after take_back(), found one")
 
 
-def check_training(module):
+def check_file(module, folder):
+    """A packaged model compiled to a file that NequIP's calculator loads, and a program without
+    Python."""
+    from nequip.scripts._compile_utils import ASE_TARGET
+
+    from hamfast.nn.adapters.nequip import compile_accelerated
+
+    plain = module.network(DTYPE, **TINY).eval()
+    data = module.graph(DTYPE, (2, 1, 1))
+    expected = module.evaluate(plain, data)[1]
+    packaged, compiled, inputs = (f"{folder}/{name}" for name in ("model.nequip.zip", "model.nequip.pt2", "inputs.pt"))
+    package(packaged, plain, module.graph(DTYPE, CELLS))
+    compile_accelerated([packaged, compiled, "--mode", "aotinductor", "--target", "ase", "--device", "cpu"])
+    loaded = json.loads(run(sys.executable, "-W", "ignore", "-c", LOAD, compiled))
+    agree("compiled, another process", loaded, expected)
+    root, inside, program = Path(__file__).parents[1], Path(torch.__file__).parent, f"{folder}/program"
+    options = [f"-I{inside / part}" for part in ("include", "include/torch/csrc/api/include")]
+    options += [f"-L{inside / 'lib'}", f"-Wl,-rpath,{inside / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    run("g++", "-std=c++20", root / "cpp/run_compiled.cpp", "-o", program, *options)
+    torch.save([data[name] for name in ASE_TARGET["input"]], inputs)
+    forces = run(program, compiled, inputs, PATH).split()
+    agree("compiled, without Python", torch.tensor([float(f) for f in forces], dtype=DTYPE), expected.flatten())
+
+
+def run(*command):
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stdout + done.stderr)
+    return done.stdout
+
+
+def check_training(module, _folder):
     """Compiled training as ``compile_mode: compile`` does it: the gradient of a loss on forces."""
     from nequip.data import AtomicDataDict
     from nequip.nn.compile import CompileGraphModel
@@ -87,7 +114,7 @@ def check_training(module):
     assert isinstance(model, CompileGraphModel)
     model.load_state_dict(plain.state_dict())
     hamfast.accelerate(model)
-    for cells in (CELLS, (2, 1, 1)):
+    for cells in (CELLS, (2, 1, 1)):  # compiled once for both
         data = AtomicDataDict.batched_from_list(2 * [module.graph(DTYPE, cells)])
         gradients = []
         for other in (model, plain):
@@ -100,5 +127,6 @@ def check_training(module):
 TINY = {"features": 2, "l_max": 1, "layers": 2}
 
 if __name__ == "__main__":
-    checks = {"file": check_file, "training": check_training}
-    checks[sys.argv[2]](importlib.import_module(f"{sys.argv[1]}_network"))
+    checks = {"package": check_package, "file": check_file, "training": check_training}
+    with tempfile.TemporaryDirectory() as scratch:
+        checks[sys.argv[2]](importlib.import_module(f"{sys.argv[1]}_network"), Path(scratch))

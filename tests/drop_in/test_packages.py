@@ -57,15 +57,16 @@ def test_what_people_do_with_models(package):
     run("survive.py", package, package)
 
 
-def test_compiled_file_of_nequip():
-    """A packaged model, and the file that its own compiler makes of it."""
-    run("compiled_nequip.py", "nequip", "nequip", "file")
+@pytest.mark.parametrize("package", ["nequip", "allegro"])
+def test_packaged_models_of_nequip(package):
+    run("compiled_nequip.py", package, package, "package")
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("arguments", ["allegro file", "nequip training", "allegro training"])
-def test_compiled_models_of_nequip(arguments):
-    run("compiled_nequip.py", arguments.split()[0], *arguments.split())
+@pytest.mark.parametrize("what", ["file", "training"])
+@pytest.mark.parametrize("package", ["nequip", "allegro"])
+def test_compiled_models_of_nequip(package, what):
+    run("compiled_nequip.py", package, package, what)
 
 
 def run(program, package, *arguments):
