@@ -36,10 +36,12 @@ class Gate(NotScripted):
         # The sorted input is split once; block n of [scalars | gates | gated] is piece
         # `order.p[n]`.
         self.sizes = [mul_ir.dim for mul_ir in order.irreps]
-        pieces = list(zip(order.p, blocks, strict=True))
+        # Plain numbers, as torch.compile cannot read e3nn's irreps: piece, channels, parity, 2 l + 1.
+        pieces = [(n, mul, ir.p, ir.dim) for n, (mul, ir) in zip(order.p, blocks, strict=True)]
         self.scalar_pieces = pieces[: len(scalars)]
         self.gate_pieces = pieces[len(scalars) : len(scalars) + len(gates)]
         self.gated_pieces = pieces[len(scalars) + len(gates) :]
+        self.channels_out = self.irreps_out.num_irreps
         self.silu, self.tanh = second_moment_scale(torch.nn.functional.silu), second_moment_scale(torch.tanh)
         self.sigmoid = second_moment_scale(torch.sigmoid)
 
@@ -51,20 +53,20 @@ class Gate(NotScripted):
         """
         check_last("Gate", "x", x, sum(self.sizes))
         if channel_scale is not None:
-            check_last("Gate", "channel_scale", channel_scale, self.irreps_out.num_irreps)
+            check_last("Gate", "channel_scale", channel_scale, self.channels_out)
         pieces = torch.split(x, self.sizes, dim=-1)
-        out = [self._scalar(pieces[n], mul_ir.ir.p) for n, mul_ir in self.scalar_pieces]
-        gates = [self._gate(pieces[n], mul_ir.ir.p) for n, mul_ir in self.gate_pieces]
+        out = [self._scalar(pieces[n], parity) for n, _, parity, _ in self.scalar_pieces]
+        gates = [self._gate(pieces[n], parity) for n, _, parity, _ in self.gate_pieces]
         factors = torch.cat(out + gates, dim=-1)
         if channel_scale is not None:
             factors = factors * channel_scale
         if not self.gated_pieces:
             return factors
-        scalars = factors.shape[-1] - self.irreps_gated.num_irreps
-        scalar, *per_block = torch.split(factors, [scalars, *(mul for mul, _ in self.irreps_gated)], dim=-1)
+        gated = [mul for _, mul, _, _ in self.gated_pieces]
+        scalar, *per_block = torch.split(factors, [factors.shape[-1] - sum(gated), *gated], dim=-1)
         blocks = [
-            scale_channels(pieces[n], gate, mul, ir.dim, self.layout)
-            for (n, (mul, ir)), gate in zip(self.gated_pieces, per_block, strict=True)
+            scale_channels(pieces[n], gate, mul, dim, self.layout)
+            for (n, mul, _, dim), gate in zip(self.gated_pieces, per_block, strict=True)
         ]
         return torch.cat([scalar, *blocks], dim=-1)
 

@@ -22,6 +22,8 @@ class _ChannelMixing(LoadsE3nnState):
     def __init__(self, irreps_in, irreps_out, species: int, layout: str):
         super().__init__()
         self.irreps_in, self.irreps_out = Irreps(irreps_in), Irreps(irreps_out)
+        # Plain numbers, as torch.compile cannot read e3nn's irreps.
+        self.dim_in, self.dim_out = self.irreps_in.dim, self.irreps_out.dim
         self.layout = check_layout(layout)
         pairs = [
             (i, o)
@@ -63,12 +65,12 @@ class Linear(_ChannelMixing):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[rows, irreps_in.dim]`` -> ``[rows, irreps_out.dim]``."""
-        check_last("Linear", "x", x, self.irreps_in.dim)
+        check_last("Linear", "x", x, self.dim_in)
         out = self.mix(x)
         if not self.scalar.numel():
             return out
         bias = self.bias.to(out.dtype)
-        return out + bias.new_zeros(self.irreps_out.dim).index_copy(0, self.scalar, bias)
+        return out + bias.new_zeros(self.dim_out).index_copy(0, self.scalar, bias)
 
 
 class SpeciesLinear(_ChannelMixing):
@@ -87,6 +89,6 @@ class SpeciesLinear(_ChannelMixing):
 
     def forward(self, x: Tensor, species: Tensor) -> Tensor:
         """``[rows, irreps_in.dim]``, ``[rows]`` int64 -> ``[rows, irreps_out.dim]``."""
-        check_last("SpeciesLinear", "x", x, self.irreps_in.dim)
+        check_last("SpeciesLinear", "x", x, self.dim_in)
         check_index("SpeciesLinear", "species", species, x.shape[0])
         return self.mix(x, rows_of_species(species, self.species) if self.species > 1 else None)

@@ -22,6 +22,7 @@ from hamfast.records.choices import Layout, MatrixProduct
 from hamfast.records.tables import LinearDims, LinearTask
 
 _C, _A, _B = MatrixProduct.C, MatrixProduct.A, MatrixProduct.B
+_LAYOUTS = Layout.numbers()
 
 
 class SpeciesRows(NamedTuple):
@@ -40,20 +41,25 @@ def rows_of_species(species: Tensor, count: int) -> SpeciesRows:
     return SpeciesRows(order, counts.index_add_(0, species + 1, torch.ones_like(species)).cumsum(0))
 
 
-_TABLES: dict[tuple[LinearPlan, torch.device], Tensor] = {}
+class LinearTables(NamedTuple):
+    """A plan for the kernels, on one device."""
+
+    tasks: Tensor
+    """``[tasks, LinearTask]`` int64."""
+    dims: LinearDims
+
+
+_TABLES: dict[tuple[LinearPlan, torch.device], LinearTables] = {}
 
 
 @torch.compiler.assume_constant_result
-def _table(plan: LinearPlan, device: torch.device) -> Tensor:
+def linear_tables(plan: LinearPlan, device: torch.device) -> LinearTables:
+    """The tables of a plan, made once."""
     if (plan, device) not in _TABLES:
+        tasks, dims = linear_tasks(plan)
         with real_tensors():
-            _TABLES[plan, device] = constant(as_table(linear_tasks(plan)[0], LinearTask), device)
+            _TABLES[plan, device] = LinearTables(constant(as_table(tasks, LinearTask), device), dims)
     return _TABLES[plan, device]
-
-
-@torch.compiler.assume_constant_result
-def _dims(plan: LinearPlan) -> list[int]:
-    return list(linear_tasks(plan)[1])
 
 
 @torch.compiler.assume_constant_result
@@ -91,19 +97,26 @@ def irreps_linear(
         x, weight = x.to(widest), weight.to(widest)
     check_same("irreps_linear", True, x=x, weight=weight)
     check_layout(layout)
-    if weight.shape != (plan.weight_numel,):
-        raise ValueError(f"irreps_linear: weight: expected [{plan.weight_numel}], found {list(weight.shape)}")
+    tables = linear_tables(plan, x.device)
+    if weight.shape != (tables.dims.b,):
+        raise ValueError(f"irreps_linear: weight: expected [{tables.dims.b}], found {list(weight.shape)}")
     if (species is None) != _is_for_all(plan):
         raise ValueError(
             f"irreps_linear: species: expected {'none' if plan.species == 1 else 'rows by species'} for a plan of "
             f"{plan.species} species, found {found(species)}"
         )
-    if x.dtype in HALF:
-        out = irreps_linear(x.float(), weight.float(), plan, layout, species).to(x.dtype)
-    else:
-        order, ptr = species if species is not None else (None, None)
-        out = _op(x, weight, order, ptr, _table(plan, x.device), _C, Layout.numbers()[layout], _dims(plan))
+    out = by_tables(x, weight, tables, layout, species)
     return out if len(leading) == 1 else out.view(*leading, out.shape[-1])
+
+
+def by_tables(
+    x: Tensor, weight: Tensor, tables: LinearTables, layout: str, species: SpeciesRows | None = None
+) -> Tensor:
+    """:func:`irreps_linear` of a matrix of rows, without its checks."""
+    if x.dtype in HALF:
+        return by_tables(x.float(), weight.float(), tables, layout, species).to(x.dtype)
+    order, ptr = species if species is not None else (None, None)
+    return _op(x, weight, order, ptr, tables.tasks, _C, _LAYOUTS[layout], list(tables.dims))
 
 
 @torch.library.register_fake("hamfast::irreps_linear")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from hamfast.ops.checks import HALF, check_rows, check_same, check_tensor, found
 from hamfast.ops.edge_einsum import sum_over_edges, to_edges
 from hamfast.ops.edge_index import EdgeIndex, check_graph
 from hamfast.ops.irreps_blocks import rows_of_blocks
-from hamfast.ops.irreps_linear import irreps_linear
+from hamfast.ops.irreps_linear import LinearTables, by_tables, linear_tables
 from hamfast.ops.layout import check_layout, convert_layout
 from hamfast.ops.multilinear import make_tables, mix_blocks, multilinear
 from hamfast.ops.notice import slow_path
@@ -96,10 +96,10 @@ def tensor_product(
         tables = make_tables(plan, "channel", x.dtype, x.device)
         return radial_product(x, y, weight, tables, edges, gather, scatter, layout)
     shared = weight is None or weight.dim() == 1
-    linear = scalar_plan(plan) if shared and edges is None and lowering is None else None
-    if linear is not None and linear.species == 1:
+    if shared and edges is None and lowering is None and _is_linear(plan):
         assert weight is not None
-        return irreps_linear(x, weights_of_scalar_plan(weight, plan), linear, layout) * y
+        scalar = _scalar_tables(plan, weight.dtype, x.device)
+        return by_tables(x, weight * scalar.factors, scalar.tables, layout) * y
     derivatives = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, y, weight))
     chosen = _chosen(plan, shared, x.device.type, lowering, rows, derivatives)
     out = None
@@ -125,28 +125,49 @@ def scalar_plan(plan: Plan) -> LinearPlan | None:
     return linear_of_scalars(plan)
 
 
+@torch.compiler.assume_constant_result
+def _is_linear(plan: Plan) -> bool:
+    """Is it a product with one scalar, a linear map of the other operand?"""
+    linear = linear_of_scalars(plan)
+    return linear is not None and linear.species == 1
+
+
+class _ScalarTables(NamedTuple):
+    """Of a product with scalars.
+
+    A tuple, as graphs of torch.compile refuse a second tensor from one function of constants.
+    """
+
+    tables: LinearTables
+    factors: Tensor
+    """``[weight_numel]``: what the weights are multiplied by."""
+
+
+_SCALAR_TABLES: dict[tuple[Plan, torch.dtype, torch.device], _ScalarTables] = {}
+
+
+@torch.compiler.assume_constant_result
+def _scalar_tables(plan: Plan, dtype: torch.dtype, device: torch.device) -> _ScalarTables:
+    key = (plan, dtype, device)
+    if key not in _SCALAR_TABLES:
+        linear = linear_of_scalars(plan)
+        assert linear is not None
+        sizes = [2 * plan.irreps_out[ins.i_out][1] + 1 for ins in plan.instructions]
+        paths = zip(plan.instructions, sizes, strict=True)
+        rows = [np.full(ins.weight_numel, ins.coefficient * size**-0.5) for ins, size in paths]
+        with real_tensors():
+            factors = constant(np.concatenate(rows), device, dtype)
+        _SCALAR_TABLES[key] = _ScalarTables(linear_tables(linear, device), factors)
+    return _SCALAR_TABLES[key]
+
+
 def weights_of_scalar_plan(weight: Tensor, plan: Plan) -> Tensor:
     """``[weight_numel]``: of the linear maps that a product with scalars is.
 
     They are the path's coefficient times the 3j symbol (l 0 l), which is 1 / sqrt(2 l + 1) on its
     diagonal.
     """
-    return weight * _factors(plan, weight.dtype, weight.device)
-
-
-_FACTORS: dict[tuple[Plan, torch.dtype, torch.device], Tensor] = {}
-
-
-@torch.compiler.assume_constant_result
-def _factors(plan: Plan, dtype: torch.dtype, device: torch.device) -> Tensor:
-    key = (plan, dtype, device)
-    if key not in _FACTORS:
-        with real_tensors():
-            sizes = [2 * plan.irreps_out[ins.i_out][1] + 1 for ins in plan.instructions]
-            paths = zip(plan.instructions, sizes, strict=True)
-            rows = [np.full(ins.weight_numel, ins.coefficient * size**-0.5) for ins, size in paths]
-            _FACTORS[key] = constant(np.concatenate(rows), device, dtype)
-    return _FACTORS[key]
+    return weight * _scalar_tables(plan, weight.dtype, weight.device).factors
 
 
 def _makes_weights(plan: Plan, x: Tensor, weight: RadialWeights) -> bool:
