@@ -17,6 +17,9 @@ if "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --no-co
   # Its pure Python comes as sources, which take seconds; its compiler of 340 MB, warp-lang, is left out.
   "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --no-compile --no-deps --target "$target" torchmd-net==3.1.0 \
     2>>"$venv/peers.log"
+  # MACE's own tests, which its wheel has not.
+  "$venv/bin/python" -m pip --disable-pip-version-check --quiet download --no-deps --no-binary :all: --no-build-isolation \
+    -d "$target/sources" mace-torch==0.3.16 2>>"$venv/peers.log"
   # The oldest version of Triton that hamfast takes: the kernels are compiled with it, too.
   "$venv/bin/python" -m pip --disable-pip-version-check --quiet install --no-compile --no-deps --target "$venv/oldest_triton" triton==3.6.0 \
     2>>"$venv/peers.log"

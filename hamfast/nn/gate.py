@@ -36,7 +36,7 @@ class Gate(NotScripted):
         # The sorted input is split once; block n of [scalars | gates | gated] is piece
         # `order.p[n]`.
         self.sizes = [mul_ir.dim for mul_ir in order.irreps]
-        # Plain numbers, as torch.compile cannot read e3nn's irreps: piece, channels, parity, 2 l + 1.
+        # Plain numbers, as torch.compile cannot read irreps: piece, channels, parity, 2 l + 1.
         pieces = [(n, mul, ir.p, ir.dim) for n, (mul, ir) in zip(order.p, blocks, strict=True)]
         self.scalar_pieces = pieces[: len(scalars)]
         self.gate_pieces = pieces[len(scalars) : len(scalars) + len(gates)]

@@ -57,7 +57,7 @@ def test_what_people_do_with_models(package):
     run("survive.py", package, package)
 
 
-@pytest.mark.parametrize("package", ["nequip", "allegro"])
+@pytest.mark.parametrize("package", ["nequip", pytest.param("allegro", marks=pytest.mark.long)])
 def test_packaged_models_of_nequip(package):
     run("compiled_nequip.py", package, package, "package")
 
