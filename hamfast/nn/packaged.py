@@ -16,7 +16,7 @@ def _is_packaged(cls: type) -> bool:
 
 
 def _name(cls: type) -> tuple[str, str]:
-    """Module and name of a class, without the package: ``<torch_package_0>.``"""
+    """Module and name of a class, without what marks the package before them."""
     module = cls.__module__.partition(">.")[2] if _is_packaged(cls) else cls.__module__
     return module, cls.__qualname__
 

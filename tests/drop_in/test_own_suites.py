@@ -4,9 +4,12 @@ import os
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 from peers import PEERS, available
+
+import hamfast
 
 IN_MACE = """
 import functools
@@ -93,7 +96,7 @@ def run(folder, *arguments):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *arguments],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": f"{folder}:{PEERS}:{os.environ.get('PYTHONPATH', '')}"},
+        env=os.environ | {"PYTHONPATH": f"{folder}:{PEERS}:{Path(hamfast.__file__).parents[1]}"},
         capture_output=True,
         text=True,
     )
@@ -116,7 +119,10 @@ def test_models_of_nequip(package, tmp_path):
     "file",
     [
         "test_models.py",
-        *(pytest.param(name, marks=pytest.mark.long) for name in ("test_compile.py", "test_lora.py", "test_modules.py")),
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in ("test_compile.py", "test_lora.py", "test_modules.py")
+        ),
     ],
 )
 def test_models_of_mace(file, tmp_path):
