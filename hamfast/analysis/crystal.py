@@ -10,6 +10,8 @@ the number of electrons.
 
 from __future__ import annotations
 
+import codecs
+import io
 import warnings
 from collections import deque
 from collections.abc import Sequence
@@ -260,17 +262,17 @@ def _frames(path: Path) -> list[Atoms]:
         return ase_read(path, index=":")  # type: ignore[return-value]
     # ASE compares each atom of a CIF with all others, for copies that symmetry makes: 50,000 atoms
     # would take an hour. Without symmetry there are none.
-    with path.open("rb") as file:  # ASE finds out the encoding
-        blocks = [block for block in parse_cif(file) if block.has_structure()]
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)  # ASE finds out the encoding, but not this mark
+    blocks = [block for block in parse_cif(io.BytesIO(content)) if block.has_structure()]
     if not all(_is_plain(block) for block in blocks):
-        return ase_read(path, index=":")  # type: ignore[return-value]
+        return ase_read(io.BytesIO(content), index=":", format="cif")  # type: ignore[return-value]
     frames = [block.get_unsymmetrized_structure() for block in blocks]
     for atoms in frames:
         atoms.pbc = True
         scaled = atoms.get_scaled_positions(wrap=False) % 1.0  # as ASE otherwise does
         atoms.set_scaled_positions(scaled)
         if len(np.unique(np.round(scaled, 3) % 1.0, axis=0)) < len(atoms):  # one may be named twice
-            return ase_read(path, index=":")  # type: ignore[return-value]
+            return ase_read(io.BytesIO(content), index=":", format="cif")  # type: ignore[return-value]
     return frames
 
 
