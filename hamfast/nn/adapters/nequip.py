@@ -57,7 +57,13 @@ def adapt(module: nn.Module) -> Adapted | None:
     if reason:
         return Adapted(False, reason)
     keep_plan(module, module.tp)
-    return Adapted(True, TEXT, (module.tp,), change_class(module, FusedTensorProductScatter))
+    undo_class = change_class(module, FusedTensorProductScatter)
+
+    def undo() -> None:
+        undo_class()
+        del module.hamfast_plan, module.hamfast_text
+
+    return Adapted(True, TEXT, (module.tp,), undo)
 
 
 def compile_accelerated(arguments: Sequence[str] | None = None) -> None:
