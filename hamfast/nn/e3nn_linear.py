@@ -54,7 +54,7 @@ class LinearCode(CallsPython, nn.Module):
         """A layer of float32 that becomes one of float64 has factors of float64, as e3nn's code
         does."""
         super()._apply(fn, recurse)
-        self.scale = self._scale(self.scale)  # type: ignore[arg-type]
+        self.register_buffer("scale", self._scale(self.get_buffer("scale")), persistent=False)
         return self
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
