@@ -33,6 +33,7 @@ from hamfast.plan.plan import plan_of_e3nn
 
 _CODE = "_compiled_main_left_right"  # e3nn's names for the modules that run
 _LINEAR_CODE = "_compiled_main"
+_PRODUCT_TEXT, _LINEAR_TEXT = "tensor product on hamfast", "linear layer on hamfast"
 
 
 torch.library.define("hamfast::e3nn_product", "(Tensor x, Tensor y, Tensor weight, str plan) -> Tensor")
@@ -328,8 +329,18 @@ def _set_code(module: nn.Module, name: str, code: nn.Module) -> Callable[[], Non
     return undo
 
 
+def _is_ours(code: nn.Module) -> bool:
+    """Is it code of hamfast, of :func:`e3nn_backend` or an earlier :func:`accelerate`?
+
+    It is not exchanged again: taking both changes back in the wrong order would leave one.
+    """
+    return isinstance(getattr(code, "kernel", None), Product | LinearCode)
+
+
 def _exchange_code(changes: _Changes, name: str, product: o3.TensorProduct) -> None:
     before = getattr(product, _CODE)
+    if _is_ours(before):
+        return changes.note(name, type(product).__name__, True, _PRODUCT_TEXT)
     plan = plan_of_e3nn(product.irreps_in1, product.irreps_in2, product.irreps_out, product.instructions)
     back = _set_code(product, _CODE, _product_module(plan, before))
 
@@ -339,7 +350,7 @@ def _exchange_code(changes: _Changes, name: str, product: o3.TensorProduct) -> N
             before.to(device=table.device, dtype=table.dtype)
         back()
 
-    changes.note(name, type(product).__name__, True, "tensor product on hamfast", undo)
+    changes.note(name, type(product).__name__, True, _PRODUCT_TEXT, undo)
 
 
 def _exchange_linear(changes: _Changes, name: str, linear: o3.Linear) -> None:
@@ -349,5 +360,7 @@ def _exchange_linear(changes: _Changes, name: str, linear: o3.Linear) -> None:
     reason = why_better_alone(linear)
     if reason:
         return changes.note(name, kind, False, reason, better_alone=True)
+    if _is_ours(before):
+        return changes.note(name, kind, True, _LINEAR_TEXT)
     undo = _set_code(linear, _LINEAR_CODE, _graph_module(LinearCode(linear), ("x", "w", "b"), before))
-    changes.note(name, kind, True, "linear layer on hamfast", undo)
+    changes.note(name, kind, True, _LINEAR_TEXT, undo)

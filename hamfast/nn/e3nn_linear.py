@@ -36,14 +36,26 @@ class LinearCode(CallsPython, nn.Module):
         pairs = [ins for ins in linear.instructions if ins.i_in >= 0]
         self.plan = LinearPlan(irreps_in, irreps_out, tuple((ins.i_in, ins.i_out) for ins in pairs))
         self.text = repr((irreps_in, irreps_out, self.plan.pairs))
-        scales = [torch.full((ins.path_shape[0] * ins.path_shape[1],), ins.path_weight) for ins in pairs]
+        self.factors = [(ins.path_shape[0] * ins.path_shape[1], float(ins.path_weight)) for ins in pairs]
         like = linear.weight if linear.weight_numel else linear.output_mask
-        self.register_buffer("scale", torch.cat(scales).to(like), persistent=False)
+        self.register_buffer("scale", self._scale(like), persistent=False)
         slices = linear.irreps_out.slices()
         biased = [slices[ins.i_out] for ins in linear.instructions if ins.i_in < 0]
         where = [torch.arange(s.start, s.stop) for s in biased]
         self.register_buffer("biased", torch.cat(where).to(like.device) if where else None, persistent=False)
         self.dim_out = linear.irreps_out.dim
+
+    def _scale(self, like: Tensor) -> Tensor:
+        """``[weight_numel]``: e3nn's normalisation, of the dtype and device of another tensor."""
+        scales = [torch.full((count,), factor, dtype=torch.float64) for count, factor in self.factors]
+        return torch.cat(scales).to(like)
+
+    def _apply(self, fn, recurse=True):
+        """A layer of float32 that becomes one of float64 has factors of float64, as e3nn's code
+        does."""
+        super()._apply(fn, recurse)
+        self.register_buffer("scale", self._scale(self.get_buffer("scale")), persistent=False)
+        return self
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """``[..., dim_in]`` -> ``[..., dim_out]``."""

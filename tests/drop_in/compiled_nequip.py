@@ -72,6 +72,10 @@ def check_package(module, folder):
     report.take_back()
     if any("hamfast" in type(part).__module__ for part in model.modules()):
         sys.exit("packaged: expected no module of hamfast after take_back(), found one")
+    again.take_back()  # in the wrong order
+    left = {name for part in model.modules() for name in vars(part) if name.startswith("hamfast")}
+    if left or any("hamfast" in type(part).__module__ for part in model.modules()):
+        sys.exit(f"packaged, twice: expected nothing of hamfast after take_back(), found {left}")
 
 
 def check_file(module, folder):

@@ -98,6 +98,26 @@ def test_copies_files_scripts_and_back():
     assert_close(layer(x), expected)
 
 
+def test_a_layer_of_float32_that_becomes_one_of_float64():
+    theirs = LAYERS["plain"]().float()
+    ours = copy.deepcopy(theirs)
+    hamfast.accelerate(ours)
+    x = torch.randn(4, theirs.irreps_in.dim)
+    assert_close(ours.double()(x), theirs.double()(x))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("make", [LAYERS["biases"], lambda: o3.FullTensorProduct("2x0e+1x1o", "1x1o")])
+def test_two_reports_taken_back_in_any_order(make, order):
+    layer = make()
+    before = repr(layer)
+    reports = [hamfast.accelerate(layer) for _ in range(2)]
+    assert [r.exchanged for r in reports] == ["1 of 1"] * 2
+    for n in order:
+        reports[n].take_back()
+    assert repr(layer) == before
+
+
 @pytest.fixture
 def counted(monkeypatch):
     """How often a product ran as linear layers of species."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from e3nn import o3
-from torch import Tensor
+from torch import Tensor, nn
 
+from hamfast.nn.adapters import change_class
 from hamfast.nn.packaged import is_a
 from hamfast.nn.pair_graph import pair_graph
 from hamfast.ops import tensor_product
@@ -54,10 +56,18 @@ def why_not(product: Any) -> str:
     return ""
 
 
-def keep_plan(module: Any, product: o3.TensorProduct) -> None:
-    """Gives a module the plan of its product: ``hamfast_plan``, and as a text for TorchScript."""
-    module.hamfast_plan = plan_of_e3nn(product.irreps_in1, product.irreps_in2, product.irreps_out, product.instructions)
-    module.hamfast_text = module.hamfast_plan.text()
+def fuse(module: Any, product: Any, new: type[nn.Module]) -> Callable[[], None]:
+    """Gives a module another class, and the plan of its product: ``hamfast_plan``, and as a text
+    for TorchScript. Returns what undoes it."""
+    plan = plan_of_e3nn(product.irreps_in1, product.irreps_in2, product.irreps_out, product.instructions)
+    undo_class = change_class(module, new)
+    module.hamfast_plan, module.hamfast_text = plan, plan.text()
+
+    def undo() -> None:
+        undo_class()
+        del module.hamfast_plan, module.hamfast_text  # a pickle of the module would need hamfast
+
+    return undo
 
 
 def pairs_of(senders: Tensor, receivers: Tensor) -> tuple[Tensor, Tensor | None]:

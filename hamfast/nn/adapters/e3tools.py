@@ -17,7 +17,7 @@ from e3tools.nn import Attention, Conv, MultiheadAttention, ScalarMLP, Separable
 from torch import Tensor, nn
 
 from hamfast.nn.adapters import Adapted, as_subclass, change_class, hooks_of
-from hamfast.nn.adapters.convolution import TEXT, keep_plan, why_not
+from hamfast.nn.adapters.convolution import TEXT, fuse, why_not
 from hamfast.nn.pair_graph import pair_graph
 from hamfast.ops import EdgeIndex, RadialWeights, graph_attention, tensor_product
 from hamfast.plan import Plan
@@ -130,8 +130,7 @@ def _why_not(conv: Any) -> str:
 
 
 def _fuse(conv: nn.Module) -> Any:
-    keep_plan(conv, _product_of(conv))
-    return change_class(conv, _CONVOLUTIONS[type(conv)])
+    return fuse(conv, _product_of(conv), _CONVOLUTIONS[type(conv)])
 
 
 def adapt(module: nn.Module) -> Adapted | None:
@@ -169,6 +168,7 @@ def _adapt_attention(module: Any) -> Adapted:
     def undo() -> None:
         for change in changes:
             change()
+        del module.hamfast_scores
 
     return Adapted(True, text, products, undo)
 

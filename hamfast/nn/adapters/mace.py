@@ -9,8 +9,8 @@ from e3nn import o3
 from e3nn.util.jit import compile_mode
 from torch import Tensor, nn
 
-from hamfast.nn.adapters import Adapted, change_class, hooks_of
-from hamfast.nn.adapters.convolution import TEXT, convolution, keep_plan, why_not
+from hamfast.nn.adapters import Adapted, hooks_of
+from hamfast.nn.adapters.convolution import TEXT, convolution, fuse, why_not
 from hamfast.nn.checks import CallsPython
 from hamfast.plan import Plan
 
@@ -52,12 +52,11 @@ def adapt(module: nn.Module) -> Adapted | None:
     reason = why_not(product) or hooks_of(product)
     if reason:
         return Adapted(False, reason)
-    keep_plan(product, product)
-    undo_class = change_class(product, MaceConvolution)
+    undo_product = fuse(product, product, MaceConvolution)
     setattr(module, "conv_fusion", "hamfast")  # noqa: B010  (no attribute that the class declares)
 
     def undo() -> None:
-        undo_class()
-        del module.conv_fusion, product.hamfast_plan, product.hamfast_text
+        undo_product()
+        del module.conv_fusion
 
     return Adapted(True, TEXT, (product,), undo)

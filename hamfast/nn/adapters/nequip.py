@@ -16,8 +16,8 @@ import torch
 from nequip.nn._tp_scatter_base import TensorProductScatter
 from torch import Tensor, nn
 
-from hamfast.nn.adapters import Adapted, as_subclass, change_class, hooks_of
-from hamfast.nn.adapters.convolution import TEXT, convolution, keep_plan, pairs_of, why_not
+from hamfast.nn.adapters import Adapted, as_subclass, hooks_of
+from hamfast.nn.adapters.convolution import TEXT, convolution, fuse, pairs_of, why_not
 from hamfast.nn.checks import CallsPython
 from hamfast.nn.packaged import is_a, is_exactly
 from hamfast.plan import Plan
@@ -56,8 +56,7 @@ def adapt(module: nn.Module) -> Adapted | None:
     reason = why_not(module.tp) or hooks_of(module.tp)
     if reason:
         return Adapted(False, reason)
-    keep_plan(module, module.tp)
-    return Adapted(True, TEXT, (module.tp,), change_class(module, FusedTensorProductScatter))
+    return Adapted(True, TEXT, (module.tp,), fuse(module, module.tp, FusedTensorProductScatter))
 
 
 def compile_accelerated(arguments: Sequence[str] | None = None) -> None:

@@ -11,8 +11,8 @@ from sevenn._const import AtomGraphDataType
 from sevenn.nn.convolution import IrrepsConvolution
 from torch import Tensor, nn
 
-from hamfast.nn.adapters import Adapted, as_subclass, change_class, hooks_of
-from hamfast.nn.adapters.convolution import TEXT, convolution, keep_plan, why_not
+from hamfast.nn.adapters import Adapted, as_subclass, hooks_of
+from hamfast.nn.adapters.convolution import TEXT, convolution, fuse, why_not
 from hamfast.nn.checks import CallsPython
 from hamfast.plan import Plan
 
@@ -62,5 +62,4 @@ def adapt(module: nn.Module) -> Adapted | None:
     reason = why_not(module.convolution) or hooks_of(module.convolution)
     if reason:
         return Adapted(False, reason)
-    keep_plan(module, module.convolution)
-    return Adapted(True, TEXT, (module.convolution,), change_class(module, FusedIrrepsConvolution))
+    return Adapted(True, TEXT, (module.convolution,), fuse(module, module.convolution, FusedIrrepsConvolution))
