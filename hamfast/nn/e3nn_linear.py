@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import math
 from functools import cache
 
 import torch
 from e3nn import o3
-from torch import Tensor, nn
+from torch import Tensor
 
 from hamfast.nn.checks import CallsPython
+from hamfast.nn.scale import Scaled
 from hamfast.ops.irreps_linear import irreps_linear
 from hamfast.plan.linear import LinearPlan
 from hamfast.plan.plan import as_blocks
@@ -27,7 +29,7 @@ def _parsed(text: str) -> LinearPlan:
     return LinearPlan(*ast.literal_eval(text))
 
 
-class LinearCode(CallsPython, nn.Module):
+class LinearCode(CallsPython, Scaled):
     """The code of one ``o3.Linear``, which takes and returns what e3nn's generated code does."""
 
     def __init__(self, linear: o3.Linear):
@@ -36,26 +38,13 @@ class LinearCode(CallsPython, nn.Module):
         pairs = [ins for ins in linear.instructions if ins.i_in >= 0]
         self.plan = LinearPlan(irreps_in, irreps_out, tuple((ins.i_in, ins.i_out) for ins in pairs))
         self.text = repr((irreps_in, irreps_out, self.plan.pairs))
-        self.factors = [(ins.path_shape[0] * ins.path_shape[1], float(ins.path_weight)) for ins in pairs]
         like = linear.weight if linear.weight_numel else linear.output_mask
-        self.register_buffer("scale", self._scale(like), persistent=False)
+        self.keep_scale([(math.prod(ins.path_shape), float(ins.path_weight)) for ins in pairs], like)
         slices = linear.irreps_out.slices()
         biased = [slices[ins.i_out] for ins in linear.instructions if ins.i_in < 0]
         where = [torch.arange(s.start, s.stop) for s in biased]
         self.register_buffer("biased", torch.cat(where).to(like.device) if where else None, persistent=False)
         self.dim_out = linear.irreps_out.dim
-
-    def _scale(self, like: Tensor) -> Tensor:
-        """``[weight_numel]``: e3nn's normalisation, of the dtype and device of another tensor."""
-        scales = [torch.full((count,), factor, dtype=torch.float64) for count, factor in self.factors]
-        return torch.cat(scales).to(like)
-
-    def _apply(self, fn, recurse=True):
-        """A layer of float32 that becomes one of float64 has factors of float64, as e3nn's code
-        does."""
-        super()._apply(fn, recurse)
-        self.register_buffer("scale", self._scale(self.get_buffer("scale")), persistent=False)
-        return self
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """``[..., dim_in]`` -> ``[..., dim_out]``."""

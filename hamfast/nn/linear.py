@@ -6,18 +6,17 @@ from torch import Tensor, nn
 
 from hamfast.nn.checks import check_index, check_last
 from hamfast.nn.irreps_layout import LoadsE3nnState, check_layout
+from hamfast.nn.scale import Scaled
 from hamfast.ops.checks import check_count
 from hamfast.ops.irreps_linear import SpeciesRows, irreps_linear, rows_of_species
 from hamfast.plan.linear import LinearPlan
 from hamfast.plan.plan import as_blocks
 
 
-class _ChannelMixing(LoadsE3nnState):
+class _ChannelMixing(LoadsE3nnState, Scaled):
     """The pairs (block in, block out) of one irrep each, e3nn's normalisation, and the order of the
     flat weight.
     """
-
-    scale: Tensor
 
     def __init__(self, irreps_in, irreps_out, species: int, layout: str):
         super().__init__()
@@ -36,9 +35,8 @@ class _ChannelMixing(LoadsE3nnState):
         for i, o in pairs:
             fan_in[o] += self.irreps_in[i].mul * species
         self.sizes = [self.irreps_in[i].mul * species * self.irreps_out[o].mul for i, o in pairs]
-        scales = [torch.full((size,), fan_in[o] ** -0.5) for size, (_, o) in zip(self.sizes, pairs, strict=True)]
-        self.register_buffer("scale", torch.cat(scales) if scales else torch.zeros(0), persistent=False)
         self.weight = nn.Parameter(torch.randn(self.plan.weight_numel))
+        self.keep_scale([(n, fan_in[o] ** -0.5) for n, (_, o) in zip(self.sizes, pairs, strict=True)], self.weight)
 
     def mix(self, x: Tensor, species: SpeciesRows | None = None) -> Tensor:
         """``[..., irreps_in.dim]`` -> ``[..., irreps_out.dim]``."""

@@ -137,3 +137,10 @@ def test_tensor_product_keeps_ir_mul_between_layers():
     x, y = torch.randn(4, irreps[0].dim), torch.randn(4, irreps[1].dim)
     found = fast(nn.convert_layout(x, irreps[0], "mul_ir", "ir_mul"), y)
     assert_close(nn.convert_layout(found, irreps[2], "ir_mul", "mul_ir"), slow(x, y))
+
+
+def test_layers_of_float32_that_become_ones_of_float64():
+    ours, theirs = (make("5x0e+3x1o", "7x0e+3x1o").float().double() for make in (nn.Linear, o3.Linear))
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(4, 14, dtype=torch.float64)
+    assert_close(ours(x), theirs(x))
