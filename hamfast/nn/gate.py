@@ -25,6 +25,9 @@ class Gate(NotScripted):
     def __init__(self, irreps_scalars, irreps_gates, irreps_gated, layout: str = "mul_ir"):
         super().__init__()
         scalars, gates, gated = (Irreps(i).simplify() for i in (irreps_scalars, irreps_gates, irreps_gated))
+        for name, irreps in (("irreps_scalars", scalars), ("irreps_gates", gates)):
+            if any(ir.l > 0 for _, ir in irreps):
+                raise ValueError(f"Gate: {name}: expected scalars alone, found {irreps}")
         if gates.num_irreps != gated.num_irreps:
             raise ValueError(f"Gate: {gated.num_irreps} channels to gate, but {gates.num_irreps} gates")
         self.layout = check_layout(layout)

@@ -56,6 +56,12 @@ def test_gate(layout):
     assert_close(nn.convert_layout(scaled, ours.irreps_out, layout, "mul_ir"), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("given", [("2x1o", "3x0e", "3x1o"), ("2x0e", "1x1o+2x0e", "3x1o")])
+def test_gate_refuses_vectors_in_place_of_scalars(given):
+    with pytest.raises(ValueError, match="expected scalars alone, found .*1o"):
+        nn.Gate(*given)
+
+
 def test_tensor_product_loads_the_state_of_e3nn():
     """The product layers give e3nn's results from e3nn's state."""
     irreps = o3.Irreps(IRREPS), o3.Irreps("1x0e+2x1o"), o3.Irreps("3x0e+2x1o+1x2o")
