@@ -352,7 +352,12 @@ def models_headline() -> str:
         "whole model after `accelerate`",
         *(f"{what}, {n} atoms" for what in ("forces", "training") for n in sizes),
     ]
-    return table(header, rows) + note(f"One thread, {first['machine']}, {first['date']} (`bench/models.py`).")
+    ratios = [float(r["ratio"]) for r in one_thread if not r["step"].startswith("first")]
+    return table(header, rows) + note(
+        f"One thread, {first['machine']}, {first['date']} (`bench/models.py`). All {len(ratios)} steps of {len({r['model'] for r in one_thread})} models,"
+        f" among them TorchMD-NET's and PyG's small layers, range from {min(ratios):.1f}x to {max(ratios):.0f}x:"
+        " [performance](docs/performance.md#whole-models)."
+    )
 
 
 def cascade_table() -> str:

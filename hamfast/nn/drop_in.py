@@ -280,7 +280,7 @@ def accelerate(module: nn.Module, verify: Any = None, profile: Any = None) -> Ac
         _change(changes, name, child)
     comparisons: tuple[Comparison, ...] = ()
     if before is not None:
-        comparisons = compare(before, evaluate(module, verify))
+        comparisons = compare(before, evaluate(module, verify), module)
         if not all(c.agrees for c in comparisons):
             changes.take_back()
     times = None if times_before is None else OpTimes(times_before, op_times(module, profile))

@@ -31,7 +31,7 @@ class Gate(NotScripted):
         if gates.num_irreps != gated.num_irreps:
             raise ValueError(f"Gate: {gated.num_irreps} channels to gate, but {gates.num_irreps} gates")
         self.layout = check_layout(layout)
-        self.irreps_out = scalars + gated
+        self.irreps_out = scalars + _gated(gates, gated, self.layout)
         self.irreps_gated = gated
         blocks = list(scalars) + list(gates) + list(gated)
         order = Irreps(blocks).sort()
@@ -78,6 +78,19 @@ class Gate(NotScripted):
 
     def _gate(self, x, parity):
         return torch.sigmoid(x) * self.sigmoid if parity == 1 else torch.tanh(x) * self.tanh
+
+
+def _gated(gates: Irreps, gated: Irreps, layout: str) -> Irreps:
+    """The irreps of gated channels: an odd gate changes the parity of its channel."""
+    parities = [ir.p for mul, ir in gates for _ in range(mul)]
+    blocks, start = [], 0
+    for mul, ir in gated:
+        own = parities[start : start + mul]
+        if layout == "ir_mul" and len(set(own)) > 1:
+            raise ValueError(f"Gate: ir_mul: expected gates of one parity for {mul}x{ir}, found both")
+        blocks += [(1, (ir.l, ir.p * p)) for p in own]
+        start += mul
+    return Irreps(blocks).simplify()
 
 
 def scale_channels(block: Tensor, scale: Tensor, mul: int, dim: int, layout: str) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,11 @@ class Scaled(nn.Module):
     wrong by 1e-8.
     """
 
-    scale: Tensor
+    if TYPE_CHECKING:  # TorchScript would take the annotation for one that it does not know
+        scale: Tensor
 
     def keep_scale(self, factors: Sequence[tuple[int, float]], like: Tensor) -> None:
-        """Makes the buffer of (how many weights, their factor), with a tensor's dtype and device."""
+        """Makes the buffer of (how many weights, their factor), with the dtype of a tensor."""
         self.factors = list(factors)
         self.register_buffer("scale", self._made(like), persistent=False)
 

@@ -56,6 +56,19 @@ def test_gate(layout):
     assert_close(nn.convert_layout(scaled, ours.irreps_out, layout, "mul_ir"), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("gates", ["3x0o", "1x0e+2x0o"])
+def test_odd_gates_change_the_parity_of_their_channels(gates):
+    acts = [torch.sigmoid, torch.tanh] if "+" in gates else [torch.tanh]
+    theirs = e3nn_nn.Gate("2x0e", [torch.nn.functional.silu], gates, acts, "3x1o")
+    ours = nn.Gate("2x0e", gates, "3x1o")
+    assert ours.irreps_out == theirs.irreps_out
+    x = theirs.irreps_in.randn(6, -1)
+    assert_close(ours(x), theirs(x), atol=1e-12)
+    if "+" in gates:
+        with pytest.raises(ValueError, match="expected gates of one parity for 3x1o"):
+            nn.Gate("2x0e", gates, "3x1o", layout="ir_mul")
+
+
 @pytest.mark.parametrize("given", [("2x1o", "3x0e", "3x1o"), ("2x0e", "1x1o+2x0e", "3x1o")])
 def test_gate_refuses_vectors_in_place_of_scalars(given):
     with pytest.raises(ValueError, match="expected scalars alone, found .*1o"):
