@@ -56,6 +56,7 @@ def compiled(tmp_path, *architectures, before=()):
     return json.loads((tmp_path / "rows.json").read_text())
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     not OLDEST.exists(), reason=f"the oldest Triton is not in {OLDEST}; tools/setup_peers.sh puts it there"
 )
