@@ -98,6 +98,10 @@ def test_cifs_are_read_as_ase_reads_them(tmp_path):
             np.testing.assert_array_equal(a.cell.array, b.cell.array)
             np.testing.assert_array_equal(a.positions, b.positions)
     assert len(ase_read(tmp_path / "inversion.cif")) > len(rattled) and len(ase_read(tmp_path / "group.cif")) == 8
+    nameless = tmp_path / "nameless.cif"
+    lines = [line for line in whole.splitlines() if "space_group_name" not in line and "IT_number" not in line]
+    nameless.write_text("\n".join(lines) + "\n")
+    np.testing.assert_array_equal(_frames(nameless)[0].positions, ase_read(tmp_path / "plain.cif").positions)
     marked = tmp_path / "marked.cif"
     for name in ("two", "group"):  # some editors begin a file with a mark, at which ASE stumbles
         marked.write_bytes(codecs.BOM_UTF8 + (tmp_path / f"{name}.cif").read_bytes())
