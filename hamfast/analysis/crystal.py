@@ -289,8 +289,9 @@ def _is_plain(block: CIFBlock) -> bool:
     whole = all(occupancy == 1 for occupancy in block.get("_atom_site_occupancy") or [])
     if not whole or block.get_cell().rank < 3:
         return False
-    listed = next((block[name] for name in _OPERATIONS if block.get(name)), [])
+    listed: Any = next((block[name] for name in _OPERATIONS if block.get(name)), [])
     # The identity alone needs no name of a group, without which ASE raises.
+    listed = [listed] if isinstance(listed, str) else listed
     if len(listed) == 1 and listed[0].replace(" ", "").lower() == "x,y,z":
         return True
     return len(block.get_spacegroup(True).get_symop()) == 1
