@@ -7,13 +7,7 @@ import torch
 from e3nn.o3 import Irreps
 from kit import assert_close, cases
 
-from hamfast.ops.irreps_linear import (
-    _dims,
-    _table,
-    by_torch,
-    irreps_linear,
-    rows_of_species,
-)
+from hamfast.ops.irreps_linear import by_torch, irreps_linear, linear_tables, rows_of_species
 from hamfast.ops.layout import convert_layout
 from hamfast.plan.linear import LinearPlan
 from hamfast.plan.plan import as_blocks, irreps_dim
@@ -120,13 +114,13 @@ def test_what_gpus_run(plan, layout):
     x, weight, species = make_case(plan, 6)
     rows = rows_of_species(species, plan.species) if plan.species > 1 else (None, None)
     out = torch.randn(6, irreps_dim(plan.irreps_out))
-    settings = (_table(plan, CPU), Layout.numbers()[layout], _dims(plan))
+    tasks, dims = linear_tables(plan, CPU)
     for product, operands in (
         (MatrixProduct.C, (x, weight)),
         (MatrixProduct.A, (out, weight)),
         (MatrixProduct.B, (x, out)),
     ):
-        arguments = (*operands, *rows, settings[0], product, *settings[1:])
+        arguments = (*operands, *rows, tasks, product, Layout.numbers()[layout], dims)
         assert_close(by_torch(*arguments), torch.ops.hamfast.irreps_linear(*arguments))
 
 
@@ -153,12 +147,13 @@ def test_opcheck_and_compile(species):
     x, weight = x.requires_grad_(), weight.requires_grad_()
     out = truth(x, weight, kinds, plan).detach().requires_grad_()
     rows = rows_of_species(kinds, species) if species > 1 else (None, None)
+    tasks, dims = linear_tables(plan, CPU)
     for product, operands in (
         (MatrixProduct.C, (x, weight)),
         (MatrixProduct.A, (out, weight)),
         (MatrixProduct.B, (x, out)),
     ):
-        arguments = (*operands, *rows, _table(plan, CPU), product, Layout.MUL_IR, _dims(plan))
+        arguments = (*operands, *rows, tasks, product, Layout.MUL_IR, dims)
         torch.library.opcheck(torch.ops.hamfast.irreps_linear.default, arguments)
     compiled = torch.compile(lambda x, w: run(x, w, kinds, plan), fullgraph=True, backend="aot_eager")
     assert_close(compiled(x, weight), truth(x, weight, kinds, plan))
