@@ -16,6 +16,7 @@ import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -264,15 +265,16 @@ def _frames(path: Path) -> list[Atoms]:
     # would take an hour. Without symmetry there are none.
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8)  # ASE finds out the encoding, but not this mark
     blocks = [block for block in parse_cif(io.BytesIO(content)) if block.has_structure()]
+    by_ase = partial(ase_read, index=":", format="cif")
     if not all(_is_plain(block) for block in blocks):
-        return ase_read(io.BytesIO(content), index=":", format="cif")  # type: ignore[return-value]
+        return by_ase(io.BytesIO(content))  # type: ignore[return-value]
     frames = [block.get_unsymmetrized_structure() for block in blocks]
     for atoms in frames:
         atoms.pbc = True
         scaled = atoms.get_scaled_positions(wrap=False) % 1.0  # as ASE otherwise does
         atoms.set_scaled_positions(scaled)
         if len(np.unique(np.round(scaled, 3) % 1.0, axis=0)) < len(atoms):  # one may be named twice
-            return ase_read(io.BytesIO(content), index=":", format="cif")  # type: ignore[return-value]
+            return by_ase(io.BytesIO(content))  # type: ignore[return-value]
     return frames
 
 

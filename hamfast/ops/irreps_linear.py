@@ -14,6 +14,7 @@ from hamfast.constants import constant, on_host, real_tensors
 from hamfast.ops.block_matmul import FACTORS
 from hamfast.ops.checks import HALF, check_rows, check_same, check_tensor, found
 from hamfast.ops.layout import check_layout
+from hamfast.ops.multilinear import LAYOUTS
 from hamfast.ops.transforms import differentiable, gradients_of_three
 from hamfast.plan.channel import as_table
 from hamfast.plan.linear import LinearPlan, linear_tasks
@@ -22,7 +23,6 @@ from hamfast.records.choices import Layout, MatrixProduct
 from hamfast.records.tables import LinearDims, LinearTask
 
 _C, _A, _B = MatrixProduct.C, MatrixProduct.A, MatrixProduct.B
-_LAYOUTS = Layout.numbers()
 
 
 class SpeciesRows(NamedTuple):
@@ -116,7 +116,7 @@ def by_tables(
     if x.dtype in HALF:
         return by_tables(x.float(), weight.float(), tables, layout, species).to(x.dtype)
     order, ptr = species if species is not None else (None, None)
-    return _op(x, weight, order, ptr, tables.tasks, _C, _LAYOUTS[layout], list(tables.dims))
+    return _op(x, weight, order, ptr, tables.tasks, _C, LAYOUTS[layout], tables.dims)
 
 
 @torch.library.register_fake("hamfast::irreps_linear")

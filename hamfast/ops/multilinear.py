@@ -38,7 +38,7 @@ from hamfast.records.ops import CHANNEL_KERNEL_SOURCE, OPTIONAL_GRAPH, PRODUCT_S
 from hamfast.records.tables import ChannelVariant, Path, ProductDims
 
 X, Y, W, G = Slot.X, Slot.Y, Slot.W, Slot.G
-LAYOUTS = {name: number for number, name in enumerate(Layout.names())}
+LAYOUTS = Layout.numbers()
 
 
 class Tables(NamedTuple):

@@ -96,7 +96,8 @@ def tensor_product(
         tables = make_tables(plan, "channel", x.dtype, x.device)
         return radial_product(x, y, weight, tables, edges, gather, scatter, layout)
     shared = weight is None or weight.dim() == 1
-    if shared and edges is None and lowering is None and _is_linear(plan):
+    linear = scalar_plan(plan) if shared and edges is None and lowering is None else None
+    if linear is not None and linear.species == 1:
         assert weight is not None
         scalar = _scalar_tables(plan, weight.dtype, x.device)
         return by_tables(x, weight * scalar.factors, scalar.tables, layout) * y
@@ -123,13 +124,6 @@ def tensor_product(
 def scalar_plan(plan: Plan) -> LinearPlan | None:
     """The linear maps that a product with scalars is, one for each; None for other plans."""
     return linear_of_scalars(plan)
-
-
-@torch.compiler.assume_constant_result
-def _is_linear(plan: Plan) -> bool:
-    """Is it a product with one scalar, a linear map of the other operand?"""
-    linear = linear_of_scalars(plan)
-    return linear is not None and linear.species == 1
 
 
 class _ScalarTables(NamedTuple):

@@ -13,8 +13,6 @@ import hamfast
 
 IN_MACE = """
 import functools
-import sys
-sys.path.insert(0, {peers!r})
 import torch
 from mace.modules import models
 import hamfast
@@ -37,12 +35,10 @@ for cls in list(vars(models).values()):
             accelerated(cls)
 
 def pytest_sessionfinish(session):
-    print(f"hamfast: {{exchanged}} layers")
+    print(f"hamfast: {exchanged} layers")
 """
 
 IN_NEQUIP = """
-import sys
-sys.path.insert(0, {peers!r})
 import pytest
 import hamfast
 from nequip.utils.unittests.conftest import *
@@ -110,7 +106,7 @@ def test_models_of_nequip(package, tmp_path):
     if not available(package):
         pytest.skip(f"{package} is not in {PEERS}; tools/setup_peers.sh puts it there")
     network, strict, imports = NETWORKS[package]
-    text = IN_NEQUIP.format(peers=str(PEERS), network=network, strict=strict, imports=imports)
+    text = IN_NEQUIP.format(network=network, strict=strict, imports=imports)
     (tmp_path / "test_accelerated.py").write_text(text)
     run(tmp_path, "test_accelerated.py")
 
@@ -133,6 +129,6 @@ def test_models_of_mace(file, tmp_path):
     with tarfile.open(sources[-1]) as archive:
         archive.extractall(tmp_path, filter="data")
     folder = next(tmp_path.glob("mace_torch-*")) / "tests"
-    (folder / "hamfast_in_mace.py").write_text(IN_MACE.format(peers=str(PEERS)))
+    (folder / "hamfast_in_mace.py").write_text(IN_MACE)
     said = run(folder, "-p", "hamfast_in_mace", file)
     assert file == "test_modules.py" or "hamfast: 0 layers" not in said
